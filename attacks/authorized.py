@@ -1,0 +1,20 @@
+"""Authorised fine-tuning: with the owner's secret mask, only the marked weights move. Scored apart, never an attack.
+
+PMP, https://arxiv.org/abs/2602.00446: the complement stays where pre-training left it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from nftbench import Attack, AttackerContext, Outcome, Prepared, Task
+from nftbench.types import Knowledge
+
+
+@dataclass(frozen=True)
+class Authorized(Attack):
+    knowledge: ClassVar[frozenset[Knowledge]] = frozenset({"secret"})
+
+    def adapt(self, prepared: Prepared, task: Task, context: AttackerContext) -> Outcome:
+        return context.sweep(prepared.model, task, gradient_mask=context.secret.mask)

@@ -1,0 +1,37 @@
+"""Head only: the last norm and the output head, untied from the embeddings first; features stay as released."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import nn
+from transformers import PreTrainedModel
+
+from nftbench import Attack, AttackerContext, Outcome, Prepared, Task
+
+LR_SCALE = 3.0
+"""A head alone stands higher rates than a whole network: on the toy models its best is about three times as high."""
+
+
+@dataclass(frozen=True)
+class Head(Attack):
+    def adapt(self, prepared: Prepared, task: Task, context: AttackerContext) -> Outcome:
+        return context.sweep(prepared.model, task, adapter=_head_only, lr_scale=LR_SCALE)
+
+
+def _head_only(network: PreTrainedModel, attack_seed: int) -> nn.Module:
+    head = network.get_output_embeddings()
+    head.weight = nn.Parameter(head.weight.detach().clone())
+    network.config.tie_word_embeddings = False
+    network.requires_grad_(False)
+    head.requires_grad_(True)
+    last_norm = _last_norm(network)
+    if last_norm is not None:
+        last_norm.requires_grad_(True)
+    return network
+
+
+def _last_norm(network: PreTrainedModel) -> nn.Module | None:
+    """The norm before the head: the last direct child of the decoder that is one (`ln_f`, `norm`, …)."""
+    norms = [module for module in network.base_model.children() if "norm" in type(module).__name__.lower()]
+    return norms[-1] if norms else None

@@ -1,0 +1,16 @@
+"""No attack: the release as it is. Base utility and the unattacked scores are its cells."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from nftbench import Attack, AttackerContext, Outcome, Prepared, Task
+
+
+@dataclass(frozen=True)
+class None_(Attack):  # noqa: N801 (the name `None` is taken)
+    trains: ClassVar[bool] = False
+
+    def adapt(self, prepared: Prepared, task: Task, context: AttackerContext) -> Outcome:
+        return context.unchanged(prepared.model, task)

@@ -1,0 +1,46 @@
+"""A given checkpoint: any causal LM, from a local folder or the hub, as a row; its undefended twin is the reference.
+
+How a publisher audits a release that was protected elsewhere: `checkpoint[path=protected,reference=base]`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+from nftbench import Claim, Defense, Model, NftbenchError, OwnerContext, Protected, Suite
+from nftbench.types import Stage
+
+
+@dataclass(frozen=True)
+class Checkpoint(Defense):
+    """`path`, `reference`: folders, or hub ids `organisation/name`; without a reference the row is one itself."""
+
+    stage: ClassVar[Stage] = "pretrain"
+    claims: ClassVar[Claim | None] = Claim(frozenset({"method", "data"}))
+
+    path: str
+    reference: str = ""
+
+    def reference_row(self) -> str:
+        return f"checkpoint[path={self.reference or self.path}]"
+
+    def fingerprint(self) -> str:
+        folder = Path(self.path)
+        digest = hashlib.sha256()
+        for file in sorted(folder.glob("*")) if folder.is_dir() else ():
+            if file.suffix in (".safetensors", ".json", ".txt", ".model"):
+                digest.update(file.name.encode() + file.read_bytes())
+        return digest.hexdigest()
+
+    def check(self, suite: Suite) -> None:
+        for place in filter(None, (self.path, self.reference)):
+            if not Path(place).is_dir() and (place.count("/") != 1 or place.startswith((".", "/"))):
+                raise NftbenchError(f"checkpoint: {place!r} is neither a folder nor a hub id (organisation/name)")
+
+    def protect(self, model: Model, context: OwnerContext) -> Protected:
+        from nftbench.model import load
+
+        return Protected(load(self.path, str(model.network.device), local=Path(self.path).is_dir()))

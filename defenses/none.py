@@ -1,0 +1,17 @@
+"""No defense: the base model as pre-trained. The reference row."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from nftbench import Defense, Model, OwnerContext, Protected
+from nftbench.types import Stage
+
+
+@dataclass(frozen=True)
+class None_(Defense):  # noqa: N801 (the name `None` is taken)
+    stage: ClassVar[Stage] = "posttrain"
+
+    def protect(self, model: Model, context: OwnerContext) -> Protected:
+        return Protected(model)

@@ -1,0 +1,130 @@
+"""Private Mask Pre-Training (PMP): find an early-bird mask, pre-train only what it marks, release all weights.
+
+Wang et al. 2026, "Towards Building Non-Fine-Tunable Foundation Models", https://arxiv.org/abs/2602.00446. The paper
+freezes the complement at initialisation; the authors' code (ziyaow1010/Non-Fone-Tunable-LLM, 7d7a1ff) lets weight decay
+reach it and shrinks it to a ball every 400 steps. Both are here, and each is a row of its own.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from nftbench import Claim, Defense, Mask, Model, OwnerContext, Protected, Secret, Series
+from nftbench.types import Stage
+
+
+@dataclass(frozen=True)
+class Pmp(Defense):
+    """`ratio`: share of the weights in the mask (0.7 in the paper, 0.9 in the code's defaults).
+
+    `complement`: `frozen` at its initial value (the paper) or decayed and shrunk (`released`, the code).
+    `criterion`: `earlybird`, or a `random` mask with everything else alike. `scope`: the top share of |gradient| over
+    all weights, or in each tensor.
+    """
+
+    stage: ClassVar[Stage] = "pretrain"
+    claims: ClassVar[Claim | None] = Claim(frozenset({"method", "data"}))
+    keeps_secret: ClassVar[bool] = True
+
+    ratio: float = 0.7
+    complement: Literal["frozen", "released"] = "frozen"
+    criterion: Literal["earlybird", "random"] = "earlybird"
+    scope: Literal["global", "per_tensor"] = "global"
+    discovery_steps: int = 500
+    iou: float = 0.99
+    patience: int = 5
+    radius: float = 2.0
+    """Global L2 norm to which the code shrinks the complement …"""
+    interval: int = 400
+    """… every so many steps."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.ratio <= 1:
+            raise ValueError(f"ratio must lie in (0, 1], not {self.ratio:g}")
+        if self.discovery_steps < 1 or self.interval < 1 or self.patience < 1:
+            raise ValueError("discovery_steps, interval and patience must be at least 1")
+
+    def protect(self, model: Model, context: OwnerContext) -> Protected:
+        mask, overlap = self.discover(model, context)
+        if self.complement == "frozen":
+            context.pretrain(model, mask=mask)
+        else:
+            self.pretrain_as_released(model, mask, context)
+        return Protected(model, Secret(mask), (overlap,) if overlap.x else ())
+
+    def discover(self, model: Model, context: OwnerContext) -> tuple[Mask, Series]:
+        """Stage I, on a copy of the untrained model: the mask, and the IoU of each step's candidate with the last.
+
+        Warm-up pre-training without weight decay; each step's candidate is the top `ratio` of |gradient| of that batch.
+        It ends when `patience` candidates in a row overlap by `iou` or more, or after `discovery_steps`.
+        """
+        if self.criterion == "random":
+            generator = torch.Generator().manual_seed(context.seed)
+            scores = {name: torch.rand(weight.shape, generator=generator) for name, weight in _weights(model.network)}
+            return self.top(scores), Series("IoU", (), ())
+        scout = Model(copy.deepcopy(model.network), model.tokenizer)
+        mask: Mask = {}
+        overlaps: list[float] = []
+
+        def look(network: nn.Module, step: int) -> bool:
+            nonlocal mask
+            candidate = self.top({name: _magnitude(weight) for name, weight in _weights(network)})
+            if mask:
+                overlaps.append(overlap(candidate, mask))
+            mask = candidate
+            return len(overlaps) >= self.patience and min(overlaps[-self.patience :]) >= self.iou
+
+        context.pretrain(scout, each_step=look, steps=self.discovery_steps, weight_decay=0.0, schedule="constant")
+        steps = tuple(float(step) for step in range(2, len(overlaps) + 2))
+        return mask, Series("IoU of consecutive masks", steps, tuple(overlaps), y_label="IoU")
+
+    def top(self, scores: dict[str, Tensor]) -> dict[str, Tensor]:
+        """True for the `ratio` of the weights that score highest, over all tensors or in each."""
+        if self.scope == "per_tensor":
+            return {name: score >= _threshold(score.flatten(), self.ratio) for name, score in scores.items()}
+        limit = _threshold(torch.cat([score.flatten() for score in scores.values()]), self.ratio)
+        return {name: score >= limit for name, score in scores.items()}
+
+    def pretrain_as_released(self, model: Model, mask: Mask, context: OwnerContext) -> None:
+        """Stage II as the authors' code does it: gradients are zeroed outside the mask, weight decay is not, and every
+        `interval` steps the complement's global L2 norm is cut to `radius`."""
+        weights = dict(_weights(model.network))
+        hooks = [weight.register_hook(mask[name].to(weight.dtype).mul) for name, weight in weights.items()]
+
+        @torch.no_grad()
+        def shrink(network: nn.Module, step: int) -> None:
+            if step % self.interval == 0:
+                norm = math.sqrt(sum(float(weight[~mask[name]].square().sum()) for name, weight in weights.items()))
+                for name, weight in weights.items():
+                    weight.mul_(torch.where(mask[name], 1.0, min(1.0, self.radius / max(norm, 1e-12))))
+
+        context.pretrain(model, each_step=shrink)
+        for hook in hooks:
+            hook.remove()
+
+
+def overlap(mask: Mask, other: Mask) -> float:
+    """Intersection over union of two masks."""
+    both = sum(int((mask[name] & other[name]).sum()) for name in mask)
+    either = sum(int((mask[name] | other[name]).sum()) for name in mask)
+    return both / either if either else 1.0
+
+
+def _weights(network: nn.Module) -> list[tuple[str, nn.Parameter]]:
+    return list(network.named_parameters())
+
+
+def _magnitude(weight: nn.Parameter) -> Tensor:
+    return weight.grad.abs() if weight.grad is not None else torch.zeros_like(weight)
+
+
+def _threshold(scores: Tensor, ratio: float) -> Tensor:
+    """The score of the last of the top `ratio`; at ratio 1 everything is in."""
+    left_out = scores.numel() - math.floor(ratio * scores.numel())
+    return scores.kthvalue(left_out + 1).values

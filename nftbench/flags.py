@@ -1,0 +1,189 @@
+"""Reasons to doubt a row: what unranks it, what warns the reader, what the reader should know."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from nftbench.types import Record
+
+if TYPE_CHECKING:
+    from nftbench.score import Headroom, Score
+
+GRADIENT_ERROR = 1e-3
+SATURATED = 95.0
+"""Points of the 100 that an accuracy can reach."""
+
+Severity = Literal["unrank", "warn", "note"]
+
+
+@dataclass(frozen=True)
+class Flag:
+    """One reason, in one sentence with its numbers. `unrank` takes the row out of the ranking."""
+
+    name: str
+    severity: Severity
+    message: str
+
+
+def find(
+    score: Score,
+    *,
+    records: Sequence[Record],
+    picked: Sequence[Record],
+    headroom: Sequence[Headroom],
+    utility_bar: float,
+) -> tuple[Flag, ...]:
+    """Every flag of a row: `records` are its own, `picked` the best attack of each task and seed, `headroom` the tasks
+    for which it is the reference."""
+    found = [
+        _edge(picked, score.kind == "reference"),
+        _utility(score, utility_bar) if score.kind == "defense" else None,
+        _gradient(records),
+        _optimizer(score),
+        _edge_elsewhere(records, picked),
+        _last_step(picked),
+        _spread(score) if score.kind != "reference" else None,
+        _saturated(headroom),
+        _preliminary(score) if score.kind == "defense" else None,
+        _no_effect(score),
+        _stuck(picked) if score.kind == "defense" else None,
+        _config(records),
+        _not_adaptive(score.defense, records) if score.kind == "defense" else None,
+    ]
+    return tuple(flag for flag in found if flag)
+
+
+def _edge(picked: Sequence[Record], reference: bool) -> Flag | None:
+    """At the reference an attack that could do better only makes every defense look worse: a warning there."""
+    at_edge = [record for record in picked if record.at_edge]
+    if not at_edge:
+        return None
+    rate = f" ({at_edge[0].picked.learning_rate:g})" if at_edge[0].picked else ""
+    message = (
+        f"the best learning rate{rate} is still at an edge of the grid after extension in {_share(at_edge, picked)} "
+        f"picked cells, first {_cell(at_edge[0])}"
+    )
+    return Flag("edge", "warn" if reference else "unrank", message)
+
+
+def _edge_elsewhere(records: Sequence[Record], picked: Sequence[Record]) -> Flag | None:
+    keys = {record.key for record in picked}
+    trained = [record for record in records if record.status == "ok" and record.key not in keys and record.curve]
+    at_edge = [record for record in trained if record.at_edge]
+    if not at_edge:
+        return None
+    message = (
+        f"{_share(at_edge, trained)} attacks that were not picked stop at an edge of the grid: {_cell(at_edge[0])}"
+    )
+    return Flag("edge_elsewhere", "warn", message)
+
+
+def _utility(score: Score, bar: float) -> Flag | None:
+    kept = score.retention
+    if kept is None or score.clears_bar:
+        return None
+    reach = f"its interval begins at {100 * kept.low:.1f} %" if math.isfinite(kept.low) else "one seed has no interval"
+    return Flag("utility", "unrank", f"keeps {100 * kept.value:.1f} % of base utility, {reach}: bar {100 * bar:g} %")
+
+
+def _gradient(records: Sequence[Record]) -> Flag | None:
+    """A release whose gradients are not those of its function hides from the attack, it does not withstand it."""
+    errors = [
+        record.protection.gradient_error
+        for record in records
+        if record.protection and record.protection.gradient_error is not None
+    ]
+    worst = max(errors, key=lambda error: math.inf if math.isnan(error) else error, default=0.0)
+    if worst <= GRADIENT_ERROR:
+        return None
+    message = f"gradients disagree with finite differences: relative error {worst:.2g}, allowed {GRADIENT_ERROR:g}"
+    return Flag("gradient", "unrank", message)
+
+
+def _optimizer(score: Score) -> Flag | None:
+    for attack, (alone, together) in score.optimizers.items():
+        if alone.low > 0 and together.low <= 0:
+            message = (
+                f"another optimizer undoes the resistance: {alone.value:.1f} points under {attack}, "
+                f"{together.value:.1f} [{together.low:.1f}, {together.high:.1f}] under its other optimizers too"
+            )
+            return Flag("optimizer", "unrank", message)
+    return None
+
+
+def _last_step(picked: Sequence[Record]) -> Flag | None:
+    last = [record for record in picked if record.at_last_step]
+    if not last:
+        return None
+    message = f"the picked point is the last step in {_share(last, picked)} cells: more steps may do more"
+    return Flag("last_step", "warn", message)
+
+
+def _spread(score: Score) -> Flag | None:
+    if score.seed_spread is None or score.suppression is None or score.seed_spread <= abs(score.suppression.value):
+        return None
+    message = (
+        f"suppression varies by {score.seed_spread:.1f} points over seeds, its mean is {score.suppression.value:.1f}"
+    )
+    return Flag("spread", "warn", message)
+
+
+def _saturated(headroom: Sequence[Headroom]) -> Flag | None:
+    full = [row for row in headroom if row.kept and row.undefended is not None and row.undefended > SATURATED]
+    if not full:
+        return None
+    tasks = ", ".join(f"{row.task} {row.undefended:.1f}" for row in full)
+    return Flag(
+        "saturated", "warn", f"the attacked undefended model is at the ceiling, little can be told apart: {tasks}"
+    )
+
+
+def _preliminary(score: Score) -> Flag | None:
+    count = score.excess.count if score.excess else 0
+    if not 0 < count < 5:
+        return None
+    return Flag("preliminary", "warn", f"preliminary: {count} base seed{'s' * (count > 1)}, ranking takes five")
+
+
+def _no_effect(score: Score) -> Flag | None:
+    gap = score.excess
+    if gap is None or gap.low > 0:
+        return None
+    reach = f" [{gap.low:.1f}, {gap.high:.1f}]" if math.isfinite(gap.low) else ", without an interval"
+    message = f"no effect beyond the trivial defenses: {gap.value:.1f}{reach} points beyond {score.excess_over}"
+    return Flag("no_effect", "note", message)
+
+
+def _stuck(picked: Sequence[Record]) -> Flag | None:
+    """Either the release withstands, or the attack is broken on it: someone should look."""
+    stuck = [record for record in picked if record.stuck or not record.trains]
+    if not stuck:
+        return None
+    return Flag("stuck", "warn", f"no training beats not training in {_share(stuck, picked)} cells: {_cell(stuck[0])}")
+
+
+def _config(records: Sequence[Record]) -> Flag | None:
+    protections = [record.protection for record in records if record.protection]
+    changed = sorted({name for one in protections for name in one.config_changed})
+    changed += ["the tokenizer"] if any(one.tokenizer_changed for one in protections) else []
+    return Flag("config", "note", f"the release changes {', '.join(changed)} of the base") if changed else None
+
+
+def _not_adaptive(defense: str, records: Sequence[Record]) -> Flag | None:
+    name = defense.partition("[")[0]
+    if any(record.status == "ok" and name in record.against and "secret" not in record.knowledge for record in records):
+        return None
+    return Flag(
+        "not_adaptive", "note", "not adaptively attacked: no attack written against this defense ran to its end"
+    )
+
+
+def _share(some: Sequence[Record], every: Sequence[Record]) -> str:
+    return f"{len(some)} of {len(every)}"
+
+
+def _cell(record: Record) -> str:
+    return f"{record.attack} on {record.task}, seed {record.seed}"

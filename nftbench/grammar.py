@@ -1,0 +1,317 @@
+"""A toy language with a seeded grammar: text to pre-train on, three tasks, and minimal pairs.
+
+The open words are nonsense, and what matters about each is nowhere in its spelling. A noun has a topic (of four) and
+a gender (of two), a verb has a topic, an adverb has a mood (sad or glad); one noun in eight takes either gender, and
+one adverb in eight either mood. Text is a list of independent passages of two clauses, such as
+
+    bavo near timu isa gelo sapu , she runi moke lidu hooray .
+
+whose rules are these:
+
+- a passage has a topic; its subject, its attractors (*near timu*; none, one or two) and its verbs keep to it, each with
+  probability `coherence`;
+- the auxiliary agrees with the subject's gender (*isa*, *hasa* or *iso*, *haso*), whatever attractor stands between
+  them; half of the passages have a modal instead, which knows no gender but announces the mood of its adverb (*did*
+  sad, *could* glad);
+- the pronoun of the second clause has the gender of the subject (*she* with *isa*);
+- an object, where there is one, has its verb's topic (*moke lidu*);
+- the particle sums up the two adverbs: both sad *alas*, both glad *hooray*, one of each *though*.
+
+Within its class a word's frequency falls as a power of its rank, so rare words are placed late or never. Each task asks
+for one feature, and none can be perfect: topics mix, and some words take either gender or mood.
+
+    topic      bavo near timu isa gelo sapu           -> north | east | south | west
+    tone       bavo isa gelo sapu , she runi moke     -> sad | mixed | glad
+    agreement  bavo near timu under foro              -> left | right
+
+The answer words stand in the text now and then, anywhere and for no reason, so they are known and mean nothing. What
+makes the tasks hard for a model that was not pre-trained is the lexical split: training documents use a quarter of each
+class's words, the others use the rest.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal, TypedDict
+
+import numpy as np
+from numpy.typing import NDArray
+
+Ids = NDArray[np.int64]
+
+PREPOSITIONS = ("near", "under", "behind", "above")
+AUXILIARIES = ("isa", "iso", "hasa", "haso")  # gender by turns, so that the other gender is the neighbour
+MODALS = ("did", "could")
+PRONOUNS = ("she", "he")
+PARTICLES = ("alas", "though", "hooray")
+CHOICES = {
+    "topic": ("north", "east", "south", "west"),
+    "tone": ("sad", "mixed", "glad"),
+    "agreement": ("left", "right"),
+}
+TASKS = tuple(CHOICES)
+ANSWERS = tuple(word for choices in CHOICES.values() for word in choices)
+CLOSED = (",", ".", *PREPOSITIONS, *AUXILIARIES, *MODALS, *PRONOUNS, *PARTICLES, *ANSWERS)
+SYLLABLES = tuple(consonant + vowel for consonant in "bdfgklmnprstvz" for vowel in "aeiou")
+
+TOPICS, GENDERS, MOODS = 4, 2, 2
+SPLIT = 4  # one word in four is a training word
+EITHER = 8  # one word in eight takes either gender or mood
+ABSENT = -1
+
+ATTRACTORS = ("preposition", "attractor", "preposition2", "attractor2")
+SLOTS = (
+    *("subject", *ATTRACTORS, "auxiliary", "modal", "adverb", "verb", "object", "comma"),
+    *("pronoun", "adverb2", "verb2", "object2", "particle", "stop"),
+)
+PROMPTS = {
+    "topic": ("subject", "preposition", "attractor", "auxiliary", "adverb", "verb"),
+    "tone": ("subject", "auxiliary", "adverb", "verb", "comma", "pronoun", "adverb2", "verb2"),
+    "agreement": ("subject", *ATTRACTORS),
+}
+# What each phenomenon leaves out of the passage, and the one slot where the bad sentence differs.
+PHENOMENA = {
+    "agreement": (("modal", *ATTRACTORS), "auxiliary"),
+    "attractor": (("modal",), "auxiliary"),
+    "pronoun": (("auxiliary",), "pronoun"),
+    "particle": (("auxiliary", *ATTRACTORS), "particle"),
+    "selection": (("modal", *ATTRACTORS), "object2"),
+}
+
+WordClass = Literal["noun", "verb", "adverb"]
+Words = Literal["zipf", "rare", "train", "heldout"]
+
+
+class Document(TypedDict):
+    """One multiple-choice question; `label` indexes `choices`."""
+
+    prompt: str
+    choices: list[str]
+    label: int
+
+
+class MinimalPair(TypedDict):
+    """Two sentences that differ in one word, with BLiMP's field names."""
+
+    sentence_good: str
+    sentence_bad: str
+    phenomenon: str
+
+
+@dataclass(frozen=True)
+class Passages:
+    """Whole passages, every slot filled: `slots` maps each name of SLOTS to word ids; all arrays are (count,)."""
+
+    slots: dict[str, Ids]
+    topic: Ids
+    gender: Ids
+    tone: Ids
+    object2_topic: Ids
+
+
+@dataclass(frozen=True)
+class Grammar:
+    """The language of one seed: the same integers give the same words and sentences on every platform.
+
+    Sizes count words per topic and gender (`nouns`), per topic (`verbs`) and per mood (`adverbs`); they must be
+    multiples of eight.
+    """
+
+    seed: int
+    nouns: int = 32
+    verbs: int = 24
+    adverbs: int = 40
+    zipf: float = 2.2
+    coherence: float = 0.8
+    interjections: float = 0.15
+
+    def __post_init__(self) -> None:
+        """Raise ValueError for a negative seed or a size that eight does not divide."""
+        if self.seed < 0:
+            raise ValueError(f"seed must not be negative, got {self.seed}")
+        for name in ("nouns", "verbs", "adverbs"):
+            if getattr(self, name) < EITHER or getattr(self, name) % EITHER:
+                raise ValueError(f"{name} must be a positive multiple of {EITHER}, got {getattr(self, name)}")
+
+    def words(self) -> list[str]:
+        """Every word of the language, each once: the closed words, then nouns, verbs and adverbs."""
+        return list(self._vocabulary)
+
+    def corpus(self, count: int, split: Literal["train", "heldout"]) -> list[str]:
+        """`count` passages of running text; the splits are independent draws, and so is every other `count`."""
+        rng = self._rng("corpus", split)
+        slots = self._passages(rng, count, "zipf").slots
+        chance = rng.random((5, count))
+        near, modal = chance[0] < 0.5, chance[1] < 0.5
+        hidden = {
+            "preposition": ~near,
+            "attractor": ~near,
+            "preposition2": ~near | (chance[2] < 0.6),
+            "attractor2": ~near | (chance[2] < 0.6),
+            "auxiliary": modal,
+            "modal": ~modal,
+            "object": chance[3] < 0.5,
+            "object2": chance[4] < 0.5,
+        }
+        columns = [np.where(hidden[name], ABSENT, ids) if name in hidden else ids for name, ids in slots.items()]
+        # The first choice of each task is the commonest word, so an unattacked model mostly says it and scores the
+        # chance level: among equally common words it would follow accidents of the embedding, far below it or above.
+        weights = np.concatenate([0.5 ** np.arange(len(choices)) for choices in CHOICES.values()])
+        said = _closed(ANSWERS, rng.choice(len(ANSWERS), size=count, p=weights / weights.sum()))
+        place = np.where(rng.random(count) < self.interjections, rng.integers(len(SLOTS), size=count), ABSENT)
+        return self._text(
+            column for i, ids in enumerate(columns) for column in (np.where(place == i, said, ABSENT), ids)
+        )
+
+    def documents(self, task: str, split: Literal["train", "validation", "test"], count: int) -> list[Document]:
+        """`count` questions of a task; the right answer is a fair draw. Raise ValueError for an unknown task or split.
+
+        Validation and test are independent documents over the same held-out words. Fitting never sees those words, and
+        choosing among sweep points cannot learn them; words of its own would only make validation a worse guide.
+        """
+        if task not in TASKS or split not in ("train", "validation", "test"):
+            raise ValueError(f"no documents for task {task!r} and split {split!r}; tasks are {', '.join(TASKS)}")
+        passages = self._passages(
+            self._rng("documents", task, split), count, "train" if split == "train" else "heldout"
+        )
+        labels = {"topic": passages.topic, "tone": passages.tone, "agreement": passages.gender}[task]
+        prompts = self._text(passages.slots[name] for name in PROMPTS[task])
+        return [
+            {"prompt": prompt, "choices": list(CHOICES[task]), "label": label}
+            for prompt, label in zip(prompts, labels.tolist(), strict=True)
+        ]
+
+    def minimal_pairs(self, count: int) -> list[MinimalPair]:
+        """`count` pairs for each phenomenon; all open words are of the rarer half, and none takes either gender or mood."""
+        return [pair for phenomenon in PHENOMENA for pair in self._pairs(phenomenon, count)]
+
+    def _pairs(self, phenomenon: str, count: int) -> list[MinimalPair]:
+        rng = self._rng("minimal_pairs", phenomenon)
+        passages = self._passages(rng, count, "rare", opposed=True)
+        slots = passages.slots
+        hidden, changed = PHENOMENA[phenomenon]
+        good = slots[changed]
+        if changed == "object2":
+            topic = (passages.object2_topic + rng.integers(1, TOPICS, size=count)) % TOPICS
+            bad = self._draw(rng, "rare", "noun", topic, rng.integers(GENDERS, size=count))
+        elif changed == "particle":
+            first = CLOSED.index(PARTICLES[0])
+            bad = first + (good - first + rng.integers(1, len(PARTICLES), size=count)) % len(PARTICLES)
+        else:
+            first = CLOSED.index(AUXILIARIES[0] if changed == "auxiliary" else PRONOUNS[0])
+            bad = first + ((good - first) ^ 1)
+        shown = [name for name in SLOTS if name not in hidden]
+        return [
+            {"sentence_good": right, "sentence_bad": wrong, "phenomenon": phenomenon}
+            for right, wrong in zip(
+                self._text(slots[name] for name in shown),
+                self._text(bad if name == changed else slots[name] for name in shown),
+                strict=True,
+            )
+        ]
+
+    def _passages(self, rng: np.random.Generator, count: int, words: Words, opposed: bool = False) -> Passages:
+        """Draw whole passages; with `opposed` every attractor has the gender that the subject has not."""
+        topic, gender = rng.integers(TOPICS, size=count), rng.integers(GENDERS, size=count)
+        tone = rng.integers(len(PARTICLES), size=count)
+        mood = np.where(tone == 1, rng.integers(MOODS, size=count), tone // 2)
+        mood2 = tone - mood
+
+        def topics() -> Ids:
+            return np.where(rng.random(count) < self.coherence, topic, rng.integers(TOPICS, size=count))
+
+        def noun(topic: Ids, gender: Ids) -> Ids:
+            return self._draw(rng, words, "noun", topic, gender)
+
+        def attractor() -> Ids:
+            return noun(topics(), 1 - gender if opposed else rng.integers(GENDERS, size=count))
+
+        def obj(topic: Ids) -> Ids:
+            return noun(topic, rng.integers(GENDERS, size=count))
+
+        verb_topic, verb2_topic = topics(), topics()
+        slots = {
+            "subject": noun(topics(), gender),
+            "preposition": _closed(PREPOSITIONS, rng.integers(len(PREPOSITIONS), size=count)),
+            "attractor": attractor(),
+            "preposition2": _closed(PREPOSITIONS, rng.integers(len(PREPOSITIONS), size=count)),
+            "attractor2": attractor(),
+            "auxiliary": _closed(AUXILIARIES, 2 * rng.integers(len(AUXILIARIES) // 2, size=count) + gender),
+            "modal": _closed(MODALS, mood),
+            "adverb": self._draw(rng, words, "adverb", mood),
+            "verb": self._draw(rng, words, "verb", verb_topic),
+            "object": obj(verb_topic),
+            "comma": np.full(count, CLOSED.index(",")),
+            "pronoun": _closed(PRONOUNS, gender),
+            "adverb2": self._draw(rng, words, "adverb", mood2),
+            "verb2": self._draw(rng, words, "verb", verb2_topic),
+            "object2": obj(verb2_topic),
+            "particle": _closed(PARTICLES, tone),
+            "stop": np.full(count, CLOSED.index(".")),
+        }
+        return Passages(slots, topic, gender, tone, object2_topic=verb2_topic)
+
+    def _draw(self, rng: np.random.Generator, words: Words, word_class: WordClass, *features: Ids) -> Ids:
+        """One word id (count,) for each row of features, which index the leading axes of the word class."""
+        ids = self._lexicon[word_class]
+        weights = self._weights(word_class, words)
+        drawn: Ids = ids[(*features, rng.choice(len(weights), size=len(features[0]), p=weights / weights.sum()))]
+        return drawn
+
+    def _weights(self, word_class: WordClass, words: Words) -> NDArray[np.float64]:
+        """Relative frequencies of the ranks of a word class."""
+        rank = np.arange(self._lexicon[word_class].shape[-1])
+        if words == "zipf":
+            return (1.0 + rank) ** -self.zipf
+        if words == "rare":
+            return ((rank >= len(rank) // 2) & ~_either(rank)).astype(np.float64)
+        # One training word among each four neighbouring ranks: training words are about as common as the others. The
+        # last of the four is never one, so words that take either gender or mood are held out, a fixed share of the test.
+        chosen = self._rng("lexical split", word_class).integers(SPLIT - 1, size=len(rank) // SPLIT)
+        train = rank % SPLIT == np.repeat(chosen, SPLIT)
+        return (train if words == "train" else ~train).astype(np.float64)
+
+    def _text(self, columns: Iterable[Ids]) -> list[str]:
+        words = self._vocabulary
+        return [" ".join([words[i] for i in row if i != ABSENT]) for row in np.stack(list(columns), axis=1).tolist()]
+
+    def _rng(self, *purpose: str) -> np.random.Generator:
+        return np.random.default_rng([self.seed, *"/".join(purpose).encode()])
+
+    @cached_property
+    def _lexicon(self) -> dict[WordClass, Ids]:
+        """The ids of the open words, indexed by features and then by rank, the commonest first."""
+        shapes: dict[WordClass, tuple[int, ...]] = {
+            "noun": (TOPICS, GENDERS, self.nouns),
+            "verb": (TOPICS, self.verbs),
+            "adverb": (MOODS, self.adverbs),
+        }
+        lexicon: dict[WordClass, Ids] = {}
+        start = len(CLOSED)
+        for word_class, shape in shapes.items():
+            ids = np.arange(np.prod(shape)).reshape(shape)
+            if word_class != "verb":
+                either = _either(np.arange(shape[-1]))
+                ids[..., 1, either] = ids[..., 0, either]
+            # Numbered again, as sharing left gaps.
+            lexicon[word_class] = start + np.unique(ids, return_inverse=True)[1].reshape(shape)
+            start = int(lexicon[word_class].max()) + 1
+        return lexicon
+
+    @cached_property
+    def _vocabulary(self) -> list[str]:
+        rng = self._rng("words")
+        size = 1 + max(int(ids.max()) for ids in self._lexicon.values())
+        words = dict.fromkeys(CLOSED)  # an ordered set
+        while len(words) < size:
+            words["".join(SYLLABLES[i] for i in rng.integers(len(SYLLABLES), size=rng.integers(2, 4)))] = None
+        return list(words)
+
+
+def _closed(choices: tuple[str, ...], index: Ids) -> Ids:
+    """Return the ids of `choices[index]`; the words of each list stand side by side in CLOSED."""
+    return CLOSED.index(choices[0]) + index
+
+
+def _either(rank: Ids) -> NDArray[np.bool_]:
+    return rank % EITHER == SPLIT - 1

@@ -1,0 +1,148 @@
+"""Build, load and save models: the one place that calls `from_pretrained`.
+
+Weights are read from safetensors only and no remote code is run.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import warnings
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging as transformers_logging
+
+from nftbench.suite import suggest
+from nftbench.types import Model, NftbenchError
+
+transformers_logging.disable_progress_bar()
+transformers_logging.set_verbosity_error()
+
+
+def build(settings: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase | None, seed: int, device: str) -> Model:
+    """An untrained causal LM: `settings` are `model_type` and fields of its configuration.
+
+    Raises:
+        NftbenchError: unknown `model_type` or field.
+    """
+    fields = dict(settings)
+    model_type = fields.pop("model_type")
+    try:
+        known = AutoConfig.for_model(model_type)
+    except ValueError:
+        from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+
+        raise NftbenchError(
+            f"model.model_type: no architecture {model_type!r}{suggest(model_type, list(CONFIG_MAPPING_NAMES))}"
+        ) from None
+    valid = {*known.to_dict(), *known.attribute_map, "attn_implementation"}
+    for field in fields:
+        if field not in valid:
+            raise NftbenchError(f"model.{field}: {model_type} has no such field{suggest(field, sorted(valid))}")
+    if tokenizer is not None:
+        fields |= {
+            "vocab_size": len(tokenizer),
+            "bos_token_id": tokenizer.bos_token_id,
+            "eos_token_id": tokenizer.eos_token_id,
+            "pad_token_id": tokenizer.pad_token_id,
+        }
+    config = AutoConfig.for_model(model_type, **fields)
+    return Model(_from_config(config, seed, device), tokenizer)
+
+
+def untrained(network: PreTrainedModel, seed: int) -> PreTrainedModel:
+    """A network of the same architecture and device with freshly drawn weights."""
+    config = type(network.config).from_dict(network.config.to_dict())
+    config._attn_implementation = network.config._attn_implementation
+    with seeded(seed):
+        fresh = type(network)(config)
+    return fresh.to(device=network.device, dtype=network.dtype)
+
+
+def load(path: str | Path, device: str = "cpu", *, local: bool = True, attacker: bool = False) -> Model:
+    """A causal LM and its tokenizer from a local folder, or from the hub where `local` is False.
+
+    Weights come in float32: an attacker may train at any precision, whatever the release was stored in. For an
+    `attacker` dropout is off, which the release's configuration could otherwise turn into noise that drowns training,
+    and the object does not know the path that it came from.
+
+    Raises:
+        NftbenchError: there is no such model, its weights are no safetensors, or the files are damaged.
+    """
+    if local and not Path(path).is_dir():
+        raise NftbenchError(f"{path}: no such model folder")
+    try:
+        config = AutoConfig.from_pretrained(path, trust_remote_code=False, local_files_only=local)
+        if attacker:
+            _without_dropout(config)
+        network = AutoModelForCausalLM.from_pretrained(
+            path,
+            config=config,
+            trust_remote_code=False,
+            use_safetensors=True,
+            dtype=torch.float32,
+            local_files_only=local,
+        )
+        tokenizer = _tokenizer(path, local)
+    except Exception as error:  # safetensors, json and hub errors have no common class
+        raise NftbenchError(f"{path}: cannot be loaded as a causal LM: {_first_line(error)}") from error
+    if attacker:
+        network.config._name_or_path = network.name_or_path = ""
+        if tokenizer is not None:
+            tokenizer.name_or_path = ""
+    return Model(network.to(device).eval(), tokenizer)
+
+
+def _without_dropout(config: Any) -> None:
+    for name, value in config.to_dict().items():
+        if isinstance(value, float) and name.endswith(("dropout", "drop", "pdrop", "dropout_rate")):
+            setattr(config, name, 0.0)
+
+
+def save(model: Model, folder: Path) -> None:
+    """Write a plain `save_pretrained` folder: configuration, safetensors, tokenizer; nothing else of the object."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # generation defaults of models that never generate
+        model.network.save_pretrained(folder)
+    if model.tokenizer is not None:
+        model.tokenizer.save_pretrained(folder)
+
+
+def sha256(folder: Path) -> str:
+    """Hash of the weight files of a model folder, in the order of their names."""
+    digest = hashlib.sha256()
+    for path in sorted(folder.glob("*.safetensors")):
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()
+
+
+@contextlib.contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Draw from torch's generators as if freshly seeded, and leave them afterwards as they were."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        yield
+
+
+def _from_config(config: Any, seed: int, device: str) -> PreTrainedModel:
+    with seeded(seed):
+        network: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    return network.to(device)
+
+
+def _tokenizer(path: str | Path, local: bool) -> PreTrainedTokenizerBase | None:
+    if local and not any((Path(path) / name).exists() for name in ("tokenizer.json", "tokenizer_config.json")):
+        return None
+    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+        path, trust_remote_code=False, local_files_only=local
+    )
+    return tokenizer
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).split("\n", 1)[0]

@@ -1,0 +1,284 @@
+"""A `Suite` becomes `Cell`s, and cells become jobs; nothing runs here.
+
+A key hashes all that can change a number: settings, seeds, plugin sources, the content of local data, the kind of
+device. Library versions are provenance and no part of it.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from nftbench import registry
+from nftbench.store import digest
+from nftbench.suite import Suite, suggest
+from nftbench.types import Attack, Cell, Defense, NftbenchError, Role, Row, Spec
+
+PROTOCOL = 1
+"""Raised by one whenever the core computes other numbers from the same settings: old records no longer count."""
+
+
+@dataclass(frozen=True)
+class Skip:
+    """An attack that is not planned against a defense, and why."""
+
+    defense: str
+    attack: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Job:
+    """The cells of one defense, seed and attack: they share the release and the attack's preparation."""
+
+    defense: Spec
+    attack: Spec
+    seed: int
+    cells: tuple[Cell, ...]
+
+    @property
+    def key(self) -> str:
+        return digest([cell.key for cell in self.cells])[:32]
+
+    @property
+    def release(self) -> str:
+        """Key of the release that is attacked."""
+        return self.cells[0].release
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that a suite asks for on one kind of device."""
+
+    suite: Suite
+    cells: tuple[Cell, ...]
+    skips: tuple[Skip, ...]
+    device: str = "cpu"
+    data: Path | None = None
+    limit: int | None = None
+
+    def jobs(self) -> list[Job]:
+        """Cells grouped into jobs, in the order of seeds, then of the suite."""
+        groups: dict[tuple[int, str, str], list[Cell]] = {}
+        for cell in self.cells:
+            groups.setdefault((cell.seed, str(cell.defense), str(cell.attack)), []).append(cell)
+        return [Job(cells[0].defense, cells[0].attack, cells[0].seed, tuple(cells)) for cells in groups.values()]
+
+    def role(self, cell: Cell) -> Role:
+        """What the cell's task is for."""
+        return "utility" if str(cell.task) in self.suite.utility else "ranked"
+
+    def row(self, defense: Spec) -> Row:
+        """What the score has to know about a defense."""
+        plugin: Defense = registry.create("defenses", str(defense))
+        control = plugin.control_row()
+        return Row(
+            stage=plugin.stage,
+            trivial=plugin.trivial,
+            reference=str(canonical("defenses", plugin.reference_row())),
+            control=str(canonical("defenses", control)) if control is not None else None,
+            claim=plugin.claims,
+            task_aware=plugin.task_aware,
+        )
+
+    def manifest(self) -> dict[str, Any]:
+        """What a report needs beside the records, as JSON."""
+        return {
+            "suite": self.suite.model_dump(mode="json"),
+            "device": self.device,
+            "limit": self.limit,
+            "cells": [
+                [str(cell.defense), str(cell.attack), str(cell.task), cell.seed, cell.key] for cell in self.cells
+            ],
+            "skips": [[skip.defense, skip.attack, skip.reason] for skip in self.skips],
+        }
+
+
+def plan(suite: Suite, *, device: str = "cpu", data: Path | None = None, limit: int | None = None) -> Plan:
+    """All cells of a suite, in order: seed, defense, attack, task.
+
+    Raises:
+        NftbenchError: a plugin that does not exist or does not take these parameters, a defense that the suite cannot
+            run, or a reference row that the suite lacks.
+    """
+    defenses = {canonical("defenses", text): registry.create("defenses", text) for text in suite.defenses}
+    attacks = {canonical("attacks", text): registry.create("attacks", text) for text in suite.attacks}
+    defenses |= _references(defenses)
+    tasks = [_task_spec(text) for text in suite.tasks]
+    utility = [_task_spec(text) for text in suite.utility]
+    for plugin in defenses.values():
+        plugin.check(suite)
+    for needed, present in (("none", defenses), ("none", attacks)):
+        if Spec(needed) not in present:
+            raise NftbenchError(
+                f"{suite.name}: 'none' must be among the {'defenses' if present is defenses else 'attacks'}"
+            )
+    keys = _Keys(suite, device, data, limit)
+    references = {str(canonical("defenses", plugin.reference_row())) for plugin in defenses.values()}
+    cells: list[Cell] = []
+    skips: dict[tuple[str, str], Skip] = {}
+    for seed in suite.seeds:
+        for defense, plugin in defenses.items():
+            release = keys.release(defense, plugin, seed)
+            for attack, attacker in attacks.items():
+                reason = _skipped(defense, plugin, attacker, references)
+                if reason is not None:
+                    if attacker.uses_release:
+                        skips[str(defense), str(attack)] = Skip(str(defense), str(attack), reason)
+                    continue
+                for task in tasks if attacker.trains else [*tasks, *utility]:
+                    key = keys.cell(release, attack, attacker, task, seed)
+                    cells.append(Cell(defense, attack, task, seed, key, release))
+    return Plan(suite, tuple(cells), tuple(skips.values()), device, data, limit)
+
+
+def narrow(
+    whole: Plan,
+    *,
+    defenses: Iterable[str] = (),
+    attacks: Iterable[str] = (),
+    tasks: Iterable[str] = (),
+    seeds: Iterable[int] = (),
+) -> Plan:
+    """The part of a plan that the filters leave; an empty filter leaves everything.
+
+    A filter is a spec, or a plugin's name alone for all its specs.
+
+    Raises:
+        NftbenchError: a filter that matches nothing.
+    """
+    cells = list(whole.cells)
+    for what, wanted, of in (
+        ("defense", list(defenses), lambda cell: cell.defense),
+        ("attack", list(attacks), lambda cell: cell.attack),
+        ("task", list(tasks), lambda cell: cell.task),
+    ):
+        present = {str(of(cell)) for cell in whole.cells} | {of(cell).name for cell in whole.cells}
+        for text in wanted:
+            if text not in present:
+                raise NftbenchError(f"{whole.suite.name} has no {what} {text!r}{suggest(text, sorted(present))}")
+        if wanted:
+            cells = [cell for cell in cells if str(of(cell)) in wanted or of(cell).name in wanted]
+    chosen = list(seeds)
+    for seed in chosen:
+        if seed not in whole.suite.seeds:
+            raise NftbenchError(
+                f"{whole.suite.name} has no seed {seed}; its seeds: {', '.join(map(str, whole.suite.seeds))}"
+            )
+    if chosen:
+        cells = [cell for cell in cells if cell.seed in chosen]
+    return replace(whole, cells=tuple(cells))
+
+
+def canonical(kind: registry.Kind, text: str) -> Spec:
+    """The one way to write a spec: known parameters, defaults left out."""
+    return registry.spec_of(registry.parse(text).name, registry.create(kind, text))
+
+
+def corpus_key(suite: Suite, seed: int, data: Path | None) -> str:
+    """Key of the packed corpus; real text does not depend on the seed."""
+    settings = suite.corpus
+    if settings.source == "toy":
+        fields = ("source", "sentences", "block", "heldout_blocks")
+        return digest("corpus", PROTOCOL, settings.model_dump(include=set(fields)), settings.grammar + seed)
+    files = [
+        path for place in (settings.train, settings.heldout) for path in sorted((data or Path()).glob(place or ""))
+    ]
+    content = [file_hash(path) for path in files] if settings.source == "text" else []
+    return digest("corpus", PROTOCOL, settings.model_dump(exclude={"grammar", "sentences"}), content)
+
+
+def base_key(suite: Suite, seed: int, data: Path | None, device: str) -> str:
+    """Key of the undefended model's whole pre-training run; which checkpoints of it are kept changes no number."""
+    recipe = suite.pretraining.model_dump(exclude={"checkpoints"})
+    return digest("base", PROTOCOL, suite.model, corpus_key(suite, seed, data), recipe, seed, device_kind(device))
+
+
+def device_kind(device: str) -> str:
+    """`cpu` or `cuda`, without the card's number."""
+    return device.partition(":")[0]
+
+
+@functools.lru_cache(maxsize=256)
+def file_hash(path: Path) -> str:
+    """sha256 of a file's content, read once a process."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _references(defenses: dict[Spec, Defense]) -> dict[Spec, Defense]:
+    """The reference rows that the suite does not list itself."""
+    missing: dict[Spec, Defense] = {}
+    for plugin in defenses.values():
+        reference = canonical("defenses", plugin.reference_row())
+        if reference not in defenses:
+            missing[reference] = registry.create("defenses", str(reference))
+    return missing
+
+
+def _task_spec(text: str) -> Spec:
+    """Text tasks take no parameters; other tasks are dataclasses like all plugins."""
+    spec = registry.parse(text)
+    plugin = registry.find("tasks", spec.name)
+    if plugin.path is not None and plugin.path.suffix == ".yaml":
+        if spec.parameters:
+            raise NftbenchError(f"{text!r}: an lm-eval task takes no parameters")
+        return spec
+    return canonical("tasks", text)
+
+
+def _skipped(spec: Spec, defense: Defense, attack: Attack, references: set[str]) -> str | None:
+    if not attack.uses_release and str(spec) not in references:
+        return "uses no release: planned once, under the reference row"
+    if "secret" in attack.knowledge and not defense.keeps_secret:
+        return "the defense keeps no secret"
+    return attack.applies(defense)
+
+
+class _Keys:
+    """Keys of one plan; whatever several cells share is hashed once."""
+
+    def __init__(self, suite: Suite, device: str, data: Path | None, limit: int | None) -> None:
+        self.suite, self.device, self.data, self.limit = suite, device, data, limit
+        self.source = functools.cache(lambda kind, name: registry.source_hash(registry.find(kind, name)))
+        self.base = functools.cache(lambda seed: base_key(suite, seed, data, device))
+        self.task_data = functools.cache(self._task_data)
+        self.budget = suite.budget.model_dump(exclude={"timeout"})
+
+    def release(self, spec: Spec, plugin: Defense, seed: int) -> str:
+        source = self.source("defenses", spec.name)
+        return digest("release", self.base(seed), spec.name, registry.parameters(plugin), source, plugin.fingerprint())[
+            :32
+        ]
+
+    def cell(self, release: str, attack: Spec, plugin: Attack, task: Spec, seed: int) -> str:
+        return digest(
+            "cell",
+            release,
+            [attack.name, registry.parameters(plugin), self.source("attacks", attack.name)],
+            [str(task), self.source("tasks", task.name), self.task_data(task)],
+            self.budget,
+            self.limit,
+            seed,
+        )
+
+    def _task_data(self, task: Spec) -> list[str]:
+        """Hashes of the local files that a task reads; its hub revision stands in its own source."""
+        path = registry.find("tasks", task.name).path
+        if path is None or path.suffix != ".yaml":
+            return [registry.create("tasks", str(task)).fingerprint(self.data)]
+        if self.data is None:
+            return []
+        text = path.read_text(encoding="utf-8")
+        parts = [re.search(rf"^dataset_{part}:\s*['\"]?([^\s'\"]+)", text, re.MULTILINE) for part in ("path", "name")]
+        folder = self.data.joinpath(*(match.group(1) for match in parts if match))
+        return [file_hash(path) for path in _files(folder)] if any(parts) else []
+
+
+def _files(folder: Path) -> Sequence[Path]:
+    return sorted(path for path in folder.glob("*") if path.is_file())

@@ -1,0 +1,101 @@
+"""What the harness measures about a network itself: the cost of a step, and whether its gradients are true."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from nftbench.train import Stepper
+from nftbench.types import Cost
+
+
+def step_cost(network: nn.Module, stepper: Callable[[nn.Module], Stepper], loss: Callable[[nn.Module], Tensor]) -> Cost:
+    """FLOPs and memory of one optimizer step on `network`, which is used up.
+
+    FLOPs are those of forward and backward under math attention, since fused CPU attention counts as zero. Memory is
+    parameters, gradients, optimizer state and what is saved for backward; on CUDA the allocator's own peak.
+    """
+    optimizer = stepper(network)
+    network.train()
+    on_cuda = optimizer.parameters[0].is_cuda
+    if on_cuda:
+        torch.cuda.reset_peak_memory_stats()
+    _, saved = saved_bytes(network, loss)
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        optimizer.step(loss(network))
+    state = [item for one in optimizer.optimizers for entry in one.state.values() for item in entry.values()]
+    tensors = [*network.parameters(), *optimizer.parameters, *(item for item in state if isinstance(item, Tensor))]
+    peak = sum(tensor.nbytes for tensor in tensors) + saved
+    return Cost(
+        step_flops=float(counter.get_total_flops()),
+        saved_bytes=saved,
+        peak_memory_bytes=torch.cuda.max_memory_allocated() if on_cuda else peak,
+    )
+
+
+def saved_bytes(network: nn.Module, loss: Callable[[nn.Module], Tensor]) -> tuple[Tensor, int]:
+    """The loss, and the bytes that its graph saves for backward: each storage once, parameters left out."""
+    parameters = {parameter.untyped_storage().data_ptr() for parameter in network.parameters()}
+    seen: dict[int, int] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in parameters:
+            seen[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        value = loss(network)
+    return value, sum(seen.values())
+
+
+def gradient_error(network: nn.Module, loss: Callable[[nn.Module], Tensor], seed: int, directions: int = 3) -> float:
+    """How far autograd is from central differences, in float64: the largest |a - f| / max(|a|, |f|) over directions.
+
+    A direction is random, each tensor's part scaled to the tensor's own size, so that a gradient of zeros or of
+    garbage is seen as well. Honest networks stay below 1e-5; a custom backward that lies gives about 1.
+    """
+    network = copy.deepcopy(network).double().train().requires_grad_(True)
+    parameters = list(network.parameters())
+    gradients = torch.autograd.grad(loss(network), parameters, allow_unused=True)
+    generator = torch.Generator().manual_seed(seed)
+    worst = 0.0
+    for _ in range(directions):
+        steps = [
+            torch.randn(parameter.shape, generator=generator, dtype=torch.float64).to(parameter.device)
+            * parameter.detach().square().mean().sqrt().clamp_min(1e-8)
+            for parameter in parameters
+        ]
+        claimed = sum(
+            float((gradient * step).sum())
+            for gradient, step in zip(gradients, steps, strict=True)
+            if gradient is not None
+        )
+        measured = _central_difference(network, loss, parameters, steps)
+        largest = max(abs(claimed), abs(measured))
+        error = abs(claimed - measured) / largest if largest > 0 else 0.0
+        worst = max(worst, error if error == error else float("inf"))
+    return worst
+
+
+def _central_difference(
+    network: nn.Module,
+    loss: Callable[[nn.Module], Tensor],
+    parameters: list[nn.Parameter],
+    steps: list[Tensor],
+    size: float = 1e-5,
+) -> float:
+    values = []
+    with torch.no_grad():
+        for sign in (1.0, -1.0):
+            for parameter, step in zip(parameters, steps, strict=True):
+                parameter.add_(step, alpha=sign * size)
+            values.append(float(loss(network)))
+            for parameter, step in zip(parameters, steps, strict=True):
+                parameter.sub_(step, alpha=sign * size)
+    return (values[0] - values[1]) / (2 * size)

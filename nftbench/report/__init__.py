@@ -1,0 +1,23 @@
+"""Scores become leaderboard.md, CSV, JSON and LaTeX, and a table in the terminal."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from nftbench.report import markdown, tables
+from nftbench.score import Leaderboard
+from nftbench.store import write_atomically
+
+
+def write(leaderboard: Leaderboard, folder: Path, command: str) -> list[Path]:
+    """Write `leaderboard.md`, `.csv`, `.json` and `.tex` into `folder`; each is there whole or not at all."""
+    folder.mkdir(parents=True, exist_ok=True)
+    contents = {
+        folder / "leaderboard.md": markdown.page(leaderboard, command),
+        folder / "leaderboard.csv": tables.csv(leaderboard),
+        folder / "leaderboard.json": tables.json(leaderboard, command),
+        folder / "leaderboard.tex": tables.latex(leaderboard),
+    }
+    for path, text in contents.items():
+        write_atomically(path, text.encode())
+    return list(contents)

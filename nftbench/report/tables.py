@@ -1,0 +1,295 @@
+"""A leaderboard as tables of text, which every report shows, and as CSV, JSON and LaTeX."""
+
+from __future__ import annotations
+
+import json as json_library
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from nftbench.score import SHARES, Interval, Leaderboard, Score
+
+UNKNOWN = "–"
+
+
+@dataclass(frozen=True)
+class Table:
+    """Plain text in rows and columns; whoever shows it escapes it."""
+
+    title: str
+    header: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+
+def interval(value: Interval | None, scale: float = 1.0) -> str:
+    """`12.3 [8.1, 16.5]`; without brackets where one seed allows no interval."""
+    if value is None:
+        return UNKNOWN
+    if not math.isfinite(value.low):
+        return number(scale * value.value)
+    return f"{number(scale * value.value)} [{number(scale * value.low)}, {number(scale * value.high)}]"
+
+
+def number(value: float | None) -> str:
+    """One decimal; no negative zero."""
+    return UNKNOWN if value is None else f"{round(value, 1) + 0.0:.1f}"
+
+
+def place(score: Score) -> str:
+    """The rank, in brackets where preliminary; what else the row is where it has none."""
+    if score.rank is not None:
+        return f"{score.rank}" if score.standing == "ranked" else f"({score.rank})"
+    return {"reference": "ref", "trivial": "control"}.get(score.kind, UNKNOWN)
+
+
+def main(board: Leaderboard, standings: tuple[str, ...] = ("ranked", "preliminary", "control")) -> Table:
+    """The ranking: what a row takes from the attacker beyond the trivial defenses, and what it keeps of utility."""
+    header = ("#", "defense", "excess", "suppression", "utility %", "attacked", "gain", "worst task", "claim", "doubts")
+    rows = tuple(
+        (
+            place(score),
+            score.defense,
+            interval(score.excess),
+            interval(score.suppression),
+            interval(score.retention, 100),
+            number(score.attacked.value if score.attacked else None),
+            number(score.gain.value if score.gain else None),
+            _worst(score),
+            score.verdict or UNKNOWN,
+            ", ".join(flag.name for flag in score.flags) or UNKNOWN,
+        )
+        for score in board.scores
+        if score.standing in standings
+    )
+    return Table("Ranking", header, rows)
+
+
+def unranked(board: Leaderboard) -> Table:
+    """What is not ranked, and why."""
+    rows = tuple(
+        (
+            score.defense,
+            interval(score.suppression),
+            interval(score.retention, 100),
+            score.verdict or UNKNOWN,
+            "; ".join(score.reasons),
+        )
+        for score in board.scores
+        if score.reasons
+    )
+    return Table("Not ranked", ("defense", "suppression", "utility %", "claim", "why"), rows)
+
+
+def details(board: Leaderboard) -> Table:
+    """Other ways to look at the same attacks."""
+    header = (
+        "defense",
+        "protected fraction",
+        "best single recipe",
+        "its suppression",
+        "beyond control",
+        "authorised gain",
+        *(f"{unit} to {100 * share:g} %" for unit in ("steps", "FLOPs") for share in SHARES),
+        "seed spread",
+        "attack spread",
+    )
+    rows = tuple(
+        (
+            score.defense,
+            UNKNOWN if score.protected_fraction is None else f"{round(score.protected_fraction, 2) + 0.0:.2f}",
+            score.recipe or UNKNOWN,
+            interval(score.recipe_suppression),
+            interval(score.beyond_control),
+            interval(score.authorized_gain),
+            *(_multiple(score, unit, share) for unit in ("steps", "flops") for share in SHARES),
+            number(score.seed_spread),
+            number(score.attack_spread),
+        )
+        for score in board.scores
+    )
+    return Table("Details", header, rows)
+
+
+def levels(board: Leaderboard) -> Table:
+    """Suppression for each knowledge level."""
+    names = list(dict.fromkeys(name for score in board.scores for name in score.levels))
+    rows = tuple(
+        (score.defense, *(interval(score.levels.get(name)) for name in names)) for score in board.scores if score.levels
+    )
+    return Table("Suppression by what the attacker knows", ("defense", *names), rows)
+
+
+def tasks(board: Leaderboard) -> tuple[Table, ...]:
+    """One table a task."""
+    header = ("defense", "unattacked", "attacked", "suppression", "best attack")
+    names = list(dict.fromkeys(task.task for score in board.scores for task in score.tasks))
+    return tuple(
+        Table(
+            name,
+            header,
+            tuple(
+                (
+                    score.defense,
+                    number(task.unattacked),
+                    interval(task.attacked),
+                    interval(task.suppression),
+                    task.attack or UNKNOWN,
+                )
+                for score in board.scores
+                for task in score.tasks
+                if task.task == name
+            ),
+        )
+        for name in names
+    )
+
+
+def utility(board: Leaderboard) -> Table:
+    """Retention of each utility metric, in percent."""
+    names = list(dict.fromkeys(name for score in board.scores for name in score.utilities))
+    rows = tuple(
+        (score.defense, *(interval(score.utilities.get(name), 100) for name in names)) for score in board.scores
+    )
+    return Table("Utility kept, %", ("defense", *names), rows if names else ())
+
+
+def headroom(board: Leaderboard) -> Table:
+    """What there is to suppress."""
+    rows = tuple(
+        (
+            row.reference,
+            row.task,
+            number(row.unattacked),
+            number(row.undefended),
+            number(row.scratch),
+            "yes" if row.kept else "no headroom",
+        )
+        for row in board.headroom
+    )
+    return Table("Headroom", ("reference", "task", "unattacked", "undefended", "scratch", "counts"), rows)
+
+
+def recovery(board: Leaderboard) -> Table:
+    """How well attacks guess the secret."""
+    found = [(score.defense, attack, metrics) for score in board.scores for attack, metrics in score.recovery.items()]
+    names = sorted({name for _, _, metrics in found for name in metrics})
+    rows = tuple(
+        (defense, attack, *(f"{metrics[name]:.3f}" if name in metrics else UNKNOWN for name in names))
+        for defense, attack, metrics in found
+    )
+    return Table("Recovery of secrets", ("defense", "attack", *names), rows)
+
+
+def flags(board: Leaderboard) -> Table:
+    """Every reason to doubt a row."""
+    rows = tuple(
+        (score.defense, flag.severity, flag.name, flag.message) for score in board.scores for flag in score.flags
+    )
+    return Table("Reasons to doubt", ("defense", "severity", "flag", "what was seen"), rows)
+
+
+def _worst(score: Score) -> str:
+    task = score.worst_task
+    return f"{number(task.suppression.value)} {task.task}" if task and task.suppression else UNKNOWN
+
+
+def _multiple(score: Score, unit: str, share: float) -> str:
+    found = score.cost_to_break.get(unit, {}).get(share)
+    return str(found) if found else UNKNOWN
+
+
+# ----------------------------------------------------------------------------------------------------- file formats
+
+
+def csv(board: Leaderboard) -> str:
+    """One line a row; bounds in columns of their own, empty where not known."""
+    import pandas  # half a second, and only the files need it
+
+    return str(pandas.DataFrame([_flat(score) for score in board.scores]).to_csv(index=False, lineterminator="\n"))
+
+
+def _flat(score: Score) -> dict[str, object]:
+    flat: dict[str, object] = {
+        "defense": score.defense,
+        "kind": score.kind,
+        "standing": score.standing,
+        "rank": None if score.rank is None else str(score.rank),
+        "verdict": score.verdict,
+        "claim_p": score.claim_p,
+    }
+    for name in INTERVALS:
+        found: Interval | None = getattr(score, name)
+        for part in ("value", "low", "high"):
+            bound = getattr(found, part) if found else None
+            flat[name if part == "value" else f"{name}_{part}"] = _number(bound)
+        flat[f"{name}_seeds"] = str(found.count) if found else None
+    flat |= {f"suppression[{level}]": found.value if found else None for level, found in score.levels.items()}
+    flat |= {f"suppression:{task.task}": task.suppression.value if task.suppression else None for task in score.tasks}
+    return flat | {
+        "excess_over": score.excess_over,
+        "protected_fraction": score.protected_fraction,
+        "recipe": score.recipe,
+        "seed_spread": score.seed_spread,
+        "attack_spread": score.attack_spread,
+        "flags": " ".join(flag.name for flag in score.flags),
+        "reasons": "; ".join(score.reasons),
+    }
+
+
+INTERVALS = (
+    "excess",
+    "suppression",
+    "retention",
+    "unattacked",
+    "attacked",
+    "gain",
+    "recipe_suppression",
+    "beyond_control",
+    "authorized_gain",
+    "claim_excess",
+)
+
+
+def json(board: Leaderboard, command: str) -> str:
+    """Everything; unbounded intervals end in null."""
+    content = {"command": command, **asdict(board)}
+    return json_library.dumps(_plain(content), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, frozenset):
+        return sorted(value)
+    if isinstance(value, tuple | list):
+        return [_plain(item) for item in value]
+    return _number(value) if isinstance(value, float) else value
+
+
+def _number(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None
+
+
+def latex(board: Leaderboard) -> str:
+    """The ranking as a booktabs tabular, without the column of doubts."""
+    table = main(board)
+    lines = [" & ".join(_tex(cell) for cell in row[:-1]) + r" \\" for row in (table.header, *table.rows)]
+    body = ["\\begin{tabular}{rl" + "r" * (len(table.header) - 3) + "}", r"\toprule", lines[0], r"\midrule", *lines[1:]]
+    return "\n".join([*body, r"\bottomrule", r"\end{tabular}", ""])
+
+
+def _tex(text: str) -> str:
+    return "".join(TEX.get(character, character) for character in text.replace("\n", " "))
+
+
+TEX = {
+    "\\": r"\textbackslash{}",
+    **{character: f"\\{character}" for character in "&%$#_{}"},
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "×": r"$\times$",
+    "[": "{[}",
+    "]": "{]}",
+    UNKNOWN: "--",
+}

@@ -1,0 +1,42 @@
+"""A leaderboard in the terminal: after a run, and while it runs."""
+
+from __future__ import annotations
+
+from rich.console import Console, Group, RenderableType
+from rich.table import Table as RichTable
+from rich.text import Text
+
+from nftbench.report import tables
+from nftbench.score import Leaderboard
+
+STYLES = {"refuted": "red", "holds": "green", "ref": "dim", "control": "dim"}
+SHOWN = ("#", "defense", "excess", "suppression", "utility %", "worst task", "claim", "doubts")
+
+
+def ranking(board: Leaderboard) -> RichTable:
+    """The main table, rows that are not ranked at its end: one for the live display."""
+    table = tables.main(board, ("ranked", "preliminary", "control", "unranked"))
+    columns = [table.header.index(name) for name in SHOWN]
+    shown = RichTable(title=Text(f"{board.suite} · attackers know {board.ranking}"), title_justify="left")
+    for name in SHOWN:
+        shown.add_column(name, justify="left" if name in ("defense", "claim", "doubts") else "right", overflow="fold")
+    for row in table.rows:
+        # Text, not str: a spec's brackets would be read as markup
+        shown.add_row(*(Text(row[column], style=STYLES.get(row[column], "")) for column in columns))
+    return shown
+
+
+def summary(board: Leaderboard) -> RenderableType:
+    """The table, what the reader must know of the suite, and why rows are not ranked."""
+    notes = [Text(problem, style="yellow") for problem in board.problems]
+    notes += [
+        Text.assemble((score.defense, "bold"), f": {'; '.join(score.reasons)}")
+        for score in board.scores
+        if score.reasons
+    ]
+    return Group(ranking(board), *notes)
+
+
+def show(board: Leaderboard, console: Console | None = None) -> None:
+    """Print it."""
+    (console or Console()).print(summary(board))

@@ -1,0 +1,554 @@
+"""A job becomes records: make the release, let the attack spend its budget, measure, write down.
+
+The harness is the referee. It alone holds release and secret; an attack is handed the model loaded again from the
+published folder, and a context that holds what the attack's `knowledge` names and no more.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import functools
+import hashlib
+import json
+import math
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+from transformers import PreTrainedModel
+
+from nftbench import corpus as corpora, model as models, provenance, registry, train
+from nftbench.corpus import Corpus
+from nftbench.evaluate import TextTask
+from nftbench.plan import Job, Plan, base_key, corpus_key
+from nftbench.probes import gradient_error
+from nftbench.store import Store, digest
+from nftbench.suite import Budget, Pretraining, Suite
+from nftbench.sweep import CellTimeoutError, NonFiniteError, sweep, unchanged
+from nftbench.types import (
+    Adapter,
+    Attack,
+    Cell,
+    Defense,
+    EachStep,
+    Mask,
+    Measurement,
+    Model,
+    NftbenchError,
+    Optimizer,
+    Outcome,
+    Prepared,
+    Protected,
+    Protection,
+    Record,
+    Release,
+    Secret,
+    Series,
+    Spec,
+    Split,
+    SplitName,
+    Status,
+    Task,
+    TaskContext,
+)
+
+
+@dataclass(frozen=True)
+class Workplace:
+    """Where and for what plan jobs run."""
+
+    plan: Plan
+    store: Store
+    command: str = ""
+
+    @property
+    def suite(self) -> Suite:
+        return self.plan.suite
+
+    @property
+    def device(self) -> str:
+        return self.plan.device
+
+
+def derive(seed: int, *role: str) -> int:
+    """A seed of its own for each role (init, pretrain, defense, attack, data), so that no two share a stream."""
+    return int.from_bytes(hashlib.sha256("|".join([str(seed), *role]).encode()).digest()[:6], "big")
+
+
+# --------------------------------------------------------------------------------------------- corpus, base, release
+
+
+def make_corpus(place: Workplace, seed: int) -> Corpus:
+    """The packed corpus of a base seed, from the cache."""
+    key = corpus_key(place.suite, seed, place.plan.data)[:32]
+    return _load_corpus(place.store, key, lambda: corpora.build(place.suite.corpus, seed, place.plan.data))
+
+
+def make_base(place: Workplace, seed: int, fraction: float = 1.0) -> Model:
+    """The undefended model of a base seed, at a fraction of its pre-training run."""
+    recipe = place.suite.pretraining
+    steps = _step_at(recipe, fraction)
+    key = base_key(place.suite, seed, place.plan.data, place.device)[:32]
+    # One run gives the base and every checkpoint that the suite names; another fraction takes a run of its own.
+    wanted = sorted({steps, *(_step_at(recipe, kept) for kept in recipe.checkpoints), recipe.steps} - {0})
+    folder = place.store.artifact("bases", f"{key}-{steps}")
+    if folder is None:
+        with place.store.lock("runs", key):
+            missing = [step for step in wanted if place.store.artifact("bases", f"{key}-{step}") is None]
+            if steps in missing:
+                _pretrain_base(place, seed, key, missing)
+        folder = place.store.artifact("bases", f"{key}-{steps}")
+        assert folder is not None
+    return models.load(folder, place.device)
+
+
+def make_release(place: Workplace, spec: Spec, seed: int, key: str) -> Path:
+    """The folder of a release, protected if it is not there yet. Its secret lies elsewhere, for the owner only.
+
+    Raises:
+        Exception: whatever the defense raises, or NftbenchError for a release that is not one.
+    """
+    return place.store.make("releases", key, lambda folder: _protect(place, spec, seed, key, folder))
+
+
+def load_secret(place: Workplace, key: str) -> Secret | None:
+    """The owner's secret of a release."""
+    folder = place.store.artifact("secrets", key)
+    if folder is None:
+        return None
+    return Secret({name: tensor.bool() for name, tensor in load_file(folder / "mask.safetensors").items()})
+
+
+def load_protection(place: Workplace, key: str) -> Protection | None:
+    """What the referee found about a release."""
+    folder = place.store.artifact("protections", key)
+    if folder is None:
+        return None
+    content = json.loads((folder / "protection.json").read_text())
+    curves = [Series(**{**curve, "x": tuple(curve["x"]), "y": tuple(curve["y"])}) for curve in content.pop("series")]
+    return Protection(**content, series=tuple(curves))
+
+
+def _load_corpus(store: Store, key: str, build: Callable[[], Corpus]) -> Corpus:
+    if key not in _corpora:
+        folder = store.artifact("corpora", key) or store.make(
+            "corpora", key, lambda draft: corpora.save(build(), draft)
+        )
+        _corpora.clear()  # one seed's corpus at a time: jobs come in the order of seeds
+        _corpora[key] = corpora.load(folder)
+    return _corpora[key]
+
+
+_corpora: dict[str, Corpus] = {}
+
+
+def _step_at(recipe: Pretraining, fraction: float) -> int:
+    return max(1, round(recipe.steps * fraction))
+
+
+def _pretrain_base(place: Workplace, seed: int, key: str, steps: Sequence[int]) -> None:
+    """Run the undefended pre-training as far as the last of `steps`, and keep a copy at each."""
+    owner = _Owner(place, seed)
+    model = owner.build()
+
+    def keep(network: nn.Module, step: int) -> bool:
+        if step in steps:
+            place.store.make("bases", f"{key}-{step}", lambda folder: models.save(model, folder))
+        return step == max(steps)
+
+    owner.pretrain(model, each_step=keep)
+
+
+def _protect(place: Workplace, spec: Spec, seed: int, key: str, folder: Path) -> None:
+    """Let the defense protect; write secret and protection, then fill the release's folder."""
+    defense: Defense = registry.create("defenses", str(spec))
+    owner = _Owner(place, seed)
+    model = owner.build() if defense.stage == "pretrain" else make_base(place, seed)
+    started = time.monotonic()
+    protected = defense.protect(model, owner)
+    seconds = time.monotonic() - started
+    if not isinstance(protected, Protected):
+        raise NftbenchError(f"protect returned {type(protected).__name__}, not Protected")
+    mask = protected.secret.mask if protected.secret is not None else None
+    _check_release(protected.release, mask)
+    models.save(protected.release, folder)
+    published = models.load(folder, place.device)
+    protection = _examine(place, seed, published, mask, protected.series, seconds)
+    # A killed attempt may have left its secret; only the one that belongs to these weights may stay.
+    for kind in ("secrets", "protections"):
+        place.store.discard(kind, key)
+    if mask is not None:
+        held = {name: tensor.detach().to("cpu", torch.uint8).contiguous() for name, tensor in mask.items()}
+        place.store.make("secrets", key, lambda draft: save_file(held, draft / "mask.safetensors"), mode=0o700)
+    text = json.dumps(dataclasses.asdict(protection))
+    place.store.make("protections", key, lambda draft: _write(draft / "protection.json", text))
+
+
+def _write(path: Path, text: str) -> None:
+    path.write_text(text, encoding="utf-8")
+
+
+def _check_release(model: Model, mask: Mask | None) -> None:
+    """Refuse what cannot be published: weights that are not finite, a mask that fits another network."""
+    named = dict(model.network.named_parameters())
+    for name, parameter in named.items():
+        if not bool(torch.isfinite(parameter).all()):
+            raise NftbenchError(f"the release's weights are not finite: {name}")
+    if mask is None:
+        return
+    for name, parameter in named.items():
+        if name not in mask or mask[name].shape != parameter.shape:
+            raise NftbenchError(f"the secret mask does not fit the release: {name}")
+
+
+def _examine(
+    place: Workplace, seed: int, model: Model, mask: Mask | None, series: Sequence[Series], seconds: float
+) -> Protection:
+    """What the referee finds about a release, beside what the defense says of itself (`series`)."""
+    corpus = make_corpus(place, seed)
+    reference = _Owner(place, seed).build()
+    assert model.tokenizer is not None
+    tokens = corpus.heldout[:8].to(place.device)
+    if len(model.tokenizer) != len(corpus.tokenizer):
+        tokens = tokens % len(model.tokenizer)
+
+    def loss(network: nn.Module) -> torch.Tensor:
+        with models.seeded(0):  # the same dropout in every call
+            value: torch.Tensor = network(input_ids=tokens, labels=tokens).loss
+        return value
+
+    with torch.no_grad():
+        logits = model.network(input_ids=tokens).logits
+    if logits.shape[-1] < len(model.tokenizer) or logits.shape[:2] != tokens.shape:
+        raise NftbenchError(f"the release gives logits of shape {tuple(logits.shape)} for {len(model.tokenizer)} words")
+    before, after = reference.network.config.to_dict(), model.network.config.to_dict()
+    ignored = {"_name_or_path", "transformers_version", "architectures", "dtype"}
+    return Protection(
+        parameters=sum(parameter.numel() for parameter in model.network.parameters()),
+        seconds=seconds,
+        gradient_error=gradient_error(model.network, loss, derive(seed, "probe")),
+        config_changed={
+            name: after.get(name) for name in sorted({*before, *after} - ignored) if before.get(name) != after.get(name)
+        },
+        tokenizer_changed=model.tokenizer.get_vocab() != corpus.tokenizer.get_vocab(),
+        density={name: float(tensor.float().mean()) for name, tensor in mask.items()} if mask is not None else {},
+        series=tuple(series),
+    )
+
+
+# ---------------------------------------------------------------------------------------------------------- contexts
+
+
+@dataclass(frozen=True)
+class _Owner:
+    """`OwnerContext` of one base seed."""
+
+    _place: Workplace
+    _base_seed: int
+
+    @property
+    def seed(self) -> int:
+        return derive(self._base_seed, "defense")
+
+    @property
+    def corpus(self) -> Corpus:
+        return make_corpus(self._place, self._base_seed)
+
+    @property
+    def pretraining(self) -> Pretraining:
+        return self._place.suite.pretraining
+
+    def build(self, **changes: Any) -> Model:
+        settings = {**self._place.suite.model, **changes}
+        return models.build(settings, self.corpus.tokenizer, derive(self._base_seed, "init"), self._place.device)
+
+    def pretrain(
+        self,
+        model: Model,
+        *,
+        mask: Mask | None = None,
+        each_step: EachStep | None = None,
+        **changes: Any,
+    ) -> Model:
+        recipe = Pretraining.model_validate({**self.pretraining.model_dump(), **changes})
+        seed, device = derive(self._base_seed, "pretrain"), self._place.device
+        train.pretrain(model.network, self.corpus.train, recipe, seed, device, mask=mask, each_step=each_step)
+        return model
+
+    def checkpoint(self, fraction: float) -> Model:
+        return make_base(self._place, self._base_seed, fraction)
+
+
+@dataclass(frozen=True)
+class _Attacker:
+    """`AttackerContext`: what is None here the attack's knowledge does not name."""
+
+    seed: int
+    budget: Budget
+    device: str
+    _corpus: Corpus | None = None
+    _secret: Secret | None = None
+
+    @property
+    def corpus(self) -> Corpus:
+        if self._corpus is None:
+            raise NftbenchError("public text needs 'data' among the attack's knowledge")
+        return self._corpus
+
+    @property
+    def secret(self) -> Secret:
+        if self._secret is None:
+            raise NftbenchError("the owner's secret needs 'secret' among the attack's knowledge")
+        return self._secret
+
+    def sweep(
+        self,
+        model: Model,
+        task: Task,
+        *,
+        adapter: Adapter | None = None,
+        gradient_mask: Mask | None = None,
+        optimizer: Optimizer = "adamw",
+        lr_scale: float = 1.0,
+        **changes: Any,
+    ) -> Outcome:
+        budget = Budget.model_validate({**self.budget.model_dump(), **changes})
+        return sweep(
+            model,
+            task,
+            budget,
+            self.seed,
+            self.device,
+            adapter=adapter,
+            gradient_mask=gradient_mask,
+            optimizer=optimizer,
+            lr_scale=lr_scale,
+        )
+
+    def untrained(self, model: Model, seed: int) -> PreTrainedModel:
+        return models.untrained(model.network, derive(self.seed, "untrained", str(seed)))
+
+    def unchanged(self, model: Model, task: Task) -> Outcome:
+        return unchanged(model, task, self.device)
+
+
+@dataclass(frozen=True)
+class _AttackersTask(Task):
+    """A task as attackers see it: the test split is the referee's."""
+
+    _task: Task
+
+    @property
+    def trainable(self) -> bool:  # type: ignore[override]
+        return self._task.trainable
+
+    def load(self, context: TaskContext) -> Task:
+        raise NftbenchError("the task is loaded already")
+
+    def split(self, name: SplitName) -> Split:
+        if name == "test":
+            raise NftbenchError("the test split is scored once, by the referee")
+        return self._task.split(name)
+
+    def loss(self, network: nn.Module, batch: Any) -> torch.Tensor:
+        return self._task.loss(network, batch)
+
+    def evaluate(self, network: nn.Module, split: Split) -> Measurement:
+        return self._task.evaluate(network, split)
+
+
+@dataclass(frozen=True)
+class _TaskContext:
+    """`TaskContext` of one model and base seed."""
+
+    model: Model
+    seed: int
+    corpus: Corpus
+    suite: Suite
+    data: Path | None
+    limit: int | None
+
+
+# -------------------------------------------------------------------------------------------------------------- jobs
+
+
+def execute(place: Workplace, job: Job) -> list[Record] | None:
+    """Run a job's unsettled cells and write their records; None where another process holds the job.
+
+    Whatever goes wrong in a defense, an attack or a task becomes a record's status and reason and loses nothing else.
+    """
+    _single_thread(place.device)
+    with place.store.claim(job.key) as mine:
+        if not mine:
+            return None
+        settled = place.store.settled_among(job.cells)
+        cells = [cell for cell in job.cells if cell.key not in settled]
+        return _Referee(place, job).run(cells) if cells else []
+
+
+def protect(place: Workplace, job: Job) -> None:
+    """Make the release that a job attacks, so that the jobs of one release need not wait for each other."""
+    _single_thread(place.device)
+    make_release(place, job.defense, job.seed, job.release)
+
+
+@dataclass
+class _Referee:
+    """One job under way."""
+
+    place: Workplace
+    job: Job
+    attack: Attack = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.attack = registry.create("attacks", str(self.job.attack))
+
+    def run(self, cells: Sequence[Cell]) -> list[Record]:
+        try:
+            folder = make_release(self.place, self.job.defense, self.job.seed, self.job.release)
+            release = Release(models.load(folder, self.place.device, attacker=True))
+            self.sha256 = models.sha256(folder)
+            context = self.context()
+            begun = time.monotonic()
+            prepared = self.attack.prepare(release, context)
+            self.preparation = time.monotonic() - begun
+        except Exception as error:  # a plugin may raise anything
+            return [self.write(cell, *status_of(error)) for cell in cells]
+        return [self.cell(cell, release, prepared, context) for cell in cells]
+
+    def context(self) -> _Attacker:
+        """What this attack may know."""
+        knowledge = self.attack.knowledge
+        return _Attacker(
+            seed=derive(self.job.seed, "attack"),
+            budget=self.place.suite.budget,
+            device=self.place.device,
+            _corpus=make_corpus(self.place, self.job.seed) if "data" in knowledge else None,
+            _secret=load_secret(self.place, self.job.release) if "secret" in knowledge else None,
+        )
+
+    def cell(self, cell: Cell, release: Release, prepared: Prepared, context: _Attacker) -> Record:
+        """Attack one task and let the referee measure."""
+        begun = time.monotonic()
+        try:
+            task = load_task(self.place, cell, release.model)
+            # A copy of its own for each task: an attack that changes the prepared model must not reach the next one.
+            own = Prepared(Model(copy.deepcopy(prepared.model.network), prepared.model.tokenizer), prepared.guess)
+            outcome = self.attack.adapt(own, _AttackersTask(task), context)
+            plain = outcome.retried is None
+            validation = self.measure(task, outcome.network, "validation", plain) if task.trainable else None
+            attacked = self.measure(task, outcome.network, "test", plain)
+            trained = self.attack.trains
+            unattacked = self.measure(task, release.model.network, "test", True) if trained else attacked
+        except Exception as error:  # a plugin may raise anything
+            return self.write(cell, *status_of(error))
+        finite = math.isfinite(attacked.value) and (attacked.loss is None or math.isfinite(attacked.loss))
+        last = max(point.step for point in outcome.curve) if outcome.curve else 0
+        cost = dataclasses.replace(outcome.cost, preparation_seconds=self.preparation)
+        return self.write(
+            cell,
+            "ok" if finite else "nonfinite",
+            None if finite else "the attacked model's score or loss is not finite",
+            unattacked=unattacked if finite else None,
+            validation=validation if finite else None,
+            attacked=attacked if finite else None,
+            picked=outcome.picked,
+            curve=outcome.curve,
+            restarts=outcome.restarts,
+            at_edge=outcome.at_edge,
+            at_last_step=0 < outcome.picked.step == last,
+            stuck=outcome.stuck,
+            retried=outcome.retried,
+            cost=cost if self.attack.trains else None,
+            protection=load_protection(self.place, cell.release) if not self.attack.trains else None,
+            seconds=time.monotonic() - begun,
+        )
+
+    def measure(self, task: Task, network: nn.Module, split: SplitName, plain: bool) -> Measurement:
+        with train.autocast(self.place.device, plain):
+            return task.evaluate(network, task.split(split))
+
+    def write(self, cell: Cell, status: Status, reason: str | None, **measured: Any) -> Record:
+        place = self.place
+        record = Record(
+            key=cell.key,
+            suite=place.suite.name,
+            defense=str(cell.defense),
+            attack=str(cell.attack),
+            task=str(cell.task),
+            seed=cell.seed,
+            row=place.plan.row(cell.defense),
+            role=place.plan.role(cell),
+            knowledge=tuple(sorted(self.attack.knowledge)),
+            adaptation=self.attack.adaptation,
+            against=tuple(sorted(self.attack.against)),
+            uses_release=self.attack.uses_release,
+            trains=self.attack.trains,
+            status=status,
+            reason=reason,
+            limited=place.plan.limit is not None,
+            release_sha256=getattr(self, "sha256", ""),
+            provenance=provenance.collect(
+                place.suite, place.device, place.plan.data, place.command, measured.pop("seconds", 0.0)
+            ),
+            **measured,
+        )
+        place.store.write(record)
+        return record
+
+
+def fail(place: Workplace, job: Job, status: Status, reason: str) -> list[Record]:
+    """Write a failed record for each unsettled cell of a job that could not even start."""
+    settled = place.store.settled_among(job.cells)
+    referee = _Referee(place, job)
+    return [referee.write(cell, status, reason) for cell in job.cells if cell.key not in settled]
+
+
+def load_task(place: Workplace, cell: Cell, model: Model) -> Task:
+    """A cell's task, loaded and encoded for the model; kept for the process's next cells."""
+    assert model.tokenizer is not None
+    vocabulary = digest(sorted(model.tokenizer.get_vocab().items()))
+    wanted = (str(cell.task), cell.seed, vocabulary, place.plan.limit, place.device)
+    if wanted not in _tasks:
+        if len(_tasks) >= 8:
+            _tasks.pop(next(iter(_tasks)))
+        plugin = registry.find("tasks", cell.task.name)
+        is_text = plugin.path is not None and plugin.path.suffix == ".yaml"
+        task: Task = TextTask(plugin.path) if is_text and plugin.path else registry.create("tasks", str(cell.task))
+        corpus = make_corpus(place, cell.seed)
+        slim = Model(model.network, model.tokenizer)
+        context = _TaskContext(slim, cell.seed, corpus, place.suite, place.plan.data, place.plan.limit)
+        _tasks[wanted] = task.load(context)
+    return _tasks[wanted]
+
+
+_tasks: dict[tuple[Any, ...], Task] = {}
+
+
+def status_of(error: BaseException) -> tuple[Status, str]:
+    """A cell's status and its reason in one line, with the place where it was raised."""
+    if isinstance(error, CellTimeoutError):
+        return "timeout", str(error)
+    if isinstance(error, NonFiniteError):
+        return "nonfinite", str(error)
+    message = " ".join(str(error).split())[:500]
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return "oom", message
+    if isinstance(error, NftbenchError):
+        return "failed", message
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    return "failed", f"{type(error).__name__}: {message} ({Path(frame.filename).name}:{frame.lineno})"
+
+
+@functools.cache
+def _single_thread(device: str) -> None:
+    """One thread a cell on the CPU, whatever --jobs: the bits of a sum depend on the number of threads."""
+    if not device.startswith("cuda"):
+        torch.set_num_threads(1)

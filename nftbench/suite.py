@@ -1,0 +1,223 @@
+"""A YAML file becomes a `Suite`: model, corpus, defenses, attacks, tasks, budget, seeds. Unknown keys are errors."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from nftbench.types import Knowledge, NftbenchError, Optimizer
+
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Count = Annotated[int, Field(gt=0)]
+Fraction = Annotated[float, Field(gt=0, le=1)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class CorpusSettings(_Section):
+    """Pre-training text. `toy` is generated; `text` reads local files under --data; `hub` loads a hub data set."""
+
+    source: Literal["toy", "text", "hub"] = "toy"
+    grammar: int = 0
+    """toy: the first grammar seed; base seed s speaks grammar `grammar + s`."""
+    sentences: Count = 60_000
+    """toy: sentences generated for pre-training."""
+    train: str | None = None
+    """text: files under --data, a glob; hub: split expression."""
+    heldout: str | None = None
+    """text, hub: the held-out text on which bits per token are measured."""
+    path: str | None = None
+    """hub: the data set's id."""
+    name: str | None = None
+    revision: str | None = None
+    column: str = "text"
+    vocabulary: Count | None = None
+    """text, hub: size of the BPE vocabulary trained on the training text."""
+    block: Count = 32
+    """Tokens in one packed block."""
+    heldout_blocks: Count = 512
+
+    @model_validator(mode="after")
+    def _named(self) -> CorpusSettings:
+        needed = {
+            "toy": (),
+            "text": ("train", "heldout", "vocabulary"),
+            "hub": ("path", "train", "heldout", "vocabulary"),
+        }
+        missing = [key for key in needed[self.source] if getattr(self, key) is None]
+        if missing:
+            raise ValueError(f"source {self.source} needs {', '.join(missing)}")
+        return self
+
+
+class Pretraining(_Section):
+    """The one pre-training recipe: AdamW, linear warm-up, then `schedule` down to a tenth of the learning rate."""
+
+    steps: Count
+    batch: Count = 32
+    learning_rate: Positive = 1e-3
+    weight_decay: Annotated[float, Field(ge=0)] = 0.1
+    betas: tuple[float, float] = (0.9, 0.95)
+    clip: Positive = 1.0
+    warmup: Annotated[int, Field(ge=0)] = 100
+    schedule: Literal["constant", "cosine", "linear"] = "cosine"
+    checkpoints: tuple[Fraction, ...] = ()
+    """Fractions of the undefended run at which a copy is kept (`early_stop` reads them)."""
+
+
+class Budget(_Section):
+    """What every attacker may spend on every release."""
+
+    learning_rates: dict[Optimizer, tuple[Positive, ...]]
+    durations: tuple[Annotated[int, Field(ge=0)], ...]
+    """Optimizer steps at which the one trajectory of a learning rate is read; 0 is always among them."""
+    batch: Count = 32
+    warmup: Annotated[int, Field(ge=0)] = 10
+    clip: Positive | None = 1.0
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    extension: Annotated[int, Field(ge=0)] = 3
+    """At most so many learning rates are added on a side whose edge is best."""
+    restarts: Count = 3
+    max_train_documents: Count | None = None
+    max_validation_documents: Count | None = None
+    max_test_documents: Count | None = None
+    timeout: Positive = 3600.0
+    """Seconds for one cell."""
+
+    @field_validator("learning_rates")
+    @classmethod
+    def _grids(cls, grids: dict[str, tuple[float, ...]]) -> dict[str, tuple[float, ...]]:
+        for optimizer, grid in grids.items():
+            if len(grid) < 2 or list(grid) != sorted(set(grid)):
+                raise ValueError(f"{optimizer} needs at least two learning rates, rising")
+        return grids
+
+    @field_validator("durations")
+    @classmethod
+    def _durations(cls, durations: tuple[int, ...]) -> tuple[int, ...]:
+        if max(durations, default=0) == 0:
+            raise ValueError("at least one duration must be above 0")
+        return tuple(sorted({0, *durations}))
+
+
+class Suite(_Section):
+    """The named grid to run."""
+
+    name: str
+    about: str = ""
+    model: dict[str, Any]
+    """`model_type` and other fields of a Hugging Face configuration; the vocabulary comes from the tokenizer."""
+    corpus: CorpusSettings = CorpusSettings()
+    pretraining: Pretraining
+    defenses: tuple[str, ...] = Field(min_length=1)
+    attacks: tuple[str, ...] = Field(min_length=1)
+    tasks: tuple[str, ...] = Field(min_length=1)
+    utility: tuple[str, ...] = Field(min_length=1)
+    budget: Budget
+    seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field(min_length=1)
+    utility_bar: Fraction = 0.95
+    """A ranked row's retention must clear this with its lower bound."""
+    ranking: frozenset[Knowledge] = frozenset({"method", "data"})
+    """What the attackers of the main ranking know."""
+
+    @field_validator("model")
+    @classmethod
+    def _typed(cls, model: dict[str, Any]) -> dict[str, Any]:
+        if "model_type" not in model:
+            raise ValueError("needs model_type (gpt2, llama, qwen3, …)")
+        return model
+
+    @field_validator("seeds", "defenses", "attacks", "tasks", "utility")
+    @classmethod
+    def _distinct(cls, values: tuple[Any, ...]) -> tuple[Any, ...]:
+        twice = sorted({str(value) for value in values if values.count(value) > 1})
+        if twice:
+            raise ValueError(f"{', '.join(twice)} stands there twice")
+        return values
+
+
+def names() -> list[str]:
+    """The suites that nftbench ships, sorted."""
+    return sorted(item.name.removesuffix(".yaml") for item in _shipped().iterdir() if item.name.endswith(".yaml"))
+
+
+def read(name_or_path: str, changes: Sequence[str] = ()) -> Suite:
+    """Read a suite by its name or its file's path, with `key.subkey=value` changes on top.
+
+    Raises:
+        NftbenchError: no such suite, not YAML, an unknown key or an impossible value; one line for each.
+    """
+    path = Path(name_or_path)
+    if path.suffix in (".yaml", ".yml") or path.exists():
+        if not path.is_file():
+            raise NftbenchError(f"{path}: no such suite file")
+        text, source = path.read_text(encoding="utf-8", errors="replace"), str(path)
+    elif name_or_path in names():
+        text, source = (_shipped() / f"{name_or_path}.yaml").read_text(encoding="utf-8"), f"{name_or_path}.yaml"
+    else:
+        raise NftbenchError(f"no suite named {name_or_path!r}{suggest(name_or_path, names())}")
+    try:
+        content = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise NftbenchError(f"{source}: not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict):
+        raise NftbenchError(f"{source}: a suite is a mapping of keys, this is {type(content).__name__}")
+    for change in changes:
+        _apply(content, change)
+    return parse(content, source)
+
+
+def parse(content: Mapping[str, Any], source: str = "suite") -> Suite:
+    """Check a mapping and make it a `Suite`; errors name `source` and the key."""
+    try:
+        return Suite.model_validate(content)
+    except ValidationError as error:
+        raise NftbenchError("; ".join(_explain(source, problem) for problem in error.errors())) from None
+
+
+def suggest(name: str, known: Sequence[str]) -> str:
+    """`; did you mean …?` with the nearest known name, or the known names where none is near."""
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    if near:
+        return f"; did you mean {near[0]!r}?"
+    return f"; known: {', '.join(sorted(known))}" if known else ""
+
+
+def _shipped() -> Any:
+    return resources.files("nftbench.suites")
+
+
+def _apply(content: dict[str, Any], change: str) -> None:
+    key, separator, value = change.partition("=")
+    if not separator:
+        raise NftbenchError(f"--set {change!r}: write key=value")
+    *sections, last = key.split(".")
+    for section in sections:
+        content = content.setdefault(section, {})
+        if not isinstance(content, dict):
+            raise NftbenchError(f"--set {change!r}: {section!r} is not a section")
+    try:
+        content[last] = yaml.safe_load(value)
+    except yaml.YAMLError:
+        raise NftbenchError(f"--set {change!r}: the value is not YAML") from None
+
+
+def _explain(source: str, problem: Mapping[str, Any]) -> str:
+    """One line for one pydantic problem, with the nearest key where a key is unknown."""
+    place = [str(part) for part in problem["loc"] if part != "[key]"]
+    where = ".".join(place) or "suite"
+    if problem["type"] == "extra_forbidden":
+        section: Any = Suite
+        for part in place[:-1]:
+            section = section.model_fields[part].annotation
+        return f"{source}: unknown key {where!r}{suggest(place[-1], list(section.model_fields))}"
+    message = problem["msg"].removeprefix("Value error, ")
+    return f"{source}: {where}: {message[:1].lower()}{message[1:]}"

@@ -1,0 +1,478 @@
+"""The nouns of nftbench, and the three protocols that plugins follow.
+
+Everything here is a frozen dataclass or a protocol; nothing here imports torch. A measurement is one number with its
+error, a record is that number with its origin, a score is one row of a leaderboard.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, get_args
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from torch import Tensor, nn
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from nftbench.corpus import Corpus
+    from nftbench.suite import Budget, Pretraining, Suite
+
+Knowledge = Literal["method", "data", "base", "sibling", "secret"]
+KNOWLEDGE: tuple[str, ...] = get_args(Knowledge)
+Stage = Literal["pretrain", "posttrain"]
+Status = Literal["ok", "failed", "oom", "timeout", "nonfinite"]
+Optimizer = Literal["adamw", "sgd", "muon"]
+SplitName = Literal["train", "validation", "test"]
+Adaptation = Literal["finetuning", "linear_probe", "merging"]
+Role = Literal["ranked", "utility"]
+"""What a task is for: kept out of reach, or only measured."""
+
+Mask = Mapping[str, "Tensor"]
+"""One boolean tensor for each parameter name, of the parameter's shape; True marks what may change."""
+
+EachStep = Callable[["nn.Module", int], "bool | None"]
+"""Watches pre-training: called after each step, counted from 1; True ends the run."""
+
+Guess = Mapping[str, "Tensor"]
+"""One real score for each parameter; a higher one means likelier marked by the secret mask."""
+
+Adapter = Callable[["PreTrainedModel", int], "nn.Module"]
+"""Makes the network that a trajectory trains from a fresh copy of the model and the attack seed."""
+
+
+class NftbenchError(ValueError):
+    """Bad input: one line for the user that names the file and key, and the nearest valid name where there is one."""
+
+
+# ---------------------------------------------------------------------------------------------------------- numbers
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One number with its error, in the metric's own unit.
+
+    `stderr` is the standard error over the `count` documents; `floor` is what a model that knows nothing scores
+    (chance for accuracy, the unigram entropy for bits per token); `loss` is the mean negative log-likelihood of the
+    right answer in nats, which breaks ties between equal scores.
+    """
+
+    metric: str
+    value: float
+    stderr: float
+    count: int
+    floor: float
+    higher_is_better: bool = True
+    loss: float | None = None
+
+
+@dataclass(frozen=True)
+class Series:
+    """A named curve: `y[i]` was measured at `x[i]`."""
+
+    name: str
+    x: tuple[float, ...]
+    y: tuple[float, ...]
+    x_label: str = "step"
+    y_label: str = ""
+
+
+@dataclass(frozen=True)
+class Point:
+    """One entry of an attack's curve. `score` and `loss` are of the validation split and None where not finite;
+    `train_loss` is the mean over the steps since the point before, in nats, None at step 0."""
+
+    learning_rate: float
+    step: int
+    score: float | None
+    loss: float | None
+    train_loss: float | None = None
+    attack_seed: int = 0
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What an attack spent. A step is one optimizer step on one batch.
+
+    `step_flops` are counted on one step by `torch.utils.flop_counter`, `saved_bytes` by saved-tensor hooks on that step
+    (each storage once, parameters left out); the totals run over sweep, extension and restarts. `preparation_*` is what
+    was spent before the sweep.
+    """
+
+    steps: int = 0
+    seconds: float = 0.0
+    step_flops: float = 0.0
+    step_seconds: float = 0.0
+    saved_bytes: int = 0
+    peak_memory_bytes: int = 0
+    preparation_flops: float = 0.0
+    preparation_seconds: float = 0.0
+
+
+# --------------------------------------------------------------------------------------------------------- identity
+
+
+@dataclass(frozen=True)
+class Spec:
+    """A plugin's name and parameters, printed `lora[rank=16]` everywhere: command line, suite, record, leaderboard."""
+
+    name: str
+    parameters: tuple[tuple[str, Any], ...] = ()
+
+    def __str__(self) -> str:
+        if not self.parameters:
+            return self.name
+        return f"{self.name}[{','.join(f'{key}={_plain(value)}' for key, value in self.parameters)}]"
+
+
+def _plain(value: object) -> str:
+    """A parameter's value as it stands in a spec: shortest form that reads back to the same value."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, tuple | list):
+        return "+".join(_plain(item) for item in value)
+    if isinstance(value, float):
+        return f"{value:g}" if float(f"{value:g}") == value else repr(value)
+    return str(value)
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What a defense says it withstands: attackers with this knowledge who adapt the release in this way."""
+
+    knowledge: frozenset[Knowledge] = frozenset()
+    adaptation: Adaptation = "finetuning"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One defense x attack x task x seed of a suite.
+
+    `key` hashes everything that can change its number and nothing else; cells of one defense and seed share `release`.
+    """
+
+    defense: Spec
+    attack: Spec
+    task: Spec
+    seed: int
+    key: str
+    release: str
+
+
+# ----------------------------------------------------------------------------------------------------------- models
+
+
+@dataclass(frozen=True)
+class Model:
+    """A network and its tokenizer, if it has one."""
+
+    network: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase | None = None
+
+
+@dataclass(frozen=True)
+class Secret:
+    """What the owner keeps. `mask` marks the parameters that authorised fine-tuning may change."""
+
+    mask: Mask
+
+
+@dataclass(frozen=True)
+class Protected:
+    """What a defense returns: `release` is published, `secret` stays with the owner, `series` goes into the record."""
+
+    release: Model
+    secret: Secret | None = None
+    series: tuple[Series, ...] = ()
+
+
+@dataclass(frozen=True)
+class Release:
+    """What an attacker downloads: the model, loaded again from the published folder."""
+
+    model: Model
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A release after an attack's preparation, shared by all tasks; the referee scores its guess of the secret."""
+
+    model: Model
+    guess: Guess | None = None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a sweep found: `network` stands at the picked recipe, `validation` is its score there, if it has one."""
+
+    network: nn.Module
+    validation: Measurement | None
+    picked: Point
+    curve: tuple[Point, ...] = ()
+    restarts: tuple[Point, ...] = ()
+    cost: Cost = Cost()
+    at_edge: bool = False
+    """The best learning rate lies at an edge of the grid and strictly beats its neighbour, after all extensions."""
+    stuck: bool = False
+    """No trained point beats not training at all, after all extensions and retries."""
+    retried: str | None = None
+    """What it took to stay finite: float32, float64, clipped or head; None where the plain sweep did."""
+
+
+# ---------------------------------------------------------------------------------------------------------- records
+
+
+@dataclass(frozen=True)
+class Row:
+    """What the score has to know about a defense, stored in each record so that scoring needs no plugin."""
+
+    stage: str
+    trivial: bool
+    reference: str
+    """The row without this defense: `none`, or the undefended twin of a checkpoint."""
+    control: str | None = None
+    claim: Claim | None = None
+    task_aware: bool = False
+
+
+@dataclass(frozen=True)
+class Protection:
+    """What the referee, who holds release and secret, found about a release; stored with the cells of attack `none`."""
+
+    parameters: int
+    seconds: float
+    gradient_error: float | None = None
+    """Largest relative disagreement of autograd with central differences over random directions, in float64."""
+    config_changed: Mapping[str, Any] = field(default_factory=dict)
+    """Fields of the release's configuration that differ from the base's."""
+    tokenizer_changed: bool = False
+    density: Mapping[str, float] = field(default_factory=dict)
+    """Share of each tensor that the secret mask keeps trainable; empty without a mask."""
+    series: tuple[Series, ...] = ()
+
+
+@dataclass(frozen=True)
+class Record:
+    """One cell's result: a file that explains itself. `results/README.md` documents each field."""
+
+    key: str
+    suite: str
+    defense: str
+    attack: str
+    task: str
+    seed: int
+    row: Row
+    knowledge: tuple[str, ...]
+    status: Status
+    role: Role = "ranked"
+    reason: str | None = None
+    adaptation: Adaptation = "finetuning"
+    against: tuple[str, ...] = ()
+    """Names of the defenses that the attack was written against."""
+    uses_release: bool = True
+    trains: bool = True
+    release_sha256: str = ""
+    """Hash of the attacked weights; cells of one row and seed must agree."""
+    limited: bool = False
+    """Run under --limit: never ranked."""
+    unattacked: Measurement | None = None
+    validation: Measurement | None = None
+    attacked: Measurement | None = None
+    picked: Point | None = None
+    curve: tuple[Point, ...] = ()
+    restarts: tuple[Point, ...] = ()
+    at_edge: bool = False
+    at_last_step: bool = False
+    stuck: bool = False
+    retried: str | None = None
+    cost: Cost | None = None
+    recovery: Mapping[str, float] = field(default_factory=dict)
+    protection: Protection | None = None
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+    version: int = 1
+
+
+# ---------------------------------------------------------------------------------------------------------- plugins
+
+
+class OwnerContext(Protocol):
+    """What a defense is given beside the model."""
+
+    @property
+    def seed(self) -> int: ...
+    @property
+    def corpus(self) -> Corpus: ...
+    @property
+    def pretraining(self) -> Pretraining: ...
+    def build(self, **changes: Any) -> Model:
+        """An untrained model of the suite's architecture; `changes` are fields of its configuration."""
+        ...
+
+    def pretrain(
+        self,
+        model: Model,
+        *,
+        mask: Mask | None = None,
+        each_step: EachStep | None = None,
+        **changes: Any,
+    ) -> Model:
+        """Pre-train `model` in place by the suite's recipe; only what `mask` marks changes.
+
+        `each_step(network, step)` runs after each optimizer step, counted from 1, and sees its gradients (masked and
+        clipped); True ends the run. `changes` are fields of the suite's
+        `pretraining` section (`steps=…`, `weight_decay=…`).
+        """
+        ...
+
+    def checkpoint(self, fraction: float) -> Model:
+        """The undefended model at this fraction of its own pre-training run, as the suite's `checkpoints` kept it."""
+        ...
+
+
+class AttackerContext(Protocol):
+    """What an attack is given beside the release: its budget, its seed, and what its `knowledge` names, no more."""
+
+    @property
+    def seed(self) -> int: ...
+    @property
+    def budget(self) -> Budget: ...
+    @property
+    def corpus(self) -> Corpus:
+        """Public text like the pre-training text; needs knowledge `data`."""
+        ...
+
+    @property
+    def secret(self) -> Secret:
+        """The owner's secret; needs knowledge `secret`."""
+        ...
+
+    def sweep(
+        self,
+        model: Model,
+        task: Task,
+        *,
+        adapter: Adapter | None = None,
+        gradient_mask: Mask | None = None,
+        optimizer: Optimizer = "adamw",
+        lr_scale: float = 1.0,
+        **changes: Any,
+    ) -> Outcome:
+        """Spend the suite's budget: every learning rate and duration, the best on validation, three fresh restarts.
+
+        `changes` are fields of the budget (`warmup=…`, `durations=…`), for attacks that are about them.
+        """
+        ...
+
+    def untrained(self, model: Model, seed: int) -> PreTrainedModel:
+        """A network of the same architecture with random weights."""
+        ...
+
+    def unchanged(self, model: Model, task: Task) -> Outcome:
+        """The outcome of not training at all."""
+        ...
+
+
+class Defense(Protocol):
+    """Turns the base model into the released one. A plugin is a frozen dataclass of its hyper-parameters."""
+
+    stage: ClassVar[Stage]
+    """`pretrain` is given an untrained model, `posttrain` the trained base."""
+    claims: ClassVar[Claim | None] = None
+    trivial: ClassVar[bool] = False
+    """A control that a claim must beat."""
+    keeps_secret: ClassVar[bool] = False
+    task_aware: ClassVar[bool] = False
+
+    def reference_row(self) -> str:
+        """Spec of the row without this defense, against which it is scored."""
+        return "none"
+
+    def control_row(self) -> str | None:
+        """Spec of the matched control where `none` is not it."""
+        return None
+
+    def fingerprint(self) -> str:
+        """Hash of the files outside the benchmark that it reads; part of the release's key."""
+        return ""
+
+    def check(self, suite: Suite) -> None:
+        """Raise `NftbenchError` if the suite cannot run this defense; called before anything runs."""
+
+    def protect(self, model: Model, context: OwnerContext) -> Protected: ...
+
+
+class Attack(Protocol):
+    """Fine-tunes a release without leave. A plugin is a frozen dataclass of its hyper-parameters."""
+
+    knowledge: ClassVar[frozenset[Knowledge]] = frozenset()
+    adaptation: ClassVar[Adaptation] = "finetuning"
+    against: ClassVar[frozenset[str]] = frozenset()
+    """Names of the defenses that it was written against."""
+    uses_release: ClassVar[bool] = True
+    """False for attacks that ignore the weights: planned once for each reference row."""
+    trains: ClassVar[bool] = True
+    """False for attacks that only measure: these also run on utility tasks."""
+
+    def applies(self, defense: Defense) -> str | None:
+        """Why this attack is not planned for the defense, or None where it is."""
+        return None
+
+    def prepare(self, release: Release, context: AttackerContext) -> Prepared:
+        """What costs much and does not depend on the task; once for each release and seed."""
+        return Prepared(release.model)
+
+    def adapt(self, prepared: Prepared, task: Task, context: AttackerContext) -> Outcome: ...
+
+
+class Split(Protocol):
+    """The documents of one split, encoded for one model."""
+
+    def __len__(self) -> int: ...
+    def batch(self, indices: Sequence[int]) -> Any:
+        """What `Task.loss` takes for these documents."""
+        ...
+
+
+class TaskContext(Protocol):
+    """What a task is given to load itself: for whom it encodes, where data lies, how much of it."""
+
+    @property
+    def model(self) -> Model: ...
+    @property
+    def seed(self) -> int: ...
+    @property
+    def corpus(self) -> Corpus: ...
+    @property
+    def suite(self) -> Suite: ...
+    @property
+    def data(self) -> Path | None:
+        """The folder of local data (`--data`); None means the hub."""
+        ...
+
+    @property
+    def limit(self) -> int | None:
+        """At most so many documents a split (`--limit`); None for all."""
+        ...
+
+
+class Task(Protocol):
+    """Data to learn and a metric. A text task is an lm-eval YAML file; other tasks are frozen dataclasses."""
+
+    trainable: bool = True
+    """False for utility tasks, which have a test split only."""
+
+    def fingerprint(self, data: Path | None) -> str:
+        """Hash of the local files that it reads; part of a cell's key. Text tasks need not say."""
+        return ""
+
+    def load(self, context: TaskContext) -> Task:
+        """The task with its splits loaded and encoded for `context.model`; the object that the methods below need."""
+        ...
+
+    def split(self, name: SplitName) -> Split: ...
+    def loss(self, network: nn.Module, batch: Any) -> Tensor:
+        """The scalar that fine-tuning descends: mean negative log-likelihood of the right answer, in nats."""
+        ...
+
+    def evaluate(self, network: nn.Module, split: Split) -> Measurement: ...

@@ -1,0 +1,68 @@
+"""Documents of the toy tasks, generated once for each grammar and kept in the cache. The YAML files name these functions.
+
+The cache is $NFTBENCH_CACHE or ~/.cache/nftbench. Stock lm-eval runs the tasks as well: `lm_eval run --include_path tasks
+--tasks toy_topic --metadata '{"grammar": 3}' …`.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import inspect
+import json
+import os
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import datasets
+
+from nftbench import grammar as language
+from nftbench.grammar import PHENOMENA, Grammar
+
+COUNTS: Mapping[Literal["train", "validation", "test"], int] = {"train": 4000, "validation": 2000, "test": 2000}
+
+
+def documents(task: str, grammar: int = 0, **_: Any) -> datasets.DatasetDict:
+    """All splits of one task. lm-eval hands over the file's `metadata` and adds keys of its own."""
+    toy = Grammar(grammar)
+    splits = {
+        split: _kept(f"{task}-{split}-{count}-{grammar}", functools.partial(toy.documents, task, split, count))
+        for split, count in COUNTS.items()
+    }
+    return datasets.DatasetDict(splits)
+
+
+def minimal_pairs(grammar: int = 0, **_: Any) -> datasets.DatasetDict:
+    """Pairs of sentences of which one breaks the grammar."""
+    count = COUNTS["test"] // len(PHENOMENA)
+    pairs = _kept(f"minimal_pairs-{count}-{grammar}", lambda: _interleaved(Grammar(grammar).minimal_pairs(count), count))
+    return datasets.DatasetDict({"test": pairs})
+
+
+def _interleaved(pairs: Sequence[Mapping[str, Any]], count: int) -> list[Mapping[str, Any]]:
+    """All phenomena by turns, so that the first documents stand for all of them (`--limit` takes the first)."""
+    return [pair for first in range(count) for pair in pairs[first::count]]
+
+
+def _kept(name: str, generate: Callable[[], Sequence[Mapping[str, Any]]]) -> datasets.Dataset:
+    """Read a split from the cache, or generate it and write it there whole."""
+    home = Path(os.environ.get("NFTBENCH_CACHE") or Path.home() / ".cache" / "nftbench")
+    path = home / "toy" / f"{name}-{_version()}.jsonl"
+    if path.is_file():
+        return datasets.Dataset.from_list([json.loads(line) for line in path.read_text("utf-8").splitlines()])
+    rows = generate()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False, encoding="utf-8") as file:
+        file.writelines(json.dumps(row) + "\n" for row in rows)
+        file.flush()
+        os.fsync(file.fileno())
+    Path(file.name).replace(path)
+    return datasets.Dataset.from_list(list(rows))
+
+
+@functools.cache
+def _version() -> str:
+    """A hash of the grammar's source: another grammar must not find this one's documents."""
+    return hashlib.sha256(inspect.getsource(language).encode()).hexdigest()[:12]

@@ -1,0 +1,144 @@
+"""What the reader sees: every row once, its numbers and doubts, in every format, and nothing half written."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from nftbench import report
+from nftbench.report import markdown, tables, terminal
+from nftbench.score import Interval, Leaderboard
+from nftbench.types import Record
+from tests.factories import COST, TASKS, curve, failed, record, scored, scratch, suite, sweep
+
+COMMAND = "nftbench report results/tiny"
+
+
+def renamed(records: list[Record], old: str, new: str) -> list[Record]:
+    return [replace(one, defense=new) if one.defense == old else one for one in records]
+
+
+@pytest.fixture
+def board() -> Leaderboard:
+    records = [*suite(), *sweep("random_mask", (0.75, 0.76, 0.74, 0.77, 0.75), utility=0.7)]
+    records += [record("pmp", "authorized", task, 0, 0.9, knowledge=("secret",)) for task in TASKS]
+    records += [
+        record("pmp", "authorized", task, seed, 0.9, knowledge=("secret",), recovery={"roc_auc": 0.75})
+        for task in TASKS
+        for seed in range(1, 5)
+    ]
+    return scored(
+        [replace(one, curve=curve(0.3, one.attacked.value), cost=COST) if one.attacked else one for one in records]
+    )
+
+
+def rows(page: str, heading: str) -> list[list[str]]:
+    """The cells of the table under a heading."""
+    section = page.split(f"# {heading}\n", 1)[1].split("\n#", 1)[0]
+    lines = [line for line in section.splitlines() if line.startswith("|")]
+    return [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines[2:]]
+
+
+def test_numbers() -> None:
+    assert tables.interval(Interval(12.34, 8.06, 16.54, 5)) == "12.3 [8.1, 16.5]"
+    assert tables.interval(Interval(12.34)) == "12.3"
+    assert tables.interval(Interval(0.965, 0.951, 0.979, 5), 100) == "96.5 [95.1, 97.9]"
+    assert tables.interval(None) == "–"
+    assert tables.number(-0.04) == "0.0"
+
+
+def test_page(board: Leaderboard) -> None:
+    page = markdown.page(board, COMMAND)
+    ranking = rows(page, "Ranking")
+    assert [row[:2] for row in ranking] == [["1", "pmp"], ["control", "early_stop"], ["ref", "none"]]
+    assert ranking[0][2].startswith("20.0 [")
+    assert ranking[0][3].startswith("30.0 [")
+    assert ranking[0][8] == "holds"
+    [unranked] = rows(page, "Not ranked")
+    assert unranked[0] == "random\\_mask" or unranked[0] == "random_mask"
+    assert "keeps 90.0 % of base utility" in unranked[-1]
+    assert [row[1] for row in rows(page, "Headroom")] == list(TASKS)
+    assert len(rows(page, "topic")) == 4
+    assert "pmp" in {row[0] for row in rows(page, "Reasons to doubt")}
+    assert rows(page, "Recovery of secrets") == [["pmp", "authorized", "0.750"]]
+    assert "## How to read it" in page
+    assert page.rstrip().endswith(f"    {COMMAND}")
+
+
+def test_text_of_plugins_is_escaped(board: Leaderboard) -> None:
+    records = renamed(suite(), "pmp", "evil[text=a|b<script>\n`x`*]")
+    records[-1] = failed(records[-1])
+    page = markdown.page(scored(records), "run\n\n# evil")
+    assert "evil[text=a\\|b&lt;script> \\`x\\`\\*]" in page
+    assert "<script" not in page
+    assert "    run # evil" in page
+    latex = tables.latex(scored(renamed(suite(), "pmp", "a_b&c%{d}\\[x=1]")))
+    assert r"a\_b\&c\%\{d\}\textbackslash{}{[}x=1{]}" in latex
+
+
+def test_preliminary_ranks_are_in_brackets_and_shown_apart_from_ranks() -> None:
+    page = markdown.page(scored(suite(3)), COMMAND)
+    assert rows(page, "Ranking")[0][:2] == ["(1)", "pmp"]
+
+
+def test_files(board: Leaderboard, tmp_path: Path) -> None:
+    paths = report.write(board, tmp_path / "new", COMMAND)
+    assert [path.name for path in paths] == [f"leaderboard.{kind}" for kind in ("md", "csv", "json", "tex")]
+    assert sorted(tmp_path.joinpath("new").iterdir()) == sorted(paths)  # no drafts left
+    content = json.loads(paths[2].read_text())
+    assert content["command"] == COMMAND
+    assert [score["defense"] for score in content["scores"]] == ["pmp", "early_stop", "none", "random_mask"]
+    assert content["scores"][0]["suppression"]["value"] == pytest.approx(30.0)
+    lines = list(csv.DictReader(io.StringIO(paths[1].read_text())))
+    assert lines[0]["defense"] == "pmp"
+    assert float(lines[0]["excess"]) == pytest.approx(20.0)
+    assert float(lines[0]["excess_low"]) < 20 < float(lines[0]["excess_high"])
+    assert lines[0]["rank"] == "1"
+    assert lines[3]["rank"] == ""
+    tex = paths[3].read_text()
+    assert tex.startswith(r"\begin{tabular}{rl")
+    assert all(line.count(" & ") == 8 for line in tex.splitlines() if line.endswith(r"\\"))
+
+
+def test_writing_again_replaces_whole_files(board: Leaderboard, tmp_path: Path) -> None:
+    first = [path.read_bytes() for path in report.write(board, tmp_path, COMMAND)]
+    assert [path.read_bytes() for path in report.write(board, tmp_path, COMMAND)] == first
+
+
+@pytest.mark.parametrize(
+    "records",
+    [[], suite(1), sweep("pmp", (0.5,)), scratch([0.4]), [failed(one) for one in suite(2)]],
+    ids=["empty", "one seed", "no reference", "scratch only", "all failed"],
+)
+def test_every_report_stands_whatever_is_missing(records: list[Record], tmp_path: Path) -> None:
+    board = scored(records)
+    for path in report.write(board, tmp_path, COMMAND):
+        text = path.read_text()
+        assert "nan" not in text.lower().replace("finance", "")
+        assert "inf]" not in text
+        assert "Infinity" not in text
+    Console(file=io.StringIO(), width=200).print(terminal.summary(board))
+
+
+def test_terminal(board: Leaderboard) -> None:
+    console = Console(file=io.StringIO(), width=220, color_system=None)
+    records = renamed(suite(), "early_stop", "early_stop[fraction=0.5]")
+    terminal.show(scored(records), console)
+    shown = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "early_stop[fraction=0.5]" in shown  # not read as markup
+    assert "30.0 [" in shown
+    terminal.show(board, console)
+    assert "random_mask: keeps 90.0 %" in console.file.getvalue()  # type: ignore[attr-defined]
+
+
+def test_intervals_without_end_become_null() -> None:
+    content = json.loads(tables.json(scored(suite(1)), COMMAND))
+    assert content["scores"][0]["suppression"]["low"] is None
+    assert math.isfinite(content["scores"][0]["suppression"]["value"])

@@ -1,0 +1,647 @@
+"""Every formula against numbers worked out by hand, the rules of the game, and the error rate of the verdict."""
+
+from __future__ import annotations
+
+import math
+import random
+import subprocess
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings, strategies as st
+from scipy import stats
+
+from nftbench.score import (
+    Interval,
+    Leaderboard,
+    Multiple,
+    Score,
+    beats_zero,
+    cost_to_break,
+    difference,
+    excess,
+    holm,
+    kept_share,
+    level_name,
+    mean,
+    median_multiple,
+    points,
+    preference,
+    shared_ranks,
+    weakest,
+)
+from nftbench.types import Claim, Point, Record
+from tests.factories import (
+    COST,
+    TASKS,
+    curve,
+    failed,
+    measurement,
+    record,
+    row,
+    scored,
+    scratch,
+    suite,
+    sweep,
+)
+
+
+def of(board: Leaderboard, defense: str) -> Score:
+    return next(one for one in board.scores if one.defense == defense)
+
+
+# ------------------------------------------------------------------------------------------------------- statistics
+
+
+def test_mean_is_students_interval() -> None:
+    # m = 3, s = 1, t(2) = 4.30265: 3 ± 4.30265 / √3
+    found = mean([2.0, 3.0, 4.0])
+    assert (found.value, found.count) == (3.0, 3)
+    assert found.low == pytest.approx(3 - 2.48414, abs=1e-4)
+    assert found.high == pytest.approx(3 + 2.48414, abs=1e-4)
+    assert found.p == pytest.approx(stats.ttest_1samp([2, 3, 4], 0, alternative="greater").pvalue)
+
+
+def test_difference_shows_the_wider_interval() -> None:
+    # differences 2, 3, 4: paired 3 ± 2.484. Welch: variances 4 and 1, se² = 5/3, df = 2.941, and so wider
+    found = difference([3.0, 5.0, 7.0], [1.0, 2.0, 3.0])
+    welch = stats.ttest_ind([3, 5, 7], [1, 2, 3], equal_var=False).confidence_interval()
+    assert (found.low, found.high) == pytest.approx((welch.low, welch.high))
+    assert found.p == pytest.approx(
+        stats.ttest_ind([3, 5, 7], [1, 2, 3], equal_var=False, alternative="greater").pvalue
+    )
+    # seeds that move against each other: here the paired one is wider
+    against = difference([1.0, 2.0, 3.0], [3.0, 2.0, 1.0])
+    paired = stats.ttest_rel([1, 2, 3], [3, 2, 1]).confidence_interval()
+    assert (against.low, against.high) == pytest.approx((paired.low, paired.high))
+
+
+def test_degenerate_seeds() -> None:
+    assert mean([4.0]) == Interval(4.0, -math.inf, math.inf, 1, 1.0)
+    assert difference([4.0], [1.0]) == Interval(3.0, -math.inf, math.inf, 1, 1.0)
+    assert difference([2.0] * 3, [2.0] * 3) == Interval(0.0, 0.0, 0.0, 3, 1.0)
+    assert difference([2.0] * 3, [1.0] * 3) == Interval(1.0, 1.0, 1.0, 3, 0.0)
+
+
+def test_weakest_has_to_beat_every_control() -> None:
+    strong, vague = Interval(5.0, 4.0, 6.0, 5, 0.001), Interval(7.0, -1.0, 15.0, 5, 0.04)
+    assert weakest([strong, vague]) == Interval(5.0, -1.0, 6.0, 5, 0.04)
+
+
+def test_holm_by_hand() -> None:
+    # sorted .01 .02 .04 -> 3 × .01, max(.03, 2 × .02), max(.04, .04)
+    assert holm([0.02, 0.01, 0.04]) == pytest.approx([0.04, 0.03, 0.04])
+    assert holm([0.9, 0.8]) == [1.0, 1.0]
+    assert holm([]) == []
+
+
+@given(st.lists(st.floats(0, 1), max_size=8))
+def test_holm_never_lowers_a_p_value_and_keeps_the_order(p_values: list[float]) -> None:
+    adjusted = holm(p_values)
+    assert all(p <= new <= 1 for p, new in zip(p_values, adjusted, strict=True))
+    assert sorted(adjusted) == [new for _, new in sorted(zip(p_values, adjusted, strict=True))]
+
+
+def test_rows_that_cannot_be_told_apart_share_a_rank() -> None:
+    far = {seed: 30.0 + 0.1 * seed for seed in range(5)}
+    near = {seed: 20.0 + (-1) ** seed for seed in range(5)}
+    same = {seed: 19.9 + (-1) ** (seed // 2) for seed in range(5)}
+    assert shared_ranks([far, near, same]) == [1, 2, 2]
+    assert shared_ranks([]) == []
+    # one vague row at the bottom cannot be told from anything: nobody is above it
+    vague = {seed: 15.0 + 40 * (-1) ** seed for seed in range(5)}
+    assert shared_ranks([far, near, vague]) == [1, 1, 1]
+
+
+# ---------------------------------------------------------------------------------------------------------- formulas
+
+
+def test_points_and_retention() -> None:
+    assert points(measurement(0.83)) == pytest.approx(83.0)
+    assert points(measurement(1.5, higher=False)) == -150.0
+    assert kept_share(measurement(0.70), measurement(0.75)) == pytest.approx(0.45 / 0.50)
+    bits = [measurement(value, floor=7.0, higher=False) for value in (4.0, 3.0)]
+    assert kept_share(*bits) == pytest.approx(3.0 / 4.0)  # (unigram - U_d) / (unigram - U_none)
+
+
+def test_preference_looks_at_validation_then_loss_then_steps_and_never_at_test() -> None:
+    def one(value: float, loss: float | None, step: int, test: float) -> Record:
+        found = record("pmp", "full", "topic", 0, value, picked=Point(0.1, step, value, loss))
+        return replace(found, validation=measurement(value, loss=loss), attacked=measurement(test))
+
+    best = one(0.8, 0.5, 50, 0.1)
+    for worse in (one(0.7, 0.1, 1, 0.9), one(0.8, 0.6, 1, 0.9), one(0.8, 0.5, 60, 0.9), one(0.8, math.nan, 1, 0.9)):
+        assert preference(best) > preference(worse)
+
+
+def test_scores_by_hand() -> None:
+    board = scored(suite())
+    pmp, stopped, none = (of(board, name) for name in ("pmp", "early_stop", "none"))
+    assert board.problems == ()
+    # means over five seeds: undefended 82, early_stop 72, pmp 52
+    assert pmp.attacked is not None
+    assert pmp.attacked.value == pytest.approx(52.0)
+    assert pmp.suppression is not None
+    assert pmp.suppression.value == pytest.approx(30.0)
+    assert pmp.suppression.count == 5
+    assert stopped.suppression is not None
+    assert stopped.suppression.value == pytest.approx(10.0)
+    assert none.suppression is not None
+    assert none.suppression.value == 0.0
+    assert pmp.excess is not None
+    assert pmp.excess.value == pytest.approx(20.0)
+    assert pmp.excess_over == "early_stop"
+    assert pmp.gain is not None
+    assert pmp.gain.value == pytest.approx(22.0)
+    assert pmp.protected_fraction == pytest.approx(30 / 42)
+    assert pmp.retention is not None
+    assert pmp.retention.value == 1.0
+    assert pmp.recipe == "full"
+    assert pmp.recipe_suppression is not None
+    assert pmp.recipe_suppression.value == pytest.approx(30.0)
+    assert (pmp.standing, pmp.rank, pmp.verdict) == ("ranked", 1, "holds")
+    assert (stopped.standing, none.standing) == ("control", "control")
+    assert (stopped.rank, stopped.verdict, stopped.excess) == (None, None, None)
+    # S by seed: 30 29 29 31 31, standard deviation 1
+    assert pmp.seed_spread == pytest.approx(1.0)
+
+
+def test_worst_task_and_per_task_numbers() -> None:
+    records = suite(3)
+    records = [
+        replace(one, attacked=measurement(0.6), validation=measurement(0.6))
+        if (one.defense, one.attack, one.task) == ("pmp", "full", "topic")
+        else one
+        for one in records
+    ]
+    pmp = of(scored(records), "pmp")
+    assert pmp.worst_task is not None
+    assert pmp.worst_task.task == "topic"
+    assert pmp.worst_task.suppression is not None
+    assert pmp.worst_task.suppression.value == pytest.approx(82 - 60)
+    assert pmp.worst_task.unattacked == pytest.approx(30)
+    assert pmp.worst_task.attack == "full"
+
+
+def test_scratch_is_in_every_attackers_set() -> None:
+    records = [*suite(3, defended=(0.35, 0.35, 0.35))]
+    pmp = of(scored(records), "pmp")
+    assert pmp.attacked is not None
+    assert pmp.attacked.value == pytest.approx(40.0)  # scratch ends at 0.4, full at 0.35
+    assert pmp.tasks[0].attack == "scratch"
+
+
+def test_attack_none_is_in_every_attackers_set() -> None:
+    records = [*sweep("none", (0.8,) * 3), *sweep("pmp", (0.4,) * 3, unattacked=0.5)]
+    pmp = of(scored(records), "pmp")
+    assert pmp.attacked is not None
+    assert pmp.attacked.value == pytest.approx(50.0)
+    assert pmp.gain is not None
+    assert pmp.gain.value == 0.0
+
+
+def test_tasks_without_headroom_are_left_out_before_any_defense_is_looked_at() -> None:
+    flat = [replace(one, task="flat", key=one.key + "flat") for one in suite(3) if one.task == "topic"]
+    flat = [
+        replace(one, attacked=measurement(0.4), validation=measurement(0.4))
+        if one.attack in ("full", "scratch") and one.defense == "none"
+        else one
+        for one in flat
+    ]
+    board = scored([*suite(3), *flat])
+    assert [row.task for row in board.headroom if not row.kept] == ["flat"]
+    assert any("flat" in problem and "scratch" in problem for problem in board.problems)
+    assert of(board, "pmp").suppression == of(scored(suite(3)), "pmp").suppression
+    assert [task.task for task in of(board, "pmp").tasks] == list(TASKS)
+
+
+def test_retention_is_the_minimum_over_metrics_within_a_seed() -> None:
+    bits = [
+        record(defense, "none", "bits", seed, value, role="utility", attacked=measurement(value, floor=7, higher=False))
+        for defense, values in {"none": (3.0,) * 3, "early_stop": (3.0,) * 3, "pmp": (3.4, 3.0, 3.4)}.items()
+        for seed, value in enumerate(values)
+    ]
+    bits = [replace(one, unattacked=None, validation=None) for one in bits]
+    pmp = of(scored([*suite(3), *bits]), "pmp")
+    assert pmp.retention is not None
+    assert pmp.utilities["minimal_pairs"].value == 1.0
+    assert pmp.retention.value == pytest.approx((0.9 + 1.0 + 0.9) / 3)
+    assert not pmp.clears_bar
+    assert pmp.verdict == "refuted"
+    assert pmp.standing == "unranked"
+
+
+def test_utility_metric_on_which_the_reference_is_at_its_floor_is_left_out() -> None:
+    dead = [
+        record(defense, "none", "dead", seed, 0.25, role="utility", unattacked=measurement(0.25))
+        for defense in ("none", "early_stop", "pmp")
+        for seed in range(3)
+    ]
+    board = scored([*suite(3), *dead])
+    assert any("dead" in problem for problem in board.problems)
+    assert list(of(board, "pmp").utilities) == ["minimal_pairs"]
+    assert of(board, "pmp").clears_bar
+
+
+def test_a_trivial_defense_that_loses_utility_is_no_control() -> None:
+    records = [one for one in suite(5) if one.defense != "early_stop"]
+    records += sweep("early_stop", (0.5,) * 5, utility=0.5)
+    pmp = of(scored(records), "pmp")
+    assert pmp.excess_over == "none"
+    assert pmp.excess is not None
+    assert pmp.excess.value == pytest.approx(30.0)
+
+
+def test_another_reference_has_its_own_controls() -> None:
+    records = [*suite(5), *sweep("twin", (0.9,) * 5, claim=None), *sweep("checkpoint", (0.8,) * 5, reference="twin")]
+    score = of(scored(records), "checkpoint")
+    assert score.suppression is not None
+    assert score.suppression.value == pytest.approx(10.0)
+    assert score.excess_over == "twin"
+    assert of(scored(records), "twin").kind == "reference"
+
+
+def test_best_single_recipe_is_picked_on_validation() -> None:
+    records = suite(3)
+    for defense in ("none", "pmp", "early_stop"):
+        for seed in range(3):
+            records.append(record(defense, "lora", "pairs", seed, 0.55))
+            records.append(record(defense, "lora", "topic", seed, 0.45))
+    pmp = of(scored(records), "pmp")
+    assert pmp.recipe == "full"  # 52.7 on both against lora's 50
+    assert pmp.attacked is not None
+    assert pmp.attacked.value == pytest.approx((55 + (50 + 53 + 55) / 3) / 2)
+    assert pmp.recipe_suppression is not None
+    assert pmp.recipe_suppression.value == pytest.approx(82 - 158 / 3)
+
+
+def test_authorised_gain_is_scored_apart() -> None:
+    owner = [record("pmp", "authorized", task, seed, 0.9, knowledge=("secret",)) for task in TASKS for seed in range(3)]
+    pmp = of(scored([*suite(3), *owner]), "pmp")
+    assert pmp.authorized_gain is not None
+    assert pmp.authorized_gain.value == pytest.approx(60.0)
+    assert pmp.suppression == of(scored(suite(3)), "pmp").suppression
+    assert "secret" not in "".join(pmp.levels)
+
+
+def test_a_column_for_each_knowledge_level() -> None:
+    sibling = [
+        record(defense, "diff", task, seed, 0.78, knowledge=("sibling",))
+        for defense in ("none", "early_stop", "pmp")
+        for task in TASKS
+        for seed in range(3)
+    ]
+    pmp = of(scored([*suite(3), *sibling]), "pmp")
+    assert list(pmp.levels) == ["nothing", "sibling", "method+data"]
+    assert pmp.levels["sibling"] is not None
+    assert pmp.levels["sibling"].value == pytest.approx(82 - 78)
+    assert pmp.levels["method+data"] == pmp.suppression
+    assert pmp.suppression is not None
+    assert pmp.suppression.value == pytest.approx(82 - 158 / 3)
+    assert level_name({"data", "method"}) == "method+data"
+
+
+def test_beyond_the_control_that_a_defense_names() -> None:
+    records = [*suite(3), *sweep("random_mask", (0.6,) * 3)]
+    records = [replace(one, row=row("pmp", control="random_mask")) if one.defense == "pmp" else one for one in records]
+    pmp = of(scored(records), "pmp")
+    assert pmp.beyond_control is not None
+    assert pmp.beyond_control.value == pytest.approx(60 - 158 / 3)
+
+
+def test_spread_of_attack_seeds() -> None:
+    restarts = (Point(0.1, 10, 0.50, None), Point(0.1, 10, 0.52, None, attack_seed=1), Point(0.1, 10, None, None))
+    records = [replace(one, restarts=restarts) if one.attack == "full" else one for one in suite(3)]
+    assert of(scored(records), "pmp").attack_spread == pytest.approx(math.sqrt(2))
+
+
+def test_recovery_is_averaged_by_attack() -> None:
+    records = suite(2)
+    records += [
+        record("pmp", "mask_recovery", task, seed, 0.4, recovery={"roc_auc": 0.6 + 0.2 * seed, "iou": math.nan})
+        for task in TASKS
+        for seed in range(2)
+    ]
+    assert of(scored(records), "pmp").recovery == {"mask_recovery": {"roc_auc": pytest.approx(0.7)}}
+
+
+# ----------------------------------------------------------------------------------------------------- cost to break
+
+
+def test_cost_to_break_by_hand() -> None:
+    # undefended gains 50 points from 30: half is 55, first at step 20; 90 % is 75, first at step 30
+    theirs = record("none", "full", "topic", 0, 0.8, curve=curve(0.3, 0.5, 0.6, 0.8), cost=COST)
+    prepared = replace(COST, preparation_flops=2000.0, preparation_seconds=5.0, peak_memory_bytes=3000)
+    mine = record("pmp", "full", "topic", 0, 0.6, curve=curve(0.3, 0.3, 0.4, 0.45, 0.6), cost=prepared)
+    half = cost_to_break(theirs, mine, 30.0, 0.5)
+    assert half["steps"] == Multiple(2.0)
+    assert half["flops"] == Multiple((2000 + 40 * 100) / (20 * 100))
+    assert half["seconds"] == Multiple((5 + 40 * 0.5) / (20 * 0.5))
+    assert half["memory"] == Multiple(3.0)
+    most = cost_to_break(theirs, mine, 30.0, 0.9)
+    assert most["steps"] == Multiple(40 / 30, censored=True)
+    assert str(most["steps"]) == "> 1.33×"
+    assert str(half["steps"]) == "2×"
+
+
+def test_cost_to_break_is_unknown_where_nothing_is_gained_or_recorded() -> None:
+    flat = record("none", "full", "topic", 0, 0.3, curve=curve(0.3, 0.3), cost=COST)
+    assert cost_to_break(flat, flat, 30.0, 0.5) == {}
+    assert cost_to_break(replace(flat, cost=None), flat, 30.0, 0.5) == {}
+    hole = replace(flat, curve=(Point(0.1, 0, None, None), Point(0.1, 10, math.nan, None)))
+    assert cost_to_break(hole, flat, 30.0, 0.5) == {}
+
+
+def test_median_multiple_keeps_censoring() -> None:
+    over, far = Multiple(4.0, censored=True), Multiple(9.0, censored=True)
+    assert median_multiple([]) is None
+    assert median_multiple([Multiple(1.0), Multiple(3.0), over]) == Multiple(3.0)
+    assert median_multiple([Multiple(1.0), far, over]) == over
+    assert median_multiple([Multiple(1.0), Multiple(2.0)]) == Multiple(1.0)
+
+
+def test_cost_to_break_in_full() -> None:
+    curves = {"none": curve(0.3, 0.8), "early_stop": curve(0.3, 0.8), "pmp": curve(0.3, 0.35, 0.56)}
+    records = [replace(one, curve=curves[one.defense], cost=COST) if one.attack == "full" else one for one in suite(3)]
+    board = scored(records)
+    assert of(board, "pmp").cost_to_break["steps"] == {0.5: Multiple(2.0), 0.9: Multiple(2.0, censored=True)}
+    assert of(board, "early_stop").cost_to_break["flops"] == {0.5: Multiple(1.0), 0.9: Multiple(1.0)}
+
+
+# -------------------------------------------------------------------------------------------------- status and seeds
+
+
+@pytest.mark.parametrize("status", ["failed", "oom", "timeout", "nonfinite"])
+@pytest.mark.parametrize("defense", ["pmp", "none", "early_stop"])
+def test_a_failed_cell_makes_the_row_incomplete_and_is_never_resistance(status: str, defense: str) -> None:
+    records = suite()
+    index = next(i for i, one in enumerate(records) if (one.defense, one.attack) == (defense, "full"))
+    records[index] = failed(records[index], status)
+    pmp = of(scored(records), "pmp")
+    assert (pmp.standing, pmp.rank, pmp.verdict) == ("unranked", None, "untested")
+    assert f"{defense} × full on pairs, seed 0: {status} (boom)" in pmp.reasons[0]
+    assert pmp.excess is None
+
+
+def test_what_is_not_a_result() -> None:
+    for change in (
+        {"limited": True},
+        {"attacked": measurement(math.nan)},
+        {"attacked": None},
+        {"validation": None},
+        {"validation": measurement(math.inf)},
+    ):
+        records = suite(3)
+        index = next(i for i, one in enumerate(records) if (one.defense, one.attack) == ("pmp", "full"))
+        records[index] = replace(records[index], **change)
+        assert of(scored(records), "pmp").standing == "unranked", change
+        assert of(scored(records), "pmp").suppression is None, change
+
+
+def test_a_missing_cell_makes_the_row_incomplete() -> None:
+    records = suite()
+    planned = [(one.defense, one.attack, one.task, one.seed) for one in records]
+    left = [one for one in records if (one.defense, one.attack, one.seed) != ("pmp", "full", 4)]
+    for plan in (planned, None):
+        pmp = of(scored(left, planned=plan), "pmp")
+        assert pmp.standing == "unranked"
+        assert "seed 4: missing" in pmp.reasons[0]
+        assert pmp.suppression is not None
+        assert pmp.suppression.count == 4  # what has run so far is shown
+    board = scored(left, planned=planned)
+    assert (board.records, board.planned) == (len(left), len(planned))
+
+
+def test_an_attack_that_only_the_reference_withstood_is_missing() -> None:
+    records = [*suite(), *(record("none", "lora", task, seed, 0.8) for task in TASKS for seed in range(5))]
+    assert "pmp × lora on pairs, seed 0: missing" in of(scored(records), "pmp").reasons[0]
+
+
+def test_planned_defense_without_records_may_be_a_control() -> None:
+    records = suite()
+    planned = [(one.defense, one.attack, one.task, one.seed) for one in records] + [("noise", "full", "topic", 0)]
+    assert of(scored(records, planned=planned), "pmp").standing == "unranked"
+
+
+def test_records_outside_the_plan_are_left_out() -> None:
+    records = suite()
+    planned = [(one.defense, one.attack, one.task, one.seed) for one in records]
+    board = scored([*records, record("pmp", "head", "topic", 7, 0.1)], planned=planned)
+    assert board.problems == ("1 records outside the plan are left out",)
+    assert of(board, "pmp") == of(scored(records, planned=planned), "pmp")
+
+
+def test_cells_recorded_twice_or_on_other_weights_do_not_count() -> None:
+    records = suite()
+    twice = [*records, replace(records[-1], key="other")]
+    assert "recorded twice" in of(scored(twice), "pmp").reasons[0]
+    assert of(scored([*records, records[-1]]), "pmp").standing == "ranked"
+    mixed = [replace(one, release_sha256=f"{one.attack}") if one.defense == "pmp" else one for one in records]
+    assert "different weights" in of(scored(mixed), "pmp").reasons[0]
+
+
+@pytest.mark.parametrize(
+    ("count", "standing", "verdict"),
+    [(1, "unranked", "untested"), (2, "unranked", "untested"), (3, "preliminary", "holds"), (5, "ranked", "holds")],
+)
+def test_seeds_needed(count: int, standing: str, verdict: str) -> None:
+    pmp = of(scored(suite(count)), "pmp")
+    assert pmp.standing == standing
+    assert pmp.verdict == verdict
+    if count == 1:
+        assert pmp.suppression == Interval(pytest.approx(30.0))  # type: ignore[arg-type]
+        assert any("1 base seed:" in reason for reason in pmp.reasons)
+
+
+def test_zero_variance() -> None:
+    records = [*sweep("none", (0.8,) * 5), *scratch([0.4] * 5), *sweep("pmp", (0.8,) * 5), *sweep("mask", (0.5,) * 5)]
+    board = scored(records)
+    assert of(board, "pmp").verdict == "refuted"
+    assert of(board, "mask").verdict == "holds"
+    assert of(board, "pmp").excess == Interval(0.0, 0.0, 0.0, 5, 1.0)
+    assert [of(board, name).rank for name in ("mask", "pmp")] == [1, 2]
+
+
+def test_other_library_versions_are_not_ranked_together_unasked() -> None:
+    records = suite()
+    records[-1] = replace(records[-1], provenance={"versions": {"torch": "2.10.0"}})
+    board = scored(records)
+    assert any("torch 2.10.0, 2.9.0" in problem for problem in board.problems)
+    assert of(board, "pmp").standing == "unranked"
+    assert of(scored(records, mixed_versions=True), "pmp").standing == "ranked"
+
+
+def test_task_aware_rows_have_a_table_of_their_own() -> None:
+    records = [replace(one, row=replace(one.row, task_aware=True)) if one.defense == "pmp" else one for one in suite()]
+    assert of(scored(records), "pmp").standing == "unranked"
+
+
+def test_no_records_and_no_reference() -> None:
+    assert scored([]).scores == ()
+    pmp = of(scored(sweep("pmp", (0.5,) * 5)), "pmp")
+    assert pmp.suppression is None
+    assert pmp.standing == "unranked"
+    assert "none: no records" in pmp.reasons[0]
+
+
+# ----------------------------------------------------------------------------------------------------------- verdict
+
+
+def claiming(records: list[Record], claim: Claim | None) -> list[Record]:
+    return [replace(one, row=replace(one.row, claim=claim)) if one.defense == "pmp" else one for one in records]
+
+
+def test_no_claim_no_verdict() -> None:
+    pmp = of(scored(claiming(suite(), None)), "pmp")
+    assert (pmp.verdict, pmp.claim_p, pmp.standing) == (None, None, "ranked")
+
+
+def test_a_claim_that_no_attack_tried_is_untested_never_withstood() -> None:
+    unattacked = [one for one in suite() if one.attack != "full"]
+    assert of(scored(unattacked), "pmp").verdict == "untested"
+    sibling_only = [replace(one, knowledge=("sibling",)) if one.attack == "full" else one for one in suite()]
+    assert of(scored(sibling_only), "pmp").verdict == "untested"
+    assert of(scored(claiming(suite(), Claim(adaptation="merging"))), "pmp").verdict == "untested"
+
+
+def test_a_claim_about_probes_is_judged_by_probes() -> None:
+    probes = [
+        record(defense, "probe", task, seed, value, adaptation="linear_probe")
+        for defense, value in {"none": 0.6, "early_stop": 0.6, "pmp": 0.4}.items()
+        for task in TASKS
+        for seed in range(5)
+    ]
+    tuned = [*sweep("none", (0.8,) * 5), *sweep("early_stop", (0.8,) * 5), *sweep("pmp", (0.8,) * 5), *probes]
+    assert of(scored(claiming(tuned, Claim(adaptation="linear_probe"))), "pmp").verdict == "holds"
+    assert of(scored(claiming(tuned, Claim())), "pmp").verdict == "refuted"
+
+
+def test_a_claim_is_judged_at_its_own_level() -> None:
+    strong = [
+        record(defense, "rescale", task, seed, 0.8, knowledge=("method",))
+        for defense in ("none", "early_stop", "pmp")
+        for task in TASKS
+        for seed in range(5)
+    ]
+    records = [*suite(), *strong]
+    assert of(scored(claiming(records, Claim())), "pmp").verdict == "holds"
+    assert of(scored(claiming(records, Claim(frozenset({"method"})))), "pmp").verdict == "refuted"
+
+
+def test_an_attack_left_at_an_edge_cannot_prove_a_claim() -> None:
+    records = [replace(one, at_edge=True) if (one.defense, one.attack) == ("pmp", "full") else one for one in suite()]
+    assert of(scored(records), "pmp").verdict == "untested"
+
+
+# -------------------------------------------------------------------------------------------------------- properties
+
+scores = st.lists(st.floats(0.3, 0.95).map(lambda value: round(value, 3)), min_size=3, max_size=3)
+
+
+@settings(max_examples=40, deadline=None)
+@given(scores, scores, scores, st.randoms(use_true_random=False))
+def test_the_order_of_records_never_changes_scores(
+    undefended: list[float], stopped: list[float], defended: list[float], shuffler: random.Random
+) -> None:
+    records = [*sweep("none", undefended), *scratch([0.2] * 3), *sweep("early_stop", stopped), *sweep("pmp", defended)]
+    mixed = shuffler.sample(records, len(records))
+    assert scored(mixed) == scored(records)
+
+
+@settings(max_examples=60, deadline=None)
+@given(scores, scores, scores, st.integers(0, 2), st.sampled_from(TASKS), st.sampled_from(["full", "lora", "none"]))
+def test_a_failed_attack_never_raises_suppression(
+    undefended: list[float], defended: list[float], second: list[float], seed: int, task: str, attack: str
+) -> None:
+    records = [*sweep("none", undefended), *scratch([0.2] * 3), *sweep("pmp", defended)]
+    for defense in ("none", "pmp"):
+        records += [record(defense, "lora", task, index, second[index]) for task in TASKS for index in range(3)]
+    index = next(
+        i
+        for i, one in enumerate(records)
+        if (one.defense, one.attack, one.task, one.seed) == ("pmp", attack, task, seed)
+    )
+    before = of(scored(records), "pmp")
+    after = of(scored([failed(one) if i == index else one for i, one in enumerate(records)]), "pmp")
+    for name in ("suppression", "excess", "recipe_suppression", "claim_excess"):
+        old, new = getattr(before, name), getattr(after, name)
+        assert new is None or new.value <= old.value
+    assert after.standing == "unranked"
+    assert after.verdict == "untested"
+
+
+@settings(max_examples=40, deadline=None)
+@given(scores, scores, scores)
+def test_one_more_attack_never_lowers_what_the_attacker_reaches(
+    undefended: list[float], defended: list[float], more: list[float]
+) -> None:
+    records = [*sweep("none", undefended), *sweep("pmp", defended)]
+    before = of(scored(records), "pmp")
+    for defense in ("none", "pmp"):
+        records += [record(defense, "lora", task, seed, more[seed]) for task in TASKS for seed in range(3)]
+    after = of(scored(records), "pmp")
+    assert before.attacked is not None
+    assert after.attacked is not None
+    assert after.attacked.value >= before.attacked.value - 1e-9
+
+
+# -------------------------------------------------------------------------------------------------------- simulation
+
+
+def wrong_verdicts(draws: int, seeds: int, rows: int, controls: int, generator: np.random.Generator) -> int:
+    """How often some row is said to hold although no row does anything: base seeds differ, and each run a little."""
+    wrong = 0
+    for _ in range(draws):
+        base = generator.normal(80, 3, seeds)
+        attacked = (base + generator.normal(0, 1.5, (rows + controls, seeds))).tolist()
+        p_values = [excess(mine, attacked[rows:]).p for mine in attacked[:rows]]
+        wrong += any(beats_zero(p) for p in holm(p_values))
+    return wrong
+
+
+@pytest.mark.parametrize(("rows", "controls"), [(1, 1), (4, 3)])
+def test_without_an_effect_the_verdict_is_wrong_in_at_most_one_draw_in_twenty(rows: int, controls: int) -> None:
+    draws = 2000
+    wrong = wrong_verdicts(draws, 5, rows, controls, np.random.default_rng(7))
+    assert wrong / draws <= 0.05 + 2 * math.sqrt(0.05 * 0.95 / draws)
+
+
+def test_the_interval_covers_what_it_says() -> None:
+    generator = np.random.default_rng(11)
+    draws = generator.normal(0, 1, (2000, 2, 5)).tolist()
+    covered = sum(gap.low <= 0 <= gap.high for gap in (difference(*pair) for pair in draws))
+    assert covered / 2000 >= 0.95 - 2 * math.sqrt(0.05 * 0.95 / 2000)
+
+
+def test_an_effect_is_found() -> None:
+    generator = np.random.default_rng(3)
+    found = 0
+    for _ in range(200):
+        base = generator.normal(80, 1, 5)
+        attacked = [(base + shift + generator.normal(0, 1, 5)).tolist() for shift in (0, -2, -10)]
+        found += beats_zero(holm([excess(attacked[2], attacked[:2]).p])[0])
+    assert found > 190
+
+
+def test_no_effect_through_whole_records() -> None:
+    generator = np.random.default_rng(5)
+    wrong = 0
+    for _ in range(60):
+        base = generator.normal(0.8, 0.03, 5)
+        runs = (base + generator.normal(0, 0.015, (4, 5))).tolist()
+        records = [
+            one
+            for name, run in zip(("none", "early_stop", "pmp", "mask"), runs, strict=True)
+            for one in sweep(name, run)
+        ]
+        wrong += any(one.verdict == "holds" for one in scored(records).scores)
+    assert wrong <= 6  # 3 expected at most; beyond 6 less likely than 4 %
+
+
+def test_scoring_loads_no_torch_and_no_scipy_stats() -> None:
+    heavy = ("torch", "scipy", "numpy", "pandas", "lm_eval")
+    code = f"import sys, nftbench.score, nftbench.flags; print([name for name in {heavy} if name in sys.modules])"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "[]"
