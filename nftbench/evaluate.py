@@ -249,7 +249,14 @@ def _draw(config: Mapping[str, Any], task: Any, context: TaskContext, trainable:
 def _cut(rows: Any, order: Indices, most: int | None, context: TaskContext) -> Drawn:
     limits = [limit for limit in (most, context.limit) if limit is not None]
     kept = np.sort(order[: min(limits, default=None)])
-    return Drawn([rows[int(i)] for i in kept], whole=len(kept) == len(order))
+    return Drawn(_rows(rows, kept.tolist()), whole=len(kept) == len(order))
+
+
+def _rows(rows: Any, kept: list[int]) -> list[Mapping[str, Any]]:
+    if not isinstance(rows, datasets.Dataset):
+        return [rows[index] for index in kept]
+    columns = rows[kept]  # a row at a time takes ten times as long
+    return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
 
 
 def _render(config: Mapping[str, Any], task: Any, drawn: Drawn, name: SplitName) -> list[Document]:

@@ -12,6 +12,8 @@ from nftbench.types import Record
 if TYPE_CHECKING:
     from nftbench.score import Headroom, Score
 
+RANKED_SEEDS, PRELIMINARY_SEEDS = 5, 3
+"""Base seeds that a rank takes, and a preliminary one."""
 GRADIENT_ERROR = 1e-3
 SATURATED = 95.0
 """Points of the 100 that an accuracy can reach."""
@@ -34,12 +36,13 @@ def find(
     records: Sequence[Record],
     picked: Sequence[Record],
     headroom: Sequence[Headroom],
+    skipped: Sequence[str],
     utility_bar: float,
 ) -> tuple[Flag, ...]:
     """Every flag of a row: `records` are its own, `picked` the best attack of each task and seed, `headroom` the tasks
-    for which it is the reference."""
+    for which it is the reference, `skipped` the attacks that its reference withstood and that were not tried on it."""
     found = [
-        _edge(picked, score.kind == "reference"),
+        _edge(picked, score.kind == "defense"),
         _utility(score, utility_bar) if score.kind == "defense" else None,
         _gradient(records),
         _optimizer(score),
@@ -49,15 +52,17 @@ def find(
         _saturated(headroom),
         _preliminary(score) if score.kind == "defense" else None,
         _no_effect(score),
+        _skipped(skipped),
         _stuck(picked) if score.kind == "defense" else None,
+        _retried(picked),
         _config(records),
         _not_adaptive(score.defense, records) if score.kind == "defense" else None,
     ]
     return tuple(flag for flag in found if flag)
 
 
-def _edge(picked: Sequence[Record], reference: bool) -> Flag | None:
-    """At the reference an attack that could do better only makes every defense look worse: a warning there."""
+def _edge(picked: Sequence[Record], defense: bool) -> Flag | None:
+    """An attack that could do better flatters the row; on a control it only makes every defense look worse."""
     at_edge = [record for record in picked if record.at_edge]
     if not at_edge:
         return None
@@ -66,7 +71,7 @@ def _edge(picked: Sequence[Record], reference: bool) -> Flag | None:
         f"the best learning rate{rate} is still at an edge of the grid after extension in {_share(at_edge, picked)} "
         f"picked cells, first {_cell(at_edge[0])}"
     )
-    return Flag("edge", "warn" if reference else "unrank", message)
+    return Flag("edge", "unrank" if defense else "warn", message)
 
 
 def _edge_elsewhere(records: Sequence[Record], picked: Sequence[Record]) -> Flag | None:
@@ -143,9 +148,11 @@ def _saturated(headroom: Sequence[Headroom]) -> Flag | None:
 
 def _preliminary(score: Score) -> Flag | None:
     count = score.excess.count if score.excess else 0
-    if not 0 < count < 5:
+    if not 0 < count < RANKED_SEEDS:
         return None
-    return Flag("preliminary", "warn", f"preliminary: {count} base seed{'s' * (count > 1)}, ranking takes five")
+    return Flag(
+        "preliminary", "warn", f"preliminary: {count} base seed{'s' * (count > 1)}, a rank takes {RANKED_SEEDS}"
+    )
 
 
 def _no_effect(score: Score) -> Flag | None:
@@ -157,12 +164,29 @@ def _no_effect(score: Score) -> Flag | None:
     return Flag("no_effect", "note", message)
 
 
+def _skipped(attacks: Sequence[str]) -> Flag | None:
+    if not attacks:
+        return None
+    return Flag("skipped", "warn", f"not attacked by {', '.join(attacks)}, which its reference was: said not to apply")
+
+
 def _stuck(picked: Sequence[Record]) -> Flag | None:
     """Either the release withstands, or the attack is broken on it: someone should look."""
     stuck = [record for record in picked if record.stuck or not record.trains]
     if not stuck:
         return None
     return Flag("stuck", "warn", f"no training beats not training in {_share(stuck, picked)} cells: {_cell(stuck[0])}")
+
+
+def _retried(picked: Sequence[Record]) -> Flag | None:
+    retried = [record for record in picked if record.retried]
+    if not retried:
+        return None
+    ways = ", ".join(sorted({str(record.retried) for record in retried}))
+    message = (
+        f"the plain sweep was never finite in {_share(retried, picked)} cells, only with {ways}: {_cell(retried[0])}"
+    )
+    return Flag("retried", "warn", message)
 
 
 def _config(records: Sequence[Record]) -> Flag | None:

@@ -38,6 +38,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Ids = NDArray[np.int64]
+Floats = NDArray[np.float64]
 
 PREPOSITIONS = ("near", "under", "behind", "above")
 AUXILIARIES = ("isa", "iso", "hasa", "haso")  # gender by turns, so that the other gender is the neighbour
@@ -120,8 +121,8 @@ class Grammar:
     seed: int
     nouns: int = 32
     verbs: int = 24
-    adverbs: int = 40
-    zipf: float = 2.2
+    adverbs: int = 32
+    zipf: float = 2.1
     coherence: float = 0.8
     interjections: float = 0.15
 
@@ -182,7 +183,10 @@ class Grammar:
         ]
 
     def minimal_pairs(self, count: int) -> list[MinimalPair]:
-        """`count` pairs for each phenomenon; all open words are of the rarer half, and none takes either gender or mood."""
+        """`count` pairs for each phenomenon.
+
+        Their open words are of the rarer half, which keeps them from being easy, and none takes either gender or mood.
+        """
         return [pair for phenomenon in PHENOMENA for pair in self._pairs(phenomenon, count)]
 
     def _pairs(self, phenomenon: str, count: int) -> list[MinimalPair]:
@@ -258,18 +262,18 @@ class Grammar:
         drawn: Ids = ids[(*features, rng.choice(len(weights), size=len(features[0]), p=weights / weights.sum()))]
         return drawn
 
-    def _weights(self, word_class: WordClass, words: Words) -> NDArray[np.float64]:
+    def _weights(self, word_class: WordClass, words: Words) -> Floats:
         """Relative frequencies of the ranks of a word class."""
-        rank = np.arange(self._lexicon[word_class].shape[-1])
+        rank = np.arange(self._lexicon[word_class].shape[-1], dtype=np.int64)
         if words == "zipf":
-            return (1.0 + rank) ** -self.zipf
+            return np.power(1.0 + rank, -self.zipf, dtype=np.float64)
         if words == "rare":
-            return ((rank >= len(rank) // 2) & ~_either(rank)).astype(np.float64)
+            return np.asarray((rank >= len(rank) // 2) & ~_either(rank), dtype=np.float64)
         # One training word among each four neighbouring ranks: training words are about as common as the others. The
-        # last of the four is never one, so words that take either gender or mood are held out, a fixed share of the test.
+        # last of the four is never one, so words that take either gender or mood are a fixed share of the held-out words.
         chosen = self._rng("lexical split", word_class).integers(SPLIT - 1, size=len(rank) // SPLIT)
         train = rank % SPLIT == np.repeat(chosen, SPLIT)
-        return (train if words == "train" else ~train).astype(np.float64)
+        return np.asarray(train if words == "train" else ~train, dtype=np.float64)
 
     def _text(self, columns: Iterable[Ids]) -> list[str]:
         words = self._vocabulary
@@ -314,4 +318,4 @@ def _closed(choices: tuple[str, ...], index: Ids) -> Ids:
 
 
 def _either(rank: Ids) -> NDArray[np.bool_]:
-    return rank % EITHER == SPLIT - 1
+    return np.equal(rank % EITHER, SPLIT - 1)

@@ -210,7 +210,7 @@ class _Row:
     marks: list[tuple[int, int, int]]
     tails: dict[tuple[int, ...], _Row]
 
-    @property
+    @functools.cached_property
     def start(self) -> int:
         return min(position for position, _, _ in self.marks)
 
@@ -225,18 +225,12 @@ class Planner:
     """Turns encoded requests into passes.
 
     Args:
-        budget: tokens in one pass.
         vocabulary: logits at one position.
     """
 
     max_length: int
     vocabulary: int
     device: torch.device
-
-    @property
-    def budget(self) -> int:
-        # A CPU wants the activations in its cache, a GPU wants full kernels.
-        return 4096 if self.device.type == "cpu" else 32768
 
     def plan(self, encoded: Sequence[Encoded], *, share: bool) -> Plan:
         """Passes over unique inputs; with `share`, long prefixes are computed once and their continuations go on."""
@@ -273,6 +267,7 @@ class Planner:
                 yield self._forward(chunk)
 
     def _chunks(self, rows: Sequence[_Row]) -> Iterator[list[_Row]]:
+        most_tokens = _token_budget(self.device)
         most_logits = 2**25 if self.device.type == "cpu" else 2**28
         chunk: list[_Row] = []
         size = kept = 0
@@ -280,7 +275,7 @@ class Planner:
             longest = len(row.tokens)
             kept = max(kept, longest - row.start)
             size = max(size + row.size, longest * (len(chunk) + 1))
-            if chunk and (size > self.budget or kept * (len(chunk) + 1) * self.vocabulary > most_logits):
+            if chunk and (size > most_tokens or kept * (len(chunk) + 1) * self.vocabulary > most_logits):
                 yield chunk
                 chunk, size, kept = [], row.size, longest - row.start
             chunk.append(row)
@@ -338,6 +333,21 @@ def loglikelihoods(network: nn.Module, plan: Plan) -> Likelihoods:
     return Likelihoods(np.add.reduceat(tokens, plan.offsets), np.logical_and.reduceat(greedy, plan.offsets))
 
 
+def block_losses(network: nn.Module, blocks: Tensor) -> Tensor:
+    """Mean negative log-likelihood of each block's tokens after its first, in nats, in float64."""
+    device = _device(network)
+    size = max(1, _token_budget(device) // blocks.shape[1])
+    with _evaluating(network):
+        parts = [_block_losses(network, part.to(device)) for part in blocks.split(size)]
+    return torch.cat(parts)
+
+
+def _block_losses(network: nn.Module, ids: Tensor) -> Tensor:
+    logits = _wide(_logits(network, ids, ids.shape[1])[:, :-1])
+    losses = nn.functional.cross_entropy(logits.transpose(1, 2), ids[:, 1:], reduction="none")
+    return losses.double().mean(1).cpu()
+
+
 def _score(network: nn.Module, forward: Forward) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     device = _device(network)
     ids = forward.ids.to(device)
@@ -391,6 +401,11 @@ def _call(network: nn.Module, ids: Tensor, kept: int, **options: Any) -> Any:
 @functools.cache
 def _parameters(cls: Callable[..., nn.Module]) -> frozenset[str]:
     return frozenset(inspect.signature(getattr(cls, "forward")).parameters)  # noqa: B009
+
+
+def _token_budget(device: torch.device) -> int:
+    """Tokens in one pass: a CPU wants the activations in its cache, a GPU wants full kernels."""
+    return 2048 if device.type == "cpu" else 32768
 
 
 def _wide(logits: Tensor) -> Tensor:

@@ -221,8 +221,9 @@ def _examine(
 
     def loss(network: nn.Module) -> torch.Tensor:
         with models.seeded(0):  # the same dropout in every call
-            value: torch.Tensor = network(input_ids=tokens, labels=tokens).loss
-        return value
+            logits = network(input_ids=tokens).logits
+        # Not the network's own loss: transformers computes it in float32, too coarse for differences.
+        return nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1).double(), tokens[:, 1:].flatten())
 
     with torch.no_grad():
         logits = model.network(input_ids=tokens).logits

@@ -1,4 +1,4 @@
-"""The documents of one split, encoded for one model, and the metric that lm-eval computes on them."""
+"""One split of a task, encoded for one model, and the metric over it: documents with answers, or blocks of text."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from nftbench import requests
 from nftbench.requests import Batch, Encoded, Encoder, Likelihoods, Pair, Plan, Planner, Rows
@@ -189,6 +190,32 @@ class Scorer:
         groups = min(JACKKNIFE_GROUPS, len(items))
         rests = [[item for i, item in enumerate(items) if i % groups != group] for group in range(groups)]
         return np.array([self._aggregated(rest) for rest in rests]), np.ones(groups)
+
+
+@dataclass(frozen=True)
+class BlockSplit:
+    """Blocks of running text [blocks, length], of which everything but the first token of each is predicted."""
+
+    blocks: Tensor
+    floor: float
+    tokens_per_unit: float = 1.0
+    """What the metric counts bits by: tokens, or bytes."""
+
+    def __len__(self) -> int:
+        return len(self.blocks)
+
+    def batch(self, indices: Sequence[int]) -> Tensor:
+        """These blocks."""
+        return self.blocks[torch.as_tensor(indices)]
+
+    def measure(self, network: nn.Module, metric: str) -> Measurement:
+        """Bits per unit; the error is taken over blocks, since tokens of one block are not independent."""
+        losses = requests.block_losses(network, self.blocks)
+        bits = losses / math.log(2) * self.tokens_per_unit
+        stderr = float(bits.std()) / math.sqrt(len(bits)) if len(bits) > 1 else 0.0
+        return Measurement(
+            metric, float(bits.mean()), stderr, len(bits), self.floor, higher_is_better=False, loss=float(losses.mean())
+        )
 
 
 def _picks(split: TextSplit, values: Values) -> Indices:

@@ -59,7 +59,7 @@ class CorpusSettings(_Section):
 
 
 class Pretraining(_Section):
-    """The one pre-training recipe: AdamW, linear warm-up, then `schedule` down to a tenth of the learning rate."""
+    """The one pre-training recipe: AdamW, linear warm-up, then `schedule` down to the share `final` of the rate."""
 
     steps: Count
     batch: Count = 32
@@ -68,7 +68,11 @@ class Pretraining(_Section):
     betas: tuple[float, float] = (0.9, 0.95)
     clip: Positive = 1.0
     warmup: Annotated[int, Field(ge=0)] = 100
-    schedule: Literal["constant", "cosine", "linear"] = "cosine"
+    schedule: Literal["constant", "cosine", "linear", "wsd"] = "cosine"
+    """`wsd` (warm-up, stable, decay; Hu et al. 2024, MiniCPM, section 4) stays constant but for its last `decay`."""
+    decay: Fraction = 0.3
+    final: Annotated[float, Field(ge=0, le=1)] = 0.1
+    """The share of the learning rate at which a run ends: a tenth in Chinchilla's and Llama's runs."""
     checkpoints: tuple[Fraction, ...] = ()
     """Fractions of the undefended run at which a copy is kept (`early_stop` reads them)."""
 

@@ -20,9 +20,6 @@ from nftbench.model import seeded
 from nftbench.suite import Pretraining
 from nftbench.types import EachStep, Mask, NftbenchError, Optimizer
 
-FINAL_SHARE = 0.1
-"""The share of the learning rate at which a pre-training schedule ends (Chinchilla's and Llama's choice)."""
-
 
 # ------------------------------------------------------------------------------------------------------------- steps
 
@@ -187,15 +184,17 @@ def pretrain(
 
 
 def schedule(recipe: Pretraining, step: int) -> float:
-    """Linear warm-up, then the recipe's schedule down to `FINAL_SHARE`; the factor of step `step`, counted from 1."""
+    """Linear warm-up, then the recipe's schedule down to its `final` share; the factor of step `step`, from 1."""
     if step <= recipe.warmup:
         return step / recipe.warmup
     progress = (step - recipe.warmup) / max(recipe.steps - recipe.warmup, 1)
-    if recipe.schedule == "cosine":
-        return FINAL_SHARE + (1 - FINAL_SHARE) * 0.5 * (1 + math.cos(math.pi * progress))
-    if recipe.schedule == "linear":
-        return 1 - (1 - FINAL_SHARE) * progress
-    return 1.0
+    if recipe.schedule == "constant":
+        return 1.0
+    if recipe.schedule == "wsd":
+        begun = 1 - recipe.decay * recipe.steps / max(recipe.steps - recipe.warmup, 1)
+        progress = max(0.0, (progress - begun) / (1 - begun))
+    left = 0.5 * (1 + math.cos(math.pi * progress)) if recipe.schedule == "cosine" else 1 - progress
+    return recipe.final + (1 - recipe.final) * left
 
 
 def token_batches(blocks: Tensor, batch: int, seed: int, device: str) -> Iterator[Tensor]:

@@ -37,7 +37,9 @@ def documents(task: str, grammar: int = 0, **_: Any) -> datasets.DatasetDict:
 def minimal_pairs(grammar: int = 0, **_: Any) -> datasets.DatasetDict:
     """Pairs of sentences of which one breaks the grammar."""
     count = COUNTS["test"] // len(PHENOMENA)
-    pairs = _kept(f"minimal_pairs-{count}-{grammar}", lambda: _interleaved(Grammar(grammar).minimal_pairs(count), count))
+    pairs = _kept(
+        f"minimal_pairs-{count}-{grammar}", lambda: _interleaved(Grammar(grammar).minimal_pairs(count), count)
+    )
     return datasets.DatasetDict({"test": pairs})
 
 

@@ -101,6 +101,11 @@ def test_stuck_attack_warns() -> None:
     assert "10 of 10 cells" in raised(beaten)["stuck"].message
 
 
+def test_an_attack_that_only_stayed_finite_otherwise_warns() -> None:
+    flag = raised(changed(adaptive(), "pmp", "full", retried="head"))["retried"]
+    assert (flag.severity, "only with head" in flag.message) == ("warn", True)
+
+
 def test_spread_larger_than_the_effect_warns() -> None:
     records = [*sweep("none", (0.8,) * 5), *scratch([0.4] * 5), *sweep("pmp", (0.7, 0.9, 0.7, 0.9, 0.75))]
     flag = raised(records)["spread"]
@@ -115,7 +120,7 @@ def test_saturated_task_warns_at_the_reference() -> None:
 
 
 def test_preliminary_warns() -> None:
-    assert raised(suite(3))["preliminary"].message == "preliminary: 3 base seeds, ranking takes five"
+    assert raised(suite(3))["preliminary"].message == "preliminary: 3 base seeds, a rank takes 5"
     assert "preliminary" not in raised(suite(5))
 
 
@@ -138,3 +143,10 @@ def test_changed_configuration_is_noted() -> None:
     protection = Protection(1000, 1.0, config_changed={"n_embd": 32}, tokenizer_changed=True)
     flag = raised(changed(adaptive(), "pmp", "none", protection=protection))["config"]
     assert flag.message == "the release changes n_embd, the tokenizer of the base"
+
+
+def test_attacks_that_only_the_reference_withstood_are_named() -> None:
+    records = [*adaptive(), *(record("none", "lora", task, seed, 0.8) for task in TASKS for seed in range(5))]
+    planned = [(one.defense, one.attack, one.task, one.seed) for one in records]
+    flags = {flag.name: flag for flag in of(scored(records, planned=planned)).flags}
+    assert flags["skipped"].message.startswith("not attacked by lora, which its reference was")

@@ -85,6 +85,11 @@ def test_degenerate_seeds() -> None:
     assert difference([2.0] * 3, [1.0] * 3) == Interval(1.0, 1.0, 1.0, 3, 0.0)
 
 
+def test_a_shared_float_error_is_no_effect() -> None:
+    assert 0.1 + 0.2 > 0.3
+    assert difference([0.1 + 0.2] * 5, [0.3] * 5) == Interval(0.0, 0.0, 0.0, 5, 1.0)
+
+
 def test_weakest_has_to_beat_every_control() -> None:
     strong, vague = Interval(5.0, 4.0, 6.0, 5, 0.001), Interval(7.0, -1.0, 15.0, 5, 0.04)
     assert weakest([strong, vague]) == Interval(5.0, -1.0, 6.0, 5, 0.04)
@@ -469,7 +474,7 @@ def test_other_library_versions_are_not_ranked_together_unasked() -> None:
     records[-1] = replace(records[-1], provenance={"versions": {"torch": "2.10.0"}})
     board = scored(records)
     assert any("torch 2.10.0, 2.9.0" in problem for problem in board.problems)
-    assert of(board, "pmp").standing == "unranked"
+    assert (of(board, "pmp").standing, of(board, "pmp").verdict) == ("unranked", "untested")
     assert of(scored(records, mixed_versions=True), "pmp").standing == "ranked"
 
 
@@ -504,6 +509,15 @@ def test_a_claim_that_no_attack_tried_is_untested_never_withstood() -> None:
     sibling_only = [replace(one, knowledge=("sibling",)) if one.attack == "full" else one for one in suite()]
     assert of(scored(sibling_only), "pmp").verdict == "untested"
     assert of(scored(claiming(suite(), Claim(adaptation="merging"))), "pmp").verdict == "untested"
+
+
+def test_a_row_that_nothing_fine_tunes_has_no_suppression() -> None:
+    records = [one for one in suite() if (one.defense, one.attack) != ("pmp", "full")]
+    planned = [(one.defense, one.attack, one.task, one.seed) for one in records]
+    pmp = of(scored(records, planned=planned), "pmp")
+    assert (pmp.suppression, pmp.excess, pmp.standing, pmp.verdict) == (None, None, "unranked", "untested")
+    assert set(pmp.levels.values()) == {None}
+    assert all(task.suppression is None for task in pmp.tasks)
 
 
 def test_a_claim_about_probes_is_judged_by_probes() -> None:
@@ -590,21 +604,25 @@ def test_one_more_attack_never_lowers_what_the_attacker_reaches(
 # -------------------------------------------------------------------------------------------------------- simulation
 
 
-def wrong_verdicts(draws: int, seeds: int, rows: int, controls: int, generator: np.random.Generator) -> int:
-    """How often some row is said to hold although no row does anything: base seeds differ, and each run a little."""
+def wrong_verdicts(
+    draws: int, seeds: int, rows: int, controls: int, spread: float, generator: np.random.Generator
+) -> int:
+    """How often some row is said to hold although no row does anything: base seeds `spread`, and each run varies."""
     wrong = 0
     for _ in range(draws):
-        base = generator.normal(80, 3, seeds)
+        base = generator.normal(80, spread, seeds)
         attacked = (base + generator.normal(0, 1.5, (rows + controls, seeds))).tolist()
         p_values = [excess(mine, attacked[rows:]).p for mine in attacked[:rows]]
         wrong += any(beats_zero(p) for p in holm(p_values))
     return wrong
 
 
-@pytest.mark.parametrize(("rows", "controls"), [(1, 1), (4, 3)])
-def test_without_an_effect_the_verdict_is_wrong_in_at_most_one_draw_in_twenty(rows: int, controls: int) -> None:
+@pytest.mark.parametrize(("rows", "controls", "spread"), [(1, 1, 0.0), (4, 1, 0.0), (4, 3, 3.0)])
+def test_without_an_effect_the_verdict_is_wrong_in_at_most_one_draw_in_twenty(
+    rows: int, controls: int, spread: float
+) -> None:
     draws = 2000
-    wrong = wrong_verdicts(draws, 5, rows, controls, np.random.default_rng(7))
+    wrong = wrong_verdicts(draws, 5, rows, controls, spread, np.random.default_rng(7))
     assert wrong / draws <= 0.05 + 2 * math.sqrt(0.05 * 0.95 / draws)
 
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from nftbench.score import SHARES, Interval, Leaderboard, Score
+from nftbench.score import SHARES, Interval, Leaderboard, Score, level_name
 
 UNKNOWN = "–"
 
@@ -43,6 +43,14 @@ def place(score: Score) -> str:
     return {"reference": "ref", "trivial": "control"}.get(score.kind, UNKNOWN)
 
 
+def claim(score: Score) -> str:
+    """`holds (method+data)`: the verdict, and what the attackers know whom the defense claims to withstand."""
+    if score.verdict is None or score.row.claim is None:
+        return UNKNOWN
+    way = "" if score.row.claim.adaptation == "finetuning" else f", {score.row.claim.adaptation}"
+    return f"{score.verdict} ({level_name(score.row.claim.knowledge)}{way})"
+
+
 def main(board: Leaderboard, standings: tuple[str, ...] = ("ranked", "preliminary", "control")) -> Table:
     """The ranking: what a row takes from the attacker beyond the trivial defenses, and what it keeps of utility."""
     header = ("#", "defense", "excess", "suppression", "utility %", "attacked", "gain", "worst task", "claim", "doubts")
@@ -56,7 +64,7 @@ def main(board: Leaderboard, standings: tuple[str, ...] = ("ranked", "preliminar
             number(score.attacked.value if score.attacked else None),
             number(score.gain.value if score.gain else None),
             _worst(score),
-            score.verdict or UNKNOWN,
+            claim(score),
             ", ".join(flag.name for flag in score.flags) or UNKNOWN,
         )
         for score in board.scores
@@ -70,15 +78,16 @@ def unranked(board: Leaderboard) -> Table:
     rows = tuple(
         (
             score.defense,
+            interval(score.excess),
             interval(score.suppression),
             interval(score.retention, 100),
-            score.verdict or UNKNOWN,
+            claim(score),
             "; ".join(score.reasons),
         )
         for score in board.scores
         if score.reasons
     )
-    return Table("Not ranked", ("defense", "suppression", "utility %", "claim", "why"), rows)
+    return Table("Not ranked", ("defense", "excess", "suppression", "utility %", "claim", "why"), rows)
 
 
 def details(board: Leaderboard) -> Table:

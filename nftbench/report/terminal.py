@@ -22,7 +22,7 @@ def ranking(board: Leaderboard) -> RichTable:
         shown.add_column(name, justify="left" if name in ("defense", "claim", "doubts") else "right", overflow="fold")
     for row in table.rows:
         # Text, not str: a spec's brackets would be read as markup
-        shown.add_row(*(Text(row[column], style=STYLES.get(row[column], "")) for column in columns))
+        shown.add_row(*(Text(row[column], style=STYLES.get(row[column].partition(" ")[0], "")) for column in columns))
     return shown
 
 

@@ -1,0 +1,122 @@
+"""Scores become pictures: what a defense keeps against what it takes from the attacker, and what each attack reaches."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib as mpl
+
+mpl.use("Agg")  # no display: figures are files
+
+import matplotlib.pyplot as plt
+import pandas as pd
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from nftbench.score import Interval, Leaderboard, Score
+from nftbench.types import Record
+
+KINDS = {"defense": "defense", "trivial": "trivial defense", "reference": "undefended"}
+
+
+def write(board: Leaderboard, records: Sequence[Record], folder: Path) -> list[Path]:
+    """Write `frontier.png` and `attacks.png` into `folder`; a figure that has nothing to show is left out."""
+    sns.set_theme(style="whitegrid", context="paper")
+    figures = {"frontier.png": frontier(board), "attacks.png": attacks(board, records)}
+    paths = []
+    for name, figure in figures.items():
+        if figure is not None:
+            figure.savefig(folder / name, dpi=160, bbox_inches="tight")
+            plt.close(figure)
+            paths.append(folder / name)
+    return paths
+
+
+def frontier(board: Leaderboard) -> Figure | None:
+    """Retention (share of base utility) against suppression (points), each row with its intervals."""
+    rows = [score for score in board.scores if score.retention is not None and score.suppression is not None]
+    if not rows:
+        return None
+    figure, axes = plt.subplots(figsize=(7.2, 4.4))
+    colors = dict(zip(KINDS, sns.color_palette("colorblind", 3), strict=True))
+    for number, score in enumerate(rows, 1):
+        assert score.retention is not None
+        assert score.suppression is not None
+        axes.errorbar(
+            score.suppression.value,
+            100 * score.retention.value,
+            xerr=_bars(score.suppression),
+            yerr=_bars(score.retention, 100),
+            fmt="o",
+            color=colors[score.kind],
+            capsize=2,
+            elinewidth=0.8,
+            markersize=5,
+        )
+        place = (score.suppression.value, 100 * score.retention.value)
+        axes.annotate(str(number), place, xytext=(5, 5), textcoords="offset points", fontsize=8)
+    axes.axhline(100 * board.utility_bar, color="gray", linestyle="--", linewidth=0.9)
+    axes.text(
+        1.0, 100 * board.utility_bar, " utility bar", transform=axes.get_yaxis_transform(), va="center", fontsize=8
+    )
+    _limits(axes, rows)
+    axes.set(
+        xlabel="suppression: points taken from the best attack",
+        ylabel="retention: % of base utility, worst metric",
+        title=f"{board.suite}: utility kept against fine-tuning suppressed (attackers know {board.ranking})",
+    )
+    handles = [Line2D([], [], marker="o", linestyle="", color=colors[kind], label=KINDS[kind]) for kind in KINDS]
+    legend = axes.legend(handles=handles, loc="lower left", fontsize=8)
+    axes.add_artist(legend)
+    names = "\n".join(f"{number}  {score.defense}" for number, score in enumerate(rows, 1))
+    axes.text(1.13, 0.98, names, transform=axes.transAxes, va="top", fontsize=8, family="monospace")
+    return figure
+
+
+def attacks(board: Leaderboard, records: Sequence[Record]) -> Figure | None:
+    """What each attack reaches against each row: the mean test score over tasks and seeds, in points."""
+    rows = [
+        {"defense": record.defense, "attack": record.attack, "score": 100 * record.attacked.value}
+        for record in records
+        if record.status == "ok" and record.role == "ranked" and record.attacked is not None
+    ]
+    if not rows:
+        return None
+    table = pd.DataFrame(rows).pivot_table(index="defense", columns="attack", values="score", aggfunc="mean")
+    order = [score.defense for score in board.scores if score.defense in table.index]
+    columns = ["none", *sorted(set(table.columns) - {"none"})] if "none" in table.columns else sorted(table.columns)
+    figure, axes = plt.subplots(figsize=(1.6 + 0.95 * len(columns), 1.2 + 0.38 * len(order)))
+    sns.heatmap(
+        table.loc[order, columns],
+        annot=True,
+        fmt=".1f",
+        cmap="viridis",
+        cbar_kws={"label": "test score, points"},
+        linewidths=0.5,
+        annot_kws={"fontsize": 8},
+        ax=axes,
+    )
+    axes.set(xlabel="attack", ylabel="", title=f"{board.suite}: what each attack reaches (mean over tasks and seeds)")
+    axes.tick_params(axis="x", rotation=35)
+    axes.tick_params(axis="y", rotation=0)
+    return figure
+
+
+def _bars(interval: Interval, scale: float = 1.0) -> list[list[float]]:
+    """Error bars for matplotlib; an interval without ends (one seed) has none."""
+    ends = (interval.value - interval.low, interval.high - interval.value)
+    return [[scale * end if math.isfinite(end) else 0.0] for end in ends]
+
+
+def _limits(axes: Axes, rows: Sequence[Score]) -> None:
+    """Frame the values, not the widest interval: three seeds give intervals that would squeeze everything else."""
+    for values, setter, margin in (
+        ([score.suppression.value for score in rows if score.suppression], axes.set_xlim, 4.0),
+        ([100 * score.retention.value for score in rows if score.retention], axes.set_ylim, 6.0),
+    ):
+        spread = max(values) - min(values)
+        setter(min(values) - margin - 0.1 * spread, max(values) + margin + 0.1 * spread)
