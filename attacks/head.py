@@ -19,7 +19,7 @@ class Head(Attack):
         return context.sweep(prepared.model, task, adapter=_head_only, lr_scale=LR_SCALE)
 
 
-def _head_only(network: PreTrainedModel, attack_seed: int) -> nn.Module:
+def _head_only(network: PreTrainedModel, attack_seed: int) -> PreTrainedModel:
     head = network.get_output_embeddings()
     head.weight = nn.Parameter(head.weight.detach().clone())
     network.config.tie_word_embeddings = False

@@ -95,7 +95,10 @@ class Pmp(Defense):
         """Stage II as the authors' code does it: gradients are zeroed outside the mask, weight decay is not, and every
         `interval` steps the complement's global L2 norm is cut to `radius`."""
         weights = dict(_weights(model.network))
-        hooks = [weight.register_hook(mask[name].to(weight.dtype).mul) for name, weight in weights.items()]
+        hooks = [
+            weight.register_hook(mask[name].to(weight.dtype).mul)  # type: ignore[no-untyped-call]
+            for name, weight in weights.items()
+        ]
 
         @torch.no_grad()
         def shrink(network: nn.Module, step: int) -> None:

@@ -111,6 +111,7 @@ def _lines(settings: CorpusSettings, place: str | None, data: Path | None) -> li
     """The lines of local text files or the documents of a hub data set."""
     import datasets
 
+    datasets.disable_progress_bars()
     assert place is not None
     if settings.source == "hub":
         rows = datasets.load_dataset(settings.path, settings.name, split=place, revision=settings.revision)

@@ -1,4 +1,4 @@
-"""Scores become pictures: what a defense keeps against what it takes from the attacker, and what each attack reaches."""
+"""Scores become pictures: what a defense keeps against what it takes from attackers, and what each attack reaches."""
 
 from __future__ import annotations
 

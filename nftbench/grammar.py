@@ -121,8 +121,8 @@ class Grammar:
     seed: int
     nouns: int = 32
     verbs: int = 24
-    adverbs: int = 32
-    zipf: float = 2.1
+    adverbs: int = 64
+    zipf: float = 2.0
     coherence: float = 0.8
     interjections: float = 0.15
 
@@ -157,7 +157,7 @@ class Grammar:
         columns = [np.where(hidden[name], ABSENT, ids) if name in hidden else ids for name, ids in slots.items()]
         # The first choice of each task is the commonest word, so an unattacked model mostly says it and scores the
         # chance level: among equally common words it would follow accidents of the embedding, far below it or above.
-        weights = np.concatenate([0.5 ** np.arange(len(choices)) for choices in CHOICES.values()])
+        weights = np.concatenate([3.0 ** -np.arange(len(choices)) for choices in CHOICES.values()])
         said = _closed(ANSWERS, rng.choice(len(ANSWERS), size=count, p=weights / weights.sum()))
         place = np.where(rng.random(count) < self.interjections, rng.integers(len(SLOTS), size=count), ABSENT)
         return self._text(
@@ -185,7 +185,7 @@ class Grammar:
     def minimal_pairs(self, count: int) -> list[MinimalPair]:
         """`count` pairs for each phenomenon.
 
-        Their open words are of the rarer half, which keeps them from being easy, and none takes either gender or mood.
+        Their open words are of the rarest quarter, which keeps them from being easy, and none takes either gender or mood.
         """
         return [pair for phenomenon in PHENOMENA for pair in self._pairs(phenomenon, count)]
 
@@ -266,11 +266,11 @@ class Grammar:
         """Relative frequencies of the ranks of a word class."""
         rank = np.arange(self._lexicon[word_class].shape[-1], dtype=np.int64)
         if words == "zipf":
-            return np.power(1.0 + rank, -self.zipf, dtype=np.float64)
+            return np.asarray((1.0 + rank) ** -self.zipf, dtype=np.float64)
         if words == "rare":
-            return np.asarray((rank >= len(rank) // 2) & ~_either(rank), dtype=np.float64)
+            return np.asarray((rank >= len(rank) * 3 // 4) & ~_either(rank), dtype=np.float64)
         # One training word among each four neighbouring ranks: training words are about as common as the others. The
-        # last of the four is never one, so words that take either gender or mood are a fixed share of the held-out words.
+        # last of the four is never one, so words that take either gender or mood are a fixed share of the others.
         chosen = self._rng("lexical split", word_class).integers(SPLIT - 1, size=len(rank) // SPLIT)
         train = rank % SPLIT == np.repeat(chosen, SPLIT)
         return np.asarray(train if words == "train" else ~train, dtype=np.float64)

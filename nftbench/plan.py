@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import operator
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -153,15 +154,12 @@ def narrow(
         NftbenchError: a filter that matches nothing.
     """
     cells = list(whole.cells)
-    for what, wanted, of in (
-        ("defense", list(defenses), lambda cell: cell.defense),
-        ("attack", list(attacks), lambda cell: cell.attack),
-        ("task", list(tasks), lambda cell: cell.task),
-    ):
+    for axis, wanted in (("defense", list(defenses)), ("attack", list(attacks)), ("task", list(tasks))):
+        of = operator.attrgetter(axis)
         present = {str(of(cell)) for cell in whole.cells} | {of(cell).name for cell in whole.cells}
         for text in wanted:
             if text not in present:
-                raise NftbenchError(f"{whole.suite.name} has no {what} {text!r}{suggest(text, sorted(present))}")
+                raise NftbenchError(f"{whole.suite.name} has no {axis} {text!r}{suggest(text, sorted(present))}")
         if wanted:
             cells = [cell for cell in cells if str(of(cell)) in wanted or of(cell).name in wanted]
     chosen = list(seeds)

@@ -22,9 +22,10 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from nftbench.types import NftbenchError
 
-IGNORED = -100
 SHARING_PAYS = 1.25
-"""Prefixes are shared where that saves this factor of tokens; below it the second forward costs more than it saves."""
+PASS_COSTS = 256
+"""Prefixes are shared where that saves this factor of tokens. It takes two passes for each length of prefix, and keeping
+their caches, which together cost as much as `PASS_COSTS` tokens."""
 
 
 class CannotShareError(Exception):
@@ -128,44 +129,45 @@ def _move_spaces(pair: Pair) -> Pair:
 
 
 class Batch(NamedTuple):
-    """`labels` are the next tokens at the last positions of `ids`, `IGNORED` where the prompt or padding is."""
+    """Padded rows of tokens; at (`rows`, `columns`) of their last `kept` positions the answers' tokens come next."""
 
     ids: Tensor
-    labels: Tensor
+    kept: int
+    rows: Tensor
+    columns: Tensor
+    targets: Tensor
 
 
 class Rows:
     """Sequences to learn, kept end to end: padding all to the longest would let one outlier fill the memory."""
 
-    def __init__(self, encoded: Sequence[Encoded], max_length: int, device: torch.device) -> None:
+    def __init__(self, encoded: Sequence[Encoded], max_length: int) -> None:
         sequences = [(one.context + one.continuation)[-(max_length + 1) :] for one in encoded]
+        self.tokens = np.array([token for sequence in sequences for token in sequence])
         self.lengths = np.array([len(sequence) - 1 for sequence in sequences])
-        self.starts = self.lengths - np.array([len(one.continuation) for one in encoded])
-        offsets = np.concatenate([[0], np.cumsum(self.lengths + 1)[:-1]])
-        self.tokens = torch.tensor([token for sequence in sequences for token in sequence], device=device)
-        self.bounds = torch.from_numpy(np.stack([offsets, self.starts, self.lengths])).to(device)
+        self.answers = np.array([len(one.continuation) for one in encoded])
+        self.offsets = np.cumsum(self.lengths + 1) - self.lengths - 1
 
     def batch(self, indices: Sequence[int]) -> Batch:
         """These sequences, padded to the longest of them."""
         chosen = np.asarray(indices)
-        length, first = int(self.lengths[chosen].max()), int(self.starts[chosen].min())
-        index = torch.from_numpy(chosen).to(self.tokens.device)
-        offsets, starts, lengths = self.bounds[:, index].unsqueeze(-1)
-        columns = torch.arange(length + 1, device=self.tokens.device)
-        last = len(self.tokens) - 1
-        tokens = self.tokens[(offsets + columns).clamp_(max=last)]
-        ids = tokens[:, :-1].masked_fill(columns[:-1] >= lengths, 0)
-        labels = tokens[:, first + 1 :]
-        outside = (columns[first:-1] < starts) | (columns[first:-1] >= lengths)
-        return Batch(ids, labels.masked_fill(outside, IGNORED))
+        lengths, answers, offsets = self.lengths[chosen], self.answers[chosen], self.offsets[chosen]
+        positions = np.arange(lengths.max())
+        inside = positions < lengths[:, None]
+        ids = np.where(inside, self.tokens[np.where(inside, offsets[:, None] + positions, 0)], 0)
+        rows = np.repeat(np.arange(len(chosen)), answers)
+        columns = (lengths - np.cumsum(answers))[rows] + np.arange(len(rows))
+        targets = self.tokens[offsets[rows] + columns + 1]
+        first = int((lengths - answers).min())
+        parts = (torch.from_numpy(part) for part in (rows, columns - first, targets))
+        return Batch(torch.from_numpy(ids), len(positions) - first, *parts)
 
 
 def loss(network: nn.Module, batch: Batch) -> Tensor:
-    """Mean negative log-likelihood of the labelled tokens, in nats."""
+    """Mean negative log-likelihood of the answers' tokens, in nats."""
     device = _device(network)
-    labels = batch.labels.to(device)
-    logits = _wide(_logits(network, batch.ids.to(device), labels.shape[1]))
-    return nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED)
+    ids, rows, columns, targets = (part.to(device) for part in (batch.ids, batch.rows, batch.columns, batch.targets))
+    return nn.functional.cross_entropy(_wide(_logits_at(network, ids, batch.kept, rows, columns)), targets)
 
 
 # ------------------------------------------------------------------------------------------------------------ scoring
@@ -241,9 +243,11 @@ class Planner:
         rows = whole
         if share:
             fits = [len(one.context) + len(one.continuation) <= self.max_length + 1 for one in encoded]
-            prefixes = _prefixes([request for request, fit in zip(requests, fits, strict=True) if fit])
+            prefixes = self._prefixes([request for request, fit in zip(requests, fits, strict=True) if fit])
             split = prefixes + self._whole([request for request, fit in zip(requests, fits, strict=True) if not fit])
-            if sum(len(row.tokens) for row in whole) > SHARING_PAYS * sum(_computed(row) for row in split):
+            passes = len({len(row.tokens) for row in split if row.tails})
+            shared = sum(_computed(row) for row in split) + PASS_COSTS * passes
+            if sum(len(row.tokens) for row in whole) > SHARING_PAYS * shared:
                 rows = split
         return Plan(tuple(self._forwards(rows)), offsets, int(counts.sum()))
 
@@ -256,6 +260,23 @@ class Planner:
             start = len(tokens) - len(continuation)
             row.marks.extend((start + i, token, slot + i) for i, token in enumerate(continuation))
         return list(rows.values())
+
+    def _prefixes(self, requests: Sequence[tuple[Encoded, int]]) -> list[_Row]:
+        """One row for each distinct context, with the continuations as its tails."""
+        most = _token_budget(self.device)
+        rows: dict[tuple[int, ...], _Row] = {}
+        full: list[_Row] = []
+        for (context, continuation), slot in requests:
+            tokens, rest = tuple(context), tuple(continuation[:-1])
+            row = rows.setdefault(tokens, _Row(tokens, [], {}))
+            if len(row.tails) * (len(tokens) + len(rest)) > most:
+                full.append(row)
+                row = rows[tokens] = _Row(tokens, [], {})
+            row.marks.append((len(tokens) - 1, continuation[0], slot))
+            if rest:
+                tail = row.tails.setdefault(rest, _Row(rest, [], {}))
+                tail.marks.extend((i, token, slot + 1 + i) for i, token in enumerate(continuation[1:]))
+        return full + list(rows.values())
 
     def _forwards(self, rows: Sequence[_Row]) -> Iterator[Forward]:
         # A cache must not hold padding, so prefixes with tails are batched by equal length; the others by like length.
@@ -302,19 +323,6 @@ class Planner:
         )
 
 
-def _prefixes(requests: Sequence[tuple[Encoded, int]]) -> list[_Row]:
-    """One row for each distinct context, with the continuations as its tails."""
-    rows: dict[tuple[int, ...], _Row] = {}
-    for (context, continuation), slot in requests:
-        tokens, rest = tuple(context), tuple(continuation[:-1])
-        row = rows.setdefault(tokens, _Row(tokens, [], {}))
-        row.marks.append((len(tokens) - 1, continuation[0], slot))
-        if rest:
-            tail = row.tails.setdefault(rest, _Row(rest, [], {}))
-            tail.marks.extend((i, token, slot + 1 + i) for i, token in enumerate(continuation[1:]))
-    return list(rows.values())
-
-
 def _computed(row: _Row) -> int:
     return len(row.tokens) + sum(len(tail) for tail in row.tails)
 
@@ -338,7 +346,7 @@ def block_losses(network: nn.Module, blocks: Tensor) -> Tensor:
     device = _device(network)
     size = max(1, _token_budget(device) // blocks.shape[1])
     with _evaluating(network):
-        parts = [_block_losses(network, part.to(device)) for part in blocks.split(size)]
+        parts = [_block_losses(network, part.to(device)) for part in torch.split(blocks, size)]
     return torch.cat(parts)
 
 
@@ -391,16 +399,45 @@ def _logits(network: nn.Module, ids: Tensor, kept: int) -> Tensor:
     return logits[:, -kept:]
 
 
+def _logits_at(network: nn.Module, ids: Tensor, kept: int, rows: Tensor, columns: Tensor) -> Tensor:
+    """Logits [positions, vocabulary] at some of the last `kept` positions.
+
+    Answers that end rows of different lengths stand far apart, and the head would spend more on what lies between them
+    than the layers do: so it is given the hidden states of these positions only.
+    """
+    if len(rows) == ids.shape[0] * kept:
+        return _logits(network, ids, kept).flatten(0, 1)
+
+    def gather(_: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+        hidden, *rest = inputs
+        return hidden[:, -kept:][rows, columns].unsqueeze(0), *rest
+
+    head = getattr(_inner(network), "get_output_embeddings", lambda: None)()
+    handle = head.register_forward_pre_hook(gather) if head is not None else None
+    try:
+        logits: Tensor = _call(network, ids, kept, use_cache=False).logits
+    finally:
+        if handle is not None:
+            handle.remove()
+    # A network may use its head's weights without calling it.
+    return logits[0] if logits.shape[:2] == (1, len(rows)) else logits[:, -kept:][rows, columns]
+
+
 def _call(network: nn.Module, ids: Tensor, kept: int, **options: Any) -> Any:
     options["logits_to_keep"] = kept
-    inner = getattr(network, "get_base_model", None)  # PEFT passes keywords on
-    accepted = _parameters(type(inner() if callable(inner) else network))
+    accepted = _parameters(type(_inner(network)).forward)  # PEFT passes keywords on
     return network(input_ids=ids, **{name: value for name, value in options.items() if name in accepted})
 
 
+def _inner(network: nn.Module) -> Any:
+    """The Hugging Face network inside a PEFT wrapper."""
+    inner = getattr(network, "get_base_model", None)
+    return inner() if callable(inner) else network
+
+
 @functools.cache
-def _parameters(cls: Callable[..., nn.Module]) -> frozenset[str]:
-    return frozenset(inspect.signature(getattr(cls, "forward")).parameters)  # noqa: B009
+def _parameters(function: Callable[..., Any]) -> frozenset[str]:
+    return frozenset(inspect.signature(function).parameters)
 
 
 def _token_budget(device: torch.device) -> int:

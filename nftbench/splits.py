@@ -98,7 +98,7 @@ class TextSplit:
     @functools.cached_property
     def _rows(self) -> Rows:
         encoded = self.encoder.encode([document.pairs[document.gold[0]] for document in self.documents])
-        return Rows(encoded, self.planner.max_length, self.planner.device)
+        return Rows(encoded, self.planner.max_length)
 
     @functools.cached_property
     def _encoded(self) -> list[Encoded]:

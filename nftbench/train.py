@@ -20,7 +20,6 @@ from nftbench.model import seeded
 from nftbench.suite import Pretraining
 from nftbench.types import EachStep, Mask, NftbenchError, Optimizer
 
-
 # ------------------------------------------------------------------------------------------------------------- steps
 
 

@@ -1,6 +1,6 @@
 """Utility: how well the held-out text is predicted, in bits per token; less is better.
 
-One block of the toy language: bavo isa gelo sapu , she runi moke hooray . […] -> 2.31 bits for each token after the first.
+A block of the toy language: bavo isa gelo sapu , she runi moke hooray . […] -> 2.31 bits for each token but the first.
 """
 
 from __future__ import annotations

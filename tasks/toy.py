@@ -1,7 +1,7 @@
-"""Documents of the toy tasks, generated once for each grammar and kept in the cache. The YAML files name these functions.
+"""Documents of the toy tasks, generated once for each grammar and kept in the cache; see their YAML files.
 
-The cache is $NFTBENCH_CACHE or ~/.cache/nftbench. Stock lm-eval runs the tasks as well: `lm_eval run --include_path tasks
---tasks toy_topic --metadata '{"grammar": 3}' …`.
+The cache is $NFTBENCH_CACHE or ~/.cache/nftbench. Stock lm-eval runs the tasks as well:
+`lm_eval run --include_path tasks --tasks toy_topic --metadata '{"grammar": 3}' …`.
 """
 
 from __future__ import annotations
