@@ -39,7 +39,7 @@ from nftbench.types import Measurement, NftbenchError, Split, SplitName, Task, T
 VALIDATION_SHARE, VALIDATION_MOST = 0.1, 2000
 """The slice of train that stands in for a missing validation split."""
 CLASSES_NEED = 32
-"""Documents from which on a split of one class is an error even if a limit left others out: by luck it is no more."""
+"""Documents from which on a sample of one class is an error too: it is no longer luck."""
 OUTPUT_TYPES = ("multiple_choice", "loglikelihood")
 
 
@@ -125,6 +125,8 @@ class TextTask(Task):
             config["fewshot_config"] = {"split": None, "samples": []}
         told = {"grammar": context.suite.corpus.grammar + context.seed, "data": context.data and str(context.data)}
         metadata = config.setdefault("metadata", {})
+        if not isinstance(metadata, dict):  # some old files have a list
+            metadata = config["metadata"] = {"_metadata": metadata}
         metadata.update({key: value for key, value in told.items() if key in metadata})
         return config
 
@@ -242,7 +244,8 @@ def _draw(config: Mapping[str, Any], task: Any, context: TaskContext, trainable:
         count = min(math.ceil(VALIDATION_SHARE * len(train)), VALIDATION_MOST)
         validation, chosen, order = train, order[:count], order[count:]
     drawn["train"] = _cut(train, order, budget.max_train_documents, context)
-    drawn["validation"] = _cut(validation, chosen, budget.max_validation_documents, context)
+    # As a sample, like a limited split, it may be of one class by luck.
+    drawn["validation"] = _cut(validation, chosen, budget.max_validation_documents, context)._replace(whole=False)
     return drawn
 
 

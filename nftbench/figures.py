@@ -17,7 +17,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from nftbench.score import Interval, Leaderboard, Score
+from nftbench.score import Leaderboard, Score
+from nftbench.statistics import Interval
 from nftbench.types import Record
 
 KINDS = {"defense": "defense", "trivial": "trivial defense", "reference": "undefended"}

@@ -120,8 +120,8 @@ class Grammar:
 
     seed: int
     nouns: int = 32
-    verbs: int = 24
-    adverbs: int = 64
+    verbs: int = 32
+    adverbs: int = 48
     zipf: float = 2.0
     coherence: float = 0.8
     interjections: float = 0.15
@@ -185,7 +185,7 @@ class Grammar:
     def minimal_pairs(self, count: int) -> list[MinimalPair]:
         """`count` pairs for each phenomenon.
 
-        Their open words are of the rarest quarter, which keeps them from being easy, and none takes either gender or mood.
+        Open words are of the rarest quarter, which keeps the pairs from being easy; none takes either gender or mood.
         """
         return [pair for phenomenon in PHENOMENA for pair in self._pairs(phenomenon, count)]
 

@@ -22,10 +22,10 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from nftbench.types import NftbenchError
 
-SHARING_PAYS = 1.25
+SHARING_PAYS = 1.1
 PASS_COSTS = 256
-"""Prefixes are shared where that saves this factor of tokens. It takes two passes for each length of prefix, and keeping
-their caches, which together cost as much as `PASS_COSTS` tokens."""
+"""Prefixes are shared where that saves this factor of tokens. It takes two passes for each length of prefix, which
+together cost as much as `PASS_COSTS` tokens."""
 
 
 class CannotShareError(Exception):
@@ -291,14 +291,13 @@ class Planner:
         most_tokens = _token_budget(self.device)
         most_logits = 2**25 if self.device.type == "cpu" else 2**28
         chunk: list[_Row] = []
-        size = kept = 0
-        for row in rows:
-            longest = len(row.tokens)
-            kept = max(kept, longest - row.start)
-            size = max(size + row.size, longest * (len(chunk) + 1))
-            if chunk and (size > most_tokens or kept * (len(chunk) + 1) * self.vocabulary > most_logits):
+        size, first = 0, self.max_length
+        for row in rows:  # they grow longer
+            size, first = max(size + row.size, len(row.tokens) * (len(chunk) + 1)), min(first, row.start)
+            logits = (len(row.tokens) - first) * (len(chunk) + 1) * self.vocabulary
+            if chunk and (size > most_tokens or logits > most_logits):
                 yield chunk
-                chunk, size, kept = [], row.size, longest - row.start
+                chunk, size, first = [], row.size, row.start
             chunk.append(row)
         if chunk:
             yield chunk
@@ -310,11 +309,11 @@ class Planner:
             (i, position - first, target, slot) for i, row in enumerate(rows) for position, target, slot in row.marks
         ]
         tails = [(parent, tail) for parent, row in enumerate(rows) for tail in row.tails.values()]
-        rows_, columns, targets, slots = torch.tensor(marks, device=self.device).T.contiguous()
+        indices, columns, targets, slots = torch.tensor(marks, device=self.device).T.contiguous()
         return Forward(
             ids=torch.tensor([[*row.tokens, *[0] * (length - len(row.tokens))] for row in rows], device=self.device),
             kept=length - first,
-            rows=rows_,
+            rows=indices,
             columns=columns,
             targets=targets,
             slots=slots,

@@ -12,54 +12,42 @@ import statistics
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal, NamedTuple
+from typing import Literal
 
+from nftbench.breaking import Multiple, median_costs
 from nftbench.flags import PRELIMINARY_SEEDS, RANKED_SEEDS, Flag, find
-from nftbench.types import KNOWLEDGE, Adaptation, Cost, Measurement, Record, Row
+from nftbench.grid import (
+    NONE,
+    Grid,
+    Level,
+    Picks,
+    PlannedCell,
+    arrange,
+    final,
+    in_points,
+    mean_points,
+    points,
+    preference,
+)
+from nftbench.statistics import (
+    Interval,
+    average_by_seed,
+    beats_zero,
+    gap_by_seed,
+    holm,
+    mean,
+    mean_by_seed,
+    shared_ranks,
+    weakest,
+)
+from nftbench.types import KNOWLEDGE, Measurement, Record, Row
 
-NONE = "none"
-"""The attack that does nothing: base utility and every gain are measured from it."""
-CONFIDENCE = 0.95
-SHARES = (0.5, 0.9)
-UNITS = ("steps", "flops", "seconds", "memory")
-
-Level = frozenset[str]
-WAYS: Mapping[Adaptation, frozenset[Adaptation]] = {
-    "finetuning": frozenset({"finetuning", "linear_probe"}),
-    "linear_probe": frozenset({"linear_probe"}),
-    "merging": frozenset({"merging"}),
-}
-"""Kinds of attack that count against a claim: who may fine-tune may also fit a probe."""
 Kind = Literal["defense", "trivial", "reference"]
 Standing = Literal["ranked", "preliminary", "control", "unranked"]
 Verdict = Literal["holds", "refuted", "untested"]
-PlannedCell = tuple[str, str, str, int]
-"""Defense, attack, task (each printed as a spec) and seed of a cell that should have a record."""
 
 
-# ---------------------------------------------------------------------------------------------------------- numbers
-
-
-@dataclass(frozen=True)
-class Interval:
-    """A mean over `count` base seeds with its 95 % interval; `p` is one-sided, against a true value of zero or less."""
-
-    value: float
-    low: float = -math.inf
-    high: float = math.inf
-    count: int = 1
-    p: float = 1.0
-
-
-@dataclass(frozen=True)
-class Multiple:
-    """A cost as a multiple of what the undefended model takes; `censored` where the budget ended too early."""
-
-    value: float
-    censored: bool = False
-
-    def __str__(self) -> str:
-        return f"{'> ' if self.censored else ''}{self.value:.3g}×"
+# ----------------------------------------------------------------------------------------------------------- nouns
 
 
 @dataclass(frozen=True)
@@ -156,120 +144,7 @@ class Leaderboard:
     planned: int
 
 
-# ------------------------------------------------------------------------------------------------------- statistics
-
-
-def mean(values: Sequence[float]) -> Interval:
-    """Student's t interval of a mean: m ± t(n-1) · s / √n (Student 1908)."""
-    count = len(values)
-    if count < 2:
-        return Interval(values[0])
-    return _student(statistics.fmean(values), math.sqrt(statistics.variance(values) / count), count - 1, count)
-
-
-def difference(first: Sequence[float], second: Sequence[float]) -> Interval:
-    """Mean of `first - second`, paired by seed: the wider of the paired t interval and Welch's (Welch 1947).
-
-    Welch: se² = a + b with a = s₁²/n, b = s₂²/n and df = (a + b)² (n - 1) / (a² + b²). It guards
-    against few seeds that happen to move together.
-    """
-    count = len(first)
-    # rounded, or else seeds that all agree could differ by one same float error and prove anything
-    gaps = [round(one - other, 9) for one, other in zip(first, second, strict=True)]
-    paired = mean(gaps)
-    if count < 2 or not any(gaps):
-        return paired
-    a, b = statistics.variance(first) / count, statistics.variance(second) / count
-    if a + b == 0:
-        return paired
-    welch = _student(paired.value, math.sqrt(a + b), (a + b) ** 2 * (count - 1) / (a**2 + b**2), count)
-    return replace(paired, low=min(paired.low, welch.low), high=max(paired.high, welch.high), p=max(paired.p, welch.p))
-
-
-def weakest(differences: Sequence[Interval]) -> Interval:
-    """The smallest of several differences: an intersection-union test (Berger 1982).
-
-    "Better than the best control" has to be better than each: the lower bound is the lowest and p the largest, which
-    keeps the error rate although the best control is chosen on the same data.
-    """
-    least = min(differences, key=lambda one: one.value)
-    return replace(
-        least,
-        low=min(one.low for one in differences),
-        p=max(one.p for one in differences),
-        count=min(one.count for one in differences),
-    )
-
-
-def excess(attacked: Sequence[float], controls: Sequence[Sequence[float]]) -> Interval:
-    """E = min over controls c of mean_s (A_c,s - A_d,s), the reference (S = 0) among them: S_d - max_c S_c."""
-    return weakest([difference(control, attacked) for control in controls])
-
-
-def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's step-down adjustment (Holm 1979): the k-th smallest of m is max over j ≤ k of (m - j + 1) · p_j."""
-    adjusted, running = [1.0] * len(p_values), 0.0
-    for smaller, index in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
-        running = max(running, min(1.0, (len(p_values) - smaller) * p_values[index]))
-        adjusted[index] = running
-    return adjusted
-
-
-def beats_zero(adjusted_p: float) -> bool:
-    """Whether the lower end of the adjusted 95 % interval lies above zero: one-sided p ≤ 2.5 %."""
-    return adjusted_p <= (1 - CONFIDENCE) / 2
-
-
-def shared_ranks(rows: Sequence[Mapping[int, float]]) -> list[int]:
-    """Ranks of rows given best first, each by seed; a rank begins only where all below are told apart from all above.
-
-    Two rows are told apart where the interval of their paired difference leaves out zero. That relation has chains, so
-    rows that cannot be told apart always share a rank, also by way of a third.
-    """
-    ranks: list[int] = []
-    for index in range(len(rows)):
-        apart = all(_told_apart(above, below) for above in rows[:index] for below in rows[index:])
-        ranks.append(index + 1 if apart else ranks[-1])
-    return ranks
-
-
-def _told_apart(first: Mapping[int, float], second: Mapping[int, float]) -> bool:
-    gap = _difference(first, second)
-    return gap is not None and not gap.low <= 0 <= gap.high
-
-
-def _student(value: float, error: float, freedom: float, count: int) -> Interval:
-    if error == 0:
-        return Interval(value, value, value, count, 0.0 if value > 0 else 1.0)
-    from scipy.special import stdtr, stdtrit  # two thirds of this module's import time
-
-    reach = float(stdtrit(freedom, (1 + CONFIDENCE) / 2)) * error
-    return Interval(value, value - reach, value + reach, count, float(stdtr(freedom, -value / error)))
-
-
-def _difference(first: Mapping[int, float], second: Mapping[int, float]) -> Interval | None:
-    seeds = sorted(first.keys() & second.keys())
-    return difference([first[seed] for seed in seeds], [second[seed] for seed in seeds]) if seeds else None
-
-
-def _mean(by_seed: Mapping[int, float]) -> Interval | None:
-    return mean([by_seed[seed] for seed in sorted(by_seed)]) if by_seed else None
-
-
-def _value(by_seed: Mapping[int, float]) -> float | None:
-    return statistics.fmean(by_seed.values()) if by_seed else None
-
-
-# -------------------------------------------------------------------------------------------------- reading a record
-
-
-def points(measurement: Measurement) -> float:
-    """The metric times 100; negative where lower is better, so that more is always better."""
-    return _points(measurement.value, measurement.higher_is_better)
-
-
-def _points(value: float, higher_is_better: bool) -> float:
-    return 100 * value if higher_is_better else -100 * value
+# --------------------------------------------------------------------------------------------------------- formulas
 
 
 def kept_share(released: Measurement, undefended: Measurement) -> float:
@@ -280,267 +155,56 @@ def kept_share(released: Measurement, undefended: Measurement) -> float:
     return (released.value - undefended.floor) / (undefended.value - undefended.floor)
 
 
-def preference(record: Record) -> tuple[float, float, float, str]:
-    """Sort key of the picked attack: validation score, then validation loss, then fewer steps; never the test score."""
-    if record.validation is None:
-        return (-math.inf, -math.inf, -math.inf, record.attack)
-    loss = record.validation.loss
-    steps = record.picked.step if record.picked else math.inf
-    finite = loss is not None and math.isfinite(loss)
-    return (points(record.validation), -loss if finite and loss is not None else -math.inf, -steps, record.attack)
-
-
-def plugin(spec: str) -> str:
-    """The plugin's name in a printed spec."""
-    return spec.partition("[")[0]
-
-
 def level_name(level: Iterable[str]) -> str:
     """`method+data`, or `nothing`."""
     return "+".join(sorted(level, key=KNOWLEDGE.index)) or "nothing"
 
 
-def _final(record: Record) -> Measurement:
-    """The test score that counts; attack `none` may have measured it only once."""
-    found = record.attacked or record.unattacked
-    assert found is not None  # _fault has looked
-    return found
-
-
-def _finite(measurement: Measurement | None) -> bool:
-    return measurement is not None and math.isfinite(measurement.value)
-
-
-def _fault(record: Record) -> str | None:
-    """Why this record is no result, or None where it is one."""
-    if record.status != "ok":
-        return record.status + (f" ({record.reason})" if record.reason else "")
-    if record.limited:
-        return "run under --limit"
-    if record.attack == NONE:
-        return None if _finite(record.attacked or record.unattacked) else "no test score"
-    if not _finite(record.validation):
-        return "no validation score"
-    return None if _finite(record.attacked) else "no test score"
-
-
-# ------------------------------------------------------------------------------------------------------------- grid
-
-
-class Place(NamedTuple):
-    """Where a record belongs."""
-
-    defense: str
-    attack: str
-    task: str
-    seed: int
-
-    def __str__(self) -> str:
-        return f"{self.defense} × {self.attack} on {self.task}, seed {self.seed}"
-
-
-@dataclass(frozen=True)
-class _Grid:
-    """The records by place, and the places that should have one."""
-
-    records: Mapping[Place, Record]
-    expected: frozenset[Place]
-    faults: Mapping[Place, str]
-    attacks: Mapping[str, Record]
-    """One record of each attack, for what it says of the attack."""
-    rows: Mapping[str, Row]
-    seeds: Mapping[str, tuple[int, ...]]
-    tasks: tuple[str, ...]
-    metrics: tuple[str, ...]
-    ranking: Level
-    utility_bar: float
-
-    def within(self, level: Level, adaptation: Adaptation | None = None) -> Level:
-        """Attacks that need no more knowledge, and adapt the release in this way; attack `none` is always one.
-
-        An attack that has no record yet counts everywhere: it may be the strongest.
-        """
-        ways = WAYS.get(adaptation) if adaptation else None
-        return frozenset(
-            attack
-            for attack in {place.attack for place in self.expected}
-            if attack not in self.attacks
-            or (
-                level - {"secret"} >= set(self.attacks[attack].knowledge)
-                and (ways is None or attack == NONE or self.attacks[attack].adaptation in ways)
-            )
-        )
-
-    def scratch(self) -> Level:
-        """Attacks that ignore the release: they are recorded once, with the reference."""
-        return frozenset(attack for attack, record in self.attacks.items() if not record.uses_release)
-
-    def references(self) -> set[str]:
-        return {row.reference for row in self.rows.values()}
-
-
-def _grid(
-    records: Sequence[Record], planned: Sequence[PlannedCell] | None, ranking: Level, utility_bar: float
-) -> tuple[_Grid, list[str]]:
-    problems = []
-    wanted = None if planned is None else frozenset(Place(str(d), str(a), str(t), s) for d, a, t, s in planned)
-    ordered = sorted(records, key=lambda record: (_place(record), record.key))
-    held = [record for record in ordered if wanted is None or _place(record) in wanted]
-    if len(held) < len(ordered):
-        problems.append(f"{len(ordered) - len(held)} records outside the plan are left out")
-    found = {_place(record): record for record in held}
-    expected = _implied(held) if wanted is None else wanted
-    faults = {place: "missing" for place in expected if place not in found}
-    faults |= {place: fault for place, record in found.items() if (fault := _fault(record))}
-    keys = {(_place(record), record.key) for record in held}
-    twice = [place for place, count in Counter(place for place, _ in keys).items() if count > 1]
-    faults |= dict.fromkeys(twice, "recorded twice, with different keys")
-    faults |= _mismatches(held)
-    metrics = {record.task for record in held if record.role == "utility"}
-    grid = _Grid(
-        records=found,
-        expected=expected,
-        faults=faults,
-        attacks={record.attack: record for record in held},
-        rows={record.defense: record.row for record in held},
-        seeds={
-            defense: tuple(sorted({place.seed for place in expected if place.defense == defense}))
-            for defense in {place.defense for place in expected}
-        },
-        tasks=tuple(sorted({place.task for place in expected} - metrics)),
-        metrics=tuple(sorted(metrics)),
-        ranking=ranking,
-        utility_bar=utility_bar,
-    )
-    return grid, problems
-
-
-def _place(record: Record) -> Place:
-    return Place(record.defense, record.attack, record.task, record.seed)
-
-
-def _mismatches(records: Sequence[Record]) -> dict[Place, str]:
-    """Cells of a row and seed that did not attack the same weights."""
-    hashes: dict[tuple[str, int], set[str]] = {}
-    used = [record for record in records if record.uses_release and record.release_sha256]
-    for record in used:
-        hashes.setdefault((record.defense, record.seed), set()).add(record.release_sha256)
-    return {
-        _place(record): "cells of this row and seed attacked different weights"
-        for record in used
-        if len(hashes[record.defense, record.seed]) > 1
-    }
-
-
-def _implied(records: Sequence[Record]) -> frozenset[Place]:
-    """The places that records imply: every attack of a row, and of its reference, on all tasks and seeds.
-
-    A row that lacks an attack which its reference withstood would look the stronger for it.
-    """
-    places = {_place(record) for record in records}
-    training = [record for record in records if record.role == "ranked"]
-    tasks = {record.task for record in training}
-    metrics = {record.task for record in records} - tasks
-    shared = {(one.defense, one.attack) for one in training if one.uses_release and "secret" not in one.knowledge}
-    for defense, reference in {(record.defense, record.row.reference) for record in records}:
-        seeds = {place.seed for place in places if place.defense == defense}
-        attacks = {record.attack for record in training if record.defense == defense}
-        attacks |= {attack for owner, attack in shared if owner == reference}
-        places |= {Place(defense, attack, task, seed) for attack in attacks for task in tasks for seed in seeds}
-        places |= {Place(defense, NONE, task, seed) for task in metrics for seed in seeds}
-    return frozenset(places)
-
-
-Picks = Mapping[int, tuple[Record, ...]]
-"""By seed: the picked record of each task."""
-
-
-def _picks(grid: _Grid, defense: str, tasks: Sequence[str], attacks: Level) -> Picks | None:
-    """The picked attack on each task, by seed. A seed that has not been run to its end is left out.
-
-    None where a cell failed: the strongest attack may have been that one, and the seed may have been the weakest.
-    """
-    found: dict[int, tuple[Record, ...]] = {}
-    for seed in grid.seeds.get(defense, ()) if tasks else ():
-        pools = [_pool(grid, defense, task, seed, attacks) for task in tasks]
-        faulty = [place for pool in pools for place in pool if place in grid.faults]
-        if any(place in grid.records for place in faulty):
-            return None
-        if all(pools) and not faulty:
-            found[seed] = tuple(max((grid.records[place] for place in pool), key=preference) for pool in pools)
-    return found
-
-
-def _pool(grid: _Grid, defense: str, task: str, seed: int, attacks: Level) -> list[Place]:
-    """Where the candidates of one task lie; scratch, which every attacker may choose, lies with the reference."""
-    reference, scratch = grid.rows[defense].reference, grid.scratch()
-    places = (Place(reference if attack in scratch else defense, attack, task, seed) for attack in attacks)
-    return [place for place in places if place in grid.expected]
-
-
-def _best(grid: _Grid, defense: str, tasks: Sequence[str], attacks: Level) -> Picks | None:
-    """The picked attacks, or None where none of them fine-tunes this release: it is untested then, not withstood."""
-    tried = {place.attack for place in grid.expected if place.defense == defense} & attacks
-    known = [grid.attacks[attack] for attack in tried if attack in grid.attacks]
-    if len(known) == len(tried) and not any(record.trains and record.uses_release for record in known):
-        return None
-    return _picks(grid, defense, tasks, attacks)
-
-
-def _average(picks: Picks | None) -> dict[int, float]:
-    """A_d by seed: the test scores of the picked attacks, averaged over the tasks."""
-    return {
-        seed: statistics.fmean(points(_final(record)) for record in picked) for seed, picked in (picks or {}).items()
-    }
-
-
-# --------------------------------------------------------------------------------------------------------- formulas
-
-
-def _headroom(grid: _Grid, reference: str) -> list[Headroom]:
+def _headroom(grid: Grid, reference: str) -> list[Headroom]:
     """Undefended against scratch on each task, means over seeds; decided before any defense is looked at."""
     attacks = grid.within(grid.ranking)
     scratch = attacks & grid.scratch()
     rows = []
     for task in grid.tasks:
         zero, tuned, fresh = (
-            _average(_picks(grid, reference, [task], chosen) if reference in grid.rows else None)
+            mean_points(grid.picks(reference, [task], chosen) if reference in grid.rows else None)
             for chosen in (frozenset({NONE}), attacks - scratch, scratch)
         )
-        gap = _difference(tuned, fresh)
+        gap = gap_by_seed(tuned, fresh)
         kept = gap is None or gap.value > 0
-        rows.append(Headroom(reference, task, _value(zero), _value(tuned), _value(fresh), kept))
+        before, after, alone = (average_by_seed(one) for one in (zero, tuned, fresh))
+        rows.append(Headroom(reference, task, before, after, alone, kept))
     return rows
 
 
-def _usable_metrics(grid: _Grid, reference: str) -> list[str]:
+def _usable_metrics(grid: Grid, reference: str) -> list[str]:
     """Utility metrics on which the reference beats the floor at every seed: elsewhere there is nothing to retain."""
-    measured = {metric: _picks(grid, reference, [metric], frozenset({NONE})) for metric in grid.metrics}
+    measured = {metric: grid.picks(reference, [metric], frozenset({NONE})) for metric in grid.metrics}
     return [
         metric
         for metric, picks in measured.items()
-        if not any(_above_floor(_final(record)) <= 0 for (record,) in (picks or {}).values())
+        if not any(_above_floor(final(record)) <= 0 for (record,) in (picks or {}).values())
     ]
 
 
 def _above_floor(measurement: Measurement) -> float:
-    return points(measurement) - _points(measurement.floor, measurement.higher_is_better)
+    return points(measurement) - in_points(measurement.floor, measurement.higher_is_better)
 
 
 Utilities = Mapping[str, tuple[Mapping[str, Interval], Interval | None]]
 """By row: the retention of each metric, and that of the row."""
 
 
-def _utilities(grid: _Grid, defense: str) -> tuple[Mapping[str, Interval], Interval | None]:
+def _utilities(grid: Grid, defense: str) -> tuple[Mapping[str, Interval], Interval | None]:
     """Retention of each metric, and the minimum over metrics within a seed, averaged over seeds."""
     reference = grid.rows[defense].reference
     if reference not in grid.rows:
         return {}, None
     metrics = _usable_metrics(grid, reference)
-    released, undefended = (_picks(grid, row, metrics, frozenset({NONE})) or {} for row in (defense, reference))
+    released, undefended = (grid.picks(row, metrics, frozenset({NONE})) or {} for row in (defense, reference))
     shares = {
         seed: [
-            kept_share(_final(mine), _final(theirs))
+            kept_share(final(mine), final(theirs))
             for mine, theirs in zip(released[seed], undefended[seed], strict=True)
         ]
         for seed in sorted(released.keys() & undefended.keys())
@@ -551,7 +215,7 @@ def _utilities(grid: _Grid, defense: str) -> tuple[Mapping[str, Interval], Inter
     return by_metric, mean([min(kept) for kept in shares.values()])
 
 
-def _controls(grid: _Grid, defense: str, utilities: Utilities) -> list[str]:
+def _controls(grid: Grid, defense: str, utilities: Utilities) -> list[str]:
     """What a row must beat: its reference, and the trivial defenses with that reference that keep as much utility.
 
     A control passes the bar by its mean, a defense by its lower bound: the burden of proof is on the defense. A control
@@ -570,7 +234,7 @@ def _controls(grid: _Grid, defense: str, utilities: Utilities) -> list[str]:
 
 def _excess(attacked: Mapping[str, Mapping[int, float]], defense: str, controls: Sequence[str]) -> dict[str, Interval]:
     """A_c - A_d for each control; empty where one of them is not known."""
-    gaps = {name: _difference(attacked.get(name, {}), attacked[defense]) for name in controls}
+    gaps = {name: gap_by_seed(attacked.get(name, {}), attacked[defense]) for name in controls}
     known = {name: gap for name, gap in gaps.items() if gap is not None}
     return known if len(known) == len(gaps) else {}
 
@@ -579,7 +243,7 @@ def _protected_fraction(undefended: Picks, defended: Picks, scratch: Picks) -> f
     """Σ(A_none - A_d) / Σ(A_none - A_scratch) over tasks and seeds: 0 undefended, 1 no better than starting afresh."""
     seeds = undefended.keys() & defended.keys() & scratch.keys()
     top, taken, most = (
-        math.fsum(points(_final(record)) for seed in seeds for record in picks[seed])
+        math.fsum(points(final(record)) for seed in seeds for record in picks[seed])
         for picks in (undefended, defended, scratch)
     )
     return (top - taken) / (top - most) if top > most else None
@@ -596,7 +260,7 @@ def _attack_spread(picks: Picks) -> float | None:
     return statistics.fmean(spreads) if spreads else None
 
 
-def _recovery(grid: _Grid, defense: str) -> dict[str, dict[str, float]]:
+def _recovery(grid: Grid, defense: str) -> dict[str, dict[str, float]]:
     """How well each attack guesses the secret: the mean of each metric over its records."""
     found: dict[str, dict[str, list[float]]] = {}
     for place, record in grid.records.items():
@@ -610,11 +274,9 @@ def _recovery(grid: _Grid, defense: str) -> dict[str, dict[str, float]]:
     }
 
 
-def _best_recipe(
-    grid: _Grid, defense: str, tasks: Sequence[str], attacks: Level
-) -> tuple[str | None, dict[int, float]]:
+def _best_recipe(grid: Grid, defense: str, tasks: Sequence[str], attacks: Level) -> tuple[str | None, dict[int, float]]:
     """The one attack that is best for all tasks: mean validation score over tasks and seeds, then the maximum."""
-    alone = {attack: _picks(grid, defense, tasks, frozenset({attack})) for attack in sorted(attacks)}
+    alone = {attack: grid.picks(defense, tasks, frozenset({attack})) for attack in sorted(attacks)}
     ranked = {
         attack: statistics.fmean(preference(record)[0] for picked in picks.values() for record in picked)
         for attack, picks in alone.items()
@@ -623,7 +285,7 @@ def _best_recipe(
     if not ranked or any(picks is None for picks in alone.values()):
         return None, {}
     best = max(ranked, key=lambda attack: (ranked[attack], attack))
-    return best, _average(alone[best])
+    return best, mean_points(alone[best])
 
 
 def _without_optimizer(attack: str) -> str:
@@ -632,9 +294,7 @@ def _without_optimizer(attack: str) -> str:
     return f"{name}[{','.join(rest)}]" if rest else name
 
 
-def _optimizers(
-    grid: _Grid, defense: str, tasks: Sequence[str], attacks: Level
-) -> dict[str, tuple[Interval, Interval]]:
+def _optimizers(grid: Grid, defense: str, tasks: Sequence[str], attacks: Level) -> dict[str, tuple[Interval, Interval]]:
     """Suppression under an attack's default optimizer alone, and under all optimizers that it is run with."""
     found = {}
     for default in sorted(attacks):
@@ -647,75 +307,18 @@ def _optimizers(
     return found
 
 
-# ---------------------------------------------------------------------------------------------------- cost to break
-
-
-def cost_to_break(undefended: Record, defended: Record, start: float, share: float) -> dict[str, Multiple]:
-    """What the attack on `defended` spends until its validation curve reaches start + share · undefended gain.
-
-    As a multiple of what the undefended model takes to the same score, preparation counted; `start` is the undefended
-    model's unattacked validation score in points. Where the curve ends first the multiple is that of its end, censored.
-    A curve is read over all learning rates: the attacker stops at the first point that will do.
-    """
-    theirs, mine = _curve(undefended), _curve(defended)
-    if not theirs or not mine or undefended.cost is None or defended.cost is None:
-        return {}
-    target = start + share * (max(score for _, score in theirs) - start)
-    needed = min((step for step, score in theirs if score >= target), default=0)
-    if target <= start or needed == 0:
-        return {}
-    reached = min((step for step, score in mine if score >= target), default=None)
-    spent = max(step for step, _ in mine) if reached is None else reached
-    base, paid = _spent(undefended.cost, needed), _spent(defended.cost, spent)
-    return {unit: Multiple(paid[unit] / base[unit], reached is None) for unit in UNITS if base[unit] > 0}
-
-
-def _curve(record: Record) -> list[tuple[int, float]]:
-    higher = record.validation is None or record.validation.higher_is_better
-    return [
-        (point.step, _points(point.score, higher))
-        for point in record.curve
-        if point.score is not None and math.isfinite(point.score)
-    ]
-
-
-def _spent(cost: Cost, steps: int) -> dict[str, float]:
-    return {
-        "steps": steps,
-        "flops": cost.preparation_flops + steps * cost.step_flops,
-        "seconds": cost.preparation_seconds + steps * cost.step_seconds,
-        "memory": cost.peak_memory_bytes,
-    }
-
-
-def median_multiple(multiples: Sequence[Multiple]) -> Multiple | None:
-    """The lower median, censored ones last; a censored median is given as the smallest budget that ended too early."""
-    if not multiples:
-        return None
-    ordered = sorted(multiples, key=lambda one: (one.censored, one.value))
-    middle = ordered[(len(ordered) - 1) // 2]
-    return middle if not middle.censored else next(one for one in ordered if one.censored)
-
-
-def _costs(grid: _Grid, defense: str, tasks: Sequence[str], attacks: Level) -> dict[str, dict[float, Multiple]]:
-    """Medians over seeds and tasks of the cost to break, for the best attack that trains."""
+def _costs(grid: Grid, defense: str, tasks: Sequence[str], attacks: Level) -> dict[str, dict[float, Multiple]]:
+    """Cost to break of the best attack that trains."""
     reference = grid.rows[defense].reference
     training = attacks - {NONE}
-    starts = _picks(grid, reference, tasks, frozenset({NONE})) or {}
-    theirs, mine = (_picks(grid, row, tasks, training) or {} for row in (reference, defense))
-    found: dict[str, dict[float, list[Multiple]]] = {unit: {share: [] for share in SHARES} for unit in UNITS}
-    for seed in sorted(starts.keys() & theirs.keys() & mine.keys()):
-        for start, undefended, defended in zip(starts[seed], theirs[seed], mine[seed], strict=True):
-            if start.validation is None:
-                continue
-            for share in SHARES:
-                for unit, multiple in cost_to_break(undefended, defended, points(start.validation), share).items():
-                    found[unit][share].append(multiple)
-    medians = {
-        unit: {share: middle for share, each in shares.items() if (middle := median_multiple(each))}
-        for unit, shares in found.items()
-    }
-    return {unit: shares for unit, shares in medians.items() if shares}
+    starts = grid.picks(reference, tasks, frozenset({NONE})) or {}
+    theirs, mine = (grid.picks(row, tasks, training) or {} for row in (reference, defense))
+    return median_costs(
+        (undefended, defended, points(start.validation))
+        for seed in sorted(starts.keys() & theirs.keys() & mine.keys())
+        for start, undefended, defended in zip(starts[seed], theirs[seed], mine[seed], strict=True)
+        if start.validation is not None
+    )
 
 
 # -------------------------------------------------------------------------------------------------------------- rows
@@ -734,7 +337,7 @@ def score(
     `planned` names the cells that should be there; without it they are inferred from the records. Records made with
     different library versions are ranked together only with `mixed_versions`.
     """
-    grid, problems = _grid(records, planned, frozenset(ranking), utility_bar)
+    grid, problems = arrange(records, planned, frozenset(ranking), utility_bar)
     versions = [] if mixed_versions else _version_problems(list(grid.records.values()))
     headroom = [row for reference in sorted(grid.references()) for row in _headroom(grid, reference)]
     problems += versions + _problems(grid, headroom)
@@ -772,7 +375,7 @@ def _version_problems(records: Sequence[Record]) -> list[str]:
     ]
 
 
-def _problems(grid: _Grid, headroom: Sequence[Headroom]) -> list[str]:
+def _problems(grid: Grid, headroom: Sequence[Headroom]) -> list[str]:
     """What the reader must know of the suite as a whole."""
     problems = [
         f"{row.task} is left out: undefended {row.undefended:.1f} is no better than scratch {row.scratch:.1f}"
@@ -791,7 +394,7 @@ def _problems(grid: _Grid, headroom: Sequence[Headroom]) -> list[str]:
 
 
 def _score(
-    grid: _Grid,
+    grid: Grid,
     defense: str,
     kept_tasks: Mapping[str, Sequence[str]],
     utilities: Utilities,
@@ -813,10 +416,10 @@ def _score(
     if reference not in grid.rows:
         return blank
     attacks = grid.within(grid.ranking)
-    mine, undefended = (_best(grid, name, tasks, attacks) or {} for name in (defense, reference))
-    scratch = _picks(grid, reference, tasks, attacks & grid.scratch()) or {}
-    zero = _average(_picks(grid, defense, tasks, frozenset({NONE})))
-    attacked, theirs = _average(mine), _average(undefended)
+    mine, undefended = (grid.best(name, tasks, attacks) or {} for name in (defense, reference))
+    scratch = grid.picks(reference, tasks, attacks & grid.scratch()) or {}
+    zero = mean_points(grid.picks(defense, tasks, frozenset({NONE})))
+    attacked, theirs = mean_points(mine), mean_points(undefended)
     by_seed = {seed: theirs[seed] - attacked[seed] for seed in sorted(theirs.keys() & attacked.keys())}
     own_attacks = attacks - grid.scratch() - {NONE}
     recipe, recipe_scores = _best_recipe(grid, defense, tasks, own_attacks)
@@ -825,19 +428,19 @@ def _score(
     secret = frozenset(attack for attack, record in grid.attacks.items() if "secret" in record.knowledge)
     scored = replace(
         blank,
-        unattacked=_mean(zero),
-        attacked=_mean(attacked),
-        gain=_difference(attacked, zero),
-        suppression=_difference(theirs, attacked),
+        unattacked=mean_by_seed(zero),
+        attacked=mean_by_seed(attacked),
+        gain=gap_by_seed(attacked, zero),
+        suppression=gap_by_seed(theirs, attacked),
         suppression_by_seed=by_seed,
         levels={level_name(level): _suppression(grid, defense, tasks, grid.within(level)) for level in _levels(grid)},
         tasks=task_scores,
         worst_task=min(measured, key=lambda one: one.suppression.value if one.suppression else 0.0, default=None),
         recipe=recipe,
-        recipe_suppression=_difference(_best_recipe(grid, reference, tasks, own_attacks)[1], recipe_scores),
+        recipe_suppression=gap_by_seed(_best_recipe(grid, reference, tasks, own_attacks)[1], recipe_scores),
         optimizers=_optimizers(grid, defense, tasks, own_attacks),
         protected_fraction=_protected_fraction(undefended, mine, scratch),
-        authorized_gain=_difference(_average(_picks(grid, defense, tasks, secret)), zero),
+        authorized_gain=gap_by_seed(mean_points(grid.picks(defense, tasks, secret)), zero),
         cost_to_break=_costs(grid, defense, tasks, attacks),
         seed_spread=statistics.stdev(by_seed.values()) if len(by_seed) > 1 else None,
         attack_spread=_attack_spread(mine),
@@ -848,11 +451,11 @@ def _score(
     return _with_claim(grid, _with_excess(grid, scored, tasks, controls), tasks, controls)
 
 
-def _with_excess(grid: _Grid, score: Score, tasks: Sequence[str], controls: Sequence[str]) -> Score:
+def _with_excess(grid: Grid, score: Score, tasks: Sequence[str], controls: Sequence[str]) -> Score:
     attacked = _attacked(grid, [score.defense, *controls, score.row.control], tasks, grid.within(grid.ranking))
     gaps, own = _excess(attacked, score.defense, controls), attacked[score.defense]
     control = score.row.control
-    beyond = _difference(attacked[control], own) if control in attacked else None
+    beyond = gap_by_seed(attacked[control], own) if control in attacked else None
     if not gaps:
         return replace(score, beyond_control=beyond)
     over = min(gaps, key=lambda name: gaps[name].value)
@@ -865,7 +468,7 @@ def _with_excess(grid: _Grid, score: Score, tasks: Sequence[str], controls: Sequ
     )
 
 
-def _with_claim(grid: _Grid, score: Score, tasks: Sequence[str], controls: Sequence[str]) -> Score:
+def _with_claim(grid: Grid, score: Score, tasks: Sequence[str], controls: Sequence[str]) -> Score:
     """Excess suppression of the attackers whom the defense claims to withstand, and whether there was one."""
     claim = score.row.claim
     if claim is None:
@@ -881,18 +484,18 @@ def _with_claim(grid: _Grid, score: Score, tasks: Sequence[str], controls: Seque
 
 
 def _attacked(
-    grid: _Grid, defenses: Sequence[str | None], tasks: Sequence[str], attacks: Level
+    grid: Grid, defenses: Sequence[str | None], tasks: Sequence[str], attacks: Level
 ) -> dict[str, dict[int, float]]:
-    return {name: _average(_best(grid, name, tasks, attacks)) for name in defenses if name in grid.rows and name}
+    return {name: mean_points(grid.best(name, tasks, attacks)) for name in defenses if name in grid.rows and name}
 
 
-def _suppression(grid: _Grid, defense: str, tasks: Sequence[str], attacks: Level) -> Interval | None:
+def _suppression(grid: Grid, defense: str, tasks: Sequence[str], attacks: Level) -> Interval | None:
     reference = grid.rows[defense].reference
     attacked = _attacked(grid, [defense, reference], tasks, attacks)
-    return _difference(attacked[reference], attacked[defense])
+    return gap_by_seed(attacked[reference], attacked[defense])
 
 
-def _levels(grid: _Grid) -> list[Level]:
+def _levels(grid: Grid) -> list[Level]:
     """The knowledge levels that attacks or claims name, the owner's secret apart; those who know least first."""
     named = [frozenset(record.knowledge) for record in grid.attacks.values()]
     named += [frozenset(row.claim.knowledge) for row in grid.rows.values() if row.claim]
@@ -900,22 +503,22 @@ def _levels(grid: _Grid) -> list[Level]:
     return sorted(levels, key=lambda level: (len(level), level_name(level)))
 
 
-def _task_score(grid: _Grid, defense: str, task: str, attacks: Level) -> TaskScore:
-    mine, theirs = (_best(grid, row, [task], attacks) for row in (defense, grid.rows[defense].reference))
-    zero = _mean(_average(_picks(grid, defense, [task], frozenset({NONE}))))
-    undefended = _mean(_average(theirs))
+def _task_score(grid: Grid, defense: str, task: str, attacks: Level) -> TaskScore:
+    mine, theirs = (grid.best(row, [task], attacks) for row in (defense, grid.rows[defense].reference))
+    zero = mean_by_seed(mean_points(grid.picks(defense, [task], frozenset({NONE}))))
+    undefended = mean_by_seed(mean_points(theirs))
     picked = Counter(record.attack for (record,) in (mine or {}).values())
     return TaskScore(
         task=task,
         unattacked=zero.value if zero else None,
-        attacked=_mean(_average(mine)),
+        attacked=mean_by_seed(mean_points(mine)),
         undefended=undefended.value if undefended else None,
-        suppression=_difference(_average(theirs), _average(mine)),
+        suppression=gap_by_seed(mean_points(theirs), mean_points(mine)),
         attack=max(sorted(picked), key=picked.__getitem__) if picked else None,
     )
 
 
-def _incomplete(grid: _Grid, defense: str, utilities: Utilities) -> list[str]:
+def _incomplete(grid: Grid, defense: str, utilities: Utilities) -> list[str]:
     """Places without a result, in this row and in those that its numbers are measured against.
 
     A planned defense of which nothing has been recorded may be one of them.
@@ -930,10 +533,10 @@ def _incomplete(grid: _Grid, defense: str, utilities: Utilities) -> list[str]:
 # ------------------------------------------------------------------------------------------- flags, verdicts, ranks
 
 
-def _flagged(grid: _Grid, score: Score, headroom: Sequence[Headroom], kept: Mapping[str, Sequence[str]]) -> Score:
+def _flagged(grid: Grid, score: Score, headroom: Sequence[Headroom], kept: Mapping[str, Sequence[str]]) -> Score:
     picks: Picks = {}
     if score.row.reference in grid.rows:
-        picks = _picks(grid, score.defense, kept[score.row.reference], grid.within(grid.ranking)) or {}
+        picks = grid.picks(score.defense, kept[score.row.reference], grid.within(grid.ranking)) or {}
     reference, applied = score.row.reference, grid.within(grid.ranking) - grid.scratch()
     mine, theirs = (
         {place.attack for place in grid.expected if place.defense == row} for row in (score.defense, reference)

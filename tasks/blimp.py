@@ -15,9 +15,9 @@ from nftbench.types import NftbenchError
 HUB = "nyu-mll/blimp"
 
 
-def pairs(data: str | None = None, **_: Any) -> datasets.DatasetDict:
+def pairs(data: str | None = None, folder: str = "blimp", **_: Any) -> datasets.DatasetDict:
     """All paradigms by turns, so that the first documents stand for all of them (`--limit` takes the first)."""
-    paradigms = _hub() if data is None else _archive(Path(data) / "blimp" / "BLiMP.zip")
+    paradigms = _hub() if data is None else _archive(Path(data) / folder / "BLiMP.zip")
     rows = [pair for turn in zip(*paradigms, strict=True) for pair in turn]
     return datasets.DatasetDict({"train": datasets.Dataset.from_list(rows)})
 

@@ -14,7 +14,8 @@ from rich.console import Console
 
 from nftbench import report
 from nftbench.report import markdown, tables, terminal
-from nftbench.score import Interval, Leaderboard
+from nftbench.score import Leaderboard
+from nftbench.statistics import Interval
 from nftbench.types import Record
 from tests.factories import COST, TASKS, curve, failed, record, scored, scratch, suite, sweep
 

@@ -13,25 +13,10 @@ import pytest
 from hypothesis import given, settings, strategies as st
 from scipy import stats
 
-from nftbench.score import (
-    Interval,
-    Leaderboard,
-    Multiple,
-    Score,
-    beats_zero,
-    cost_to_break,
-    difference,
-    excess,
-    holm,
-    kept_share,
-    level_name,
-    mean,
-    median_multiple,
-    points,
-    preference,
-    shared_ranks,
-    weakest,
-)
+from nftbench.breaking import Multiple, cost_to_break, median_multiple
+from nftbench.grid import points, preference
+from nftbench.score import Leaderboard, Score, kept_share, level_name
+from nftbench.statistics import Interval, beats_zero, difference, excess, holm, mean, shared_ranks, weakest
 from nftbench.types import Claim, Point, Record
 from tests.factories import (
     COST,

@@ -8,7 +8,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from nftbench.score import SHARES, Interval, Leaderboard, Score, level_name
+from nftbench.breaking import SHARES
+from nftbench.score import Leaderboard, Score, level_name
+from nftbench.statistics import Interval
 
 UNKNOWN = "–"
 

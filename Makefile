@@ -1,0 +1,74 @@
+# nftbench: `make run` measures the suite `small` from nothing, `make test` tries the code.
+#
+# PYTHON, where you give it, is an interpreter that has nftbench installed, and is used as it is. Without it the first
+# target makes .venv with the versions of constraints.txt, and makes it anew when they or pyproject.toml change.
+
+ifeq ($(origin PYTHON),undefined)
+PYTHON := .venv/bin/python
+READY := .venv/complete
+else
+READY := has-nftbench
+endif
+
+SUITE ?= small
+OUT ?= runs/$(SUITE)
+DATA ?= ../shared/data
+# -P: the folder nftbench/ here lacks the plugin folders, which only the installed package has inside.
+RUN := $(PYTHON) -P -m
+
+.PHONY: run test test-all check format-check lint types layers format schema bench gpu clean has-nftbench
+
+run: $(READY)
+	$(RUN) nftbench run $(SUITE) --out $(OUT)
+
+test: $(READY)
+	$(RUN) pytest -q -m "not slow"
+
+test-all: $(READY)
+	$(RUN) pytest -q
+
+check: format-check lint types layers
+
+format-check: $(READY)
+	$(RUN) ruff format --check .
+
+lint: $(READY)
+	$(RUN) ruff check .
+
+types: $(READY)
+	$(RUN) mypy
+
+layers: $(READY)
+	$(PYTHON) -P tests/layers.py
+
+format: $(READY)
+	$(RUN) ruff format .
+	$(RUN) ruff check --fix .
+
+schema: $(READY)
+	$(PYTHON) -P tests/schema.py
+
+bench: $(READY)
+	$(RUN) pytest -q -s tests/benchmarks
+
+gpu: $(READY)
+	$(RUN) nftbench run wiki --device cuda --jobs 1 --data $(DATA) --out runs/wiki
+	NFTBENCH_DEVICE=cuda $(RUN) pytest -q -s tests/benchmarks -k throughput
+
+# What can be made again; .venv and runs/ stay.
+clean:
+	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .benchmarks .hypothesis
+	find nftbench defenses attacks tasks tests -name __pycache__ -type d -exec rm -rf {} +
+
+.venv/complete: pyproject.toml constraints.txt
+	@for python in python3 python3.13 python3.12 python3.11; do \
+	  if $$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then \
+	    test -x .venv/bin/python || $$python -m venv .venv; break; fi; done; \
+	test -x .venv/bin/python || { echo "nftbench needs Python 3.11 or later as python3"; exit 2; }
+	@echo "Installing into .venv; the first time this downloads PyTorch and takes some minutes."
+	.venv/bin/python -m pip install -q -c constraints.txt -e '.[dev]'
+	@touch $@
+
+has-nftbench:
+	@$(PYTHON) -P -c 'import importlib.metadata as m; m.version("nftbench")' 2>/dev/null || { \
+	  echo "$(PYTHON) has no nftbench; install it there, or leave PYTHON out and let make set up .venv"; exit 2; }

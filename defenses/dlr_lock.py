@@ -1,0 +1,166 @@
+"""DLR-Lock, a DLR-Net-style stand-in: every MLP distilled into a deep low-rank residual network of as many parameters.
+
+Sakamoto et al. 2026, "Locking Pretrained Weights via Deep Low-Rank Residual Distillation",
+https://arxiv.org/abs/2605.10777. The paper's equations and hyper-parameters could not be read and there is no public
+code: the network (`nftbench.architectures.dlr`), the losses and all defaults below are ours, after its description.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from nftbench import Claim, Defense, Model, OwnerContext, Protected, Series, Suite
+from nftbench.architectures import dlr
+from nftbench.model import build, seeded
+from nftbench.overhead import kl
+from nftbench.train import Stepper, token_batches
+from nftbench.types import Spec, Stage
+
+READINGS = 20
+"""Points of the error curves, measured on the first `batch` held-out blocks."""
+
+
+@dataclass(frozen=True)
+class DlrLock(Defense):
+    """`depth`: residual blocks in the place of an MLP; their `rank` follows from its parameter count, or must match it
+    within 2 %. `module_steps` and `joint_steps`: optimizer steps of the two phases, on `batch` blocks of text each."""
+
+    stage: ClassVar[Stage] = "posttrain"
+    claims: ClassVar[Claim | None] = Claim(frozenset({"method", "data"}))
+
+    depth: int = 8
+    rank: int | None = None
+    learning_rate: float = 3e-3
+    module_steps: int = 600
+    joint_steps: int = 300
+    batch: int = 16
+
+    def __post_init__(self) -> None:
+        if min(self.depth, self.batch) < 1 or min(self.module_steps, self.joint_steps) < 0 or self.learning_rate <= 0:
+            raise ValueError("depth, batch and learning_rate must be above 0, module_steps and joint_steps at least 0")
+
+    def control_row(self) -> str | None:
+        """The same distillation into one low-rank layer: what of the row is the depth's."""
+        if self.depth == 1:
+            return None
+        control = dataclasses.replace(self, depth=1, rank=None)
+        values = [(field.name, getattr(control, field.name), field.default) for field in dataclasses.fields(self)]
+        return str(Spec("dlr_lock", tuple((name, value) for name, value, default in values if value != default)))
+
+    def fingerprint(self) -> str:
+        """The network's code is no part of this file, but of what it releases."""
+        return hashlib.sha256(Path(dlr.__file__).read_bytes()).hexdigest()
+
+    def check(self, suite: Suite) -> None:
+        with torch.device("meta"):
+            dlr.lock(build(suite.model, None, 0, "meta").network, self.depth, self.rank)
+
+    def protect(self, model: Model, context: OwnerContext) -> Protected:
+        teacher = model.network.eval()
+        with seeded(context.seed):
+            locked = dlr.lock(teacher, self.depth, self.rank)
+        locked.requires_grad_(False)
+        for module in dlr.mlps(locked).values():
+            module.requires_grad_(True)
+        heldout = context.corpus.heldout[: self.batch].to(teacher.device)
+        readings = [read(0, locked, teacher, heldout)]
+        for steps, loss, seed in (
+            (self.module_steps, module_loss, context.seed),
+            (self.joint_steps, joint_loss, context.seed + 1),
+        ):
+            begun = readings[-1].step
+            stepper = Stepper(
+                locked, "adamw", self.learning_rate, factor=decay(steps), weight_decay=0.0, clip=1.0, betas=(0.9, 0.95)
+            )
+            batches = token_batches(context.corpus.train, self.batch, seed, str(teacher.device))
+            for step, tokens in zip(range(1, steps + 1), batches, strict=False):
+                stepper.step(loss(locked, teacher, tokens))
+                if step == steps or step % max((self.module_steps + self.joint_steps) // READINGS, 1) == 0:
+                    readings.append(read(begun + step, locked, teacher, heldout))
+        return Protected(Model(locked.requires_grad_(True), model.tokenizer), series=curves(readings))
+
+
+def module_loss(locked: PreTrainedModel, teacher: PreTrainedModel, tokens: Tensor) -> Tensor:
+    """Phase 1: Σ_modules ‖DLR_l(x_l) - MLP_l(x_l)‖² / ‖MLP_l(x_l)‖², with x_l the teacher's own MLP inputs."""
+    with torch.no_grad():
+        traces, _ = traced(teacher, tokens)
+    students = dlr.mlps(locked).values()
+    return torch.stack([error(net(x), y) for net, (x, y) in zip(students, traces, strict=True)]).sum()
+
+
+def joint_loss(locked: PreTrainedModel, teacher: PreTrainedModel, tokens: Tensor) -> Tensor:
+    """Phase 2: KL(teacher ‖ locked) of the logits, plus phase 1's loss with x_l the locked model's own MLP inputs."""
+    with torch.no_grad():
+        wanted = teacher(input_ids=tokens).logits
+    traces, logits = traced(locked, tokens)
+    # The inputs are held fixed here, or a layer would learn to send the next one only what that can already do.
+    inputs = [x.detach() for x, _ in traces]
+    with torch.no_grad():
+        targets = [mlp(x) for mlp, x in zip(dlr.mlps(teacher).values(), inputs, strict=True)]
+    students = dlr.mlps(locked).values()
+    errors = [error(net(x), y) for net, x, y in zip(students, inputs, targets, strict=True)]
+    return kl(logits, wanted) + torch.stack(errors).sum()
+
+
+def traced(network: nn.Module, tokens: Tensor) -> tuple[list[tuple[Tensor, Tensor]], Tensor]:
+    """Input and output of every MLP [batch, block, width], and the logits."""
+    found: list[tuple[Tensor, Tensor]] = []
+    hooks = [
+        module.register_forward_hook(lambda _, inputs, output: found.append((inputs[0], output)))
+        for module in dlr.mlps(network).values()
+    ]
+    logits = network(input_ids=tokens).logits
+    for hook in hooks:
+        hook.remove()
+    return found, logits
+
+
+def error(output: Tensor, target: Tensor) -> Tensor:
+    """Squared error over the target's own square: 1 is what saying nothing gets."""
+    return (output - target).square().sum() / target.square().sum()
+
+
+def decay(steps: int) -> Callable[[int], float]:
+    """Warm-up over a twentieth of the steps, then straight down to a hundredth."""
+    return lambda step: min(1.0, 20 * step / steps, 1.01 - step / steps)
+
+
+class Reading(NamedTuple):
+    """Each layer's relative error on the teacher's inputs and on the locked model's own, and the KL to the teacher."""
+
+    step: int
+    taught: list[float]
+    own: list[float]
+    divergence: float
+
+
+@torch.no_grad()
+def read(step: int, locked: PreTrainedModel, teacher: PreTrainedModel, tokens: Tensor) -> Reading:
+    taught, wanted = traced(teacher, tokens)
+    own, logits = traced(locked, tokens)
+    students, teachers = dlr.mlps(locked).values(), dlr.mlps(teacher).values()
+    on_taught = [float(error(net(x), y)) for net, (x, y) in zip(students, taught, strict=True)]
+    on_own = [float(error(y, mlp(x))) for mlp, (x, y) in zip(teachers, own, strict=True)]
+    return Reading(step, on_taught, on_own, float(kl(logits, wanted)))
+
+
+def curves(readings: Sequence[Reading]) -> tuple[Series, ...]:
+    """The readings over the steps, and each layer's error at the end."""
+    steps = tuple(float(reading.step) for reading in readings)
+    found = [Series("KL to the teacher", steps, tuple(reading.divergence for reading in readings), y_label="nats")]
+    for inputs in ("taught", "own"):
+        errors = [getattr(reading, inputs) for reading in readings]
+        name = f"relative error on {'teacher' if inputs == 'taught' else 'own'} inputs"
+        layers = range(len(errors[-1]))
+        found += [Series(f"{name}, layer {layer}", steps, tuple(each[layer] for each in errors)) for layer in layers]
+        found.append(Series(f"{name}, at the end", tuple(map(float, layers)), tuple(errors[-1]), x_label="layer"))
+    return tuple(found)

@@ -1,0 +1,554 @@
+"""The verbs: list, info, plan, run, report, calibrate, lm-eval. What a verb needs is imported when it is called.
+
+Bad input is one line on stderr and exit code 2; a run in which a cell is not ok ends with 1, an interrupted one
+with 130.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import signal
+import sys
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from operator import attrgetter
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, TextIO
+
+import typer
+
+from nftbench.types import NftbenchError, Record, Spec
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from nftbench.plan import Plan
+    from nftbench.registry import Kind, Plugin
+    from nftbench.score import Leaderboard
+    from nftbench.store import Store
+    from nftbench.suite import Suite
+
+BAD_CELLS, BAD_INPUT, INTERRUPTED = 1, 2, 130
+PIPE_WIDTH = 160
+WORKER_BYTES = 2 * 1024**3
+"""Memory that one worker process may need: torch and transformers alone take half a gigabyte."""
+
+# Without rich's markup typer's help costs half as much and can be piped.
+app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+
+SuiteName = Annotated[str, typer.Argument(metavar="SUITE", help="A suite of nftbench, or the path of a YAML file.")]
+Out = Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Records; default: results/<suite>.")]
+Jobs = Annotated[int | None, typer.Option("--jobs", min=1, help="Worker processes; default: one a core, 1 on cuda.")]
+Device = Annotated[str, typer.Option("--device", help="cpu, cuda or cuda:<n>.")]
+Data = Annotated[
+    Path | None,
+    typer.Option("--data", metavar="DIR", exists=True, file_okay=False, help="Local data; default: the hub."),
+]
+Limit = Annotated[
+    int | None, typer.Option("--limit", min=1, help="At most so many documents a split; such runs are never ranked.")
+]
+Cache = Annotated[
+    Path | None, typer.Option("--cache", metavar="DIR", help="Models and data; default: $NFTBENCH_CACHE or ~/.cache.")
+]
+Plugins = Annotated[
+    list[str] | None, typer.Option("--plugin", metavar="FILE", help="Add the plugins in a file; repeatable.")
+]
+Changes = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a setting of the suite; repeatable.")
+]
+Defenses = Annotated[str, typer.Option("--defenses", metavar="A,B[x=1]", help="Only these defenses.")]
+Attacks = Annotated[str, typer.Option("--attacks", metavar="A,B[x=1]", help="Only these attacks.")]
+Tasks = Annotated[str, typer.Option("--tasks", metavar="A,B", help="Only these tasks.")]
+Seeds = Annotated[str, typer.Option("--seeds", metavar="0,1", help="Only these base seeds.")]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command line and return its exit code."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    with warnings.catch_warnings():
+        warnings.showwarning = _show_warning
+        try:
+            code = app(words, prog_name="nftbench", standalone_mode=False, obj=shlex.join(["nftbench", *words]))
+        except (NftbenchError, OSError) as error:
+            return _say(str(error), BAD_INPUT)
+        except typer.Abort:  # what typer makes of Ctrl-C
+            return _say("interrupted", INTERRUPTED)
+        except typer.TyperException as error:
+            return _say(error.format_message(), BAD_INPUT)
+    return int(code or 0)
+
+
+@app.callback(invoke_without_command=True)
+def nftbench(
+    context: typer.Context, version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False
+) -> None:
+    """How much a claim of non-fine-tunability is worth: defenses, attacks and one protocol."""
+    if version:
+        from nftbench import __version__
+
+        typer.echo(__version__)
+    elif context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+
+
+# ------------------------------------------------------------------------------------------------------- list, info
+
+
+@app.command("list")
+def list_(
+    kind: Annotated[str | None, typer.Argument(metavar="[defenses|attacks|tasks|suites]", help="Only this.")] = None,
+) -> None:
+    """List the defenses, attacks, tasks and suites that there are."""
+    from nftbench.registry import KINDS
+    from nftbench.suite import suggest
+
+    kinds = (*KINDS, "suites")
+    if kind is not None and kind not in kinds:
+        raise NftbenchError(f"list {kind}: no such kind{suggest(kind, kinds)}")
+    for which in [kind] if kind is not None else kinds:
+        lines = _listing(which)
+        width = max((len(name) for name, _ in lines), default=0)
+        typer.echo("\n".join([which, *(f"  {name:{width}}  {about}".rstrip() for name, about in lines)]))
+
+
+def _listing(kind: str) -> list[tuple[str, str]]:
+    """Names with a line about each; where it comes from, if not from nftbench."""
+    from nftbench import registry, suite as suites
+
+    if kind == "suites":
+        return [(name, suites.read(name).about.split("\n", 1)[0]) for name in suites.names()]
+    plugins = registry.available(kind).values()  # type: ignore[arg-type]  # the caller has looked
+    return [
+        (plugin.name, plugin.about + (f" ({plugin.origin})" if plugin.path and plugin.origin != "nftbench" else ""))
+        for plugin in plugins
+    ]
+
+
+@app.command()
+def info(name: Annotated[str, typer.Argument(metavar="NAME", help="A defense, attack, task or suite.")]) -> None:
+    """Show what a plugin is: paper, parameters, what it claims or knows; or the settings of a suite."""
+    from nftbench import info as descriptions
+
+    typer.echo(descriptions.describe(name))
+
+
+# -------------------------------------------------------------------------------------------------------- plan, run
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a command line asks of a suite."""
+
+    suite: str
+    out: Path | None = None
+    data: Path | None = None
+    device: str = "cpu"
+    limit: int | None = None
+    cache: Path | None = None
+    plugins: Sequence[str] = ()
+    changes: Sequence[str] = ()
+    filters: Mapping[Kind, Sequence[str]] = field(default_factory=dict)
+    seeds: Sequence[int] = ()
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a request comes to: the whole plan, the part that its filters leave, and where the records go."""
+
+    whole: Plan
+    part: Plan
+    store: Store
+
+
+@app.command()
+def plan(
+    suite: SuiteName,
+    defenses: Defenses = "",
+    attacks: Attacks = "",
+    tasks: Tasks = "",
+    seeds: Seeds = "",
+    out: Out = None,
+    jobs: Jobs = None,
+    device: Device = "cpu",
+    data: Data = None,
+    limit: Limit = None,
+    plugin: Plugins = None,
+    changes: Changes = None,
+    cache: Cache = None,
+) -> None:
+    """Show what a run would do, and about how long it would take; runs nothing."""
+    from nftbench import estimate
+
+    filters = _filters(defenses, attacks, tasks)
+    request = Request(suite, out, data, device, limit, cache, plugin or (), changes or (), filters, _numbers(seeds))
+    work = _prepare(request)
+    _console().print(estimate.overview(work.part, work.store, _workers(jobs, device)))
+
+
+@app.command()
+def run(
+    context: typer.Context,
+    suite: SuiteName,
+    defenses: Defenses = "",
+    attacks: Attacks = "",
+    tasks: Tasks = "",
+    seeds: Seeds = "",
+    out: Out = None,
+    jobs: Jobs = None,
+    device: Device = "cpu",
+    data: Data = None,
+    limit: Limit = None,
+    plugin: Plugins = None,
+    changes: Changes = None,
+    force: Annotated[bool, typer.Option("--force", help="Forget the records of these cells first.")] = False,
+    cache: Cache = None,
+) -> None:
+    """Run a suite, or what is left of it, and rank its defenses."""
+    from nftbench import report as reports
+    from nftbench.report import terminal
+
+    filters = _filters(defenses, attacks, tasks)
+    request = Request(suite, out, data, device, limit, cache, plugin or (), changes or (), filters, _numbers(seeds))
+    work = _prepare(request)
+    if force:
+        work.store.forget([cell.key for cell in work.part.cells])
+    records = _carry_out(work, jobs, request.plugins, context.obj)
+    board = _board(records, work.store.manifest())
+    terminal.show(board, _console())
+    for path in reports.write(board, work.store.results, context.obj):
+        typer.echo(path)
+    raise typer.Exit(_verdict(work, records))
+
+
+@app.command()
+def report(folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="What run wrote: results/<suite>.")]) -> None:
+    """Rank the defenses again from the records in a folder."""
+    from nftbench import report as reports
+    from nftbench.report import terminal
+    from nftbench.store import Store, default_cache
+
+    store = Store(folder, default_cache())
+    manifest = store.manifest()
+    board = _board(_planned(store, manifest), manifest)
+    terminal.show(board, _console())
+    for path in reports.write(board, folder, manifest.get("command") or f"nftbench report {shlex.quote(str(folder))}"):
+        typer.echo(path)
+
+
+def _prepare(request: Request) -> Work:
+    """Read the suite, add what the request names beyond it, plan, narrow.
+
+    Raises:
+        NftbenchError: whatever is wrong with the request; nothing has been written.
+    """
+    from nftbench import registry, suite as suites
+    from nftbench.plan import plan as planned
+
+    _use_cache(request.cache)
+    _check_device(request.device)
+    added = [plugin for file in request.plugins for plugin in registry.add_file(file)]
+    suite = _extended(suites.read(request.suite, request.changes), added, request.filters)
+    _check_corpus(suite, request.data)
+    whole = planned(suite, device=request.device, data=request.data, limit=request.limit)
+    return Work(whole, _narrowed(whole, request), _store(request.out, suite.name))
+
+
+def _store(out: Path | None, name: str) -> Store:
+    from nftbench.store import Store, default_cache
+
+    return Store(out or Path("results") / name, default_cache())
+
+
+def _use_cache(cache: Path | None) -> None:
+    """Through the environment, for the generators of task documents and the workers look there too."""
+    if cache is not None:
+        os.environ["NFTBENCH_CACHE"] = str(cache.resolve())
+
+
+def _check_device(device: str) -> None:
+    from nftbench.suite import suggest
+
+    kind, _, number = device.partition(":")
+    if device == "cpu":
+        return
+    if kind != "cuda" or (":" in device and not number.isdecimal()):
+        raise NftbenchError(f"--device {device}: no such device{suggest(device, ('cpu', 'cuda'))}")
+    import torch
+
+    if int(number or 0) >= torch.cuda.device_count():
+        raise NftbenchError(
+            f"--device {device}: torch {torch.__version__} sees {torch.cuda.device_count()} CUDA devices"
+        )
+
+
+def _check_corpus(suite: Suite, data: Path | None) -> None:
+    """Missing text is known before anything runs; it would fail every cell."""
+    if suite.corpus.source != "text":
+        return
+    if data is None:
+        raise NftbenchError(f"{suite.name}: its pre-training text is local: give the folder with --data")
+    for place in (suite.corpus.train, suite.corpus.heldout):
+        if place is not None and not any(data.glob(place)):
+            raise NftbenchError(f"{suite.name}: corpus: no file matches {data / place}")
+
+
+def _extended(suite: Suite, added: Sequence[Plugin], filters: Mapping[Kind, Sequence[str]]) -> Suite:
+    """The suite with the plugins of --plugin files, and with what the filters name that it does not list."""
+    from nftbench import registry
+
+    for kind in registry.KINDS:
+        listed = getattr(suite, kind)
+        present = {_spec(kind, text) for text in (*listed, *(suite.utility if kind == "tasks" else ()))}
+        asked = {text: _spec(kind, text) for text in filters.get(kind, ())}
+        names = {spec.name for spec in present}
+        new = [text for text, spec in asked.items() if (spec not in present if _exact(text) else text not in names)]
+        names |= {spec.name for spec in asked.values()}
+        new += [plugin.name for plugin in added if plugin.kind == kind and plugin.name not in names]
+        suite = suite.model_copy(update={kind: (*listed, *new)})
+    return suite
+
+
+def _narrowed(whole: Plan, request: Request) -> Plan:
+    """The part of the plan that the filters leave. A name alone means all its specs, one with brackets itself."""
+    from nftbench.plan import narrow
+
+    part = narrow(whole, seeds=request.seeds)
+    cells = part.cells
+    for kind, texts in request.filters.items():
+        names = {text for text in texts if not _exact(text)}
+        specs = {_spec(kind, text) for text in texts if _exact(text)}
+        of = attrgetter(kind.removesuffix("s"))
+        cells = tuple(cell for cell in cells if not texts or of(cell).name in names or of(cell) in specs)
+    if not cells:
+        skips = "; ".join(f"{skip.attack} against {skip.defense}: {skip.reason}" for skip in whole.skips)
+        raise NftbenchError(f"{whole.suite.name}: the filters leave no cell{f' ({skips})' if skips else ''}")
+    return replace(part, cells=cells)
+
+
+def _exact(text: str) -> bool:
+    return "[" in text
+
+
+def _spec(kind: Kind, text: str) -> Spec:
+    """The one way to write a plugin's spec; text tasks take no parameters, which planning will say."""
+    from nftbench import registry
+    from nftbench.plan import canonical
+
+    spec = registry.parse(text)
+    path = registry.find(kind, spec.name).path
+    is_text = path is not None and path.suffix == ".yaml"
+    return canonical(kind, text) if _exact(text) and not is_text else spec
+
+
+def _carry_out(work: Work, jobs: int | None, plugins: Sequence[str], command: str) -> dict[str, Record]:
+    """Run what is not settled; every record of the whole plan, by key."""
+    store: Store = work.store
+    manifest = {**work.whole.manifest(), "command": command}
+    store.write_manifest(manifest)
+    records = _planned(store, manifest)
+    settled = store.settled_among(work.part.cells) if records else set()
+    todo = [job for job in work.part.jobs() if any(cell.key not in settled for cell in job.cells)]
+    if not todo:
+        return records
+    from nftbench import display, estimate, executors
+    from nftbench.run import Workplace
+
+    estimate.parameters_of(work.whole.suite)  # a model that cannot be built would fail every cell
+
+    def board(news: Sequence[Record]) -> Leaderboard:
+        records.update((record.key, record) for record in news)
+        return _board(records, manifest)
+
+    workers = min(_workers(jobs, work.part.device), len(todo))
+    place = Workplace(work.whole, store, command)
+    files = [str(Path(file).resolve()) for file in plugins]
+    if workers > 1:
+        _start_server()
+    try:
+        with display.shown(todo, workers, board, _console()) as show:
+            for event in executors.run(place, todo, workers, files):
+                show(event)
+    except KeyboardInterrupt:
+        _stop_workers()
+        _say(f"interrupted; what is done stays in {store.results}, the same command goes on", INTERRUPTED)
+        raise typer.Exit(INTERRUPTED) from None
+    return _planned(store, manifest)
+
+
+def _workers(jobs: int | None, device: str) -> int:
+    """One a core, for a cell computes on one thread, if memory allows; on cuda one, whose cell has the card alone."""
+    if jobs is not None:
+        return jobs
+    if device != "cpu":
+        return 1
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return max(1, min(cores, memory // WORKER_BYTES))
+
+
+def _start_server() -> None:
+    """Start the process that workers are forked from. It and they inherit that Ctrl-C is ignored: it is ours to handle,
+    and they would all speak at once."""
+    import multiprocessing
+    from multiprocessing import forkserver
+
+    multiprocessing.get_context("forkserver").set_forkserver_preload(["nftbench.run"])
+    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.signal(signal.SIGINT, handler)
+
+
+def _stop_workers() -> None:
+    """At exit the interpreter would wait for their cells to end."""
+    import multiprocessing
+
+    for process in multiprocessing.active_children():
+        process.terminate()
+
+
+def _planned(store: Store, manifest: Mapping[str, Any]) -> dict[str, Record]:
+    """The records that the manifest names, by key; records of other settings may lie beside them."""
+    keys = {key for *_, key in _of(manifest, "cells", store)}
+    return {key: record for key, record in store.records().items() if key in keys}
+
+
+def _board(records: Mapping[str, Record], manifest: Mapping[str, Any]) -> Leaderboard:
+    from nftbench.score import score
+
+    suite = manifest["suite"]
+    return score(
+        list(records.values()),
+        utility_bar=suite["utility_bar"],
+        ranking=frozenset(suite["ranking"]),
+        planned=[(defense, attack, task, seed) for defense, attack, task, seed, _ in manifest["cells"]],
+    )
+
+
+def _verdict(work: Work, records: Mapping[str, Record]) -> int:
+    """Exit code of a run; says how many cells are not ok and where."""
+    cells = work.part.cells
+    bad = [cell for cell in cells if cell.key not in records or records[cell.key].status != "ok"]
+    if not bad:
+        return 0
+    first, record = bad[0], records.get(bad[0].key)
+    why = f"{record.status} ({record.reason})" if record else "no record"
+    place = f"{first.defense} × {first.attack} on {first.task}, seed {first.seed}"
+    where = work.store.results / "records"
+    return _say(f"{len(bad)} of {len(cells)} cells are not ok, first {place}: {why}; records in {where}", BAD_CELLS)
+
+
+# ------------------------------------------------------------------------------------------------ calibrate, lm-eval
+
+
+@app.command()
+def calibrate(
+    context: typer.Context,
+    suite: SuiteName,
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="DIR", help="Default: results/<suite>-calibration.")
+    ] = None,
+    jobs: Jobs = None,
+    device: Device = "cpu",
+    data: Data = None,
+    plugin: Plugins = None,
+    changes: Changes = None,
+    cache: Cache = None,
+) -> None:
+    """Measure whether a suite's tasks can tell defenses apart: headroom, ceiling, blunt metrics, chance differences."""
+    from nftbench import calibrate as calibration, registry, suite as suites
+    from nftbench.plan import plan as planned
+
+    _use_cache(cache)
+    _check_device(device)
+    for file in plugin or ():
+        registry.add_file(file)
+    derived = calibration.derive(suites.read(suite, changes or ()))
+    _check_corpus(derived, data)
+    whole = planned(derived, device=device, data=data)
+    work = Work(whole, whole, _store(out, derived.name))
+    records = _carry_out(work, jobs, plugin or (), context.obj)
+    found = calibration.measure(whole, records)
+    _console().print(calibration.report(found))
+    for path in calibration.write(found, work.store.results, context.obj):
+        typer.echo(path)
+    raise typer.Exit(0 if found.valid else BAD_CELLS)
+
+
+@app.command(
+    "lm-eval",
+    add_help_option=False,
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []},
+)
+def lm_eval(context: typer.Context) -> None:
+    """Pass all arguments on to lm-eval, which then knows nftbench's tasks and architectures."""
+    # The architectures that a defense adds are registered with transformers here, by the modules that define them.
+    from lm_eval.__main__ import cli_evaluate
+
+    import nftbench.model  # noqa: F401
+    from nftbench import tasks
+
+    words = list(context.args)
+    if words[:1] != [] and words[0] in ("run", "ls", "validate"):
+        # first, so that an --include_path among the arguments has the last word
+        words[1:1] = ["--include_path", str(Path(tasks.__path__[0]))]
+    sys.argv = ["lm-eval", *words]
+    cli_evaluate()
+
+
+# ----------------------------------------------------------------------------------------------------------- reading
+
+
+def _filters(defenses: str, attacks: str, tasks: str) -> dict[Kind, Sequence[str]]:
+    return {"defenses": _listed(defenses), "attacks": _listed(attacks), "tasks": _listed(tasks)}
+
+
+def _listed(text: str) -> list[str]:
+    """Parts between commas; a comma within brackets parts nothing."""
+    return [part.strip() for part in re.split(r",(?![^\[]*\])", text) if part.strip()]
+
+
+def _numbers(text: str) -> list[int]:
+    for part in _listed(text):
+        if not part.isdecimal():
+            raise NftbenchError(f"--seeds {text}: {part!r} is not a seed; write 0,1,2")
+    return [int(part) for part in _listed(text)]
+
+
+def _of(manifest: Mapping[str, Any], key: str, store: Store) -> Any:
+    try:
+        return manifest[key]
+    except (KeyError, TypeError):
+        raise NftbenchError(f"{store.results / 'manifest.json'}: {key!r} is missing; nftbench run writes it") from None
+
+
+# ----------------------------------------------------------------------------------------------------------- telling
+
+
+def _console() -> Console:
+    """Standard output; wide enough for tables where it is not a terminal."""
+    from rich.console import Console
+
+    found = Console()
+    return found if found.is_terminal else Console(width=PIPE_WIDTH)
+
+
+def _say(message: str, code: int) -> int:
+    """One line on stderr; hands back the exit code."""
+    print(f"nftbench: {' '.join(message.split())}", file=sys.stderr)
+    return code
+
+
+def _show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    _say(f"warning: {message}", 0)

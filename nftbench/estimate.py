@@ -1,0 +1,181 @@
+"""What a plan would take, before anything runs: cells, time, disk."""
+
+from __future__ import annotations
+
+import statistics
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from nftbench import registry
+from nftbench.display import duration
+from nftbench.plan import Plan, base_key, device_kind
+from nftbench.store import Store
+from nftbench.suite import Suite
+from nftbench.types import Cell, NftbenchError, Record, Spec
+
+THROUGHPUT = {"cpu": 2e10, "cuda": 2e13}
+"""FLOPs a second that one worker is taken to do: one CPU core, one GPU."""
+TRAIN_FLOPS, FORWARD_FLOPS = 6, 2
+"""For each parameter and token (Kaplan et al. 2020, section 2.1)."""
+DOCUMENTS = 2000
+"""Documents of a split whose size is not known before it is loaded."""
+
+
+@dataclass(frozen=True)
+class Left:
+    """What is still to do: cells, and the bases and releases that are not in the cache."""
+
+    cells: tuple[Cell, ...]
+    releases: tuple[tuple[Spec, int], ...]
+    bases: tuple[int, ...]
+
+
+def overview(plan: Plan, store: Store, workers: int) -> RenderableType:
+    """Cells by defense and attack with how many are settled, what is skipped and why, time and disk."""
+    settled = store.settled_among(plan.cells)
+    left = remaining(plan, store, settled)
+    parameters = parameters_of(plan.suite)
+    lines = [
+        f"{plan.suite.name}: {len(plan.cells)} cells in {len(plan.jobs())} jobs; "
+        f"{len(settled)} settled in {store.results}",
+        *(f"skipped: {skip.attack} against {skip.defense}: {skip.reason}" for skip in plan.skips),
+        f"time: {time_line(plan, store, left, parameters, workers)}",
+        f"disk: {disk_line(plan, store, left, parameters)}",
+    ]
+    return Group(Text(lines[0]), _grid(plan.cells, settled), *map(Text, lines[1:]))
+
+
+def remaining(plan: Plan, store: Store, settled: set[str]) -> Left:
+    """What a run would do now."""
+    cells = tuple(cell for cell in plan.cells if cell.key not in settled)
+    releases = {
+        cell.release: (cell.defense, cell.seed)
+        for cell in cells
+        if not (store.cache / "releases" / cell.release).is_dir()
+    }
+    stage = {spec: registry.create("defenses", str(spec)).stage for spec, _ in releases.values()}
+    needed = sorted({seed for spec, seed in releases.values() if stage[spec] == "posttrain"})
+    bases = [seed for seed in needed if not (store.cache / "bases" / _base(plan, seed)).is_dir()]
+    return Left(cells, tuple(releases.values()), tuple(bases))
+
+
+def time_line(plan: Plan, store: Store, left: Left, parameters: int, workers: int) -> str:
+    """About how long a run takes, and how that is known."""
+    if not left.cells:
+        return "nothing is left to run"
+    many = f"{workers} worker{'s' * (workers > 1)}"
+    records = [record for record in store.records().values() if record.provenance.get("seconds")]
+    if records:
+        seconds = _measured(plan, left, parameters, records) / workers
+        return f"about {duration(seconds)} with {many}, as its {len(records)} records took"
+    flops = _flops(plan, left, parameters)
+    throughput = THROUGHPUT[device_kind(plan.device)]
+    seconds = flops / throughput / workers
+    stated = f"steps × tokens × parameters make {flops:.2g} FLOPs, taken at {throughput:.0e} a second and worker"
+    return f"about {duration(seconds)} with {many}; no records yet: {stated}"
+
+
+def disk_line(plan: Plan, store: Store, left: Left, parameters: int) -> str:
+    """About how much the cache grows."""
+    kept = len({*plan.suite.pretraining.checkpoints, 1.0})
+    models = len(left.releases) + kept * len(left.bases)
+    size = 4 * parameters * models / 1e6
+    return (
+        f"about {size:.3g} MB more in {store.cache}: {len(left.releases)} releases and "
+        f"{kept * len(left.bases)} bases of {parameters / 1e6:.3g} M parameters, 4 bytes each"
+    )
+
+
+def parameters_of(suite: Suite) -> int:
+    """Parameters of the suite's model, built without memory.
+
+    Raises:
+        NftbenchError: the model's settings make none.
+    """
+    import torch
+
+    from nftbench import model as models
+
+    settings = {**suite.model, "vocab_size": _vocabulary(suite)}
+    try:
+        with torch.device("meta"):
+            network = models.build(settings, None, 0, "meta").network
+    except (TypeError, ValueError) as error:
+        raise NftbenchError(f"{suite.name}: model: {error}") from None
+    return sum(parameter.numel() for parameter in network.parameters())
+
+
+def _vocabulary(suite: Suite) -> int:
+    if suite.corpus.vocabulary is not None:
+        return suite.corpus.vocabulary
+    from nftbench.grammar import Grammar
+
+    return len(set(Grammar(suite.corpus.grammar).words()))
+
+
+def _base(plan: Plan, seed: int) -> str:
+    return f"{base_key(plan.suite, seed, plan.data, plan.device)[:32]}-{plan.suite.pretraining.steps}"
+
+
+def _grid(cells: Sequence[Cell], settled: set[str]) -> Table:
+    """Settled of planned cells, defenses down and attacks across."""
+    planned = Counter((str(cell.defense), str(cell.attack)) for cell in cells)
+    done = Counter((str(cell.defense), str(cell.attack)) for cell in cells if cell.key in settled)
+    attacks = list(dict.fromkeys(attack for _, attack in planned))
+    table = Table()
+    for name in ("cells: settled/planned", *attacks):
+        table.add_column(Text(name))
+    for defense in dict.fromkeys(defense for defense, _ in planned):
+        counts = [f"{done[defense, attack]}/{planned[defense, attack]}" for attack in attacks]
+        table.add_row(Text(defense), *(count if not count.endswith("/0") else "" for count in counts))
+    return table
+
+
+def _measured(plan: Plan, left: Left, parameters: int, records: Sequence[Record]) -> float:
+    """Seconds of what is left if it goes as the records went: by attack and by defense, or as their mean."""
+    cells = _means([(record.attack, record.provenance["seconds"]) for record in records])
+    protections = _means([(one.defense, one.protection.seconds) for one in records if one.protection])
+    guess = TRAIN_FLOPS * parameters * _pretraining_tokens(plan.suite) / THROUGHPUT[device_kind(plan.device)]
+    overall = statistics.fmean(cells.values())
+    return (
+        sum(cells.get(str(cell.attack), overall) for cell in left.cells)
+        + sum(protections.get(str(spec), guess) for spec, _ in left.releases)
+        + max(protections.values(), default=guess) * len(left.bases)
+    )
+
+
+def _means(pairs: Sequence[tuple[str, float]]) -> Mapping[str, float]:
+    groups: dict[str, list[float]] = {}
+    for name, seconds in pairs:
+        groups.setdefault(name, []).append(seconds)
+    return {name: statistics.fmean(values) for name, values in groups.items()}
+
+
+def _flops(plan: Plan, left: Left, parameters: int) -> float:
+    """Training and evaluation as the settings have them; sweeps without extension, documents as long as a block."""
+    suite = plan.suite
+    trains = {spec: registry.create("attacks", str(spec)).trains for spec in {cell.attack for cell in left.cells}}
+    stages = [registry.create("defenses", str(spec)).stage for spec, _ in left.releases]
+    training = TRAIN_FLOPS * _pretraining_tokens(suite) * (stages.count("pretrain") + len(left.bases))
+    sweep, measuring = _sweep(suite), FORWARD_FLOPS * DOCUMENTS * suite.corpus.block
+    return parameters * (training + sum(sweep if trains[cell.attack] else measuring for cell in left.cells))
+
+
+def _sweep(suite: Suite) -> float:
+    """FLOPs a parameter of one attack on one task: every learning rate, restarts, validation at each point, test."""
+    budget, block = suite.budget, suite.corpus.block
+    rates = max(len(grid) for grid in budget.learning_rates.values())
+    steps = (rates + budget.restarts) * max(budget.durations)
+    validation = min(DOCUMENTS, budget.max_validation_documents or DOCUMENTS)
+    test = min(DOCUMENTS, budget.max_test_documents or DOCUMENTS)
+    documents = (rates * len(budget.durations) + budget.restarts) * validation + 2 * test
+    return block * (TRAIN_FLOPS * steps * budget.batch + FORWARD_FLOPS * documents)
+
+
+def _pretraining_tokens(suite: Suite) -> int:
+    return suite.pretraining.steps * suite.pretraining.batch * suite.corpus.block

@@ -1,0 +1,239 @@
+"""Records by their place in a suite: which should be there, which are results, and which attack is picked.
+
+What is missing or has failed never counts for the defense.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from nftbench.types import Adaptation, Measurement, Record, Row
+
+NONE = "none"
+"""The attack that does nothing: base utility and every gain are measured from it."""
+Level = frozenset[str]
+WAYS: Mapping[Adaptation, frozenset[Adaptation]] = {
+    "finetuning": frozenset({"finetuning", "linear_probe"}),
+    "linear_probe": frozenset({"linear_probe"}),
+    "merging": frozenset({"merging"}),
+}
+"""Kinds of attack that count against a claim: who may fine-tune may also fit a probe."""
+PlannedCell = tuple[str, str, str, int]
+"""Defense, attack, task (each printed as a spec) and seed of a cell that should have a record."""
+Picks = Mapping[int, tuple[Record, ...]]
+"""By seed: the picked record of each task."""
+
+
+class Place(NamedTuple):
+    """Where a record belongs."""
+
+    defense: str
+    attack: str
+    task: str
+    seed: int
+
+    def __str__(self) -> str:
+        return f"{self.defense} × {self.attack} on {self.task}, seed {self.seed}"
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The records by place, and the places that should have one."""
+
+    records: Mapping[Place, Record]
+    expected: frozenset[Place]
+    faults: Mapping[Place, str]
+    attacks: Mapping[str, Record]
+    """One record of each attack, for what it says of the attack."""
+    rows: Mapping[str, Row]
+    seeds: Mapping[str, tuple[int, ...]]
+    tasks: tuple[str, ...]
+    metrics: tuple[str, ...]
+    ranking: Level
+    utility_bar: float
+
+    def within(self, level: Level, adaptation: Adaptation | None = None) -> Level:
+        """Attacks that need no more knowledge, and adapt the release in this way; attack `none` is always one.
+
+        An attack that has no record yet counts everywhere: it may be the strongest.
+        """
+        ways = WAYS.get(adaptation) if adaptation else None
+        return frozenset(
+            attack
+            for attack in {place.attack for place in self.expected}
+            if attack not in self.attacks
+            or (
+                level - {"secret"} >= set(self.attacks[attack].knowledge)
+                and (ways is None or attack == NONE or self.attacks[attack].adaptation in ways)
+            )
+        )
+
+    def scratch(self) -> Level:
+        """Attacks that ignore the release: they are recorded once, with the reference."""
+        return frozenset(attack for attack, record in self.attacks.items() if not record.uses_release)
+
+    def references(self) -> set[str]:
+        return {row.reference for row in self.rows.values()}
+
+    def picks(self, defense: str, tasks: Sequence[str], attacks: Level) -> Picks | None:
+        """The picked attack on each task, by seed. A seed that has not been run to its end is left out.
+
+        None where a cell failed: the strongest attack may have been that one, and the seed may have been the weakest.
+        """
+        found: dict[int, tuple[Record, ...]] = {}
+        for seed in self.seeds.get(defense, ()) if tasks else ():
+            pools = [self._pool(defense, task, seed, attacks) for task in tasks]
+            faulty = [place for pool in pools for place in pool if place in self.faults]
+            if any(place in self.records for place in faulty):
+                return None
+            if all(pools) and not faulty:
+                found[seed] = tuple(max((self.records[place] for place in pool), key=preference) for pool in pools)
+        return found
+
+    def best(self, defense: str, tasks: Sequence[str], attacks: Level) -> Picks | None:
+        """The picked attacks; None where none of them fine-tunes this release: it is untested then, not withstood."""
+        tried = {place.attack for place in self.expected if place.defense == defense} & attacks
+        known = [self.attacks[attack] for attack in tried if attack in self.attacks]
+        if len(known) == len(tried) and not any(record.trains and record.uses_release for record in known):
+            return None
+        return self.picks(defense, tasks, attacks)
+
+    def _pool(self, defense: str, task: str, seed: int, attacks: Level) -> list[Place]:
+        """Where the candidates of one task lie; scratch, which every attacker may choose, lies with the reference."""
+        reference, scratch = self.rows[defense].reference, self.scratch()
+        places = (Place(reference if attack in scratch else defense, attack, task, seed) for attack in attacks)
+        return [place for place in places if place in self.expected]
+
+
+def arrange(
+    records: Sequence[Record], planned: Sequence[PlannedCell] | None, ranking: Level, utility_bar: float
+) -> tuple[Grid, list[str]]:
+    """The grid of a suite's records, and what is wrong with them as a whole.
+
+    Without a plan the places that should have a record are inferred from the records.
+    """
+    problems = []
+    wanted = None if planned is None else frozenset(Place(str(d), str(a), str(t), s) for d, a, t, s in planned)
+    ordered = sorted(records, key=lambda record: (_place(record), record.key))
+    held = [record for record in ordered if wanted is None or _place(record) in wanted]
+    if len(held) < len(ordered):
+        problems.append(f"{len(ordered) - len(held)} records outside the plan are left out")
+    found = {_place(record): record for record in held}
+    expected = _implied(held) if wanted is None else wanted
+    faults = {place: "missing" for place in expected if place not in found}
+    faults |= {place: fault for place, record in found.items() if (fault := _fault(record))}
+    keys = {(_place(record), record.key) for record in held}
+    twice = [place for place, count in Counter(place for place, _ in keys).items() if count > 1]
+    faults |= dict.fromkeys(twice, "recorded twice, with different keys")
+    faults |= _mismatches(held)
+    metrics = {record.task for record in held if record.role == "utility"}
+    grid = Grid(
+        records=found,
+        expected=expected,
+        faults=faults,
+        attacks={record.attack: record for record in held},
+        rows={record.defense: record.row for record in held},
+        seeds={
+            defense: tuple(sorted({place.seed for place in expected if place.defense == defense}))
+            for defense in {place.defense for place in expected}
+        },
+        tasks=tuple(sorted({place.task for place in expected} - metrics)),
+        metrics=tuple(sorted(metrics)),
+        ranking=ranking,
+        utility_bar=utility_bar,
+    )
+    return grid, problems
+
+
+def _place(record: Record) -> Place:
+    return Place(record.defense, record.attack, record.task, record.seed)
+
+
+def _mismatches(records: Sequence[Record]) -> dict[Place, str]:
+    """Cells of a row and seed that did not attack the same weights."""
+    hashes: dict[tuple[str, int], set[str]] = {}
+    used = [record for record in records if record.uses_release and record.release_sha256]
+    for record in used:
+        hashes.setdefault((record.defense, record.seed), set()).add(record.release_sha256)
+    return {
+        _place(record): "cells of this row and seed attacked different weights"
+        for record in used
+        if len(hashes[record.defense, record.seed]) > 1
+    }
+
+
+def _implied(records: Sequence[Record]) -> frozenset[Place]:
+    """The places that records imply: every attack of a row, and of its reference, on all tasks and seeds.
+
+    A row that lacks an attack which its reference withstood would look the stronger for it.
+    """
+    places = {_place(record) for record in records}
+    training = [record for record in records if record.role == "ranked"]
+    tasks = {record.task for record in training}
+    metrics = {record.task for record in records} - tasks
+    shared = {(one.defense, one.attack) for one in training if one.uses_release and "secret" not in one.knowledge}
+    for defense, reference in {(record.defense, record.row.reference) for record in records}:
+        seeds = {place.seed for place in places if place.defense == defense}
+        attacks = {record.attack for record in training if record.defense == defense}
+        attacks |= {attack for owner, attack in shared if owner == reference}
+        places |= {Place(defense, attack, task, seed) for attack in attacks for task in tasks for seed in seeds}
+        places |= {Place(defense, NONE, task, seed) for task in metrics for seed in seeds}
+    return frozenset(places)
+
+
+# -------------------------------------------------------------------------------------------------- reading a record
+
+
+def mean_points(picks: Picks | None) -> dict[int, float]:
+    """A_d by seed: the test scores of the picked attacks, averaged over the tasks."""
+    return {
+        seed: statistics.fmean(points(final(record)) for record in picked) for seed, picked in (picks or {}).items()
+    }
+
+
+def points(measurement: Measurement) -> float:
+    """The metric times 100; negative where lower is better, so that more is always better."""
+    return in_points(measurement.value, measurement.higher_is_better)
+
+
+def in_points(value: float, higher_is_better: bool) -> float:
+    return 100 * value if higher_is_better else -100 * value
+
+
+def preference(record: Record) -> tuple[float, float, float, str]:
+    """Sort key of the picked attack: validation score, then validation loss, then fewer steps; never the test score."""
+    if record.validation is None:
+        return (-math.inf, -math.inf, -math.inf, record.attack)
+    loss = record.validation.loss
+    steps = record.picked.step if record.picked else math.inf
+    finite = loss is not None and math.isfinite(loss)
+    return (points(record.validation), -loss if finite and loss is not None else -math.inf, -steps, record.attack)
+
+
+def final(record: Record) -> Measurement:
+    """The test score that counts; attack `none` may have measured it only once."""
+    found = record.attacked or record.unattacked
+    assert found is not None  # _fault has looked
+    return found
+
+
+def _finite(measurement: Measurement | None) -> bool:
+    return measurement is not None and math.isfinite(measurement.value)
+
+
+def _fault(record: Record) -> str | None:
+    """Why this record is no result, or None where it is one."""
+    if record.status != "ok":
+        return record.status + (f" ({record.reason})" if record.reason else "")
+    if record.limited:
+        return "run under --limit"
+    if record.attack == NONE:
+        return None if _finite(record.attacked or record.unattacked) else "no test score"
+    if not _finite(record.validation):
+        return "no validation score"
+    return None if _finite(record.attacked) else "no test score"

@@ -1,0 +1,123 @@
+"""One small model, release and task for all benchmarks, and the table that they fill.
+
+`pytest tests/benchmarks` prints the table; with --write-table it also puts it into docs/performance.md.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.benchmarks.measure import Line
+
+PAGE = Path(__file__).parents[2] / "docs" / "performance.md"
+BEGIN, END = "<!-- table: written by the benchmarks -->\n", "<!-- end of table -->\n"
+LINES: dict[str, Line] = {}
+MODEL = {
+    "model_type": "gpt2",
+    "n_layer": 2,
+    "n_embd": 48,
+    "n_head": 2,
+    "n_positions": 64,
+    "activation_function": "gelu_pytorch_tanh",
+    "resid_pdrop": 0.0,
+    "embd_pdrop": 0.0,
+    "attn_pdrop": 0.0,
+}
+"""The size of the suite `small`."""
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--write-table", action="store_true", help="Write the table of ratios into docs/performance.md.")
+
+
+@pytest.fixture(scope="session")
+def table() -> dict[str, Line]:
+    """Where a benchmark puts its lines, by a name that sorts them."""
+    return LINES
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    if not LINES:
+        return
+    text = rendered()
+    terminalreporter.write_line("")
+    terminalreporter.write(text)
+    if config.getoption("--write-table"):
+        before, _, rest = PAGE.read_text(encoding="utf-8").partition(BEGIN)
+        after = rest.partition(END)[2]
+        PAGE.write_text(before + BEGIN + text + END + after, encoding="utf-8")
+
+
+def rendered() -> str:
+    """The table as Markdown, under the machine that it was made on."""
+    import torch
+    import transformers
+
+    model = next((line for line in _lines("/proc/cpuinfo") if line.startswith("model name")), platform.processor())
+    load = ", ".join(f"{one:.1f}" for one in os.getloadavg())
+    rows = [("what", "required", "measured", "A/A control", "how"), ("---",) * 5]
+    rows += [(line.what, line.required, line.measured, line.control, line.note) for _, line in sorted(LINES.items())]
+    machine = (
+        f"{model.partition(':')[2].strip()}, {os.cpu_count()} cores (load {load} at the end), one thread; "
+        f"Python {platform.python_version()}, torch {torch.__version__}, transformers {transformers.__version__}"
+    )
+    return f"\nMachine: {machine}.\n\n" + "".join(f"| {' | '.join(row)} |\n" for row in rows) + "\n"
+
+
+def _lines(path: str) -> list[str]:
+    try:
+        return Path(path).read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return []
+
+
+class Bench:
+    """A release of the suite `small`'s size, a task loaded for it, and the standard budget."""
+
+    def __init__(self, folder: Path, cache: Path) -> None:
+        from nftbench import model as models, run, suite as suites
+        from nftbench.plan import plan
+        from nftbench.store import Store
+
+        content: dict[str, Any] = {
+            "name": "benchmark",
+            "model": MODEL,
+            "corpus": {"source": "toy", "sentences": 8000, "heldout_blocks": 64},
+            "pretraining": {"steps": 100, "warmup": 10, "learning_rate": 3e-3},
+            "defenses": ["none"],
+            "attacks": ["none", "full"],
+            "tasks": ["toy_topic"],
+            "utility": ["toy_minimal_pairs"],
+            "budget": {
+                "learning_rates": {"adamw": [3e-4, 1e-3, 3e-3, 1e-2]},
+                "durations": [25, 50, 100, 200],
+                "batch": 32,
+                "extension": 0,
+                "restarts": 1,
+                "max_validation_documents": 2000,
+            },
+            "seeds": [0],
+        }
+        self.content, self.folder, self.cache = content, folder, cache
+        self.suite = suites.parse(content)
+        self.place = run.Workplace(plan(self.suite), Store(folder / "results", cache))
+        job = next(job for job in self.place.plan.jobs() if job.attack.name == "full")
+        run._single_thread("cpu")
+        self.release = run.make_release(self.place, job.defense, 0, job.release)
+        self.model = models.load(self.release, attacker=True)
+        self.task: Any = run.load_task(self.place, job.cells[0], self.model)
+
+    @property
+    def budget(self) -> Any:
+        return self.suite.budget
+
+
+@pytest.fixture(scope="session")
+def bench(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Iterator[Bench]:
+    yield Bench(tmp_path_factory.mktemp("bench"), cache)

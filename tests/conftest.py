@@ -1,0 +1,88 @@
+"""Tiny models, offline: one cache for the session, so that bases and toy documents are made once."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # before anything imports huggingface_hub
+os.environ["HF_DATASETS_OFFLINE"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+import pytest
+
+PLUGIN = "from dataclasses import dataclass\nfrom typing import ClassVar\n\nimport torch\n\nfrom nftbench import *\n"
+
+
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The cache of the whole session."""
+    folder = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("NFTBENCH_CACHE", str(folder))
+        yield folder
+
+
+@pytest.fixture
+def place(cache: Path, tmp_path: Path) -> Callable[..., Any]:
+    """`place(**changes)`: a workplace of the tiny suite with results of its own.
+
+    `changes` are fields of the suite; `fresh=True` gives it a cache of its own, `limit=…` is --limit.
+    """
+    from nftbench.plan import plan
+    from nftbench.run import Workplace
+    from nftbench.store import Store
+    from nftbench.testing import tiny_suite
+
+    def make(fresh: bool = False, limit: int | None = None, results: str = "results", **changes: Any) -> Workplace:
+        store = Store(tmp_path / results, tmp_path / "cache" if fresh else cache)
+        return Workplace(plan(tiny_suite(**changes), limit=limit), store)
+
+    return make
+
+
+@pytest.fixture
+def plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str], Path]:
+    """`plugin(name, source)`: a plugin file, known as with --plugin until the test ends."""
+    from nftbench import registry
+
+    monkeypatch.setattr(registry, "_added", dict(registry._added))
+
+    def write(name: str, source: str) -> Path:
+        path = tmp_path / f"{name}.py"
+        path.write_text(PLUGIN + source)
+        registry.add_file(path)
+        return path
+
+    return write
+
+
+@pytest.fixture
+def run_all() -> Callable[..., dict[tuple[str, str, str, int], Any]]:
+    """`run_all(place, workers)`: every record of the plan, by defense, attack, task and seed."""
+    from nftbench import executors
+
+    def run(place: Any, workers: int = 1, plugins: tuple[str, ...] = ()) -> dict[tuple[str, str, str, int], Any]:
+        for _ in executors.run(place, place.plan.jobs(), workers, plugins):
+            pass
+        return {(one.defense, one.attack, one.task, one.seed): one for one in place.store.records().values()}
+
+    return run
+
+
+@pytest.fixture
+def bare() -> Callable[[Any], Any]:
+    """`bare(record)`: the record without what may differ between two runs: provenance and seconds."""
+
+    def strip(record: Any) -> Any:
+        cost, protection = record.cost, record.protection
+        if cost is not None:
+            cost = replace(cost, seconds=0.0, step_seconds=0.0, preparation_seconds=0.0)
+        if protection is not None:
+            protection = replace(protection, seconds=0.0)
+        return replace(record, provenance={}, cost=cost, protection=protection)
+
+    return strip

@@ -1,0 +1,32 @@
+"""The JSON Schema of a record, drawn from `nftbench.types.Record`. `make schema` writes it to results/schema.json."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter
+
+from nftbench.types import Record
+
+PATH = Path(__file__).resolve().parent.parent / "results" / "schema.json"
+
+
+def schema() -> dict[str, Any]:
+    """Every field is there in every record, and no other."""
+    drawn = TypeAdapter(Record).json_schema(mode="serialization")
+    for definition in (drawn, *drawn["$defs"].values()):
+        if "properties" in definition:
+            definition["additionalProperties"] = False
+            definition["required"] = sorted(definition["properties"])
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **drawn}
+
+
+def text() -> str:
+    """The file's content."""
+    return json.dumps(schema(), indent=1, sort_keys=True) + "\n"
+
+
+if __name__ == "__main__":
+    PATH.write_text(text(), encoding="utf-8")

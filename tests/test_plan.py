@@ -1,0 +1,335 @@
+"""A Suite becomes Cells: what is planned and what is skipped, and what a key depends on."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nftbench import plan as plans, registry
+from nftbench.plan import Plan, narrow, plan
+from nftbench.suite import Suite
+from nftbench.testing import tiny_suite
+from nftbench.types import Cell, NftbenchError
+
+WriteFile = Callable[[str, str], Path]
+
+DEFENSES = ["none", "early_stop", "random_mask", "pmp"]
+ATTACKS = ["none", "scratch", "full", "authorized"]
+TASKS = ["toy_topic", "toy_tone"]
+
+
+def suite(**changes: Any) -> Suite:
+    return tiny_suite(**{"defenses": DEFENSES, "attacks": ATTACKS, "tasks": TASKS, "seeds": [0, 1], **changes})
+
+
+def keys(found: Plan) -> dict[tuple[str, str, str, int], str]:
+    return {place(cell): cell.key for cell in found.cells}
+
+
+def place(cell: Cell) -> tuple[str, str, str, int]:
+    return str(cell.defense), str(cell.attack), str(cell.task), cell.seed
+
+
+def test_what_is_planned() -> None:
+    found = plan(suite())
+    expected = set()
+    for seed in (0, 1):
+        for defense in DEFENSES:
+            expected |= {(defense, "full", task, seed) for task in TASKS}
+            expected |= {(defense, "none", task, seed) for task in [*TASKS, "toy_minimal_pairs"]}
+        expected |= {("none", "scratch", task, seed) for task in TASKS}
+        for defense in ("random_mask", "pmp"):
+            expected |= {(defense, "authorized", task, seed) for task in TASKS}
+    assert set(keys(found)) == expected
+    assert len(found.cells) == len(expected) == len(set(keys(found).values()))
+
+
+def test_skips_say_why() -> None:
+    skips = {(skip.defense, skip.attack): skip.reason for skip in plan(suite()).skips}
+    assert skips == {
+        ("none", "authorized"): "the defense keeps no secret",
+        ("early_stop", "authorized"): "the defense keeps no secret",
+    }
+
+
+def test_an_attack_may_decline_a_defense(plugin: WriteFile) -> None:
+    plugin(
+        "choosy",
+        "@dataclass(frozen=True)\nclass Choosy(Attack):\n    against: ClassVar = frozenset({'pmp'})\n"
+        "    def applies(self, defense):\n        return None if defense.keeps_secret else 'there is no mask to guess'\n"
+        "    def adapt(self, prepared, task, context):\n        return context.unchanged(prepared.model, task)\n",
+    )
+    found = plan(suite(attacks=["none", "choosy"], seeds=[0]))
+    assert {str(cell.defense) for cell in found.cells if str(cell.attack) == "choosy"} == {"random_mask", "pmp"}
+    assert {skip.reason for skip in found.skips} == {"there is no mask to guess"}
+
+
+def test_reference_rows_are_added_and_scratch_is_planned_once_for_each(tmp_path: Path) -> None:
+    folders = [tmp_path / name for name in ("protected", "twin")]
+    for folder in folders:
+        folder.mkdir()
+        (folder / "config.json").write_text(folder.name)
+    audited, twin = (f"checkpoint[path={folder}]" for folder in folders)
+    audited = f"checkpoint[path={folders[0]},reference={folders[1]}]"
+    found = plan(suite(defenses=["none", "pmp", audited], seeds=[0]))
+    assert {str(cell.defense) for cell in found.cells} == {"none", "pmp", audited, twin}
+    assert found.row(registry.parse(audited)).reference == twin
+    assert found.row(registry.parse("pmp")).reference == "none"
+    scratch = [place(cell)[0] for cell in found.cells if str(cell.attack) == "scratch" and str(cell.task) == "toy_topic"]
+    assert sorted(scratch) == sorted(["none", twin])
+
+
+def test_rows_carry_what_the_score_needs() -> None:
+    found = plan(suite())
+    rows = {name: found.row(registry.parse(name)) for name in DEFENSES}
+    assert [rows[name].trivial for name in DEFENSES] == [False, True, False, False]
+    assert rows["pmp"].claim is not None
+    assert rows["pmp"].claim.knowledge == {"method", "data"}
+    assert rows["none"].claim is None
+    assert {cell.task.name: found.role(cell) for cell in found.cells} == {
+        "toy_topic": "ranked",
+        "toy_tone": "ranked",
+        "toy_minimal_pairs": "utility",
+    }
+
+
+@pytest.mark.parametrize("missing", ["defenses", "attacks"])
+def test_the_two_zeros_must_be_there(missing: str) -> None:
+    with pytest.raises(NftbenchError, match=f"'none' must be among the {missing}"):
+        plan(suite(**{missing: ["full"] if missing == "attacks" else ["pmp"]}))
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"defenses": ["none", "pnp"]}, "did you mean 'pmp'?"),
+        ({"attacks": ["none", "fulll"]}, "did you mean 'full'?"),
+        ({"tasks": ["toy_topics"]}, "did you mean 'toy_topic'?"),
+        ({"utility": ["toy_minimal_pair"]}, "did you mean 'toy_minimal_pairs'?"),
+        ({"tasks": ["toy_topic[size=3]"]}, "takes no parameters"),
+        ({"defenses": ["none", "checkpoint[path=nowhere]"]}, "neither a folder nor a hub id"),
+    ],
+)
+def test_misspellings_end_the_plan(changes: dict[str, Any], expected: str) -> None:
+    with pytest.raises(NftbenchError) as caught:
+        plan(suite(**changes))
+    assert expected in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_defaults_written_out_are_the_same_row() -> None:
+    found = plan(suite(defenses=["none", "early_stop", "early_stop[fraction=0.5]", "pmp[ratio=0.70]"], seeds=[0]))
+    assert {str(cell.defense) for cell in found.cells} == {"none", "early_stop", "pmp"}
+
+
+@pytest.mark.xfail(strict=True, reason="plan: a task among `tasks` and `utility` gives each of its cells twice")
+def test_no_cell_is_planned_twice() -> None:
+    try:
+        found = plan(suite(utility=["toy_minimal_pairs", "toy_topic"]))
+    except NftbenchError:
+        return
+    assert len(keys(found)) == len(found.cells)
+
+
+# ---------------------------------------------------------------------------------------------------------------- keys
+
+CHANGED = {
+    "model": {"model": {"n_layer": 2}},
+    "grammar": {"corpus": {"grammar": 5}},
+    "sentences": {"corpus": {"sentences": 301}},
+    "block": {"corpus": {"block": 16}},
+    "heldout_blocks": {"corpus": {"heldout_blocks": 15}},
+    "steps": {"pretraining": {"steps": 21}},
+    "pretraining batch": {"pretraining": {"batch": 9}},
+    "pretraining rate": {"pretraining": {"learning_rate": 4e-3}},
+    "pretraining decay": {"pretraining": {"weight_decay": 0.0}},
+    "betas": {"pretraining": {"betas": [0.9, 0.99]}},
+    "pretraining clip": {"pretraining": {"clip": 2.0}},
+    "pretraining warmup": {"pretraining": {"warmup": 5}},
+    "schedule": {"pretraining": {"schedule": "linear"}},
+}
+BUDGET = {
+    "learning_rates": {"adamw": [1e-3, 2e-3]},
+    "durations": [2, 5],
+    "batch": 9,
+    "warmup": 3,
+    "clip": None,
+    "weight_decay": 0.1,
+    "extension": 2,
+    "restarts": 2,
+    "max_train_documents": 33,
+    "max_validation_documents": 41,
+    "max_test_documents": 41,
+}
+
+
+@pytest.mark.parametrize("changes", [*CHANGED.values(), *({"budget": {key: value}} for key, value in BUDGET.items())])
+def test_what_changes_a_number_changes_the_key(changes: dict[str, Any]) -> None:
+    before, after = keys(plan(suite())), keys(plan(suite(**changes)))
+    assert before.keys() == after.keys()
+    assert not set(before.values()) & set(after.values())
+
+
+def test_every_setting_of_budget_and_pretraining_is_tried() -> None:
+    """A field added to the suite must be thought of here: it changes the key, or it is known not to."""
+    from nftbench.suite import Budget, CorpusSettings, Pretraining
+
+    assert set(Budget.model_fields) == {*BUDGET, "timeout"}
+    tried = {key for changes in CHANGED.values() for section in changes.values() for key in section}
+    assert set(Pretraining.model_fields) - tried == {"checkpoints"}
+    hub_and_text = {"source", "train", "heldout", "path", "name", "revision", "column", "vocabulary"}
+    assert set(CorpusSettings.model_fields) - tried == hub_and_text
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"name": "other"},
+        {"about": "words"},
+        {"utility_bar": 0.9},
+        {"ranking": ["method"]},
+        {"pretraining": {"checkpoints": [0.25, 0.5]}},
+        {"budget": {"timeout": 60}},
+        {"seeds": [1, 0, 7]},
+        {"defenses": ["pmp", "random_mask", "none", "early_stop", "noise"]},
+        {"tasks": ["toy_tone", "toy_topic", "toy_agreement"]},
+        {"attacks": ["authorized", "full", "scratch", "none", "lora"]},
+    ],
+)
+def test_what_changes_no_number_changes_no_key(changes: dict[str, Any]) -> None:
+    before, after = keys(plan(suite())), keys(plan(suite(**changes)))
+    assert {cell: after.get(cell) for cell in before} == before
+
+
+def test_seeds_tasks_device_and_limit_are_in_the_key() -> None:
+    found = plan(suite())
+    assert len(set(keys(found).values())) == len(found.cells)
+    for other in (plan(suite(), device="cuda"), plan(suite(), limit=8)):
+        assert not set(keys(other).values()) & set(keys(found).values())
+    assert keys(plan(suite(), device="cuda:1")) == keys(plan(suite(), device="cuda:0"))
+
+
+def test_a_plugins_parameters_are_in_the_key() -> None:
+    before = keys(plan(suite(defenses=["none", "pmp"])))
+    after = keys(plan(suite(defenses=["none", "pmp[ratio=0.5]"])))
+    changed = {cell[0] for cell, key in after.items() if before.get(cell) != key}
+    assert changed == {"pmp[ratio=0.5]"}
+    cells = plan(suite(attacks=["none", "full", "full[optimizer=sgd]"])).cells
+    assert len({cell.key for cell in cells}) == len(cells)
+
+
+def test_a_plugins_code_is_in_the_key_and_its_comments_are_not(plugin: WriteFile) -> None:
+    text = (
+        "@dataclass(frozen=True)\nclass Mine(Defense):\n    stage: ClassVar = 'posttrain'\n"
+        "    def protect(self, model, context):\n        return Protected(model)\n"
+    )
+    path = plugin("mine", text)
+    asked = suite(defenses=["none", "mine"], seeds=[0])
+    before = keys(plan(asked))
+    whole = path.read_text()
+    path.write_text('"""About."""\n# why\n' + whole)
+    assert keys(plan(asked)) == before
+    path.write_text(whole.replace("return", "model = model\n        return"))
+    after = keys(plan(asked))
+    assert {cell[0] for cell in before if before[cell] != after[cell]} == {"mine"}
+
+
+def test_a_checkpoints_files_are_in_the_key(tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "model.safetensors").write_bytes(b"one")
+    asked = suite(defenses=["none", f"checkpoint[path={folder}]"], seeds=[0])
+    before = keys(plan(asked))
+    (folder / "model.safetensors").write_bytes(b"two")
+    after = keys(plan(asked))
+    assert {cell[0] for cell in before if before[cell] != after[cell]} == {f"checkpoint[path={folder}]"}
+
+
+def test_local_text_is_in_the_key_by_content(tmp_path: Path) -> None:
+    corpus = {"source": "text", "train": "t.txt", "heldout": "h.txt", "vocabulary": 300}
+    found = []
+    for name, text in (("one", "a b c"), ("same", "a b c"), ("two", "a b d")):
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / "t.txt").write_text(text)
+        (folder / "h.txt").write_text("held out")
+        found.append(keys(plan(suite(corpus=corpus, defenses=["none"], seeds=[0]), data=folder)))
+    assert found[0] == found[1]
+    assert not set(found[0].values()) & set(found[2].values())
+
+
+def test_the_protocol_is_in_the_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = keys(plan(suite()))
+    monkeypatch.setattr(plans, "PROTOCOL", plans.PROTOCOL + 1)
+    assert not set(before.values()) & set(keys(plan(suite())).values())
+
+
+def test_cells_of_one_defense_and_seed_share_a_release() -> None:
+    found = plan(suite())
+    releases: dict[tuple[str, int], set[str]] = {}
+    for cell in found.cells:
+        releases.setdefault((str(cell.defense), cell.seed), set()).add(cell.release)
+    assert all(len(one) == 1 for one in releases.values())
+    assert len({key for one in releases.values() for key in one}) == len(releases) == 8
+
+
+# ---------------------------------------------------------------------------------------------------- jobs, narrowing
+
+
+def test_jobs_hold_every_cell_once_in_the_order_of_seeds() -> None:
+    found = plan(suite())
+    jobs = found.jobs()
+    assert sorted(cell.key for job in jobs for cell in job.cells) == sorted(cell.key for cell in found.cells)
+    assert [job.seed for job in jobs] == sorted(job.seed for job in jobs)
+    assert len({job.key for job in jobs}) == len(jobs)
+    for job in jobs:
+        assert {(cell.defense, cell.attack, cell.seed) for cell in job.cells} == {(job.defense, job.attack, job.seed)}
+
+
+def test_narrowing() -> None:
+    whole = plan(suite(attacks=["none", "full", "full[optimizer=sgd]"]))
+    assert narrow(whole) == whole
+    part = narrow(whole, defenses=["pmp", "none"], attacks=["full"], tasks=["toy_tone"], seeds=[1])
+    assert {place(cell) for cell in part.cells} == {
+        (defense, attack, "toy_tone", 1) for defense in ("pmp", "none") for attack in ("full", "full[optimizer=sgd]")
+    }
+    assert {str(cell.attack) for cell in narrow(whole, attacks=["full[optimizer=sgd]"]).cells} == {"full[optimizer=sgd]"}
+    assert set(keys(part).values()) <= set(keys(whole).values())
+
+
+@pytest.mark.parametrize(
+    ("filters", "expected"),
+    [
+        ({"defenses": ["pnp"]}, "has no defense 'pnp'; did you mean 'pmp'?"),
+        ({"attacks": ["ful"]}, "has no attack 'ful'; did you mean 'full'?"),
+        ({"tasks": ["topic"]}, "has no task 'topic'; did you mean 'toy_topic'?"),
+        ({"seeds": [5]}, "has no seed 5; its seeds: 0, 1"),
+    ],
+)
+def test_a_filter_that_matches_nothing_is_refused(filters: dict[str, Any], expected: str) -> None:
+    with pytest.raises(NftbenchError) as caught:
+        narrow(plan(suite()), **filters)
+    assert expected in str(caught.value)
+
+
+def test_the_manifest_is_json_and_lists_every_cell() -> None:
+    import json
+
+    found = plan(suite(), limit=3)
+    manifest = json.loads(json.dumps(found.manifest()))
+    assert [tuple(cell[:4]) for cell in manifest["cells"]] == [place(cell) for cell in found.cells]
+    assert manifest["limit"] == 3
+    assert ["none", "authorized", "the defense keeps no secret"] in manifest["skips"]
+    assert Suite.model_validate(manifest["suite"]) == found.suite
+
+
+def test_a_plan_is_frozen() -> None:
+    found = plan(suite())
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        found.cells = ()  # type: ignore[misc]
+    assert replace(found, cells=()).jobs() == []
