@@ -40,8 +40,8 @@ class DlrLock(Defense):
     depth: int = 8
     rank: int | None = None
     learning_rate: float = 3e-3
-    module_steps: int = 600
-    joint_steps: int = 300
+    module_steps: int = 400
+    joint_steps: int = 200
     batch: int = 16
 
     def __post_init__(self) -> None:

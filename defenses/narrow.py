@@ -12,7 +12,7 @@ from nftbench.types import Stage
 
 @dataclass(frozen=True)
 class Narrow(Defense):
-    """`keep`: share of the parameters; the width is the multiple of the number of heads that comes nearest."""
+    """`keep`: share of the parameters; the width that comes nearest, with heads of an even size (RoPE needs that)."""
 
     stage: ClassVar[Stage] = "pretrain"
     trivial: ClassVar[bool] = True
@@ -26,7 +26,7 @@ class Narrow(Defense):
     def protect(self, model: Model, context: OwnerContext) -> Protected:
         config = model.network.config
         wanted = self.keep * _parameters(model)
-        widths = range(config.num_attention_heads, config.hidden_size, 2 * config.num_attention_heads)
+        widths = range(2 * config.num_attention_heads, config.hidden_size, 2 * config.num_attention_heads)
         if not widths:
             raise NftbenchError(f"narrow: no width below {config.hidden_size} fits {config.num_attention_heads} heads")
 

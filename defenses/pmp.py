@@ -87,9 +87,10 @@ class Pmp(Defense):
     def top(self, scores: dict[str, Tensor]) -> dict[str, Tensor]:
         """True for the `ratio` of the weights that score highest, over all tensors or in each."""
         if self.scope == "per_tensor":
-            return {name: score >= _threshold(score.flatten(), self.ratio) for name, score in scores.items()}
-        limit = _threshold(torch.cat([score.flatten() for score in scores.values()]), self.ratio)
-        return {name: score >= limit for name, score in scores.items()}
+            return {name: _top(score.flatten(), self.ratio).view_as(score) for name, score in scores.items()}
+        chosen = _top(torch.cat([score.flatten() for score in scores.values()]), self.ratio)
+        parts = chosen.split([score.numel() for score in scores.values()])
+        return {name: part.view_as(score) for (name, score), part in zip(scores.items(), parts, strict=True)}
 
     def pretrain_as_released(self, model: Model, mask: Mask, context: OwnerContext) -> None:
         """Stage II as the authors' code does it: gradients are zeroed outside the mask, weight decay is not, and every
@@ -127,7 +128,8 @@ def _magnitude(weight: nn.Parameter) -> Tensor:
     return weight.grad.abs() if weight.grad is not None else torch.zeros_like(weight)
 
 
-def _threshold(scores: Tensor, ratio: float) -> Tensor:
-    """The score of the last of the top `ratio`; at ratio 1 everything is in."""
-    left_out = scores.numel() - math.floor(ratio * scores.numel())
-    return scores.kthvalue(left_out + 1).values
+def _top(scores: Tensor, ratio: float) -> Tensor:
+    """Exactly the top `ratio` of a flat tensor, by rank: words that a batch lacks all have a gradient of zero."""
+    chosen = torch.zeros_like(scores, dtype=torch.bool)
+    chosen[scores.topk(math.floor(ratio * scores.numel())).indices] = True
+    return chosen

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import fmean
 
@@ -85,20 +85,26 @@ class Calibration:
 
 
 def derive(suite: Suite) -> Suite:
-    """The suite that calibrates another: its model, language and attacks, three seeds, undefended models alone."""
-    kept = {*suite.pretraining.checkpoints, 0.5}
-    early = [EARLY] if 0.28 in kept else []
+    """The suite that calibrates another: its model, language and attacks; three seeds; undefended models alone."""
+    fractions = {*suite.pretraining.checkpoints, 0.5}
+    stopped = [HALF, *([EARLY] if 0.28 in fractions else ())]
+    stopped += [str(spec) for text in suite.defenses if (spec := canonical("defenses", text)).name == HALF]
     seeds = [*suite.seeds, *(seed for seed in range(max(suite.seeds) + SEEDS + 1) if seed not in suite.seeds)]
-    attacks = dict.fromkeys(["none", "scratch", *suite.attacks])
     return suite.model_copy(
         update={
             "name": f"{suite.name}-calibration",
-            "pretraining": suite.pretraining.model_copy(update={"checkpoints": tuple(sorted(kept))}),
-            "defenses": ("none", HALF, *early, TWIN),
-            "attacks": tuple(attacks),
+            "pretraining": suite.pretraining.model_copy(update={"checkpoints": tuple(sorted(fractions))}),
+            "defenses": tuple(dict.fromkeys(["none", *stopped, TWIN])),
+            "attacks": tuple(dict.fromkeys(["none", "scratch", *suite.attacks])),
             "seeds": tuple(seeds[:SEEDS]),
         }
     )
+
+
+def needed(plan: Plan) -> Plan:
+    """A derived suite's plan without the attacks on models that were stopped early: only their utility is looked at."""
+    kept = [cell for cell in plan.cells if cell.defense.name != HALF or cell.attack.name == "none"]
+    return replace(plan, cells=tuple(kept))
 
 
 def measure(plan: Plan, records: Mapping[str, Record]) -> Calibration:
@@ -106,13 +112,13 @@ def measure(plan: Plan, records: Mapping[str, Record]) -> Calibration:
     grid = _Grid(plan, records)
     if grid.missing:
         return Calibration(plan.suite.name, plan.suite.seeds, (), (), (), (grid.missing,))
-    less = [str(canonical("defenses", text)) for text in plan.suite.defenses if text not in ("none", TWIN)]
+    less = [row for row in plan.suite.defenses if row not in ("none", TWIN)]
     tasks = tuple(_check(grid, str(task)) for task in plan.suite.tasks)
     utility = tuple(_utility_gap(grid, row, metric) for row in less for metric in plan.suite.utility)
     twin = [_utility_gap(grid, TWIN, metric) for metric in plan.suite.utility]
     twin += [_attacked_gap(grid, TWIN, task) for task in plan.suite.tasks]
     failures = [failure for check in tasks for failure in _task_failures(check)]
-    if not any(gap.clear for gap in utility if gap.row == str(canonical("defenses", HALF))):
+    if not any(gap.clear for gap in utility if gap.row == HALF):
         failures.append("half the pre-training lowers no utility metric measurably")
     failures += [
         f"two undefended models differ: {gap.what} by {_interval(gap.interval)}" for gap in twin if not gap.covers_zero

@@ -74,10 +74,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             code = app(words, prog_name="nftbench", standalone_mode=False, obj=shlex.join(["nftbench", *words]))
         except (NftbenchError, OSError) as error:
             return _say(str(error), BAD_INPUT)
-        except typer.Abort:  # what typer makes of Ctrl-C
-            return _say("interrupted", INTERRUPTED)
         except typer.TyperException as error:
             return _say(error.format_message(), BAD_INPUT)
+    if code == INTERRUPTED:  # what typer makes of Ctrl-C
+        _say("interrupted; every finished record stays, and the same command goes on from there", INTERRUPTED)
     return int(code or 0)
 
 
@@ -182,8 +182,18 @@ def plan(
     """Show what a run would do, and about how long it would take; runs nothing."""
     from nftbench import estimate
 
-    filters = _filters(defenses, attacks, tasks)
-    request = Request(suite, out, data, device, limit, cache, plugin or (), changes or (), filters, _numbers(seeds))
+    request = Request(
+        suite,
+        out=out,
+        data=data,
+        device=device,
+        limit=limit,
+        cache=cache,
+        plugins=plugin or (),
+        changes=changes or (),
+        filters=_filters(defenses, attacks, tasks),
+        seeds=_numbers(seeds),
+    )
     work = _prepare(request)
     _console().print(estimate.overview(work.part, work.store, _workers(jobs, device)))
 
@@ -210,8 +220,18 @@ def run(
     from nftbench import report as reports
     from nftbench.report import terminal
 
-    filters = _filters(defenses, attacks, tasks)
-    request = Request(suite, out, data, device, limit, cache, plugin or (), changes or (), filters, _numbers(seeds))
+    request = Request(
+        suite,
+        out=out,
+        data=data,
+        device=device,
+        limit=limit,
+        cache=cache,
+        plugins=plugin or (),
+        changes=changes or (),
+        filters=_filters(defenses, attacks, tasks),
+        seeds=_numbers(seeds),
+    )
     work = _prepare(request)
     if force:
         work.store.forget([cell.key for cell in work.part.cells])
@@ -295,6 +315,13 @@ def _check_corpus(suite: Suite, data: Path | None) -> None:
             raise NftbenchError(f"{suite.name}: corpus: no file matches {data / place}")
 
 
+def _check_model(suite: Suite) -> None:
+    """A model that cannot be built would fail every cell."""
+    from nftbench import estimate
+
+    estimate.parameters_of(suite)
+
+
 def _extended(suite: Suite, added: Sequence[Plugin], filters: Mapping[Kind, Sequence[str]]) -> Suite:
     """The suite with the plugins of --plugin files, and with what the filters name that it does not list."""
     from nftbench import registry
@@ -323,8 +350,9 @@ def _narrowed(whole: Plan, request: Request) -> Plan:
         of = attrgetter(kind.removesuffix("s"))
         cells = tuple(cell for cell in cells if not texts or of(cell).name in names or of(cell) in specs)
     if not cells:
-        skips = "; ".join(f"{skip.attack} against {skip.defense}: {skip.reason}" for skip in whole.skips)
-        raise NftbenchError(f"{whole.suite.name}: the filters leave no cell{f' ({skips})' if skips else ''}")
+        asked = {text for texts in request.filters.values() for text in texts}
+        skips = [f"{skip.attack} against {skip.defense}: {skip.reason}" for skip in whole.skips if skip.attack in asked]
+        raise NftbenchError(f"{whole.suite.name}: the filters leave no cell{f' ({skips[0]})' if skips else ''}")
     return replace(part, cells=cells)
 
 
@@ -333,30 +361,31 @@ def _exact(text: str) -> bool:
 
 
 def _spec(kind: Kind, text: str) -> Spec:
-    """The one way to write a plugin's spec; text tasks take no parameters, which planning will say."""
+    """The one way to write a plugin's spec, as planning has it."""
     from nftbench import registry
     from nftbench.plan import canonical
 
     spec = registry.parse(text)
     path = registry.find(kind, spec.name).path
-    is_text = path is not None and path.suffix == ".yaml"
-    return canonical(kind, text) if _exact(text) and not is_text else spec
+    if path is not None and path.suffix == ".yaml":  # a text task is no dataclass; planning looks at its parameters
+        return Spec(spec.name, tuple(sorted(spec.parameters)))
+    return canonical(kind, text) if _exact(text) else spec
 
 
 def _carry_out(work: Work, jobs: int | None, plugins: Sequence[str], command: str) -> dict[str, Record]:
     """Run what is not settled; every record of the whole plan, by key."""
     store: Store = work.store
     manifest = {**work.whole.manifest(), "command": command}
-    store.write_manifest(manifest)
     records = _planned(store, manifest)
     settled = store.settled_among(work.part.cells) if records else set()
     todo = [job for job in work.part.jobs() if any(cell.key not in settled for cell in job.cells)]
+    if todo:
+        _check_model(work.whole.suite)
+    store.write_manifest(manifest)
     if not todo:
         return records
-    from nftbench import display, estimate, executors
+    from nftbench import display, executors
     from nftbench.run import Workplace
-
-    estimate.parameters_of(work.whole.suite)  # a model that cannot be built would fail every cell
 
     def board(news: Sequence[Record]) -> Leaderboard:
         records.update((record.key, record) for record in news)
@@ -373,8 +402,7 @@ def _carry_out(work: Work, jobs: int | None, plugins: Sequence[str], command: st
                 show(event)
     except KeyboardInterrupt:
         _stop_workers()
-        _say(f"interrupted; what is done stays in {store.results}, the same command goes on", INTERRUPTED)
-        raise typer.Exit(INTERRUPTED) from None
+        raise
     return _planned(store, manifest)
 
 
@@ -404,9 +432,14 @@ def _start_server() -> None:
 
 
 def _stop_workers() -> None:
-    """At exit the interpreter would wait for their cells to end."""
+    """At exit the interpreter would wait for their cells, and the server would still fork a worker asked of it."""
     import multiprocessing
+    from multiprocessing import forkserver
 
+    server = getattr(forkserver, "_forkserver", None)  # the standard library has no public way to stop it
+    pid = getattr(server, "_forkserver_pid", None)
+    if pid is not None:
+        os.kill(pid, signal.SIGKILL)
     for process in multiprocessing.active_children():
         process.terminate()
 
@@ -469,7 +502,7 @@ def calibrate(
         registry.add_file(file)
     derived = calibration.derive(suites.read(suite, changes or ()))
     _check_corpus(derived, data)
-    whole = planned(derived, device=device, data=data)
+    whole = calibration.needed(planned(derived, device=device, data=data))
     work = Work(whole, whole, _store(out, derived.name))
     records = _carry_out(work, jobs, plugin or (), context.obj)
     found = calibration.measure(whole, records)
@@ -486,16 +519,15 @@ def calibrate(
 )
 def lm_eval(context: typer.Context) -> None:
     """Pass all arguments on to lm-eval, which then knows nftbench's tasks and architectures."""
-    # The architectures that a defense adds are registered with transformers here, by the modules that define them.
     from lm_eval.__main__ import cli_evaluate
 
-    import nftbench.model  # noqa: F401
+    import nftbench.model  # noqa: F401 (registers the architectures that defenses add)
     from nftbench import tasks
 
     words = list(context.args)
-    if words[:1] != [] and words[0] in ("run", "ls", "validate"):
-        # first, so that an --include_path among the arguments has the last word
-        words[1:1] = ["--include_path", str(Path(tasks.__path__[0]))]
+    if words and words[0] in ("run", "ls", "validate"):
+        # First, so that an --include_path among the arguments has the last word.
+        words[1:1] = ["--include_path", tasks.__path__[0]]
     sys.argv = ["lm-eval", *words]
     cli_evaluate()
 

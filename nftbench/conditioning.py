@@ -74,8 +74,7 @@ def r_well(matrix: Tensor) -> Tensor:
     Never negative, zero exactly where all singular values are equal; going down on it lowers the condition number.
     """
     values = torch.linalg.svdvals(matrix)
-    value: Tensor = values[0].square() / 2 - values.square().sum() / (2 * len(values))
-    return value
+    return _well(values, len(values))
 
 
 def r_ill(matrix: Tensor, k: int | None = None) -> Tensor:
@@ -87,6 +86,17 @@ def r_ill(matrix: Tensor, k: int | None = None) -> Tensor:
     values = torch.linalg.svdvals(matrix)
     k = k or rank(values.detach(), max(matrix.shape))
     return 1 / _spread(values[:k])
+
+
+def probe_r_well(features: Tensor) -> Tensor:
+    """R_well(F^T F) of features F [N, D], without making the D x D matrix where there are fewer rows."""
+    return _well(_spectrum(features), features.shape[1])
+
+
+def probe_r_ill(features: Tensor) -> Tensor:
+    """R_ill(F^T F) of features F [N, D]; k is the rank, at most N."""
+    values = _spectrum(features)
+    return 1 / _spread(values[: rank(values.detach(), max(features.shape))])
 
 
 def r_well_gradient(matrix: Tensor) -> Tensor:
@@ -120,6 +130,19 @@ def r_ill_theta_gradient(theta: Tensor, covariance: Tensor, k: int | None = None
     Theorem 4.2, 2; where s_k is alone.
     """
     return 2 * covariance @ theta @ r_ill_gradient(hessian(theta, covariance), k)
+
+
+def _spectrum(features: Tensor) -> Tensor:
+    """The eigenvalues of F^T F that can differ from zero, falling: those of F F^T if that is the smaller of the two."""
+    small = features if features.shape[0] > features.shape[1] else features.mT
+    values: Tensor = torch.linalg.eigvalsh(small.mT @ small).flip(0).clamp_min(0)
+    return values
+
+
+def _well(values: Tensor, size: int) -> Tensor:
+    """s_1^2 / 2 - ||S||_F^2 / (2 p) from the singular values that are not zero; `size` is p."""
+    value: Tensor = values[0].square() / 2 - values.square().sum() / (2 * size)
+    return value
 
 
 def _spread(values: Tensor) -> Tensor:
@@ -215,12 +238,27 @@ def preconditioned(tensor: Tensor, covariance: Tensor, *, ridge: float = 0.0) ->
     Raises:
         NftbenchError: as `precondition`.
     """
-    result: Tensor = _Dummy.apply(tensor, _factor(covariance.detach(), ridge))  # type: ignore[no-untyped-call]
+    factor = _factor(covariance.detach(), ridge)
+    rows: Tensor = _Dummy.apply(tensor.reshape(-1, len(factor)).mT, factor)  # type: ignore[no-untyped-call]
+    return rows.mT.reshape(tensor.shape)
+
+
+def preconditioned_rows(features: Tensor, inputs: Tensor, *, ridge: float = 0.0) -> Tensor:
+    """The dummy layer for F = X theta [N, n] by way of the rows of X [N, D]: exact, and cheap where N < D.
+
+    The gradient dR/dF is multiplied by (X X^T + ridge I)^-1 from the left, so that theta's becomes
+    X^T (X X^T + ridge I)^-1 dR/dF = (K + ridge I)^-1 X^T dR/dF, as Algorithm 1 wants it; only the matrix to invert is
+    N x N. Without a ridge that takes no more rows than inputs.
+
+    Raises:
+        NftbenchError: as `precondition`, of the rows.
+    """
+    result: Tensor = _Dummy.apply(features, _factor(inputs @ inputs.mT, ridge))  # type: ignore[no-untyped-call]
     return result
 
 
 class _Dummy(torch.autograd.Function):
-    """The identity, with a backward pass that multiplies by an inverse, given as its Cholesky factor."""
+    """The identity, with a backward pass that multiplies by an inverse from the left, given as its Cholesky factor."""
 
     @staticmethod
     def forward(ctx: Any, tensor: Tensor, factor: Tensor) -> Tensor:
@@ -230,8 +268,7 @@ class _Dummy(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
         (factor,) = ctx.saved_tensors
-        rows = gradients[0].reshape(-1, len(factor)).to(factor.dtype)
-        return torch.cholesky_solve(rows.mT, factor).mT.reshape(gradients[0].shape).to(gradients[0].dtype), None
+        return torch.cholesky_solve(gradients[0].to(factor.dtype), factor).to(gradients[0].dtype), None
 
 
 def check_size(features: int, memory: int = MEMORY) -> None:

@@ -101,10 +101,11 @@ def parameters_of(suite: Suite) -> int:
 
     from nftbench import model as models
 
-    settings = {**suite.model, "vocab_size": _vocabulary(suite)}
     try:
         with torch.device("meta"):
-            network = models.build(settings, None, 0, "meta").network
+            network = models.build(suite.model, None, 0, "meta").network
+            if hasattr(network.config, "vocab_size"):  # the tokenizer's, which a run would have to train first
+                network = models.build({**suite.model, "vocab_size": _vocabulary(suite)}, None, 0, "meta").network
     except (TypeError, ValueError) as error:
         raise NftbenchError(f"{suite.name}: model: {error}") from None
     return sum(parameter.numel() for parameter in network.parameters())

@@ -73,7 +73,7 @@ class TextTask(Task):
     metric: str | None = None
 
     @property
-    def trainable(self) -> bool:  # type: ignore[override]
+    def trainable(self) -> bool:
         """False where the file names no training split, or scores the one that it names."""
         config = _read(self.path, functions=False)
         return config.get("training_split") not in (None, _scored(config))

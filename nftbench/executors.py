@@ -146,11 +146,18 @@ class _Pool:
                 records = _give_up(self.place, step.job, self.failed[step.job.release])
                 yield Event("finished", step.stage, step.job, tuple(records))
                 continue
-            self.running[self.pool.submit(_perform, self.place, step.stage, step.job)] = step
+            try:
+                self.running[self.pool.submit(_perform, self.place, step.stage, step.job)] = step
+            except BrokenProcessPool:  # a worker has died since the last look
+                heapq.heappush(self.ready, step)
+                yield from self.survive()
+                return
             yield Event("started", step.stage, step.job)
 
     def collect(self) -> Iterator[Event]:
         """Take in what has finished; a finished release frees its attacks."""
+        if not self.running:
+            return
         done, _ = wait(self.running, return_when=FIRST_COMPLETED)
         broken = [future for future in done if isinstance(future.exception(), BrokenProcessPool)]
         if broken:

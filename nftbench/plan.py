@@ -9,19 +9,22 @@ from __future__ import annotations
 import functools
 import hashlib
 import operator
-import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from nftbench import registry
+from nftbench import folders, registry
 from nftbench.store import digest
 from nftbench.suite import Suite, suggest
 from nftbench.types import Attack, Cell, Defense, NftbenchError, Role, Row, Spec
 
 PROTOCOL = 1
 """Raised by one whenever the core computes other numbers from the same settings: old records no longer count."""
+
+
+TEXT_PARAMETERS = ("metric", "num_fewshot")
+"""What the spec of a text task may set: which of its metrics is the score, and solved examples in the prompt."""
 
 
 @dataclass(frozen=True)
@@ -76,16 +79,13 @@ class Plan:
 
     def row(self, defense: Spec) -> Row:
         """What the score has to know about a defense."""
-        plugin: Defense = registry.create("defenses", str(defense))
-        control = plugin.control_row()
-        return Row(
-            stage=plugin.stage,
-            trivial=plugin.trivial,
-            reference=str(canonical("defenses", plugin.reference_row())),
-            control=str(canonical("defenses", control)) if control is not None else None,
-            claim=plugin.claims,
-            task_aware=plugin.task_aware,
-        )
+        if defense not in self._rows:
+            self._rows[defense] = _row(defense)
+        return self._rows[defense]
+
+    @functools.cached_property
+    def _rows(self) -> dict[Spec, Row]:
+        return {}
 
     def manifest(self) -> dict[str, Any]:
         """What a report needs beside the records, as JSON."""
@@ -219,15 +219,29 @@ def _references(defenses: dict[Spec, Defense]) -> dict[Spec, Defense]:
     return missing
 
 
+def _row(defense: Spec) -> Row:
+    plugin: Defense = registry.create("defenses", str(defense))
+    control = plugin.control_row()
+    return Row(
+        stage=plugin.stage,
+        trivial=plugin.trivial,
+        reference=str(canonical("defenses", plugin.reference_row())),
+        control=str(canonical("defenses", control)) if control is not None else None,
+        claim=plugin.claims,
+        task_aware=plugin.task_aware,
+    )
+
+
 def _task_spec(text: str) -> Spec:
-    """Text tasks take no parameters; other tasks are dataclasses like all plugins."""
+    """A text task takes what lm-eval's command line lets one choose; other tasks are dataclasses like all plugins."""
     spec = registry.parse(text)
     plugin = registry.find("tasks", spec.name)
-    if plugin.path is not None and plugin.path.suffix == ".yaml":
-        if spec.parameters:
-            raise NftbenchError(f"{text!r}: an lm-eval task takes no parameters")
-        return spec
-    return canonical("tasks", text)
+    if plugin.path is None or plugin.path.suffix != ".yaml":
+        return canonical("tasks", text)
+    for key, _ in spec.parameters:
+        if key not in TEXT_PARAMETERS:
+            raise NftbenchError(f"{text!r}: a text task has no parameter {key!r}{suggest(key, TEXT_PARAMETERS)}")
+    return Spec(spec.name, tuple(sorted(spec.parameters)))
 
 
 def _skipped(spec: Spec, defense: Defense, attack: Attack, references: set[str]) -> str | None:
@@ -270,13 +284,8 @@ class _Keys:
         path = registry.find("tasks", task.name).path
         if path is None or path.suffix != ".yaml":
             return [registry.create("tasks", str(task)).fingerprint(self.data)]
-        if self.data is None:
+        config = folders.settings(path)
+        if self.data is None or not (config.get("dataset_path") or (config.get("metadata") or {}).get("folder")):
             return []
-        text = path.read_text(encoding="utf-8")
-        parts = [re.search(rf"^dataset_{part}:\s*['\"]?([^\s'\"]+)", text, re.MULTILINE) for part in ("path", "name")]
-        folder = self.data.joinpath(*(match.group(1) for match in parts if match))
-        return [file_hash(path) for path in _files(folder)] if any(parts) else []
-
-
-def _files(folder: Path) -> Sequence[Path]:
-    return sorted(path for path in folder.glob("*") if path.is_file())
+        folder = folders.find(self.data, config)
+        return [file_hash(file) for file in sorted(folder.iterdir()) if file.is_file()]

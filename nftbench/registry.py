@@ -125,7 +125,12 @@ def parse(text: str) -> Spec:
         key, separator, value = item.partition("=")
         if not separator:
             raise NftbenchError(f"{text!r}: {item!r} is not key=value")
-        parameters.append((key.strip(), yaml.safe_load(value)))
+        if key.strip() in dict(parameters):
+            raise NftbenchError(f"{text!r}: {key.strip()!r} stands there twice")
+        try:
+            parameters.append((key.strip(), yaml.safe_load(value)))
+        except yaml.YAMLError:
+            raise NftbenchError(f"{text!r}: {value!r} is no value; quote it as in YAML") from None
     return Spec(name, tuple(parameters))
 
 
@@ -139,15 +144,16 @@ def create(kind: Kind, text: str) -> Any:
 
     spec = parse(text)
     cls = load(find(kind, spec.name))
+    known = [field.name for field in fields(cls) if field.init]
+    for key, _ in spec.parameters:
+        if key not in known:
+            raise NftbenchError(f"{text!r}: {spec.name} has no parameter {key!r}{suggest(key, known)}")
     parameters = {key: _as_list(cls, key, value) for key, value in spec.parameters}
     try:
         return TypeAdapter(cls).validate_python(parameters)
     except ValidationError as error:
         problem = error.errors()[0]
         key = ".".join(str(part) for part in problem["loc"])
-        if problem["type"] == "unexpected_keyword_argument":
-            known = [field.name for field in fields(cls) if field.init]
-            raise NftbenchError(f"{text!r}: {spec.name} has no parameter {key!r}{suggest(key, known)}") from None
         message = problem["msg"].removeprefix("Value error, ")
         raise NftbenchError(f"{text!r}: {key + ': ' if key else ''}{message}") from None
 

@@ -214,10 +214,12 @@ def _examine(
     """What the referee finds about a release, beside what the defense says of itself (`series`)."""
     corpus = make_corpus(place, seed)
     reference = _Owner(place, seed).build()
-    assert model.tokenizer is not None
-    tokens = corpus.heldout[:8].to(place.device)
-    if len(model.tokenizer) != len(corpus.tokenizer):
-        tokens = tokens % len(model.tokenizer)
+    if model.tokenizer is None:
+        raise NftbenchError("the release has no tokenizer")
+    words = model.network.get_input_embeddings().num_embeddings
+    if words < len(model.tokenizer):
+        raise NftbenchError(f"the release embeds {words} words, its tokenizer has {len(model.tokenizer)}")
+    tokens = corpus.heldout[:8].to(place.device) % len(model.tokenizer)  # a checkpoint brings a tokenizer of its own
 
     def loss(network: nn.Module) -> torch.Tensor:
         with models.seeded(0):  # the same dropout in every call
@@ -347,7 +349,7 @@ class _AttackersTask(Task):
     _task: Task
 
     @property
-    def trainable(self) -> bool:  # type: ignore[override]
+    def trainable(self) -> bool:
         return self._task.trainable
 
     def load(self, context: TaskContext) -> Task:
@@ -515,14 +517,21 @@ def fail(place: Workplace, job: Job, status: Status, reason: str) -> list[Record
 def load_task(place: Workplace, cell: Cell, model: Model) -> Task:
     """A cell's task, loaded and encoded for the model; kept for the process's next cells."""
     assert model.tokenizer is not None
-    vocabulary = digest(sorted(model.tokenizer.get_vocab().items()))
-    wanted = (str(cell.task), cell.seed, vocabulary, place.plan.limit, place.device)
+    vocabulary = sorted(model.tokenizer.get_vocab().items())
+    plan, length = place.plan, model.network.config.max_position_embeddings
+    wanted = digest(
+        str(cell.task), cell.seed, vocabulary, length, place.device, plan.limit, plan.data, _data_settings(plan)
+    )
     if wanted not in _tasks:
         if len(_tasks) >= 8:
             _tasks.pop(next(iter(_tasks)))
         plugin = registry.find("tasks", cell.task.name)
         is_text = plugin.path is not None and plugin.path.suffix == ".yaml"
-        task: Task = TextTask(plugin.path) if is_text and plugin.path else registry.create("tasks", str(cell.task))
+        task: Task = (
+            TextTask(plugin.path, **dict(cell.task.parameters))
+            if is_text and plugin.path
+            else registry.create("tasks", str(cell.task))
+        )
         corpus = make_corpus(place, cell.seed)
         slim = Model(model.network, model.tokenizer)
         context = _TaskContext(slim, cell.seed, corpus, place.suite, place.plan.data, place.plan.limit)
@@ -530,7 +539,12 @@ def load_task(place: Workplace, cell: Cell, model: Model) -> Task:
     return _tasks[wanted]
 
 
-_tasks: dict[tuple[Any, ...], Task] = {}
+_tasks: dict[str, Task] = {}
+
+
+def _data_settings(plan: Plan) -> list[Any]:
+    """The parts of a suite that a loaded task depends on."""
+    return [plan.suite.corpus.model_dump(), plan.suite.budget.model_dump()]
 
 
 def status_of(error: BaseException) -> tuple[Status, str]:

@@ -17,6 +17,7 @@ import datasets
 import numpy as np
 import pandas as pd
 
+from nftbench import folders
 from nftbench.types import NftbenchError
 
 SUFFIXES = (
@@ -53,8 +54,7 @@ def load(config: Mapping[str, Any], splits: Sequence[str], scored: str, data: Pa
     if path is None:
         raise NftbenchError(f"task {task}: names no dataset_path and no custom_dataset")
     if data is not None and path not in READERS and not Path(path).exists():
-        place = _folder(data, config)
-        return _local(place, config, splits, scored)
+        return _local(folders.find(data, config), config, splits, scored)
     options = {key: value for key, value in (config.get("dataset_kwargs") or {}).items() if key != "trust_remote_code"}
     found = _checked(task, lambda: datasets.load_dataset(path, config.get("dataset_name"), **options))
     return Documents(_only(task, found, splits), str(path))
@@ -91,18 +91,6 @@ def _local(folder: Path, config: Mapping[str, Any], splits: Sequence[str], score
     found = {split: read(folder, split) for split in splits if split not in (train, scored)}
     found |= {scored: whole.select(np.sort(order[:count])), train: whole.select(np.sort(order[count:]))}
     return Documents(datasets.DatasetDict(found), str(folder), share)
-
-
-def _folder(data: Path, config: Mapping[str, Any]) -> Path:
-    """`DIR/<path>/<name>`; the owner on the hub, as in `nyu-mll/glue`, may be left out of the folder's name."""
-    path = (config.get("metadata") or {}).get("folder") or config["dataset_path"]
-    places: list[Path] = [
-        data / place / (config.get("dataset_name") or "") for place in (path, path.rsplit("/", 1)[-1])
-    ]
-    for place in places:
-        if place.is_dir():
-            return place
-    raise NftbenchError(f"{places[-1]}: no such folder, where the data of task {config.get('task')} should be")
 
 
 def _file(folder: Path, split: str) -> Path | None:

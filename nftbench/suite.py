@@ -139,6 +139,13 @@ class Suite(_Section):
             raise ValueError("needs model_type (gpt2, llama, qwen3, …)")
         return model
 
+    @model_validator(mode="after")
+    def _one_role(self) -> Suite:
+        both = sorted({*self.tasks} & {*self.utility})
+        if both:
+            raise ValueError(f"{', '.join(both)} is among both tasks and utility; a task has one role")
+        return self
+
     @field_validator("seeds", "defenses", "attacks", "tasks", "utility")
     @classmethod
     def _distinct(cls, values: tuple[Any, ...]) -> tuple[Any, ...]:

@@ -64,7 +64,15 @@ _LLAMA = {
     "max_position_embeddings": 64,
 }
 ARCHITECTURES: Mapping[str, Mapping[str, Any]] = {
-    "gpt2": {"n_layer": 1, "n_embd": 16, "n_head": 2, "n_positions": 64, "resid_pdrop": 0, "embd_pdrop": 0, "attn_pdrop": 0},
+    "gpt2": {
+        "n_layer": 1,
+        "n_embd": 16,
+        "n_head": 2,
+        "n_positions": 64,
+        "resid_pdrop": 0,
+        "embd_pdrop": 0,
+        "attn_pdrop": 0,
+    },
     "llama": _LLAMA,
     "qwen3": {**_LLAMA, "head_dim": 8},
 }
@@ -394,7 +402,9 @@ class _FirstWord(Task):
         logits = network(input_ids=split.ids).logits[:, -1].double()
         right = (logits[:, -2:].argmax(-1) == split.answers - (logits.shape[-1] - 2)).double()
         loss = float(nn.functional.cross_entropy(logits, split.answers))
-        return Measurement("acc", float(right.mean()), float(right.std()) / math.sqrt(len(right)), len(right), 0.5, loss=loss)
+        return Measurement(
+            "acc", float(right.mean()), float(right.std()) / math.sqrt(len(right)), len(right), 0.5, loss=loss
+        )
 
 
 # -------------------------------------------------------------------------------------------------------------- common
@@ -414,7 +424,9 @@ def _plugin(kind: registry.Kind, plugin: Any) -> Any:
     for name, value in registry.parameters(plugin).items():
         _promise(_is_plain(value), f"the parameter {name!r} is a string, number, truth value, None or tuple of such")
     with _broken_by(ValidationError, "its class accepts its own parameters"):
-        _promise(TypeAdapter(cls).validate_python(registry.parameters(plugin)) == plugin, "its parameters create it again")
+        _promise(
+            TypeAdapter(cls).validate_python(registry.parameters(plugin)) == plugin, "its parameters create it again"
+        )
     return plugin
 
 
@@ -454,8 +466,13 @@ def _random_state_kept(method: str) -> Iterator[None]:
     yield
     after = torch.get_rng_state(), random.getstate(), np.random.get_state()[1:3]
     for source, one, other in zip(("torch", "random", "numpy"), before, after, strict=True):
-        same = all(np.array_equal(np.asarray(a, dtype=object), np.asarray(b, dtype=object)) for a, b in zip(one, other, strict=True))
-        _promise(same, f"{method} leaves the global random numbers of {source} alone; draw from a generator of your own")
+        same = all(
+            np.array_equal(np.asarray(a, dtype=object), np.asarray(b, dtype=object))
+            for a, b in zip(one, other, strict=True)
+        )
+        _promise(
+            same, f"{method} leaves the global random numbers of {source} alone; draw from a generator of your own"
+        )
 
 
 @contextlib.contextmanager

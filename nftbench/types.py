@@ -459,8 +459,10 @@ class TaskContext(Protocol):
 class Task(Protocol):
     """Data to learn and a metric. A text task is an lm-eval YAML file; other tasks are frozen dataclasses."""
 
-    trainable: bool = True
-    """False for utility tasks, which have a test split only."""
+    @property
+    def trainable(self) -> bool:
+        """False for utility tasks, which have a test split only."""
+        return True
 
     def fingerprint(self, data: Path | None) -> str:
         """Hash of the local files that it reads; part of a cell's key. Text tasks need not say."""

@@ -252,6 +252,26 @@ def test_dummy_layer_on_features_is_the_theorems_step_at_an_orthogonal_extractor
     assert _error(leaf.grad, conditioning.precondition(gradient, covariance)) < 1e-9
 
 
+@pytest.mark.parametrize(("rows", "ridge"), [(4, 0.0), (4, 0.3), (30, 0.3)])
+def test_dummy_layer_by_rows_is_the_same_step(rows: int, ridge: float) -> None:
+    inputs, theta = _normal(0, rows, 6), _normal(1, 6, 6).requires_grad_(True)
+    seen = conditioning.preconditioned_rows(inputs @ theta, inputs, ridge=ridge)
+    conditioning.probe_r_ill(seen).backward()
+    detached, covariance = theta.detach(), conditioning.covariance(inputs)
+    gradient = conditioning.r_ill_theta_gradient(detached, covariance, k=min(rows, 6))
+    inverse = torch.linalg.pinv(covariance + ridge * torch.eye(6, dtype=torch.float64), hermitian=True)
+    assert theta.grad is not None
+    assert _error(theta.grad, inverse @ gradient) < 1e-8
+
+
+@pytest.mark.parametrize("rows", [4, 30])
+def test_regularizers_of_features_are_those_of_their_hessian(rows: int) -> None:
+    features = _normal(0, rows, 6)
+    matrix = conditioning.covariance(features)
+    assert float(conditioning.probe_r_well(features)) == pytest.approx(float(conditioning.r_well(matrix)), rel=1e-10)
+    assert float(conditioning.probe_r_ill(features)) == pytest.approx(float(conditioning.r_ill(matrix)), rel=1e-10)
+
+
 def test_dummy_layer_keeps_single_precision() -> None:
     features = _normal(0, 9, 4).float().requires_grad_(True)
     covariance = conditioning.covariance(features.detach().double())

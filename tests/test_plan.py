@@ -98,10 +98,12 @@ def test_rows_carry_what_the_score_needs() -> None:
     }
 
 
-@pytest.mark.parametrize("missing", ["defenses", "attacks"])
-def test_the_two_zeros_must_be_there(missing: str) -> None:
-    with pytest.raises(NftbenchError, match=f"'none' must be among the {missing}"):
-        plan(suite(**{missing: ["full"] if missing == "attacks" else ["pmp"]}))
+def test_the_two_zeros_are_always_planned(tmp_path: Path) -> None:
+    with pytest.raises(NftbenchError, match="'none' must be among the attacks"):
+        plan(suite(attacks=["full"]))
+    with pytest.raises(NftbenchError, match="'none' must be among the defenses"):
+        plan(suite(defenses=[f"checkpoint[path={tmp_path}]"]))
+    assert ("none", "none", "toy_topic", 0) in keys(plan(suite(defenses=["pmp"]))), "the reference row comes by itself"
 
 
 @pytest.mark.parametrize(
@@ -152,6 +154,8 @@ CHANGED = {
     "pretraining clip": {"pretraining": {"clip": 2.0}},
     "pretraining warmup": {"pretraining": {"warmup": 5}},
     "schedule": {"pretraining": {"schedule": "linear"}},
+    "final": {"pretraining": {"final": 0.2}},
+    "decay": {"pretraining": {"decay": 0.45}},
 }
 BUDGET = {
     "learning_rates": {"adamw": [1e-3, 2e-3]},
@@ -170,7 +174,8 @@ BUDGET = {
 
 @pytest.mark.parametrize("changes", [*CHANGED.values(), *({"budget": {key: value}} for key, value in BUDGET.items())])
 def test_what_changes_a_number_changes_the_key(changes: dict[str, Any]) -> None:
-    before, after = keys(plan(suite())), keys(plan(suite(**changes)))
+    small = {"defenses": ["none", "random_mask"], "attacks": ["none", "full"], "tasks": ["toy_topic"], "seeds": [0]}
+    before, after = keys(plan(suite(**small))), keys(plan(suite(**small, **changes)))
     assert before.keys() == after.keys()
     assert not set(before.values()) & set(after.values())
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import stat
+import subprocess
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -14,8 +15,6 @@ import pytest
 from nftbench import store as stores
 from nftbench.store import Store, write_atomically
 from nftbench.types import Cell, Measurement, NftbenchError, Point, Record, Row, Spec
-
-SPAWN = multiprocessing.get_context("spawn")
 
 
 @pytest.fixture
@@ -247,30 +246,38 @@ def test_discarding(store: Store) -> None:
 # -------------------------------------------------------------------------------------------------------------- locks
 
 
-def _make_slowly(cache: Path, started: Path) -> None:
-    def build(folder: Path) -> None:
-        started.touch()
-        time.sleep(0.5)
-        fill(folder)
-        with (cache / "builds").open("a") as log:
-            log.write(f"{os.getpid()}\n")
+HELPERS = """
+import os, sys, time
+from pathlib import Path
+from nftbench.store import Store
 
-    Store(cache, cache).make("releases", "k", build)
+cache = Path(sys.argv[1])
+store = Store(cache / "results", cache)
 
+def fill(folder):
+    (folder / "config.json").write_text("{}")
 
-def _make_and_hang(cache: Path) -> None:
-    def build(folder: Path) -> None:
-        fill(folder)
-        (cache / "hanging").touch()
-        time.sleep(60)
+def make_slowly(folder):
+    with (cache / "builds").open("a") as log:
+        log.write(f"{os.getpid()}\\n")
+    time.sleep(0.5)
+    fill(folder)
 
-    Store(cache, cache).make("releases", "k", build)
+def make_and_hang(folder):
+    fill(folder)
+    (cache / "hanging").touch()
+    time.sleep(60)
 
-
-def _claim(cache: Path, results: Path, hold: float) -> None:
-    with Store(results, cache).claim("job") as mine:
+def claim(seconds):
+    with store.claim("job") as mine:
         (cache / f"claim-{os.getpid()}").write_text(str(mine))
-        time.sleep(hold)
+        time.sleep(seconds)
+"""
+
+
+def process(cache: Path, last: str) -> subprocess.Popen[bytes]:
+    """Another process on the same folders."""
+    return subprocess.Popen([sys.executable, "-c", f"{HELPERS}\n{last}\n", str(cache)])
 
 
 def wait_for(path: Path, seconds: float = 20.0) -> None:
@@ -281,44 +288,37 @@ def wait_for(path: Path, seconds: float = 20.0) -> None:
 
 
 def test_two_processes_make_an_artifact_once(tmp_path: Path) -> None:
-    workers = [SPAWN.Process(target=_make_slowly, args=(tmp_path, tmp_path / f"started{index}")) for index in range(2)]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join(30)
-    assert [worker.exitcode for worker in workers] == [0, 0]
+    workers = [process(tmp_path, "store.make('releases', 'k', make_slowly)") for _ in range(2)]
+    assert [worker.wait(60) for worker in workers] == [0, 0]
     assert len((tmp_path / "builds").read_text().split()) == 1
     assert Store(tmp_path, tmp_path).artifact("releases", "k") is not None
 
 
 def test_a_killed_builder_leaves_neither_half_nor_lock(tmp_path: Path) -> None:
-    worker = SPAWN.Process(target=_make_and_hang, args=(tmp_path,))
-    worker.start()
+    worker = process(tmp_path, "store.make('releases', 'k', make_and_hang)")
     wait_for(tmp_path / "hanging")
     worker.kill()
-    worker.join(30)
+    worker.wait(60)
     store = Store(tmp_path, tmp_path)
     assert store.artifact("releases", "k") is None
     assert (store.make("releases", "k", fill) / "config.json").is_file()
 
 
-def test_a_claim_is_exclusive_between_processes_and_ends_with_its_holder(store: Store) -> None:
-    store.cache.mkdir()
+def test_a_claim_is_exclusive_between_processes_and_ends_with_its_holder(tmp_path: Path) -> None:
+    store = Store(tmp_path / "results", tmp_path)
     with store.claim("job") as mine:
         assert mine
-        other = SPAWN.Process(target=_claim, args=(store.cache, store.results, 0.0))
-        other.start()
-        other.join(30)
-        assert (store.cache / f"claim-{other.pid}").read_text() == "False"
+        other = process(tmp_path, "claim(0)")
+        assert other.wait(60) == 0
+        assert (tmp_path / f"claim-{other.pid}").read_text() == "False"
         with store.claim("another job") as free:
             assert free
-    holder = SPAWN.Process(target=_claim, args=(store.cache, store.results, 60.0))
-    holder.start()
-    wait_for(store.cache / f"claim-{holder.pid}")
+    holder = process(tmp_path, "claim(60)")
+    wait_for(tmp_path / f"claim-{holder.pid}")
     with store.claim("job") as mine:
         assert not mine
     holder.kill()
-    holder.join(30)
+    holder.wait(60)
     with store.claim("job") as mine:
         assert mine
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -119,5 +118,5 @@ class Bench:
 
 
 @pytest.fixture(scope="session")
-def bench(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Iterator[Bench]:
-    yield Bench(tmp_path_factory.mktemp("bench"), cache)
+def bench(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Bench:
+    return Bench(tmp_path_factory.mktemp("bench"), cache)

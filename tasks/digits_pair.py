@@ -1,0 +1,43 @@
+"""Handwritten digits, one against another, offline: 64 numbers -> is it the second?
+
+scikit-learn's bundled digits (Alpaydin & Kaynak 1998, UCI), 8 x 8 counts of ink from 0 to 16, about 180 images a digit.
+One worked example of `digits_pair[first=3,second=7]`: the 64 counts of a 7 -> +1.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from sklearn.datasets import load_digits  # type: ignore[import-untyped]
+from torch import nn
+
+from nftbench import Measurement, Split, Task, TaskContext, tables
+from nftbench.tables import Pair, Rows
+
+
+@dataclass(frozen=True)
+class DigitsPair(Pair):
+    """Images of `first` (-1) and `second` (+1), as many of either."""
+
+    first: int = 3
+    second: int = 7
+
+    def __post_init__(self) -> None:
+        if not all(0 <= digit <= 9 for digit in (self.first, self.second)):
+            raise ValueError("first and second are digits, 0 to 9")
+        if self.first == self.second:
+            raise ValueError(f"first and second are both {self.first}")
+
+    def load(self, context: TaskContext) -> Task:
+        images, labels = (torch.from_numpy(part) for part in load_digits(return_X_y=True))
+        found = [(labels == digit).nonzero()[:, 0] for digit in (self.first, self.second)]
+        count = min(len(rows) for rows in found)
+        pixels = images[torch.cat([rows[:count] for rows in found])].double()
+        classes = torch.tensor([-1.0, 1.0], dtype=torch.float64).repeat_interleave(count)[:, None]
+        # One mean and one deviation for all pixels, as for MNIST; pixels that are never inked would have none.
+        inputs = (pixels - images.mean()) / images.std()
+        return tables.loaded(self, Rows(inputs, classes), context)
+
+    def evaluate(self, network: nn.Module, split: Split) -> Measurement:
+        return tables.accuracy(network, split)

@@ -1,0 +1,207 @@
+"""The documents are true: they name what there is, their commands parse, their examples run, their links hold."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+import yaml
+from pydantic import BaseModel
+
+from nftbench import registry, suite as suites
+from nftbench.cli import app
+from nftbench.suite import Budget, CorpusSettings, Pretraining, Suite
+from nftbench.testing import check_attack, check_defense, check_task
+from nftbench.types import AttackerContext, OwnerContext, TaskContext
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGES = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("results/*.md"), *ROOT.glob("results/*/*.md")]
+VERBS: Any = typer.main.get_command(app)
+SECTIONS: dict[str, type[BaseModel]] = {
+    "The suite": Suite,
+    "`corpus`": CorpusSettings,
+    "`pretraining`": Pretraining,
+    "`budget`": Budget,
+}
+BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+COMMAND = re.compile(r"^(    )?(nftbench|make|python) \w|`(nftbench|make|python) [^`]+`", re.MULTILINE)
+
+
+def read(path: str | Path) -> str:
+    return (ROOT / path).read_text(encoding="utf-8")
+
+
+def blocks(page: str | Path, language: str = "") -> list[str]:
+    """The code blocks of a page in one language; those that name none are commands."""
+    return [code for name, code in BLOCK.findall(read(page)) if name == language]
+
+
+def documentation() -> set[str]:
+    """Every word that stands as code in README.md or docs/."""
+    text = "\n".join(read(page) for page in PAGES if page.parent in (ROOT, ROOT / "docs"))
+    spans = [*re.findall(r"`([^`\n]+)`", BLOCK.sub("", text)), *(code for _, code in BLOCK.findall(text))]
+    return {word for span in spans for word in re.findall(r"-*\w[\w-]*", span)}
+
+
+def commands() -> Iterator[tuple[str, list[str]]]:
+    for page in PAGES:
+        for block in blocks(page):
+            for line in block.splitlines():
+                if line.startswith("nftbench "):
+                    yield page.name, shlex.split(line)[1:]
+
+
+# ----------------------------------------------------------------------------------------------------- what there is
+
+
+@pytest.mark.parametrize("kind", registry.KINDS)
+def test_every_plugin_is_named(kind: registry.Kind) -> None:
+    own = {name for name, plugin in registry.available(kind).items() if plugin.origin == "nftbench"}
+    assert own <= documentation()
+
+
+def test_every_suite_is_named() -> None:
+    assert set(suites.names()) <= documentation()
+
+
+def test_every_verb_and_option_is_named() -> None:
+    options = {option for verb in VERBS.commands.values() for one in verb.params for option in one.opts}
+    named = documentation()
+    assert VERBS.commands.keys() <= named
+    assert {option for option in options if option.startswith("--")} <= named
+
+
+def test_every_flag_is_named_with_its_severity() -> None:
+    source = read("nftbench/flags.py")
+    raised = dict(re.findall(r'Flag\(\s*"(\w+)", "(\w+)', source))
+    rows = dict(re.findall(r"^\| `(\w+)` \| (unrank|warn|note) \|", read("docs/protocol.md"), re.MULTILINE))
+    assert rows == raised
+
+
+@pytest.mark.parametrize("protocol", [OwnerContext, AttackerContext, TaskContext])
+def test_everything_that_a_context_offers_is_named(protocol: type[Any]) -> None:
+    names = {name for name in vars(protocol) if not name.startswith("_")}
+    _, _, text = read("docs/plugins.md").partition(f"`{protocol.__name__}` offers")
+    table = text.split("\n\n")[1]
+    assert names == set(re.findall(r"^\| `(\w+)", table, re.MULTILINE))
+
+
+@pytest.mark.parametrize("title", SECTIONS)
+def test_every_key_of_a_suite_is_described_with_its_default(title: str) -> None:
+    section = read("docs/suites.md").partition(f"## {title}\n")[2].partition("\n## ")[0]
+    rows = dict(re.findall(r"^\| `(\w+)` \| (.+?) \|", section, re.MULTILINE))
+    model = SECTIONS[title]
+    assert list(rows) == list(model.model_fields)
+    for key, field in model.model_fields.items():
+        if field.is_required():
+            assert rows[key] == "required", key
+            continue
+        default = field.get_default(call_default_factory=True)
+        stated = yaml.safe_load(rows[key].strip("`"))
+        if isinstance(default, BaseModel):
+            assert type(default).model_validate(stated) == default
+        else:
+            assert type(default)(stated) == default if isinstance(default, tuple | frozenset) else stated == default, (
+                key
+            )
+
+
+def test_the_file_tree_is_the_tree() -> None:
+    named = set(re.findall(r"^  (\w+(?:\.py|/))", read("docs/architecture.md"), re.MULTILINE))
+    present = {file.name for file in (ROOT / "nftbench").glob("*.py")} - {"__main__.py"}
+    present |= {f"{file.parent.name}/" for file in (ROOT / "nftbench").glob("*/__init__.py")}
+    assert named == present
+
+
+# ----------------------------------------------------------------------------------------------- commands and examples
+
+
+@pytest.mark.parametrize(
+    ("page", "words"), list(commands()), ids=lambda value: value if isinstance(value, str) else " ".join(value)
+)
+def test_commands_parse(page: str, words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for option, value in itertools.pairwise(words):
+        if option == "--data":
+            (tmp_path / value).mkdir(parents=True, exist_ok=True)
+    with VERBS.make_context("nftbench", list(words), resilient_parsing=words[0].startswith("-")) as group:
+        name, verb, rest = VERBS.resolve_command(group, words)
+        context = verb.make_context(name, rest, parent=group)
+    wanted = context.params.get("suite")
+    if wanted is not None and not wanted.endswith(".yaml"):
+        suites.read(wanted, context.params.get("changes") or ())
+
+
+def test_the_readme_shows_commands() -> None:
+    assert len([page for page, _ in commands() if page == "README.md"]) >= 5
+
+
+def test_make_targets_exist() -> None:
+    targets = set(re.findall(r"^([\w-]+):", read("Makefile"), re.MULTILINE))
+    spoken = {name for page in PAGES for name in re.findall(r"`make\s([\w-]+)", read(page))}
+    spoken |= {
+        line[5:] for page in PAGES for block in blocks(page) for line in block.splitlines() if line[:5] == "make "
+    }
+    assert spoken <= targets
+
+
+@pytest.mark.parametrize(("page", "index"), [("README.md", 0), ("docs/plugins.md", 0)])
+def test_the_defense_in_the_text_keeps_its_promises(page: str, index: int, example: Any) -> None:
+    code = blocks(page, "python")[index]
+    assert len(code.splitlines()) <= 35
+    check_defense(example(code), architectures=("gpt2",))
+
+
+@pytest.mark.slow
+def test_the_attack_in_the_text_keeps_its_promises(example: Any) -> None:
+    check_attack(example(blocks("docs/plugins.md", "python")[2]), architectures=("gpt2",))
+
+
+def test_the_task_in_the_text_keeps_its_promises(example: Any, tmp_path: Path) -> None:
+    folder = tmp_path / "data" / "reviews"
+    folder.mkdir(parents=True)
+    rows = "".join(json.dumps({"text": f"film {number}", "label": number % 2}) + "\n" for number in range(40))
+    for split in ("train", "validation", "test"):
+        (folder / f"{split}.jsonl").write_text(rows)
+    check_task(example(blocks("docs/plugins.md", "yaml")[0], ".yaml"), architectures=("gpt2",), data=tmp_path / "data")
+
+
+@pytest.fixture
+def example(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cache: Path) -> Any:
+    """`example(code)`: the name of a plugin with this code, known as with --plugin until the test ends."""
+    monkeypatch.setattr(registry, "_added", dict(registry._added))
+
+    def write(code: str, suffix: str = ".py") -> str:
+        path = tmp_path / f"example{suffix}"
+        path.write_text(code, encoding="utf-8")
+        (plugin,) = registry.add_file(path)
+        return plugin.name
+
+    return write
+
+
+# ------------------------------------------------------------------------------------------------------ links, tables
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", read(page)):
+        if not target.startswith(("http://", "https://")):
+            assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_numbers_in_tables_have_their_command(page: Path) -> None:
+    """Measured numbers stand under a heading, or for a suite's results on a page, with the command that made them."""
+    whole = page.parent.parent.name == "results"
+    for section in [read(page)] if whole else re.split(r"^## ", read(page), flags=re.MULTILINE):
+        cells = [cell for line in section.splitlines() if line.startswith("|") for cell in line.split("|")]
+        if any(re.match(r"\s*[-<>≤≥]?\s*\d+\.\d", cell) for cell in cells):
+            assert COMMAND.search(section), section.split("\n", 1)[0]
