@@ -17,7 +17,7 @@ from nftbench.suite import Suite
 PACKAGES = ("nftbench", "torch", "transformers", "tokenizers", "datasets", "peft", "lm-eval", "numpy", "safetensors")
 
 
-def collect(suite: Suite, device: str, data: Path | None, command: str, seconds: float) -> dict[str, Any]:
+def collect(suite: Suite, device: str, command: str, seconds: float) -> dict[str, Any]:
     """Everything about a record that is not its number."""
     return {
         "command": command,
@@ -26,7 +26,6 @@ def collect(suite: Suite, device: str, data: Path | None, command: str, seconds:
         "versions": dict(_versions()),
         "commit": _commit(),
         "hardware": dict(_hardware(device)),
-        "data": str(data.name) if data is not None else None,
         "configuration": suite.model_dump(mode="json", exclude={"about", "defenses", "attacks", "tasks", "utility"}),
     }
 

@@ -120,7 +120,7 @@ def parse(text: str) -> Spec:
         return Spec(name)
     if not rest.endswith("]"):
         raise NftbenchError(f"{text!r}: the bracket is not closed; write name[key=value,key=value]")
-    parameters = []
+    parameters: list[tuple[str, Any]] = []
     for item in filter(None, re.split(r",(?![^\[]*\])", rest[:-1])):  # a comma within inner brackets parts nothing
         key, separator, value = item.partition("=")
         if not separator:

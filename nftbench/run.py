@@ -14,7 +14,7 @@ import json
 import math
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -472,11 +472,18 @@ class _Referee:
             cost=cost if self.attack.trains else None,
             protection=load_protection(self.place, cell.release) if not self.attack.trains else None,
             seconds=time.monotonic() - begun,
+            documents=getattr(task, "provenance", {}),
         )
 
     def measure(self, task: Task, network: nn.Module, split: SplitName, plain: bool) -> Measurement:
         with train.autocast(self.place.device, plain):
             return task.evaluate(network, task.split(split))
+
+    def provenance(self, seconds: float, documents: Mapping[str, Any]) -> dict[str, Any]:
+        """Where the numbers come from; `documents` says which data a text task scored."""
+        place = self.place
+        found = provenance.collect(place.suite, place.device, place.command, seconds)
+        return {**found, "corpus": corpus_key(place.suite, self.job.seed, place.plan.data), "documents": documents}
 
     def write(self, cell: Cell, status: Status, reason: str | None, **measured: Any) -> Record:
         place = self.place
@@ -498,9 +505,7 @@ class _Referee:
             reason=reason,
             limited=place.plan.limit is not None,
             release_sha256=getattr(self, "sha256", ""),
-            provenance=provenance.collect(
-                place.suite, place.device, place.plan.data, place.command, measured.pop("seconds", 0.0)
-            ),
+            provenance=self.provenance(measured.pop("seconds", 0.0), measured.pop("documents", {})),
             **measured,
         )
         place.store.write(record)

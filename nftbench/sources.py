@@ -9,7 +9,7 @@ import gzip
 import json
 import lzma
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -54,7 +54,9 @@ def load(config: Mapping[str, Any], splits: Sequence[str], scored: str, data: Pa
     if path is None:
         raise NftbenchError(f"task {task}: names no dataset_path and no custom_dataset")
     if data is not None and path not in READERS and not Path(path).exists():
-        return _local(folders.find(data, config), config, splits, scored)
+        folder = folders.find(data, config)
+        # Relative to --data: a record that is published names no folder of the machine.
+        return replace(_local(folder, config, splits, scored), source=f"--data/{folder.relative_to(data)}")
     options = {key: value for key, value in (config.get("dataset_kwargs") or {}).items() if key != "trust_remote_code"}
     found = _checked(task, lambda: datasets.load_dataset(path, config.get("dataset_name"), **options))
     return Documents(_only(task, found, splits), str(path))

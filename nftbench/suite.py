@@ -167,7 +167,7 @@ def read(name_or_path: str, changes: Sequence[str] = ()) -> Suite:
         NftbenchError: no such suite, not YAML, an unknown key or an impossible value; one line for each.
     """
     path = Path(name_or_path)
-    if path.suffix in (".yaml", ".yml") or path.exists():
+    if path.suffix in (".yaml", ".yml") or path.is_file():
         if not path.is_file():
             raise NftbenchError(f"{path}: no such suite file")
         text, source = path.read_text(encoding="utf-8", errors="replace"), str(path)

@@ -15,7 +15,7 @@ from nftbench.plan import Plan
 from nftbench.provenance import collect
 from nftbench.report import tables
 from nftbench.store import Store
-from nftbench.suite import Suite
+from nftbench.testing import tiny_suite
 from nftbench.types import Protection, Record, Series
 from tests import schema
 from tests.factories import COST, curve, failed, record, scored, scratch, suite
@@ -42,13 +42,6 @@ def samples() -> list[Record]:
         failed(plain, "oom"),
         replace(plain, protection=protected, recovery={"roc_auc": 0.5}),
     ]
-
-
-def tiny() -> Suite:
-    lists = dict.fromkeys(("defenses", "attacks", "tasks", "utility"), ("none",))
-    budget = {"learning_rates": {"adamw": (0.1, 0.2)}, "durations": (1,)}
-    settings = {"name": "tiny", "model": {"model_type": "gpt2"}, "pretraining": {"steps": 1}, "seeds": (0,)}
-    return Suite.model_validate({**settings, **lists, "budget": budget})
 
 
 def test_schema_is_the_type() -> None:
@@ -97,7 +90,7 @@ def test_readme_names_every_field() -> None:
 
 
 def test_readme_names_every_key_of_the_manifest() -> None:
-    plan = Plan(tiny(), (), ())
+    plan = Plan(tiny_suite(), (), ())
     assert plan.manifest().keys() <= documented()
 
 
@@ -109,4 +102,4 @@ def test_readme_names_every_column() -> None:
 
 
 def test_readme_names_the_provenance() -> None:
-    assert collect(tiny(), "cpu", None, "nftbench run tiny", 1.0).keys() <= documented()
+    assert collect(tiny_suite(), "cpu", "nftbench run tiny", 1.0).keys() <= documented()
