@@ -504,6 +504,7 @@ class _Referee:
             status=status,
             reason=reason,
             limited=place.plan.limit is not None,
+            release=cell.release,
             release_sha256=getattr(self, "sha256", ""),
             provenance=self.provenance(measured.pop("seconds", 0.0), measured.pop("documents", {})),
             **measured,

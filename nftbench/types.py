@@ -272,8 +272,10 @@ class Record:
     """Names of the defenses that the attack was written against."""
     uses_release: bool = True
     trains: bool = True
+    release: str = ""
+    """Folder of the attacked release under `releases/` in the cache."""
     release_sha256: str = ""
-    """Hash of the attacked weights; cells of one row and seed must agree."""
+    """Hash of its weights; cells of one row and seed must agree."""
     limited: bool = False
     """Run under --limit: never ranked."""
     unattacked: Measurement | None = None
