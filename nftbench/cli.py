@@ -327,13 +327,16 @@ def _extended(suite: Suite, added: Sequence[Plugin], filters: Mapping[Kind, Sequ
     from nftbench import registry
 
     for kind in registry.KINDS:
+        wanted, files = filters.get(kind, ()), [plugin.name for plugin in added if plugin.kind == kind]
+        if not wanted and not files:
+            continue
         listed = getattr(suite, kind)
         present = {_spec(kind, text) for text in (*listed, *(suite.utility if kind == "tasks" else ()))}
-        asked = {text: _spec(kind, text) for text in filters.get(kind, ())}
         names = {spec.name for spec in present}
+        asked = {text: _spec(kind, text) for text in wanted}
         new = [text for text, spec in asked.items() if (spec not in present if _exact(text) else text not in names)]
         names |= {spec.name for spec in asked.values()}
-        new += [plugin.name for plugin in added if plugin.kind == kind and plugin.name not in names]
+        new += [name for name in files if name not in names]
         suite = suite.model_copy(update={kind: (*listed, *new)})
     return suite
 
@@ -366,10 +369,12 @@ def _spec(kind: Kind, text: str) -> Spec:
     from nftbench.plan import canonical
 
     spec = registry.parse(text)
+    if not _exact(text):
+        return spec
     path = registry.find(kind, spec.name).path
     if path is not None and path.suffix == ".yaml":  # a text task is no dataclass; planning looks at its parameters
         return Spec(spec.name, tuple(sorted(spec.parameters)))
-    return canonical(kind, text) if _exact(text) else spec
+    return canonical(kind, text)
 
 
 def _carry_out(work: Work, jobs: int | None, plugins: Sequence[str], command: str) -> dict[str, Record]:

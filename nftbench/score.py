@@ -94,6 +94,8 @@ class Score:
     suppression_by_seed: Mapping[int, float] = field(default_factory=dict)
     excess: Interval | None = None
     excess_by_seed: Mapping[int, float] = field(default_factory=dict)
+    controls: tuple[str, ...] = ()
+    """The rows that it is measured against: its reference, and the trivial defenses that clear the bar with it."""
     excess_over: str | None = None
     """The row that leaves the least excess: the strongest trivial defense, or the reference."""
     beyond_control: Interval | None = None
@@ -457,10 +459,11 @@ def _with_excess(grid: Grid, score: Score, tasks: Sequence[str], controls: Seque
     control = score.row.control
     beyond = gap_by_seed(attacked[control], own) if control in attacked else None
     if not gaps:
-        return replace(score, beyond_control=beyond)
+        return replace(score, controls=tuple(controls), beyond_control=beyond)
     over = min(gaps, key=lambda name: gaps[name].value)
     return replace(
         score,
+        controls=tuple(controls),
         excess=weakest(list(gaps.values())),
         excess_over=over,
         excess_by_seed={seed: attacked[over][seed] - own[seed] for seed in sorted(own.keys() & attacked[over].keys())},
@@ -574,11 +577,16 @@ def _testable(score: Score) -> bool:
     return score.kind == "defense" and score.claim_tested and not score.incomplete and enough
 
 
+def _is_controlled(score: Score) -> bool:
+    return any(name != score.row.reference for name in score.controls)
+
+
 def verdict(score: Score, adjusted_p: float | None) -> Verdict | None:
     """`holds`, `refuted` or `untested`; None without a claim.
 
     It holds where utility clears the bar and the adjusted lower bound of excess suppression is above zero. It is
-    untested too where it would hold, but against an attack that flags say was not run to its best.
+    untested too where it would hold, but against an attack that flags say was not run to its best, or with no trivial
+    defense to be beyond.
     """
     if score.row.claim is None or score.kind != "defense":
         return None
@@ -586,7 +594,8 @@ def verdict(score: Score, adjusted_p: float | None) -> Verdict | None:
         return "untested"
     if not score.clears_bar or not beats_zero(adjusted_p):
         return "refuted"
-    return "untested" if any(flag.name in ("edge", "gradient") for flag in score.flags) else "holds"
+    doubted = any(flag.name in ("edge", "gradient") for flag in score.flags) or not _is_controlled(score)
+    return "untested" if doubted else "holds"
 
 
 def _standing(score: Score, mixed_versions: bool) -> Score:
@@ -600,6 +609,8 @@ def _standing(score: Score, mixed_versions: bool) -> Score:
     seeds = score.excess.count if score.excess else 0
     if score.excess is None:
         reasons.append("no excess suppression: it or a row that it must beat has no score")
+    elif not _is_controlled(score):
+        reasons.append(f"no trivial defense beside {score.row.reference} clears the utility bar: nothing to be beyond")
     elif seeds < PRELIMINARY_SEEDS:
         reasons.append(f"{seeds} base seed{'s' * (seeds > 1)}: three are preliminary, five are ranked")
     reasons += [flag.message for flag in score.flags if flag.severity == "unrank"]

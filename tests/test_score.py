@@ -648,3 +648,11 @@ def test_scoring_loads_no_torch_and_no_scipy_stats() -> None:
     code = f"import sys, nftbench.score, nftbench.flags; print([name for name in {heavy} if name in sys.modules])"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"
+
+
+def test_without_a_trivial_defense_no_row_is_ranked_and_no_claim_holds() -> None:
+    """A run without controls shows suppression, but not that it is worth more than stopping early."""
+    none, mask = (0.8, 0.81, 0.79, 0.8, 0.8), (0.5, 0.52, 0.49, 0.5, 0.51)
+    alone = of(scored([*sweep("none", none), *scratch([0.4] * 5), *sweep("mask", mask)]), "mask")
+    assert (alone.standing, alone.verdict) == ("unranked", "untested")
+    assert "nothing to be beyond" in " ".join(alone.reasons)
