@@ -446,8 +446,8 @@ def test_seeds_needed(count: int, standing: str, verdict: str) -> None:
 
 
 def test_zero_variance() -> None:
-    records = [*sweep("none", (0.8,) * 5), *scratch([0.4] * 5), *sweep("pmp", (0.8,) * 5), *sweep("mask", (0.5,) * 5)]
-    board = scored(records)
+    values = {"none": 0.8, "early_stop": 0.8, "pmp": 0.8, "mask": 0.5}
+    board = scored([*scratch([0.4] * 5), *(one for row, value in values.items() for one in sweep(row, (value,) * 5))])
     assert of(board, "pmp").verdict == "refuted"
     assert of(board, "mask").verdict == "holds"
     assert of(board, "pmp").excess == Interval(0.0, 0.0, 0.0, 5, 1.0)
