@@ -89,7 +89,7 @@ class Pmp(Defense):
         if self.scope == "per_tensor":
             return {name: _top(score.flatten(), self.ratio).view_as(score) for name, score in scores.items()}
         chosen = _top(torch.cat([score.flatten() for score in scores.values()]), self.ratio)
-        parts = chosen.split([score.numel() for score in scores.values()])
+        parts = chosen.split([score.numel() for score in scores.values()])  # type: ignore[no-untyped-call]
         return {name: part.view_as(score) for (name, score), part in zip(scores.items(), parts, strict=True)}
 
     def pretrain_as_released(self, model: Model, mask: Mask, context: OwnerContext) -> None:

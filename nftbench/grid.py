@@ -5,6 +5,8 @@ What is missing or has failed never counts for the defense.
 
 from __future__ import annotations
 
+import functools
+import itertools
 import math
 import statistics
 from collections import Counter
@@ -92,16 +94,27 @@ class Grid:
             if any(place in self.records for place in faulty):
                 return None
             if all(pools) and not faulty:
-                found[seed] = tuple(max((self.records[place] for place in pool), key=preference) for pool in pools)
+                found[seed] = tuple(self.records[max(pool, key=self._preferences.__getitem__)] for pool in pools)
         return found
 
     def best(self, defense: str, tasks: Sequence[str], attacks: Level) -> Picks | None:
         """The picked attacks; None where none of them fine-tunes this release: it is untested then, not withstood."""
-        tried = {place.attack for place in self.expected if place.defense == defense} & attacks
+        tried = self._attacks_on.get(defense, frozenset()) & attacks
         known = [self.attacks[attack] for attack in tried if attack in self.attacks]
         if len(known) == len(tried) and not any(record.trains and record.uses_release for record in known):
             return None
         return self.picks(defense, tasks, attacks)
+
+    @functools.cached_property
+    def _preferences(self) -> Mapping[Place, tuple[float, float, float, str]]:
+        return {place: preference(record) for place, record in self.records.items()}
+
+    @functools.cached_property
+    def _attacks_on(self) -> Mapping[str, Level]:
+        return {
+            defense: frozenset(place.attack for place in places)
+            for defense, places in itertools.groupby(sorted(self.expected), key=lambda place: place.defense)
+        }
 
     def _pool(self, defense: str, task: str, seed: int, attacks: Level) -> list[Place]:
         """Where the candidates of one task lie; scratch, which every attacker may choose, lies with the reference."""

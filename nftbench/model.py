@@ -16,11 +16,13 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
+from nftbench import architectures
 from nftbench.suite import suggest
 from nftbench.types import Model, NftbenchError
 
 transformers_logging.disable_progress_bar()
 transformers_logging.set_verbosity_error()
+architectures.register()
 
 
 def build(settings: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase | None, seed: int, device: str) -> Model:

@@ -366,10 +366,9 @@ def score(
 
 
 def _version_problems(records: Sequence[Record]) -> list[str]:
-    found: dict[str, set[str]] = {}
-    everywhere = {name for record in records for name in record.provenance.get("versions") or {}}
-    for name in everywhere:
-        found[name] = {str((record.provenance.get("versions") or {}).get(name)) for record in records}
+    sets = {tuple(sorted((record.provenance.get("versions") or {}).items())) for record in records}
+    everywhere = {name for versions in sets for name, _ in versions}
+    found = {name: {str(dict(versions).get(name)) for versions in sets} for name in everywhere}
     return [
         f"records differ in library versions, so no row is ranked: {name} {', '.join(sorted(versions))}"
         for name, versions in sorted(found.items())

@@ -64,14 +64,18 @@ def test_every_row_is_scored(finished: tuple[Workplace, Leaderboard]) -> None:
     for name in ("random_mask", "pmp[discovery_steps=4]"):
         assert rows[name].authorized_gain is not None
         assert rows["none"].authorized_gain is None
-        assert any("preliminary" in str(reason) or "seed" in str(reason) for reason in rows[name].reasons), rows[name].reasons
+        assert any("preliminary" in str(reason) or "seed" in str(reason) for reason in rows[name].reasons), rows[
+            name
+        ].reasons
     assert not any(one.standing == "ranked" for one in found.scores), "two seeds rank nobody"
 
 
 def test_the_leaderboard_agrees_with_the_records(finished: tuple[Workplace, Leaderboard]) -> None:
     """Suppression, by hand from the records of the folder."""
     place, found = finished
-    records = {(one.defense, one.attack, one.seed): one for one in place.store.records().values() if one.role == "ranked"}
+    records = {
+        (one.defense, one.attack, one.seed): one for one in place.store.records().values() if one.role == "ranked"
+    }
 
     def strongest(defense: str, seed: int) -> float:
         rivals = [records[defense, attack, seed] for attack in ("none", "full", "lora", "head")]
@@ -102,7 +106,9 @@ def test_the_same_suite_twice_gives_the_same_bits(
 
 
 def test_a_missing_or_failed_cell_leaves_the_row_incomplete(cache: Path, tmp_path: Path) -> None:
-    place, found = whole_run(tmp_path / "part", cache, defenses=["none", "early_stop", "random_mask"], attacks=["none", "full", "scratch"])
+    place, found = whole_run(
+        tmp_path / "part", cache, defenses=["none", "early_stop", "random_mask"], attacks=["none", "full", "scratch"]
+    )
     assert all(one.incomplete == () for one in found.scores)
     record = next(one for one in place.store.records().values() if (one.defense, one.attack) == ("random_mask", "full"))
     place.store.forget([record.key])

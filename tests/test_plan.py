@@ -80,7 +80,9 @@ def test_reference_rows_are_added_and_scratch_is_planned_once_for_each(tmp_path:
     assert {str(cell.defense) for cell in found.cells} == {"none", "pmp", audited, twin}
     assert found.row(registry.parse(audited)).reference == twin
     assert found.row(registry.parse("pmp")).reference == "none"
-    scratch = [place(cell)[0] for cell in found.cells if str(cell.attack) == "scratch" and str(cell.task) == "toy_topic"]
+    scratch = [
+        place(cell)[0] for cell in found.cells if str(cell.attack) == "scratch" and str(cell.task) == "toy_topic"
+    ]
     assert sorted(scratch) == sorted(["none", twin])
 
 
@@ -303,7 +305,9 @@ def test_narrowing() -> None:
     assert {place(cell) for cell in part.cells} == {
         (defense, attack, "toy_tone", 1) for defense in ("pmp", "none") for attack in ("full", "full[optimizer=sgd]")
     }
-    assert {str(cell.attack) for cell in narrow(whole, attacks=["full[optimizer=sgd]"]).cells} == {"full[optimizer=sgd]"}
+    assert {str(cell.attack) for cell in narrow(whole, attacks=["full[optimizer=sgd]"]).cells} == {
+        "full[optimizer=sgd]"
+    }
     assert set(keys(part).values()) <= set(keys(whole).values())
 
 

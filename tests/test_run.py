@@ -53,9 +53,7 @@ def defense(body: str, *, stage: str = "posttrain", keeps_secret: bool = False) 
 
 def attack(adapt: str, *, prepare: str = "return Prepared(release.model)", knowledge: str = "()") -> str:
     indent = "\n        "
-    return ATTACK.format(
-        adapt=adapt.replace("\n", indent), prepare=prepare.replace("\n", indent), knowledge=knowledge
-    )
+    return ATTACK.format(adapt=adapt.replace("\n", indent), prepare=prepare.replace("\n", indent), knowledge=knowledge)
 
 
 # -------------------------------------------------------------------------------------------------------- bad plugins
@@ -77,17 +75,9 @@ BAD: dict[str, tuple[str, str]] = {
     "shrinks_vocabulary": ("model.network.resize_token_embeddings(7)\nreturn Protected(model)", "7"),
     "forgets_tokenizer": ("return Protected(Model(model.network))", "tokenizer"),
 }
-UNCLEAR = {
-    "shrinks_vocabulary": "run._examine: the reason is 'IndexError: index out of range in self (functional.py)'",
-    "forgets_tokenizer": "run._examine: the reason is 'AssertionError:  (run.py:217)'",
-}
 
 
-def known(name: str) -> Any:
-    return pytest.param(name, marks=pytest.mark.xfail(strict=True, reason=UNCLEAR[name]) if name in UNCLEAR else ())
-
-
-@pytest.mark.parametrize("name", [known(name) for name in BAD])
+@pytest.mark.parametrize("name", BAD)
 def test_a_bad_defense_fails_alone_and_says_why(name: str, place: Place, plugin: WriteFile, run_all: RunAll) -> None:
     body, reason = BAD[name]
     imports = "from nftbench.types import *\n"
@@ -153,7 +143,12 @@ def test_status_of_an_error(error: Exception, status: str) -> None:
 def test_failed_cells_are_tried_again_and_settled_ones_are_not(
     place: Place, plugin: WriteFile, run_all: RunAll, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plugin("moody", attack("if 'x' not in globals():\n    raise ValueError('today not')\nreturn context.unchanged(prepared.model, task)"))
+    plugin(
+        "moody",
+        attack(
+            "if 'x' not in globals():\n    raise ValueError('today not')\nreturn context.unchanged(prepared.model, task)"
+        ),
+    )
     here = place(attacks=["none", "full", "moody"])
     first = run_all(here)
     assert first["none", "moody", "toy_topic", 0].status == "failed"
@@ -161,7 +156,11 @@ def test_failed_cells_are_tried_again_and_settled_ones_are_not(
     here.store.write(settled)
     before = {path: path.stat().st_mtime_ns for path in (here.store.results / "records").iterdir()}
     assert "moody" in str(registry.find("attacks", "moody").path)
-    monkeypatch.setattr(registry.load(registry.find("attacks", "moody")), "adapt", lambda self, prepared, task, context: context.unchanged(prepared.model, task))
+    monkeypatch.setattr(
+        registry.load(registry.find("attacks", "moody")),
+        "adapt",
+        lambda self, prepared, task, context: context.unchanged(prepared.model, task),
+    )
     second = run_all(here)
     assert second["none", "moody", "toy_topic", 0].status == "ok"
     assert second["none", "full", "toy_topic", 0] == settled
@@ -221,7 +220,9 @@ def leaks(root: object, mask: Mapping[str, Tensor], folder: Path) -> list[str]:
         marks = item.bool()
         if item.numel() == 0 or not torch.equal(item, item.flatten()[marks.flatten().int().argmax()] * marks):
             return False
-        return any(kept.shape == item.shape and torch.equal(marks, kept ^ flip) for kept in told for flip in (False, True))
+        return any(
+            kept.shape == item.shape and torch.equal(marks, kept ^ flip) for kept in told for flip in (False, True)
+        )
 
     found = []
     for way, item in reachable(root):
@@ -264,7 +265,10 @@ def spied(place: Place, plugin: WriteFile, run_all: RunAll, knowledge: str) -> t
     return seen, secret, here.store.cache
 
 
-@pytest.mark.xfail(strict=True, reason="a path: name_or_path of inner modules, of the tokenizer's init_kwargs, of the corpus's tokenizer")
+@pytest.mark.xfail(
+    strict=True,
+    reason="a path: name_or_path of inner modules, of the tokenizer's init_kwargs, of the corpus's tokenizer",
+)
 @pytest.mark.parametrize("knowledge", ["()", "{'method', 'base', 'sibling'}"])
 def test_nothing_that_an_attack_is_given_leads_to_the_secret(
     knowledge: str, place: Place, plugin: WriteFile, run_all: RunAll
@@ -274,7 +278,10 @@ def test_nothing_that_an_attack_is_given_leads_to_the_secret(
     assert all(getattr(item, "_secret", None) is None for item in seen)
 
 
-@pytest.mark.xfail(strict=True, reason="a path: name_or_path of inner modules, of the tokenizer's init_kwargs, of the corpus's tokenizer")
+@pytest.mark.xfail(
+    strict=True,
+    reason="a path: name_or_path of inner modules, of the tokenizer's init_kwargs, of the corpus's tokenizer",
+)
 def test_public_text_does_not_lead_to_the_secret(place: Place, plugin: WriteFile, run_all: RunAll) -> None:
     seen, secret, cache = spied(place, plugin, run_all, "{'data'}")
     assert seen[3].corpus.train.ndim == 2
@@ -307,7 +314,9 @@ def test_the_walk_finds_what_is_hidden() -> None:
     assert not leaks([nn.Linear(2, 2), "/elsewhere"], mask, Path("/cache"))
 
 
-@pytest.mark.parametrize("spec", ["random_mask", "pmp[discovery_steps=3]", "pmp[complement=released,discovery_steps=3]"])
+@pytest.mark.parametrize(
+    "spec", ["random_mask", "pmp[discovery_steps=3]", "pmp[complement=released,discovery_steps=3]"]
+)
 def test_a_published_model_has_neither_hooks_nor_frozen_weights(spec: str, place: Place) -> None:
     here = place(defenses=["none", spec])
     job = next(job for job in here.plan.jobs() if str(job.defense) != "none")
@@ -348,11 +357,14 @@ def test_a_release_folder_holds_neither_mask_nor_path(place: Place) -> None:
 LEAKY = "mask = {name: torch.rand(weight.shape) < 0.5 for name, weight in model.network.named_parameters()}\n"
 
 
-@pytest.mark.xfail(strict=True, reason='_protect: tensors that the architecture does not have are published')
+@pytest.mark.xfail(strict=True, reason="_protect: tensors that the architecture does not have are published")
 def test_a_mask_left_in_a_buffer_is_not_published(place: Place, plugin: WriteFile, run_all: RunAll) -> None:
     """As torch.nn.utils.prune leaves it."""
     body = LEAKY + "model.network.register_buffer('kept', mask['transformer.wte.weight'])\n"
-    plugin("prunes", "from nftbench.types import *\n" + defense(body + "return Protected(model, Secret(mask))", keeps_secret=True))
+    plugin(
+        "prunes",
+        "from nftbench.types import *\n" + defense(body + "return Protected(model, Secret(mask))", keeps_secret=True),
+    )
     here = place(defenses=["none", "prunes"])
     run_all(here)
     job = next(job for job in here.plan.jobs() if str(job.defense) == "prunes")
@@ -362,7 +374,10 @@ def test_a_mask_left_in_a_buffer_is_not_published(place: Place, plugin: WriteFil
 
 def test_a_mask_left_in_the_configuration_is_not_published(place: Place, plugin: WriteFile, run_all: RunAll) -> None:
     body = LEAKY + "model.network.config.kept = mask['transformer.wte.weight'].tolist()\n"
-    plugin("tells", "from nftbench.types import *\n" + defense(body + "return Protected(model, Secret(mask))", keeps_secret=True))
+    plugin(
+        "tells",
+        "from nftbench.types import *\n" + defense(body + "return Protected(model, Secret(mask))", keeps_secret=True),
+    )
     here = place(defenses=["none", "tells"])
     records = run_all(here)
     protection = records["tells", "none", "toy_topic", 0].protection
@@ -442,9 +457,7 @@ def count_evaluations(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return calls
 
 
-def test_test_is_scored_once_by_the_referee(
-    place: Place, run_all: RunAll, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_test_is_scored_once_by_the_referee(place: Place, run_all: RunAll, monkeypatch: pytest.MonkeyPatch) -> None:
     here = place(attacks=["none", "full"])
     run.protect(here, here.plan.jobs()[0])
     here = replace(here, plan=narrow(here.plan, attacks=["full"]))
@@ -466,12 +479,15 @@ def test_test_is_scored_once_by_the_referee(
     assert after.count("validation") == 1
 
 
-@pytest.mark.xfail(strict=True, reason='_Referee: prepare gets the very release that `unattacked` is measured on')
+@pytest.mark.xfail(strict=True, reason="_Referee: prepare gets the very release that `unattacked` is measured on")
 def test_what_prepare_does_to_the_release_does_not_count_as_unattacked(
     place: Place, plugin: WriteFile, run_all: RunAll
 ) -> None:
     zero = "with torch.no_grad():\n    for weight in release.model.network.parameters():\n        weight.zero_()\n"
-    plugin("zeroes", attack("return context.unchanged(prepared.model, task)", prepare=zero + "return Prepared(release.model)"))
+    plugin(
+        "zeroes",
+        attack("return context.unchanged(prepared.model, task)", prepare=zero + "return Prepared(release.model)"),
+    )
     records = run_all(place(attacks=["none", "zeroes"]))
     zeroed, none = records["none", "zeroes", "toy_topic", 0], records["none", "none", "toy_topic", 0]
     assert zeroed.attacked != none.attacked
@@ -480,7 +496,15 @@ def test_what_prepare_does_to_the_release_does_not_count_as_unattacked(
 
 def test_an_attack_on_one_task_does_not_reach_the_next(place: Place, plugin: WriteFile, run_all: RunAll) -> None:
     zero = "outcome = context.unchanged(prepared.model, task)\nwith torch.no_grad():\n    for weight in prepared.model.network.parameters():\n        weight.zero_()\nreturn outcome"
-    plugin("spoils", attack(zero.replace("outcome = context.unchanged(prepared.model, task)\n", "import copy\nown = Model(copy.deepcopy(prepared.model.network), prepared.model.tokenizer)\noutcome = context.unchanged(own, task)\n")))
+    plugin(
+        "spoils",
+        attack(
+            zero.replace(
+                "outcome = context.unchanged(prepared.model, task)\n",
+                "import copy\nown = Model(copy.deepcopy(prepared.model.network), prepared.model.tokenizer)\noutcome = context.unchanged(own, task)\n",
+            )
+        ),
+    )
     records = run_all(place(attacks=["none", "spoils"], tasks=["toy_topic", "toy_tone"]))
     for task in ("toy_topic", "toy_tone"):
         spoiled, none = records["none", "spoils", task, 0], records["none", "none", task, 0]
@@ -589,7 +613,11 @@ def test_the_secret_lies_apart_for_the_owner_only(place: Place) -> None:
     found = run.load_secret(here, job.release)
     assert found is not None
     assert all(kept.dtype == torch.bool for kept in found.mask.values())
-    assert 0.6 < sum(int(kept.sum()) for kept in found.mask.values()) / sum(kept.numel() for kept in found.mask.values()) < 0.8
+    assert (
+        0.6
+        < sum(int(kept.sum()) for kept in found.mask.values()) / sum(kept.numel() for kept in found.mask.values())
+        < 0.8
+    )
     assert run.load_secret(here, "0" * 32) is None
 
 
@@ -612,7 +640,7 @@ def test_a_damaged_release_is_made_again(harm: str, place: Place, run_all: RunAl
     assert {place: bare(one) for place, one in first.items()} == {place: bare(one) for place, one in second.items()}
 
 
-@pytest.mark.xfail(strict=True, reason='load_secret: a damaged secret is set aside and never made again')
+@pytest.mark.xfail(strict=True, reason="load_secret: a damaged secret is set aside and never made again")
 @pytest.mark.parametrize("kind", ["secrets", "protections"])
 def test_a_damaged_secret_is_made_again(kind: str, place: Place, run_all: RunAll) -> None:
     here = place(fresh=True, defenses=["none", "random_mask"], attacks=["none", "authorized"])
@@ -642,7 +670,7 @@ def test_a_killed_protect_leaves_a_secret_that_is_replaced(place: Place, monkeyp
     assert set(secret.mask) > set(stale)
 
 
-@pytest.mark.xfail(strict=True, reason='Job.key hashes the narrowed cells')
+@pytest.mark.xfail(strict=True, reason="Job.key hashes the narrowed cells")
 def test_a_job_of_another_narrowing_is_the_same_work(place: Place) -> None:
     """Two runs on one folder, one of them narrowed to a task, must not do one cell twice."""
     whole = place(attacks=["none", "full"], tasks=["toy_topic", "toy_tone"])
@@ -653,7 +681,7 @@ def test_a_job_of_another_narrowing_is_the_same_work(place: Place) -> None:
         assert run.execute(part, part.plan.jobs()[0]) is None
 
 
-@pytest.mark.xfail(strict=True, raises=SystemExit, reason='_Referee and _in_process catch Exception, not SystemExit')
+@pytest.mark.xfail(strict=True, raises=SystemExit, reason="_Referee and _in_process catch Exception, not SystemExit")
 def test_a_plugin_that_exits_costs_its_own_cell_only(place: Place, plugin: WriteFile, run_all: RunAll) -> None:
     plugin("exits", attack("raise SystemExit(3)"))
     records = run_all(place(attacks=["none", "exits", "full"]))
@@ -665,14 +693,26 @@ def test_a_plugin_that_exits_costs_its_own_cell_only(place: Place, plugin: Write
 
 
 def test_preparation_counts(place: Place, plugin: WriteFile, run_all: RunAll) -> None:
-    plugin("slow", attack("return context.sweep(prepared.model, task)", prepare="import time\ntime.sleep(0.2)\nreturn Prepared(release.model)"))
+    plugin(
+        "slow",
+        attack(
+            "return context.sweep(prepared.model, task)",
+            prepare="import time\ntime.sleep(0.2)\nreturn Prepared(release.model)",
+        ),
+    )
     record = run_all(place(attacks=["none", "slow"]))["none", "slow", "toy_topic", 0]
     assert record.cost.preparation_seconds >= 0.2
     assert math.isfinite(record.cost.seconds)
 
 
 def test_prepare_runs_once_for_all_tasks(place: Place, plugin: WriteFile, run_all: RunAll) -> None:
-    plugin("prepares", "calls = []\n" + attack("return context.unchanged(prepared.model, task)", prepare="calls.append(1)\nreturn Prepared(release.model)"))
+    plugin(
+        "prepares",
+        "calls = []\n"
+        + attack(
+            "return context.unchanged(prepared.model, task)", prepare="calls.append(1)\nreturn Prepared(release.model)"
+        ),
+    )
     run_all(place(attacks=["none", "prepares"], tasks=["toy_topic", "toy_tone"]))
     assert registry._import(registry.find("attacks", "prepares")).calls == [1]
 

@@ -42,7 +42,10 @@ def test_every_shipped_suite_can_be_read(name: str) -> None:
     ("changes", "expected"),
     [
         ({"taks": ["toy_topic"]}, "unknown key 'taks'; did you mean 'tasks'?"),
-        ({"budget": {**content()["budget"], "duration": [1]}}, "unknown key 'budget.duration'; did you mean 'durations'?"),
+        (
+            {"budget": {**content()["budget"], "duration": [1]}},
+            "unknown key 'budget.duration'; did you mean 'durations'?",
+        ),
         ({"pretraining": {"steps": 5, "learning_rat": 1}}, "did you mean 'learning_rate'?"),
         ({"corpus": {"sorce": "toy"}}, "unknown key 'corpus.sorce'; did you mean 'source'?"),
         ({"seeds": []}, "seeds: "),

@@ -130,9 +130,7 @@ def test_a_trajectory_is_warm_up_then_constant_over_the_training_batches() -> No
     own = here.network(2).train()
     moments = {name: (torch.zeros_like(weight), torch.zeros_like(weight)) for name, weight in own.named_parameters()}
     for step, indices in enumerate(drawn, start=1):
-        gradients = torch.autograd.grad(
-            task.loss(own, Words("", *_of(task)).batch(indices)), list(own.parameters())
-        )
+        gradients = torch.autograd.grad(task.loss(own, Words("", *_of(task)).batch(indices)), list(own.parameters()))
         norm = torch.sqrt(sum((g.square().sum() for g in gradients), torch.tensor(0.0)))
         rate = 1e-2 * min(1.0, step / 3)
         with torch.no_grad():
@@ -217,7 +215,9 @@ def test_durations_and_rates_are_the_budgets() -> None:
 def test_a_gradient_mask_holds_through_the_sweep() -> None:
     release = model()
     generator = torch.Generator().manual_seed(0)
-    mask = {name: torch.rand(weight.shape, generator=generator) < 0.3 for name, weight in release.network.named_parameters()}
+    mask = {
+        name: torch.rand(weight.shape, generator=generator) < 0.3 for name, weight in release.network.named_parameters()
+    }
     outcome = sweep(release, Parity(), BUDGET.model_copy(update={"weight_decay": 0.1}), 0, "cpu", gradient_mask=mask)
     _, network, _ = under_way(Parity(), model=release, mask=mask).trajectory(1e-2, 1, (5,))
     for trained in (outcome.network, network):
@@ -242,7 +242,9 @@ def scripted(
         points = []
         for stop in stops:
             value = score(rate, stop, attack_seed)
-            points.append(Point(rate if stop else 0.0, stop, value, None if value is None else 1 - value, None, attack_seed))
+            points.append(
+                Point(rate if stop else 0.0, stop, value, None if value is None else 1 - value, None, attack_seed)
+            )
         last = points[-1].score
         network = nn.Linear(1, 1)
         network.origin = (rate, attack_seed, stops[-1])  # type: ignore[assignment]
@@ -567,6 +569,8 @@ def test_a_sweep_with_lora_and_scratch_trains_the_adapted_network() -> None:
     for spec in ("lora[rank=2]", "scratch", "head"):
         given = model()
         asked = asked_by(spec, given)
-        outcome = sweep(given, Parity(), BUDGET, 0, "cpu", adapter=asked["adapter"], lr_scale=asked.get("lr_scale", 1.0))
+        outcome = sweep(
+            given, Parity(), BUDGET, 0, "cpu", adapter=asked["adapter"], lr_scale=asked.get("lr_scale", 1.0)
+        )
         assert outcome.picked.attack_seed in (0, 1, 2, 3)
         assert outcome.cost.step_flops > 0

@@ -285,7 +285,9 @@ def test_batches_depend_on_the_seed_alone() -> None:
 
 def pretrained(architecture: str = "gpt2", seed: int = 5, **changes: Any) -> tuple[Weights, Weights]:
     """Weights before and after ten steps."""
-    network = build({"model_type": architecture, **ARCHITECTURES[architecture], "vocab_size": 50}, None, 0, "cpu").network
+    network = build(
+        {"model_type": architecture, **ARCHITECTURES[architecture], "vocab_size": 50}, None, 0, "cpu"
+    ).network
     blocks = torch.randint(50, (30, 12), generator=torch.Generator().manual_seed(0))
     before = weights(network)
     train.pretrain(network, blocks, RECIPE.model_copy(update={"steps": 10}), seed, "cpu", **changes)
