@@ -238,7 +238,7 @@ def run(
     records = _carry_out(work, jobs, request.plugins, context.obj)
     board = _board(records, work.store.manifest())
     terminal.show(board, _console())
-    for path in reports.write(board, work.store.results, context.obj):
+    for path in [*reports.write(board, work.store.results, context.obj), *_draw(board, records, work.store.results)]:
         typer.echo(path)
     raise typer.Exit(_verdict(work, records))
 
@@ -252,10 +252,19 @@ def report(folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="What r
 
     store = Store(folder, default_cache())
     manifest = store.manifest()
-    board = _board(_planned(store, manifest), manifest)
+    records = _planned(store, manifest)
+    board = _board(records, manifest)
     terminal.show(board, _console())
-    for path in reports.write(board, folder, manifest.get("command") or f"nftbench report {shlex.quote(str(folder))}"):
+    command = manifest.get("command") or f"nftbench report {shlex.quote(str(folder))}"
+    for path in [*reports.write(board, folder, command), *_draw(board, records, folder)]:
         typer.echo(path)
+
+
+def _draw(board: Leaderboard, records: Mapping[str, Record], folder: Path) -> list[Path]:
+    """The figures, where there is something to show."""
+    from nftbench import figures
+
+    return figures.write(board, list(records.values()), folder)
 
 
 def _prepare(request: Request) -> Work:

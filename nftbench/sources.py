@@ -49,7 +49,9 @@ def load(config: Mapping[str, Any], splits: Sequence[str], scored: str, data: Pa
         found = _checked(
             task, lambda: function(**(config.get("metadata") or {}), **(config.get("dataset_kwargs") or {}))
         )
-        source = f"{getattr(function, '__module__', '')}.{getattr(function, '__qualname__', 'function')}"
+        # lm-eval names a function's module by its path; a record that is published names no folder of the machine.
+        module = Path(getattr(function, "__module__", "")).name
+        source = f"{module}.{getattr(function, '__qualname__', 'function')}"
         return Documents(_only(task, found, splits), source)
     if path is None:
         raise NftbenchError(f"task {task}: names no dataset_path and no custom_dataset")
