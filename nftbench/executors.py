@@ -113,12 +113,20 @@ class _Pool:
 
     def __init__(self, place: Workplace, steps: Sequence[_Step], workers: int, plugins: tuple[str, ...]) -> None:
         self.place, self.workers, self.plugins = place, workers, plugins
-        self.ready = [step for step in steps if step.stage == "protect"]
-        heapq.heapify(self.ready)
+        self.ready: list[_Step] = []
         self.blocked: dict[str, list[_Step]] = {}
-        for step in steps:
+        first: dict[int, str] = {}
+        for step in sorted(steps):
             if step.stage == "attack":
                 self.blocked.setdefault(step.job.release, []).append(step)
+                continue
+            if place.plan.row(step.job.defense).stage == "posttrain":
+                leader = first.setdefault(step.job.seed, step.job.release)
+                if leader != step.job.release:
+                    # It needs the base that the leader is training: a worker would only wait for it.
+                    self.blocked.setdefault(leader, []).append(step)
+                    continue
+            heapq.heappush(self.ready, step)
         self.failed: dict[str, BaseException] = {}
         self.running: dict[Future[list[Record] | None], _Step] = {}
         self.suspects: list[_Step] = []

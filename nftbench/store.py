@@ -8,6 +8,7 @@ temporary file or folder, fsync, rename. Locks are `flock`s: a killed process le
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import json
 import os
@@ -17,7 +18,6 @@ import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -43,17 +43,13 @@ class Store:
     results: Path
     cache: Path
 
-    @cached_property
-    def _adapter(self) -> TypeAdapter[Record]:
-        return TypeAdapter(Record)
-
     # ------------------------------------------------------------------------------------------------------- records
 
     def write(self, record: Record) -> Path:
         """Write one record, whole or not at all; a settled one takes the place of an unsettled one."""
         path = self.path(record)
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, self._adapter.dump_json(record, indent=1) + b"\n")
+        write_atomically(path, _adapter().dump_json(record, indent=1) + b"\n")
         return path
 
     def records(self) -> dict[str, Record]:
@@ -61,7 +57,7 @@ class Store:
         found: dict[str, Record] = {}
         for path in sorted((self.results / "records").glob("*.json")):
             try:
-                record = self._adapter.validate_json(path.read_bytes())
+                record = _read(path)
             except ValidationError as error:
                 first = error.errors()[0]
                 warnings.warn(f"{path}: set aside: {'.'.join(map(str, first['loc']))} {first['msg']}", stacklevel=2)
@@ -81,7 +77,7 @@ class Store:
         found = set()
         for cell in cells:
             try:
-                record = self._adapter.validate_json(self.path(cell).read_bytes())
+                record = _read(self.path(cell))
             except (FileNotFoundError, ValidationError):
                 continue
             if record.key == cell.key and record.status in _SETTLED:
@@ -215,6 +211,22 @@ def write_atomically(path: Path, content: bytes) -> None:
 def digest(*parts: Any) -> str:
     """sha256 of the canonical JSON of `parts`."""
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
+
+
+@functools.cache
+def _adapter() -> TypeAdapter[Record]:
+    return TypeAdapter(Record)
+
+
+def _read(path: Path) -> Record:
+    status = path.stat()
+    return _parsed(path, status.st_ino, status.st_mtime_ns, status.st_size)
+
+
+@functools.lru_cache(maxsize=8192)
+def _parsed(path: Path, inode: int, changed: int, size: int) -> Record:
+    """The record in this version of a file: resuming asks for each twice."""
+    return _adapter().validate_json(path.read_bytes())
 
 
 def _sha256(path: Path) -> str:

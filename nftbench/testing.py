@@ -19,7 +19,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, get_args
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -28,7 +28,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from nftbench import model as models, registry, run, suite as suites, train
+from nftbench import model as models, registry, run, suite as suites
 from nftbench.evaluate import TextTask
 from nftbench.plan import Plan
 from nftbench.run import Workplace
