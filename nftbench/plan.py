@@ -105,20 +105,16 @@ def plan(suite: Suite, *, device: str = "cpu", data: Path | None = None, limit: 
 
     Raises:
         NftbenchError: a plugin that does not exist or does not take these parameters, a defense that the suite cannot
-            run, or a reference row that the suite lacks.
+            run.
     """
     defenses = {canonical("defenses", text): registry.create("defenses", text) for text in suite.defenses}
-    attacks = {canonical("attacks", text): registry.create("attacks", text) for text in suite.attacks}
+    # The attack `none` is always planned, for its cells are base utility; reference rows are wherever a row needs one.
+    attacks = {canonical("attacks", text): registry.create("attacks", text) for text in ("none", *suite.attacks)}
     defenses |= _references(defenses)
     tasks = [_task_spec(text) for text in suite.tasks]
     utility = [_task_spec(text) for text in suite.utility]
     for plugin in defenses.values():
         plugin.check(suite)
-    for needed, present in (("none", defenses), ("none", attacks)):
-        if Spec(needed) not in present:
-            raise NftbenchError(
-                f"{suite.name}: 'none' must be among the {'defenses' if present is defenses else 'attacks'}"
-            )
     keys = _Keys(suite, device, data, limit)
     references = {str(canonical("defenses", plugin.reference_row())) for plugin in defenses.values()}
     cells: list[Cell] = []

@@ -14,6 +14,7 @@ import json
 import math
 import time
 import traceback
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,7 +23,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from nftbench import corpus as corpora, model as models, provenance, registry, train
 from nftbench.corpus import Corpus
@@ -523,7 +524,7 @@ def fail(place: Workplace, job: Job, status: Status, reason: str) -> list[Record
 def load_task(place: Workplace, cell: Cell, model: Model) -> Task:
     """A cell's task, loaded and encoded for the model; kept for the process's next cells."""
     assert model.tokenizer is not None
-    vocabulary = sorted(model.tokenizer.get_vocab().items())
+    vocabulary = _vocabulary(model.tokenizer)
     plan, length = place.plan, model.network.config.max_position_embeddings
     wanted = digest(
         str(cell.task), cell.seed, vocabulary, length, place.device, plan.limit, plan.data, _data_settings(plan)
@@ -546,6 +547,18 @@ def load_task(place: Workplace, cell: Cell, model: Model) -> Task:
 
 
 _tasks: dict[str, Task] = {}
+
+
+def _vocabulary(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Hash of a tokenizer's words, once for each tokenizer: a large vocabulary takes tens of milliseconds."""
+    count, known = _vocabularies.get(tokenizer, (-1, ""))
+    if count != len(tokenizer):  # words may have been added
+        known = digest(sorted(tokenizer.get_vocab().items()))
+        _vocabularies[tokenizer] = len(tokenizer), known
+    return known
+
+
+_vocabularies: weakref.WeakKeyDictionary[PreTrainedTokenizerBase, tuple[int, str]] = weakref.WeakKeyDictionary()
 
 
 def _data_settings(plan: Plan) -> list[Any]:

@@ -18,6 +18,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
@@ -195,7 +196,7 @@ def check_task(
             if plugin.trainable:
                 _check_loss(loaded, model.network)
             else:
-                _promise(_refuses(lambda: loaded.split("train")), "a task that is not trainable has no train split")
+                _promise(_refuses(partial(loaded.split, "train")), "a task that is not trainable has no train split")
             for name in names[1:] or names:
                 _check_measurement(loaded, again, model.network, name)
 
@@ -462,17 +463,19 @@ def _task_context(place: Workplace, model: Model) -> TaskContext:
 @contextlib.contextmanager
 def _random_state_kept(method: str) -> Iterator[None]:
     """Global random numbers must not depend on which plugins ran."""
-    before = torch.get_rng_state(), random.getstate(), np.random.get_state()[1:3]
+    before = _random_state()
     yield
-    after = torch.get_rng_state(), random.getstate(), np.random.get_state()[1:3]
-    for source, one, other in zip(("torch", "random", "numpy"), before, after, strict=True):
-        same = all(
-            np.array_equal(np.asarray(a, dtype=object), np.asarray(b, dtype=object))
-            for a, b in zip(one, other, strict=True)
-        )
-        _promise(
-            same, f"{method} leaves the global random numbers of {source} alone; draw from a generator of your own"
-        )
+    for source, state in _random_state().items():
+        _promise(state == before[source], f"{method} leaves the global random numbers of {source} alone")
+
+
+def _random_state() -> dict[str, Any]:
+    _, keys, position, *_ = np.random.get_state()
+    return {
+        "torch": torch.get_rng_state().numpy().tobytes(),
+        "random": random.getstate(),
+        "numpy": (np.asarray(keys).tobytes(), position),
+    }
 
 
 @contextlib.contextmanager

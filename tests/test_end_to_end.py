@@ -1,4 +1,4 @@
-"""The whole way: from a YAML file to a leaderboard, the same bits twice, and an under-trained model that is no defense."""
+"""The whole way: from a YAML file to a leaderboard, the same bits twice, and an under-trained model that is none."""
 
 from __future__ import annotations
 

@@ -101,11 +101,10 @@ def test_rows_carry_what_the_score_needs() -> None:
 
 
 def test_the_two_zeros_are_always_planned(tmp_path: Path) -> None:
-    with pytest.raises(NftbenchError, match="'none' must be among the attacks"):
-        plan(suite(attacks=["full"]))
-    with pytest.raises(NftbenchError, match="'none' must be among the defenses"):
-        plan(suite(defenses=[f"checkpoint[path={tmp_path}]"]))
-    assert ("none", "none", "toy_topic", 0) in keys(plan(suite(defenses=["pmp"]))), "the reference row comes by itself"
+    found = keys(plan(suite(defenses=["pmp"], attacks=["full"])))
+    assert {("none", "none", "toy_topic", 0), ("pmp", "none", "toy_topic", 0)} <= set(found)
+    audit = keys(plan(suite(defenses=[f"checkpoint[path={tmp_path}]"])))
+    assert "none" not in {defense for defense, *_ in audit}, "a checkpoint is scored against its own twin alone"
 
 
 @pytest.mark.parametrize(
@@ -115,7 +114,7 @@ def test_the_two_zeros_are_always_planned(tmp_path: Path) -> None:
         ({"attacks": ["none", "fulll"]}, "did you mean 'full'?"),
         ({"tasks": ["toy_topics"]}, "did you mean 'toy_topic'?"),
         ({"utility": ["toy_minimal_pair"]}, "did you mean 'toy_minimal_pairs'?"),
-        ({"tasks": ["toy_topic[size=3]"]}, "takes no parameters"),
+        ({"tasks": ["toy_topic[size=3]"]}, "has no parameter 'size'"),
         ({"defenses": ["none", "checkpoint[path=nowhere]"]}, "neither a folder nor a hub id"),
     ],
 )
@@ -131,13 +130,9 @@ def test_defaults_written_out_are_the_same_row() -> None:
     assert {str(cell.defense) for cell in found.cells} == {"none", "early_stop", "pmp"}
 
 
-@pytest.mark.xfail(strict=True, reason="plan: a task among `tasks` and `utility` gives each of its cells twice")
-def test_no_cell_is_planned_twice() -> None:
-    try:
-        found = plan(suite(utility=["toy_minimal_pairs", "toy_topic"]))
-    except NftbenchError:
-        return
-    assert len(keys(found)) == len(found.cells)
+def test_a_task_has_one_role() -> None:
+    with pytest.raises(NftbenchError, match="toy_topic is among both tasks and utility"):
+        suite(utility=["toy_minimal_pairs", "toy_topic"])
 
 
 # ---------------------------------------------------------------------------------------------------------------- keys

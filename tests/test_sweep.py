@@ -1,4 +1,4 @@
-"""The attacker's sweep: one trajectory for all durations, grids that grow, selection on validation, restarts, retries."""
+"""The attacker's sweep: one trajectory for all durations, grids that grow, selection, restarts, retries."""
 
 from __future__ import annotations
 
