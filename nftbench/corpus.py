@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from nftbench.grammar import Grammar
+from nftbench.model import forget_path
 from nftbench.suite import CorpusSettings
 from nftbench.types import NftbenchError
 
@@ -78,6 +79,7 @@ def load(folder: Path) -> Corpus:
     blocks = load_file(folder / "blocks.safetensors")
     about = json.loads((folder / "corpus.json").read_text())
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    forget_path(tokenizer)
     return Corpus(tokenizer, blocks["train"], blocks["heldout"], about["heldout_bytes"])
 
 

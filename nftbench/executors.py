@@ -87,7 +87,7 @@ def _give_up(place: Workplace, job: Job, error: BaseException) -> list[Record]:
 
 
 def _in_process(place: Workplace, steps: Iterable[_Step]) -> Iterator[Event]:
-    failed: dict[str, Exception] = {}
+    failed: dict[str, BaseException] = {}
     waiting = sorted(steps)
     while waiting:
         step = waiting.pop(0)
@@ -98,9 +98,12 @@ def _in_process(place: Workplace, steps: Iterable[_Step]) -> Iterator[Event]:
         yield Event("started", step.stage, job)
         try:
             records = _perform(place, step.stage, job)
-        except Exception as error:  # a defense may raise anything; its attacks then fail with its reason
-            failed[job.release] = error
-            records = []
+        except (Exception, SystemExit) as error:  # a plugin may raise anything
+            if step.stage == "protect":
+                failed[job.release] = error  # its attacks then fail with its reason
+                records = []
+            else:
+                records = _give_up(place, job, error)
         if records is None:
             waiting.append(step)
             time.sleep(BUSY_SECONDS)

@@ -93,10 +93,18 @@ def load(path: str | Path, device: str = "cpu", *, local: bool = True, attacker:
     except Exception as error:  # safetensors, json and hub errors have no common class
         raise NftbenchError(f"{path}: cannot be loaded as a causal LM: {_first_line(error)}") from error
     if attacker:
-        network.config._name_or_path = network.name_or_path = ""
+        for module in network.modules():
+            if isinstance(module, PreTrainedModel):
+                module.config._name_or_path = module.name_or_path = ""
         if tokenizer is not None:
-            tokenizer.name_or_path = ""
+            forget_path(tokenizer)
     return Model(network.to(device).eval(), tokenizer)
+
+
+def forget_path(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Let a tokenizer not know the folder that it was loaded from, beside which secrets may lie."""
+    tokenizer.name_or_path = ""
+    tokenizer.init_kwargs.pop("name_or_path", None)
 
 
 def _without_dropout(config: Any) -> None:

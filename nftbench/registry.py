@@ -235,14 +235,25 @@ def _candidates(kind: Kind) -> Iterator[Plugin]:
                     yield Plugin(kind, path.stem, "nftbench", path)
             except (SyntaxError, UnicodeDecodeError) as error:
                 warnings.warn(f"{path}: left out: {error}", stacklevel=2)
-    for entry_point in entry_points(group=f"nftbench.{kind}"):
+    for entry_point in _entry_points(kind, tuple(sys.path)):
         distribution = entry_point.dist.name if entry_point.dist is not None else entry_point.value
         yield Plugin(kind, entry_point.name, distribution, entry_point=entry_point)
     yield from (plugin for (its_kind, _), plugin in _added.items() if its_kind == kind)
 
 
+@functools.cache
+def _entry_points(kind: Kind, search_path: tuple[str, ...]) -> tuple[EntryPoint, ...]:
+    """What installed packages offer; looked for once for each `sys.path`."""
+    return tuple(entry_points(group=f"nftbench.{kind}"))
+
+
 def _kinds(path: Path) -> list[Kind]:
     """The kinds of plugin that a file holds, from its syntax alone."""
+    return _kinds_of(path, path.stat().st_mtime_ns)
+
+
+@functools.cache
+def _kinds_of(path: Path, changed: int) -> list[Kind]:
     if path.suffix == ".yaml":
         return ["tasks"]
     classes = [node for node in ast.parse(path.read_text(encoding="utf-8")).body if isinstance(node, ast.ClassDef)]

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -116,7 +117,10 @@ def make_release(place: Workplace, spec: Spec, seed: int, key: str) -> Path:
     Raises:
         Exception: whatever the defense raises, or NftbenchError for a release that is not one.
     """
-    return place.store.make("releases", key, lambda folder: _protect(place, spec, seed, key, folder))
+    store, keeps_secret = place.store, registry.create("defenses", str(spec)).keeps_secret
+    if any(store.artifact(kind, key) is None for kind in ("protections", *(("secrets",) if keeps_secret else ()))):
+        store.discard("releases", key)  # what belongs to it is missing or damaged: only all of it can be made again
+    return store.make("releases", key, lambda folder: _protect(place, spec, seed, key, folder))
 
 
 def load_secret(place: Workplace, key: str) -> Secret | None:
@@ -181,6 +185,7 @@ def _protect(place: Workplace, spec: Spec, seed: int, key: str, folder: Path) ->
     _check_release(protected.release, mask)
     models.save(protected.release, folder)
     published = models.load(folder, place.device)
+    _check_published(folder, published)
     protection = _examine(place, seed, published, mask, protected.series, seconds)
     # A killed attempt may have left its secret; only the one that belongs to these weights may stay.
     for kind in ("secrets", "protections"):
@@ -194,6 +199,16 @@ def _protect(place: Workplace, spec: Spec, seed: int, key: str, folder: Path) ->
 
 def _write(path: Path, text: str) -> None:
     path.write_text(text, encoding="utf-8")
+
+
+def _check_published(folder: Path, model: Model) -> None:
+    """Refuse tensors that are no weights: a mask left on a module as a buffer would be published with it."""
+    known = model.network.state_dict().keys()
+    for path in sorted(folder.glob("*.safetensors")):
+        with safe_open(path, framework="pt") as file:
+            for name in file.keys():  # noqa: SIM118 (it is no mapping)
+                if name not in known:
+                    raise NftbenchError(f"the release's files hold a tensor that its architecture lacks: {name}")
 
 
 def _check_release(model: Model, mask: Mask | None) -> None:
@@ -421,9 +436,11 @@ class _Referee:
             self.sha256 = models.sha256(folder)
             context = self.context()
             begun = time.monotonic()
-            prepared = self.attack.prepare(release, context)
+            # A copy, for the release itself is what unattacked scores are measured on.
+            own = Model(copy.deepcopy(release.model.network), release.model.tokenizer)
+            prepared = self.attack.prepare(Release(own), context)
             self.preparation = time.monotonic() - begun
-        except Exception as error:  # a plugin may raise anything
+        except (Exception, SystemExit) as error:  # a plugin may raise anything
             return [self.write(cell, *status_of(error)) for cell in cells]
         return [self.cell(cell, release, prepared, context) for cell in cells]
 
@@ -451,7 +468,7 @@ class _Referee:
             attacked = self.measure(task, outcome.network, "test", plain)
             trained = self.attack.trains
             unattacked = self.measure(task, release.model.network, "test", True) if trained else attacked
-        except Exception as error:  # a plugin may raise anything
+        except (Exception, SystemExit) as error:  # a plugin may raise anything
             return self.write(cell, *status_of(error))
         finite = math.isfinite(attacked.value) and (attacked.loss is None or math.isfinite(attacked.loss))
         last = max(point.step for point in outcome.curve) if outcome.curve else 0
@@ -516,9 +533,10 @@ class _Referee:
 
 def fail(place: Workplace, job: Job, status: Status, reason: str) -> list[Record]:
     """Write a failed record for each unsettled cell of a job that could not even start."""
-    settled = place.store.settled_among(job.cells)
-    referee = _Referee(place, job)
-    return [referee.write(cell, status, reason) for cell in job.cells if cell.key not in settled]
+    with place.store.claim(job.key) as mine:
+        settled = place.store.settled_among(job.cells)
+        referee = _Referee(place, job)
+        return [referee.write(cell, status, reason) for cell in job.cells if mine and cell.key not in settled]
 
 
 def load_task(place: Workplace, cell: Cell, model: Model) -> Task:
@@ -577,8 +595,9 @@ def status_of(error: BaseException) -> tuple[Status, str]:
         return "oom", message
     if isinstance(error, NftbenchError):
         return "failed", message
-    frame = traceback.extract_tb(error.__traceback__)[-1]
-    return "failed", f"{type(error).__name__}: {message} ({Path(frame.filename).name}:{frame.lineno})"
+    frames = traceback.extract_tb(error.__traceback__)  # none where the error comes from a worker process
+    place = f" ({Path(frames[-1].filename).name}:{frames[-1].lineno})" if frames else ""
+    return "failed", f"{type(error).__name__}: {message}{place}"
 
 
 @functools.cache

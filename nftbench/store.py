@@ -61,9 +61,10 @@ class Store:
             except ValidationError as error:
                 first = error.errors()[0]
                 warnings.warn(f"{path}: set aside: {'.'.join(map(str, first['loc']))} {first['msg']}", stacklevel=2)
-                path.rename(path.with_suffix(".corrupt"))
+                with contextlib.suppress(FileNotFoundError):  # another run has set it aside
+                    path.rename(path.with_suffix(".corrupt"))
                 continue
-            except FileNotFoundError:  # another run has set it aside
+            except FileNotFoundError:
                 continue
             found[record.key] = record
         return found

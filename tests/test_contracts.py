@@ -21,10 +21,17 @@ SPECS = {
     "defenses": {
         "pmp": ("pmp[discovery_steps=3]", "pmp[complement=released,discovery_steps=3,interval=5,radius=0.1]"),
         "checkpoint": (),  # needs a checkpoint: below
+        "condition_number": (),  # needs tasks of vectors: its own test
+        "dlr_lock": ("dlr_lock[depth=2,module_steps=2,joint_steps=2]",),
     },
-    "attacks": {"full": ("full", "full[optimizer=sgd]", "full[optimizer=muon]"), "lora": ("lora", "lora[targets=mlp]")},
+    "attacks": {
+        "full": ("full", "full[optimizer=sgd]", "full[optimizer=muon]"),
+        "lora": ("lora", "lora[targets=mlp]"),
+        "linear_probe": (),
+    },
 }
-NEED_DATA = ("ag_news", "blimp", "sst2")
+NEED_OTHERS = ("ag_news", "blimp", "sst2", "diabetes", "digits_pair", "house_price", "mnist_pair")
+"""Tasks that need local data or another kind of model."""
 
 
 def specs(kind: registry.Kind) -> list[str]:
@@ -43,7 +50,7 @@ def test_our_attacks(spec: str, cache: Path) -> None:
     check_attack(spec)
 
 
-@pytest.mark.parametrize("name", [name for name in specs("tasks") if name not in NEED_DATA])
+@pytest.mark.parametrize("name", [name for name in specs("tasks") if name not in NEED_OTHERS])
 def test_our_tasks(name: str, cache: Path) -> None:
     check_task(name)
 
@@ -189,7 +196,7 @@ def test_an_honest_instance_passes(cache: Path) -> None:
     check_defense(Plain())
 
 
-# -------------------------------------------------------------------------------------------------- bad attacks are seen
+# ------------------------------------------------------------------------------------------------- bad attacks are seen
 
 
 @dataclass(frozen=True)
@@ -305,7 +312,7 @@ def test_a_longer_attack_says_so(cache: Path) -> None:
     check_attack(Spends(), architectures=["gpt2"], allowance=12.5)
 
 
-# ---------------------------------------------------------------------------------------------------- bad tasks are seen
+# --------------------------------------------------------------------------------------------------- bad tasks are seen
 
 
 def changed(**methods: Any) -> Any:
@@ -379,7 +386,8 @@ def test_a_plugin_file_in_another_repository(plugin: WriteFile, cache: Path) -> 
     plugin(
         "halved",
         '"""Every weight halved."""\n\n'
-        "@dataclass(frozen=True)\nclass Halved(Defense):\n    stage: ClassVar = 'posttrain'\n    factor: float = 0.5\n\n"
+        "@dataclass(frozen=True)\nclass Halved(Defense):\n"
+        "    stage: ClassVar = 'posttrain'\n    factor: float = 0.5\n\n"
         "    @torch.no_grad()\n    def protect(self, model, context):\n"
         "        for weight in model.network.parameters():\n            weight.mul_(self.factor)\n"
         "        return Protected(model)\n",

@@ -214,7 +214,6 @@ def test_a_worker_that_dies_while_nobody_looks(place: Place, plugin: WriteFile) 
     assert all(record.status == ("oom" if attack == "dies" else "ok") for (_, attack, *_), record in found.items())
 
 
-@pytest.mark.xfail(strict=True, reason="status_of: an error from a worker has no traceback")
 def test_a_bad_defense_in_a_worker_fails_alone(place: Place, plugin: WriteFile, run_all: RunAll) -> None:
     path = plugin(
         "breaks",
@@ -239,7 +238,6 @@ def test_events_tell_what_runs(place: Place) -> None:
     assert sum(len(event.records) for event in again) == 0, "nothing is left to do"
 
 
-@pytest.mark.xfail(strict=True, reason="_in_process: an attack that raises counts as a failed release, without records")
 def test_an_attack_step_that_cannot_run_costs_its_own_cells_only(
     place: Place, run_all: RunAll, monkeypatch: pytest.MonkeyPatch
 ) -> None:

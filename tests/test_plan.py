@@ -61,7 +61,8 @@ def test_an_attack_may_decline_a_defense(plugin: WriteFile) -> None:
     plugin(
         "choosy",
         "@dataclass(frozen=True)\nclass Choosy(Attack):\n    against: ClassVar = frozenset({'pmp'})\n"
-        "    def applies(self, defense):\n        return None if defense.keeps_secret else 'there is no mask to guess'\n"
+        "    def applies(self, defense):\n"
+        "        return None if defense.keeps_secret else 'there is no mask to guess'\n"
         "    def adapt(self, prepared, task, context):\n        return context.unchanged(prepared.model, task)\n",
     )
     found = plan(suite(attacks=["none", "choosy"], seeds=[0]))

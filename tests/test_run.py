@@ -128,10 +128,7 @@ def test_an_attack_that_fails_on_one_task_keeps_its_other_cells(
         (sweep.CellTimeoutError("more than 3 s"), "timeout"),
         (sweep.NonFiniteError("nothing stays finite"), "nonfinite"),
         (NftbenchError("write it so"), "failed"),
-        pytest.param(
-            *(ValueError("x"), "failed"),
-            marks=pytest.mark.xfail(strict=True, reason="status_of: no traceback, as when it comes from a worker"),
-        ),
+        (ValueError("x"), "failed"),
     ],
 )
 def test_status_of_an_error(error: Exception, status: str) -> None:
@@ -145,9 +142,7 @@ def test_failed_cells_are_tried_again_and_settled_ones_are_not(
 ) -> None:
     plugin(
         "moody",
-        attack(
-            "if 'x' not in globals():\n    raise ValueError('today not')\nreturn context.unchanged(prepared.model, task)"
-        ),
+        attack("raise ValueError('today not')"),
     )
     here = place(attacks=["none", "full", "moody"])
     first = run_all(here)
@@ -265,10 +260,6 @@ def spied(place: Place, plugin: WriteFile, run_all: RunAll, knowledge: str) -> t
     return seen, secret, here.store.cache
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="a path: name_or_path of inner modules, of the tokenizer's init_kwargs, of the corpus's tokenizer",
-)
 @pytest.mark.parametrize("knowledge", ["()", "{'method', 'base', 'sibling'}"])
 def test_nothing_that_an_attack_is_given_leads_to_the_secret(
     knowledge: str, place: Place, plugin: WriteFile, run_all: RunAll
@@ -278,10 +269,6 @@ def test_nothing_that_an_attack_is_given_leads_to_the_secret(
     assert all(getattr(item, "_secret", None) is None for item in seen)
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="a path: name_or_path of inner modules, of the tokenizer's init_kwargs, of the corpus's tokenizer",
-)
 def test_public_text_does_not_lead_to_the_secret(place: Place, plugin: WriteFile, run_all: RunAll) -> None:
     seen, secret, cache = spied(place, plugin, run_all, "{'data'}")
     assert seen[3].corpus.train.ndim == 2
@@ -357,7 +344,6 @@ def test_a_release_folder_holds_neither_mask_nor_path(place: Place) -> None:
 LEAKY = "mask = {name: torch.rand(weight.shape) < 0.5 for name, weight in model.network.named_parameters()}\n"
 
 
-@pytest.mark.xfail(strict=True, reason="_protect: tensors that the architecture does not have are published")
 def test_a_mask_left_in_a_buffer_is_not_published(place: Place, plugin: WriteFile, run_all: RunAll) -> None:
     """As torch.nn.utils.prune leaves it."""
     body = LEAKY + "model.network.register_buffer('kept', mask['transformer.wte.weight'])\n"
@@ -386,7 +372,10 @@ def test_a_mask_left_in_the_configuration_is_not_published(place: Place, plugin:
 
 
 def test_only_knowledge_opens_the_context(place: Place, plugin: WriteFile, run_all: RunAll) -> None:
-    ask = "try:\n    {}\nexcept Exception as error:\n    raise NftbenchError('asked: ' + str(error))\nreturn context.unchanged(prepared.model, task)"
+    ask = (
+        "try:\n    {}\nexcept Exception as error:\n    raise NftbenchError('asked: ' + str(error))\n"
+        "return context.unchanged(prepared.model, task)"
+    )
     plugin("asks_corpus", attack(ask.format("context.corpus")))
     plugin("asks_secret", attack(ask.format("context.secret"), knowledge="{'data', 'method'}"))
     plugin("asks_test", attack(ask.format("task.split('test')")))
@@ -479,7 +468,6 @@ def test_test_is_scored_once_by_the_referee(place: Place, run_all: RunAll, monke
     assert after.count("validation") == 1
 
 
-@pytest.mark.xfail(strict=True, reason="_Referee: prepare gets the very release that `unattacked` is measured on")
 def test_what_prepare_does_to_the_release_does_not_count_as_unattacked(
     place: Place, plugin: WriteFile, run_all: RunAll
 ) -> None:
@@ -495,16 +483,15 @@ def test_what_prepare_does_to_the_release_does_not_count_as_unattacked(
 
 
 def test_an_attack_on_one_task_does_not_reach_the_next(place: Place, plugin: WriteFile, run_all: RunAll) -> None:
-    zero = "outcome = context.unchanged(prepared.model, task)\nwith torch.no_grad():\n    for weight in prepared.model.network.parameters():\n        weight.zero_()\nreturn outcome"
-    plugin(
-        "spoils",
-        attack(
-            zero.replace(
-                "outcome = context.unchanged(prepared.model, task)\n",
-                "import copy\nown = Model(copy.deepcopy(prepared.model.network), prepared.model.tokenizer)\noutcome = context.unchanged(own, task)\n",
-            )
-        ),
+    spoil = (
+        "import copy\n"
+        "own = Model(copy.deepcopy(prepared.model.network), prepared.model.tokenizer)\n"
+        "with torch.no_grad():\n"
+        "    for weight in prepared.model.network.parameters():\n"
+        "        weight.zero_()\n"
+        "return context.unchanged(own, task)"
     )
+    plugin("spoils", attack(spoil))
     records = run_all(place(attacks=["none", "spoils"], tasks=["toy_topic", "toy_tone"]))
     for task in ("toy_topic", "toy_tone"):
         spoiled, none = records["none", "spoils", task, 0], records["none", "none", task, 0]
@@ -513,7 +500,12 @@ def test_an_attack_on_one_task_does_not_reach_the_next(place: Place, plugin: Wri
 
 
 def test_a_score_that_is_not_finite_is_no_score(place: Place, plugin: WriteFile, run_all: RunAll) -> None:
-    spoil = "outcome = context.unchanged(prepared.model, task)\nwith torch.no_grad():\n    next(outcome.network.parameters()).fill_(float('nan'))\nreturn outcome"
+    spoil = (
+        "outcome = context.unchanged(prepared.model, task)\n"
+        "with torch.no_grad():\n"
+        "    next(outcome.network.parameters()).fill_(float('nan'))\n"
+        "return outcome"
+    )
     plugin("explodes", attack(spoil))
     record = run_all(place(attacks=["none", "explodes"]))["none", "explodes", "toy_topic", 0]
     assert record.status == "nonfinite"
@@ -640,7 +632,6 @@ def test_a_damaged_release_is_made_again(harm: str, place: Place, run_all: RunAl
     assert {place: bare(one) for place, one in first.items()} == {place: bare(one) for place, one in second.items()}
 
 
-@pytest.mark.xfail(strict=True, reason="load_secret: a damaged secret is set aside and never made again")
 @pytest.mark.parametrize("kind", ["secrets", "protections"])
 def test_a_damaged_secret_is_made_again(kind: str, place: Place, run_all: RunAll) -> None:
     here = place(fresh=True, defenses=["none", "random_mask"], attacks=["none", "authorized"])
@@ -670,7 +661,6 @@ def test_a_killed_protect_leaves_a_secret_that_is_replaced(place: Place, monkeyp
     assert set(secret.mask) > set(stale)
 
 
-@pytest.mark.xfail(strict=True, reason="Job.key hashes the narrowed cells")
 def test_a_job_of_another_narrowing_is_the_same_work(place: Place) -> None:
     """Two runs on one folder, one of them narrowed to a task, must not do one cell twice."""
     whole = place(attacks=["none", "full"], tasks=["toy_topic", "toy_tone"])
@@ -681,7 +671,6 @@ def test_a_job_of_another_narrowing_is_the_same_work(place: Place) -> None:
         assert run.execute(part, part.plan.jobs()[0]) is None
 
 
-@pytest.mark.xfail(strict=True, raises=SystemExit, reason="_Referee and _in_process catch Exception, not SystemExit")
 def test_a_plugin_that_exits_costs_its_own_cell_only(place: Place, plugin: WriteFile, run_all: RunAll) -> None:
     plugin("exits", attack("raise SystemExit(3)"))
     records = run_all(place(attacks=["none", "exits", "full"]))
