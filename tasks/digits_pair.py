@@ -1,4 +1,4 @@
-"""Handwritten digits, one against another, offline: 64 numbers -> is it the second?
+"""Handwritten digits, one against another, offline.
 
 scikit-learn's bundled digits (Alpaydin & Kaynak 1998, UCI), 8 x 8 counts of ink from 0 to 16, about 180 images a digit.
 One worked example of `digits_pair[first=3,second=7]`: the 64 counts of a 7 -> +1.
