@@ -1,4 +1,4 @@
-"""MNIST, one digit against another: 784 pixels -> is it the second?
+"""MNIST, one handwritten digit against another.
 
 LeCun et al. 1998; digits as in Zheng et al. 2025, https://arxiv.org/abs/2505.23760, section 5.1. One worked example of
 `mnist_pair[first=3,second=7]`: the pixels of a handwritten 7 -> +1. Reads mnist/train-*.xz (IDX) under --data.

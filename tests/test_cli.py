@@ -217,7 +217,10 @@ def test_a_manifest_of_something_else_is_refused(call: Call, tmp_path: Path) -> 
 # -------------------------------------------------------------------------------------------------------- plan, run
 
 
-def test_plan_counts_cells_and_says_what_is_skipped(call: Call, tiny: str) -> None:
+def test_plan_counts_cells_and_says_what_is_skipped(
+    call: Call, tiny: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NFTBENCH_CACHE", str(tmp_path / "empty"))
     code, out, _ = call("plan", tiny, "--attacks", "none,full,authorized")
     assert code == 0
     assert "tiny: 6 cells in 4 jobs; 0 settled" in out

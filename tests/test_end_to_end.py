@@ -18,6 +18,14 @@ from nftbench.testing import tiny_suite
 
 DEFENSES = ["none", "early_stop", "noise", "random_mask", "pmp[discovery_steps=4]"]
 ATTACKS = ["none", "scratch", "full", "lora", "head", "authorized"]
+WHOLE: dict[str, Any] = {
+    "defenses": DEFENSES,
+    "attacks": ATTACKS,
+    "seeds": [0, 1],
+    # Bits per token, for so small a model knows no minimal pair, and steps enough to beat the unigram.
+    "utility": ["bits_per_token"],
+    "pretraining": {"steps": 100, "learning_rate": 1e-2},
+}
 
 
 def whole_run(folder: Path, cache: Path, **changes: Any) -> tuple[Workplace, Leaderboard]:
@@ -43,7 +51,7 @@ def board(place: Workplace) -> Leaderboard:
 @pytest.fixture(scope="module")
 def finished(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Workplace, Leaderboard]:
     folder = tmp_path_factory.mktemp("whole") / "run"
-    return whole_run(folder, cache, defenses=DEFENSES, attacks=ATTACKS, seeds=[0, 1])
+    return whole_run(folder, cache, **WHOLE)
 
 
 def test_every_row_is_scored(finished: tuple[Workplace, Leaderboard]) -> None:
@@ -94,9 +102,7 @@ def test_the_same_suite_twice_gives_the_same_bits(
     finished: tuple[Workplace, Leaderboard], tmp_path: Path, bare: Callable[[Any], Any]
 ) -> None:
     place, _ = finished
-    again, _ = whole_run(
-        tmp_path / "again", tmp_path / "cache", defenses=DEFENSES, attacks=ATTACKS, seeds=[0, 1], name="other name"
-    )
+    again, _ = whole_run(tmp_path / "again", tmp_path / "cache", **WHOLE, name="other name")
     first, second = place.store.records(), again.store.records()
     assert first.keys() == second.keys()
     from dataclasses import replace

@@ -71,4 +71,4 @@ def test_durations(bench: Any, benchmark: Any, table: dict[str, Line]) -> None:
         f"durations {', '.join(map(str, stops))}; {ROUNDS} rounds; weights bitwise those of separate runs, "
         f"which take {saved:.1f}× as long",
     )
-    assert measured.value <= MOST
+    assert measured.value <= MOST * max(1.0, control.value), "more than what two equal runs differ by"

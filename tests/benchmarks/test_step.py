@@ -112,7 +112,7 @@ def test_time(bench: Any, batches: list[Batch], benchmark: Any, table: dict[str,
         f"{ROUNDS} rounds of {STEPS} steps by turns, same bits; {step:.2f} ms a step; "
         f"{tutorial.value:.2f}× a loop that passes labels",
     )
-    assert measured.value <= MOST_TIME
+    assert measured.value <= MOST_TIME * max(1.0, control.value), "more than what two equal loops differ by"
 
 
 def peak_bytes(action: Any) -> int:
