@@ -110,6 +110,15 @@ class TextTask(Task):
         """Mean over the answers' tokens."""
         return requests.loss(network, batch)
 
+    def features(self, network: nn.Module, batch: Batch) -> Tensor:
+        """The last hidden state [tokens, width] wherever a token of an answer comes next."""
+        return requests.features(network, batch)
+
+    def targets(self, network: nn.Module, batch: Batch) -> Tensor:
+        """The answers' tokens, one-hot [tokens, vocabulary]: what the output head is for."""
+        head = network.get_output_embeddings()  # type: ignore[operator]
+        return nn.functional.one_hot(batch.targets, head.weight.shape[0]).to(head.weight)
+
     def evaluate(self, network: nn.Module, split: Split) -> Measurement:
         """The task's own metric, as lm-eval computes it; `loss` is the mean over documents."""
         assert isinstance(split, TextSplit)

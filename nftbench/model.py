@@ -13,7 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.utils import logging as transformers_logging
 
 from nftbench import architectures
@@ -81,7 +88,7 @@ def load(path: str | Path, device: str = "cpu", *, local: bool = True, attacker:
         config = AutoConfig.from_pretrained(path, trust_remote_code=False, local_files_only=local)
         if attacker:
             _without_dropout(config)
-        network = AutoModelForCausalLM.from_pretrained(
+        network = _kind(config).from_pretrained(
             path,
             config=config,
             trust_remote_code=False,
@@ -141,8 +148,13 @@ def seeded(seed: int) -> Iterator[None]:
 
 def _from_config(config: Any, seed: int, device: str) -> PreTrainedModel:
     with seeded(seed):
-        network: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        network: PreTrainedModel = _kind(config).from_config(config, dtype=torch.float32)
     return network.to(device)
+
+
+def _kind(config: Any) -> Any:
+    """A causal LM where the architecture has one; the linear family has none."""
+    return AutoModelForCausalLM if type(config) in AutoModelForCausalLM._model_mapping else AutoModel
 
 
 def _tokenizer(path: str | Path, local: bool) -> PreTrainedTokenizerBase | None:

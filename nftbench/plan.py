@@ -75,7 +75,12 @@ class Plan:
 
     def role(self, cell: Cell) -> Role:
         """What the cell's task is for."""
-        return "utility" if str(cell.task) in self.suite.utility else "ranked"
+        measured: bool = not registry.create("attacks", str(cell.attack)).trains
+        if str(cell.task) in _specs(self.suite.utility) and (
+            measured or str(cell.task) not in _specs(self.suite.benign)
+        ):
+            return "utility"
+        return "benign" if str(cell.task) in _specs(self.suite.benign) else "ranked"
 
     def row(self, defense: Spec) -> Row:
         """What the score has to know about a defense."""
@@ -111,7 +116,7 @@ def plan(suite: Suite, *, device: str = "cpu", data: Path | None = None, limit: 
     # The attack `none` is always planned, for its cells are base utility; reference rows are wherever a row needs one.
     attacks = {canonical("attacks", text): registry.create("attacks", text) for text in ("none", *suite.attacks)}
     defenses |= _references(defenses)
-    tasks = [_task_spec(text) for text in suite.tasks]
+    tasks = [_task_spec(text) for text in (*suite.tasks, *suite.benign)]
     utility = [_task_spec(text) for text in suite.utility]
     for plugin in defenses.values():
         plugin.check(suite)
@@ -177,6 +182,8 @@ def canonical(kind: registry.Kind, text: str) -> Spec:
 def corpus_key(suite: Suite, seed: int, data: Path | None) -> str:
     """Key of the packed corpus; real text does not depend on the seed."""
     settings = suite.corpus
+    if settings.source == "none":
+        return digest("corpus", PROTOCOL, "none")
     if settings.source == "toy":
         fields = ("source", "sentences", "block", "heldout_blocks")
         return digest("corpus", PROTOCOL, settings.model_dump(include=set(fields)), settings.grammar + seed)
@@ -189,7 +196,9 @@ def corpus_key(suite: Suite, seed: int, data: Path | None) -> str:
 
 def base_key(suite: Suite, seed: int, data: Path | None, device: str) -> str:
     """Key of the undefended model's whole pre-training run; which checkpoints of it are kept changes no number."""
-    recipe = suite.pretraining.model_dump(exclude={"checkpoints"})
+    recipe = suite.pretraining.model_dump(exclude={"checkpoints", "task", "only"})
+    if suite.pretraining.task is not None:
+        recipe |= {"task": _told(suite, (suite.pretraining.task,), data), "only": suite.pretraining.only}
     return digest("base", PROTOCOL, suite.model, corpus_key(suite, seed, data), recipe, seed, device_kind(device))
 
 
@@ -203,6 +212,19 @@ def file_hash(path: Path) -> str:
     """sha256 of a file's content, read once a process."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _told(suite: Suite, specs: tuple[str, ...], data: Path | None) -> list[Any]:
+    """What an owner's use of tasks depends on: their sources and data, and how much of them the budget leaves."""
+    tasks = [_task_spec(text) for text in specs]
+    read = [
+        [str(task), registry.source_hash(registry.find("tasks", task.name)), _task_data(task, data)] for task in tasks
+    ]
+    return [read, suite.budget.max_train_documents]
+
+
+def _specs(texts: tuple[str, ...]) -> list[str]:
+    return [str(_task_spec(text)) for text in texts]
 
 
 def _references(defenses: dict[Spec, Defense]) -> dict[Spec, Defense]:
@@ -225,6 +247,7 @@ def _row(defense: Spec) -> Row:
         control=str(canonical("defenses", control)) if control is not None else None,
         claim=plugin.claims,
         task_aware=plugin.task_aware,
+        told=tuple(str(_task_spec(text)) for text in plugin.told()),
     )
 
 
@@ -255,14 +278,15 @@ class _Keys:
         self.suite, self.device, self.data, self.limit = suite, device, data, limit
         self.source = functools.cache(lambda kind, name: registry.source_hash(registry.find(kind, name)))
         self.base = functools.cache(lambda seed: base_key(suite, seed, data, device))
-        self.task_data = functools.cache(self._task_data)
+        self.task_data = functools.cache(lambda task: _task_data(task, data))
         self.budget = suite.budget.model_dump(exclude={"timeout"})
 
     def release(self, spec: Spec, plugin: Defense, seed: int) -> str:
         source = self.source("defenses", spec.name)
-        return digest("release", self.base(seed), spec.name, registry.parameters(plugin), source, plugin.fingerprint())[
-            :32
-        ]
+        parts: list[Any] = [self.base(seed), spec.name, registry.parameters(plugin), source, plugin.fingerprint()]
+        if plugin.told():
+            parts += [_told(self.suite, plugin.told(), self.data), self.limit, seed]
+        return digest("release", *parts)[:32]
 
     def cell(self, release: str, attack: Spec, plugin: Attack, task: Spec, seed: int) -> str:
         return digest(
@@ -275,13 +299,14 @@ class _Keys:
             seed,
         )
 
-    def _task_data(self, task: Spec) -> list[str]:
-        """Hashes of the local files that a task reads; its hub revision stands in its own source."""
-        path = registry.find("tasks", task.name).path
-        if path is None or path.suffix != ".yaml":
-            return [registry.create("tasks", str(task)).fingerprint(self.data)]
-        config = folders.settings(path)
-        if self.data is None or not (config.get("dataset_path") or (config.get("metadata") or {}).get("folder")):
-            return []
-        folder = folders.find(self.data, config)
-        return [file_hash(file) for file in sorted(folder.iterdir()) if file.is_file()]
+
+def _task_data(task: Spec, data: Path | None) -> list[str]:
+    """Hashes of the local files that a task reads; its hub revision stands in its own source."""
+    path = registry.find("tasks", task.name).path
+    if path is None or path.suffix != ".yaml":
+        return [registry.create("tasks", str(task)).fingerprint(data)]
+    config = folders.settings(path)
+    if data is None or not (config.get("dataset_path") or (config.get("metadata") or {}).get("folder")):
+        return []
+    folder = folders.find(data, config)
+    return [file_hash(file) for file in sorted(folder.iterdir()) if file.is_file()]

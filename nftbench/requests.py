@@ -170,6 +170,20 @@ def loss(network: nn.Module, batch: Batch) -> Tensor:
     return nn.functional.cross_entropy(_wide(_logits_at(network, ids, batch.kept, rows, columns)), targets)
 
 
+def features(network: nn.Module, batch: Batch) -> Tensor:
+    """The output head's inputs [tokens, width] where the answers' tokens come next: what a linear probe reads."""
+    head = getattr(_inner(network), "get_output_embeddings", lambda: None)()
+    if head is None:
+        raise NftbenchError("the network has no output head, whose inputs a linear probe could read")
+    seen: list[Tensor] = []
+    handle = head.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    try:
+        loss(network, batch)
+    finally:
+        handle.remove()
+    return seen[0][:, -batch.kept :][batch.rows, batch.columns]
+
+
 # ------------------------------------------------------------------------------------------------------------ scoring
 
 

@@ -33,10 +33,11 @@ from nftbench.plan import Job, Plan, base_key, corpus_key
 from nftbench.probes import gradient_error
 from nftbench.store import Store, digest
 from nftbench.suite import Budget, Pretraining, Suite
-from nftbench.sweep import CellTimeoutError, NonFiniteError, sweep, unchanged
+from nftbench.sweep import CellTimeoutError, NonFiniteError, select, sweep, unchanged
 from nftbench.types import (
     Adapter,
     Attack,
+    Candidates,
     Cell,
     Defense,
     EachStep,
@@ -88,7 +89,13 @@ def derive(seed: int, *role: str) -> int:
 
 
 def make_corpus(place: Workplace, seed: int) -> Corpus:
-    """The packed corpus of a base seed, from the cache."""
+    """The packed corpus of a base seed, from the cache.
+
+    Raises:
+        NftbenchError: the suite's models read no text.
+    """
+    if place.suite.corpus.source == "none":
+        raise NftbenchError(f"{place.suite.name} has no corpus: its models read no text")
     key = corpus_key(place.suite, seed, place.plan.data)[:32]
     return _load_corpus(place.store, key, lambda: corpora.build(place.suite.corpus, seed, place.plan.data))
 
@@ -174,7 +181,7 @@ def _pretrain_base(place: Workplace, seed: int, key: str, steps: Sequence[int]) 
 def _protect(place: Workplace, spec: Spec, seed: int, key: str, folder: Path) -> None:
     """Let the defense protect; write secret and protection, then fill the release's folder."""
     defense: Defense = registry.create("defenses", str(spec))
-    owner = _Owner(place, seed)
+    owner = _Owner(place, seed, defense.told())
     model = owner.build() if defense.stage == "pretrain" else make_base(place, seed)
     started = time.monotonic()
     protected = defense.protect(model, owner)
@@ -228,8 +235,35 @@ def _examine(
     place: Workplace, seed: int, model: Model, mask: Mask | None, series: Sequence[Series], seconds: float
 ) -> Protection:
     """What the referee finds about a release, beside what the defense says of itself (`series`)."""
-    corpus = make_corpus(place, seed)
-    reference = _Owner(place, seed).build()
+    owner = _Owner(place, seed)
+    loss, tokenizer_changed = _probe(place, owner, model)
+    before, after = owner.build().network.config.to_dict(), model.network.config.to_dict()
+    ignored = {"_name_or_path", "transformers_version", "architectures", "dtype"}
+    return Protection(
+        parameters=sum(parameter.numel() for parameter in model.network.parameters()),
+        seconds=seconds,
+        gradient_error=gradient_error(model.network, loss, derive(seed, "probe")),
+        config_changed={
+            name: after.get(name) for name in sorted({*before, *after} - ignored) if before.get(name) != after.get(name)
+        },
+        tokenizer_changed=tokenizer_changed,
+        density={name: float(tensor.float().mean()) for name, tensor in mask.items()} if mask is not None else {},
+        series=tuple(series),
+    )
+
+
+def _probe(place: Workplace, owner: _Owner, model: Model) -> tuple[Callable[[nn.Module], torch.Tensor], bool]:
+    """A loss to probe the release's gradients with, and whether its tokenizer is another than the corpus's.
+
+    Raises:
+        NftbenchError: the release's outputs do not have the shape that they should have.
+    """
+    told = place.suite.pretraining.task
+    if told is not None:
+        task = owner.task(told)
+        batch = task.split("train").batch(range(min(64, len(task.split("train")))))
+        return lambda network: task.loss(network, batch), False
+    corpus = owner.corpus
     if model.tokenizer is None:
         raise NftbenchError("the release has no tokenizer")
     words = model.network.get_input_embeddings().num_embeddings
@@ -247,19 +281,7 @@ def _examine(
         logits = model.network(input_ids=tokens).logits
     if logits.shape[-1] < len(model.tokenizer) or logits.shape[:2] != tokens.shape:
         raise NftbenchError(f"the release gives logits of shape {tuple(logits.shape)} for {len(model.tokenizer)} words")
-    before, after = reference.network.config.to_dict(), model.network.config.to_dict()
-    ignored = {"_name_or_path", "transformers_version", "architectures", "dtype"}
-    return Protection(
-        parameters=sum(parameter.numel() for parameter in model.network.parameters()),
-        seconds=seconds,
-        gradient_error=gradient_error(model.network, loss, derive(seed, "probe")),
-        config_changed={
-            name: after.get(name) for name in sorted({*before, *after} - ignored) if before.get(name) != after.get(name)
-        },
-        tokenizer_changed=model.tokenizer.get_vocab() != corpus.tokenizer.get_vocab(),
-        density={name: float(tensor.float().mean()) for name, tensor in mask.items()} if mask is not None else {},
-        series=tuple(series),
-    )
+    return loss, model.tokenizer.get_vocab() != corpus.tokenizer.get_vocab()
 
 
 # ---------------------------------------------------------------------------------------------------------- contexts
@@ -271,6 +293,7 @@ class _Owner:
 
     _place: Workplace
     _base_seed: int
+    _told: tuple[str, ...] = ()
 
     @property
     def seed(self) -> int:
@@ -286,7 +309,8 @@ class _Owner:
 
     def build(self, **changes: Any) -> Model:
         settings = {**self._place.suite.model, **changes}
-        return models.build(settings, self.corpus.tokenizer, derive(self._base_seed, "init"), self._place.device)
+        tokenizer = self.corpus.tokenizer if self.pretraining.task is None else None
+        return models.build(settings, tokenizer, derive(self._base_seed, "init"), self._place.device)
 
     def pretrain(
         self,
@@ -298,8 +322,24 @@ class _Owner:
     ) -> Model:
         recipe = Pretraining.model_validate({**self.pretraining.model_dump(), **changes})
         seed, device = derive(self._base_seed, "pretrain"), self._place.device
-        train.pretrain(model.network, self.corpus.train, recipe, seed, device, mask=mask, each_step=each_step)
+        text = self.corpus.train if recipe.task is None else self.task(recipe.task)
+        if recipe.only is not None:
+            free = {name: recipe.only in name for name, _ in model.network.named_parameters()}
+            mask = {
+                name: torch.full_like(weight, free[name], dtype=torch.bool) & (True if mask is None else mask[name])
+                for name, weight in model.network.named_parameters()
+            }
+        train.pretrain(model.network, text, recipe, seed, device, mask=mask, each_step=each_step)
         return model
+
+    def task(self, spec: str) -> Task:
+        allowed = (*self._told, *filter(None, [self.pretraining.task]))
+        if spec not in allowed:
+            raise NftbenchError(f"the defense was not told of {spec!r}: what it asks for it must name in told()")
+        loaded = _loaded(self._place, registry.parse(spec), self._base_seed, self.build())
+        return _AttackersTask(
+            loaded, ("validation", "test"), "the owner's defense learns from the training split alone"
+        )
 
     def checkpoint(self, fraction: float) -> Model:
         return make_base(self._place, self._base_seed, fraction)
@@ -351,6 +391,9 @@ class _Attacker:
             lr_scale=lr_scale,
         )
 
+    def select(self, task: Task, candidates: Candidates) -> Outcome:
+        return select(task, candidates, self.device)
+
     def untrained(self, model: Model, seed: int) -> PreTrainedModel:
         return models.untrained(model.network, derive(self.seed, "untrained", str(seed)))
 
@@ -360,9 +403,11 @@ class _Attacker:
 
 @dataclass(frozen=True)
 class _AttackersTask(Task):
-    """A task as attackers see it: the test split is the referee's."""
+    """A task as attackers, or the owner's defense, see it: without the splits that are not theirs."""
 
     _task: Task
+    _hidden: tuple[SplitName, ...] = ("test",)
+    _reason: str = "the test split is scored once, by the referee"
 
     @property
     def trainable(self) -> bool:
@@ -372,8 +417,8 @@ class _AttackersTask(Task):
         raise NftbenchError("the task is loaded already")
 
     def split(self, name: SplitName) -> Split:
-        if name == "test":
-            raise NftbenchError("the test split is scored once, by the referee")
+        if name in self._hidden:
+            raise NftbenchError(self._reason)
         return self._task.split(name)
 
     def loss(self, network: nn.Module, batch: Any) -> torch.Tensor:
@@ -382,6 +427,12 @@ class _AttackersTask(Task):
     def evaluate(self, network: nn.Module, split: Split) -> Measurement:
         return self._task.evaluate(network, split)
 
+    def features(self, network: nn.Module, batch: Any) -> torch.Tensor:
+        return self._task.features(network, batch)
+
+    def targets(self, network: nn.Module, batch: Any) -> torch.Tensor:
+        return self._task.targets(network, batch)
+
 
 @dataclass(frozen=True)
 class _TaskContext:
@@ -389,10 +440,14 @@ class _TaskContext:
 
     model: Model
     seed: int
-    corpus: Corpus
     suite: Suite
     data: Path | None
     limit: int | None
+    _corpus: Callable[[], Corpus]
+
+    @property
+    def corpus(self) -> Corpus:
+        return self._corpus()
 
 
 # -------------------------------------------------------------------------------------------------------------- jobs
@@ -541,25 +596,25 @@ def fail(place: Workplace, job: Job, status: Status, reason: str) -> list[Record
 
 def load_task(place: Workplace, cell: Cell, model: Model) -> Task:
     """A cell's task, loaded and encoded for the model; kept for the process's next cells."""
-    assert model.tokenizer is not None
-    vocabulary = _vocabulary(model.tokenizer)
-    plan, length = place.plan, model.network.config.max_position_embeddings
-    wanted = digest(
-        str(cell.task), cell.seed, vocabulary, length, place.device, plan.limit, plan.data, _data_settings(plan)
-    )
+    return _loaded(place, cell.task, cell.seed, model)
+
+
+def _loaded(place: Workplace, spec: Spec, seed: int, model: Model) -> Task:
+    vocabulary = _vocabulary(model.tokenizer) if model.tokenizer is not None else ""
+    plan, length = place.plan, getattr(model.network.config, "max_position_embeddings", None)
+    wanted = digest(str(spec), seed, vocabulary, length, place.device, plan.limit, plan.data, _data_settings(plan))
     if wanted not in _tasks:
         if len(_tasks) >= 8:
             _tasks.pop(next(iter(_tasks)))
-        plugin = registry.find("tasks", cell.task.name)
+        plugin = registry.find("tasks", spec.name)
         is_text = plugin.path is not None and plugin.path.suffix == ".yaml"
         task: Task = (
-            TextTask(plugin.path, **dict(cell.task.parameters))
+            TextTask(plugin.path, **dict(spec.parameters))
             if is_text and plugin.path
-            else registry.create("tasks", str(cell.task))
+            else registry.create("tasks", str(spec))
         )
-        corpus = make_corpus(place, cell.seed)
         slim = Model(model.network, model.tokenizer)
-        context = _TaskContext(slim, cell.seed, corpus, place.suite, place.plan.data, place.plan.limit)
+        context = _TaskContext(slim, seed, place.suite, plan.data, plan.limit, lambda: make_corpus(place, seed))
         _tasks[wanted] = task.load(context)
     return _tasks[wanted]
 

@@ -23,9 +23,10 @@ class _Section(BaseModel):
 
 
 class CorpusSettings(_Section):
-    """Pre-training text. `toy` is generated; `text` reads local files under --data; `hub` loads a hub data set."""
+    """Pre-training text. `toy` is generated; `text` reads local files under --data; `hub` loads a hub data set; `none`:
+    models without a tokenizer, pre-trained on the task that `pretraining.task` names."""
 
-    source: Literal["toy", "text", "hub"] = "toy"
+    source: Literal["toy", "text", "hub", "none"] = "toy"
     grammar: int = 0
     """toy: the first grammar seed; base seed s speaks grammar `grammar + s`."""
     sentences: Count = 60_000
@@ -49,6 +50,7 @@ class CorpusSettings(_Section):
     def _named(self) -> CorpusSettings:
         needed = {
             "toy": (),
+            "none": (),
             "text": ("train", "heldout", "vocabulary"),
             "hub": ("path", "train", "heldout", "vocabulary"),
         }
@@ -73,6 +75,10 @@ class Pretraining(_Section):
     decay: Fraction = 0.3
     final: Annotated[float, Field(ge=0, le=1)] = 0.1
     """The share of the learning rate at which a run ends: a tenth in Chinchilla's and Llama's runs."""
+    task: str | None = None
+    """What is learned where there is no corpus: the training split of this task."""
+    only: str | None = None
+    """Only parameters with this in their name are trained (`head`: the extractor stays the identity)."""
     checkpoints: tuple[Fraction, ...] = ()
     """Fractions of the undefended run at which a copy is kept (`early_stop` reads them)."""
 
@@ -124,6 +130,8 @@ class Suite(_Section):
     defenses: tuple[str, ...] = Field(min_length=1)
     attacks: tuple[str, ...] = Field(min_length=1)
     tasks: tuple[str, ...] = Field(min_length=1)
+    benign: tuple[str, ...] = ()
+    """Tasks that must stay trainable: attacked as the others are, and shown beside task-aware defenses."""
     utility: tuple[str, ...] = Field(min_length=1)
     budget: Budget
     seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field(min_length=1)
@@ -141,12 +149,18 @@ class Suite(_Section):
 
     @model_validator(mode="after")
     def _one_role(self) -> Suite:
-        both = sorted({*self.tasks} & {*self.utility})
+        both = sorted({*self.tasks} & {*self.utility, *self.benign})  # a benign task may be measured as utility too
         if both:
-            raise ValueError(f"{', '.join(both)} is among both tasks and utility; a task has one role")
+            raise ValueError(f"{', '.join(both)} is among both tasks and utility or benign; a task has one role")
         return self
 
-    @field_validator("seeds", "defenses", "attacks", "tasks", "utility")
+    @model_validator(mode="after")
+    def _something_to_learn(self) -> Suite:
+        if (self.corpus.source == "none") != (self.pretraining.task is not None):
+            raise ValueError("pretraining.task names what is learned exactly where corpus.source is none")
+        return self
+
+    @field_validator("seeds", "defenses", "attacks", "tasks", "benign", "utility")
     @classmethod
     def _distinct(cls, values: tuple[Any, ...]) -> tuple[Any, ...]:
         twice = sorted({str(value) for value in values if values.count(value) > 1})

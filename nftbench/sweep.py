@@ -22,7 +22,19 @@ from nftbench.model import seeded
 from nftbench.probes import step_cost
 from nftbench.suite import Budget
 from nftbench.train import Stepper, autocast, shuffled
-from nftbench.types import Adapter, Mask, Measurement, Model, NftbenchError, Optimizer, Outcome, Point, Task
+from nftbench.types import (
+    Adapter,
+    Candidates,
+    Cost,
+    Mask,
+    Measurement,
+    Model,
+    NftbenchError,
+    Optimizer,
+    Outcome,
+    Point,
+    Task,
+)
 
 Side = Literal["low", "high"]
 Attempt = Literal["plain", "float32", "float64", "clipped", "head"]
@@ -97,6 +109,32 @@ def unchanged(model: Model, task: Task, device: str) -> Outcome:
         validation = task.evaluate(model.network, task.split("validation"))
     point = _point(validation, 0.0, 0, None, 0)
     return Outcome(model.network, validation, point, (point,))
+
+
+def select(task: Task, candidates: Candidates, device: str) -> Outcome:
+    """Try networks instead of learning rates: the best on validation stands.
+
+    Raises:
+        NonFiniteError: no candidate is finite.
+    """
+    started = time.monotonic()
+    validation = task.split("validation")
+    curve: list[Point] = []
+    found: tuple[Point, nn.Module, Measurement] | None = None
+    for network, setting, steps in candidates:
+        with autocast(device):
+            measurement = task.evaluate(network, validation)
+        point = _point(measurement, setting, steps, None, 0)
+        curve.append(point)
+        if point.score is None:
+            continue
+        if found is None or best([found[0], point], measurement.higher_is_better) is point:
+            found = point, copy.deepcopy(network), measurement
+    if found is None:
+        raise NonFiniteError("no candidate is finite")
+    point, network, measurement = found
+    cost = Cost(steps=sum(one.step for one in curve), seconds=time.monotonic() - started)
+    return Outcome(network.eval(), measurement, point, tuple(curve), cost=cost, stuck=point.step == 0)
 
 
 def best(points: Sequence[Point], higher_is_better: bool) -> Point:

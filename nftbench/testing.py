@@ -205,7 +205,7 @@ def check_task(
 
 
 def _protect(place: Workplace, plugin: Defense) -> Protected:
-    owner = run._Owner(place, 0)
+    owner = run._Owner(place, 0, plugin.told())
     model = owner.build() if plugin.stage == "pretrain" else run.make_base(place, 0)
     with _random_state_kept("protect"):
         protected = plugin.protect(model, owner)
@@ -311,7 +311,9 @@ def _check_outcome(
     _promise(outcome.validation is not None, "the outcome has a validation measurement")
     validation = task.evaluate(outcome.network, task.split("validation"))
     _promise(validation == outcome.validation, "the outcome's network is the one that its validation measured")
-    _promise(plugin.trains == (steps > 0), f"trains is {plugin.trains}, and adapt took {steps} optimizer steps")
+    # What is solved without an optimizer (least squares) has its steps in the curve alone.
+    taken = steps or max((point.step for point in outcome.curve), default=0)
+    _promise(plugin.trains == (taken > 0), f"trains is {plugin.trains}, and adapt took {taken} steps")
     if not plugin.trains:
         return
     # The one step beyond is that on which FLOPs and memory are counted.
@@ -396,6 +398,14 @@ class _FirstWord(Task):
         found: Split = self.splits[name]
         return found
 
+    def features(self, network: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+        features: Tensor = network(input_ids=batch[0], output_hidden_states=True).hidden_states[-1][:, -1]
+        return features
+
+    def targets(self, network: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+        weight = network.get_output_embeddings().weight  # type: ignore[operator]
+        return nn.functional.one_hot(batch[1], weight.shape[0]).to(weight)
+
     def loss(self, network: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
         ids, answers = batch
         return nn.functional.cross_entropy(network(input_ids=ids).logits[:, -1], answers)
@@ -461,7 +471,7 @@ def _workplace(suite: Suite, data: Path | None = None) -> Iterator[Workplace]:
 
 
 def _task_context(place: Workplace, model: Model) -> TaskContext:
-    return run._TaskContext(model, 0, run.make_corpus(place, 0), place.suite, place.plan.data, None)
+    return run._TaskContext(model, 0, place.suite, place.plan.data, None, lambda: run.make_corpus(place, 0))
 
 
 @contextlib.contextmanager

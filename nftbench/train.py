@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,7 +19,7 @@ from transformers import PreTrainedModel
 
 from nftbench.model import seeded
 from nftbench.suite import Pretraining
-from nftbench.types import EachStep, Mask, NftbenchError, Optimizer
+from nftbench.types import EachStep, Mask, NftbenchError, Optimizer, Task
 
 # ------------------------------------------------------------------------------------------------------------- steps
 
@@ -147,7 +148,7 @@ def autocast(device: str, enabled: bool = True) -> Iterator[None]:
 
 def pretrain(
     network: PreTrainedModel,
-    blocks: Tensor,
+    text: Tensor | Task,
     recipe: Pretraining,
     seed: int,
     device: str,
@@ -155,12 +156,12 @@ def pretrain(
     mask: Mask | None = None,
     each_step: EachStep | None = None,
 ) -> None:
-    """Train `network` in place on `blocks` [count, block] by the recipe.
+    """Train `network` in place by the recipe, on blocks of text [count, block] or on a task's training split.
 
     `each_step(network, step)` runs after each step, counted from 1, and sees its gradients (masked and clipped); if it
     returns True the run ends there, on the way of the whole run's schedule.
     """
-    batches = token_batches(blocks, recipe.batch, seed, device)
+    batches = token_batches(text, recipe.batch, seed, device) if isinstance(text, Tensor) else _rows(text, recipe, seed)
     stepper = Stepper(
         network,
         "adamw",
@@ -175,11 +176,20 @@ def pretrain(
     with seeded(seed):
         for step, batch in zip(range(1, recipe.steps + 1), batches, strict=False):
             with autocast(device):
-                loss = network(input_ids=batch, labels=batch).loss
+                loss = (
+                    network(input_ids=batch, labels=batch).loss
+                    if isinstance(text, Tensor)
+                    else text.loss(network, batch)
+                )
             stepper.step(loss)
             if each_step is not None and each_step(network, step):
                 break
     network.eval()
+
+
+def _rows(task: Task, recipe: Pretraining, seed: int) -> Iterator[Any]:
+    train = task.split("train")
+    return (train.batch(indices) for indices in shuffled(len(train), recipe.batch, seed))
 
 
 def schedule(recipe: Pretraining, step: int) -> float:

@@ -6,7 +6,7 @@ error, a record is that number with its origin, a score is one row of a leaderbo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, get_args
 
@@ -26,8 +26,9 @@ Status = Literal["ok", "failed", "oom", "timeout", "nonfinite"]
 Optimizer = Literal["adamw", "sgd", "muon"]
 SplitName = Literal["train", "validation", "test"]
 Adaptation = Literal["finetuning", "linear_probe", "merging"]
-Role = Literal["ranked", "utility"]
-"""What a task is for: kept out of reach, or only measured."""
+Role = Literal["ranked", "benign", "utility"]
+"""What a task is for: kept out of reach, kept within reach (attacked as the ranked ones are, but never part of a
+suppression), or only measured."""
 
 Mask = Mapping[str, "Tensor"]
 """One boolean tensor for each parameter name, of the parameter's shape; True marks what may change."""
@@ -37,6 +38,9 @@ EachStep = Callable[["nn.Module", int], "bool | None"]
 
 Guess = Mapping[str, "Tensor"]
 """One real score for each parameter; a higher one means likelier marked by the secret mask."""
+
+Candidates = Iterable[tuple["nn.Module", float, int]]
+"""Networks to choose among, each with the setting that made it and the steps it took; made when they are asked for."""
 
 Adapter = Callable[["PreTrainedModel", int], "nn.Module"]
 """Makes the network that a trajectory trains from a fresh copy of the model and the attack seed."""
@@ -234,6 +238,8 @@ class Row:
     control: str | None = None
     claim: Claim | None = None
     task_aware: bool = False
+    told: tuple[str, ...] = ()
+    """The tasks that a task-aware defense was told; the other ranked ones are held out."""
 
 
 @dataclass(frozen=True)
@@ -327,6 +333,10 @@ class OwnerContext(Protocol):
         """
         ...
 
+    def task(self, spec: str) -> Task:
+        """A task that the defense names in `told`, loaded for the suite's model; its training split only."""
+        ...
+
     def checkpoint(self, fraction: float) -> Model:
         """The undefended model at this fraction of its own pre-training run, as the suite's `checkpoints` kept it."""
         ...
@@ -366,6 +376,13 @@ class AttackerContext(Protocol):
         """
         ...
 
+    def select(self, task: Task, candidates: Candidates) -> Outcome:
+        """Try networks instead of learning rates: the best on validation, and each one a point of the curve.
+
+        A point's `learning_rate` is the candidate's setting, its `step` the steps that it took.
+        """
+        ...
+
     def untrained(self, model: Model, seed: int) -> PreTrainedModel:
         """A network of the same architecture with random weights."""
         ...
@@ -393,6 +410,10 @@ class Defense(Protocol):
     def control_row(self) -> str | None:
         """Spec of the matched control where `none` is not it."""
         return None
+
+    def told(self) -> tuple[str, ...]:
+        """Specs of the tasks that it asks its context for; part of the release's key with their data."""
+        return ()
 
     def fingerprint(self) -> str:
         """Hash of the files outside the benchmark that it reads; part of the release's key."""
@@ -480,3 +501,10 @@ class Task(Protocol):
         ...
 
     def evaluate(self, network: nn.Module, split: Split) -> Measurement: ...
+    def features(self, network: nn.Module, batch: Any) -> Tensor:
+        """What a linear probe of this task reads: the inputs [rows, D] of the output head."""
+        raise NftbenchError(f"{type(self).__name__} has no features that a linear probe could read")
+
+    def targets(self, network: nn.Module, batch: Any) -> Tensor:
+        """What a linear probe fits by least squares [rows, outputs of the head]."""
+        raise NftbenchError(f"{type(self).__name__} has no targets for a linear probe")

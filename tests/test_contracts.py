@@ -21,7 +21,7 @@ SPECS = {
     "defenses": {
         "pmp": ("pmp[discovery_steps=3]", "pmp[complement=released,discovery_steps=3,interval=5,radius=0.1]"),
         "checkpoint": (),  # needs a checkpoint: below
-        "condition_number": (),  # needs tasks of vectors: its own test
+        "condition_number": (),  # needs a task to be told: its own test
         "dlr_lock": ("dlr_lock[depth=2,module_steps=2,joint_steps=2]",),
     },
     "attacks": {
@@ -293,7 +293,7 @@ BAD_ATTACKS = [
     (Uncounted(), "the cost counts every step"),
     (Spoils(), "leaves the prepared model as it is"),
     (Peeks(), "the test split is scored once, by the referee"),
-    (Idles(), "trains is True, and adapt took 0 optimizer steps"),
+    (Idles(), "trains is True, and adapt took 0 steps"),
     (Freezes(), "training changes the undefended model"),
     (Trains(), "trains is False"),
     (Knows(), "not: everything"),

@@ -184,7 +184,7 @@ def test_every_setting_of_budget_and_pretraining_is_tried() -> None:
 
     assert set(Budget.model_fields) == {*BUDGET, "timeout"}
     tried = {key for changes in CHANGED.values() for section in changes.values() for key in section}
-    assert set(Pretraining.model_fields) - tried == {"checkpoints"}
+    assert set(Pretraining.model_fields) - tried == {"checkpoints", "task", "only"}
     hub_and_text = {"source", "train", "heldout", "path", "name", "revision", "column", "vocabulary"}
     assert set(CorpusSettings.model_fields) - tried == hub_and_text
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 def register() -> None:
     """Make transformers' Auto classes know every architecture here; a second call changes nothing."""
-    from nftbench.architectures import dlr
+    from nftbench.architectures import dlr, linear
 
     dlr.register()
+    linear.register()

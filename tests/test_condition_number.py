@@ -1,0 +1,104 @@
+"""Condition-number immunization in the paper's setting, on scikit-learn's diabetes data: a whole run, and refusals."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from nftbench import executors, run, suite as suites
+from nftbench.model import load
+from nftbench.plan import plan
+from nftbench.run import Workplace
+from nftbench.store import Store
+from nftbench.testing import check_defense, tiny_suite
+from nftbench.types import NftbenchError
+
+IMMUNIZED = "condition_number[harmful=diabetes,epochs=5]"
+SUITE: dict[str, Any] = {
+    "name": "tables",
+    "model": {"model_type": "linear", "input_dim": 10},
+    "corpus": {"source": "none"},
+    "pretraining": {
+        "task": "diabetes[target=bmi]",
+        "only": "head",
+        "steps": 50,
+        "batch": 64,
+        "learning_rate": 1e-2,
+        "warmup": 5,
+        "weight_decay": 0.0,
+    },
+    "defenses": ["none", IMMUNIZED],
+    "attacks": ["none", "full", "linear_probe", "linear_probe[solver=ridge]", "linear_probe[solver=lbfgs]"],
+    "tasks": ["diabetes"],
+    "benign": ["diabetes[target=bmi]"],
+    "utility": ["diabetes[target=s5]"],
+    "budget": {"learning_rates": {"adamw": [1e-2, 3e-2]}, "durations": [5, 20], "batch": 64, "extension": 1},
+    "seeds": [0],
+}
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Workplace:
+    folder = tmp_path_factory.mktemp("tables")
+    here = Workplace(plan(suites.parse(SUITE)), Store(folder / "results", folder / "cache"))
+    for _ in executors.run(here, here.plan.jobs(), 1):
+        pass
+    return here
+
+
+def test_every_cell_of_a_linear_suite_is_measured(place: Workplace) -> None:
+    records = list(place.store.records().values())
+    assert len(records) == len(place.plan.cells)
+    assert {(one.status, one.reason) for one in records} == {("ok", None)}
+    assert {one.row.task_aware for one in records if one.defense.startswith("condition_number")} == {True}
+    assert {one.role for one in records} == {"ranked", "benign", "utility"}
+
+
+def test_the_harmful_condition_number_rises_against_the_primary_one(place: Workplace) -> None:
+    """RIR by hand: condition numbers of both tasks' features under the released extractor and under the base."""
+    owner = run._Owner(place, 0, ("diabetes",))
+    releases = {str(cell.defense): cell.release for cell in place.plan.cells}
+
+    def conditions(defense: str) -> tuple[float, float]:
+        folder = place.store.artifact("releases", releases[defense])
+        assert folder is not None
+        network = load(folder).network.double()
+        found = []
+        for spec in ("diabetes", "diabetes[target=bmi]"):
+            task = owner.task(spec)
+            train = task.split("train")
+            features = task.features(network, train.batch(range(len(train)))).detach()
+            values = torch.linalg.svdvals(features) ** 2
+            found.append(float((values[0] + 1e-6) / (values[-1] + 1e-6)))
+        return found[0], found[1]
+
+    (harmful, primary), (harmful_before, primary_before) = conditions(IMMUNIZED), conditions("none")
+    assert (harmful / harmful_before) / (primary / primary_before) > 1.5
+
+
+@pytest.mark.parametrize(
+    ("spec", "said"),
+    [("condition_number", "harmful"), ("condition_number[harmful=diabetes,batch=0]", "must")],
+)
+def test_what_cannot_work_is_refused(spec: str, said: str) -> None:
+    with pytest.raises(NftbenchError, match=said):
+        plan(suites.parse({**SUITE, "defenses": ["none", spec]}))
+
+
+def test_it_keeps_the_contract_on_causal_language_models(cache: Path) -> None:
+    check_defense(
+        "condition_number[harmful=toy_topic,balanced=true,lambda_ill=1,lambda_well=1,epochs=1]", architectures=["gpt2"]
+    )
+
+
+def test_a_language_model_is_immunized_against_a_toy_task(
+    place: Workplace, tmp_path: Path, cache: Path, run_all: Callable[..., Any]
+) -> None:
+    spec = "condition_number[harmful=toy_topic,balanced=true,lambda_ill=1,lambda_well=1,epochs=1]"
+    suite = tiny_suite(defenses=["none", spec], attacks=["none", "full", "linear_probe[solver=ridge]"])
+    found = run_all(Workplace(plan(suite), Store(tmp_path / "results", cache)))
+    assert {record.status for record in found.values()} == {"ok"}
