@@ -1,7 +1,8 @@
 """A `Suite` becomes `Cell`s, and cells become jobs; nothing runs here.
 
 A key hashes all that can change a number: settings, seeds, plugin sources, the content of local data, the kind of
-device. Library versions are provenance and no part of it.
+device. Library versions are provenance and no part of it. Settings are hashed without their defaults, so that a field
+that is added later leaves every key as it was; a changed default raises `PROTOCOL`.
 """
 
 from __future__ import annotations
@@ -186,17 +187,21 @@ def corpus_key(suite: Suite, seed: int, data: Path | None) -> str:
         return digest("corpus", PROTOCOL, "none")
     if settings.source == "toy":
         fields = ("source", "sentences", "block", "heldout_blocks")
-        return digest("corpus", PROTOCOL, settings.model_dump(include=set(fields)), settings.grammar + seed)
+        return digest(
+            "corpus", PROTOCOL, settings.model_dump(include=set(fields), exclude_defaults=True), settings.grammar + seed
+        )
     files = [
         path for place in (settings.train, settings.heldout) for path in sorted((data or Path()).glob(place or ""))
     ]
     content = [file_hash(path) for path in files] if settings.source == "text" else []
-    return digest("corpus", PROTOCOL, settings.model_dump(exclude={"grammar", "sentences"}), content)
+    return digest(
+        "corpus", PROTOCOL, settings.model_dump(exclude={"grammar", "sentences"}, exclude_defaults=True), content
+    )
 
 
 def base_key(suite: Suite, seed: int, data: Path | None, device: str) -> str:
     """Key of the undefended model's whole pre-training run; which checkpoints of it are kept changes no number."""
-    recipe = suite.pretraining.model_dump(exclude={"checkpoints", "task", "only"})
+    recipe = suite.pretraining.model_dump(exclude={"checkpoints", "task", "only"}, exclude_defaults=True)
     if suite.pretraining.task is not None:
         recipe |= {"task": _told(suite, (suite.pretraining.task,), data), "only": suite.pretraining.only}
     return digest("base", PROTOCOL, suite.model, corpus_key(suite, seed, data), recipe, seed, device_kind(device))
@@ -279,7 +284,7 @@ class _Keys:
         self.source = functools.cache(lambda kind, name: registry.source_hash(registry.find(kind, name)))
         self.base = functools.cache(lambda seed: base_key(suite, seed, data, device))
         self.task_data = functools.cache(lambda task: _task_data(task, data))
-        self.budget = suite.budget.model_dump(exclude={"timeout"})
+        self.budget = suite.budget.model_dump(exclude={"timeout"}, exclude_defaults=True)
 
     def release(self, spec: Spec, plugin: Defense, seed: int) -> str:
         source = self.source("defenses", spec.name)
