@@ -15,6 +15,7 @@ if TYPE_CHECKING:
         AttackerContext as AttackerContext,
         Claim as Claim,
         Defense as Defense,
+        Inspection as Inspection,
         Mask as Mask,
         Measurement as Measurement,
         Model as Model,
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
         OwnerContext as OwnerContext,
         Prepared as Prepared,
         Protected as Protected,
+        Reading as Reading,
         Release as Release,
         Secret as Secret,
         Series as Series,
@@ -30,6 +32,8 @@ if TYPE_CHECKING:
         SplitName as SplitName,
         Task as Task,
         TaskContext as TaskContext,
+        Update as Update,
+        Yardstick as Yardstick,
     )
 
 __version__ = "0.1.0"
@@ -38,6 +42,7 @@ __all__ = [
     "AttackerContext",
     "Claim",
     "Defense",
+    "Inspection",
     "Mask",
     "Measurement",
     "Model",
@@ -46,6 +51,7 @@ __all__ = [
     "OwnerContext",
     "Prepared",
     "Protected",
+    "Reading",
     "Release",
     "Secret",
     "Series",
@@ -54,6 +60,8 @@ __all__ = [
     "Suite",
     "Task",
     "TaskContext",
+    "Update",
+    "Yardstick",
 ]
 
 

@@ -10,15 +10,15 @@ from __future__ import annotations
 import functools
 import hashlib
 import operator
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from nftbench import folders, registry
 from nftbench.store import digest
 from nftbench.suite import Suite, suggest
-from nftbench.types import Attack, Cell, Defense, NftbenchError, Role, Row, Spec
+from nftbench.types import Attack, Cell, Defense, NftbenchError, Role, Row, Spec, Yardstick
 
 PROTOCOL = 1
 """Raised by one whenever the core computes other numbers from the same settings: old records no longer count."""
@@ -66,6 +66,8 @@ class Plan:
     device: str = "cpu"
     data: Path | None = None
     limit: int | None = None
+    releases: Mapping[tuple[str, int], str] = field(default_factory=dict)
+    """Keys of all releases by defense and seed, whatever the cells are narrowed to."""
 
     def jobs(self) -> list[Job]:
         """Cells grouped into jobs, in the order of seeds, then of the suite."""
@@ -76,6 +78,8 @@ class Plan:
 
     def role(self, cell: Cell) -> Role:
         """What the cell's task is for."""
+        if cell.task in self._yardsticks:
+            return "yardstick"
         measured: bool = not registry.create("attacks", str(cell.attack)).trains
         if str(cell.task) in _specs(self.suite.utility) and (
             measured or str(cell.task) not in _specs(self.suite.benign)
@@ -90,6 +94,10 @@ class Plan:
         return self._rows[defense]
 
     @functools.cached_property
+    def _yardsticks(self) -> frozenset[Spec]:
+        return frozenset(canonical("yardsticks", text) for text in self.suite.yardsticks)
+
+    @functools.cached_property
     def _rows(self) -> dict[Spec, Row]:
         return {}
 
@@ -99,11 +107,14 @@ class Plan:
             "suite": self.suite.model_dump(mode="json"),
             "device": self.device,
             "limit": self.limit,
-            "cells": [
-                [str(cell.defense), str(cell.attack), str(cell.task), cell.seed, cell.key] for cell in self.cells
-            ],
+            "cells": [_listed(cell) for cell in self.cells if self.role(cell) != "yardstick"],
+            "readings": [_listed(cell) for cell in self.cells if self.role(cell) == "yardstick"],
             "skips": [[skip.defense, skip.attack, skip.reason] for skip in self.skips],
         }
+
+
+def _listed(cell: Cell) -> list[Any]:
+    return [str(cell.defense), str(cell.attack), str(cell.task), cell.seed, cell.key]
 
 
 def plan(suite: Suite, *, device: str = "cpu", data: Path | None = None, limit: int | None = None) -> Plan:
@@ -119,25 +130,31 @@ def plan(suite: Suite, *, device: str = "cpu", data: Path | None = None, limit: 
     defenses |= _references(defenses)
     tasks = [_task_spec(text) for text in (*suite.tasks, *suite.benign)]
     utility = [_task_spec(text) for text in suite.utility]
+    yardsticks = {canonical("yardsticks", text): registry.create("yardsticks", text) for text in suite.yardsticks}
     for plugin in defenses.values():
         plugin.check(suite)
     keys = _Keys(suite, device, data, limit)
     references = {str(canonical("defenses", plugin.reference_row())) for plugin in defenses.values()}
     cells: list[Cell] = []
+    releases: dict[tuple[str, int], str] = {}
     skips: dict[tuple[str, str], Skip] = {}
     for seed in suite.seeds:
         for defense, plugin in defenses.items():
-            release = keys.release(defense, plugin, seed)
+            release = releases[str(defense), seed] = keys.release(defense, plugin, seed)
             for attack, attacker in attacks.items():
                 reason = _skipped(defense, plugin, attacker, references)
                 if reason is not None:
                     if attacker.uses_release:
                         skips[str(defense), str(attack)] = Skip(str(defense), str(attack), reason)
                     continue
-                for task in tasks if attacker.trains else [*tasks, *utility]:
+                for task in _tasks(plugin, attacker, tasks, utility):
                     key = keys.cell(release, attack, attacker, task, seed)
                     cells.append(Cell(defense, attack, task, seed, key, release))
-    return Plan(suite, tuple(cells), tuple(skips.values()), device, data, limit)
+                for task, yardstick in yardsticks.items() if not attacker.trains else ():
+                    if yardstick.applies(plugin) is None:
+                        key = keys.reading(release, attack, task, yardstick, seed)
+                        cells.append(Cell(defense, attack, task, seed, key, release))
+    return Plan(suite, tuple(cells), tuple(skips.values()), device, data, limit, releases)
 
 
 def narrow(
@@ -228,6 +245,14 @@ def _told(suite: Suite, specs: tuple[str, ...], data: Path | None) -> list[Any]:
     return [read, suite.budget.max_train_documents]
 
 
+def _tasks(defense: Defense, attack: Attack, ranked: list[Spec], utility: list[Spec]) -> list[Spec]:
+    """What an attack is tried on; merging on the update's own task alone."""
+    if attack.adaptation == "merging":
+        own = _task_spec(defense.told()[0])
+        return [task for task in ranked if task == own]
+    return ranked if attack.trains else [*ranked, *utility]
+
+
 def _specs(texts: tuple[str, ...]) -> list[str]:
     return [str(_task_spec(text)) for text in texts]
 
@@ -273,6 +298,8 @@ def _skipped(spec: Spec, defense: Defense, attack: Attack, references: set[str])
         return "uses no release: planned once, under the reference row"
     if "secret" in attack.knowledge and not defense.keeps_secret:
         return "the defense keeps no secret"
+    if attack.adaptation == "merging" and not defense.releases_update:
+        return "the defense releases no update"
     return attack.applies(defense)
 
 
@@ -294,15 +321,22 @@ class _Keys:
         return digest("release", *parts)[:32]
 
     def cell(self, release: str, attack: Spec, plugin: Attack, task: Spec, seed: int) -> str:
+        others = [_told(self.suite, self.suite.tasks, self.data)] if plugin.adaptation == "merging" else []
         return digest(
             "cell",
             release,
-            [attack.name, registry.parameters(plugin), self.source("attacks", attack.name)],
+            [attack.name, registry.parameters(plugin), self.source("attacks", attack.name), *others],
             [str(task), self.source("tasks", task.name), self.task_data(task)],
             self.budget,
             self.limit,
             seed,
         )
+
+    def reading(self, release: str, attack: Spec, task: Spec, plugin: Yardstick, seed: int) -> str:
+        source = self.source("yardsticks", task.name)
+        used = _told(self.suite, plugin.uses(), self.data)
+        told = [str(attack), task.name, registry.parameters(plugin), source]
+        return digest("reading", release, told, used, self.budget, self.limit, seed)
 
 
 def _task_data(task: Spec, data: Path | None) -> list[str]:

@@ -1,4 +1,4 @@
-"""Plugins by name: a file in defenses/, attacks/ or tasks/, an entry point, or a file given with --plugin.
+"""Plugins by name: a file in defenses/, attacks/, tasks/ or yardsticks/, an entry point, or one given with --plugin.
 
 Names are found without importing anything; a plugin is imported when it is asked for. Its name is its file's stem (or
 its entry point's name), its class the one in that file which has the protocol's method. A text task is a YAML file.
@@ -20,17 +20,20 @@ from dataclasses import MISSING, dataclass, fields, is_dataclass
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import yaml
 
 from nftbench.suite import suggest
-from nftbench.types import Attack, Defense, NftbenchError, Spec, Task
+from nftbench.types import Attack, Defense, NftbenchError, Spec, Task, Yardstick
 
-Kind = Literal["defenses", "attacks", "tasks"]
-KINDS: tuple[Kind, ...] = ("defenses", "attacks", "tasks")
-_METHOD: dict[Kind, str] = {"defenses": "protect", "attacks": "adapt", "tasks": "evaluate"}
-_PROTOCOL: dict[Kind, type[Any]] = {"defenses": Defense, "attacks": Attack, "tasks": Task}
+if TYPE_CHECKING:
+    from pydantic import TypeAdapter
+
+Kind = Literal["defenses", "attacks", "tasks", "yardsticks"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
+_METHOD: dict[Kind, str] = {"defenses": "protect", "attacks": "adapt", "tasks": "evaluate", "yardsticks": "measure"}
+_PROTOCOL: dict[Kind, type[Any]] = {"defenses": Defense, "attacks": Attack, "tasks": Task, "yardsticks": Yardstick}
 
 
 @dataclass(frozen=True)
@@ -74,7 +77,7 @@ def add_file(path: str | Path) -> list[Plugin]:
     except (SyntaxError, UnicodeDecodeError) as error:
         raise NftbenchError(f"--plugin {path}: {error}") from None
     if not kinds:
-        raise NftbenchError(f"--plugin {path}: holds no class with protect, adapt or evaluate")
+        raise NftbenchError(f"--plugin {path}: holds no class with {', '.join(_METHOD.values())}")
     added = [Plugin(kind, path.stem, str(path), path) for kind in kinds]
     for plugin in added:
         known = available(plugin.kind).get(plugin.name)
@@ -140,7 +143,7 @@ def create(kind: Kind, text: str) -> Any:
     Raises:
         NftbenchError: unknown name or parameter, a value of another type, or what the plugin itself refuses.
     """
-    from pydantic import TypeAdapter, ValidationError
+    from pydantic import ValidationError
 
     spec = parse(text)
     cls = load(find(kind, spec.name))
@@ -150,12 +153,20 @@ def create(kind: Kind, text: str) -> Any:
             raise NftbenchError(f"{text!r}: {spec.name} has no parameter {key!r}{suggest(key, known)}")
     parameters = {key: _as_list(cls, key, value) for key, value in spec.parameters}
     try:
-        return TypeAdapter(cls).validate_python(parameters)
+        return _checker(cls).validate_python(parameters)
     except ValidationError as error:
         problem = error.errors()[0]
         key = ".".join(str(part) for part in problem["loc"])
         message = problem["msg"].removeprefix("Value error, ")
         raise NftbenchError(f"{text!r}: {key + ': ' if key else ''}{message}") from None
+
+
+@functools.cache
+def _checker(cls: Any) -> TypeAdapter[Any]:
+    """Built once for each class, which takes a thousand times as long as using it."""
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(cls)
 
 
 def spec_of(name: str, plugin: Any) -> Spec:

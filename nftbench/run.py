@@ -26,10 +26,10 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from nftbench import corpus as corpora, model as models, provenance, registry, train
+from nftbench import corpus as corpora, model as models, provenance, registry, train, updates
 from nftbench.corpus import Corpus
 from nftbench.evaluate import TextTask
-from nftbench.plan import Job, Plan, base_key, corpus_key
+from nftbench.plan import Job, Plan, base_key, canonical, corpus_key
 from nftbench.probes import gradient_error
 from nftbench.store import Store, digest
 from nftbench.suite import Budget, Pretraining, Suite
@@ -60,7 +60,12 @@ from nftbench.types import (
     Status,
     Task,
     TaskContext,
+    Update,
+    Yardstick,
 )
+
+ADAPTER = "adapter"
+"""The folder of a release in which its update lies, if it has one."""
 
 
 @dataclass(frozen=True)
@@ -130,6 +135,13 @@ def make_release(place: Workplace, spec: Spec, seed: int, key: str) -> Path:
     return store.make("releases", key, lambda folder: _protect(place, spec, seed, key, folder))
 
 
+def make_reference(place: Workplace, job: Job) -> Model:
+    """The undefended model that a row is set against."""
+    reference = canonical("defenses", registry.create("defenses", str(job.defense)).reference_row())
+    key = place.plan.releases[str(reference), job.seed]
+    return models.load(make_release(place, reference, job.seed, key), place.device, attacker=True)
+
+
 def load_secret(place: Workplace, key: str) -> Secret | None:
     """The owner's secret of a release."""
     folder = place.store.artifact("secrets", key)
@@ -191,6 +203,8 @@ def _protect(place: Workplace, spec: Spec, seed: int, key: str, folder: Path) ->
     mask = protected.secret.mask if protected.secret is not None else None
     _check_release(protected.release, mask)
     models.save(protected.release, folder)
+    if protected.update is not None:
+        updates.save(protected.update, folder / ADAPTER)
     published = models.load(folder, place.device)
     _check_published(folder, published)
     protection = _examine(place, seed, published, mask, protected.series, seconds)
@@ -354,6 +368,8 @@ class _Attacker:
     device: str
     _corpus: Corpus | None = None
     _secret: Secret | None = None
+    _base: Model | None = None
+    others: Mapping[str, Task] = field(default_factory=dict)
 
     @property
     def corpus(self) -> Corpus:
@@ -366,6 +382,12 @@ class _Attacker:
         if self._secret is None:
             raise NftbenchError("the owner's secret needs 'secret' among the attack's knowledge")
         return self._secret
+
+    @property
+    def base(self) -> Model:
+        if self._base is None:
+            raise NftbenchError("the base model needs 'base' among the attack's knowledge")
+        return self._base
 
     def sweep(
         self,
@@ -450,6 +472,61 @@ class _TaskContext:
         return self._corpus()
 
 
+@dataclass(frozen=True)
+class _Inspection:
+    """`Inspection` of one release."""
+
+    _place: Workplace
+    _job: Job
+    _release: Release
+
+    @property
+    def release(self) -> Model:
+        return self._release.model
+
+    @functools.cached_property
+    def base(self) -> Model:
+        return make_reference(self._place, self._job)
+
+    @functools.cached_property
+    def initial(self) -> Model:
+        return _Owner(self._place, self._job.seed).build()
+
+    @property
+    def update(self) -> Update | None:
+        return self._release.update
+
+    @functools.cached_property
+    def secret(self) -> Secret | None:
+        return load_secret(self._place, self._job.release)
+
+    @property
+    def protection(self) -> Protection:
+        found = load_protection(self._place, self._job.release)
+        assert found is not None  # it is made with the release
+        return found
+
+    @property
+    def corpus(self) -> Corpus:
+        return make_corpus(self._place, self._job.seed)
+
+    @property
+    def budget(self) -> Budget:
+        return self._place.suite.budget
+
+    @property
+    def seed(self) -> int:
+        return derive(self._job.seed, "yardstick")
+
+    @functools.cached_property
+    def told(self) -> tuple[str, ...]:
+        defense: Defense = registry.create("defenses", str(self._job.defense))
+        return defense.told()
+
+    def task(self, spec: str) -> Task:
+        return _loaded(self._place, registry.parse(spec), self._job.seed, self.release)
+
+
 # -------------------------------------------------------------------------------------------------------------- jobs
 
 
@@ -487,13 +564,14 @@ class _Referee:
     def run(self, cells: Sequence[Cell]) -> list[Record]:
         try:
             folder = make_release(self.place, self.job.defense, self.job.seed, self.job.release)
-            release = Release(models.load(folder, self.place.device, attacker=True))
+            update = updates.load(folder / ADAPTER)
+            release = Release(models.load(folder, self.place.device, attacker=True), update)
             self.sha256 = models.sha256(folder)
             context = self.context()
             begun = time.monotonic()
             # A copy, for the release itself is what unattacked scores are measured on.
             own = Model(copy.deepcopy(release.model.network), release.model.tokenizer)
-            prepared = self.attack.prepare(Release(own), context)
+            prepared = self.attack.prepare(Release(own, update), context)
             self.preparation = time.monotonic() - begun
         except (Exception, SystemExit) as error:  # a plugin may raise anything
             return [self.write(cell, *status_of(error)) for cell in cells]
@@ -508,16 +586,20 @@ class _Referee:
             device=self.place.device,
             _corpus=make_corpus(self.place, self.job.seed) if "data" in knowledge else None,
             _secret=load_secret(self.place, self.job.release) if "secret" in knowledge else None,
+            _base=make_reference(self.place, self.job) if "base" in knowledge else None,
         )
 
     def cell(self, cell: Cell, release: Release, prepared: Prepared, context: _Attacker) -> Record:
         """Attack one task and let the referee measure."""
         begun = time.monotonic()
+        if self.place.plan.role(cell) == "yardstick":
+            return self.reading(cell, release, begun)
         try:
             task = load_task(self.place, cell, release.model)
             # A copy of its own for each task: an attack that changes the prepared model must not reach the next one.
-            own = Prepared(Model(copy.deepcopy(prepared.model.network), prepared.model.tokenizer), prepared.guess)
-            outcome = self.attack.adapt(own, _AttackersTask(task), context)
+            copied = Model(copy.deepcopy(prepared.model.network), prepared.model.tokenizer)
+            own = dataclasses.replace(prepared, model=copied)
+            outcome = self.attack.adapt(own, _AttackersTask(task), self.beside(cell, release, context))
             plain = outcome.retried is None
             validation = self.measure(task, outcome.network, "validation", plain) if task.trainable else None
             attacked = self.measure(task, outcome.network, "test", plain)
@@ -546,6 +628,36 @@ class _Referee:
             protection=load_protection(self.place, cell.release) if not self.attack.trains else None,
             seconds=time.monotonic() - begun,
             documents=getattr(task, "provenance", {}),
+        )
+
+    def beside(self, cell: Cell, release: Release, context: _Attacker) -> _Attacker:
+        """The context with the suite's other tasks, for the attacks that are about several."""
+        if self.attack.adaptation != "merging":
+            return context
+        ranked = [str(registry.parse(text)) for text in self.place.suite.tasks]
+        found = {
+            spec: _AttackersTask(_loaded(self.place, registry.parse(spec), cell.seed, release.model))
+            for spec in ranked
+            if spec != str(cell.task)
+        }
+        return dataclasses.replace(context, others=found)
+
+    def reading(self, cell: Cell, release: Release, begun: float) -> Record:
+        """Read a yardstick off the release."""
+        try:
+            yardstick: Yardstick = registry.create("yardsticks", str(cell.task))
+            found = yardstick.measure(_Inspection(self.place, self.job, release))
+        except (Exception, SystemExit) as error:  # a plugin may raise anything
+            return self.write(cell, *status_of(error))
+        unfit = sorted(name for name, value in found.values.items() if not math.isfinite(value))
+        reason = f"not finite: {', '.join(unfit)}" if unfit else None
+        return self.write(
+            cell,
+            "nonfinite" if unfit else "ok",
+            reason,
+            reading=None if unfit else found,
+            protection=load_protection(self.place, cell.release),
+            seconds=time.monotonic() - begun,
         )
 
     def measure(self, task: Task, network: nn.Module, split: SplitName, plain: bool) -> Measurement:

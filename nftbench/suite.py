@@ -118,6 +118,40 @@ class Budget(_Section):
         return tuple(sorted({0, *durations}))
 
 
+class Quantity(_Section):
+    """A number for each base seed, read off the records of a row."""
+
+    rows: tuple[str, ...] = Field(min_length=1)
+    """Defenses; the mean over several."""
+    read: str
+    """`score`, `gain` or `kept` of attacked tasks; `utility`; or `yardstick.value`."""
+    attacks: tuple[str, ...] = ()
+    """The best of these on validation, or of all that train on the release."""
+    tasks: tuple[str, ...] = ()
+    """The mean over these, or over all ranked ones; of `utility` the metrics."""
+
+
+class PaperClaim(_Section):
+    """A sentence that a paper claims, and the measurement that would bear it out."""
+
+    says: str
+    paper: str = ""
+    """The paper's own number, in its words."""
+    read: Quantity
+    minus: Quantity | None = None
+    over: Quantity | None = None
+    above: float | None = None
+    below: float | None = None
+
+    @model_validator(mode="after")
+    def _one_of_each(self) -> PaperClaim:
+        if self.minus is not None and self.over is not None:
+            raise ValueError("minus and over exclude one another")
+        if self.above is not None and self.below is not None:
+            raise ValueError("above and below exclude one another")
+        return self
+
+
 class Suite(_Section):
     """The named grid to run."""
 
@@ -133,6 +167,11 @@ class Suite(_Section):
     benign: tuple[str, ...] = ()
     """Tasks that must stay trainable: attacked as the others are, and shown beside task-aware defenses."""
     utility: tuple[str, ...] = Field(min_length=1)
+    yardsticks: tuple[str, ...] = ()
+    """Papers' own metrics, read off each release to which they apply."""
+    paper: str = ""
+    """Whose claims the suite is about."""
+    claims: tuple[PaperClaim, ...] = ()
     budget: Budget
     seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field(min_length=1)
     utility_bar: Fraction = 0.95
@@ -160,7 +199,7 @@ class Suite(_Section):
             raise ValueError("pretraining.task names what is learned exactly where corpus.source is none")
         return self
 
-    @field_validator("seeds", "defenses", "attacks", "tasks", "benign", "utility")
+    @field_validator("seeds", "defenses", "attacks", "tasks", "benign", "utility", "yardsticks")
     @classmethod
     def _distinct(cls, values: tuple[Any, ...]) -> tuple[Any, ...]:
         twice = sorted({str(value) for value in values if values.count(value) > 1})

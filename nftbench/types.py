@@ -26,9 +26,9 @@ Status = Literal["ok", "failed", "oom", "timeout", "nonfinite"]
 Optimizer = Literal["adamw", "sgd", "muon"]
 SplitName = Literal["train", "validation", "test"]
 Adaptation = Literal["finetuning", "linear_probe", "merging"]
-Role = Literal["ranked", "benign", "utility"]
+Role = Literal["ranked", "benign", "utility", "yardstick"]
 """What a task is for: kept out of reach, kept within reach (attacked as the ranked ones are, but never part of a
-suppression), or only measured."""
+suppression), or only measured. A yardstick stands in a task's place and is no part of any score."""
 
 Mask = Mapping[str, "Tensor"]
 """One boolean tensor for each parameter name, of the parameter's shape; True marks what may change."""
@@ -183,19 +183,36 @@ class Secret:
 
 
 @dataclass(frozen=True)
+class Update:
+    """What an owner's fine-tuning added to the base: release = base + update.
+
+    `weights` are the differences by parameter name, each of its parameter's shape; or, with `config` (a PEFT LoRA
+    configuration), the low-rank factors by PEFT's names.
+    """
+
+    weights: Mapping[str, Tensor]
+    config: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True)
 class Protected:
-    """What a defense returns: `release` is published, `secret` stays with the owner, `series` goes into the record."""
+    """What a defense returns: `release` is published, `secret` stays with the owner, `series` goes into the record.
+
+    `update`, of defenses that protect one, is published in the release's folder `adapter/`.
+    """
 
     release: Model
     secret: Secret | None = None
     series: tuple[Series, ...] = ()
+    update: Update | None = None
 
 
 @dataclass(frozen=True)
 class Release:
-    """What an attacker downloads: the model, loaded again from the published folder."""
+    """What an attacker downloads: the model, loaded again from the published folder, and the update beside it."""
 
     model: Model
+    update: Update | None = None
 
 
 @dataclass(frozen=True)
@@ -204,6 +221,8 @@ class Prepared:
 
     model: Model
     guess: Guess | None = None
+    update: Update | None = None
+    """The release's own, where it has one."""
 
 
 @dataclass(frozen=True)
@@ -259,6 +278,14 @@ class Protection:
 
 
 @dataclass(frozen=True)
+class Reading:
+    """What a yardstick read off a release: named values, in units that the yardstick documents, and curves."""
+
+    values: Mapping[str, float]
+    series: tuple[Series, ...] = ()
+
+
+@dataclass(frozen=True)
 class Record:
     """One cell's result: a file that explains itself. `results/README.md` documents each field."""
 
@@ -297,6 +324,8 @@ class Record:
     cost: Cost | None = None
     recovery: Mapping[str, float] = field(default_factory=dict)
     protection: Protection | None = None
+    reading: Reading | None = None
+    """Of a yardstick, which has no score."""
     provenance: Mapping[str, Any] = field(default_factory=dict)
     version: int = 1
 
@@ -383,6 +412,16 @@ class AttackerContext(Protocol):
         """
         ...
 
+    @property
+    def base(self) -> Model:
+        """The undefended base model; needs knowledge `base`."""
+        ...
+
+    @property
+    def others(self) -> Mapping[str, Task]:
+        """The suite's other ranked tasks by spec, without their test splits; empty while preparing."""
+        ...
+
     def untrained(self, model: Model, seed: int) -> PreTrainedModel:
         """A network of the same architecture with random weights."""
         ...
@@ -402,6 +441,9 @@ class Defense(Protocol):
     """A control that a claim must beat."""
     keeps_secret: ClassVar[bool] = False
     task_aware: ClassVar[bool] = False
+    releases_update: ClassVar[bool] = False
+    """It protects an update for a task of the owner's own, the first that it was told; merging attacks are planned on
+    that task alone."""
 
     def reference_row(self) -> str:
         """Spec of the row without this defense, against which it is scored."""
@@ -443,7 +485,7 @@ class Attack(Protocol):
 
     def prepare(self, release: Release, context: AttackerContext) -> Prepared:
         """What costs much and does not depend on the task; once for each release and seed."""
-        return Prepared(release.model)
+        return Prepared(release.model, update=release.update)
 
     def adapt(self, prepared: Prepared, task: Task, context: AttackerContext) -> Outcome: ...
 
@@ -508,3 +550,57 @@ class Task(Protocol):
     def targets(self, network: nn.Module, batch: Any) -> Tensor:
         """What a linear probe fits by least squares [rows, outputs of the head]."""
         raise NftbenchError(f"{type(self).__name__} has no targets for a linear probe")
+
+
+class Inspection(Protocol):
+    """What the referee holds about one release, for yardsticks."""
+
+    @property
+    def release(self) -> Model: ...
+    @property
+    def base(self) -> Model:
+        """The undefended model of the same seed."""
+        ...
+
+    @property
+    def initial(self) -> Model:
+        """The same network before pre-training."""
+        ...
+
+    @property
+    def update(self) -> Update | None: ...
+    @property
+    def secret(self) -> Secret | None: ...
+    @property
+    def protection(self) -> Protection: ...
+    @property
+    def corpus(self) -> Corpus: ...
+    @property
+    def budget(self) -> Budget: ...
+    @property
+    def seed(self) -> int: ...
+    @property
+    def told(self) -> tuple[str, ...]:
+        """Specs of the tasks that the defense was told, in its order."""
+        ...
+
+    def task(self, spec: str) -> Task:
+        """Any task, loaded for the release, with all its splits."""
+        ...
+
+
+class Yardstick(Protocol):
+    """A paper's own metric, read by the referee off a release. A plugin is a frozen dataclass of its settings.
+
+    What it reads is shown beside the paper's claim and is never part of a score.
+    """
+
+    def applies(self, defense: Defense) -> str | None:
+        """Why there is nothing to measure on this defense's releases, or None where there is."""
+        return None
+
+    def uses(self) -> tuple[str, ...]:
+        """Specs of the tasks that it reads beside those that the defense was told; part of its cells' keys."""
+        return ()
+
+    def measure(self, inspection: Inspection) -> Reading: ...
