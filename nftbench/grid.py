@@ -59,19 +59,18 @@ class Grid:
     ranking: Level
     utility_bar: float
 
-    def within(self, level: Level, adaptation: Adaptation | None = None) -> Level:
+    def within(self, level: Level, adaptation: Adaptation = "finetuning") -> Level:
         """Attacks that need no more knowledge, and adapt the release in this way; attack `none` is always one.
 
         An attack that has no record yet counts everywhere: it may be the strongest.
         """
-        ways = WAYS.get(adaptation) if adaptation else None
         return frozenset(
             attack
             for attack in {place.attack for place in self.expected}
             if attack not in self.attacks
             or (
                 level - {"secret"} >= set(self.attacks[attack].knowledge)
-                and (ways is None or attack == NONE or self.attacks[attack].adaptation in ways)
+                and (attack == NONE or self.attacks[attack].adaptation in WAYS[adaptation])
             )
         )
 
@@ -217,6 +216,14 @@ def points(measurement: Measurement) -> float:
 
 def in_points(value: float, higher_is_better: bool) -> float:
     return 100 * value if higher_is_better else -100 * value
+
+
+def kept_share(released: Measurement, undefended: Measurement) -> float:
+    """Utility retention of one metric: (U_d - floor) / (U_none - floor), the same either way up.
+
+    Where lower is better this is (floor - U_d) / (floor - U_none), as DESIGN writes it for bits per token.
+    """
+    return (released.value - undefended.floor) / (undefended.value - undefended.floor)
 
 
 def preference(record: Record) -> tuple[float, float, float, str]:

@@ -17,7 +17,7 @@ from typing import Any
 
 from nftbench import folders, registry
 from nftbench.store import digest
-from nftbench.suite import Suite, suggest
+from nftbench.suite import PaperClaim, Quantity, Suite, suggest
 from nftbench.types import Attack, Cell, Defense, NftbenchError, Role, Row, Spec, Yardstick
 
 PROTOCOL = 1
@@ -68,6 +68,8 @@ class Plan:
     limit: int | None = None
     releases: Mapping[tuple[str, int], str] = field(default_factory=dict)
     """Keys of all releases by defense and seed, whatever the cells are narrowed to."""
+    claims: tuple[PaperClaim, ...] = ()
+    """The suite's, with specs written as cells have them."""
 
     def jobs(self) -> list[Job]:
         """Cells grouped into jobs, in the order of seeds, then of the suite."""
@@ -109,6 +111,7 @@ class Plan:
             "limit": self.limit,
             "cells": [_listed(cell) for cell in self.cells if self.role(cell) != "yardstick"],
             "readings": [_listed(cell) for cell in self.cells if self.role(cell) == "yardstick"],
+            "claims": [claim.model_dump(mode="json") for claim in self.claims],
             "skips": [[skip.defense, skip.attack, skip.reason] for skip in self.skips],
         }
 
@@ -154,7 +157,7 @@ def plan(suite: Suite, *, device: str = "cpu", data: Path | None = None, limit: 
                     if yardstick.applies(plugin) is None:
                         key = keys.reading(release, attack, task, yardstick, seed)
                         cells.append(Cell(defense, attack, task, seed, key, release))
-    return Plan(suite, tuple(cells), tuple(skips.values()), device, data, limit, releases)
+    return Plan(suite, tuple(cells), tuple(skips.values()), device, data, limit, releases, _claims(suite, cells))
 
 
 def narrow(
@@ -251,6 +254,44 @@ def _tasks(defense: Defense, attack: Attack, ranked: list[Spec], utility: list[S
         own = _task_spec(defense.told()[0])
         return [task for task in ranked if task == own]
     return ranked if attack.trains else [*ranked, *utility]
+
+
+QUANTITIES = ("score", "gain", "kept", "utility")
+"""What a claim may read of scores; whatever else it reads is `yardstick.value`."""
+
+
+def _claims(suite: Suite, cells: list[Cell]) -> tuple[PaperClaim, ...]:
+    """The suite's claims in canonical specs.
+
+    Raises:
+        NftbenchError: a claim about what the suite does not run, or an unknown quantity.
+    """
+    known = {
+        "rows": {str(cell.defense) for cell in cells},
+        "attacks": {str(cell.attack) for cell in cells},
+        "tasks": {str(cell.task) for cell in cells},
+    }
+    yardsticks = {registry.parse(text).name for text in suite.yardsticks}
+
+    def written(quantity: Quantity) -> Quantity:
+        specs = {
+            "rows": tuple(str(canonical("defenses", text)) for text in quantity.rows),
+            "attacks": tuple(str(canonical("attacks", text)) for text in quantity.attacks),
+            "tasks": tuple(str(_task_spec(text)) for text in quantity.tasks),
+        }
+        name, dot, _ = quantity.read.partition(".")
+        asked = [(spec, known[axis]) for axis, texts in specs.items() for spec in texts]
+        for text, names in [*asked, (name, yardsticks if dot else set(QUANTITIES))]:
+            if text not in names:
+                raise NftbenchError(f"{suite.name}: claims: there is no {text!r}{suggest(text, sorted(names))}")
+        return quantity.model_copy(update=specs)
+
+    return tuple(
+        claim.model_copy(
+            update={key: written(one) for key in ("read", "minus", "over") if (one := getattr(claim, key)) is not None}
+        )
+        for claim in suite.claims
+    )
 
 
 def _specs(texts: tuple[str, ...]) -> list[str]:
