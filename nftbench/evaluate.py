@@ -241,7 +241,8 @@ def _draw(config: Mapping[str, Any], task: Any, context: TaskContext, trainable:
     """The rows of each split: test as lm-eval's `--limit` cuts it, the others at random."""
     budget, seed = context.suite.budget, context.seed
     test = task.eval_docs
-    drawn: dict[SplitName, Drawn] = {"test": _cut(test, np.arange(len(test)), budget.max_test_documents, context)}
+    most = budget.max_test_documents if trainable else budget.max_utility_documents
+    drawn: dict[SplitName, Drawn] = {"test": _cut(test, np.arange(len(test)), most, context)}
     if not trainable:
         return drawn
     train = task.training_docs()

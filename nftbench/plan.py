@@ -20,7 +20,7 @@ from nftbench.store import digest
 from nftbench.suite import PaperClaim, Quantity, Suite, suggest
 from nftbench.types import Attack, Cell, Defense, NftbenchError, Role, Row, Spec, Yardstick
 
-PROTOCOL = 1
+PROTOCOL = 2
 """Raised by one whenever the core computes other numbers from the same settings: old records no longer count."""
 
 

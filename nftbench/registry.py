@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 Kind = Literal["defenses", "attacks", "tasks", "yardsticks"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 _METHOD: dict[Kind, str] = {"defenses": "protect", "attacks": "adapt", "tasks": "evaluate", "yardsticks": "measure"}
-_PROTOCOL: dict[Kind, type[Any]] = {"defenses": Defense, "attacks": Attack, "tasks": Task, "yardsticks": Yardstick}
+PROTOCOLS: dict[Kind, type[Any]] = {"defenses": Defense, "attacks": Attack, "tasks": Task, "yardsticks": Yardstick}
 
 
 @dataclass(frozen=True)
@@ -153,7 +153,7 @@ def create(kind: Kind, text: str) -> Any:
             raise NftbenchError(f"{text!r}: {spec.name} has no parameter {key!r}{suggest(key, known)}")
     parameters = {key: _as_list(cls, key, value) for key, value in spec.parameters}
     try:
-        return _checker(cls).validate_python(parameters)
+        return _checker(cls).validate_python(parameters)  # type: ignore[arg-type]  # mypy: classes are no Hashable
     except ValidationError as error:
         problem = error.errors()[0]
         key = ".".join(str(part) for part in problem["loc"])
@@ -195,7 +195,7 @@ def load(plugin: Plugin) -> type[Any]:
         raise NftbenchError(
             f"{plugin.kind} {plugin.name!r} ({plugin.origin}): {type(error).__name__}: {error}"
         ) from error
-    protocol = _PROTOCOL[plugin.kind]
+    protocol = PROTOCOLS[plugin.kind]
     if protocol not in cls.__mro__:
         raise NftbenchError(
             f"{plugin.kind} {plugin.name!r} ({plugin.origin}): derive from nftbench.{protocol.__name__}"

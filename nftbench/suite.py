@@ -99,6 +99,8 @@ class Budget(_Section):
     max_train_documents: Count | None = None
     max_validation_documents: Count | None = None
     max_test_documents: Count | None = None
+    max_utility_documents: Count | None = None
+    """Of tasks that are only measured: once a release, so that more of them cost little."""
     timeout: Positive = 3600.0
     """Seconds for one cell."""
 

@@ -1,4 +1,5 @@
-"""The contract as a library, for plugin authors in other repositories: `check_defense`, `check_attack`, `check_task`.
+"""The contract as a library, for plugin authors in other repositories: `check_defense`, `check_attack`, `check_task`,
+`check_yardstick`.
 
 Each runs a plugin on tiny models of three architectures and raises `BrokenPromiseError` where the plugin does not do
 what the protocols in `types.py` promise. A test of a plugin is one line:
@@ -17,7 +18,7 @@ import random
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, get_args
@@ -29,9 +30,9 @@ from safetensors import safe_open
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from nftbench import model as models, registry, run, suite as suites
+from nftbench import model as models, registry, run, suite as suites, updates
 from nftbench.evaluate import TextTask
-from nftbench.plan import Plan
+from nftbench.plan import plan
 from nftbench.run import Workplace
 from nftbench.store import Store
 from nftbench.suite import Suite
@@ -47,6 +48,7 @@ from nftbench.types import (
     Outcome,
     Prepared,
     Protected,
+    Reading,
     Release,
     Secret,
     Split,
@@ -54,6 +56,8 @@ from nftbench.types import (
     Stage,
     Task,
     TaskContext,
+    Update,
+    Yardstick,
 )
 
 _LLAMA = {
@@ -107,6 +111,7 @@ def tiny_suite(architecture: str = "gpt2", **changes: Any) -> Suite:
             "max_train_documents": 32,
             "max_validation_documents": 40,
             "max_test_documents": 40,
+            "max_utility_documents": 40,
         },
         "seeds": [0],
     }
@@ -132,6 +137,8 @@ def check_defense(defense: Defense | str, *, architectures: Sequence[str] = tupl
             plugin.check(place.suite)
             first, second = (_protect(place, plugin) for _ in range(2))
             _check_protected(plugin, first)
+            if first.update is not None:
+                _check_update(first.release, first.update, run.make_base(place, 0))
             _check_publishable(first.release)
             _promise(
                 _same(first.release.network.state_dict(), second.release.network.state_dict()),
@@ -201,6 +208,37 @@ def check_task(
                 _check_measurement(loaded, again, model.network, name)
 
 
+def check_yardstick(
+    yardstick: Yardstick | str, defense: str = "none", *, architectures: Sequence[str] = tuple(ARCHITECTURES)
+) -> None:
+    """Read the yardstick off a tiny release of each architecture and hold it to its protocol.
+
+    Args:
+        defense: spec of a defense to which it applies.
+
+    Raises:
+        BrokenPromiseError: it names the promise.
+    """
+    plugin: Yardstick = _plugin("yardsticks", yardstick)
+    reason = plugin.applies(registry.create("defenses", defense))
+    _promise(reason is None, f"it applies to {defense}: {reason}")
+    for architecture in architectures:
+        with _workplace(tiny_suite(architecture, defenses=[defense])) as place:
+            job = next(job for job in place.plan.jobs() if str(job.defense) == defense)
+            folder = run.make_release(place, job.defense, job.seed, job.release)
+            model = models.load(folder, attacker=True)
+            before = {name: tensor.clone() for name, tensor in model.network.state_dict().items()}
+            inspection = run._Inspection(place, job, Release(model, updates.load(folder / run.ADAPTER)))
+            with _random_state_kept("measure"):
+                reading = plugin.measure(inspection)
+            _promise(isinstance(reading, Reading), f"measure returns Reading, not {type(reading).__name__}")
+            _promise(_same(before, model.network.state_dict()), "measure leaves the release as it is")
+            for name, value in reading.values.items():
+                _promise(math.isfinite(value), f"the value {name} is finite")
+            for series in reading.series:
+                _promise(len(series.x) == len(series.y), f"the series {series.name} has a y for each x")
+
+
 # ------------------------------------------------------------------------------------------------------------ defenses
 
 
@@ -222,6 +260,10 @@ def _check_protected(plugin: Defense, protected: Protected) -> None:
         (protected.secret is not None) == plugin.keeps_secret,
         f"keeps_secret is {plugin.keeps_secret}, and protect returned {'a' if protected.secret else 'no'} secret",
     )
+    _promise(
+        (protected.update is not None) == plugin.releases_update,
+        f"releases_update is {plugin.releases_update}, and protect gave {'an' if protected.update else 'no'} update",
+    )
     if protected.secret is None:
         return
     mask = protected.secret.mask
@@ -229,6 +271,12 @@ def _check_protected(plugin: Defense, protected: Protected) -> None:
     for name, kept in mask.items():
         _promise(kept.dtype == torch.bool, f"the secret mask is boolean: {name}")
         _promise(kept.shape == weights[name].shape, f"the secret mask has the parameter's shape: {name}")
+
+
+def _check_update(release: Model, update: Update, base: Model) -> None:
+    found = updates.added(base.network, updates.dense(update)).state_dict()
+    for name, weight in release.network.state_dict().items():
+        _promise(torch.allclose(found[name], weight, atol=1e-5), f"the release is the base plus the update: {name}")
 
 
 def _check_publishable(model: Model) -> None:
@@ -267,12 +315,18 @@ def _release(place: Workplace, plugin: Attack) -> tuple[Release, run._Attacker]:
         _corpus=owner.corpus if "data" in plugin.knowledge else None,
         _secret=secret,
     )
-    return Release(models.load(folder, attacker=True)), context
+    release = Release(models.load(folder, attacker=True))
+    if "base" in plugin.knowledge:
+        base = owner.build()
+        update = updates.difference(release.model.network, base.network)
+        others = {"other": run._AttackersTask(_FirstWord().load(_task_context(place, base)))}
+        return replace(release, update=update), replace(context, _base=base, others=others)
+    return release, context
 
 
 def _adapt(plugin: Attack, release: Release, task: Task, context: run._Attacker) -> tuple[Outcome, int]:
     """One attack on a copy of the release, and the optimizer steps that `adapt` took."""
-    own = Release(Model(copy.deepcopy(release.model.network), release.model.tokenizer))
+    own = replace(release, model=Model(copy.deepcopy(release.model.network), release.model.tokenizer))
     steps: Counter[type] = Counter()
     with _random_state_kept("prepare"):
         prepared = plugin.prepare(own, context)
@@ -311,6 +365,8 @@ def _check_outcome(
     _promise(outcome.validation is not None, "the outcome has a validation measurement")
     validation = task.evaluate(outcome.network, task.split("validation"))
     _promise(validation == outcome.validation, "the outcome's network is the one that its validation measured")
+    if plugin.adaptation == "merging":  # what it tries are coefficients, and what it trains are other updates
+        return
     # What is solved without an optimizer (least squares) has its steps in the curve alone.
     taken = steps or max((point.step for point in outcome.curve), default=0)
     _promise(plugin.trains == (taken > 0), f"trains is {plugin.trains}, and adapt took {taken} steps")
@@ -432,7 +488,7 @@ def _plugin(kind: registry.Kind, plugin: Any) -> Any:
         plugin = registry.create(kind, plugin)
         _promise(registry.create(kind, str(registry.spec_of(name, plugin))) == plugin, "its spec creates it again")
     cls = type(plugin)
-    protocol: type[Any] = {"defenses": Defense, "attacks": Attack, "tasks": Task}[kind]
+    protocol: type[Any] = registry.PROTOCOLS[kind]
     _promise(protocol in cls.__mro__, f"{cls.__name__} derives from nftbench.{protocol.__name__}")
     frozen = dataclasses.is_dataclass(cls) and cls.__dataclass_params__.frozen  # type: ignore[attr-defined]
     _promise(frozen, f"{cls.__name__} is a frozen dataclass")
@@ -467,7 +523,7 @@ def _workplace(suite: Suite, data: Path | None = None) -> Iterator[Workplace]:
     """Where a tiny suite runs; gone afterwards."""
     with tempfile.TemporaryDirectory(prefix="nftbench-") as folder:
         store = Store(Path(folder) / "results", Path(folder) / "cache")
-        yield Workplace(Plan(suite, (), (), data=data), store)
+        yield Workplace(plan(suite, data=data), store)
 
 
 def _task_context(place: Workplace, model: Model) -> TaskContext:
@@ -523,4 +579,12 @@ def _promise(kept: bool, promise: str) -> None:
         raise BrokenPromiseError(promise)
 
 
-__all__ = ["ARCHITECTURES", "BrokenPromiseError", "check_attack", "check_defense", "check_task", "tiny_suite"]
+__all__ = [
+    "ARCHITECTURES",
+    "BrokenPromiseError",
+    "check_attack",
+    "check_defense",
+    "check_task",
+    "check_yardstick",
+    "tiny_suite",
+]

@@ -167,6 +167,7 @@ BUDGET = {
     "max_train_documents": 33,
     "max_validation_documents": 41,
     "max_test_documents": 41,
+    "max_utility_documents": 43,
 }
 
 
