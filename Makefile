@@ -11,7 +11,6 @@ READY := has-nftbench
 endif
 
 SUITE ?= small
-OUT ?= runs/$(SUITE)
 DATA ?= ../shared/data
 # -P: the folder nftbench/ here lacks the plugin folders, which only the installed package has inside.
 RUN := $(PYTHON) -P -m
@@ -19,7 +18,7 @@ RUN := $(PYTHON) -P -m
 .PHONY: run test test-all check format-check lint types layers format schema bench gpu clean has-nftbench
 
 run: $(READY)
-	$(RUN) nftbench run $(SUITE) --out $(OUT)
+	$(RUN) nftbench run $(SUITE)
 
 test: $(READY)
 	$(RUN) pytest -q -m "not slow"
@@ -52,7 +51,7 @@ bench: $(READY)
 	$(RUN) pytest -q -s tests/benchmarks
 
 gpu: $(READY)
-	$(RUN) nftbench run wiki --device cuda --jobs 1 --data $(DATA) --out runs/wiki
+	$(RUN) nftbench run wiki --device cuda --jobs 1 --data $(DATA)
 	NFTBENCH_DEVICE=cuda $(RUN) pytest -q -s tests/benchmarks -k throughput
 
 # What can be made again; .venv and runs/ stay.

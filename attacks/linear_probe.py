@@ -99,7 +99,8 @@ def _lbfgs(
     with torch.no_grad():
         scale = 1 / task.features(network, batch).square().mean().sqrt()
     probe = torch.zeros_like(head.weight, requires_grad=True)
-    optimizer = torch.optim.LBFGS([probe], max_iter=1, history_size=50, line_search_fn="strong_wolfe")
+    # One iteration a step, and as many evaluations as its line search asks for: left out, they are limited to one.
+    optimizer = torch.optim.LBFGS([probe], max_iter=1, max_eval=30, history_size=50, line_search_fn="strong_wolfe")
 
     def loss() -> Tensor:
         with torch.no_grad():

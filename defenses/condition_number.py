@@ -65,7 +65,9 @@ class ConditionNumber(Defense):
 
     def check(self, suite: Suite | None = None) -> None:
         if not self.harmful:
-            raise NftbenchError("condition_number needs a task to protect: write condition_number[harmful=…]")
+            raise NftbenchError("condition_number needs a harmful task: write condition_number[harmful=…]")
+        if suite is not None:  # whatever the family calls its number of features
+            conditioning.check_size(max(suite.model.get(name, 0) for name in ("input_dim", "n_embd", "hidden_size")))
 
     def protect(self, model: Model, context: OwnerContext) -> Protected:
         self.check()

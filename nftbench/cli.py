@@ -1,4 +1,4 @@
-"""The verbs: list, info, plan, run, report, calibrate, lm-eval. What a verb needs is imported when it is called.
+"""The verbs: list, info, plan, run, reproduce, report, calibrate, lm-eval. Each imports what it needs when called.
 
 Bad input is one line on stderr and exit code 2; a run in which a cell is not ok ends with 1, an interrupted one
 with 130.
@@ -6,14 +6,15 @@ with 130.
 
 from __future__ import annotations
 
+import gc
 import os
 import re
 import shlex
 import signal
 import sys
 import warnings
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TextIO
@@ -23,7 +24,7 @@ import typer
 from nftbench.types import NftbenchError, Record, Spec
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    from rich.console import Console, RenderableType
 
     from nftbench.plan import Plan
     from nftbench.registry import Kind, Plugin
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
 
 BAD_CELLS, BAD_INPUT, INTERRUPTED = 1, 2, 130
 PIPE_WIDTH = 160
+FIGURES = ("frontier.png", "attacks.png")
+"""What nftbench.figures draws; importing it to ask would load matplotlib."""
 WORKER_BYTES = 2 * 1024**3
 """Memory that one worker process may need: torch and transformers alone take half a gigabyte."""
 
@@ -40,7 +43,7 @@ WORKER_BYTES = 2 * 1024**3
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 
 SuiteName = Annotated[str, typer.Argument(metavar="SUITE", help="A suite of nftbench, or the path of a YAML file.")]
-Out = Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Records; default: results/<suite>.")]
+Out = Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Records; default: runs/<suite>.")]
 Jobs = Annotated[int | None, typer.Option("--jobs", min=1, help="Worker processes; default: one a core, 1 on cuda.")]
 Device = Annotated[str, typer.Option("--device", help="cpu, cuda or cuda:<n>.")]
 Data = Annotated[
@@ -59,10 +62,11 @@ Plugins = Annotated[
 Changes = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a setting of the suite; repeatable.")
 ]
-Defenses = Annotated[str, typer.Option("--defenses", metavar="A,B[x=1]", help="Only these defenses.")]
-Attacks = Annotated[str, typer.Option("--attacks", metavar="A,B[x=1]", help="Only these attacks.")]
-Tasks = Annotated[str, typer.Option("--tasks", metavar="A,B", help="Only these tasks.")]
-Seeds = Annotated[str, typer.Option("--seeds", metavar="0,1", help="Only these base seeds.")]
+_VARIANTS = "a name without brackets is all of its variants in the suite"
+Defenses = Annotated[str | None, typer.Option("--defenses", metavar="A,B[x=1]", help=f"Only these; {_VARIANTS}.")]
+Attacks = Annotated[str | None, typer.Option("--attacks", metavar="A,B[x=1]", help=f"Only these; {_VARIANTS}.")]
+Tasks = Annotated[str | None, typer.Option("--tasks", metavar="A,B", help=f"Only these; {_VARIANTS}.")]
+Seeds = Annotated[str | None, typer.Option("--seeds", metavar="0,1", help="Only these base seeds.")]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -99,9 +103,11 @@ def nftbench(
 
 @app.command("list")
 def list_(
-    kind: Annotated[str | None, typer.Argument(metavar="[defenses|attacks|tasks|suites]", help="Only this.")] = None,
+    kind: Annotated[
+        str | None, typer.Argument(metavar="[defenses|attacks|tasks|yardsticks|suites]", help="Only this.")
+    ] = None,
 ) -> None:
-    """List the defenses, attacks, tasks and suites that there are."""
+    """List the defenses, attacks, tasks, yardsticks and suites that there are."""
     from nftbench.registry import KINDS
     from nftbench.suite import suggest
 
@@ -128,10 +134,15 @@ def _listing(kind: str) -> list[tuple[str, str]]:
 
 
 @app.command()
-def info(name: Annotated[str, typer.Argument(metavar="NAME", help="A defense, attack, task or suite.")]) -> None:
+def info(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="A defense, attack, task, yardstick or suite.")],
+    plugin: Plugins = None,
+) -> None:
     """Show what a plugin is: paper, parameters, what it claims or knows; or the settings of a suite."""
-    from nftbench import info as descriptions
+    from nftbench import info as descriptions, registry
 
+    for file in plugin or ():
+        registry.add_file(file)
     typer.echo(descriptions.describe(name))
 
 
@@ -140,18 +151,41 @@ def info(name: Annotated[str, typer.Argument(metavar="NAME", help="A defense, at
 
 @dataclass(frozen=True)
 class Request:
-    """What a command line asks of a suite."""
+    """What a command line asks of a suite: the arguments that `plan` and `run` share, by their names there."""
 
     suite: str
-    out: Path | None = None
-    data: Path | None = None
-    device: str = "cpu"
-    limit: int | None = None
-    cache: Path | None = None
-    plugins: Sequence[str] = ()
-    changes: Sequence[str] = ()
-    filters: Mapping[Kind, Sequence[str]] = field(default_factory=dict)
-    seeds: Sequence[int] = ()
+    defenses: str | None
+    attacks: str | None
+    tasks: str | None
+    seeds: str | None
+    out: Path | None
+    device: str
+    data: Path | None
+    limit: int | None
+    plugin: list[str] | None
+    changes: list[str] | None
+    cache: Path | None
+
+    @classmethod
+    def of(cls, arguments: Mapping[str, Any]) -> Request:
+        """Out of a verb's arguments, which typer wants spelled out for each verb."""
+        return cls(**{field.name: arguments[field.name] for field in fields(cls)})
+
+    @property
+    def filters(self) -> Mapping[Kind, Sequence[str]]:
+        return {
+            "defenses": _listed("--defenses", self.defenses),
+            "attacks": _listed("--attacks", self.attacks),
+            "tasks": _listed("--tasks", self.tasks),
+        }
+
+    @property
+    def base_seeds(self) -> Sequence[int]:
+        parts = _listed("--seeds", self.seeds)
+        for part in parts:
+            if not part.isdecimal():
+                raise NftbenchError(f"--seeds {self.seeds}: {part!r} is not a seed; write 0,1,2")
+        return [int(part) for part in parts]
 
 
 @dataclass(frozen=True)
@@ -166,10 +200,10 @@ class Work:
 @app.command()
 def plan(
     suite: SuiteName,
-    defenses: Defenses = "",
-    attacks: Attacks = "",
-    tasks: Tasks = "",
-    seeds: Seeds = "",
+    defenses: Defenses = None,
+    attacks: Attacks = None,
+    tasks: Tasks = None,
+    seeds: Seeds = None,
     out: Out = None,
     jobs: Jobs = None,
     device: Device = "cpu",
@@ -180,21 +214,9 @@ def plan(
     cache: Cache = None,
 ) -> None:
     """Show what a run would do, and about how long it would take; runs nothing."""
-    from nftbench import estimate
+    work = _prepare(Request.of(locals()))
+    from nftbench import estimate  # not before: it loads torch
 
-    request = Request(
-        suite,
-        out=out,
-        data=data,
-        device=device,
-        limit=limit,
-        cache=cache,
-        plugins=plugin or (),
-        changes=changes or (),
-        filters=_filters(defenses, attacks, tasks),
-        seeds=_numbers(seeds),
-    )
-    work = _prepare(request)
     _console().print(estimate.overview(work.part, work.store, _workers(jobs, device)))
 
 
@@ -202,10 +224,10 @@ def plan(
 def run(
     context: typer.Context,
     suite: SuiteName,
-    defenses: Defenses = "",
-    attacks: Attacks = "",
-    tasks: Tasks = "",
-    seeds: Seeds = "",
+    defenses: Defenses = None,
+    attacks: Attacks = None,
+    tasks: Tasks = None,
+    seeds: Seeds = None,
     out: Out = None,
     jobs: Jobs = None,
     device: Device = "cpu",
@@ -217,36 +239,54 @@ def run(
     cache: Cache = None,
 ) -> None:
     """Run a suite, or what is left of it, and rank its defenses."""
-    from nftbench import report as reports
     from nftbench.report import terminal
 
-    request = Request(
-        suite,
-        out=out,
-        data=data,
-        device=device,
-        limit=limit,
-        cache=cache,
-        plugins=plugin or (),
-        changes=changes or (),
-        filters=_filters(defenses, attacks, tasks),
-        seeds=_numbers(seeds),
-    )
-    work = _prepare(request)
+    work = _prepare(Request.of(locals()))
     if force:
         work.store.forget([cell.key for cell in work.part.cells])
-    records = _carry_out(work, jobs, request.plugins, context.obj)
-    board = _board(records, work.store.manifest())
-    terminal.show(board, _console())
-    for path in [*reports.write(board, work.store.results, context.obj), *_draw(board, records, work.store.results)]:
-        typer.echo(path)
-    raise typer.Exit(_verdict(work, records))
+    raise typer.Exit(_run(work, jobs, plugin or (), context.obj, terminal.summary))
 
 
 @app.command()
-def report(folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="What run wrote: results/<suite>.")]) -> None:
+def reproduce(
+    context: typer.Context,
+    paper: Annotated[str, typer.Argument(metavar="PAPER", help="pmp, trap2, …: what a suite is named after `paper-`.")],
+    seeds: Seeds = None,
+    out: Out = None,
+    jobs: Jobs = None,
+    device: Device = "cpu",
+    data: Data = None,
+    plugin: Plugins = None,
+    changes: Changes = None,
+    cache: Cache = None,
+) -> None:
+    """Run a paper's suite and show each of its claims beside what was measured."""
+    from nftbench import suite as suites
+    from nftbench.report import terminal
+
+    papers = [name.removeprefix("paper-") for name in suites.names() if name.startswith("paper-")]
+    if paper not in papers:
+        raise NftbenchError(f"no paper is named {paper!r}{suites.suggest(paper, papers)}")
+    whole: dict[str, Any] = dict.fromkeys(("defenses", "attacks", "tasks", "limit"))
+    work = _prepare(Request.of({**locals(), **whole, "suite": f"paper-{paper}"}))
+    raise typer.Exit(_run(work, jobs, plugin or (), context.obj, terminal.claims))
+
+
+def _run(
+    work: Work, jobs: int | None, plugins: Sequence[str], command: str, shown: Callable[[Leaderboard], RenderableType]
+) -> int:
+    """Carry out, show, publish; the exit code."""
+    records = _carry_out(work, jobs, plugins, command)
+    board = _board(records, work.store.manifest())
+    _console().print(shown(board))
+    for path in _publish(board, records, work.store.results, command):
+        typer.echo(path)
+    return _verdict(work, records)
+
+
+@app.command()
+def report(folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="What run wrote: runs/<suite>.")]) -> None:
     """Rank the defenses again from the records in a folder."""
-    from nftbench import report as reports
     from nftbench.report import terminal
     from nftbench.store import Store, default_cache
 
@@ -254,21 +294,31 @@ def report(folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="What r
     manifest = store.manifest()
     records = _planned(store, manifest)
     board = _board(records, manifest)
-    terminal.show(board, _console())
+    _console().print(terminal.summary(board))
     command = manifest.get("command") or f"nftbench report {shlex.quote(str(folder))}"
-    for path in [*reports.write(board, folder, command), *_draw(board, records, folder)]:
+    for path in _publish(board, records, folder, command, redraw=True):
         typer.echo(path)
 
 
-def _draw(board: Leaderboard, records: Mapping[str, Record], folder: Path) -> list[Path]:
-    """The figures, where there is something to show."""
+def _publish(
+    board: Leaderboard, records: Mapping[str, Record], folder: Path, command: str, redraw: bool = False
+) -> list[Path]:
+    """Write the reports, and draw the figures if the scores have changed or one is missing: that takes seconds."""
+    from nftbench import report as reports
+
+    scores, pictures = folder / "leaderboard.json", [folder / name for name in FIGURES]
+    before = scores.read_bytes() if scores.exists() else b""
+    written = reports.write(board, folder, command)
+    if not redraw and scores.read_bytes() == before and all(path.exists() for path in pictures):
+        return [*written, *pictures]
     from nftbench import figures
 
-    return figures.write(board, list(records.values()), folder)
+    return [*written, *figures.write(board, list(records.values()), folder)]
 
 
 def _prepare(request: Request) -> Work:
-    """Read the suite, add what the request names beyond it, plan, narrow.
+    """Read the suite, add what the request names beyond it, plan, narrow. Planning imports plugins, and they torch, so
+    a line says at once that something happens.
 
     Raises:
         NftbenchError: whatever is wrong with the request; nothing has been written.
@@ -278,17 +328,22 @@ def _prepare(request: Request) -> Work:
 
     _use_cache(request.cache)
     _check_device(request.device)
-    added = [plugin for file in request.plugins for plugin in registry.add_file(file)]
-    suite = _extended(suites.read(request.suite, request.changes), added, request.filters)
+    filters, seeds = request.filters, request.base_seeds
+    suite = suites.read(request.suite, request.changes or ())
     _check_corpus(suite, request.data)
+    added = [plugin for file in request.plugin or () for plugin in registry.add_file(file)]
+    store = _store(request.out, suite.name)
+    there = len([*store.results.glob("records/*.json")])
+    typer.echo(f"{suite.name}: planning; {there} records in {store.results}")
+    suite = _extended(suite, added, filters)
     whole = planned(suite, device=request.device, data=request.data, limit=request.limit)
-    return Work(whole, _narrowed(whole, request), _store(request.out, suite.name))
+    return Work(whole, _narrowed(whole, filters, seeds), store)
 
 
 def _store(out: Path | None, name: str) -> Store:
     from nftbench.store import Store, default_cache
 
-    return Store(out or Path("results") / name, default_cache())
+    return Store(out or Path("runs") / name, default_cache())
 
 
 def _use_cache(cache: Path | None) -> None:
@@ -350,19 +405,19 @@ def _extended(suite: Suite, added: Sequence[Plugin], filters: Mapping[Kind, Sequ
     return suite
 
 
-def _narrowed(whole: Plan, request: Request) -> Plan:
+def _narrowed(whole: Plan, filters: Mapping[Kind, Sequence[str]], seeds: Sequence[int]) -> Plan:
     """The part of the plan that the filters leave. A name alone means all its specs, one with brackets itself."""
     from nftbench.plan import narrow
 
-    part = narrow(whole, seeds=request.seeds)
+    part = narrow(whole, seeds=seeds)
     cells = part.cells
-    for kind, texts in request.filters.items():
+    for kind, texts in filters.items():
         names = {text for text in texts if not _exact(text)}
         specs = {_spec(kind, text) for text in texts if _exact(text)}
         of = attrgetter(kind.removesuffix("s"))
         cells = tuple(cell for cell in cells if not texts or of(cell).name in names or of(cell) in specs)
     if not cells:
-        asked = {text for texts in request.filters.values() for text in texts}
+        asked = {text for texts in filters.values() for text in texts}
         skips = [f"{skip.attack} against {skip.defense}: {skip.reason}" for skip in whole.skips if skip.attack in asked]
         raise NftbenchError(f"{whole.suite.name}: the filters leave no cell{f' ({skips[0]})' if skips else ''}")
     return replace(part, cells=cells)
@@ -388,13 +443,18 @@ def _spec(kind: Kind, text: str) -> Spec:
 
 def _carry_out(work: Work, jobs: int | None, plugins: Sequence[str], command: str) -> dict[str, Record]:
     """Run what is not settled; every record of the whole plan, by key."""
+    from nftbench.store import SETTLED
+
     store: Store = work.store
     manifest = {**work.whole.manifest(), "command": command}
+    gc.freeze()  # what is imported stays; else collections while records are read walk all of torch, a quarter second
     records = _planned(store, manifest)
-    settled = store.settled_among(work.part.cells) if records else set()
+    settled = {cell.key for cell in work.part.cells if cell.key in records and records[cell.key].status in SETTLED}
     todo = [job for job in work.part.jobs() if any(cell.key not in settled for cell in job.cells)]
     if todo:
         _check_model(work.whole.suite)
+    cells = f"{len(work.part.cells)} cells, {len(settled)} settled"
+    typer.echo(f"{work.whole.suite.name}: {cells}; {len(todo)} jobs to run")
     store.write_manifest(manifest)
     if not todo:
         return records
@@ -460,12 +520,13 @@ def _stop_workers() -> None:
 
 def _planned(store: Store, manifest: Mapping[str, Any]) -> dict[str, Record]:
     """The records that the manifest names, by key; records of other settings may lie beside them."""
-    keys = {key for *_, key in _of(manifest, "cells", store)}
+    keys = {key for *_, key in [*_of(manifest, "cells", store), *manifest.get("readings", ())]}
     return {key: record for key, record in store.records().items() if key in keys}
 
 
 def _board(records: Mapping[str, Record], manifest: Mapping[str, Any]) -> Leaderboard:
     from nftbench.score import score
+    from nftbench.suite import PaperClaim
 
     suite = manifest["suite"]
     return score(
@@ -473,6 +534,7 @@ def _board(records: Mapping[str, Record], manifest: Mapping[str, Any]) -> Leader
         utility_bar=suite["utility_bar"],
         ranking=frozenset(suite["ranking"]),
         planned=[(defense, attack, task, seed) for defense, attack, task, seed, _ in manifest["cells"]],
+        claims=[PaperClaim.model_validate(claim) for claim in manifest.get("claims", ())],
     )
 
 
@@ -496,9 +558,7 @@ def _verdict(work: Work, records: Mapping[str, Record]) -> int:
 def calibrate(
     context: typer.Context,
     suite: SuiteName,
-    out: Annotated[
-        Path | None, typer.Option("--out", metavar="DIR", help="Default: results/<suite>-calibration.")
-    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Default: runs/<suite>-calibration.")] = None,
     jobs: Jobs = None,
     device: Device = "cpu",
     data: Data = None,
@@ -549,20 +609,12 @@ def lm_eval(context: typer.Context) -> None:
 # ----------------------------------------------------------------------------------------------------------- reading
 
 
-def _filters(defenses: str, attacks: str, tasks: str) -> dict[Kind, Sequence[str]]:
-    return {"defenses": _listed(defenses), "attacks": _listed(attacks), "tasks": _listed(tasks)}
-
-
-def _listed(text: str) -> list[str]:
-    """Parts between commas; a comma within brackets parts nothing."""
-    return [part.strip() for part in re.split(r",(?![^\[]*\])", text) if part.strip()]
-
-
-def _numbers(text: str) -> list[int]:
-    for part in _listed(text):
-        if not part.isdecimal():
-            raise NftbenchError(f"--seeds {text}: {part!r} is not a seed; write 0,1,2")
-    return [int(part) for part in _listed(text)]
+def _listed(option: str, text: str | None) -> list[str]:
+    """Parts between commas, where the option is given; a comma within brackets parts nothing."""
+    parts = [part.strip() for part in re.split(r",(?![^\[]*\])", text or "") if part.strip()]
+    if text is not None and not parts:
+        raise NftbenchError(f"{option} {text!r} names nothing; leave it out for the whole suite")
+    return parts
 
 
 def _of(manifest: Mapping[str, Any], key: str, store: Store) -> Any:

@@ -334,7 +334,7 @@ def rir(harmful: Tensor, primary: Tensor, theta: Tensor, *, ridge: float = RIDGE
     """
     inputs = Features(harmful.double(), primary.double())
     theta = theta.double()
-    return _immunity(inputs, Features(inputs.harmful @ theta, inputs.primary @ theta), ridge)
+    return immunity(inputs, Features(inputs.harmful @ theta, inputs.primary @ theta), ridge=ridge)
 
 
 def rir_in_groups(
@@ -361,11 +361,12 @@ def rir_in_groups(
     for _ in range(count):
         rows = [torch.randperm(len(part), generator=generator)[:size].to(part.device) for part in before]
         old, new = (Features(both.harmful[rows[0]], both.primary[rows[1]]) for both in (before, after))
-        found.append(_immunity(old, new, ridge))
+        found.append(immunity(old, new, ridge=ridge))
     return Immunity(*(math.fsum(column) / count for column in zip(*found, strict=True)))
 
 
-def _immunity(before: Features, after: Features, ridge: float) -> Immunity:
+def immunity(before: Features, after: Features, *, ridge: float = RIDGE) -> Immunity:
+    """RIR on all rows, of any extractor against what it was before (Eq. 15 where that is the identity)."""
     old, new = ([condition_number(covariance(part.double()), ridge=ridge) for part in both] for both in (before, after))
     harmful, primary = new[0] / old[0], new[1] / old[1]
     return Immunity(harmful, primary, harmful / primary)

@@ -68,7 +68,7 @@ def frontier(board: Leaderboard) -> Figure | None:
     axes.set(
         xlabel="suppression: points taken from the best attack",
         ylabel="retention: % of base utility, worst metric",
-        title=f"{board.suite}: utility kept against fine-tuning suppressed (attackers know {board.ranking})",
+        title=f"{board.suite}: utility kept against fine-tuning suppressed (attackers have {board.ranking})",
     )
     handles = [Line2D([], [], marker="o", linestyle="", color=colors[kind], label=KINDS[kind]) for kind in KINDS]
     legend = axes.legend(handles=handles, loc="lower left", fontsize=8)

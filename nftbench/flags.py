@@ -90,8 +90,10 @@ def _utility(score: Score, bar: float) -> Flag | None:
     kept = score.retention
     if kept is None or score.clears_bar:
         return None
-    reach = f"its interval begins at {100 * kept.low:.1f} %" if math.isfinite(kept.low) else "one seed has no interval"
-    return Flag("utility", "unrank", f"keeps {100 * kept.value:.1f} % of base utility, {reach}: bar {100 * bar:g} %")
+    shown = math.isfinite(kept.low)
+    why = f"its interval begins at {100 * kept.low:.1f} %, below" if shown else "one seed has no interval to clear"
+    message = f"keeps {100 * kept.value:.1f} % of base utility, {why} the bar of {100 * bar:g} %"
+    return Flag("utility", "unrank", message)
 
 
 def _gradient(records: Sequence[Record]) -> Flag | None:

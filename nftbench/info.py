@@ -116,4 +116,9 @@ def _who(knowledge: frozenset[str]) -> str:
     return f"attackers who know {known}" if known else "attackers who have the release and the task alone"
 
 
-_FACTS: dict[Kind, Any] = {"defenses": _defense, "attacks": _attack, "tasks": _task}
+_FACTS: dict[Kind, Any] = {
+    "defenses": _defense,
+    "attacks": _attack,
+    "tasks": _task,
+    "yardsticks": lambda _: "only read: no part of a score",
+}

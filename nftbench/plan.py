@@ -80,6 +80,16 @@ class Plan:
 
     def role(self, cell: Cell) -> Role:
         """What the cell's task is for."""
+        place = (cell.attack, cell.task)
+        if place not in self._roles:
+            self._roles[place] = self._role(cell)
+        return self._roles[place]
+
+    @functools.cached_property
+    def _roles(self) -> dict[tuple[Spec, Spec], Role]:
+        return {}
+
+    def _role(self, cell: Cell) -> Role:
         if cell.task in self._yardsticks:
             return "yardstick"
         measured: bool = not registry.create("attacks", str(cell.attack)).trains

@@ -59,6 +59,21 @@ def saved_bytes(network: nn.Module, loss: Callable[[nn.Module], Tensor]) -> tupl
     return value, sum(seen.values())
 
 
+def gradients(network: nn.Module, tokens: Tensor, batch: int = 32) -> dict[str, Tensor]:
+    """The gradient of the mean next-token loss over `tokens` [count, block] by parameter, `batch` blocks at a time.
+
+    Nothing is left on the network; a parameter without influence has a gradient of zeros.
+    """
+    named = dict(network.named_parameters())
+    total = {name: torch.zeros_like(parameter) for name, parameter in named.items()}
+    for part in torch.split(tokens, batch):
+        loss = network(input_ids=part, labels=part).loss
+        found = torch.autograd.grad(loss, list(named.values()), allow_unused=True, materialize_grads=True)
+        for name, gradient in zip(named, found, strict=True):
+            total[name].add_(gradient, alpha=len(part) / len(tokens))
+    return total
+
+
 def gradient_error(network: nn.Module, loss: Callable[[nn.Module], Tensor], seed: int, directions: int = 3) -> float:
     """How far autograd is from central differences, in float64: the largest |a - f| / max(|a|, |f|) over directions.
 

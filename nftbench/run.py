@@ -515,6 +515,10 @@ class _Inspection:
         return self._place.suite.budget
 
     @property
+    def pretraining(self) -> Pretraining:
+        return self._place.suite.pretraining
+
+    @property
     def seed(self) -> int:
         return derive(self._job.seed, "yardstick")
 

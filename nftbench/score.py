@@ -15,20 +15,25 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from nftbench.breaking import Multiple, median_costs
+from nftbench.claims import ClaimResult, examine
 from nftbench.flags import PRELIMINARY_SEEDS, RANKED_SEEDS, Flag, find
 from nftbench.grid import (
     NONE,
     Grid,
     Level,
     Picks,
+    Place,
     PlannedCell,
     arrange,
     final,
     in_points,
+    kept_share,
     mean_points,
     points,
     preference,
 )
+from nftbench.immunity import AwareRow, aware_table
+from nftbench.merging import MergingRow, merging_table
 from nftbench.statistics import (
     Interval,
     average_by_seed,
@@ -40,6 +45,7 @@ from nftbench.statistics import (
     shared_ranks,
     weakest,
 )
+from nftbench.suite import PaperClaim
 from nftbench.types import KNOWLEDGE, Measurement, Record, Row
 
 Kind = Literal["defense", "trivial", "reference"]
@@ -76,6 +82,16 @@ class Headroom:
 
 
 @dataclass(frozen=True)
+class Partial:
+    """Suppression in a narrowed or unfinished run, by attacks that this row and its reference both have on all of these
+    tasks. Those that are missing may be stronger, so it neither ranks nor proves anything."""
+
+    suppression: Interval
+    attacks: tuple[str, ...]
+    tasks: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Score:
     """One row's numbers with intervals, in points; None where records are missing, failed or do not apply."""
 
@@ -92,6 +108,8 @@ class Score:
     gain: Interval | None = None
     suppression: Interval | None = None
     suppression_by_seed: Mapping[int, float] = field(default_factory=dict)
+    partial: Partial | None = None
+    """Only where cells are missing for the suppression itself."""
     excess: Interval | None = None
     excess_by_seed: Mapping[int, float] = field(default_factory=dict)
     controls: tuple[str, ...] = ()
@@ -144,22 +162,20 @@ class Leaderboard:
     problems: tuple[str, ...]
     records: int
     planned: int
+    aware: tuple[AwareRow, ...] = ()
+    """Task-aware defenses, in their own table."""
+    merging: tuple[MergingRow, ...] = ()
+    """Updates that claim to withstand merging, in theirs."""
+    claims: tuple[ClaimResult, ...] = ()
+    """What the suite's papers claim, beside what was measured."""
 
 
 # --------------------------------------------------------------------------------------------------------- formulas
 
 
-def kept_share(released: Measurement, undefended: Measurement) -> float:
-    """Utility retention of one metric: (U_d - floor) / (U_none - floor), the same either way up.
-
-    Where lower is better this is (floor - U_d) / (floor - U_none), as DESIGN writes it for bits per token.
-    """
-    return (released.value - undefended.floor) / (undefended.value - undefended.floor)
-
-
 def level_name(level: Iterable[str]) -> str:
-    """`method+data`, or `nothing`."""
-    return "+".join(sorted(level, key=KNOWLEDGE.index)) or "nothing"
+    """What an attacker has beyond the task's data: `method+data`, or the `release alone`."""
+    return "+".join(sorted(level, key=KNOWLEDGE.index)) or "release alone"
 
 
 def _headroom(grid: Grid, reference: str) -> list[Headroom]:
@@ -332,24 +348,28 @@ def score(
     utility_bar: float,
     ranking: frozenset[str],
     planned: Sequence[PlannedCell] | None = None,
+    claims: Sequence[PaperClaim] = (),
     mixed_versions: bool = False,
 ) -> Leaderboard:
-    """Score every row of a suite and rank those that may be ranked.
+    """Score every row of a suite and rank those that may be ranked; look at the suite's `claims`.
 
     `planned` names the cells that should be there; without it they are inferred from the records. Records made with
     different library versions are ranked together only with `mixed_versions`.
     """
+    readings = [record for record in records if record.role == "yardstick"]
     grid, problems = arrange(records, planned, frozenset(ranking), utility_bar)
     versions = [] if mixed_versions else _version_problems(list(grid.records.values()))
     headroom = [row for reference in sorted(grid.references()) for row in _headroom(grid, reference)]
-    problems += versions + _problems(grid, headroom)
+    problems += versions + _origin_problems(list(grid.records.values())) + _problems(grid, headroom)
     tasks = {
         reference: [row.task for row in headroom if row.reference == reference and row.kept]
         for reference in grid.references()
     }
     utilities = {defense: _utilities(grid, defense) for defense in grid.rows}
     scores = [_score(grid, defense, tasks, utilities) for defense in sorted(grid.rows)]
+    aware, merging = aware_table(grid, readings), merging_table(grid)
     scores = _judged([_flagged(grid, one, headroom, tasks) for one in scores], bool(versions))
+    scores = [_with_own_verdict(one, aware, merging) for one in scores]
     suites = sorted({record.suite for record in grid.records.values()})
     if len(suites) > 1:
         problems.append(f"records of several suites: {', '.join(suites)}")
@@ -362,6 +382,9 @@ def score(
         problems=tuple(problems),
         records=len(grid.records),
         planned=len(grid.expected),
+        aware=aware,
+        merging=merging,
+        claims=examine(claims, grid, readings),
     )
 
 
@@ -374,6 +397,23 @@ def _version_problems(records: Sequence[Record]) -> list[str]:
         for name, versions in sorted(found.items())
         if len(versions) > 1
     ]
+
+
+def _origin_problems(records: Sequence[Record]) -> list[str]:
+    """Other code or another machine may make another number of the same cell; the reader should know, and judge."""
+    hardware = [record.provenance.get("hardware") or {} for record in records]
+    found: dict[str, set[str]] = {
+        "commit": {_short(record.provenance.get("commit")) for record in records},
+        **{name: {str(one.get(name, "unknown")) for one in hardware} for name in ("processor", "gpu", "threads")},
+    }
+    differing = [f"{name} ({', '.join(sorted(values))})" for name, values in found.items() if len(values) > 1]
+    return [f"records differ in {', '.join(differing)}: compare them with care"] if differing else []
+
+
+def _short(commit: str | None) -> str:
+    """`7f9ee86ab0c1`, `7f9ee86ab0c1-dirty`."""
+    name, dirty, _ = (commit or "unknown").partition("-dirty")
+    return name[:12] + dirty
 
 
 def _problems(grid: Grid, headroom: Sequence[Headroom]) -> list[str]:
@@ -427,13 +467,15 @@ def _score(
     task_scores = tuple(_task_score(grid, defense, task, attacks) for task in tasks)
     measured = [task for task in task_scores if task.suppression is not None]
     secret = frozenset(attack for attack, record in grid.attacks.items() if "secret" in record.knowledge)
+    suppression = gap_by_seed(theirs, attacked)
     scored = replace(
         blank,
         unattacked=mean_by_seed(zero),
         attacked=mean_by_seed(attacked),
         gain=gap_by_seed(attacked, zero),
-        suppression=gap_by_seed(theirs, attacked),
+        suppression=suppression,
         suppression_by_seed=by_seed,
+        partial=_partial(grid, defense, tasks, attacks) if suppression is None else None,
         levels={level_name(level): _suppression(grid, defense, tasks, grid.within(level)) for level in _levels(grid)},
         tasks=task_scores,
         worst_task=min(measured, key=lambda one: one.suppression.value if one.suppression else 0.0, default=None),
@@ -497,10 +539,36 @@ def _suppression(grid: Grid, defense: str, tasks: Sequence[str], attacks: Level)
     return gap_by_seed(attacked[reference], attacked[defense])
 
 
+def _partial(grid: Grid, defense: str, tasks: Sequence[str], attacks: Level) -> Partial | None:
+    """Suppression as if only that had been planned which this row and its reference both have.
+
+    None where a cell of theirs failed: the strongest attack may have been that one.
+    """
+    reference, scratch = grid.rows[defense].reference, grid.scratch()
+
+    def places(attack: str, unit: tuple[str, int]) -> set[Place]:
+        return {Place(row, attack, *unit) for row in ({reference} if attack in scratch else {defense, reference})}
+
+    units = [(task, seed) for task in tasks for seed in grid.seeds[defense]]
+    recorded, failed = grid.records.keys() - grid.faults.keys(), grid.records.keys() & grid.faults.keys()
+    if any(places(attack, unit) & failed for attack in attacks for unit in units):
+        return None
+    have = {attack: {unit for unit in units if places(attack, unit) <= recorded} for attack in attacks}
+    known = [(attack, grid.attacks[attack]) for attack in attacks if attack in grid.attacks]
+    tuned = {unit for attack, record in known if record.trains and record.uses_release for unit in have[attack]}
+    shared = frozenset(attack for attack in attacks if have[attack] >= tuned)
+    narrow = frozenset(place for attack in shared for unit in tuned for place in places(attack, unit))
+    covered = sorted({task for task, _ in tuned})
+    attacked = _attacked(replace(grid, expected=narrow), [defense, reference], covered, shared)
+    gap = gap_by_seed(attacked[reference], attacked[defense])
+    return Partial(gap, tuple(sorted(shared)), tuple(covered)) if gap else None
+
+
 def _levels(grid: Grid) -> list[Level]:
     """The knowledge levels that attacks or claims name, the owner's secret apart; those who know least first."""
-    named = [frozenset(record.knowledge) for record in grid.attacks.values()]
-    named += [frozenset(row.claim.knowledge) for row in grid.rows.values() if row.claim]
+    named = [frozenset(record.knowledge) for record in grid.attacks.values() if record.adaptation != "merging"]
+    claims = [row.claim for row in grid.rows.values() if row.claim]
+    named += [frozenset(claim.knowledge) for claim in claims if claim.adaptation != "merging"]
     levels = {level for level in [*named, grid.ranking] if "secret" not in level}
     return sorted(levels, key=lambda level: (len(level), level_name(level)))
 
@@ -539,7 +607,8 @@ def _flagged(grid: Grid, score: Score, headroom: Sequence[Headroom], kept: Mappi
     picks: Picks = {}
     if score.row.reference in grid.rows:
         picks = grid.picks(score.defense, kept[score.row.reference], grid.within(grid.ranking)) or {}
-    reference, applied = score.row.reference, grid.within(grid.ranking) - grid.scratch()
+    # An attack without any record is missing everywhere; whether it uses the release is not known either.
+    reference, applied = score.row.reference, grid.within(grid.ranking) & grid.attacks.keys() - grid.scratch()
     mine, theirs = (
         {place.attack for place in grid.expected if place.defense == row} for row in (score.defense, reference)
     )
@@ -566,6 +635,15 @@ def _judged(scores: Sequence[Score], mixed_versions: bool) -> list[Score]:
     ]
 
 
+def _with_own_verdict(score: Score, aware: Sequence[AwareRow], merging: Sequence[MergingRow]) -> Score:
+    if not _judged_apart(score):
+        return score
+    found = {row.claim for row in aware if row.defense == score.defense}
+    found |= {row.verdict for row in merging if row.defense == score.defense and row.verdict}
+    untold: Verdict = "untested" if "untested" in found or not found else "holds"
+    return replace(score, verdict="refuted" if "refuted" in found else untold)
+
+
 def _p(score: Score) -> float:
     return score.claim_excess.p if score.claim_excess else 1.0
 
@@ -573,7 +651,14 @@ def _p(score: Score) -> float:
 def _testable(score: Score) -> bool:
     """An attack within the claim's knowledge ran, every cell is there, and there are seeds enough to tell anything."""
     enough = score.claim_excess is not None and score.claim_excess.count >= PRELIMINARY_SEEDS
-    return score.kind == "defense" and score.claim_tested and not score.incomplete and enough
+    mine = score.kind == "defense" and not _judged_apart(score)
+    return mine and score.claim_tested and not score.incomplete and enough
+
+
+def _judged_apart(score: Score) -> bool:
+    """Task-aware defenses and updates have tables of their own, with their verdicts."""
+    claim = score.row.claim
+    return score.kind == "defense" and claim is not None and (score.row.task_aware or claim.adaptation == "merging")
 
 
 def _is_controlled(score: Score) -> bool:
@@ -603,6 +688,8 @@ def _standing(score: Score, mixed_versions: bool) -> Score:
     if score.incomplete:
         more = f" and {len(score.incomplete) - 3} more" if len(score.incomplete) > 3 else ""
         reasons.append(f"incomplete: {'; '.join(score.incomplete[:3])}{more}")
+    if score.partial:
+        reasons.append(f"partial: by {', '.join(score.partial.attacks)} on {', '.join(score.partial.tasks)} alone")
     if score.kind != "defense":
         return replace(score, standing="control", reasons=tuple(reasons))
     seeds = score.excess.count if score.excess else 0

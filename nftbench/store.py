@@ -23,11 +23,12 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 from pydantic import TypeAdapter, ValidationError
+from pydantic_core import to_json
 
 from nftbench.types import Cell, NftbenchError, Record
 
 _COMPLETE = "complete.json"
-_SETTLED = ("ok", "nonfinite")
+SETTLED = ("ok", "nonfinite")
 """Statuses that a further run does not try again."""
 
 
@@ -49,7 +50,7 @@ class Store:
         """Write one record, whole or not at all; a settled one takes the place of an unsettled one."""
         path = self.path(record)
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, _adapter().dump_json(record, indent=1) + b"\n")
+        write_atomically(path, _json(record))
         return path
 
     def records(self) -> dict[str, Record]:
@@ -69,10 +70,6 @@ class Store:
             found[record.key] = record
         return found
 
-    def settled(self) -> set[str]:
-        """Keys of the cells that need not run again."""
-        return {key for key, record in self.records().items() if record.status in _SETTLED}
-
     def settled_among(self, cells: Sequence[Cell]) -> set[str]:
         """Of these cells, the keys that need not run again; reads their records alone."""
         found = set()
@@ -81,7 +78,7 @@ class Store:
                 record = _read(self.path(cell))
             except (FileNotFoundError, ValidationError):
                 continue
-            if record.key == cell.key and record.status in _SETTLED:
+            if record.key == cell.key and record.status in SETTLED:
                 found.add(cell.key)
         return found
 
@@ -212,6 +209,15 @@ def write_atomically(path: Path, content: bytes) -> None:
 def digest(*parts: Any) -> str:
     """sha256 of the canonical JSON of `parts`."""
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def _json(record: Record) -> bytes:
+    """The record as its file has it; a set has no order of its own, but equal records are to be equal files."""
+    content = _adapter().dump_python(record, mode="json")
+    claim = content["row"]["claim"]
+    if claim is not None:
+        claim["knowledge"].sort()
+    return to_json(content, indent=1, inf_nan_mode="null") + b"\n"
 
 
 @functools.cache

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_serializer, field_validator, model_validator
 
 from nftbench.types import Knowledge, NftbenchError, Optimizer
 
@@ -180,6 +180,10 @@ class Suite(_Section):
     """A ranked row's retention must clear this with its lower bound."""
     ranking: frozenset[Knowledge] = frozenset({"method", "data"})
     """What the attackers of the main ranking know."""
+
+    @field_serializer("ranking", when_used="json")
+    def _in_order(self, ranking: frozenset[str]) -> list[str]:
+        return sorted(ranking)
 
     @field_validator("model")
     @classmethod

@@ -107,11 +107,14 @@ class Loaded(Task):
 def r_squared(network: nn.Module, split: Split) -> Measurement:
     """R² = 1 - sum (y - y^)² / sum (y - mean)²: higher is better, 1 at best, 0 for who knows the mean and no more.
 
-    The squared error would do as well for one task; shares of the variance can be compared and averaged over targets of
-    any unit. `stderr` is the jackknife's over rows, `loss` half the mean squared error.
+    Predictions count as no further out than the split's targets: a linear model goes to any length along a column that
+    never varied while it learned, and one such row would outweigh all others. The squared error would do as well for
+    one task; shares of the variance can be compared and averaged over targets of any unit. `stderr` is the jackknife's
+    over rows, `loss` half the mean squared error.
     """
     rows = _rows(split)
-    errors, targets = (rows.targets.cpu() - _predictions(network, rows)).square().sum(1), rows.targets.cpu()[:, 0]
+    targets = rows.targets.cpu()[:, 0]
+    errors = (targets - _predictions(network, rows)[:, 0].clamp(targets.min(), targets.max())).square()
     count = len(errors)
     spread = float((targets - targets.mean()).square().sum())
     if count < 2 or spread == 0:

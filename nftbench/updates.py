@@ -23,16 +23,21 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"  # PEFT's own names
-_FACTOR = re.compile(r"base_model\.model\.(.+)\.lora_A\.weight")
+_A = re.compile(r"base_model\.model\.(.+)\.lora_A\.weight").fullmatch
 
 
 def of_adapter(wrapped: PeftModel) -> Update:
-    """A LoRA adapter's factors and configuration."""
+    """A LoRA adapter's factors and configuration, without the path of the base, which is the owner's own."""
     from peft import get_peft_model_state_dict
 
-    factors = {name: _held(tensor) for name, tensor in get_peft_model_state_dict(wrapped).items()}
-    config = wrapped.peft_config[wrapped.active_adapter].to_dict()
-    return Update(factors, json.loads(json.dumps({**config, "inference_mode": True}, default=_plain)))
+    state = get_peft_model_state_dict(wrapped, save_embedding_layers=False)  # or PEFT looks for the base on the hub
+    config = {
+        **wrapped.peft_config[wrapped.active_adapter].to_dict(),
+        "inference_mode": True,
+        "base_model_name_or_path": None,
+    }
+    factors = {name: _held(tensor) for name, tensor in state.items()}
+    return Update(factors, json.loads(json.dumps(config, default=_plain)))
 
 
 def difference(changed: nn.Module, base: nn.Module) -> Update:
@@ -53,27 +58,35 @@ def dense(update: Update) -> dict[str, Tensor]:
     """The differences by parameter name, each of its parameter's shape: for LoRA B·A·alpha/rank (Hu et al. 2022, 4.1).
 
     Raises:
-        NftbenchError: a configuration that is no plain LoRA.
+        NftbenchError: a configuration that is no plain LoRA, or tensors that are no pairs of factors.
     """
     if update.config is None:
         return dict(update.weights)
     config = update.config
-    if config.get("peft_type") != "LORA" or config.get("use_dora") or config.get("rank_pattern"):
+    others = ("use_dora", "lora_bias", "rank_pattern", "alpha_pattern")
+    if config.get("peft_type") != "LORA" or any(config.get(name) for name in others):
         raise NftbenchError("the update's adapter_config.json is no plain LoRA")
+    pairs = {match[1]: (name, name.replace("lora_A", "lora_B")) for name in update.weights if (match := _A(name))}
+    if {name for pair in pairs.values() for name in pair} != update.weights.keys():
+        raise NftbenchError("the update's tensors are no pairs of lora_A and lora_B")
     rank, alpha = config["r"], config["lora_alpha"]
     scale = alpha / rank**0.5 if config.get("use_rslora") else alpha / rank
-    found: dict[str, Tensor] = {}
-    for name, first in update.weights.items():
-        if match := _FACTOR.fullmatch(name):
-            product = scale * update.weights[name.replace("lora_A", "lora_B")] @ first
-            found[f"{match[1]}.weight"] = product.T if config.get("fan_in_fan_out") else product
-    return found
+    products = {name: scale * update.weights[b] @ update.weights[a] for name, (a, b) in pairs.items()}
+    turned = config.get("fan_in_fan_out")
+    return {f"{name}.weight": (product.T if turned else product) for name, product in products.items()}
 
 
 def added(base: PreTrainedModel, weights: Mapping[str, Tensor], scale: float = 1.0) -> PreTrainedModel:
-    """A copy of the base with scale · weights added."""
+    """A copy of the base with scale · weights added.
+
+    Raises:
+        NftbenchError: they are of no parameter of the base, or of another shape.
+    """
     network = copy.deepcopy(base)
     named = dict(network.named_parameters())
+    for name, tensor in weights.items():
+        if name not in named or named[name].shape != tensor.shape:
+            raise NftbenchError(f"no update of the base: {name} is not in it, or of another shape")
     with torch.no_grad():
         for name, tensor in weights.items():
             named[name].add_(tensor.to(named[name]), alpha=scale)

@@ -19,30 +19,32 @@ from torch import nn
 from nftbench import Measurement, Split, Task, TaskContext, tables
 from nftbench.tables import Regression, Rows
 
-FILES = {"primary": ("D1.csv", "LotArea"), "harmful": ("D2.csv", "SalePrice")}
-TRAIN, TEST = 200, 100
-"""Rows of the authors' code (dataset.py), which takes them in the order of the file and has no validation split."""
+FILES = {"primary": "D1.csv", "harmful": "D2.csv"}
+TARGETS = {"primary": "LotArea", "harmful": "SalePrice"}
+"""Neither is ever an input."""
+TRAIN = 200
+"""Training rows of the authors' code (dataset.py), which takes the first of the file and has no validation split."""
 
 
 @dataclass(frozen=True)
 class HousePrice(Regression):
-    """`part`: which rows, and with them the target. `order`: `seeded` draws 200 training rows and halves the rest into
-    test and validation; in `file` order the first 200 train, the next 100 test and the rest (9 of the primary part)
-    validate, as in the paper's code but for the last."""
+    """`part`: which rows, and with them the target, unless `target` names the other one. `order`: `seeded` draws the
+    200 training rows, in `file` order they are the first, as in the paper's code; the rest is halved into test and
+    validation."""
 
     part: Literal["primary", "harmful"] = "harmful"
+    target: Literal["", "LotArea", "SalePrice"] = ""
     order: Literal["seeded", "file"] = "seeded"
 
     def fingerprint(self, data: Path | None) -> str:
-        return tables.hashes(data, f"house_price/{FILES[self.part][0]}")
+        return tables.hashes(data, f"house_price/{FILES[self.part]}")
 
     def load(self, context: TaskContext) -> Task:
-        name, target = FILES[self.part]
-        rows = _rows(tables.file(context.data, "house_price", name), target)
+        path = tables.file(context.data, "house_price", FILES[self.part])
+        rows = _rows(path, self.target or TARGETS[self.part])
         left = len(rows.inputs) - TRAIN
-        if self.order == "file":
-            return tables.divided(self, rows, context, (TRAIN, left - TEST, TEST))
-        return tables.loaded(self, rows, context, (TRAIN, left // 2, left - left // 2))
+        divide = tables.divided if self.order == "file" else tables.loaded
+        return divide(self, rows, context, (TRAIN, left // 2, left - left // 2))
 
     def evaluate(self, network: nn.Module, split: Split) -> Measurement:
         return tables.r_squared(network, split)
@@ -54,7 +56,7 @@ def _rows(path: Path, target: str) -> Rows:
     As the code does it: blanks are 0, words are numbered in alphabetical order, and `Id` is a column like the others.
     """
     frame = pd.read_csv(path, keep_default_na=True)
-    columns = [_numbers(frame[name]) for name in frame.columns if name not in ("LotArea", "SalePrice")]
+    columns = [_numbers(frame[name]) for name in frame.columns if name not in TARGETS.values()]
     goal = tables.standardised(torch.from_numpy(_numbers(frame[target])[:, None]))
     return Rows(tables.standardised(torch.from_numpy(np.stack(columns, 1))), goal)
 

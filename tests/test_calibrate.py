@@ -141,6 +141,6 @@ def test_the_verb_runs_and_refuses_an_untrained_model(
     Path("tiny.yaml").write_text(yaml.safe_dump(suite.model_dump(mode="json")))
     assert main(["calibrate", "tiny.yaml", "--jobs", "1"]) == 1
     assert "tiny-calibration: not valid" in capsys.readouterr().out
-    content = json.loads(Path("results/tiny-calibration/calibration.json").read_text())
+    content = json.loads(Path("runs/tiny-calibration/calibration.json").read_text())
     assert [len(task["end"]) for task in content["tasks"]] == [3]
     assert {gap["what"] for gap in content["twin"]} == {"toy_minimal_pairs", "toy_topic, attacked"}

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 import yaml
 
-from nftbench import registry
-from nftbench.cli import main
+from nftbench import registry, suite as suites
+from nftbench.cli import FIGURES, main
 from nftbench.store import Store, digest
 from nftbench.suite import Suite
 from nftbench.testing import tiny_suite
@@ -84,15 +84,15 @@ def write_plugin(folder: Path, name: str, source: str) -> str:
     return f"{name}.py"
 
 
-def records(folder: str | Path = "results/tiny") -> dict[str, Record]:
+def records(folder: str | Path = "runs/tiny") -> dict[str, Record]:
     return Store(Path(folder), Path()).records()
 
 
-def cells(folder: str | Path = "results/tiny") -> set[tuple[str, str, str, int]]:
+def cells(folder: str | Path = "runs/tiny") -> set[tuple[str, str, str, int]]:
     return {(one.defense, one.attack, one.task, one.seed) for one in records(folder).values()}
 
 
-def planned(folder: str | Path = "results/tiny") -> set[tuple[str, str, str, int]]:
+def planned(folder: str | Path = "runs/tiny") -> set[tuple[str, str, str, int]]:
     manifest = json.loads((Path(folder) / "manifest.json").read_text())
     return {(defense, attack, task, seed) for defense, attack, task, seed, _ in manifest["cells"]}
 
@@ -153,6 +153,21 @@ def test_info_of_tasks_and_suites_shows_their_settings(call: Call, tiny: str) ->
     assert settings["budget"]["durations"] == [0, 2]
 
 
+@pytest.mark.parametrize("kind", registry.KINDS)
+def test_info_knows_every_kind(call: Call, kind: registry.Kind) -> None:
+    name = next(iter(registry.available(kind)))
+    code, out, _ = call("info", name)
+    assert code == 0
+    assert f"{kind.removesuffix('s')} {name}" in out
+
+
+def test_info_of_a_plugin_file(call: Call, tmp_path: Path) -> None:
+    code, out, _ = call("info", "mine", "--plugin", write_plugin(tmp_path, "mine", MINE))
+    assert code == 0
+    assert "Mine: a plugin of a test." in out
+    assert "shift: float = 0.0" in out
+
+
 def test_help_without_a_verb(call: Call) -> None:
     code, out, _ = call()
     assert code == 0
@@ -180,6 +195,10 @@ def test_help_without_a_verb(call: Call) -> None:
         (["run", "tiny.yaml", "--tasks", "toy_topc"], "no task is named 'toy_topc'; did you mean 'toy_topic'?"),
         (["run", "tiny.yaml", "--seeds", "0,5"], "tiny has no seed 5; its seeds: 0"),
         (["run", "tiny.yaml", "--seeds", "one"], "'one' is not a seed"),
+        (["run", "tiny.yaml", "--seeds", ""], "--seeds '' names nothing"),
+        (["run", "tiny.yaml", "--attacks", ""], "--attacks '' names nothing"),
+        (["plan", "tiny.yaml", "--defenses", " "], "--defenses ' ' names nothing"),
+        (["plan", "tiny.yaml", "--tasks", ","], "--tasks ',' names nothing"),
         (["run", "tiny.yaml", "--defenses", "early_stop[fraction=2]"], "fraction must lie between 0 and 1"),
         (["run", "tiny.yaml", "--set", "budget.durration=[1]"], "did you mean 'durations'?"),
         (["run", "tiny.yaml", "--set", "seeds"], "write key=value"),
@@ -200,11 +219,12 @@ def test_help_without_a_verb(call: Call) -> None:
 )
 def test_bad_input_is_one_line_and_changes_nothing(call: Call, tiny: str, words: list[str], said: str) -> None:
     code, out, err = call(*words)
-    assert (code, out) == (2, "")
+    assert code == 2
+    assert out in ("", "tiny: planning; 0 records in runs/tiny\n")
     assert err.startswith("nftbench: ")
     assert said in err
     assert err.count("\n") == 1
-    assert not Path("results").exists()
+    assert not Path("runs").exists()
 
 
 def test_a_manifest_of_something_else_is_refused(call: Call, tmp_path: Path) -> None:
@@ -227,13 +247,13 @@ def test_plan_counts_cells_and_says_what_is_skipped(
     assert "skipped: authorized against early_stop: the defense keeps no secret" in out
     assert "no records yet" in out
     assert "2 releases and 2 bases" in out
-    assert not Path("results").exists()
+    assert not Path("runs").exists()
 
 
 def test_plan_goes_by_records_where_there_are_some(call: Call, tiny: str) -> None:
     call("run", tiny, "--jobs", 1, "--defenses", "none")
     _, out, _ = call("plan", tiny)
-    assert "tiny: 6 cells in 4 jobs; 3 settled in results/tiny" in out
+    assert "tiny: 6 cells in 4 jobs; 3 settled in runs/tiny" in out
     assert "as its 3 records took" in out
     call("run", tiny, "--jobs", 1)
     assert "time: nothing is left to run" in call("plan", tiny)[1]
@@ -244,15 +264,50 @@ def test_run_ends_in_a_leaderboard_and_resumes(call: Call, tiny: str) -> None:
     assert (code, err) == (0, "")
     assert cells() == planned()
     assert len(cells()) == 6
+    assert out.startswith("tiny: planning; 0 records in runs/tiny\ntiny: 6 cells, 0 settled; 4 jobs to run\n")
     assert "[4/4] early_stop full seed 0: 1 task, ok" in out
-    page = Path("results/tiny/leaderboard.md").read_text()
+    page = Path("runs/tiny/leaderboard.md").read_text()
     assert "early_stop" in page
     assert f"nftbench run {tiny} --jobs 1" in page
-    written = {path: path.stat().st_mtime_ns for path in Path("results/tiny/records").iterdir()}
+    written = {path: path.stat().st_mtime_ns for path in Path("runs/tiny/records").iterdir()}
     code, out, _ = call("run", tiny, "--jobs", 1)
     assert code == 0
+    assert out.startswith("tiny: planning; 6 records in runs/tiny\ntiny: 6 cells, 6 settled; 0 jobs to run\n")
     assert "seed 0:" not in out
-    assert {path: path.stat().st_mtime_ns for path in Path("results/tiny/records").iterdir()} == written
+    assert {path: path.stat().st_mtime_ns for path in Path("runs/tiny/records").iterdir()} == written
+
+
+def test_figures_are_drawn_where_scores_changed_or_one_is_missing(call: Call, tiny: str) -> None:
+    def drawn() -> dict[str, int]:
+        return {path.name: path.stat().st_mtime_ns for path in Path("runs/tiny").glob("*.png")}
+
+    call("run", tiny, "--jobs", 1, "--defenses", "none")
+    call("run", tiny, "--jobs", 1)
+    first = drawn()
+    assert set(first) == set(FIGURES)
+    _, out, _ = call("run", tiny, "--jobs", 1)
+    assert drawn() == first
+    assert [line for line in out.splitlines() if line.endswith(".png")] == [f"runs/tiny/{name}" for name in FIGURES]
+    Path("runs/tiny/attacks.png").unlink()
+    call("run", tiny, "--jobs", 1)
+    second = drawn()
+    assert set(second) == set(FIGURES)
+    call("run", tiny, "--jobs", 1, "--set", "utility_bar=0.9")
+    assert drawn()["frontier.png"] > second["frontier.png"]
+
+
+def test_the_guess_without_records_is_near_what_the_suite_small_took(tmp_path: Path) -> None:
+    from nftbench import estimate
+    from nftbench.plan import plan
+
+    small, nothing = plan(suites.read("small")), Store(tmp_path, tmp_path)
+    left = estimate.remaining(small, nothing, set())
+    guess = estimate._flops(small, left, estimate.parameters_of(small.suite)) / estimate.THROUGHPUT["cpu"]
+    found = records(Path(__file__).parent.parent / "results" / "small").values()
+    taken = sum(one.provenance["seconds"] for one in found)
+    # each release's time stands in all the cells of attack none
+    taken += sum({one.release: one.protection.seconds for one in found if one.protection}.values())
+    assert taken / 2 < guess < 2 * taken
 
 
 def test_a_narrowed_run_is_part_of_the_whole_plan(call: Call, tiny: str) -> None:
@@ -260,16 +315,18 @@ def test_a_narrowed_run_is_part_of_the_whole_plan(call: Call, tiny: str) -> None
     assert code == 0
     assert cells() == {("none", "full", "toy_topic", 0)}
     assert len(planned()) == 6
-    page = Path("results/tiny/leaderboard.md").read_text()
+    page = Path("runs/tiny/leaderboard.md").read_text()
     assert "1 of 6 cells recorded" in page
     assert "incomplete" in page
+    call("run", tiny, "--jobs", 1, "--defenses", "early_stop", "--attacks", "full")
+    assert "partial: by full on toy_topic alone" in Path("runs/tiny/leaderboard.md").read_text()
 
 
 def test_force_redoes_the_narrowed_cells_alone(call: Call, tiny: str) -> None:
     call("run", tiny, "--jobs", 1)
-    before = {path.name: path.stat().st_mtime_ns for path in Path("results/tiny/records").iterdir()}
+    before = {path.name: path.stat().st_mtime_ns for path in Path("runs/tiny/records").iterdir()}
     call("run", tiny, "--jobs", 1, "--force", "--attacks", "full", "--defenses", "none")
-    after = {path.name: path.stat().st_mtime_ns for path in Path("results/tiny/records").iterdir()}
+    after = {path.name: path.stat().st_mtime_ns for path in Path("runs/tiny/records").iterdir()}
     assert before.keys() == after.keys()
     changed = {name for name in after if after[name] != before[name]}
     assert [name.startswith("none-full-toy_topic-0-") for name in changed] == [True]
@@ -306,7 +363,7 @@ def test_a_plugin_file_gets_a_row_beside_the_known_ones(call: Call, tiny: str, t
     code, _, _ = call("run", tiny, "--jobs", 1, "--plugin", mine)
     assert code == 0
     assert {defense for defense, *_ in cells()} == {"none", "early_stop", "mine"}
-    assert "| mine |" in Path("results/tiny/leaderboard.md").read_text()
+    assert "| mine |" in Path("runs/tiny/leaderboard.md").read_text()
 
 
 def test_a_plugin_named_with_parameters_is_that_row_alone(call: Call, tiny: str, tmp_path: Path) -> None:
@@ -336,7 +393,7 @@ def test_a_limited_run_is_never_ranked(call: Call, tiny: str) -> None:
     code, _, _ = call("run", tiny, "--jobs", 1, "--limit", 8)
     assert code == 0
     assert all(one.limited for one in records().values())
-    assert "run under --limit" in Path("results/tiny/leaderboard.md").read_text()
+    assert "run under --limit" in Path("runs/tiny/leaderboard.md").read_text()
 
 
 def test_worker_processes_know_the_plugins(call: Call, tiny: str, tmp_path: Path) -> None:
@@ -363,7 +420,7 @@ def test_interrupted_runs_say_so_in_one_line(call: Call, tiny: str, monkeypatch:
 @pytest.mark.filterwarnings("default")
 def test_a_corrupt_record_is_one_line_and_done_again(call: Call, tiny: str) -> None:
     call("run", tiny, "--jobs", 1)
-    victim = sorted(Path("results/tiny/records").iterdir())[0]
+    victim = sorted(Path("runs/tiny/records").iterdir())[0]
     victim.write_text(victim.read_text()[:100])
     code, _, err = call("run", tiny, "--jobs", 1)
     assert code == 0

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
-from nftbench import executors, run, suite as suites
+from nftbench import executors, registry, run, suite as suites
+from nftbench.architectures.linear import LinearConfig, LinearModel
 from nftbench.model import load
 from nftbench.plan import plan
 from nftbench.run import Workplace
 from nftbench.store import Store
 from nftbench.testing import check_defense, tiny_suite
-from nftbench.types import NftbenchError
+from nftbench.types import Model, NftbenchError, Prepared
 
 IMMUNIZED = "condition_number[harmful=diabetes,epochs=5]"
 SUITE: dict[str, Any] = {
@@ -80,6 +83,36 @@ def test_the_harmful_condition_number_rises_against_the_primary_one(place: Workp
     assert (harmful / harmful_before) / (primary / primary_before) > 1.5
 
 
+@pytest.mark.parametrize("precision", ["float32", "float64"])
+def test_solvers_that_do_not_go_by_the_condition_number_reach_the_optimum(precision: str) -> None:
+    """On features of condition number 1e8 (theta's is 1e3): the training loss of each solver's best probe."""
+    generator = torch.Generator().manual_seed(0)
+    left, right = (torch.linalg.qr(torch.randn(10, 10, generator=generator).double())[0] for _ in range(2))
+    network = LinearModel(LinearConfig(input_dim=10))
+    network.extractor.weight.data = (left * torch.logspace(0, -3, 10).double() @ right).float()
+    suite = tiny_suite(budget={"max_train_documents": None})
+    context: Any = SimpleNamespace(model=Model(network), seed=0, suite=suite, data=None, limit=None)
+    task = registry.create("tasks", "diabetes").load(context)
+    rows = task.split("train").rows
+
+    def least(solver: str) -> float:
+        attack = registry.create("attacks", f"linear_probe[solver={solver},precision={precision}]")
+        attacker: Any = SimpleNamespace(
+            budget=SimpleNamespace(durations=(0, 100)),
+            select=lambda task, found: min(
+                task.loss(copy.deepcopy(network).double(), rows).item() for network, *_ in found
+            ),
+        )
+        loss: float = attack.adapt(Prepared(Model(network)), task, attacker)
+        return loss
+
+    best = torch.linalg.lstsq(rows.inputs, rows.targets).solution
+    optimum = float((rows.inputs @ best - rows.targets).square().mean() / 2)
+    for solver in ("ridge", "whitened", "lbfgs"):
+        assert least(solver) == pytest.approx(optimum, rel=1e-2)
+    assert least("gradient_descent") > 1.1 * optimum
+
+
 @pytest.mark.parametrize(
     ("spec", "said"),
     [("condition_number", "harmful"), ("condition_number[harmful=diabetes,batch=0]", "must")],
@@ -87,6 +120,14 @@ def test_the_harmful_condition_number_rises_against_the_primary_one(place: Workp
 def test_what_cannot_work_is_refused(spec: str, said: str) -> None:
     with pytest.raises(NftbenchError, match=said):
         plan(suites.parse({**SUITE, "defenses": ["none", spec]}))
+
+
+@pytest.mark.parametrize(
+    "model", [{"model_type": "linear", "input_dim": 20_000}, {"model_type": "gpt2", "n_embd": 20_000}]
+)
+def test_more_features_than_can_be_inverted_are_refused_before_anything_runs(model: dict[str, Any]) -> None:
+    with pytest.raises(NftbenchError, match=r"covariance of 20,000 features takes 8\.94 GiB"):
+        plan(suites.parse({**SUITE, "model": model}))
 
 
 def test_it_keeps_the_contract_on_causal_language_models(cache: Path) -> None:

@@ -62,8 +62,13 @@ def test_utility_bar_unranks() -> None:
     )
     flag = raised(records)["utility"]
     assert flag.severity == "unrank"
-    assert flag.message == "keeps 90.0 % of base utility, its interval begins at 90.0 %: bar 95 %"
+    assert flag.message == "keeps 90.0 % of base utility, its interval begins at 90.0 %, below the bar of 95 %"
     assert of(scored(records)).rank is None
+
+
+def test_one_seed_is_not_said_to_miss_the_bar() -> None:
+    message = "keeps 100.0 % of base utility, one seed has no interval to clear the bar of 95 %"
+    assert raised(suite(1))["utility"].message == message
 
 
 @pytest.mark.parametrize(("error", "doubtful"), [(None, False), (1e-3, False), (0.02, True), (float("nan"), True)])
@@ -150,3 +155,10 @@ def test_attacks_that_only_the_reference_withstood_are_named() -> None:
     planned = [(one.defense, one.attack, one.task, one.seed) for one in records]
     flags = {flag.name: flag for flag in of(scored(records, planned=planned)).flags}
     assert flags["skipped"].message.startswith("not attacked by lora, which its reference was")
+
+
+def test_an_attack_that_has_not_run_was_not_skipped() -> None:
+    """Scratch is planned under the reference alone; that it ignores the release, its records say."""
+    planned = [(one.defense, one.attack, one.task, one.seed) for one in adaptive()]
+    left = [one for one in adaptive() if one.attack != "scratch"]
+    assert "skipped" not in {flag.name for flag in of(scored(left, planned=planned)).flags}

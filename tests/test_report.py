@@ -16,10 +16,10 @@ from nftbench import report
 from nftbench.report import markdown, tables, terminal
 from nftbench.score import Leaderboard
 from nftbench.statistics import Interval
-from nftbench.types import Record
+from nftbench.types import Claim, Record
 from tests.factories import COST, TASKS, curve, failed, record, scored, scratch, suite, sweep
 
-COMMAND = "nftbench report results/tiny"
+COMMAND = "nftbench report runs/tiny"
 
 
 def renamed(records: list[Record], old: str, new: str) -> list[Record]:
@@ -71,6 +71,20 @@ def test_page(board: Leaderboard) -> None:
     assert rows(page, "Recovery of secrets") == [["pmp", "authorized", "0.750"]]
     assert "## How to read it" in page
     assert page.rstrip().endswith(f"    {COMMAND}")
+
+
+def test_what_is_partial_says_so() -> None:
+    planned = [(one.defense, one.attack, one.task, one.seed) for one in suite()]
+    board = scored([one for one in suite() if one.attack == "full"], planned=planned)
+    row = next(row for row in rows(markdown.page(board, COMMAND), "Not ranked") if row[0] == "pmp")
+    assert row[2].startswith("30.0 [")
+    assert row[2].endswith("] (partial)")
+    assert "partial: by full on pairs, topic alone" in row[-1]
+
+
+def test_a_claim_about_attackers_who_have_nothing_else_reads_as_that() -> None:
+    bare = [replace(one, row=replace(one.row, claim=Claim())) if one.defense == "pmp" else one for one in suite()]
+    assert rows(markdown.page(scored(bare), COMMAND), "Ranking")[0][8] == "holds (release alone)"
 
 
 def test_text_of_plugins_is_escaped(board: Leaderboard) -> None:
@@ -131,11 +145,11 @@ def test_every_report_stands_whatever_is_missing(records: list[Record], tmp_path
 def test_terminal(board: Leaderboard) -> None:
     console = Console(file=io.StringIO(), width=220, color_system=None)
     records = renamed(suite(), "early_stop", "early_stop[fraction=0.5]")
-    terminal.show(scored(records), console)
+    console.print(terminal.summary(scored(records)))
     shown = console.file.getvalue()  # type: ignore[attr-defined]
     assert "early_stop[fraction=0.5]" in shown  # not read as markup
     assert "30.0 [" in shown
-    terminal.show(board, console)
+    console.print(terminal.summary(board))
     assert "random_mask: keeps 90.0 %" in console.file.getvalue()  # type: ignore[attr-defined]
 
 

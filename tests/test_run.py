@@ -468,35 +468,34 @@ def test_test_is_scored_once_by_the_referee(place: Place, run_all: RunAll, monke
     assert after.count("validation") == 1
 
 
-def test_what_prepare_does_to_the_release_does_not_count_as_unattacked(
-    place: Place, plugin: WriteFile, run_all: RunAll
+ZERO = "with torch.no_grad():\n    for weight in {}.model.network.parameters():\n        weight.zero_()\n"
+OWN = "import copy\nown = Model(copy.deepcopy(prepared.model.network), prepared.model.tokenizer)\n"
+
+
+@pytest.mark.parametrize(
+    ("source", "spoils_itself"),
+    [
+        (
+            attack(
+                "return context.unchanged(prepared.model, task)",
+                prepare=ZERO.format("release") + "return Prepared(release.model)",
+            ),
+            True,
+        ),
+        (attack(OWN + ZERO.format("prepared") + "return context.unchanged(own, task)"), False),
+    ],
+    ids=["in prepare", "after it has its own copy"],
+)
+def test_what_an_attack_does_to_its_model_reaches_no_other_score(
+    source: str, spoils_itself: bool, place: Place, plugin: WriteFile, run_all: RunAll
 ) -> None:
-    zero = "with torch.no_grad():\n    for weight in release.model.network.parameters():\n        weight.zero_()\n"
-    plugin(
-        "zeroes",
-        attack("return context.unchanged(prepared.model, task)", prepare=zero + "return Prepared(release.model)"),
-    )
-    records = run_all(place(attacks=["none", "zeroes"]))
-    zeroed, none = records["none", "zeroes", "toy_topic", 0], records["none", "none", "toy_topic", 0]
-    assert zeroed.attacked != none.attacked
-    assert zeroed.unattacked == none.unattacked
-
-
-def test_an_attack_on_one_task_does_not_reach_the_next(place: Place, plugin: WriteFile, run_all: RunAll) -> None:
-    spoil = (
-        "import copy\n"
-        "own = Model(copy.deepcopy(prepared.model.network), prepared.model.tokenizer)\n"
-        "with torch.no_grad():\n"
-        "    for weight in prepared.model.network.parameters():\n"
-        "        weight.zero_()\n"
-        "return context.unchanged(own, task)"
-    )
-    plugin("spoils", attack(spoil))
+    """Neither the unattacked score beside it, nor the next task's."""
+    plugin("spoils", source)
     records = run_all(place(attacks=["none", "spoils"], tasks=["toy_topic", "toy_tone"]))
     for task in ("toy_topic", "toy_tone"):
         spoiled, none = records["none", "spoils", task, 0], records["none", "none", task, 0]
-        assert spoiled.attacked == none.attacked
         assert spoiled.unattacked == none.unattacked
+        assert (spoiled.attacked != none.attacked) == spoils_itself
 
 
 def test_a_score_that_is_not_finite_is_no_score(place: Place, plugin: WriteFile, run_all: RunAll) -> None:

@@ -14,10 +14,11 @@ from hypothesis import given, settings, strategies as st
 from scipy import stats
 
 from nftbench.breaking import Multiple, cost_to_break, median_multiple
-from nftbench.grid import points, preference
-from nftbench.score import Leaderboard, Score, kept_share, level_name
+from nftbench.grid import kept_share, points, preference
+from nftbench.score import Leaderboard, Score, level_name
 from nftbench.statistics import Interval, beats_zero, difference, excess, holm, mean, shared_ranks, weakest
 from nftbench.types import Claim, Point, Record
+from tests import factories
 from tests.factories import (
     COST,
     TASKS,
@@ -284,7 +285,7 @@ def test_a_column_for_each_knowledge_level() -> None:
         for seed in range(3)
     ]
     pmp = of(scored([*suite(3), *sibling]), "pmp")
-    assert list(pmp.levels) == ["nothing", "sibling", "method+data"]
+    assert list(pmp.levels) == ["release alone", "sibling", "method+data"]
     assert pmp.levels["sibling"] is not None
     assert pmp.levels["sibling"].value == pytest.approx(82 - 78)
     assert pmp.levels["method+data"] == pmp.suppression
@@ -404,6 +405,55 @@ def test_a_missing_cell_makes_the_row_incomplete() -> None:
     assert (board.records, board.planned) == (len(left), len(planned))
 
 
+def lora(values: dict[str, float]) -> list[Record]:
+    return [
+        record(defense, "lora", task, seed, value)
+        for defense, value in values.items()
+        for task in TASKS
+        for seed in range(5)
+    ]
+
+
+def test_a_narrowed_run_shows_what_row_and_reference_share_and_never_ranks_it() -> None:
+    records = [*suite(), *lora({"none": 0.85, "early_stop": 0.8, "pmp": 0.84})]
+    planned = [(one.defense, one.attack, one.task, one.seed) for one in records]
+    narrowed = [one for one in records if one.attack == "full" and one.defense in ("none", "pmp")]
+    pmp = of(scored(narrowed, planned=planned), "pmp")
+    assert (pmp.suppression, pmp.excess, pmp.standing, pmp.verdict) == (None, None, "unranked", "untested")
+    assert pmp.partial is not None
+    assert pmp.partial.suppression.value == pytest.approx(30.0)
+    assert (pmp.partial.attacks, pmp.partial.tasks) == (("full",), TASKS)
+    assert "partial: by full on pairs, topic alone" in pmp.reasons
+    assert of(scored(records, planned=planned), "pmp").partial is None
+
+
+def test_an_attack_that_one_of_the_two_lacks_is_no_part_of_a_partial_suppression() -> None:
+    """Else the reference would be beaten by an attack that this row was spared."""
+    records = [*suite(), *lora({"none": 0.9, "early_stop": 0.9, "pmp": 0.9})]
+    planned = [(one.defense, one.attack, one.task, one.seed) for one in records]
+    spared = [one for one in records if (one.defense, one.attack) != ("pmp", "lora")]
+    partial = of(scored(spared, planned=planned), "pmp").partial
+    assert partial is not None
+    assert partial.suppression.value == pytest.approx(30.0)
+    assert partial.attacks == ("full", "none", "scratch")
+    short = [one for one in spared if (one.defense, one.attack, one.task) != ("pmp", "full", "topic")]
+    partial = of(scored(short, planned=planned), "pmp").partial
+    assert partial is not None
+    assert partial.tasks == ("pairs",)
+
+
+@pytest.mark.parametrize("defense", ["pmp", "none"])
+def test_nothing_partial_is_said_where_an_attack_failed_or_none_fine_tuned(defense: str) -> None:
+    records = [*suite(), *lora({"none": 0.9, "early_stop": 0.9, "pmp": 0.9})]
+    planned = [(one.defense, one.attack, one.task, one.seed) for one in records]
+    index = next(i for i, one in enumerate(records) if (one.defense, one.attack) == (defense, "lora"))
+    broken = [failed(one) if i == index else one for i, one in enumerate(records)]
+    left = [one for one in broken if (one.attack, one.seed) != ("full", 4)]
+    assert of(scored(left, planned=planned), "pmp").partial is None
+    looked = [one for one in records if one.defense != defense or one.attack == "none"]
+    assert of(scored(looked, planned=planned), "pmp").partial is None
+
+
 def test_an_attack_that_only_the_reference_withstood_is_missing() -> None:
     records = [*suite(), *(record("none", "lora", task, seed, 0.8) for task in TASKS for seed in range(5))]
     assert "pmp × lora on pairs, seed 0: missing" in of(scored(records), "pmp").reasons[0]
@@ -461,6 +511,21 @@ def test_other_library_versions_are_not_ranked_together_unasked() -> None:
     assert any("torch 2.10.0, 2.9.0" in problem for problem in board.problems)
     assert (of(board, "pmp").standing, of(board, "pmp").verdict) == ("unranked", "untested")
     assert of(scored(records, mixed_versions=True), "pmp").standing == "ranked"
+
+
+def test_other_code_and_machines_are_said_and_still_ranked() -> None:
+    def made(commit: str | None, processor: str, threads: int) -> dict[str, object]:
+        return {**factories.VERSIONS, "commit": commit, "hardware": {"processor": processor, "threads": threads}}
+
+    records = [replace(one, provenance=made("a" * 40, "Xeon", 1)) for one in suite()]
+    assert scored(records).problems == ()
+    records[0] = replace(records[0], provenance=made("a" * 40 + "-dirty", "Xeon", 2))
+    board = scored(records)
+    (problem,) = board.problems
+    assert problem == f"records differ in commit ({'a' * 12}, {'a' * 12}-dirty), threads (1, 2): compare them with care"
+    assert of(board, "pmp").standing == "ranked"
+    records[0] = replace(records[0], provenance=made(None, "Epyc", 1))
+    assert "unknown), processor (Epyc, Xeon)" in scored(records).problems[0]
 
 
 def test_task_aware_rows_have_a_table_of_their_own() -> None:
@@ -564,6 +629,7 @@ def test_a_failed_attack_never_raises_suppression(
     )
     before = of(scored(records), "pmp")
     after = of(scored([failed(one) if i == index else one for i, one in enumerate(records)]), "pmp")
+    assert after.partial is None
     for name in ("suppression", "excess", "recipe_suppression", "claim_excess"):
         old, new = getattr(before, name), getattr(after, name)
         assert new is None or new.value <= old.value

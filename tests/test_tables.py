@@ -205,13 +205,16 @@ def test_r_squared_against_scikit_learn_and_a_plain_jackknife() -> None:
         network.head.weight.copy_(torch.tensor([[1.0, -2.0, 0.5]]))
     targets = network(inputs=inputs).outputs.detach() + noise + 0.3
     found = tables.r_squared(network, _split(inputs, targets))
-    outputs = network(inputs=inputs).outputs.detach().numpy()
+    outputs = network(inputs=inputs).outputs.detach().numpy().clip(targets.min().item(), targets.max().item())
     assert found.value == pytest.approx(r2_score(targets.numpy(), outputs), rel=1e-12)
     left_out = [r2_score(np.delete(targets.numpy(), row, 0), np.delete(outputs, row, 0)) for row in range(60)]
     error = math.sqrt(59 / 60 * float(np.square(np.array(left_out) - np.mean(left_out)).sum()))
     assert found.stderr == pytest.approx(error, rel=1e-9)
     assert found.loss == pytest.approx(float(((targets.numpy() - outputs) ** 2).mean()) / 2)
     assert (found.metric, found.floor, found.count, found.higher_is_better) == ("r2", 0.0, 60, True)
+    far = torch.cat([inputs, torch.tensor([[1e9, 0.0, 0.0]]).double()])
+    outlier = tables.r_squared(network, _split(far, torch.cat([targets, targets.max()[None, None]])))
+    assert outlier.value == pytest.approx(found.value, abs=0.05), "one row cannot outweigh the others"
     with pytest.raises(NftbenchError, match="targets that differ"):
         tables.r_squared(network, _split(inputs, torch.ones(60, 1)))
 
@@ -254,6 +257,24 @@ def test_house_prices_are_divided_by_the_seed() -> None:
         for part in ("primary", "harmful")
     ]
     assert sizes == [[200, 54, 55], [200, 475, 476]]
+    drawn, first = (
+        _load(f"house_price[{order}]").split("train").rows.inputs for order in ("order=seeded", "order=file")
+    )
+    again = [
+        _load(f"house_price[{order}]", seed=1).split("train").rows.inputs for order in ("order=seeded", "order=file")
+    ]
+    assert not torch.equal(drawn, again[0])
+    assert torch.equal(first, again[1])
+
+
+@needs_data
+def test_house_prices_have_two_targets_and_neither_is_an_input() -> None:
+    price, area = (_load(f"house_price[target={target}]").split("train").rows for target in ("SalePrice", "LotArea"))
+    assert torch.equal(price.inputs, area.inputs)
+    assert not torch.equal(price.targets, area.targets)
+    assert torch.equal(price.targets, _load("house_price").split("train").rows.targets)
+    with pytest.raises(NftbenchError, match="target"):
+        registry.create("tasks", "house_price[target=Street]")
 
 
 @needs_data

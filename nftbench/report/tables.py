@@ -11,6 +11,7 @@ from typing import Any
 from nftbench.breaking import SHARES
 from nftbench.score import Leaderboard, Score, level_name
 from nftbench.statistics import Interval
+from nftbench.suite import PaperClaim
 
 UNKNOWN = "–"
 
@@ -38,6 +39,11 @@ def number(value: float | None) -> str:
     return UNKNOWN if value is None else f"{round(value, 1) + 0.0:.1f}"
 
 
+def suppression(score: Score) -> str:
+    """With `(partial)` where it is not over every attack and task of the suite."""
+    return f"{interval(score.partial.suppression)} (partial)" if score.partial else interval(score.suppression)
+
+
 def place(score: Score) -> str:
     """The rank, in brackets where preliminary; what else the row is where it has none."""
     if score.rank is not None:
@@ -46,7 +52,7 @@ def place(score: Score) -> str:
 
 
 def claim(score: Score) -> str:
-    """`holds (method+data)`: the verdict, and what the attackers know whom the defense claims to withstand."""
+    """`holds (method+data)`: the verdict, and what the attackers have whom the defense claims to withstand."""
     if score.verdict is None or score.row.claim is None:
         return UNKNOWN
     way = "" if score.row.claim.adaptation == "finetuning" else f", {score.row.claim.adaptation}"
@@ -61,7 +67,7 @@ def main(board: Leaderboard, standings: tuple[str, ...] = ("ranked", "preliminar
             place(score),
             score.defense,
             interval(score.excess),
-            interval(score.suppression),
+            suppression(score),
             interval(score.retention, 100),
             number(score.attacked.value if score.attacked else None),
             number(score.gain.value if score.gain else None),
@@ -81,7 +87,7 @@ def unranked(board: Leaderboard) -> Table:
         (
             score.defense,
             interval(score.excess),
-            interval(score.suppression),
+            suppression(score),
             interval(score.retention, 100),
             claim(score),
             "; ".join(score.reasons),
@@ -198,6 +204,83 @@ def flags(board: Leaderboard) -> Table:
         (score.defense, flag.severity, flag.name, flag.message) for score in board.scores for flag in score.flags
     )
     return Table("Reasons to doubt", ("defense", "severity", "flag", "what was seen"), rows)
+
+
+def claims(board: Leaderboard) -> Table:
+    """What the suite's papers claim, beside the measurement."""
+    rows = tuple(
+        (one.claim.says, one.claim.paper or UNKNOWN, precise(one.measured), _bound(one.claim), one.outcome)
+        for one in board.claims
+    )
+    return Table("Claims", ("claim", "the paper", "measured", "holds if", "outcome"), rows)
+
+
+def aware(board: Leaderboard) -> tuple[Table, ...]:
+    """Task-aware defenses: verdicts, readings, and what each attack loses on each group of tasks."""
+    verdicts = tuple(
+        (
+            one.defense,
+            ", ".join(one.tasks["told"]) or UNKNOWN,
+            one.claim,
+            one.adaptive,
+            "; ".join(f"{name} {precise(value)}" for name, value in one.readings.items()) or UNKNOWN,
+        )
+        for one in board.aware
+    )
+    losses = tuple(
+        (
+            row.defense,
+            one.attack,
+            "yes" if one.claimed else "no",
+            *(interval(one.groups[group].suppression) for group in ("told", "held_out", "benign")),
+        )
+        for row in board.aware
+        for one in row.attacks
+    )
+    return (
+        Table("Task-aware defenses", ("defense", "told", "its claim", "all probes", "readings"), verdicts),
+        Table(
+            "Suppression by task-aware defenses",
+            ("defense", "attack", "claimed", "told tasks", "held-out tasks", "benign tasks"),
+            losses,
+        ),
+    )
+
+
+def merging(board: Leaderboard) -> Table:
+    """What merging leaves of a released update, in percent of what it is worth alone."""
+    rows = tuple(
+        (
+            one.defense,
+            one.attack,
+            one.task,
+            interval(one.base),
+            interval(one.standalone),
+            interval(one.merged),
+            interval(one.kept, 100),
+            interval(one.control_kept, 100),
+            interval(one.beyond, 100),
+            one.verdict or UNKNOWN,
+        )
+        for one in board.merging
+    )
+    header = ("defense", "attack", "task", "base", "standalone", "merged", "kept %", "control keeps %", "less", "claim")
+    return Table("Merging", header, rows)
+
+
+def _bound(claim: PaperClaim) -> str:
+    if claim.above is None and claim.below is None:
+        return UNKNOWN
+    return f"above {claim.above:g}" if claim.above is not None else f"below {claim.below:g}"
+
+
+def precise(value: Interval | None) -> str:
+    """Three significant digits, for numbers of any size."""
+    if value is None:
+        return UNKNOWN
+    if not math.isfinite(value.low):
+        return f"{value.value:.3g}"
+    return f"{value.value:.3g} [{value.low:.3g}, {value.high:.3g}]"
 
 
 def _worst(score: Score) -> str:

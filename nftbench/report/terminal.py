@@ -1,8 +1,8 @@
-"""A leaderboard in the terminal: after a run, and while it runs."""
+"""A leaderboard in the terminal, after a run and while it runs, and what became of its papers' claims."""
 
 from __future__ import annotations
 
-from rich.console import Console, Group, RenderableType
+from rich.console import Group, RenderableType
 from rich.table import Table as RichTable
 from rich.text import Text
 
@@ -17,7 +17,7 @@ def ranking(board: Leaderboard) -> RichTable:
     """The main table, rows that are not ranked at its end: one for the live display."""
     table = tables.main(board, ("ranked", "preliminary", "control", "unranked"))
     columns = [table.header.index(name) for name in SHOWN]
-    shown = RichTable(title=Text(f"{board.suite} · attackers know {board.ranking}"), title_justify="left")
+    shown = RichTable(title=Text(f"{board.suite} · attackers have {board.ranking}"), title_justify="left")
     for name in SHOWN:
         shown.add_column(name, justify="left" if name in ("defense", "claim", "doubts") else "right", overflow="fold")
     for row in table.rows:
@@ -34,9 +34,15 @@ def summary(board: Leaderboard) -> RenderableType:
         for score in board.scores
         if score.reasons
     ]
-    return Group(ranking(board), *notes)
+    return Group(ranking(board), *notes, *([claims(board)] if board.claims else []))
 
 
-def show(board: Leaderboard, console: Console | None = None) -> None:
-    """Print it."""
-    (console or Console()).print(summary(board))
+def claims(board: Leaderboard) -> RichTable:
+    """What the suite's papers claim, beside the measurement."""
+    table = tables.claims(board)
+    shown = RichTable(title=Text(f"{board.suite} · claimed and measured"), title_justify="left", show_lines=True)
+    for name in table.header:
+        shown.add_column(name, overflow="fold", no_wrap=name == "measured")
+    for row in table.rows:
+        shown.add_row(*map(Text, row))
+    return shown

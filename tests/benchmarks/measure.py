@@ -83,5 +83,15 @@ def ratio(above: Sequence[float], below: Sequence[float]) -> Ratio:
     return Ratio(middle, low, high)
 
 
+def within(
+    measure: Callable[[], dict[str, list[float]]], above: str, below: str, most: float
+) -> dict[str, list[float]]:
+    """What `measure` finds; where its ratio `above / below` exceeds `most`, of three findings the one in the middle."""
+    found = [measure()]
+    if ratio(found[0][above], found[0][below]).value > most:
+        found += [measure(), measure()]
+    return sorted(found, key=lambda one: ratio(one[above], one[below]).value)[len(found) // 2]
+
+
 def _plain(value: float) -> str:
     return f"{value:.1f}×" if value >= 10 else f"{value:.3f}×" if value < 2 else f"{value:.2f}×"

@@ -1,0 +1,146 @@
+"""Merging: a released update is added to the base together with plain updates for the suite's other tasks.
+
+Task arithmetic (Ilharco et al. 2023, arXiv:2212.04089), TIES (Yadav et al. 2023, arXiv:2306.01708) and DARE-TIES (Yu et
+al. 2024, arXiv:2311.03099), by PEFT's own functions on dense updates, tensor by tensor; against Jang et al. 2026,
+arXiv:2601.21898, whose attackers search the coefficient and the density as this one does.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from peft.utils import merge_utils
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from nftbench import Attack, AttackerContext, NftbenchError, Outcome, Prepared, Task, Update, updates
+from nftbench.model import seeded
+from nftbench.overhead import kl
+from nftbench.train import Stepper, shuffled
+from nftbench.types import Adaptation, Knowledge
+
+COEFFICIENTS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.2, 1.5, 2.0, 3.0)
+"""Of every update in the merge; 1 lets an update count in full."""
+DENSITIES = {"task_arithmetic": (1.0,), "ties": (0.2, 0.5, 0.9), "dare_ties": (0.2, 0.5, 0.9)}
+"""Shares of an update's entries that TIES and DARE keep, the largest ones or at random."""
+DISTILLING = 10
+"""Times the longest duration: to learn another network's logits takes as long as its owner took."""
+LORA_SCALE = 3.0
+"""LoRA's learning rate over that of full fine-tuning, as the attack `lora` has it."""
+Weights = Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Merge(Attack):
+    """`distilled`: merge not the release's own update but a plain one that learns the release's logits on the owner's
+    training inputs. Plain updates, that one and those for the other tasks, are of the released one's kind (LoRA of the
+    same shape, or full), trained for the budget's longest duration (distilled: ten times that) at the middle one of its
+    AdamW learning rates."""
+
+    knowledge: ClassVar[frozenset[Knowledge]] = frozenset({"base"})
+    adaptation: ClassVar[Adaptation] = "merging"
+    against: ClassVar[frozenset[str]] = frozenset({"trap2"})
+
+    operator: Literal["task_arithmetic", "ties", "dare_ties"] = "task_arithmetic"
+    distilled: bool = False
+
+    def adapt(self, prepared: Prepared, task: Task, context: AttackerContext) -> Outcome:
+        released, base = prepared.update, context.base.network
+        if released is None:
+            raise NftbenchError("merge: the release has no update beside it")
+        if not context.others:
+            raise NftbenchError("merge: the suite has no other ranked task, whose update could be merged with this one")
+        longest = max(context.budget.durations)
+        plain = [trained(base, released, other, other.loss, longest, context) for other in context.others.values()]
+        own, spent = updates.dense(released), longest * len(plain)
+        if self.distilled:
+            taught = distillation(prepared.model.network, task)
+            own = trained(base, released, task, taught, DISTILLING * longest, context)
+            spent += DISTILLING * longest
+        with seeded(context.seed):
+            outcome = context.select(task, self.merges(base, [own, *plain], spent))
+        return dataclasses.replace(outcome, cost=dataclasses.replace(outcome.cost, steps=spent))
+
+    def merges(
+        self, base: PreTrainedModel, members: list[Weights], spent: int
+    ) -> Iterator[tuple[nn.Module, float, int]]:
+        """The base plus each merge of the updates; every operator is linear in the coefficient that they share."""
+        for density in DENSITIES[self.operator]:
+            merged = combine(self.operator, members, density)
+            for coefficient in COEFFICIENTS:
+                yield updates.added(base, merged, coefficient), coefficient, spent
+
+
+def combine(operator: str, members: list[Weights], density: float) -> dict[str, Tensor]:
+    """The updates merged by one of PEFT's functions, each with weight 1; one that lacks a tensor leaves it as it is."""
+    options = {} if operator == "task_arithmetic" else {"density": density}
+    merge, coefficients = getattr(merge_utils, operator), torch.ones(len(members))
+    nothing = {name: torch.zeros_like(tensor) for member in members for name, tensor in member.items()}
+    return {
+        name: merge([member.get(name, zeros) for member in members], coefficients, **options)
+        for name, zeros in nothing.items()
+    }
+
+
+def trained(
+    base: PreTrainedModel,
+    like: Update,
+    task: Task,
+    loss: Callable[[nn.Module, Any], Tensor],
+    steps: int,
+    context: AttackerContext,
+) -> dict[str, Tensor]:
+    """A plain update of the base, of the kind of `like`, that descends `loss(network, batch)` on a task's rows."""
+    budget, rows = context.budget, task.split("train")
+    rates = budget.learning_rates["adamw"]
+    with seeded(context.seed):
+        network = adapted(base, like).train()
+        stepper = Stepper(
+            network,
+            "adamw",
+            rates[(len(rates) - 1) // 2] * (LORA_SCALE if like.config else 1.0),
+            factor=lambda step: min(1.0, step / max(budget.warmup, 1)),
+            weight_decay=budget.weight_decay,
+            clip=budget.clip,
+        )
+        order = shuffled(len(rows), min(budget.batch, len(rows)), context.seed)
+        for _, indices in zip(range(steps), order, strict=False):
+            stepper.step(loss(network, rows.batch(indices)))
+    found = updates.of_adapter(network) if isinstance(network, PeftModel) else updates.difference(network, base)
+    return updates.dense(found)
+
+
+def adapted(base: PreTrainedModel, like: Update) -> nn.Module:
+    """A copy of the base, with a fresh adapter of the same configuration if `like` is of an adapter."""
+    network: nn.Module = copy.deepcopy(base)
+    if like.config is None:
+        return network
+    config = LoraConfig.from_peft_type(**{**like.config, "inference_mode": False})
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # PEFT's advice on fan_in_fan_out
+        wrapped: nn.Module = get_peft_model(network, config)
+    return wrapped
+
+
+def distillation(teacher: PreTrainedModel, task: Task) -> Callable[[nn.Module, Any], Tensor]:
+    """KL(teacher ‖ network) of the logits where the task's answers come next."""
+
+    def loss(network: nn.Module, batch: Any) -> Tensor:
+        with torch.no_grad():
+            wanted = logits(teacher, task, batch)
+        return kl(logits(network, task, batch), wanted)
+
+    return loss
+
+
+def logits(network: Any, task: Task, batch: Any) -> Tensor:
+    """[tokens, vocabulary]"""
+    found: Tensor = network.get_output_embeddings()(task.features(network, batch))
+    return found

@@ -1,0 +1,32 @@
+"""The scale alone: the base plus s times the released update, at the s that is best on validation.
+
+Undoes nothing and trains nothing: how much of an update's own task a mere scale recovers or loses. Jang et al. 2026,
+arXiv:2601.21898, make that scale matter.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from nftbench import Attack, AttackerContext, NftbenchError, Outcome, Prepared, Task, updates
+from nftbench.types import Adaptation, Knowledge
+
+SCALES = (1.0, *(tenths / 10 for tenths in range(1, 21) if tenths != 10))
+
+
+@dataclass(frozen=True)
+class RescaleUpdate(Attack):
+    """Scale 1 is the release and counts as no step, every other scale as one."""
+
+    knowledge: ClassVar[frozenset[Knowledge]] = frozenset({"base"})
+    adaptation: ClassVar[Adaptation] = "merging"
+    against: ClassVar[frozenset[str]] = frozenset({"trap2"})
+
+    def adapt(self, prepared: Prepared, task: Task, context: AttackerContext) -> Outcome:
+        if prepared.update is None:
+            raise NftbenchError("rescale_update: the release has no update beside it")
+        weights, base = updates.dense(prepared.update), context.base.network
+        return context.select(
+            task, ((updates.added(base, weights, scale), scale, int(scale != 1.0)) for scale in SCALES)
+        )

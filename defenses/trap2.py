@@ -1,0 +1,188 @@
+"""Trap²: an update trained to work at scale 1 and to fail at any other, so that merging, which rescales it, spoils it.
+
+Jang et al. 2026, "Making Models Unmergeable via Scaling-Sensitive Loss Landscape", https://arxiv.org/abs/2601.21898.
+With L(s) the owner's loss at W0 + s·ΔW, descend J(ΔW) = L(1) - λ E_s[w(s) L(s)], s uniform on [minimum, 1 - band] and
+[1 + band, maximum], one s a step, on the same mini-batch and under the same dropout. J has no lower bound, for a loss
+can grow without end. Ours has: L(s) counts as min(L(s), cap), so that J ≥ -λ·cap·max w, and what lies beyond the cap
+has no gradient. It protects an update from being merged, not a model from being fine-tuned.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import functools
+import math
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from peft.helpers import rescale_adapter_scale
+from torch import Tensor, nn
+from torch.func import functional_call
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from nftbench import Claim, Defense, Model, NftbenchError, OwnerContext, Protected, Suite, Task, Update, updates
+from nftbench.model import seeded
+from nftbench.train import Stepper, shuffled
+from nftbench.types import Spec, Stage
+
+WEIGHTS: dict[str, Callable[[float], float]] = {
+    "inv": lambda scale: 1 / scale,
+    "inv_sqrt": lambda scale: 1 / math.sqrt(scale),
+    "none": lambda scale: 1.0,
+}
+SCALING = ("strength", "minimum", "maximum", "band", "weighting", "cap")
+"""Parameters that mean nothing without the scaled loss."""
+LossAt = Callable[[Task, Any, float], Tensor]
+"""Task, batch and scale s to L(s), differentiable in what is trained."""
+
+
+@dataclass(frozen=True)
+class Trap2(Defense):
+    """`task`: spec of the owner's task, required. `strength` is λ, at the default of the authors' code, as are
+    `minimum`, `maximum`, `band`, the adapter on the attention layers and its learning rate; `weighting` is their
+    default for language models (`inv` for vision). `cap`, in nats, and the number of `steps` are ours."""
+
+    stage: ClassVar[Stage] = "posttrain"
+    claims: ClassVar[Claim | None] = Claim(frozenset({"base"}), "merging")
+    task_aware: ClassVar[bool] = True
+    releases_update: ClassVar[bool] = True
+
+    task: str = ""
+    update: Literal["lora", "full"] = "lora"
+    strength: float = 0.01
+    minimum: float = 0.05
+    maximum: float = 2.0
+    band: float = 0.05
+    weighting: Literal["inv", "inv_sqrt", "none"] = "inv_sqrt"
+    cap: float = 10.0
+    rank: int = 16
+    alpha: float = 16.0
+    dropout: float = 0.1
+    """Of the adapter; a full update has the base's own."""
+    learning_rate: float = 3e-4
+    steps: int = 1000
+    batch: int = 32
+
+    def __post_init__(self) -> None:
+        if not 0 < self.minimum < 1 - self.band < 1 + self.band < self.maximum:
+            raise ValueError("scales must lie as 0 < minimum < 1 - band < 1 + band < maximum")
+        if min(self.strength, self.dropout) < 0 or self.dropout >= 1:
+            raise ValueError("strength must be at least 0, dropout in [0, 1)")
+        if min(self.rank, self.steps, self.batch) < 1 or min(self.cap, self.alpha, self.learning_rate) <= 0:
+            raise ValueError("rank, steps and batch must be at least 1; cap, alpha and learning_rate above 0")
+
+    def told(self) -> tuple[str, ...]:
+        return (self.task,) if self.task else ()
+
+    def control_row(self) -> str | None:
+        """The same update without the scaled loss."""
+        if not self.strength:
+            return None
+        values = [(item.name, getattr(self, item.name), item.default) for item in dataclasses.fields(self)]
+        kept = [(name, value) for name, value, default in values if name not in SCALING and value != default]
+        names = [name for name, _, _ in values]
+        return str(Spec("trap2", tuple(sorted([*kept, ("strength", 0.0)], key=lambda pair: names.index(pair[0])))))
+
+    def check(self, suite: Suite | None = None) -> None:
+        if not self.task:
+            raise NftbenchError("trap2 protects an update for a task of the owner's own: write trap2[task=…]")
+        if suite is not None and self.task not in (*suite.tasks, *suite.benign):
+            raise NftbenchError(f"trap2: the owner's task {self.task!r} is not among the suite's tasks")
+
+    def protect(self, model: Model, context: OwnerContext) -> Protected:
+        self.check()
+        task, base = context.task(self.task), model.network
+        with seeded(context.seed):
+            network, loss_at, found = (self.lora if self.update == "lora" else self.full)(base)
+        rows = task.split("train")
+        order = shuffled(len(rows), min(self.batch, len(rows)), context.seed)
+        scales = np.random.default_rng([context.seed, 1])
+        stepper = Stepper(
+            network, "adamw", self.learning_rate, factor=self.decay, weight_decay=0.0, clip=1.0, betas=(0.9, 0.98)
+        )
+        for step, indices in zip(range(self.steps), order, strict=False):
+            loss = functools.partial(loss_at, task, rows.batch(indices))
+            stepper.step(self.objective(loss, scales, context.seed + step))
+        update = found()
+        return Protected(Model(updates.added(base, updates.dense(update)), model.tokenizer), update=update)
+
+    def objective(self, loss: Callable[[float], Tensor], scales: np.random.Generator, seed: int) -> Tensor:
+        """J on one mini-batch at one drawn scale s: L(1) - λ w(s) min(L(s), cap), both under the seed's dropout."""
+        with seeded(seed):
+            own = loss(1.0)
+        if not self.strength:
+            return own
+        scale = self.draw(scales)
+        with seeded(seed):
+            other = loss(scale).clamp(max=self.cap)
+        return own - self.strength * WEIGHTS[self.weighting](scale) * other
+
+    def draw(self, scales: np.random.Generator) -> float:
+        """A scale outside the band, uniform on what is left of [minimum, maximum]."""
+        scale = scales.uniform(self.minimum, self.maximum - 2 * self.band)
+        return float(scale if scale < 1 - self.band else scale + 2 * self.band)
+
+    def decay(self, step: int) -> float:
+        """Warm-up over a twentieth of the steps, then half a cosine down to 0."""
+        warmup = max(self.steps // 20, 1)
+        left = max(self.steps - warmup, 1)
+        return min(step / warmup, 0.5 * (1 + math.cos(math.pi * max(step - warmup, 0) / left)))
+
+    def lora(self, base: PreTrainedModel) -> tuple[nn.Module, LossAt, Callable[[], Update]]:
+        """A copy with an adapter on its attention layers, of which the factor B is scaled."""
+        layers = [
+            name
+            for name, module in base.named_modules()
+            if isinstance(module, nn.Linear | Conv1D) and ("attn" in name or "attention" in name)
+        ]
+        if not layers:
+            raise NftbenchError("trap2: the model has no attention layers for an adapter; write update=full")
+        config = LoraConfig(
+            r=self.rank,
+            lora_alpha=self.alpha,
+            lora_dropout=self.dropout,
+            target_modules=layers,
+            task_type="CAUSAL_LM",
+            fan_in_fan_out=any(isinstance(module, Conv1D) for module in base.modules()),
+        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # PEFT corrects fan_in_fan_out layer by layer and says so each time
+            wrapped: Any = get_peft_model(copy.deepcopy(base), config)
+        assert isinstance(wrapped, PeftModel)
+
+        def loss_at(task: Task, batch: Any, scale: float) -> Tensor:
+            with rescale_adapter_scale(wrapped, scale):  # on the way from B to the layer's output: as if B were scaled
+                return task.loss(wrapped, batch)
+
+        return wrapped.train(), loss_at, lambda: updates.of_adapter(wrapped)
+
+    def full(self, base: PreTrainedModel) -> tuple[nn.Module, LossAt, Callable[[], Update]]:
+        """A copy of which every weight is trained, and W0 + s·(W - W0) put in its place."""
+        network = copy.deepcopy(base).train()
+        origin = dict(base.named_parameters())
+
+        def loss_at(task: Task, batch: Any, scale: float) -> Tensor:
+            own = dict(network.named_parameters())
+            moved = {f"network.{name}": torch.lerp(origin[name].detach(), own[name], scale) for name in own}
+            found: Tensor = functional_call(_Loss(network, task), moved, (batch,))
+            return found
+
+        return network, loss_at, lambda: updates.difference(network, base)
+
+
+class _Loss(nn.Module):
+    """A task's loss as a module's output, for `functional_call`."""
+
+    def __init__(self, network: nn.Module, task: Task) -> None:
+        super().__init__()
+        self.network, self.task = network, task
+
+    def forward(self, batch: Any) -> Tensor:
+        return self.task.loss(self.network, batch)
