@@ -18,8 +18,8 @@ from pydantic import BaseModel
 from nftbench import registry, suite as suites
 from nftbench.cli import app
 from nftbench.suite import Budget, CorpusSettings, Pretraining, Suite
-from nftbench.testing import check_attack, check_defense, check_task
-from nftbench.types import AttackerContext, OwnerContext, TaskContext
+from nftbench.testing import check_attack, check_defense, check_task, check_yardstick
+from nftbench.types import AttackerContext, Inspection, OwnerContext, TaskContext
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("results/*.md"), *ROOT.glob("results/*/*.md")]
@@ -85,7 +85,7 @@ def test_every_flag_is_named_with_its_severity() -> None:
     assert rows == raised
 
 
-@pytest.mark.parametrize("protocol", [OwnerContext, AttackerContext, TaskContext])
+@pytest.mark.parametrize("protocol", [OwnerContext, AttackerContext, TaskContext, Inspection])
 def test_everything_that_a_context_offers_is_named(protocol: type[Any]) -> None:
     names = {name for name in vars(protocol) if not name.startswith("_")}
     _, _, text = read("docs/plugins.md").partition(f"`{protocol.__name__}` offers")
@@ -162,6 +162,10 @@ def test_the_defense_in_the_text_keeps_its_promises(page: str, index: int, examp
 @pytest.mark.slow
 def test_the_attack_in_the_text_keeps_its_promises(example: Any) -> None:
     check_attack(example(blocks("docs/plugins.md", "python")[2]), architectures=("gpt2",))
+
+
+def test_the_yardstick_in_the_text_keeps_its_promises(example: Any) -> None:
+    check_yardstick(example(blocks("docs/plugins.md", "python")[3]), architectures=("gpt2",))
 
 
 def test_the_task_in_the_text_keeps_its_promises(example: Any, tmp_path: Path) -> None:
