@@ -20,7 +20,7 @@ class RescaleUpdate(Attack):
     """Scale 1 is the release and counts as no step, every other scale as one."""
 
     knowledge: ClassVar[frozenset[Knowledge]] = frozenset({"base"})
-    adaptation: ClassVar[Adaptation] = "merging"
+    adaptation: ClassVar[Adaptation] = "rescaling"
     against: ClassVar[frozenset[str]] = frozenset({"trap2"})
 
     def adapt(self, prepared: Prepared, task: Task, context: AttackerContext) -> Outcome:

@@ -20,7 +20,7 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, get_peft_model
 from peft.helpers import rescale_adapter_scale
 from torch import Tensor, nn
 from torch.func import functional_call
@@ -155,7 +155,6 @@ class Trap2(Defense):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # PEFT corrects fan_in_fan_out layer by layer and says so each time
             wrapped: Any = get_peft_model(copy.deepcopy(base), config)
-        assert isinstance(wrapped, PeftModel)
 
         def loss_at(task: Task, batch: Any, scale: float) -> Tensor:
             with rescale_adapter_scale(wrapped, scale):  # on the way from B to the layer's output: as if B were scaled

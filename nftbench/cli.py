@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import gc
 import os
-import re
 import shlex
 import signal
 import sys
@@ -610,8 +609,10 @@ def lm_eval(context: typer.Context) -> None:
 
 
 def _listed(option: str, text: str | None) -> list[str]:
-    """Parts between commas, where the option is given; a comma within brackets parts nothing."""
-    parts = [part.strip() for part in re.split(r",(?![^\[]*\])", text or "") if part.strip()]
+    """Parts between commas, where the option is given."""
+    from nftbench.registry import split
+
+    parts = split(text or "")
     if text is not None and not parts:
         raise NftbenchError(f"{option} {text!r} names nothing; leave it out for the whole suite")
     return parts

@@ -13,7 +13,7 @@ from rich.text import Text
 
 from nftbench import registry
 from nftbench.display import duration
-from nftbench.plan import Plan, base_key, device_kind
+from nftbench.plan import Plan, Skip, base_key, device_kind
 from nftbench.store import Store
 from nftbench.suite import Suite
 from nftbench.types import Cell, NftbenchError, Record, Spec
@@ -38,6 +38,17 @@ class Left:
     bases: tuple[int, ...]
 
 
+def _skipped(skips: Sequence[Skip]) -> list[str]:
+    """One line for each attack and reason."""
+    against: dict[tuple[str, str], list[str]] = {}
+    for skip in skips:
+        against.setdefault((skip.attack, skip.reason), []).append(registry.parse(skip.defense).name)
+    return [
+        f"skipped: {attack} against {', '.join(dict.fromkeys(names))}: {reason}"
+        for (attack, reason), names in against.items()
+    ]
+
+
 def overview(plan: Plan, store: Store, workers: int) -> RenderableType:
     """Cells by defense and attack with how many are settled, what is skipped and why, time and disk."""
     settled = store.settled_among(plan.cells)
@@ -46,7 +57,7 @@ def overview(plan: Plan, store: Store, workers: int) -> RenderableType:
     lines = [
         f"{plan.suite.name}: {len(plan.cells)} cells in {len(plan.jobs())} jobs; "
         f"{len(settled)} settled in {store.results}",
-        *(f"skipped: {skip.attack} against {skip.defense}: {skip.reason}" for skip in plan.skips),
+        *_skipped(plan.skips),
         f"time: {time_line(plan, store, left, parameters, workers)}",
         f"disk: {disk_line(plan, store, left, parameters)}",
     ]

@@ -23,6 +23,7 @@ WAYS: Mapping[Adaptation, frozenset[Adaptation]] = {
     "finetuning": frozenset({"finetuning", "linear_probe"}),
     "linear_probe": frozenset({"linear_probe"}),
     "merging": frozenset({"merging"}),
+    "rescaling": frozenset({"rescaling"}),
 }
 """Kinds of attack that count against a claim: who may fine-tune may also fit a probe."""
 PlannedCell = tuple[str, str, str, int]

@@ -12,6 +12,7 @@ from typing import Literal
 
 from nftbench.grid import NONE, Grid, final, points
 from nftbench.statistics import Interval, gap_by_seed, mean_by_seed
+from nftbench.types import OF_UPDATES
 
 SEEDS = 3
 """Base seeds without which nothing can be told apart."""
@@ -37,8 +38,8 @@ class MergingRow:
 
 
 def merging_table(grid: Grid) -> tuple[MergingRow, ...]:
-    """Every row, attack and task of the grid on which merging was tried; whole rows with their controls first."""
-    merging = {attack for attack, record in grid.attacks.items() if record.adaptation == "merging"}
+    """Every row, attack and task of the grid on which merging or rescaling was tried."""
+    merging = {attack for attack, record in grid.attacks.items() if record.adaptation in OF_UPDATES}
     tried = {(place.defense, place.attack, place.task) for place in grid.expected if place.attack in merging}
     return tuple(_row(grid, *place) for place in sorted(tried, key=lambda place: (place[0], place[2], place[1])))
 
@@ -62,8 +63,14 @@ def _row(grid: Grid, defense: str, attack: str, task: str) -> MergingRow:
         control=row.control,
         control_kept=mean_by_seed(control_kept),
         beyond=beyond,
-        verdict=None if row.claim is None or row.control is None else _verdict(grid, defense, beyond),
+        verdict=_verdict(grid, defense, beyond) if _claimed(grid, defense, attack) else None,
     )
+
+
+def _claimed(grid: Grid, defense: str, attack: str) -> bool:
+    """Whether the claim is about this attack: a scale alone merges nothing."""
+    row = grid.rows[defense]
+    return row.claim is not None and row.control is not None and grid.attacks[attack].adaptation == "merging"
 
 
 def _kept(grid: Grid, defense: str, attack: str, task: str) -> dict[int, float]:

@@ -18,7 +18,7 @@ from typing import Any
 from nftbench import folders, registry
 from nftbench.store import digest
 from nftbench.suite import PaperClaim, Quantity, Suite, suggest
-from nftbench.types import Attack, Cell, Defense, NftbenchError, Role, Row, Spec, Yardstick
+from nftbench.types import OF_UPDATES, Attack, Cell, Defense, NftbenchError, Role, Row, Spec, Yardstick
 
 PROTOCOL = 2
 """Raised by one whenever the core computes other numbers from the same settings: old records no longer count."""
@@ -259,8 +259,8 @@ def _told(suite: Suite, specs: tuple[str, ...], data: Path | None) -> list[Any]:
 
 
 def _tasks(defense: Defense, attack: Attack, ranked: list[Spec], utility: list[Spec]) -> list[Spec]:
-    """What an attack is tried on; merging on the update's own task alone."""
-    if attack.adaptation == "merging":
+    """What an attack is tried on; one on an update on the update's own task alone."""
+    if attack.adaptation in OF_UPDATES:
         own = _task_spec(defense.told()[0])
         return [task for task in ranked if task == own]
     return ranked if attack.trains else [*ranked, *utility]
@@ -349,7 +349,7 @@ def _skipped(spec: Spec, defense: Defense, attack: Attack, references: set[str])
         return "uses no release: planned once, under the reference row"
     if "secret" in attack.knowledge and not defense.keeps_secret:
         return "the defense keeps no secret"
-    if attack.adaptation == "merging" and not defense.releases_update:
+    if attack.adaptation in OF_UPDATES and not defense.releases_update:
         return "the defense releases no update"
     return attack.applies(defense)
 

@@ -124,7 +124,7 @@ def parse(text: str) -> Spec:
     if not rest.endswith("]"):
         raise NftbenchError(f"{text!r}: the bracket is not closed; write name[key=value,key=value]")
     parameters: list[tuple[str, Any]] = []
-    for item in filter(None, re.split(r",(?![^\[]*\])", rest[:-1])):  # a comma within inner brackets parts nothing
+    for item in split(rest[:-1]):
         key, separator, value = item.partition("=")
         if not separator:
             raise NftbenchError(f"{text!r}: {item!r} is not key=value")
@@ -135,6 +135,18 @@ def parse(text: str) -> Spec:
         except yaml.YAMLError:
             raise NftbenchError(f"{text!r}: {value!r} is no value; quote it as in YAML") from None
     return Spec(name, tuple(parameters))
+
+
+def split(text: str) -> list[str]:
+    """The parts between commas, stripped, without empty ones; a comma within brackets, however deep, parts nothing."""
+    parts, depth = [""], 0
+    for character in text:
+        depth += (character == "[") - (character == "]")
+        if character == "," and depth == 0:
+            parts.append("")
+        else:
+            parts[-1] += character
+    return [part.strip() for part in parts if part.strip()]
 
 
 def create(kind: Kind, text: str) -> Any:

@@ -46,7 +46,7 @@ from nftbench.statistics import (
     weakest,
 )
 from nftbench.suite import PaperClaim
-from nftbench.types import KNOWLEDGE, Measurement, Record, Row
+from nftbench.types import KNOWLEDGE, OF_UPDATES, Measurement, Record, Row
 
 Kind = Literal["defense", "trivial", "reference"]
 Standing = Literal["ranked", "preliminary", "control", "unranked"]
@@ -566,9 +566,9 @@ def _partial(grid: Grid, defense: str, tasks: Sequence[str], attacks: Level) -> 
 
 def _levels(grid: Grid) -> list[Level]:
     """The knowledge levels that attacks or claims name, the owner's secret apart; those who know least first."""
-    named = [frozenset(record.knowledge) for record in grid.attacks.values() if record.adaptation != "merging"]
+    named = [frozenset(record.knowledge) for record in grid.attacks.values() if record.adaptation not in OF_UPDATES]
     claims = [row.claim for row in grid.rows.values() if row.claim]
-    named += [frozenset(claim.knowledge) for claim in claims if claim.adaptation != "merging"]
+    named += [frozenset(claim.knowledge) for claim in claims if claim.adaptation not in OF_UPDATES]
     levels = {level for level in [*named, grid.ranking] if "secret" not in level}
     return sorted(levels, key=lambda level: (len(level), level_name(level)))
 

@@ -38,6 +38,7 @@ from nftbench.store import Store
 from nftbench.suite import Suite
 from nftbench.types import (
     KNOWLEDGE,
+    OF_UPDATES,
     Adaptation,
     Attack,
     Claim,
@@ -365,7 +366,7 @@ def _check_outcome(
     _promise(outcome.validation is not None, "the outcome has a validation measurement")
     validation = task.evaluate(outcome.network, task.split("validation"))
     _promise(validation == outcome.validation, "the outcome's network is the one that its validation measured")
-    if plugin.adaptation == "merging":  # what it tries are coefficients, and what it trains are other updates
+    if plugin.adaptation in OF_UPDATES:  # what it tries are coefficients, and what it trains are other updates
         return
     # What is solved without an optimizer (least squares) has its steps in the curve alone.
     taken = steps or max((point.step for point in outcome.curve), default=0)

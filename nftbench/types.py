@@ -25,7 +25,9 @@ Stage = Literal["pretrain", "posttrain"]
 Status = Literal["ok", "failed", "oom", "timeout", "nonfinite"]
 Optimizer = Literal["adamw", "sgd", "muon"]
 SplitName = Literal["train", "validation", "test"]
-Adaptation = Literal["finetuning", "linear_probe", "merging"]
+Adaptation = Literal["finetuning", "linear_probe", "merging", "rescaling"]
+"""How an attack adapts a release. The last two are of updates: merged with others, or scaled alone."""
+OF_UPDATES = frozenset({"merging", "rescaling"})
 Role = Literal["ranked", "benign", "utility", "yardstick"]
 """What a task is for: kept out of reach, kept within reach (attacked as the ranked ones are, but never part of a
 suppression), or only measured. A yardstick stands in a task's place and is no part of any score."""

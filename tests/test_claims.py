@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from nftbench import NftbenchError, Reading
+from nftbench import NftbenchError, Reading, report as reports
 from nftbench.claims import ClaimResult, examine
 from nftbench.grid import arrange
 from nftbench.plan import plan
 from nftbench.suite import PaperClaim, parse
 from nftbench.testing import tiny_suite
 from nftbench.types import Record
-from tests.factories import RANKING, measurement, record, row, suite, sweep
+from tests.factories import RANKING, measurement, record, row, scored, suite, sweep
 
 COUNT = 3
 
@@ -95,6 +97,18 @@ def test_a_failed_attack_is_no_measurement() -> None:
         for one in suite(COUNT)
     ]
     assert examined(records, read={"rows": ["pmp"], "read": "gain"}).outcome == "not measured"
+
+
+def test_reports_show_the_claims(tmp_path: Path) -> None:
+    claim = PaperClaim.model_validate(
+        {"says": "It | resists", "paper": "a lot", "read": {"rows": ["pmp"], "read": "gain"}}
+    )
+    reports.write(scored(suite(COUNT), claims=[claim]), tmp_path, "nftbench reproduce it")
+    page = (tmp_path / "leaderboard.md").read_text()
+    assert "| It \\| resists | a lot | 22.7 [16.4, 28.9] | – | measured |" in page
+    (found,) = json.loads((tmp_path / "leaderboard.json").read_text())["claims"]
+    assert found["claim"]["says"] == "It | resists"
+    assert found["measured"]["value"] == pytest.approx((20 + 23 + 25) / 3)
 
 
 def test_one_seed_decides_nothing() -> None:

@@ -244,7 +244,7 @@ def test_plan_counts_cells_and_says_what_is_skipped(
     code, out, _ = call("plan", tiny, "--attacks", "none,full,authorized")
     assert code == 0
     assert "tiny: 6 cells in 4 jobs; 0 settled" in out
-    assert "skipped: authorized against early_stop: the defense keeps no secret" in out
+    assert "early_stop: the defense keeps no secret" in out
     assert "no records yet" in out
     assert "2 releases and 2 bases" in out
     assert not Path("runs").exists()

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from nftbench import Attack, Defense, Measurement, Model, Outcome, Prepared, Protected, Secret, registry
-from nftbench.testing import BrokenPromiseError, check_attack, check_defense, check_task
+from nftbench.testing import BrokenPromiseError, check_attack, check_defense, check_task, check_yardstick
 from nftbench.types import NftbenchError
 
 WriteFile = Callable[[str, str], Path]
@@ -21,7 +21,8 @@ SPECS = {
     "defenses": {
         "pmp": ("pmp[discovery_steps=3]", "pmp[complement=released,discovery_steps=3,interval=5,radius=0.1]"),
         "checkpoint": (),  # needs a checkpoint: below
-        "condition_number": (),  # needs a task to be told: its own test
+        "condition_number": ("condition_number[harmful=toy_topic,epochs=1,batch=8]",),
+        "trap2": ("trap2[task=toy_topic,steps=3]", "trap2[task=toy_topic,update=full,steps=3]"),
         "dlr_lock": ("dlr_lock[depth=2,module_steps=2,joint_steps=2]",),
     },
     "attacks": {
@@ -48,6 +49,20 @@ def test_our_defenses(spec: str, cache: Path) -> None:
 @pytest.mark.parametrize("spec", specs("attacks"))
 def test_our_attacks(spec: str, cache: Path) -> None:
     check_attack(spec)
+
+
+@pytest.mark.parametrize(
+    ("yardstick", "defense"),
+    [
+        ("cost[rounds=1,batch=2,blocks=2]", "dlr_lock[depth=2,module_steps=2,joint_steps=2]"),
+        ("scale_loss", "trap2[task=toy_topic,steps=3]"),
+        ("early_bird[steps=6]", "pmp[discovery_steps=3]"),
+        ("mask_gradients", "pmp[discovery_steps=3]"),
+        ("landscape", "random_mask"),
+    ],
+)
+def test_our_yardsticks(yardstick: str, defense: str, cache: Path) -> None:
+    check_yardstick(yardstick, defense, architectures=["gpt2"])
 
 
 @pytest.mark.parametrize("name", [name for name in specs("tasks") if name not in NEED_OTHERS])

@@ -85,6 +85,8 @@ def test_specs_are_short_and_canonical() -> None:
         "lora", (("rank", 16), ("targets", "attention"))
     )
     assert registry.parse("lora[]") == Spec("lora")
+    assert registry.split("a[b=c[d=1,e=2],f=3], g ,,h[i=1]") == ["a[b=c[d=1,e=2],f=3]", "g", "h[i=1]"]
+    assert registry.parse("a[b=c[d=1,e=2],f=3]") == Spec("a", (("b", "c[d=1,e=2]"), ("f", 3)))
 
 
 @pytest.mark.parametrize(
@@ -160,7 +162,7 @@ def test_two_plugins_of_one_name_are_refused(name: str, plugin: WriteFile) -> No
     ("text", "expected"),
     [
         ("def f(:\n", "invalid syntax"),
-        ("x = 1\n", "holds no class with protect, adapt or evaluate"),
+        ("x = 1\n", "holds no class with protect, adapt, evaluate, measure"),
         (None, "no such file"),
     ],
 )

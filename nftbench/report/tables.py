@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from pydantic import BaseModel
+
 from nftbench.breaking import SHARES
 from nftbench.score import Leaderboard, Score, level_name
 from nftbench.statistics import Interval
@@ -352,6 +354,8 @@ def json(board: Leaderboard, command: str) -> str:
 
 
 def _plain(value: Any) -> Any:
+    if isinstance(value, BaseModel):  # a paper's claim, as the suite states it
+        return _plain(value.model_dump(mode="json"))
     if isinstance(value, Mapping):
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, frozenset):

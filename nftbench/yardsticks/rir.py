@@ -86,7 +86,7 @@ class Rir(Yardstick):
             return torch.cat(
                 [
                     network(input_ids=ids.to(network.device), output_hidden_states=True).hidden_states[-1].flatten(0, 1)
-                    for ids in chosen.split(CHUNK)
+                    for ids in torch.split(chosen, CHUNK)
                 ]
             )
 
