@@ -97,6 +97,8 @@ def derive(suite: Suite) -> Suite:
             "defenses": tuple(dict.fromkeys(["none", *stopped, TWIN])),
             "attacks": tuple(dict.fromkeys(["none", "scratch", *suite.attacks])),
             "seeds": tuple(seeds[:SEEDS]),
+            "yardsticks": (),
+            "claims": (),
         }
     )
 

@@ -209,3 +209,13 @@ def test_numbers_in_tables_have_their_command(page: Path) -> None:
         cells = [cell for line in section.splitlines() if line.startswith("|") for cell in line.split("|")]
         if any(re.match(r"\s*[-<>≤≥]?\s*\d+\.\d", cell) for cell in cells):
             assert COMMAND.search(section), section.split("\n", 1)[0]
+
+
+def test_the_claims_in_the_text_are_those_of_the_records() -> None:
+    """docs/reproduction.md shows the table of each paper suite that has been run, line by line."""
+    text = read("docs/reproduction.md")
+    for page in sorted((ROOT / "results").glob("paper-*/leaderboard.md")):
+        table = read(page).partition("## Claims\n")[2].partition("\n## ")[0]
+        lines = [line for line in table.splitlines() if line.startswith("|")]
+        assert len(lines) > 2, page
+        assert not [line for line in lines if line not in text], page
