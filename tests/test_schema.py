@@ -97,8 +97,8 @@ def test_readme_names_every_key_of_the_manifest() -> None:
 
 def test_readme_names_every_column() -> None:
     board = scored([*suite(), *scratch([0.4] * 5)])
-    fixed = (tables.main, tables.unranked, tables.details, tables.headroom, tables.flags)
-    found = [*(table(board) for table in fixed), *tables.tasks(board)]
+    fixed = (tables.main, tables.unranked, tables.details, tables.headroom, tables.flags, tables.claims, tables.merging)
+    found = [*(table(board) for table in fixed), *tables.tasks(board), *tables.aware(board)]
     assert {column for table in found for column in table.header} <= documented()
 
 
