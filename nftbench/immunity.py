@@ -2,18 +2,18 @@
 
 Such a defense is told the tasks that it is to resist, so that a rank among the others would be fair to neither. Each
 attack stands for itself here: a claim about gradient descent on a linear probe is read beside other solvers of the same
-probe, beside other precisions and fine-tuning at large. Yardsticks' readings (RIR) are shown and decide nothing.
+probe, beside other precisions and fine-tuning at large.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 from nftbench.grid import NONE, Grid, Level, mean_points
 from nftbench.statistics import Interval, beats_zero, gap_by_seed, holm, mean_by_seed
-from nftbench.types import Record, Row
+from nftbench.types import Row
 
 Group = Literal["told", "held_out", "benign"]
 GROUPS: tuple[Group, ...] = get_args(Group)
@@ -54,15 +54,13 @@ class AwareRow:
     """The attacked tasks of each group; a group may be empty."""
     attacks: tuple[AttackScores, ...]
     """Attack `none` first, then those of the claim, then the rest."""
-    readings: Mapping[str, Interval] = field(default_factory=dict)
-    """By `yardstick.value`: means over seeds."""
     claim: Verdict = "untested"
     """Against the attacks that the claim is about."""
     adaptive: Verdict = "untested"
     """Against all that adapt the release in the claim's way and know no more than it grants: other solvers too."""
 
 
-def aware_table(grid: Grid, readings: Sequence[Record]) -> tuple[AwareRow, ...]:
+def aware_table(grid: Grid) -> tuple[AwareRow, ...]:
     """A row for each defense that was told tasks and claims to withstand a linear probe or fine-tuning, by name.
 
     Both verdicts are about the best attack on validation, doing nothing among them. One `holds` where the told tasks
@@ -70,7 +68,7 @@ def aware_table(grid: Grid, readings: Sequence[Record]) -> tuple[AwareRow, ...]:
     nothing in particular. The larger p of the two, one-sided at 2.5 %, is Holm-adjusted over the rows.
     """
     rows = [
-        _row(grid, defense, row, readings)
+        _row(grid, defense, row)
         for defense, row in sorted(grid.rows.items())
         if row.task_aware and row.told and row.claim is not None and row.claim.adaptation in ADAPTATIONS
     ]
@@ -81,7 +79,7 @@ def aware_table(grid: Grid, readings: Sequence[Record]) -> tuple[AwareRow, ...]:
     )
 
 
-def _row(grid: Grid, defense: str, row: Row, readings: Sequence[Record]) -> AwareRow:
+def _row(grid: Grid, defense: str, row: Row) -> AwareRow:
     tasks = _tasks(grid, row)
     scores = [
         AttackScores(
@@ -92,7 +90,7 @@ def _row(grid: Grid, defense: str, row: Row, readings: Sequence[Record]) -> Awar
         for attack in sorted(_tried(grid, defense))
     ]
     ordered = sorted(scores, key=lambda one: (one.attack != NONE, not one.claimed))
-    return AwareRow(defense, row, tasks, tuple(ordered), _readings(defense, readings))
+    return AwareRow(defense, row, tasks, tuple(ordered))
 
 
 def _tasks(grid: Grid, row: Row) -> dict[Group, tuple[str, ...]]:
@@ -166,12 +164,3 @@ def _verdicts(p_values: Sequence[float | None]) -> list[Verdict]:
         "untested" if index not in adjusted else "holds" if beats_zero(adjusted[index]) else "refuted"
         for index in range(len(p_values))
     ]
-
-
-def _readings(defense: str, readings: Sequence[Record]) -> dict[str, Interval]:
-    found: dict[str, dict[int, float]] = {}
-    for record in readings:
-        if record.defense == defense and record.status == "ok" and record.reading is not None:
-            for name, value in record.reading.values.items():
-                found.setdefault(f"{record.task}.{name}", {})[record.seed] = value
-    return {name: interval for name, by_seed in found.items() if (interval := mean_by_seed(by_seed)) is not None}

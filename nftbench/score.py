@@ -168,6 +168,8 @@ class Leaderboard:
     """Updates that claim to withstand merging, in theirs."""
     claims: tuple[ClaimResult, ...] = ()
     """What the suite's papers claim, beside what was measured."""
+    readings: Mapping[str, Mapping[str, Mapping[str, Interval]]] = field(default_factory=dict)
+    """By yardstick, defense and name of the value: means over seeds. Shown, and never part of a score."""
 
 
 # --------------------------------------------------------------------------------------------------------- formulas
@@ -367,7 +369,7 @@ def score(
     }
     utilities = {defense: _utilities(grid, defense) for defense in grid.rows}
     scores = [_score(grid, defense, tasks, utilities) for defense in sorted(grid.rows)]
-    aware, merging = aware_table(grid, readings), merging_table(grid)
+    aware, merging = aware_table(grid), merging_table(grid)
     scores = _judged([_flagged(grid, one, headroom, tasks) for one in scores], bool(versions))
     scores = [_with_own_verdict(one, aware, merging) for one in scores]
     suites = sorted({record.suite for record in grid.records.values()})
@@ -385,6 +387,7 @@ def score(
         aware=aware,
         merging=merging,
         claims=examine(claims, grid, readings),
+        readings=_readings(readings),
     )
 
 
@@ -397,6 +400,21 @@ def _version_problems(records: Sequence[Record]) -> list[str]:
         for name, versions in sorted(found.items())
         if len(versions) > 1
     ]
+
+
+def _readings(records: Sequence[Record]) -> dict[str, dict[str, dict[str, Interval]]]:
+    found: dict[str, dict[str, dict[str, dict[int, float]]]] = {}
+    for record in sorted(records, key=lambda record: (record.task, record.defense)):
+        for name, value in (record.reading.values if record.reading else {}).items():
+            row = found.setdefault(record.task, {}).setdefault(record.defense, {})
+            row.setdefault(name, {})[record.seed] = value
+    return {
+        yardstick: {
+            defense: {name: mean([by_seed[seed] for seed in sorted(by_seed)]) for name, by_seed in values.items()}
+            for defense, values in rows.items()
+        }
+        for yardstick, rows in found.items()
+    }
 
 
 def _origin_problems(records: Sequence[Record]) -> list[str]:

@@ -13,6 +13,7 @@ from nftbench import NftbenchError, Reading, report as reports
 from nftbench.claims import ClaimResult, examine
 from nftbench.grid import arrange
 from nftbench.plan import plan
+from nftbench.report import markdown
 from nftbench.suite import PaperClaim, parse
 from nftbench.testing import tiny_suite
 from nftbench.types import Record
@@ -84,6 +85,14 @@ def test_readings_of_yardsticks_and_their_ratio() -> None:
     assert found.measured is not None
     assert found.measured.value == pytest.approx(3.5)
     assert found.outcome == "holds"
+
+
+def test_readings_are_shown_as_means_over_seeds() -> None:
+    readings = [reading("pmp", seed, bytes=6.0 + seed) for seed in range(COUNT)]
+    board = scored([*suite(COUNT), *readings])
+    found = board.readings["cost[batch=2]"]["pmp"]["bytes"]
+    assert (found.value, found.count) == (pytest.approx(7.0), COUNT)
+    assert "| pmp | 7 [4.52, 9.48] |" in markdown.page(board, "nftbench run tiny")
 
 
 def test_what_has_no_record_is_not_measured() -> None:

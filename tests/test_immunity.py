@@ -11,7 +11,7 @@ import pytest
 from nftbench.grid import Grid, arrange
 from nftbench.immunity import AwareRow, Group, aware_table
 from nftbench.statistics import difference
-from nftbench.types import Adaptation, Claim, Reading, Record
+from nftbench.types import Adaptation, Claim, Record
 from tests.factories import RANKING, failed, record, row
 
 PROBE, FLOAT32, RIDGE, FULL = "linear_probe", "linear_probe[precision=float32]", "linear_probe[solver=ridge]", "full"
@@ -57,10 +57,8 @@ def _grid(*records: Sequence[Record]) -> Grid:
     return grid
 
 
-def _table(
-    immune: Scores = IMMUNE, claim: Claim | None = CLAIM, readings: Sequence[Record] = ()
-) -> tuple[AwareRow, ...]:
-    return aware_table(_grid(_rows("none", UNDEFENDED), _rows("immune", immune, claim, (TOLD,))), readings)
+def _table(immune: Scores = IMMUNE, claim: Claim | None = CLAIM) -> tuple[AwareRow, ...]:
+    return aware_table(_grid(_rows("none", UNDEFENDED), _rows("immune", immune, claim, (TOLD,))))
 
 
 def _suppression(one: AwareRow, attack: str, group: Group) -> Any:
@@ -120,7 +118,7 @@ def test_without_benign_tasks_the_told_ones_decide() -> None:
         return {place: values for place, values in scores.items() if place[1] != KEPT}
 
     records = (_rows("none", without(UNDEFENDED)), _rows("immune", without(IMMUNE), CLAIM, (TOLD,)))
-    (immune,) = aware_table(_grid(*records), ())
+    (immune,) = aware_table(_grid(*records))
     assert (immune.tasks["benign"], immune.claim) == ((), "holds")
     assert _suppression(immune, PROBE, "benign") is None
 
@@ -131,7 +129,7 @@ def test_holm_over_the_rows() -> None:
     assert difference([80.0, 82.0, 84.0], [60.0, 70.0, 62.0]).p == pytest.approx(0.0138, abs=1e-4)
     assert _table(weak)[0].claim == "holds"
     records = (_rows("none", UNDEFENDED), *(_rows(name, weak, CLAIM, (TOLD,)) for name in ("one", "two")))
-    together = aware_table(_grid(*records), ())
+    together = aware_table(_grid(*records))
     assert [one.claim for one in together] == ["refuted", "refuted"]
 
 
@@ -139,16 +137,16 @@ def test_untested_where_seeds_cells_or_told_tasks_are_missing() -> None:
     few: Scores = {place: values[:2] for place, values in IMMUNE.items()}
     assert _table(few)[0].claim == "untested"
     held = (_rows("none", UNDEFENDED), _rows("immune", IMMUNE, CLAIM, ("another",)))
-    (immune,) = aware_table(_grid(*held), ())
+    (immune,) = aware_table(_grid(*held))
     assert (immune.tasks["told"], immune.claim, immune.adaptive) == ((), "untested", "untested")
     broken = _rows("immune", IMMUNE, CLAIM, (TOLD,))
     broken = [failed(one) if (one.attack, one.task, one.seed) == (RIDGE, TOLD, 1) else one for one in broken]
-    (immune,) = aware_table(_grid(_rows("none", UNDEFENDED), broken), ())
+    (immune,) = aware_table(_grid(_rows("none", UNDEFENDED), broken))
     assert (immune.claim, immune.adaptive) == ("holds", "untested")
     assert _suppression(immune, RIDGE, "told") is None
     plain: Scores = {place: values for place, values in IMMUNE.items() if place[0] in (RIDGE, FULL)}
     others: Scores = {place: values for place, values in UNDEFENDED.items() if place[0] in (RIDGE, FULL)}
-    (immune,) = aware_table(_grid(_rows("none", others), _rows("immune", plain, CLAIM, (TOLD,))), ())
+    (immune,) = aware_table(_grid(_rows("none", others), _rows("immune", plain, CLAIM, (TOLD,))))
     assert (immune.claim, immune.adaptive) == ("untested", "refuted")
 
 
@@ -160,11 +158,11 @@ def test_only_defenses_that_are_told_tasks_and_claim_something() -> None:
         _rows("silent", IMMUNE, None, (TOLD,)),
         _rows("unmergeable", IMMUNE, merging, (TOLD,)),
     ]
-    assert aware_table(_grid(*records), ()) == ()
+    assert aware_table(_grid(*records)) == ()
 
 
 def test_no_reference_no_scores() -> None:
-    (immune,) = aware_table(_grid(_rows("immune", IMMUNE, CLAIM, (TOLD,))), ())
+    (immune,) = aware_table(_grid(_rows("immune", IMMUNE, CLAIM, (TOLD,))))
     assert (immune.claim, _suppression(immune, PROBE, "told")) == ("untested", None)
 
 
@@ -176,18 +174,5 @@ def test_the_owners_attack_and_scratch_stay_out() -> None:
     records = _rows("immune", IMMUNE, CLAIM, (TOLD,))
     owner = [replace(one, row=records[0].row) for one in owner]
     fresh = [record("none", "scratch", TOLD, seed, 0.4) for seed in range(3)]
-    (immune,) = aware_table(_grid(_rows("none", UNDEFENDED), fresh, records, owner), ())
+    (immune,) = aware_table(_grid(_rows("none", UNDEFENDED), fresh, records, owner))
     assert {one.attack for one in immune.attacks} == {"none", PROBE, FLOAT32, RIDGE, FULL}
-
-
-def test_readings_are_averaged_over_seeds() -> None:
-    def reading(defense: str, seed: int, ratio: float, **changes: Any) -> Record:
-        plain = record(defense, "none", "rir", seed, 0.0, role="yardstick", reading=Reading({"rir": ratio}))
-        return replace(plain, **changes)
-
-    read = [reading("immune", 0, 100.0), reading("immune", 1, 140.0), reading("immune", 2, 120.0)]
-    others = [reading("none", 0, 1.0), reading("immune", 3, 9e9, status="failed", reading=None)]
-    (immune,) = _table(readings=[*read, *others])
-    assert set(immune.readings) == {"rir.rir"}
-    assert immune.readings["rir.rir"].value == pytest.approx(120.0)
-    assert immune.readings["rir.rir"].count == 3

@@ -33,6 +33,8 @@ def page(board: Leaderboard, command: str) -> str:
     parts += ["## Tasks", *(_section(table, "###") for table in (tables.headroom(board), *tables.tasks(board)))]
     rest = (tables.utility(board), tables.details(board), tables.levels(board), tables.recovery(board))
     parts += [_section(table) for table in rest]
+    if board.readings:
+        parts += ["## Readings", *(_section(table, "###") for table in tables.readings(board))]
     parts += ["## How to read it", GUIDE.format(bar=f"{100 * board.utility_bar:g}").rstrip()]
     parts += ["## The command", "    " + " ".join(command.split())]
     return "\n\n".join(part for part in parts if part) + "\n"

@@ -218,14 +218,13 @@ def claims(board: Leaderboard) -> Table:
 
 
 def aware(board: Leaderboard) -> tuple[Table, ...]:
-    """Task-aware defenses: verdicts, readings, and what each attack loses on each group of tasks."""
+    """Task-aware defenses: verdicts, and what each attack loses on each group of tasks."""
     verdicts = tuple(
         (
             one.defense,
             ", ".join(one.tasks["told"]) or UNKNOWN,
             one.claim,
             one.adaptive,
-            "; ".join(f"{name} {precise(value)}" for name, value in one.readings.items()) or UNKNOWN,
         )
         for one in board.aware
     )
@@ -240,13 +239,23 @@ def aware(board: Leaderboard) -> tuple[Table, ...]:
         for one in row.attacks
     )
     return (
-        Table("Task-aware defenses", ("defense", "told", "its claim", "all probes", "readings"), verdicts),
+        Table("Task-aware defenses", ("defense", "told", "its claim", "all probes"), verdicts),
         Table(
             "Suppression by task-aware defenses",
             ("defense", "attack", "claimed", "told tasks", "held-out tasks", "benign tasks"),
             losses,
         ),
     )
+
+
+def readings(board: Leaderboard) -> tuple[Table, ...]:
+    """One table a yardstick."""
+    found = []
+    for yardstick, rows in board.readings.items():
+        names = list(dict.fromkeys(name for values in rows.values() for name in values))
+        lines = tuple((defense, *(precise(values.get(name)) for name in names)) for defense, values in rows.items())
+        found.append(Table(yardstick, ("defense", *names), lines))
+    return tuple(found)
 
 
 def merging(board: Leaderboard) -> Table:
