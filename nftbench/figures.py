@@ -19,8 +19,10 @@ from matplotlib.lines import Line2D
 
 from nftbench.score import Leaderboard, Score
 from nftbench.statistics import Interval
-from nftbench.types import Record
+from nftbench.types import OF_UPDATES, Record
 
+LABEL = 60
+"""Characters of a spec that a figure shows."""
 KINDS = {"defense": "defense", "trivial": "trivial defense", "reference": "undefended"}
 
 
@@ -71,9 +73,8 @@ def frontier(board: Leaderboard) -> Figure | None:
         title=f"{board.suite}: utility kept against fine-tuning suppressed (attackers have {board.ranking})",
     )
     handles = [Line2D([], [], marker="o", linestyle="", color=colors[kind], label=KINDS[kind]) for kind in KINDS]
-    legend = axes.legend(handles=handles, loc="lower left", fontsize=8)
-    axes.add_artist(legend)
-    names = "\n".join(f"{number}  {score.defense}" for number, score in enumerate(rows, 1))
+    axes.legend(handles=handles, loc="lower left", bbox_to_anchor=(1.12, 0.0), fontsize=8)
+    names = "\n".join(f"{number:2}  {_clipped(score.defense)}" for number, score in enumerate(rows, 1))
     axes.text(1.13, 0.98, names, transform=axes.transAxes, va="top", fontsize=8, family="monospace")
     return figure
 
@@ -84,6 +85,7 @@ def attacks(board: Leaderboard, records: Sequence[Record]) -> Figure | None:
         {"defense": record.defense, "attack": record.attack, "score": 100 * record.attacked.value}
         for record in records
         if record.status == "ok" and record.role == "ranked" and record.attacked is not None
+        if record.adaptation not in OF_UPDATES  # they are of one task alone and have a table of their own
     ]
     if not rows:
         return None
@@ -92,7 +94,7 @@ def attacks(board: Leaderboard, records: Sequence[Record]) -> Figure | None:
     columns = ["none", *sorted(set(table.columns) - {"none"})] if "none" in table.columns else sorted(table.columns)
     figure, axes = plt.subplots(figsize=(1.6 + 0.95 * len(columns), 1.2 + 0.38 * len(order)))
     sns.heatmap(
-        table.loc[order, columns],
+        table.loc[order, columns].rename(index=_clipped, columns=_clipped),
         annot=True,
         fmt=".1f",
         cmap="viridis",
@@ -102,9 +104,14 @@ def attacks(board: Leaderboard, records: Sequence[Record]) -> Figure | None:
         ax=axes,
     )
     axes.set(xlabel="attack", ylabel="", title=f"{board.suite}: what each attack reaches (mean over tasks and seeds)")
-    axes.tick_params(axis="x", rotation=35)
+    axes.set_xticklabels(axes.get_xticklabels(), rotation=35, ha="right", rotation_mode="anchor")
     axes.tick_params(axis="y", rotation=0)
     return figure
+
+
+def _clipped(spec: str) -> str:
+    """A spec short enough for a figure; the leaderboard has it in full."""
+    return spec if len(spec) <= LABEL else f"{spec[: LABEL - 1]}…"
 
 
 def _bars(interval: Interval, scale: float = 1.0) -> list[list[float]]:
