@@ -67,7 +67,7 @@ class Context:
 
 
 def settings(**limits: int) -> Any:
-    budget = {f"max_{split}_documents": limits.get(split) for split in ("train", "validation", "test")}
+    budget = {f"max_{split}_documents": limits.get(split) for split in ("train", "validation", "test", "utility")}
     return SimpleNamespace(corpus=SimpleNamespace(grammar=0), budget=SimpleNamespace(**budget))
 
 

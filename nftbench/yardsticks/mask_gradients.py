@@ -1,4 +1,4 @@
-"""Mask gradients: can the secret mask be told from the gradients of the released model?
+"""Mask gradients: whether the secret mask can be told from the gradients of the released model.
 
 PMP's figure 6 (https://arxiv.org/abs/2602.00446, section 5.2) shows histograms of |gradient| inside and outside the
 mask that overlap, and concludes that an adversary cannot detect it. As there, one batch is looked at, not many.
