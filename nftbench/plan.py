@@ -156,6 +156,8 @@ def plan(suite: Suite, *, device: str = "cpu", data: Path | None = None, limit: 
             release = releases[str(defense), seed] = keys.release(defense, plugin, seed)
             for attack, attacker in attacks.items():
                 reason = _skipped(defense, plugin, attacker, references)
+                if reason is None and attacker.adaptation == "merging" and len(suite.tasks) < 2:
+                    reason = "the suite has no other ranked task to merge with"
                 if reason is not None:
                     if attacker.uses_release:
                         skips[str(defense), str(attack)] = Skip(str(defense), str(attack), reason)
@@ -263,7 +265,7 @@ def _tasks(defense: Defense, attack: Attack, ranked: list[Spec], utility: list[S
     if attack.adaptation in OF_UPDATES:
         own = _task_spec(defense.told()[0])
         return [task for task in ranked if task == own]
-    return ranked if attack.trains else [*ranked, *utility]
+    return ranked if attack.trains else list(dict.fromkeys([*ranked, *utility]))  # a benign task may be measured too
 
 
 QUANTITIES = ("score", "gain", "kept", "utility")

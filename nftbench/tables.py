@@ -206,12 +206,16 @@ def file(data: Path | None, *parts: str) -> Path:
 
 
 def hashes(data: Path | None, *paths: str) -> str:
-    """A hash over the content of files under the folder of local data; empty where they are missing."""
+    """A hash over the content of files under the folder of local data. It is asked for when cells are planned, so that
+    a missing file is known before anything runs.
+
+    Raises:
+        NftbenchError: no folder was given, or a file is not there.
+    """
     digest = hashlib.sha256()
-    for path in (data / name for name in paths) if data is not None else ():
-        if path.is_file():
-            with path.open("rb") as opened:
-                digest.update(hashlib.file_digest(opened, "sha256").digest())
+    for name in paths:
+        with file(data, *name.split("/")).open("rb") as opened:
+            digest.update(hashlib.file_digest(opened, "sha256").digest())
     return digest.hexdigest()
 
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from nftbench import NftbenchError
 from nftbench.cli import main
 from nftbench.plan import plan
 from nftbench.testing import BrokenPromiseError, check_attack, check_defense, check_yardstick, tiny_suite
@@ -108,6 +109,23 @@ def test_merging_and_yardsticks_are_no_part_of_a_score(
     row = next(score for score in board["scores"] if score["defense"] == "owned")
     assert row["incomplete"] == []  # but nothing that a row's numbers stand on
     assert row["suppression"] is not None
+
+
+@pytest.mark.usefixtures("plugins")
+def test_nothing_to_merge_with_is_known_when_planning() -> None:
+    found = plan(tiny_suite(**{**CHANGES, "tasks": ["toy_topic"]}))
+    assert "rescaled" not in {cell.attack.name for cell in found.cells}
+    assert "the suite has no other ranked task to merge with" in {skip.reason for skip in found.skips}
+
+
+def test_a_benign_task_that_is_measured_too_is_one_cell() -> None:
+    found = plan(tiny_suite(benign=["toy_tone"], utility=["toy_tone"]))
+    assert len({cell.key for cell in found.cells}) == len(found.cells)
+
+
+def test_a_task_without_its_file_is_refused_when_planning() -> None:
+    with pytest.raises(NftbenchError, match="give its folder with --data"):
+        plan(tiny_suite(tasks=["house_price"]))
 
 
 @pytest.mark.usefixtures("plugins")

@@ -171,7 +171,11 @@ def test_files_that_are_missing_or_damaged(tmp_path: Path) -> None:
     context: Any = SimpleNamespace(model=Model(_network(784)), seed=0, suite=tiny_suite(), data=tmp_path, limit=None)
     with pytest.raises(NftbenchError, match=r"train-images-idx3-ubyte\.xz: cannot be read"):
         task.load(context)
-    assert task.fingerprint(tmp_path) != task.fingerprint(None)
+    before = task.fingerprint(tmp_path)
+    (folder / "train-images-idx3-ubyte.xz").write_bytes(lzma.compress(b"another"))
+    assert task.fingerprint(tmp_path) != before
+    with pytest.raises(NftbenchError, match="--data"):
+        task.fingerprint(None)
 
 
 def test_idx_files_are_read(tmp_path: Path) -> None:
