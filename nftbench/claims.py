@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from nftbench.grid import NONE, Grid, final, kept_share, points
-from nftbench.statistics import Interval, difference, mean
+from nftbench.grid import NONE, Grid, Level, final, kept_share
+from nftbench.statistics import Interval, gap_by_seed, mean_by_seed
 from nftbench.suite import PaperClaim, Quantity
 from nftbench.types import Record
 
@@ -32,28 +32,25 @@ class ClaimResult:
 
 def examine(claims: Sequence[PaperClaim], grid: Grid, readings: Sequence[Record]) -> tuple[ClaimResult, ...]:
     """Every claim, beside its measurement."""
-    return tuple(_examined(claim, _Sheet(grid, readings)) for claim in claims)
+    sheet = _Sheet(grid, readings)
+    return tuple(ClaimResult(claim, found := _measured(claim, sheet), _outcome(claim, found)) for claim in claims)
 
 
-def _examined(claim: PaperClaim, sheet: _Sheet) -> ClaimResult:
+def _measured(claim: PaperClaim, sheet: _Sheet) -> Interval | None:
+    """None where no seed has all that the claim is about, or a quotient would be by zero."""
     first = sheet.read(claim.read)
-    second = claim.minus or claim.over
-    other = sheet.read(second) if second is not None else dict.fromkeys(first, 0.0)
-    seeds = sorted(first.keys() & other.keys())
-    if not seeds:
-        return ClaimResult(claim, None, "not measured")
-    if claim.over is not None:
-        if any(other[seed] == 0 for seed in seeds):
-            return ClaimResult(claim, None, "not measured")
-        measured = mean([first[seed] / other[seed] for seed in seeds])
-    elif claim.minus is not None:
-        measured = difference([first[seed] for seed in seeds], [other[seed] for seed in seeds])
-    else:
-        measured = mean([first[seed] for seed in seeds])
-    return ClaimResult(claim, measured, _outcome(claim, measured))
+    if claim.minus is not None:
+        return gap_by_seed(first, sheet.read(claim.minus))
+    if claim.over is None:
+        return mean_by_seed(first)
+    below = sheet.read(claim.over)
+    seeds = first.keys() & below.keys()
+    return None if any(below[seed] == 0 for seed in seeds) else mean_by_seed({s: first[s] / below[s] for s in seeds})
 
 
-def _outcome(claim: PaperClaim, measured: Interval) -> Outcome:
+def _outcome(claim: PaperClaim, measured: Interval | None) -> Outcome:
+    if measured is None:
+        return "not measured"
     if measured.count < 2 or (claim.above is None and claim.below is None):
         return "measured"
     low, high = measured.low, measured.high
@@ -79,10 +76,10 @@ class _Sheet:
         return {seed: statistics.fmean(found[seed] for found in rows) for seed in seeds}
 
     def of_row(self, row: str, quantity: Quantity) -> BySeed:
-        if row not in self.grid.rows and "." not in quantity.read:
-            return {}
         if "." in quantity.read:
             return self.reading(row, *quantity.read.split(".", 1))
+        if row not in self.grid.rows:
+            return {}
         if quantity.read == "utility":
             return self.utility(row, quantity.tasks or self.grid.metrics)
         return self.attacked(row, quantity)
@@ -97,37 +94,25 @@ class _Sheet:
         }
 
     def attacked(self, row: str, quantity: Quantity) -> BySeed:
-        """`score`, `gain`, or the share of the way from the reference's unattacked score that is `kept`."""
-        grid, reference = self.grid, self.grid.rows[row].reference
+        """`score`, `gain`, or the share of the way from the reference's unattacked score that is `kept`; means over
+        tasks, of the seeds that have them all."""
+        grid = self.grid
         attacks = frozenset(quantity.attacks) or grid.within(grid.ranking) - grid.scratch() - {NONE}
         tasks = quantity.tasks or tuple(task for task in grid.tasks if self.role(task) == "ranked")
-        found = {task: self.picked(row, task, attacks) for task in tasks}
-        unattacked = {task: self.picked(row, task, frozenset({NONE})) for task in tasks}
-        zero = {task: self.picked(reference, task, frozenset({NONE})) for task in tasks}
-        seeds = set.intersection(*(set(found[task]) for task in tasks)) if tasks else set()
-        if quantity.read == "score":
-            return {seed: statistics.fmean(found[task][seed] for task in tasks) for seed in seeds}
-        seeds = seeds.intersection(*(set(unattacked[task]) for task in tasks))
-        if quantity.read == "gain":
-            return {
-                seed: statistics.fmean(found[task][seed] - unattacked[task][seed] for task in tasks) for seed in seeds
-            }
-        seeds = {
-            seed
-            for seed in seeds.intersection(*(set(zero[task]) for task in tasks))
-            if all(unattacked[task][seed] != zero[task][seed] for task in tasks)
-        }
-        return {
-            seed: statistics.fmean(
-                (found[task][seed] - zero[task][seed]) / (unattacked[task][seed] - zero[task][seed]) for task in tasks
-            )
-            for seed in seeds
-        }
+        found = [self.on_task(row, task, attacks, quantity.read) for task in tasks]
+        seeds = set.intersection(*map(set, found)) if found else set()
+        return {seed: statistics.fmean(by_seed[seed] for by_seed in found) for seed in seeds}
 
-    def picked(self, row: str, task: str, attacks: frozenset[str]) -> BySeed:
-        """The picked attack's test score on one task."""
-        picks = self.grid.picks(row, [task], attacks & {place.attack for place in self.grid.expected}) or {}
-        return {seed: points(final(record)) for seed, (record,) in picks.items()}
+    def on_task(self, row: str, task: str, attacks: Level, read: str) -> BySeed:
+        scores = self.grid.scores(row, task, attacks)
+        if read == "score":
+            return scores
+        alone = self.grid.scores(row, task, frozenset({NONE}))
+        if read == "gain":
+            return {seed: scores[seed] - alone[seed] for seed in scores.keys() & alone.keys()}
+        base = self.grid.scores(self.grid.rows[row].reference, task, frozenset({NONE}))
+        seeds = scores.keys() & alone.keys() & base.keys()
+        return {s: (scores[s] - base[s]) / (alone[s] - base[s]) for s in seeds if alone[s] != base[s]}
 
     def role(self, task: str) -> str:
         return next((record.role for record in self.grid.records.values() if record.task == task), "ranked")

@@ -7,13 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from nftbench.statistics import RANKED_SEEDS
 from nftbench.types import Record
 
 if TYPE_CHECKING:
     from nftbench.score import Headroom, Score
 
-RANKED_SEEDS, PRELIMINARY_SEEDS = 5, 3
-"""Base seeds that a rank takes, and a preliminary one."""
 GRADIENT_ERROR = 1e-3
 SATURATED = 95.0
 """Points of the 100 that an accuracy can reach."""

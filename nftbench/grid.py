@@ -105,6 +105,11 @@ class Grid:
             return None
         return self.picks(defense, tasks, attacks)
 
+    def scores(self, defense: str, task: str, attacks: Level) -> dict[int, float]:
+        """Test scores of the picked attack on one task, in points by seed; none at all where a cell failed, for that
+        may have been the telling one."""
+        return mean_points(self.picks(defense, [task], attacks)) if defense in self.rows else {}
+
     @functools.cached_property
     def _preferences(self) -> Mapping[Place, tuple[float, float, float, str]]:
         return {place: preference(record) for place, record in self.records.items()}

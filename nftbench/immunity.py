@@ -12,16 +12,13 @@ from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 from nftbench.grid import NONE, Grid, Level, mean_points
-from nftbench.statistics import Interval, beats_zero, gap_by_seed, holm, mean_by_seed
-from nftbench.types import Row
+from nftbench.statistics import PRELIMINARY_SEEDS, Interval, beats_zero, gap_by_seed, holm, mean_by_seed
+from nftbench.types import Row, Verdict
 
 Group = Literal["told", "held_out", "benign"]
 GROUPS: tuple[Group, ...] = get_args(Group)
-Verdict = Literal["holds", "refuted", "untested"]
 ADAPTATIONS = ("linear_probe", "finetuning")
 """What the claims of this table are about; merging has a table of its own."""
-FEWEST_SEEDS = 3
-"""With fewer a verdict is out of reach, as on the leaderboard."""
 
 
 @dataclass(frozen=True)
@@ -153,7 +150,7 @@ def _p(grid: Grid, row: AwareRow, attacks: Level) -> float | None:
             for undefended, attacked in (told, benign)
         ]
         tests.append(gap_by_seed(*lost))
-    found = [test for test in tests if test is not None and test.count >= FEWEST_SEEDS]
+    found = [test for test in tests if test is not None and test.count >= PRELIMINARY_SEEDS]
     return max(test.p for test in found) if len(found) == len(tests) else None
 
 

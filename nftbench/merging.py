@@ -6,16 +6,11 @@ worth, 0 where the base is as good. Merging has this table of its own and is no 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
 
-from nftbench.grid import NONE, Grid, final, points
-from nftbench.statistics import Interval, gap_by_seed, mean_by_seed
-from nftbench.types import OF_UPDATES
-
-SEEDS = 3
-"""Base seeds without which nothing can be told apart."""
+from nftbench.grid import NONE, Grid
+from nftbench.statistics import PRELIMINARY_SEEDS, Interval, gap_by_seed, mean_by_seed
+from nftbench.types import OF_UPDATES, Verdict
 
 
 @dataclass(frozen=True)
@@ -34,7 +29,7 @@ class MergingRow:
     control_kept: Interval | None
     beyond: Interval | None
     """kept less the control's, paired by seed: a defense wants it below 0."""
-    verdict: Literal["holds", "refuted", "untested"] | None
+    verdict: Verdict | None
 
 
 def merging_table(grid: Grid) -> tuple[MergingRow, ...]:
@@ -46,8 +41,8 @@ def merging_table(grid: Grid) -> tuple[MergingRow, ...]:
 
 def _row(grid: Grid, defense: str, attack: str, task: str) -> MergingRow:
     row = grid.rows[defense]
-    scores = [_points(grid, row.reference, NONE, task), _points(grid, defense, NONE, task)]
-    scores.append(_points(grid, defense, attack, task))
+    places = ((row.reference, NONE), (defense, NONE), (defense, attack))
+    scores = [grid.scores(one, task, frozenset({tried})) for one, tried in places]
     kept = _kept(grid, defense, attack, task)
     control_kept = _kept(grid, row.control, attack, task) if row.control is not None else {}
     beyond = gap_by_seed(kept, control_kept)
@@ -77,8 +72,8 @@ def _kept(grid: Grid, defense: str, attack: str, task: str) -> dict[int, float]:
     """The share that is kept, by seed; a seed at which the update is worth nothing has none."""
     if defense not in grid.rows:
         return {}
-    base = _points(grid, grid.rows[defense].reference, NONE, task)
-    standalone, merged = (_points(grid, defense, each, task) for each in (NONE, attack))
+    base = grid.scores(grid.rows[defense].reference, task, frozenset({NONE}))
+    standalone, merged = (grid.scores(defense, task, frozenset({each})) for each in (NONE, attack))
     return {
         seed: (merged[seed] - base[seed]) / (standalone[seed] - base[seed])
         for seed in sorted(base.keys() & standalone.keys() & merged.keys())
@@ -86,14 +81,8 @@ def _kept(grid: Grid, defense: str, attack: str, task: str) -> dict[int, float]:
     }
 
 
-def _points(grid: Grid, defense: str, attack: str, task: str) -> Mapping[int, float]:
-    """Test scores by seed; none at all where a cell failed, for that may have been the telling one."""
-    picks = grid.picks(defense, [task], frozenset({attack})) or {} if defense in grid.rows else {}
-    return {seed: points(final(record)) for seed, (record,) in picks.items()}
-
-
-def _verdict(grid: Grid, defense: str, beyond: Interval | None) -> Literal["holds", "refuted", "untested"]:
+def _verdict(grid: Grid, defense: str, beyond: Interval | None) -> Verdict:
     """Merging keeps less of the update than of its control: the whole interval has to lie below 0."""
-    if beyond is None or beyond.count < max(SEEDS, len(grid.seeds[defense])):
+    if beyond is None or beyond.count < max(PRELIMINARY_SEEDS, len(grid.seeds[defense])):
         return "untested"
     return "holds" if beyond.high < 0 else "refuted"

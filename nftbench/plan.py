@@ -141,8 +141,8 @@ def plan(suite: Suite, *, device: str = "cpu", data: Path | None = None, limit: 
     # The attack `none` is always planned, for its cells are base utility; reference rows are wherever a row needs one.
     attacks = {canonical("attacks", text): registry.create("attacks", text) for text in ("none", *suite.attacks)}
     defenses |= _references(defenses)
-    tasks = [_task_spec(text) for text in (*suite.tasks, *suite.benign)]
-    utility = [_task_spec(text) for text in suite.utility]
+    tasks = [task_spec(text) for text in (*suite.tasks, *suite.benign)]
+    utility = [task_spec(text) for text in suite.utility]
     yardsticks = {canonical("yardsticks", text): registry.create("yardsticks", text) for text in suite.yardsticks}
     for plugin in defenses.values():
         plugin.check(suite)
@@ -253,7 +253,7 @@ def file_hash(path: Path) -> str:
 
 def _told(suite: Suite, specs: tuple[str, ...], data: Path | None) -> list[Any]:
     """What an owner's use of tasks depends on: their sources and data, and how much of them the budget leaves."""
-    tasks = [_task_spec(text) for text in specs]
+    tasks = [task_spec(text) for text in specs]
     read = [
         [str(task), registry.source_hash(registry.find("tasks", task.name)), _task_data(task, data)] for task in tasks
     ]
@@ -263,7 +263,7 @@ def _told(suite: Suite, specs: tuple[str, ...], data: Path | None) -> list[Any]:
 def _tasks(defense: Defense, attack: Attack, ranked: list[Spec], utility: list[Spec]) -> list[Spec]:
     """What an attack is tried on; one on an update on the update's own task alone."""
     if attack.adaptation in OF_UPDATES:
-        own = _task_spec(defense.told()[0])
+        own = task_spec(defense.told()[0])
         return [task for task in ranked if task == own]
     return ranked if attack.trains else list(dict.fromkeys([*ranked, *utility]))  # a benign task may be measured too
 
@@ -289,7 +289,7 @@ def _claims(suite: Suite, cells: list[Cell]) -> tuple[PaperClaim, ...]:
         specs = {
             "rows": tuple(str(canonical("defenses", text)) for text in quantity.rows),
             "attacks": tuple(str(canonical("attacks", text)) for text in quantity.attacks),
-            "tasks": tuple(str(_task_spec(text)) for text in quantity.tasks),
+            "tasks": tuple(str(task_spec(text)) for text in quantity.tasks),
         }
         name, dot, _ = quantity.read.partition(".")
         asked = [(spec, known[axis]) for axis, texts in specs.items() for spec in texts]
@@ -307,7 +307,7 @@ def _claims(suite: Suite, cells: list[Cell]) -> tuple[PaperClaim, ...]:
 
 
 def _specs(texts: tuple[str, ...]) -> list[str]:
-    return [str(_task_spec(text)) for text in texts]
+    return [str(task_spec(text)) for text in texts]
 
 
 def _references(defenses: dict[Spec, Defense]) -> dict[Spec, Defense]:
@@ -330,11 +330,11 @@ def _row(defense: Spec) -> Row:
         control=str(canonical("defenses", control)) if control is not None else None,
         claim=plugin.claims,
         task_aware=plugin.task_aware,
-        told=tuple(str(_task_spec(text)) for text in plugin.told()),
+        told=tuple(str(task_spec(text)) for text in plugin.told()),
     )
 
 
-def _task_spec(text: str) -> Spec:
+def task_spec(text: str) -> Spec:
     """A text task takes what lm-eval's command line lets one choose; other tasks are dataclasses like all plugins."""
     spec = registry.parse(text)
     plugin = registry.find("tasks", spec.name)

@@ -29,7 +29,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from nftbench import corpus as corpora, model as models, provenance, registry, train, updates
 from nftbench.corpus import Corpus
 from nftbench.evaluate import TextTask
-from nftbench.plan import Job, Plan, base_key, canonical, corpus_key
+from nftbench.plan import Job, Plan, base_key, canonical, corpus_key, task_spec
 from nftbench.probes import gradient_error
 from nftbench.store import Store, digest
 from nftbench.suite import Budget, Pretraining, Suite
@@ -638,11 +638,11 @@ class _Referee:
         """The context with the suite's other tasks, for the attacks that are about several."""
         if self.attack.adaptation != "merging":
             return context
-        ranked = [str(registry.parse(text)) for text in self.place.suite.tasks]
+        ranked = [task_spec(text) for text in self.place.suite.tasks]
         found = {
-            spec: _AttackersTask(_loaded(self.place, registry.parse(spec), cell.seed, release.model))
+            str(spec): _AttackersTask(_loaded(self.place, spec, cell.seed, release.model))
             for spec in ranked
-            if spec != str(cell.task)
+            if spec != cell.task
         }
         return dataclasses.replace(context, others=found)
 

@@ -16,7 +16,7 @@ from typing import Literal
 
 from nftbench.breaking import Multiple, median_costs
 from nftbench.claims import ClaimResult, examine
-from nftbench.flags import PRELIMINARY_SEEDS, RANKED_SEEDS, Flag, find
+from nftbench.flags import Flag, find
 from nftbench.grid import (
     NONE,
     Grid,
@@ -35,6 +35,8 @@ from nftbench.grid import (
 from nftbench.immunity import AwareRow, aware_table
 from nftbench.merging import MergingRow, merging_table
 from nftbench.statistics import (
+    PRELIMINARY_SEEDS,
+    RANKED_SEEDS,
     Interval,
     average_by_seed,
     beats_zero,
@@ -46,11 +48,10 @@ from nftbench.statistics import (
     weakest,
 )
 from nftbench.suite import PaperClaim
-from nftbench.types import KNOWLEDGE, OF_UPDATES, Measurement, Record, Row
+from nftbench.types import KNOWLEDGE, OF_UPDATES, Measurement, Record, Row, Verdict
 
 Kind = Literal["defense", "trivial", "reference"]
 Standing = Literal["ranked", "preliminary", "control", "unranked"]
-Verdict = Literal["holds", "refuted", "untested"]
 
 
 # ----------------------------------------------------------------------------------------------------------- nouns

@@ -11,6 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 CONFIDENCE = 0.95
+RANKED_SEEDS, PRELIMINARY_SEEDS = 5, 3
+"""Base seeds that a rank takes, and a preliminary one; with fewer than three nothing is judged."""
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,8 @@ Knowledge = Literal["method", "data", "base", "sibling", "secret"]
 KNOWLEDGE: tuple[str, ...] = get_args(Knowledge)
 Stage = Literal["pretrain", "posttrain"]
 Status = Literal["ok", "failed", "oom", "timeout", "nonfinite"]
+Verdict = Literal["holds", "refuted", "untested"]
+"""On a claim; the burden of proof is on the defense."""
 Optimizer = Literal["adamw", "sgd", "muon"]
 SplitName = Literal["train", "validation", "test"]
 Adaptation = Literal["finetuning", "linear_probe", "merging", "rescaling"]
