@@ -33,6 +33,7 @@ if TYPE_CHECKING:
         Task as Task,
         TaskContext as TaskContext,
         Update as Update,
+        WrappedTask as WrappedTask,
         Yardstick as Yardstick,
     )
 
@@ -61,6 +62,7 @@ __all__ = [
     "Task",
     "TaskContext",
     "Update",
+    "WrappedTask",
     "Yardstick",
 ]
 

@@ -55,7 +55,7 @@ def _curve(record: Record) -> list[tuple[int, float]]:
 
 def _spent(cost: Cost, steps: int) -> dict[str, float]:
     return {
-        "steps": steps,
+        "steps": cost.preparation_steps + steps,
         "flops": cost.preparation_flops + steps * cost.step_flops,
         "seconds": cost.preparation_seconds + steps * cost.step_seconds,
         "memory": cost.peak_memory_bytes,

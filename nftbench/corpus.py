@@ -67,6 +67,21 @@ def build(settings: CorpusSettings, seed: int, data: Path | None) -> Corpus:
     return Corpus(tokenizer, train_blocks, heldout_blocks, sum(len(block.encode()) for block in text))
 
 
+def encoded_for(corpus: Corpus, tokenizer: PreTrainedTokenizerBase | None) -> Tensor:
+    """The training blocks [blocks, block] in the tokens of another tokenizer; as they are for one with the same words.
+
+    Raises:
+        NftbenchError: there is no tokenizer.
+    """
+    if tokenizer is None:
+        raise NftbenchError("the model has no tokenizer to read text with")
+    if tokenizer.get_vocab() == corpus.tokenizer.get_vocab():
+        return corpus.train
+    texts = corpus.tokenizer.batch_decode(corpus.train, clean_up_tokenization_spaces=False)
+    ids = tokenizer(texts, add_special_tokens=False, return_attention_mask=False)["input_ids"]
+    return _pack(ids, corpus.train.shape[1], "re-encoded")
+
+
 def save(corpus: Corpus, folder: Path) -> None:
     """Write the tokenizer and the blocks."""
     corpus.tokenizer.save_pretrained(folder)

@@ -98,13 +98,23 @@ def _defense(cls: type[Any]) -> str:
 
 def _attack(cls: type[Any]) -> str:
     lines = [
-        f"knowledge: {_who(cls.knowledge)}",
+        f"knowledge: {_who(_default_of(cls).knowledge)}{_varies(cls)}",
         f"adaptation: {cls.adaptation}",
         f"against: {', '.join(sorted(cls.against)) or 'no defense in particular'}",
         "" if cls.uses_release else "ignores the release: planned once, under the reference row",
         "" if cls.trains else "only measures",
     ]
     return "\n".join(filter(None, lines))
+
+
+def _default_of(cls: type[Any]) -> Any:
+    """The attack with its default parameters, for what may depend on them; the class itself where one is required."""
+    required = any(one.init and one.default is MISSING and one.default_factory is MISSING for one in fields(cls))
+    return cls if required else cls()
+
+
+def _varies(cls: type[Any]) -> str:
+    return ", by default; it depends on the parameters" if isinstance(vars(cls).get("knowledge"), property) else ""
 
 
 def _task(cls: type[Any]) -> str:

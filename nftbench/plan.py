@@ -146,6 +146,8 @@ def plan(suite: Suite, *, device: str = "cpu", data: Path | None = None, limit: 
     yardsticks = {canonical("yardsticks", text): registry.create("yardsticks", text) for text in suite.yardsticks}
     for plugin in defenses.values():
         plugin.check(suite)
+    for attack, attacker in attacks.items():
+        _check_uses(attack, attacker)
     keys = _Keys(suite, device, data, limit)
     references = {str(canonical("defenses", plugin.reference_row())) for plugin in defenses.values()}
     cells: list[Cell] = []
@@ -155,9 +157,7 @@ def plan(suite: Suite, *, device: str = "cpu", data: Path | None = None, limit: 
         for defense, plugin in defenses.items():
             release = releases[str(defense), seed] = keys.release(defense, plugin, seed)
             for attack, attacker in attacks.items():
-                reason = _skipped(defense, plugin, attacker, references)
-                if reason is None and attacker.adaptation == "merging" and len(suite.tasks) < 2:
-                    reason = "the suite has no other ranked task to merge with"
+                reason = _skipped(suite, defense, plugin, attacker, references)
                 if reason is not None:
                     if attacker.uses_release:
                         skips[str(defense), str(attack)] = Skip(str(defense), str(attack), reason)
@@ -346,13 +346,27 @@ def task_spec(text: str) -> Spec:
     return Spec(spec.name, tuple(sorted(spec.parameters)))
 
 
-def _skipped(spec: Spec, defense: Defense, attack: Attack, references: set[str]) -> str | None:
+def _check_uses(spec: Spec, attack: Attack) -> None:
+    """An attack may only be built on such that know no more than it does."""
+    for text in attack.uses():
+        surplus = sorted(registry.create("attacks", text).knowledge - attack.knowledge)
+        if surplus:
+            raise NftbenchError(f"{spec}: it is built on {text!r}, which also knows {', '.join(surplus)}")
+
+
+def _skipped(suite: Suite, spec: Spec, defense: Defense, attack: Attack, references: set[str]) -> str | None:
     if not attack.uses_release and str(spec) not in references:
         return "uses no release: planned once, under the reference row"
     if "secret" in attack.knowledge and not defense.keeps_secret:
         return "the defense keeps no secret"
     if attack.adaptation in OF_UPDATES and not defense.releases_update:
         return "the defense releases no update"
+    if attack.adaptation == "merging" and len(suite.tasks) < 2:
+        return "the suite has no other ranked task to merge with"
+    if "data" in attack.knowledge and suite.corpus.source == "none":
+        return "the suite has no public text"
+    if "sibling" in attack.knowledge and not defense.keeps_secret:
+        return "the defense keeps no secret that a second checkpoint could show"
     return attack.applies(defense)
 
 
@@ -375,6 +389,7 @@ class _Keys:
 
     def cell(self, release: str, attack: Spec, plugin: Attack, task: Spec, seed: int) -> str:
         others = [_told(self.suite, self.suite.tasks, self.data)] if plugin.adaptation == "merging" else []
+        others += [self.built_on(text) for text in plugin.uses()]
         return digest(
             "cell",
             release,
@@ -384,6 +399,13 @@ class _Keys:
             self.limit,
             seed,
         )
+
+    def built_on(self, text: str) -> list[Any]:
+        """What a number depends on through another attack."""
+        spec = canonical("attacks", text)
+        plugin: Attack = registry.create("attacks", text)
+        source, below = self.source("attacks", spec.name), [self.built_on(one) for one in plugin.uses()]
+        return [spec.name, registry.parameters(plugin), source, *below]
 
     def reading(self, release: str, attack: Spec, task: Spec, plugin: Yardstick, seed: int) -> str:
         source = self.source("yardsticks", task.name)

@@ -15,7 +15,8 @@ import math
 import time
 import traceback
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,14 +27,15 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from nftbench import corpus as corpora, model as models, provenance, registry, train, updates
+from nftbench import corpus as corpora, model as models, preparation, provenance, recovery, registry, train, updates
 from nftbench.corpus import Corpus
 from nftbench.evaluate import TextTask
 from nftbench.plan import Job, Plan, base_key, canonical, corpus_key, task_spec
+from nftbench.preparation import Ledger
 from nftbench.probes import gradient_error
 from nftbench.store import Store, digest
 from nftbench.suite import Budget, Pretraining, Suite
-from nftbench.sweep import CellTimeoutError, NonFiniteError, select, sweep, unchanged
+from nftbench.sweep import NonFiniteError, select, sweep, unchanged
 from nftbench.types import (
     Adapter,
     Attack,
@@ -58,14 +60,17 @@ from nftbench.types import (
     Split,
     SplitName,
     Status,
+    StepLoss,
     Task,
-    TaskContext,
     Update,
+    WrappedTask,
     Yardstick,
 )
 
 ADAPTER = "adapter"
 """The folder of a release in which its update lies, if it has one."""
+SIBLING = 0.9
+"""The share of a defense's pre-training run at which its second checkpoint is kept."""
 
 
 @dataclass(frozen=True)
@@ -130,7 +135,8 @@ def make_release(place: Workplace, spec: Spec, seed: int, key: str) -> Path:
         Exception: whatever the defense raises, or NftbenchError for a release that is not one.
     """
     store, keeps_secret = place.store, registry.create("defenses", str(spec)).keeps_secret
-    if any(store.artifact(kind, key) is None for kind in ("protections", *(("secrets",) if keeps_secret else ()))):
+    kinds = ("protections", *(("secrets",) if keeps_secret else ()))
+    if any(store.artifact(kind, key) is None for kind in kinds):
         store.discard("releases", key)  # what belongs to it is missing or damaged: only all of it can be made again
     return store.make("releases", key, lambda folder: _protect(place, spec, seed, key, folder))
 
@@ -140,6 +146,22 @@ def make_reference(place: Workplace, job: Job) -> Model:
     reference = canonical("defenses", registry.create("defenses", str(job.defense)).reference_row())
     key = place.plan.releases[str(reference), job.seed]
     return models.load(make_release(place, reference, job.seed, key), place.device, attacker=True)
+
+
+def make_sibling(place: Workplace, job: Job) -> Model:
+    """The second checkpoint of a release's run, kept when the release is made.
+
+    Raises:
+        NftbenchError: the defense trained no network of the release's shapes as far as that.
+    """
+    folder = place.store.artifact("siblings", job.release)
+    if folder is None:  # a release in the cache from before siblings were kept
+        place.store.discard("releases", job.release)
+        make_release(place, job.defense, job.seed, job.release)
+        folder = place.store.artifact("siblings", job.release)
+    if folder is None:
+        raise NftbenchError(f"{job.defense} leaves no second checkpoint of its run")
+    return models.load(folder, place.device, attacker=True)
 
 
 def load_secret(place: Workplace, key: str) -> Secret | None:
@@ -208,9 +230,12 @@ def _protect(place: Workplace, spec: Spec, seed: int, key: str, folder: Path) ->
     published = models.load(folder, place.device)
     _check_published(folder, published)
     protection = _examine(place, seed, published, mask, protected.series, seconds)
-    # A killed attempt may have left its secret; only the one that belongs to these weights may stay.
-    for kind in ("secrets", "protections"):
+    # A killed attempt may have left its secret; only what belongs to these weights may stay.
+    for kind in ("secrets", "siblings", "protections"):
         place.store.discard(kind, key)
+    sibling = owner.sibling(protected.release)
+    if sibling is not None:
+        place.store.make("siblings", key, lambda draft: models.save(sibling, draft), mode=0o700)
     if mask is not None:
         held = {name: tensor.detach().to("cpu", torch.uint8).contiguous() for name, tensor in mask.items()}
         place.store.make("secrets", key, lambda draft: save_file(held, draft / "mask.safetensors"), mode=0o700)
@@ -301,30 +326,35 @@ def _probe(place: Workplace, owner: _Owner, model: Model) -> tuple[Callable[[nn.
 # ---------------------------------------------------------------------------------------------------------- contexts
 
 
-@dataclass(frozen=True)
-class _Owner:
-    """`OwnerContext` of one base seed."""
+class _Pipeline(ABC):
+    """How a suite's owners build and pre-train: what `OwnerContext` offers to every owner."""
 
-    _place: Workplace
-    _base_seed: int
-    _told: tuple[str, ...] = ()
+    suite: Suite
+    device: str
+    base_seed: int
+    kept: dict[str, torch.Tensor]
+    """The weights at `SIBLING` of the last pre-training run."""
+    ledger: Ledger | None = None
+    """Where runs are counted, if they are."""
+
+    @property
+    @abstractmethod
+    def corpus(self) -> Corpus: ...
+
+    @abstractmethod
+    def task(self, spec: str) -> Task: ...
 
     @property
     def seed(self) -> int:
-        return derive(self._base_seed, "defense")
-
-    @property
-    def corpus(self) -> Corpus:
-        return make_corpus(self._place, self._base_seed)
+        return derive(self.base_seed, "defense")
 
     @property
     def pretraining(self) -> Pretraining:
-        return self._place.suite.pretraining
+        return self.suite.pretraining
 
     def build(self, **changes: Any) -> Model:
-        settings = {**self._place.suite.model, **changes}
         tokenizer = self.corpus.tokenizer if self.pretraining.task is None else None
-        return models.build(settings, tokenizer, derive(self._base_seed, "init"), self._place.device)
+        return models.build({**self.suite.model, **changes}, tokenizer, derive(self.base_seed, "init"), self.device)
 
     def pretrain(
         self,
@@ -335,7 +365,6 @@ class _Owner:
         **changes: Any,
     ) -> Model:
         recipe = Pretraining.model_validate({**self.pretraining.model_dump(), **changes})
-        seed, device = derive(self._base_seed, "pretrain"), self._place.device
         text = self.corpus.train if recipe.task is None else self.task(recipe.task)
         if recipe.only is not None:
             free = {name: recipe.only in name for name, _ in model.network.named_parameters()}
@@ -343,20 +372,87 @@ class _Owner:
                 name: torch.full_like(weight, free[name], dtype=torch.bool) & (True if mask is None else mask[name])
                 for name, weight in model.network.named_parameters()
             }
-        train.pretrain(model.network, text, recipe, seed, device, mask=mask, each_step=each_step)
+        self.kept.clear()
+        taken = 0
+
+        def watch(network: nn.Module, step: int) -> bool | None:
+            nonlocal taken
+            taken = step
+            if step == _step_at(recipe, SIBLING):
+                self.kept.update({name: tensor.detach().clone() for name, tensor in network.state_dict().items()})
+            return each_step(network, step) if each_step is not None else None
+
+        seed = derive(self.base_seed, "pretrain")
+        train.pretrain(model.network, text, recipe, seed, self.device, mask=mask, each_step=watch)
+        if self.ledger is not None:
+            self.ledger.steps += taken
+            self.ledger.flops += taken * train.step_flops(model.network, text, recipe, self.device)
         return model
+
+    def sibling(self, release: Model) -> Model | None:
+        """The release's architecture with the weights kept of its run, if they fit."""
+        shapes = {name: tensor.shape for name, tensor in release.network.state_dict().items()}
+        if {name: tensor.shape for name, tensor in self.kept.items()} != shapes:
+            return None
+        network = copy.deepcopy(release.network)
+        network.load_state_dict(self.kept)
+        return Model(network, release.tokenizer)
+
+
+@dataclass(frozen=True)
+class _Owner(_Pipeline):
+    """`OwnerContext` of one base seed."""
+
+    _place: Workplace
+    base_seed: int
+    _told: tuple[str, ...] = ()
+    kept: dict[str, torch.Tensor] = field(default_factory=dict)
+
+    @property
+    def suite(self) -> Suite:  # type: ignore[override]
+        return self._place.suite
+
+    @property
+    def device(self) -> str:  # type: ignore[override]
+        return self._place.device
+
+    @property
+    def corpus(self) -> Corpus:
+        return make_corpus(self._place, self.base_seed)
 
     def task(self, spec: str) -> Task:
         allowed = (*self._told, *filter(None, [self.pretraining.task]))
         if spec not in allowed:
             raise NftbenchError(f"the defense was not told of {spec!r}: what it asks for it must name in told()")
-        loaded = _loaded(self._place, registry.parse(spec), self._base_seed, self.build())
+        loaded = _loaded(self._place, registry.parse(spec), self.base_seed, self.build())
         return _AttackersTask(
             loaded, ("validation", "test"), "the owner's defense learns from the training split alone"
         )
 
     def checkpoint(self, fraction: float) -> Model:
-        return make_base(self._place, self._base_seed, fraction)
+        return make_base(self._place, self.base_seed, fraction)
+
+
+@dataclass(frozen=True)
+class _Shadow(_Pipeline):
+    """`OwnerContext` of an attacker who plays the owner on public text, with seeds of the attacker's own."""
+
+    suite: Suite
+    device: str
+    base_seed: int
+    text: Corpus
+    ledger: Ledger | None = field(default_factory=Ledger)
+    kept: dict[str, torch.Tensor] = field(default_factory=dict)
+
+    @property
+    def corpus(self) -> Corpus:
+        return self.text
+
+    def task(self, spec: str) -> Task:
+        raise NftbenchError("an attacker's shadow is told of no task")
+
+    def checkpoint(self, fraction: float) -> Model:
+        raise NftbenchError("an attacker's shadow has no undefended run beside it")
 
 
 @dataclass(frozen=True)
@@ -369,7 +465,12 @@ class _Attacker:
     _corpus: Corpus | None = None
     _secret: Secret | None = None
     _base: Model | None = None
+    _defense: Defense | None = None
+    _sibling: Model | None = None
+    _suite: Suite | None = None
+    _uses: tuple[str, ...] = ()
     others: Mapping[str, Task] = field(default_factory=dict)
+    ledger: Ledger = field(default_factory=Ledger)
 
     @property
     def corpus(self) -> Corpus:
@@ -388,6 +489,80 @@ class _Attacker:
         if self._base is None:
             raise NftbenchError("the base model needs 'base' among the attack's knowledge")
         return self._base
+
+    @property
+    def defense(self) -> Defense:
+        if self._defense is None:
+            raise NftbenchError("which defense it is needs 'method' among the attack's knowledge")
+        return self._defense
+
+    @property
+    def pretraining(self) -> Pretraining:
+        if self._defense is None or self._suite is None:
+            raise NftbenchError("the owner's recipe needs 'method' among the attack's knowledge")
+        return self._suite.pretraining
+
+    @property
+    def sibling(self) -> Model:
+        if self._sibling is None:
+            raise NftbenchError("a second checkpoint needs 'sibling' among the attack's knowledge")
+        return self._sibling
+
+    def initial(self, guess: int) -> PreTrainedModel:
+        if self._sibling is None or self._suite is None:
+            raise NftbenchError("the start of the owner's run needs 'sibling' among the attack's knowledge")
+        seed = derive(guess, "init")
+        return models.build(self._suite.model, self._sibling.tokenizer, seed, self.device).network
+
+    def shadow(self, index: int) -> Protected:
+        if self._suite is None or self._defense is None or self._corpus is None:
+            raise NftbenchError("running the defense needs 'method' and 'data' among the attack's knowledge")
+        if self._defense.stage != "pretrain":
+            raise NftbenchError("the defense starts from a trained base, which the attacker has not")
+        own = _Shadow(self._suite, self.device, derive(self.seed, "shadow", str(index)), self._corpus, self.ledger)
+        return self._defense.protect(own.build(), own)
+
+    def text(self, model: Model, batch: int) -> Iterator[torch.Tensor]:
+        blocks = corpora.encoded_for(self.corpus, model.tokenizer)
+        return train.token_batches(blocks, batch, derive(self.seed, "text"), self.device)
+
+    def train(
+        self,
+        network: nn.Module,
+        loss: StepLoss,
+        *,
+        steps: int,
+        learning_rate: float,
+        optimizer: Optimizer = "adamw",
+        weight_decay: float = 0.0,
+        mask: Mask | None = None,
+        each_step: EachStep | None = None,
+    ) -> None:
+        preparation.train(
+            network,
+            loss,
+            self.budget,
+            derive(self.seed, "train"),
+            self.device,
+            self.ledger,
+            steps=steps,
+            learning_rate=learning_rate,
+            optimizer=optimizer,
+            weight_decay=weight_decay,
+            mask=mask,
+            each_step=each_step,
+        )
+
+    def gradients(
+        self, network: PreTrainedModel, batches: Iterable[torch.Tensor]
+    ) -> Iterator[Mapping[str, torch.Tensor]]:
+        return preparation.gradients(network, batches, self.ledger)
+
+    def attack(self, spec: str) -> Attack:
+        if str(canonical("attacks", spec)) not in {str(canonical("attacks", known)) for known in self._uses}:
+            raise NftbenchError(f"the attack is not built on {spec!r}: what it takes up it must name in uses()")
+        found: Attack = registry.create("attacks", spec)
+        return found
 
     def sweep(
         self,
@@ -424,36 +599,16 @@ class _Attacker:
 
 
 @dataclass(frozen=True)
-class _AttackersTask(Task):
+class _AttackersTask(WrappedTask):
     """A task as attackers, or the owner's defense, see it: without the splits that are not theirs."""
 
-    _task: Task
     _hidden: tuple[SplitName, ...] = ("test",)
     _reason: str = "the test split is scored once, by the referee"
-
-    @property
-    def trainable(self) -> bool:
-        return self._task.trainable
-
-    def load(self, context: TaskContext) -> Task:
-        raise NftbenchError("the task is loaded already")
 
     def split(self, name: SplitName) -> Split:
         if name in self._hidden:
             raise NftbenchError(self._reason)
-        return self._task.split(name)
-
-    def loss(self, network: nn.Module, batch: Any) -> torch.Tensor:
-        return self._task.loss(network, batch)
-
-    def evaluate(self, network: nn.Module, split: Split) -> Measurement:
-        return self._task.evaluate(network, split)
-
-    def features(self, network: nn.Module, batch: Any) -> torch.Tensor:
-        return self._task.features(network, batch)
-
-    def targets(self, network: nn.Module, batch: Any) -> torch.Tensor:
-        return self._task.targets(network, batch)
+        return self.task.split(name)
 
 
 @dataclass(frozen=True)
@@ -577,13 +732,22 @@ class _Referee:
             own = Model(copy.deepcopy(release.model.network), release.model.tokenizer)
             prepared = self.attack.prepare(Release(own, update), context)
             self.preparation = time.monotonic() - begun
+            self.recovery = self.recovered(prepared)
         except (Exception, SystemExit) as error:  # a plugin may raise anything
             return [self.write(cell, *status_of(error)) for cell in cells]
         return [self.cell(cell, release, prepared, context) for cell in cells]
 
+    def recovered(self, prepared: Prepared) -> Mapping[str, float]:
+        """How near the attack's guess comes to the owner's secret; that of an attack that was given it says nothing."""
+        secret = load_secret(self.place, self.job.release)
+        if prepared.guess is None or secret is None or "secret" in self.attack.knowledge:
+            return {}
+        return recovery.score(prepared.guess, secret.mask)
+
     def context(self) -> _Attacker:
         """What this attack may know."""
         knowledge = self.attack.knowledge
+        defense: Defense = registry.create("defenses", str(self.job.defense))
         return _Attacker(
             seed=derive(self.job.seed, "attack"),
             budget=self.place.suite.budget,
@@ -591,6 +755,10 @@ class _Referee:
             _corpus=make_corpus(self.place, self.job.seed) if "data" in knowledge else None,
             _secret=load_secret(self.place, self.job.release) if "secret" in knowledge else None,
             _base=make_reference(self.place, self.job) if "base" in knowledge else None,
+            _defense=defense if "method" in knowledge else None,
+            _suite=self.place.suite if knowledge & {"method", "sibling"} else None,
+            _sibling=make_sibling(self.place, self.job) if "sibling" in knowledge else None,
+            _uses=self.attack.uses(),
         )
 
     def cell(self, cell: Cell, release: Release, prepared: Prepared, context: _Attacker) -> Record:
@@ -600,10 +768,10 @@ class _Referee:
             return self.reading(cell, release, begun)
         try:
             task = load_task(self.place, cell, release.model)
-            # A copy of its own for each task: an attack that changes the prepared model must not reach the next one.
-            copied = Model(copy.deepcopy(prepared.model.network), prepared.model.tokenizer)
-            own = dataclasses.replace(prepared, model=copied)
-            outcome = self.attack.adapt(own, _AttackersTask(task), self.beside(cell, release, context))
+            # A copy of its own for each task: an attack that changes what it prepared must not reach the next one.
+            own = _copied(prepared)
+            beside = dataclasses.replace(self.beside(cell, release, context), ledger=Ledger())
+            outcome = self.attack.adapt(own, _AttackersTask(self.theirs(cell, release)), beside)
             plain = outcome.retried is None
             validation = self.measure(task, outcome.network, "validation", plain) if task.trainable else None
             attacked = self.measure(task, outcome.network, "test", plain)
@@ -613,7 +781,15 @@ class _Referee:
             return self.write(cell, *status_of(error))
         finite = math.isfinite(attacked.value) and (attacked.loss is None or math.isfinite(attacked.loss))
         last = max(point.step for point in outcome.curve) if outcome.curve else 0
-        cost = dataclasses.replace(outcome.cost, preparation_seconds=self.preparation)
+        cost = dataclasses.replace(
+            outcome.cost,
+            preparation_seconds=self.preparation + beside.ledger.seconds,
+            preparation_steps=context.ledger.steps + beside.ledger.steps,
+            preparation_flops=context.ledger.flops + beside.ledger.flops,
+            peak_memory_bytes=max(
+                outcome.cost.peak_memory_bytes, context.ledger.peak_memory_bytes, beside.ledger.peak_memory_bytes
+            ),
+        )
         return self.write(
             cell,
             "ok" if finite else "nonfinite",
@@ -629,10 +805,19 @@ class _Referee:
             stuck=outcome.stuck,
             retried=outcome.retried,
             cost=cost if self.attack.trains else None,
+            recovery=self.recovery,
             protection=load_protection(self.place, cell.release) if not self.attack.trains else None,
             seconds=time.monotonic() - begun,
             documents=getattr(task, "provenance", {}),
         )
+
+    def theirs(self, cell: Cell, release: Release) -> Task:
+        """The task with as many training documents as the attack takes."""
+        suite = self.place.suite
+        taken = {"max_train_documents": self.attack.train_documents(suite.budget)}
+        changed = suite.model_copy(update={"budget": suite.budget.model_copy(update=taken)})
+        place = dataclasses.replace(self.place, plan=dataclasses.replace(self.place.plan, suite=changed))
+        return load_task(place, cell, release.model)
 
     def beside(self, cell: Cell, release: Release, context: _Attacker) -> _Attacker:
         """The context with the suite's other tasks, for the attacks that are about several."""
@@ -702,6 +887,11 @@ class _Referee:
         return record
 
 
+def _copied(prepared: Prepared) -> Prepared:
+    model = Model(copy.deepcopy(prepared.model.network), prepared.model.tokenizer)
+    return dataclasses.replace(prepared, model=model, parts=tuple(_copied(part) for part in prepared.parts))
+
+
 def fail(place: Workplace, job: Job, status: Status, reason: str) -> list[Record]:
     """Write a failed record for each unsettled cell of a job that could not even start."""
     with place.store.claim(job.key) as mine:
@@ -757,7 +947,7 @@ def _data_settings(plan: Plan) -> list[Any]:
 
 def status_of(error: BaseException) -> tuple[Status, str]:
     """A cell's status and its reason in one line, with the place where it was raised."""
-    if isinstance(error, CellTimeoutError):
+    if isinstance(error, train.CellTimeoutError):
         return "timeout", str(error)
     if isinstance(error, NonFiniteError):
         return "nonfinite", str(error)

@@ -93,9 +93,15 @@ class Budget(_Section):
     warmup: Annotated[int, Field(ge=0)] = 10
     clip: Positive | None = 1.0
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    decay: bool = False
+    """The learning rate falls linearly to nothing after the warm-up: each duration is then a run of its own."""
+    average: bool = False
+    """What is read at a duration is the mean of the weights over the last quarter of the steps up to it."""
     extension: Annotated[int, Field(ge=0)] = 3
     """At most so many learning rates are added on a side whose edge is best."""
     restarts: Count = 3
+    preparation_steps: Count = 200
+    """Optimizer steps on public text that an attack may take before its sweep."""
     max_train_documents: Count | None = None
     max_validation_documents: Count | None = None
     max_test_documents: Count | None = None

@@ -1,7 +1,7 @@
 """The attacker's sweep: every learning rate and duration of the budget, the best on validation, run again.
 
 Each learning rate is one trajectory from the release, read at each duration: with a linear warm-up and then a constant
-rate a duration sweep gives bit for bit the weights of separate runs.
+rate a duration sweep gives bit for bit the weights of separate runs. A rate that decays needs those separate runs.
 """
 
 from __future__ import annotations
@@ -17,11 +17,12 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
 from nftbench.model import seeded
 from nftbench.probes import step_cost
 from nftbench.suite import Budget
-from nftbench.train import Stepper, autocast, shuffled
+from nftbench.train import CellTimeoutError, Stepper, autocast, shuffled
 from nftbench.types import (
     Adapter,
     Candidates,
@@ -40,12 +41,11 @@ Side = Literal["low", "high"]
 Attempt = Literal["plain", "float32", "float64", "clipped", "head"]
 CLIPPED = 0.01
 """Gradient norm of the attempt `clipped`: a hundredth of the usual 1.0 keeps steps short where the loss is steep."""
+AVERAGED = 0.25
+"""The share of a run's steps, its last ones, whose weights `average` takes the mean of: stochastic weight averaging
+(Izmailov et al. 2018, arXiv:1803.05407), at every step and with a share that is our choice."""
 COLLATED = 8
 """Batches made at a time."""
-
-
-class CellTimeoutError(Exception):
-    """The cell has used up its seconds."""
 
 
 class NonFiniteError(Exception):
@@ -193,7 +193,7 @@ class _Run:
         curve: list[Point] = []
         for index, rate in enumerate(grid):
             stops = self.budget.durations if index == 0 else self.budget.durations[1:]
-            curve += self.trajectory(rate, 0, stops)[0]
+            curve += self.points(rate, stops)
         if all(point.score is None for point in curve):
             return curve, False
         rates = list(grid)
@@ -206,7 +206,7 @@ class _Run:
                 else:
                     rates.append(rates[-1] * rates[-1] / rates[-2])
                 new = rates[0] if side == "low" else rates[-1]
-                curve += self.trajectory(new, 0, self.budget.durations[1:])[0]
+                curve += self.points(new, self.budget.durations[1:])
         return curve, edge(curve, self.higher_is_better) is not None
 
     def sides(self, curve: Sequence[Point]) -> tuple[Side, ...]:
@@ -238,7 +238,9 @@ class _Run:
             points, network, measurement = self.trajectory(0.0, 0, (0,))
             found = start, network, measurement
         point, network, validation = found
-        cost = step_cost(self.network(0), lambda net: self.stepper(net, picked.learning_rate), self.loss_of_first_batch)
+        cost = step_cost(
+            self.network(0), lambda net: self.stepper(net, picked.learning_rate, 1), self.loss_of_first_batch
+        )
         return Outcome(
             network=network,
             validation=validation,
@@ -256,12 +258,18 @@ class _Run:
             retried=None if self.attempt == "plain" else self.attempt,
         )
 
+    def points(self, learning_rate: float, stops: Sequence[int]) -> list[Point]:
+        """One learning rate at each duration."""
+        runs = [(stop,) for stop in stops] if self.budget.decay else [tuple(stops)]
+        return [point for run in runs for point in self.trajectory(learning_rate, 0, run)[0]]
+
     def trajectory(
         self, learning_rate: float, attack_seed: int, stops: Sequence[int]
     ) -> tuple[list[Point], nn.Module, Measurement]:
         """Train to the last stop and read every stop: the points, the network there, its last measurement."""
         network = self.network(attack_seed)
-        stepper = self.stepper(network, learning_rate)
+        stepper = self.stepper(network, learning_rate, stops[-1])
+        means = {stop: AveragedModel(network) for stop in stops if stop and self.budget.average}
         batches = self.batches(attack_seed)
         validation = self.task.split("validation")
         points: list[Point] = []
@@ -271,26 +279,30 @@ class _Run:
             for stop in stops:
                 begun = time.perf_counter()
                 network.train()
-                for _ in range(stop - reached):
+                for step in range(reached + 1, stop + 1):
                     with autocast(self.device, self.attempt == "plain"):
                         loss = self.task.loss(network, next(batches))
                     stepper.step(loss)
                     losses.append(loss.detach())
+                    for late, mean in means.items():
+                        if step > (1 - AVERAGED) * late:
+                            mean.update_parameters(network)
                     if time.monotonic() - self.started > self.budget.timeout:
                         raise CellTimeoutError(f"more than {self.budget.timeout:g} s")
                 train_loss = float(torch.stack(losses).float().mean()) if losses else None
                 self.steps += stop - reached
                 self.step_seconds += time.perf_counter() - begun
                 reached, losses = stop, []
+                found = means.pop(stop).module if stop in means else network
                 with autocast(self.device, self.attempt == "plain"):
-                    measurement = self.task.evaluate(network, validation)
+                    measurement = self.task.evaluate(found, validation)
                 self.higher_is_better = measurement.higher_is_better
                 points.append(_point(measurement, learning_rate if stop else 0.0, stop, train_loss, attack_seed))
                 if points[-1].score is None:
                     left = [late for late in stops if late > stop]
                     points += [Point(learning_rate, late, None, None, None, attack_seed) for late in left]
                     break
-        return points, network.eval(), measurement
+        return points, found.eval(), measurement
 
     def network(self, attack_seed: int) -> nn.Module:
         """What a trajectory trains: a fresh copy of the release, adapted, in the attempt's precision."""
@@ -307,14 +319,20 @@ class _Run:
             (head if head is not None else list(network.children())[-1]).requires_grad_(True)
         return network
 
-    def stepper(self, network: nn.Module, learning_rate: float) -> Stepper:
-        """The attacker's optimizer: linear warm-up, then constant."""
+    def stepper(self, network: nn.Module, learning_rate: float, last: int) -> Stepper:
+        """The attacker's optimizer: linear warm-up, then constant, or falling to nothing after step `last`."""
+        warmup, decay = self.budget.warmup, self.budget.decay
+
+        def factor(step: int) -> float:
+            rising = min(1.0, step / max(warmup, 1))
+            return min(rising, (last + 1 - step) / max(last + 1 - warmup, 1)) if decay else rising
+
         clip = CLIPPED if self.attempt in ("clipped", "head") else self.budget.clip
         return Stepper(
             network,
             self.optimizer,
             learning_rate,
-            factor=lambda step: min(1.0, step / max(self.budget.warmup, 1)),
+            factor=factor,
             weight_decay=self.budget.weight_decay,
             clip=clip,
             mask=self.mask,

@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, ClassVar, get_args
 
 import numpy as np
 import torch
@@ -47,6 +47,7 @@ from nftbench.types import (
     Model,
     NftbenchError,
     Outcome,
+    OwnerContext,
     Prepared,
     Protected,
     Reading,
@@ -300,21 +301,22 @@ def _check_publishable(model: Model) -> None:
 
 def _release(place: Workplace, plugin: Attack) -> tuple[Release, run._Attacker]:
     """A pre-trained model as an attacker downloads it, and a context that holds what the attack may know."""
-    owner = run._Owner(place, 0)
-    generator = torch.Generator().manual_seed(0)
-    model = owner.build()
-    mask = {
-        name: torch.rand(weight.shape, generator=generator) < 0.5 for name, weight in model.network.named_parameters()
-    }
-    secret = Secret(mask) if "secret" in plugin.knowledge else None
-    owner.pretrain(model, mask=mask if secret is not None else None)
+    owner, knowledge, masked = run._Owner(place, 0), plugin.knowledge, _Masked()
+    secretive = bool(knowledge & {"secret", "sibling"}) or plugin.applies(_Undefended()) is not None
+    protected = masked.protect(owner.build(), owner) if secretive else Protected(owner.pretrain(owner.build()))
+    model, sibling = protected.release, owner.sibling(protected.release)
     folder = place.store.make("releases", "tiny", lambda draft: models.save(model, draft))
+
     context = run._Attacker(
         seed=run.derive(0, "attack"),
         budget=place.suite.budget,
         device=place.device,
-        _corpus=owner.corpus if "data" in plugin.knowledge else None,
-        _secret=secret,
+        _corpus=owner.corpus if "data" in knowledge else None,
+        _secret=protected.secret if "secret" in knowledge else None,
+        _defense=(masked if secretive else _Undefended()) if "method" in knowledge else None,
+        _suite=place.suite if knowledge & {"method", "sibling"} else None,
+        _sibling=sibling if "sibling" in knowledge else None,
+        _uses=plugin.uses(),
     )
     release = Release(models.load(folder, attacker=True))
     if "base" in plugin.knowledge:
@@ -417,6 +419,32 @@ def _check_measurement(task: Task, again: Task, network: nn.Module, name: SplitN
     ahead = (first.value - first.floor) * (1 if first.higher_is_better else -1)
     slack = max(5 * first.stderr, 0.2 * abs(first.floor))
     _promise(ahead <= slack, f"an untrained model does not beat the floor: {first.value:g} against {first.floor:g}")
+
+
+@dataclass(frozen=True)
+class _Undefended(Defense):
+    """The base as it is."""
+
+    stage: ClassVar[Stage] = "posttrain"
+
+    def protect(self, model: Model, context: OwnerContext) -> Protected:
+        return Protected(model)
+
+
+@dataclass(frozen=True)
+class _Masked(Defense):
+    """Pre-training of a random part of the weights, for attacks on what an owner keeps secret."""
+
+    stage: ClassVar[Stage] = "pretrain"
+    keeps_secret: ClassVar[bool] = True
+
+    ratio: float = 0.7
+
+    def protect(self, model: Model, context: OwnerContext) -> Protected:
+        generator = torch.Generator().manual_seed(context.seed)
+        weights = model.network.named_parameters()
+        mask = {name: torch.rand(weight.shape, generator=generator) < self.ratio for name, weight in weights}
+        return Protected(context.pretrain(model, mask=mask), Secret(mask))
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ frozen weights after it, so that neither weight decay, nor optimizer state, nor 
 from __future__ import annotations
 
 import contextlib
+import copy
 import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -15,6 +16,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedModel
 
 from nftbench.model import seeded
@@ -22,6 +25,10 @@ from nftbench.suite import Pretraining
 from nftbench.types import EachStep, Mask, NftbenchError, Optimizer, Task
 
 # ------------------------------------------------------------------------------------------------------------- steps
+
+
+class CellTimeoutError(Exception):
+    """The cell has used up its seconds."""
 
 
 class Stepper:
@@ -176,15 +183,27 @@ def pretrain(
     with seeded(seed):
         for step, batch in zip(range(1, recipe.steps + 1), batches, strict=False):
             with autocast(device):
-                loss = (
-                    network(input_ids=batch, labels=batch).loss
-                    if isinstance(text, Tensor)
-                    else text.loss(network, batch)
-                )
+                loss = _loss(network, text, batch)
             stepper.step(loss)
             if each_step is not None and each_step(network, step):
                 break
     network.eval()
+
+
+def step_flops(network: PreTrainedModel, text: Tensor | Task, recipe: Pretraining, device: str) -> float:
+    """FLOPs of the forward and backward pass of one pre-training step, under math attention."""
+    batches = token_batches(text, recipe.batch, 0, device) if isinstance(text, Tensor) else _rows(text, recipe, 0)
+    batch, copied = next(batches), copy.deepcopy(network)
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        _loss(copied, text, batch).backward()  # type: ignore[no-untyped-call]
+    return float(counter.get_total_flops())
+
+
+def _loss(network: PreTrainedModel, text: Tensor | Task, batch: Any) -> Tensor:
+    loss: Tensor = (
+        network(input_ids=batch, labels=batch).loss if isinstance(text, Tensor) else text.loss(network, batch)
+    )
+    return loss
 
 
 def _rows(task: Task, recipe: Pretraining, seed: int) -> Iterator[Any]:

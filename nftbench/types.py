@@ -6,7 +6,7 @@ error, a record is that number with its origin, a score is one row of a leaderbo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, get_args
 
@@ -45,6 +45,9 @@ Guess = Mapping[str, "Tensor"]
 
 Candidates = Iterable[tuple["nn.Module", float, int]]
 """Networks to choose among, each with the setting that made it and the steps it took; made when they are asked for."""
+
+StepLoss = Callable[["nn.Module", int], "Tensor"]
+"""The scalar that an attacker's own training descends at a step, counted from 1."""
 
 Adapter = Callable[["PreTrainedModel", int], "nn.Module"]
 """Makes the network that a trajectory trains from a fresh copy of the model and the attack seed."""
@@ -105,7 +108,7 @@ class Cost:
 
     `step_flops` are counted on one step by `torch.utils.flop_counter`, `saved_bytes` by saved-tensor hooks on that step
     (each storage once, parameters left out); the totals run over sweep, extension and restarts. `preparation_*` is what
-    was spent before the sweep.
+    was spent beside the sweeps, and no part of the totals; `peak_memory_bytes` is the larger of the two.
     """
 
     steps: int = 0
@@ -114,6 +117,7 @@ class Cost:
     step_seconds: float = 0.0
     saved_bytes: int = 0
     peak_memory_bytes: int = 0
+    preparation_steps: int = 0
     preparation_flops: float = 0.0
     preparation_seconds: float = 0.0
 
@@ -227,6 +231,8 @@ class Prepared:
     guess: Guess | None = None
     update: Update | None = None
     """The release's own, where it has one."""
+    parts: tuple[Prepared, ...] = ()
+    """Of an attack that is built on several."""
 
 
 @dataclass(frozen=True)
@@ -392,6 +398,67 @@ class AttackerContext(Protocol):
         """The owner's secret; needs knowledge `secret`."""
         ...
 
+    @property
+    def defense(self) -> Defense:
+        """The attacked defense with its hyper-parameters; needs knowledge `method`."""
+        ...
+
+    @property
+    def pretraining(self) -> Pretraining:
+        """The owner's recipe; needs knowledge `method`."""
+        ...
+
+    @property
+    def sibling(self) -> Model:
+        """A second checkpoint of the run that made the release, from before its end; needs knowledge `sibling`."""
+        ...
+
+    def initial(self, guess: int) -> PreTrainedModel:
+        """The untrained network that the suite's pipeline starts from at a guessed base seed.
+
+        Needs knowledge `sibling`: whoever knows the owner's seed holds the run's checkpoint at step 0.
+        """
+        ...
+
+    def shadow(self, index: int) -> Protected:
+        """The attacked defense, run again by the attacker on public text with seeds of the attacker's own.
+
+        Release and secret are the attacker's, to learn from. Needs knowledge `method` and `data`, and a defense of the
+        stage `pretrain`.
+        """
+        ...
+
+    def text(self, model: Model, batch: int) -> Iterator[Tensor]:
+        """Batches [batch, block] of public text without end, in the model's own tokens; needs knowledge `data`."""
+        ...
+
+    def train(
+        self,
+        network: nn.Module,
+        loss: StepLoss,
+        *,
+        steps: int,
+        learning_rate: float,
+        optimizer: Optimizer = "adamw",
+        weight_decay: float = 0.0,
+        mask: Mask | None = None,
+        each_step: EachStep | None = None,
+    ) -> None:
+        """Train `network` in place before the sweep (healing, distilling, probing); what it spends is counted.
+
+        The rate warms up over a tenth of the steps and then falls linearly to nothing; the budget's clipping applies.
+        An attack that is not about its own length takes `budget.preparation_steps`.
+        """
+        ...
+
+    def gradients(self, network: PreTrainedModel, batches: Iterable[Tensor]) -> Iterator[Mapping[str, Tensor]]:
+        """The gradient of the mean next-token loss on each batch [count, block] by parameter; counted."""
+        ...
+
+    def attack(self, spec: str) -> Attack:
+        """Another attack, one of those that this one names in `uses`."""
+        ...
+
     def sweep(
         self,
         model: Model,
@@ -467,6 +534,7 @@ class Defense(Protocol):
 
     def check(self, suite: Suite) -> None:
         """Raise `NftbenchError` if the suite cannot run this defense; called before anything runs."""
+        return
 
     def protect(self, model: Model, context: OwnerContext) -> Protected: ...
 
@@ -474,7 +542,6 @@ class Defense(Protocol):
 class Attack(Protocol):
     """Fine-tunes a release without leave. A plugin is a frozen dataclass of its hyper-parameters."""
 
-    knowledge: ClassVar[frozenset[Knowledge]] = frozenset()
     adaptation: ClassVar[Adaptation] = "finetuning"
     against: ClassVar[frozenset[str]] = frozenset()
     """Names of the defenses that it was written against."""
@@ -482,6 +549,19 @@ class Attack(Protocol):
     """False for attacks that ignore the weights: planned once for each reference row."""
     trains: ClassVar[bool] = True
     """False for attacks that only measure: these also run on utility tasks."""
+
+    @property
+    def knowledge(self) -> frozenset[Knowledge]:
+        """What the attacker has beside the release and the task; a class attribute where all settings need the same."""
+        return frozenset()
+
+    def uses(self) -> tuple[str, ...]:
+        """Specs of the attacks that it is built on; part of its cells' keys."""
+        return ()
+
+    def train_documents(self, budget: Budget) -> int | None:
+        """How many of a task's training documents it takes; None for all of them."""
+        return budget.max_train_documents
 
     def applies(self, defense: Defense) -> str | None:
         """Why this attack is not planned for the defense, or None where it is."""
@@ -554,6 +634,35 @@ class Task(Protocol):
     def targets(self, network: nn.Module, batch: Any) -> Tensor:
         """What a linear probe fits by least squares [rows, outputs of the head]."""
         raise NftbenchError(f"{type(self).__name__} has no targets for a linear probe")
+
+
+@dataclass(frozen=True)
+class WrappedTask(Task):
+    """Another task, as it is; an attack that trains on more than the task's own loss derives from it."""
+
+    task: Task
+
+    @property
+    def trainable(self) -> bool:
+        return self.task.trainable
+
+    def load(self, context: TaskContext) -> Task:
+        raise NftbenchError("the task is loaded already")
+
+    def split(self, name: SplitName) -> Split:
+        return self.task.split(name)
+
+    def loss(self, network: nn.Module, batch: Any) -> Tensor:
+        return self.task.loss(network, batch)
+
+    def evaluate(self, network: nn.Module, split: Split) -> Measurement:
+        return self.task.evaluate(network, split)
+
+    def features(self, network: nn.Module, batch: Any) -> Tensor:
+        return self.task.features(network, batch)
+
+    def targets(self, network: nn.Module, batch: Any) -> Tensor:
+        return self.task.targets(network, batch)
 
 
 class Inspection(Protocol):
