@@ -28,24 +28,38 @@ class ClaimResult:
     measured: Interval | None
     outcome: Outcome
     """`measured` where the claim names no bound, or one seed allows no interval."""
+    planned: int = 0
+    """The suite's base seeds; `measured` says on how many of them it rests."""
+    reason: str | None = None
+    """Why it is not measured."""
 
 
 def examine(claims: Sequence[PaperClaim], grid: Grid, readings: Sequence[Record]) -> tuple[ClaimResult, ...]:
     """Every claim, beside its measurement."""
     sheet = _Sheet(grid, readings)
-    return tuple(ClaimResult(claim, found := _measured(claim, sheet), _outcome(claim, found)) for claim in claims)
+    seeds = len({place.seed for place in grid.expected} | {record.seed for record in readings})
+    results = []
+    for claim in claims:
+        measured, reason = _measured(claim, sheet)
+        results.append(ClaimResult(claim, measured, _outcome(claim, measured), seeds, reason))
+    return tuple(results)
 
 
-def _measured(claim: PaperClaim, sheet: _Sheet) -> Interval | None:
-    """None where no seed has all that the claim is about, or a quotient would be by zero."""
-    first = sheet.read(claim.read)
-    if claim.minus is not None:
-        return gap_by_seed(first, sheet.read(claim.minus))
+def _measured(claim: PaperClaim, sheet: _Sheet) -> tuple[Interval | None, str | None]:
+    """The interval, or why there is none: no seed has all that the claim is about, or a quotient would be by zero."""
+    first, other = sheet.read(claim.read), claim.minus or claim.over
+    if other is None:
+        return mean_by_seed(first), None if first else sheet.lacking(claim.read)
+    second = sheet.read(other)
+    seeds = first.keys() & second.keys()
+    if not seeds:
+        lacking = [sheet.lacking(one) for one, found in ((claim.read, first), (other, second)) if not found]
+        return None, lacking[0] if lacking else "no seed has both of its numbers"
     if claim.over is None:
-        return mean_by_seed(first)
-    below = sheet.read(claim.over)
-    seeds = first.keys() & below.keys()
-    return None if any(below[seed] == 0 for seed in seeds) else mean_by_seed({s: first[s] / below[s] for s in seeds})
+        return gap_by_seed(first, second), None
+    if zero := sorted(seed for seed in seeds if second[seed] == 0):
+        return None, f"a quotient by zero: {claim.over.read} of {', '.join(claim.over.rows)} is 0 at seed {zero[0]}"
+    return mean_by_seed({seed: first[seed] / second[seed] for seed in seeds}), None
 
 
 def _outcome(claim: PaperClaim, measured: Interval | None) -> Outcome:
@@ -75,6 +89,40 @@ class _Sheet:
         seeds = set.intersection(*(set(found) for found in rows))
         return {seed: statistics.fmean(found[seed] for found in rows) for seed in seeds}
 
+    def lacking(self, quantity: Quantity) -> str:
+        """Why no seed has this quantity."""
+        empty = [row for row in quantity.rows if not self.of_row(row, quantity)]
+        if not empty:
+            return f"no seed has it for all of {', '.join(quantity.rows)}"
+        row, grid = empty[0], self.grid
+        if "." in quantity.read:
+            return self._unread(row, *quantity.read.split(".", 1))
+        if row not in grid.rows:
+            return f"no records of {row}"
+        if quantity.read == "utility":
+            return f"no utility of {row} and of {grid.rows[row].reference} at the same seed"
+        attacks, tasks = self._attacks(quantity), self._tasks(quantity)
+        rows = {row, grid.rows[row].reference} if quantity.read == "kept" else {row}
+        faults = [
+            f"{place}: {fault}"
+            for place, fault in sorted(grid.faults.items())
+            if place.defense in rows and place.task in tasks and place.attack in attacks | {NONE}
+        ]
+        if faults:
+            return faults[0] + (f", and {len(faults) - 1} more" if faults[1:] else "")
+        if not attacks & grid.on(row):
+            return f"not run on {row}: {', '.join(sorted(attacks)) or 'any attack'}"
+        if quantity.read == "kept":
+            return f"nothing to keep: unattacked {row} scores what {grid.rows[row].reference} does"
+        return f"no {quantity.read} of {row}"
+
+    def _unread(self, row: str, yardstick: str, name: str) -> str:
+        found = [one for one in self.readings if one.defense == row and one.task.partition("[")[0] == yardstick]
+        failed = [one for one in found if one.reading is None]
+        if failed:
+            return f"{yardstick} of {row}, seed {failed[0].seed}: {failed[0].status}"
+        return f"{yardstick} of {row} has no {name}" if found else f"{yardstick} was not read off {row}"
+
     def of_row(self, row: str, quantity: Quantity) -> BySeed:
         if "." in quantity.read:
             return self.reading(row, *quantity.read.split(".", 1))
@@ -96,12 +144,17 @@ class _Sheet:
     def attacked(self, row: str, quantity: Quantity) -> BySeed:
         """`score`, `gain`, or the share of the way from the reference's unattacked score that is `kept`; means over
         tasks, of the seeds that have them all."""
-        grid = self.grid
-        attacks = frozenset(quantity.attacks) or grid.within(grid.ranking) - grid.scratch() - {NONE}
-        tasks = quantity.tasks or tuple(task for task in grid.tasks if self.role(task) == "ranked")
+        attacks, tasks = self._attacks(quantity), self._tasks(quantity)
         found = [self.on_task(row, task, attacks, quantity.read) for task in tasks]
         seeds = set.intersection(*map(set, found)) if found else set()
         return {seed: statistics.fmean(by_seed[seed] for by_seed in found) for seed in seeds}
+
+    def _attacks(self, quantity: Quantity) -> Level:
+        grid = self.grid
+        return frozenset(quantity.attacks) or grid.within(grid.ranking) - grid.ignoring() - {NONE}
+
+    def _tasks(self, quantity: Quantity) -> Sequence[str]:
+        return quantity.tasks or tuple(task for task in self.grid.tasks if self.role(task) == "ranked")
 
     def on_task(self, row: str, task: str, attacks: Level, read: str) -> BySeed:
         scores = self.grid.scores(row, task, attacks)

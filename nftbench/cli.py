@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 BAD_CELLS, BAD_INPUT, INTERRUPTED = 1, 2, 130
 PIPE_WIDTH = 160
-FIGURES = ("frontier.png", "attacks.png")
+FIGURES = ("frontier.png", "attacks.png", "budget.png")
 """What nftbench.figures draws; importing it to ask would load matplotlib."""
 WORKER_BYTES = 2 * 1024**3
 """Memory that one worker process may need: torch and transformers alone take half a gigabyte."""
@@ -534,6 +534,7 @@ def _board(records: Mapping[str, Record], manifest: Mapping[str, Any]) -> Leader
         ranking=frozenset(suite["ranking"]),
         planned=[(defense, attack, task, seed) for defense, attack, task, seed, _ in manifest["cells"]],
         claims=[PaperClaim.model_validate(claim) for claim in manifest.get("claims", ())],
+        skips=manifest.get("skips", ()),
     )
 
 
@@ -557,7 +558,21 @@ def _verdict(work: Work, records: Mapping[str, Record]) -> int:
 def calibrate(
     context: typer.Context,
     suite: SuiteName,
-    out: Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Default: runs/<suite>-calibration.")] = None,
+    proof: Annotated[
+        str, typer.Option("--proof", metavar="NAME", help="null, dose, shams, oracle, power, attacks or spread.")
+    ] = "calibration",
+    defenses: Annotated[
+        str | None, typer.Option("--defenses", metavar="A,B[x=1]", help="Rows to be tried; default: of --plugin files.")
+    ] = None,
+    attacks: Annotated[
+        str | None, typer.Option("--attacks", metavar="A,B[x=1]", help="Instead of those that the proof chooses.")
+    ] = None,
+    shams: Annotated[Path | None, typer.Option("--shams", metavar="DIR", help="Add the plugins in a folder.")] = None,
+    finished: Annotated[
+        list[Path] | None,
+        typer.Option("--from", metavar="DIR", help="A finished run that the proof reads; repeatable."),
+    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Default: runs/<suite>-<proof>.")] = None,
     jobs: Jobs = None,
     device: Device = "cpu",
     data: Data = None,
@@ -565,22 +580,33 @@ def calibrate(
     changes: Changes = None,
     cache: Cache = None,
 ) -> None:
-    """Measure whether a suite's tasks can tell defenses apart: headroom, ceiling, blunt metrics, chance differences."""
-    from nftbench import calibrate as calibration, registry, suite as suites
+    """Prove that a suite finds what is there and nothing else; without --proof, that its tasks can tell anything."""
+    from nftbench import registry, suite as suites, validity
     from nftbench.plan import plan as planned
 
     _use_cache(cache)
     _check_device(device)
-    for file in plugin or ():
-        registry.add_file(file)
-    derived = calibration.derive(suites.read(suite, changes or ()))
-    _check_corpus(derived, data)
-    whole = calibration.needed(planned(derived, device=device, data=data))
-    work = Work(whole, whole, _store(out, derived.name))
-    records = _carry_out(work, jobs, plugin or (), context.obj)
-    found = calibration.measure(whole, records)
-    _console().print(calibration.report(found))
-    for path in calibration.write(found, work.store.results, context.obj):
+    chosen, proved = validity.find(proof), suites.read(suite, changes or ())
+    inside = sorted(map(str, shams.glob("[!_]*.py"))) if shams is not None else []
+    if shams is not None and not inside:
+        raise NftbenchError(f"--shams {shams}: no plugin files there")
+    files = [*(plugin or ()), *inside]
+    added = [one.name for file in files for one in registry.add_file(file) if one.kind == "defenses"]
+    if isinstance(chosen, validity.Read):
+        store = _store(out, f"{proved.name}-{proof}")
+        found = chosen.judge(
+            [validity.Run.read(folder, store.cache) for folder in finished or chosen.folders(proved.name)]
+        )
+    else:
+        rows, few = _listed("--defenses", defenses) or added, _listed("--attacks", attacks)
+        derived = chosen.derive(proved, rows, few)
+        _check_corpus(derived, data)
+        whole = chosen.needed(planned(derived, device=device, data=data))
+        store = _store(out, derived.name)
+        records = _carry_out(Work(whole, whole, store), jobs, files, context.obj)
+        found = chosen.judge(proved, validity.Run.of(whole, records))
+    _console().print(validity.report(found))
+    for path in validity.write(found, store.results, proof, context.obj):
         typer.echo(path)
     raise typer.Exit(0 if found.valid else BAD_CELLS)
 

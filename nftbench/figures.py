@@ -1,7 +1,8 @@
-"""Scores become pictures: what a defense keeps against what it takes from attackers, and what each attack reaches."""
+"""Scores become pictures: what a defense keeps against what it takes, what each attack reaches, and at what expense."""
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,9 +28,9 @@ KINDS = {"defense": "defense", "trivial": "trivial defense", "reference": "undef
 
 
 def write(board: Leaderboard, records: Sequence[Record], folder: Path) -> list[Path]:
-    """Write `frontier.png` and `attacks.png` into `folder`; a figure that has nothing to show is left out."""
+    """Write `frontier.png`, `attacks.png` and `budget.png` into `folder`; one that has nothing to show is left out."""
     sns.set_theme(style="whitegrid", context="paper")
-    figures = {"frontier.png": frontier(board), "attacks.png": attacks(board, records)}
+    figures = {"frontier.png": frontier(board), "attacks.png": attacks(board, records), "budget.png": budget(board)}
     paths = []
     for name, figure in figures.items():
         if figure is not None:
@@ -106,6 +107,39 @@ def attacks(board: Leaderboard, records: Sequence[Record]) -> Figure | None:
     axes.set(xlabel="attack", ylabel="", title=f"{board.suite}: what each attack reaches (mean over tasks and seeds)")
     axes.set_xticklabels(axes.get_xticklabels(), rotation=35, ha="right", rotation_mode="anchor")
     axes.tick_params(axis="y", rotation=0)
+    return figure
+
+
+def budget(board: Leaderboard) -> Figure | None:
+    """The best validation score so far (points) against FLOPs spent, over the whole catalogue: a line for each row, and
+    for training from scratch."""
+    if not board.budgets:
+        return None
+    places = {score.defense: index for index, score in enumerate(board.scores)}
+    kinds = {score.defense: score.kind for score in board.scores}
+    curves = sorted(board.budgets, key=lambda curve: places.get(curve.defense, len(places)))
+    colors = itertools.cycle([*sns.color_palette("colorblind", 10), *sns.color_palette("dark", 10)])
+    figure, axes = plt.subplots(figsize=(7.2, 4.4))
+    for curve in curves:
+        kind = kinds.get(curve.defense)  # none: an attack that ignores every release
+        sns.lineplot(
+            x=curve.flops,
+            y=[score.value for score in curve.scores],
+            drawstyle="steps-post",
+            errorbar=None,
+            label=_clipped(curve.defense),
+            color="black" if kind in ("reference", None) else next(colors),
+            linestyle={"trivial": "--", None: ":"}.get(kind, "-"),
+            linewidth=2.2 if kind == "reference" else 1.3,
+            ax=axes,
+        )
+    axes.set(
+        xscale="log",
+        xlabel="FLOPs spent on one task: attack after attack, the cheapest first, preparation included",
+        ylabel="best score so far, points (validation)",
+        title=f"{board.suite}: what an attacker reaches for what they spend (attackers have {board.ranking})",
+    )
+    axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1.0), fontsize=7, frameon=False)
     return figure
 
 

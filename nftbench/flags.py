@@ -55,7 +55,7 @@ def find(
         _stuck(picked) if score.kind == "defense" else None,
         _retried(picked),
         _config(records),
-        _not_adaptive(score.defense, records) if score.kind == "defense" else None,
+        _not_adaptive(score) if score.kind == "defense" else None,
     ]
     return tuple(flag for flag in found if flag)
 
@@ -75,7 +75,8 @@ def _edge(picked: Sequence[Record], defense: bool) -> Flag | None:
 
 def _edge_elsewhere(records: Sequence[Record], picked: Sequence[Record]) -> Flag | None:
     keys = {record.key for record in picked}
-    trained = [record for record in records if record.status == "ok" and record.key not in keys and record.curve]
+    others = [record for record in records if record.key not in keys and "secret" not in record.knowledge]
+    trained = [record for record in others if record.status == "ok" and record.curve]
     at_edge = [record for record in trained if record.at_edge]
     if not at_edge:
         return None
@@ -158,11 +159,12 @@ def _preliminary(score: Score) -> Flag | None:
 
 def _no_effect(score: Score) -> Flag | None:
     gap = score.excess
-    if gap is None or gap.low > 0:
+    if gap is None or gap.low > 0 or not math.isfinite(gap.low):  # one seed has no interval, and says nothing
         return None
-    reach = f" [{gap.low:.1f}, {gap.high:.1f}]" if math.isfinite(gap.low) else ", without an interval"
-    message = f"no effect beyond the trivial defenses: {gap.value:.1f}{reach} points beyond {score.excess_over}"
-    return Flag("no_effect", "note", message)
+    trivial = any(name != score.row.reference for name in score.controls)
+    beyond = "the trivial defenses" if trivial else "the undefended model"
+    found = f"{gap.value:.1f} [{gap.low:.1f}, {gap.high:.1f}] points beyond {score.excess_over}"
+    return Flag("no_effect", "note", f"no effect beyond {beyond}: {found}")
 
 
 def _skipped(attacks: Sequence[str]) -> Flag | None:
@@ -197,9 +199,8 @@ def _config(records: Sequence[Record]) -> Flag | None:
     return Flag("config", "note", f"the release changes {', '.join(changed)} of the base") if changed else None
 
 
-def _not_adaptive(defense: str, records: Sequence[Record]) -> Flag | None:
-    name = defense.partition("[")[0]
-    if any(record.status == "ok" and name in record.against and "secret" not in record.knowledge for record in records):
+def _not_adaptive(score: Score) -> Flag | None:
+    if score.adaptive:
         return None
     return Flag(
         "not_adaptive", "note", "not adaptively attacked: no attack written against this defense ran to its end"

@@ -75,9 +75,32 @@ class Grid:
             )
         )
 
-    def scratch(self) -> Level:
-        """Attacks that ignore the release: they are recorded once, with the reference."""
+    def ignoring(self) -> Level:
+        """Attacks that ignore the release: they are recorded once, with the reference, and open to every attacker."""
         return frozenset(attack for attack, record in self.attacks.items() if not record.uses_release)
+
+    def scratch(self) -> Level:
+        """Those of them that know nothing else either: the floor. One that is given public text is a control for
+        attacks that prepare on the same text, and stands higher."""
+        return frozenset(attack for attack in self.ignoring() if not self.attacks[attack].knowledge)
+
+    def secret(self) -> Level:
+        """The owner's own fine-tuning."""
+        return frozenset(attack for attack, record in self.attacks.items() if "secret" in record.knowledge)
+
+    def tested(self, defense: str, level: Level, adaptation: Adaptation = "finetuning") -> bool:
+        """Whether the attacks on this release use all that the level grants; if not it is untested, not withstood.
+
+        An attack that has no record yet may be one that does.
+        """
+        tried = self.on(defense) & self.within(level, adaptation)
+        known = [self.attacks[attack] for attack in tried if attack in self.attacks]
+        used = [set(record.knowledge) for record in known if record.trains and record.uses_release]
+        return len(known) < len(tried) or (bool(used) and set().union(*used) == level)
+
+    def on(self, defense: str) -> Level:
+        """The attacks that are expected on this release, attack `none` among them."""
+        return self._attacks_on.get(defense, frozenset())
 
     def references(self) -> set[str]:
         return {row.reference for row in self.rows.values()}
@@ -87,19 +110,34 @@ class Grid:
 
         None where a cell failed: the strongest attack may have been that one, and the seed may have been the weakest.
         """
-        found: dict[int, tuple[Record, ...]] = {}
+        pools = self._pools(defense, tasks, attacks)
+        if pools is None:
+            return None
+        return {
+            seed: tuple(self.records[max(pool, key=self._preferences.__getitem__)] for pool in each)
+            for seed, each in pools.items()
+        }
+
+    def tried(self, defense: str, tasks: Sequence[str], attacks: Level) -> Mapping[int, Sequence[Sequence[Record]]]:
+        """All of the attacks on each task, by seed, where `picks` would pick one."""
+        pools = self._pools(defense, tasks, attacks) or {}
+        return {seed: [[self.records[place] for place in pool] for pool in each] for seed, each in pools.items()}
+
+    def _pools(self, defense: str, tasks: Sequence[str], attacks: Level) -> dict[int, list[list[Place]]] | None:
+        """The candidates on each task, by seed; see `picks`."""
+        found: dict[int, list[list[Place]]] = {}
         for seed in self.seeds.get(defense, ()) if tasks else ():
             pools = [self._pool(defense, task, seed, attacks) for task in tasks]
             faulty = [place for pool in pools for place in pool if place in self.faults]
             if any(place in self.records for place in faulty):
                 return None
             if all(pools) and not faulty:
-                found[seed] = tuple(self.records[max(pool, key=self._preferences.__getitem__)] for pool in pools)
+                found[seed] = pools
         return found
 
     def best(self, defense: str, tasks: Sequence[str], attacks: Level) -> Picks | None:
         """The picked attacks; None where none of them fine-tunes this release: it is untested then, not withstood."""
-        tried = self._attacks_on.get(defense, frozenset()) & attacks
+        tried = self.on(defense) & attacks
         known = [self.attacks[attack] for attack in tried if attack in self.attacks]
         if len(known) == len(tried) and not any(record.trains and record.uses_release for record in known):
             return None
@@ -121,11 +159,14 @@ class Grid:
             for defense, places in itertools.groupby(sorted(self.expected), key=lambda place: place.defense)
         }
 
+    def place(self, defense: str, attack: str, task: str, seed: int) -> Place:
+        """Where the record of an attack on this row lies: with the reference, if it ignores the release."""
+        known = self.attacks.get(attack)
+        elsewhere = known is not None and not known.uses_release
+        return Place(self.rows[defense].reference if elsewhere else defense, attack, task, seed)
+
     def _pool(self, defense: str, task: str, seed: int, attacks: Level) -> list[Place]:
-        """Where the candidates of one task lie; scratch, which every attacker may choose, lies with the reference."""
-        reference, scratch = self.rows[defense].reference, self.scratch()
-        places = (Place(reference if attack in scratch else defense, attack, task, seed) for attack in attacks)
-        return [place for place in places if place in self.expected]
+        return [place for attack in attacks if (place := self.place(defense, attack, task, seed)) in self.expected]
 
 
 def arrange(

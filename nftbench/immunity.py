@@ -104,8 +104,7 @@ def _tasks(grid: Grid, row: Row) -> dict[Group, tuple[str, ...]]:
 
 def _tried(grid: Grid, defense: str) -> Level:
     """The attacks on this release, the owner's own fine-tuning apart."""
-    secret = {attack for attack, record in grid.attacks.items() if "secret" in record.knowledge}
-    return frozenset(place.attack for place in grid.expected if place.defense == defense) - secret - grid.scratch()
+    return grid.on(defense) - grid.secret() - grid.ignoring()
 
 
 def _within(grid: Grid, row: Row) -> Level:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import textwrap
 from dataclasses import MISSING, Field, fields
@@ -11,6 +12,8 @@ import yaml
 
 from nftbench import registry, suite as suites
 from nftbench.registry import KINDS, Kind, Plugin
+from nftbench.report.tables import bound
+from nftbench.suite import PaperClaim
 from nftbench.types import KNOWLEDGE, NftbenchError
 
 
@@ -55,8 +58,14 @@ def _plugin(plugin: Plugin) -> str:
 
 def _suite(name: str) -> str:
     suite = suites.read(name)
-    settings = yaml.safe_dump(suite.model_dump(mode="json", exclude_none=True), sort_keys=False, width=100)
-    return _section(f"suite {suite.name}", [settings])
+    content = suite.model_dump(mode="json", exclude_none=True)
+    content["claims"] = [_one_line(one) for one in suite.claims]
+    return _section(f"suite {suite.name}", [yaml.safe_dump(content, sort_keys=False, width=math.inf)])
+
+
+def _one_line(claim: PaperClaim) -> str:
+    bounded = claim.above is not None or claim.below is not None
+    return f"{claim.says} ({bound(claim)})" if bounded else claim.says
 
 
 def _section(title: str, parts: list[str]) -> str:

@@ -15,6 +15,8 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from nftbench.breaking import Multiple, median_costs
+from nftbench.budget_curve import BudgetCurve, budget_curves
+from nftbench.catalogue import AttackRow, catalogue
 from nftbench.claims import ClaimResult, examine
 from nftbench.flags import Flag, find
 from nftbench.grid import (
@@ -32,8 +34,10 @@ from nftbench.grid import (
     points,
     preference,
 )
+from nftbench.healing import HealedRow, healing_table
 from nftbench.immunity import AwareRow, aware_table
 from nftbench.merging import MergingRow, merging_table
+from nftbench.recovered import RecoveredRow, recovered_table
 from nftbench.statistics import (
     PRELIMINARY_SEEDS,
     RANKED_SEEDS,
@@ -120,7 +124,11 @@ class Score:
     beyond_control: Interval | None = None
     """Suppression beyond the matched control that the defense itself names."""
     levels: Mapping[str, Interval | None] = field(default_factory=dict)
-    """Suppression against attackers of each knowledge level."""
+    """Suppression against attackers of each knowledge level that attacks on this row use in full."""
+    untested: tuple[str, ...] = ()
+    """The other levels: what nobody tried is not withstood."""
+    adaptive: tuple[str, ...] = ()
+    """Attacks written against this defense that ran."""
     tasks: tuple[TaskScore, ...] = ()
     worst_task: TaskScore | None = None
     recipe: str | None = None
@@ -132,8 +140,8 @@ class Score:
     authorized_gain: Interval | None = None
     cost_to_break: Mapping[str, Mapping[float, Multiple]] = field(default_factory=dict)
     """By unit (steps, flops, seconds, memory), then by share of the undefended gain."""
-    recovery: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
-    """By attack, then by metric: how well it guesses the secret; means over its records."""
+    attacks: tuple[AttackRow, ...] = ()
+    """Each attack by itself."""
     seed_spread: float | None = None
     """Standard deviation over base seeds of the suppression."""
     attack_spread: float | None = None
@@ -141,6 +149,9 @@ class Score:
     claim_excess: Interval | None = None
     """Excess suppression at the knowledge that the defense's claim names."""
     claim_tested: bool = False
+    """An attack within the claim's knowledge fine-tuned the release."""
+    claim_covered: bool = False
+    """Such attacks used all the knowledge that the claim grants."""
     claim_p: float | None = None
     """Holm-adjusted over the rows that are judged."""
     verdict: Verdict | None = None
@@ -171,6 +182,16 @@ class Leaderboard:
     """What the suite's papers claim, beside what was measured."""
     readings: Mapping[str, Mapping[str, Mapping[str, Interval]]] = field(default_factory=dict)
     """By yardstick, defense and name of the value: means over seeds. Shown, and never part of a score."""
+    recovered: tuple[RecoveredRow, ...] = ()
+    """Attacks that guess a secret, and what their guesses are worth."""
+    healed: tuple[HealedRow, ...] = ()
+    """Attacks that prepare on public text, beside training from scratch on the same text."""
+    budgets: tuple[BudgetCurve, ...] = ()
+    """The best score so far against what has been spent."""
+    skips: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    """By defense and attack: why it was not planned."""
+    commands: Mapping[str, int] = field(default_factory=dict)
+    """The commands that made the records, the oldest first, with how many each made."""
 
 
 # --------------------------------------------------------------------------------------------------------- formulas
@@ -185,11 +206,12 @@ def _headroom(grid: Grid, reference: str) -> list[Headroom]:
     """Undefended against scratch on each task, means over seeds; decided before any defense is looked at."""
     attacks = grid.within(grid.ranking)
     scratch = attacks & grid.scratch()
+    released = attacks - grid.ignoring()
     rows = []
     for task in grid.tasks:
         zero, tuned, fresh = (
             mean_points(grid.picks(reference, [task], chosen) if reference in grid.rows else None)
-            for chosen in (frozenset({NONE}), attacks - scratch, scratch)
+            for chosen in (frozenset({NONE}), released, scratch)
         )
         gap = gap_by_seed(tuned, fresh)
         kept = gap is None or gap.value > 0
@@ -281,20 +303,6 @@ def _attack_spread(picks: Picks) -> float | None:
     return statistics.fmean(spreads) if spreads else None
 
 
-def _recovery(grid: Grid, defense: str) -> dict[str, dict[str, float]]:
-    """How well each attack guesses the secret: the mean of each metric over its records."""
-    found: dict[str, dict[str, list[float]]] = {}
-    for place, record in grid.records.items():
-        if place.defense == defense and place not in grid.faults:
-            for metric, value in record.recovery.items():
-                if math.isfinite(value):
-                    found.setdefault(place.attack, {}).setdefault(metric, []).append(value)
-    return {
-        attack: {metric: statistics.fmean(values) for metric, values in metrics.items()}
-        for attack, metrics in found.items()
-    }
-
-
 def _best_recipe(grid: Grid, defense: str, tasks: Sequence[str], attacks: Level) -> tuple[str | None, dict[int, float]]:
     """The one attack that is best for all tasks: mean validation score over tasks and seeds, then the maximum."""
     alone = {attack: grid.picks(defense, tasks, frozenset({attack})) for attack in sorted(attacks)}
@@ -329,11 +337,11 @@ def _optimizers(grid: Grid, defense: str, tasks: Sequence[str], attacks: Level) 
 
 
 def _costs(grid: Grid, defense: str, tasks: Sequence[str], attacks: Level) -> dict[str, dict[float, Multiple]]:
-    """Cost to break of the best attack that trains."""
+    """Cost to break by whichever attack trains."""
     reference = grid.rows[defense].reference
     training = attacks - {NONE}
     starts = grid.picks(reference, tasks, frozenset({NONE})) or {}
-    theirs, mine = (grid.picks(row, tasks, training) or {} for row in (reference, defense))
+    theirs, mine = (grid.tried(row, tasks, training) for row in (reference, defense))
     return median_costs(
         (undefended, defended, points(start.validation))
         for seed in sorted(starts.keys() & theirs.keys() & mine.keys())
@@ -352,12 +360,14 @@ def score(
     ranking: frozenset[str],
     planned: Sequence[PlannedCell] | None = None,
     claims: Sequence[PaperClaim] = (),
+    skips: Sequence[Sequence[str]] = (),
     mixed_versions: bool = False,
 ) -> Leaderboard:
     """Score every row of a suite and rank those that may be ranked; look at the suite's `claims`.
 
-    `planned` names the cells that should be there; without it they are inferred from the records. Records made with
-    different library versions are ranked together only with `mixed_versions`.
+    `planned` names the cells that should be there; without it they are inferred from the records. `skips` are defense,
+    attack and reason of what was not planned. Records made with different library versions are ranked together only
+    with `mixed_versions`.
     """
     readings = [record for record in records if record.role == "yardstick"]
     grid, problems = arrange(records, planned, frozenset(ranking), utility_bar)
@@ -389,7 +399,28 @@ def score(
         merging=merging,
         claims=examine(claims, grid, readings),
         readings=_readings(readings),
+        recovered=recovered_table(grid, tasks),
+        healed=tuple(
+            row for one in sorted(grid.rows) for row in healing_table(grid, one, tasks[grid.rows[one].reference])
+        ),
+        budgets=budget_curves(grid, tasks),
+        skips=_by_defense(skips),
+        commands=_commands([*grid.records.values(), *readings]),
     )
+
+
+def _by_defense(skips: Sequence[Sequence[str]]) -> dict[str, dict[str, str]]:
+    found: dict[str, dict[str, str]] = {}
+    for defense, attack, reason in skips:
+        found.setdefault(defense, {})[attack] = reason
+    return found
+
+
+def _commands(records: Sequence[Record]) -> dict[str, int]:
+    made = sorted(
+        (str(one.provenance.get("written") or ""), str(one.provenance.get("command") or "")) for one in records
+    )
+    return dict(Counter(command for _, command in made if command))
 
 
 def _version_problems(records: Sequence[Record]) -> list[str]:
@@ -471,7 +502,7 @@ def _score(
         utilities=by_metric,
         retention=retention,
         clears_bar=retention is not None and retention.low >= grid.utility_bar,
-        recovery=_recovery(grid, defense),
+        adaptive=_adaptive(grid, defense),
     )
     if reference not in grid.rows:
         return blank
@@ -481,12 +512,13 @@ def _score(
     zero = mean_points(grid.picks(defense, tasks, frozenset({NONE})))
     attacked, theirs = mean_points(mine), mean_points(undefended)
     by_seed = {seed: theirs[seed] - attacked[seed] for seed in sorted(theirs.keys() & attacked.keys())}
-    own_attacks = attacks - grid.scratch() - {NONE}
+    own_attacks = attacks - grid.ignoring() - {NONE}
     recipe, recipe_scores = _best_recipe(grid, defense, tasks, own_attacks)
     task_scores = tuple(_task_score(grid, defense, task, attacks) for task in tasks)
     measured = [task for task in task_scores if task.suppression is not None]
-    secret = frozenset(attack for attack, record in grid.attacks.items() if "secret" in record.knowledge)
     suppression = gap_by_seed(theirs, attacked)
+    levels = _levels(grid)
+    tested = [level for level in levels if level == grid.ranking or kind == "reference" or grid.tested(defense, level)]
     scored = replace(
         blank,
         unattacked=mean_by_seed(zero),
@@ -495,14 +527,16 @@ def _score(
         suppression=suppression,
         suppression_by_seed=by_seed,
         partial=_partial(grid, defense, tasks, attacks) if suppression is None else None,
-        levels={level_name(level): _suppression(grid, defense, tasks, grid.within(level)) for level in _levels(grid)},
+        levels={level_name(level): _suppression(grid, defense, tasks, grid.within(level)) for level in tested},
+        untested=tuple(level_name(level) for level in levels if level not in tested),
+        attacks=catalogue(grid, defense, tasks),
         tasks=task_scores,
         worst_task=min(measured, key=lambda one: one.suppression.value if one.suppression else 0.0, default=None),
         recipe=recipe,
         recipe_suppression=gap_by_seed(_best_recipe(grid, reference, tasks, own_attacks)[1], recipe_scores),
         optimizers=_optimizers(grid, defense, tasks, own_attacks),
         protected_fraction=_protected_fraction(undefended, mine, scratch),
-        authorized_gain=gap_by_seed(mean_points(grid.picks(defense, tasks, secret)), zero),
+        authorized_gain=gap_by_seed(mean_points(grid.picks(defense, tasks, grid.secret())), zero),
         cost_to_break=_costs(grid, defense, tasks, attacks),
         seed_spread=statistics.stdev(by_seed.values()) if len(by_seed) > 1 else None,
         attack_spread=_attack_spread(mine),
@@ -543,7 +577,20 @@ def _with_claim(grid: Grid, score: Score, tasks: Sequence[str], controls: Sequen
         for place, record in grid.records.items()
         if record.trains and record.uses_release
     )
-    return replace(score, claim_excess=weakest(list(gaps.values())) if gaps else None, claim_tested=tested)
+    return replace(
+        score,
+        claim_excess=weakest(list(gaps.values())) if gaps else None,
+        claim_tested=tested,
+        claim_covered=grid.tested(score.defense, frozenset(claim.knowledge), claim.adaptation),
+    )
+
+
+def _adaptive(grid: Grid, defense: str) -> tuple[str, ...]:
+    """The attacks written against this defense that ran to an end; the owner's own is none."""
+    name = defense.partition("[")[0]
+    against = {attack for attack, record in grid.attacks.items() if name in record.against} - grid.secret()
+    ran = {place.attack for place in grid.records.keys() - grid.faults.keys() if place.defense == defense}
+    return tuple(sorted(against & ran))
 
 
 def _attacked(
@@ -563,10 +610,10 @@ def _partial(grid: Grid, defense: str, tasks: Sequence[str], attacks: Level) -> 
 
     None where a cell of theirs failed: the strongest attack may have been that one.
     """
-    reference, scratch = grid.rows[defense].reference, grid.scratch()
+    reference, ignoring = grid.rows[defense].reference, grid.ignoring()
 
     def places(attack: str, unit: tuple[str, int]) -> set[Place]:
-        return {Place(row, attack, *unit) for row in ({reference} if attack in scratch else {defense, reference})}
+        return {Place(row, attack, *unit) for row in ({reference} if attack in ignoring else {defense, reference})}
 
     units = [(task, seed) for task in tasks for seed in grid.seeds[defense]]
     recorded, failed = grid.records.keys() - grid.faults.keys(), grid.records.keys() & grid.faults.keys()
@@ -627,7 +674,7 @@ def _flagged(grid: Grid, score: Score, headroom: Sequence[Headroom], kept: Mappi
     if score.row.reference in grid.rows:
         picks = grid.picks(score.defense, kept[score.row.reference], grid.within(grid.ranking)) or {}
     # An attack without any record is missing everywhere; whether it uses the release is not known either.
-    reference, applied = score.row.reference, grid.within(grid.ranking) & grid.attacks.keys() - grid.scratch()
+    reference, applied = score.row.reference, grid.within(grid.ranking) & grid.attacks.keys() - grid.ignoring()
     mine, theirs = (
         {place.attack for place in grid.expected if place.defense == row} for row in (score.defense, reference)
     )
@@ -688,8 +735,8 @@ def verdict(score: Score, adjusted_p: float | None) -> Verdict | None:
     """`holds`, `refuted` or `untested`; None without a claim.
 
     It holds where utility clears the bar and the adjusted lower bound of excess suppression is above zero. It is
-    untested too where it would hold, but against an attack that flags say was not run to its best, or with no trivial
-    defense to be beyond.
+    untested too where it would hold, but against attackers who did not use all that the claim grants them, against an
+    attack that flags say was not run to its best, or with no trivial defense to be beyond.
     """
     if score.row.claim is None or score.kind != "defense":
         return None
@@ -697,7 +744,8 @@ def verdict(score: Score, adjusted_p: float | None) -> Verdict | None:
         return "untested"
     if not score.clears_bar or not beats_zero(adjusted_p):
         return "refuted"
-    doubted = any(flag.name in ("edge", "gradient") for flag in score.flags) or not _is_controlled(score)
+    doubted = any(flag.name in ("edge", "gradient") for flag in score.flags)
+    doubted = doubted or not score.claim_covered or not _is_controlled(score)
     return "untested" if doubted else "holds"
 
 

@@ -53,6 +53,30 @@ def difference(first: Sequence[float], second: Sequence[float]) -> Interval:
     return replace(paired, low=min(paired.low, welch.low), high=max(paired.high, welch.high), p=max(paired.p, welch.p))
 
 
+def ratio(first: Sequence[float], second: Sequence[float]) -> Interval | None:
+    """mean(first) / mean(second), paired by seed, with Fieller's interval (Fieller 1954, section 3).
+
+    It holds every θ at which a paired t test cannot tell the mean of first - θ · second from zero. With a, b the means
+    and s the variances and covariance over t² / n, its ends are the roots of
+    (b² - s_bb) θ² - 2 (ab - s_ab) θ + a² - s_aa = 0. None where `second` cannot be told from zero, for then the ends
+    bound nothing. (A mean of quotients would follow the seed whose divisor happens to be nearest to zero.)
+    """
+    count = len(first)
+    below = mean(second)
+    if count < 2 or below.low <= 0 <= below.high:
+        return None
+    from scipy.special import stdtrit
+
+    a, b = statistics.fmean(first), statistics.fmean(second)
+    scale = float(stdtrit(count - 1, (1 + CONFIDENCE) / 2)) ** 2 / count
+    aa, bb = scale * statistics.variance(first), scale * statistics.variance(second)
+    ab = scale * statistics.covariance(first, second)
+    middle, lead = a * b - ab, b * b - bb
+    reach = math.sqrt(max(0.0, middle * middle - lead * (a * a - aa)))
+    above = mean(first if b > 0 else [-value for value in first])
+    return Interval(a / b, (middle - reach) / lead, (middle + reach) / lead, count, above.p)
+
+
 def weakest(differences: Sequence[Interval]) -> Interval:
     """The smallest of several differences: an intersection-union test (Berger 1982).
 

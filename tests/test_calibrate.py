@@ -12,11 +12,12 @@ import pytest
 import yaml
 from rich.console import Console
 
-from nftbench import calibrate
 from nftbench.cli import main
 from nftbench.plan import Plan, plan
 from nftbench.testing import tiny_suite
 from nftbench.types import Cell, Record
+from nftbench.validity import calibration, report, write
+from nftbench.validity.proof import Finding, Run
 from tests.factories import measurement, record
 
 NOISE = {4: 0.004, 0: -0.006, 1: 0.001}
@@ -27,7 +28,7 @@ Value = Callable[[Cell], float]
 @pytest.fixture(scope="module")
 def derived(cache: Path) -> Plan:
     suite = tiny_suite(attacks=["none", "full", "head"], pretraining={"checkpoints": [0.5, 0.28]}, seeds=[4])
-    return calibrate.needed(plan(calibrate.derive(suite)))
+    return calibration.needed(plan(calibration.derive(suite, (), ())))
 
 
 def valid(cell: Cell) -> float:
@@ -39,8 +40,12 @@ def valid(cell: Cell) -> float:
     return {"none": 0.26, "full": 0.88, "head": 0.70, "scratch": 0.31}[attack] + twin
 
 
-def measured(derived: Plan, value: Value) -> calibrate.Calibration:
-    return calibrate.measure(derived, made(derived, value))
+def measured(derived: Plan, value: Value) -> Finding:
+    return judged(derived, made(derived, value))
+
+
+def judged(derived: Plan, records: dict[str, Record]) -> Finding:
+    return calibration.judge(derived.suite, Run.of(derived, records))
 
 
 def made(derived: Plan, value: Value) -> dict[str, Record]:
@@ -77,13 +82,15 @@ def test_the_derived_suite_asks_what_is_needed_and_no_more(derived: Plan) -> Non
 def test_a_valid_suite_passes(derived: Plan) -> None:
     found = measured(derived, valid)
     assert found.failures == ()
-    (task,) = found.tasks
-    assert task.attack == "full"
-    assert task.gain == pytest.approx([62.0, 62.0, 62.0])
-    assert task.scratch_gain == pytest.approx([6.4, 5.4, 6.1])
-    assert [(gap.row, gap.clear) for gap in found.utility] == [
-        ("early_stop", True),
-        ("early_stop[fraction=0.28]", True),
+    (task,) = found.numbers["tasks"]
+    assert task["attack"] == "full"
+    assert task["end"] == pytest.approx([88.4, 87.4, 88.1])
+    assert task["scratch_gain"] == pytest.approx([6.4, 5.4, 6.1])
+    assert found.tables[0].rows[0][3] == "62.0 (62.0, 62.0, 62.0)"
+    less = found.tables[1]
+    assert [(row[0], row[-1]) for row in less.rows] == [
+        ("early_stop", "yes"),
+        ("early_stop[fraction=0.28]", "yes"),
     ]
 
 
@@ -109,24 +116,24 @@ def test_the_strongest_attack_is_picked_on_validation(derived: Plan) -> None:
     for key, one in records.items():
         if (one.defense, one.attack) == ("none", "head"):
             records[key] = replace(one, attacked=measurement(0.94))
-    (task,) = calibrate.measure(derived, records).tasks
-    assert task.attack == "full"
+    (task,) = judged(derived, records).numbers["tasks"]
+    assert task["attack"] == "full"
 
 
 def test_a_suite_with_a_failed_cell_is_not_valid(derived: Plan) -> None:
     records = made(derived, valid)
     key = next(key for key, one in records.items() if one.attack == "head")
     records[key] = replace(records[key], status="failed", reason="boom", attacked=None)
-    (failure,) = calibrate.measure(derived, records).failures
+    (failure,) = judged(derived, records).failures
     assert "1 of" in failure
     assert "none × head on toy_topic" in failure
 
 
 def test_what_is_written_says_what_is_shown(derived: Plan, tmp_path: Path) -> None:
     found = measured(derived, changed(full=0.96))
-    page, content = (path.read_text() for path in calibrate.write(found, tmp_path, "nftbench calibrate tiny"))
+    page, content = (path.read_text() for path in write(found, tmp_path, "calibration", "nftbench calibrate tiny"))
     shown = io.StringIO()
-    Console(file=shown, width=200).print(calibrate.report(found))
+    Console(file=shown, width=200).print(report(found))
     for text in ("tiny-calibration: not valid", "96.0 (96.4, 95.4, 96.1)", *found.failures):
         assert text in page
         assert text in shown.getvalue()

@@ -95,9 +95,42 @@ def test_readings_are_shown_as_means_over_seeds() -> None:
     assert "| pmp | 7 [4.52, 9.48] |" in markdown.page(board, "nftbench run tiny")
 
 
-def test_what_has_no_record_is_not_measured() -> None:
-    assert examined(suite(COUNT), read={"rows": ["dlr"], "read": "gain"}).outcome == "not measured"
-    assert examined(suite(COUNT), read={"rows": ["pmp"], "read": "cost.bytes"}).outcome == "not measured"
+@pytest.mark.parametrize(
+    ("quantity", "reason"),
+    [
+        ({"rows": ["dlr"], "read": "gain"}, "no records of dlr"),
+        ({"rows": ["none", "dlr"], "read": "utility"}, "no records of dlr"),
+        ({"rows": ["pmp"], "read": "gain", "attacks": ["lora"]}, "not run on pmp: lora"),
+        ({"rows": ["pmp"], "read": "kept"}, "nothing to keep: unattacked pmp scores what none does"),
+        ({"rows": ["pmp"], "read": "cost.bytes"}, "cost was not read off pmp"),
+        ({"rows": ["none"], "read": "cost.bytes"}, "cost of none has no bytes"),
+        ({"rows": ["trap"], "read": "cost.flops"}, "cost of trap, seed 0: failed"),
+    ],
+)
+def test_what_is_not_measured_has_its_reason(quantity: dict[str, Any], reason: str) -> None:
+    readings = [reading("none", 0, flops=1.0), replace(reading("trap", 0), status="failed", reading=None)]
+    found = examined([*suite(COUNT), *readings], read=quantity)
+    assert (found.measured, found.outcome, found.reason) == (None, "not measured", reason)
+
+
+def test_a_comparison_names_the_side_that_is_lacking() -> None:
+    gain, lacking = ({"rows": [name], "read": "gain"} for name in ("pmp", "dlr"))
+    assert examined(suite(COUNT), read=gain, minus=lacking).reason == "no records of dlr"
+    assert examined(suite(COUNT), read=lacking, over=gain).reason == "no records of dlr"
+    apart = [reading("pmp", 0, bytes=2.0), reading("none", 1, bytes=2.0)]
+    mine, theirs = ({"rows": [name], "read": "cost.bytes"} for name in ("pmp", "none"))
+    assert examined([*suite(COUNT), *apart], read=mine, minus=theirs).reason == "no seed has both of its numbers"
+    both = {"rows": ["pmp", "none"], "read": "cost.bytes"}
+    assert examined([*suite(COUNT), *apart], read=both).reason == "no seed has it for all of pmp, none"
+
+
+def test_a_quotient_by_zero_says_so() -> None:
+    flat = sweep("flat", (0.4, 0.3, 0.4))  # gains 10, 0, 10 points
+    found = examined(
+        [*suite(COUNT), *flat], read={"rows": ["pmp"], "read": "gain"}, over={"rows": ["flat"], "read": "gain"}
+    )
+    assert (found.measured, found.outcome) == (None, "not measured")
+    assert found.reason == "a quotient by zero: gain of flat is 0 at seed 1"
 
 
 def test_a_failed_attack_is_no_measurement() -> None:
@@ -105,7 +138,25 @@ def test_a_failed_attack_is_no_measurement() -> None:
         replace(one, status="failed", attacked=None) if one.defense == "pmp" and one.seed == 0 and one.trains else one
         for one in suite(COUNT)
     ]
-    assert examined(records, read={"rows": ["pmp"], "read": "gain"}).outcome == "not measured"
+    found = examined(records, read={"rows": ["pmp"], "read": "gain"})
+    assert found.outcome == "not measured"
+    assert found.reason == "pmp × full on pairs, seed 0: failed, and 1 more"
+
+
+def test_a_claim_says_on_how_many_of_the_seeds_it_rests() -> None:
+    whole = examined(suite(COUNT), read={"rows": ["pmp"], "read": "gain"})
+    assert whole.measured is not None
+    assert (whole.measured.count, whole.planned, whole.reason) == (COUNT, COUNT, None)
+    readings = [reading("pmp", seed, bytes=2.0 + seed) for seed in range(2)]
+    board = scored(
+        [*suite(COUNT), *readings],
+        claims=[PaperClaim.model_validate({"says": "so", "read": {"rows": ["pmp"], "read": read}})
+                for read in ("cost.bytes", "gain", "cost.flops")],
+    )  # fmt: skip
+    page = markdown.page(board, "nftbench run tiny")
+    assert "| so | – | 2.5 [-3.85, 8.85] | 2 of 3 | – | measured |" in page
+    assert "| so | – | 22.7 [16.4, 28.9] | 3 | – | measured |" in page
+    assert "| so | – | – | 0 of 3 | – | not measured: cost of pmp has no flops |" in page
 
 
 def test_reports_show_the_claims(tmp_path: Path) -> None:
@@ -114,7 +165,8 @@ def test_reports_show_the_claims(tmp_path: Path) -> None:
     )
     reports.write(scored(suite(COUNT), claims=[claim]), tmp_path, "nftbench reproduce it")
     page = (tmp_path / "leaderboard.md").read_text()
-    assert "| It \\| resists | a lot | 22.7 [16.4, 28.9] | – | measured |" in page
+    assert "| It \\| resists | a lot | 22.7 [16.4, 28.9] | 3 | – | measured |" in page
+    assert "- **Claims**:" in page
     (found,) = json.loads((tmp_path / "leaderboard.json").read_text())["claims"]
     assert found["claim"]["says"] == "It | resists"
     assert found["measured"]["value"] == pytest.approx((20 + 23 + 25) / 3)

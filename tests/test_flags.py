@@ -56,6 +56,15 @@ def test_edge_of_the_reference_or_of_an_attack_that_was_not_picked_warns() -> No
     assert of(board).standing == "ranked"
 
 
+def test_the_owner_s_own_fine_tuning_is_no_attack_left_at_an_edge() -> None:
+    owner = [
+        record("pmp", "authorized", task, seed, 0.9, at_edge=True, curve=curve(0.9), knowledge=("secret",))
+        for task in TASKS
+        for seed in range(5)
+    ]
+    assert raised([*adaptive(), *owner]) == {}
+
+
 def test_utility_bar_unranks() -> None:
     records = [one for one in adaptive() if one.defense != "pmp"] + sweep(
         "pmp", (0.5, 0.51, 0.5, 0.5, 0.5), utility=0.7
@@ -136,6 +145,18 @@ def test_no_effect_beyond_the_trivial_defenses() -> None:
     assert flag.message.startswith("no effect beyond the trivial defenses: 0.0 [")
     assert flag.message.endswith("points beyond early_stop")
     assert of(scored(records)).standing == "ranked"  # listed, with its rank
+
+
+def test_without_trivial_defenses_no_effect_is_none_beyond_the_undefended() -> None:
+    records = [*sweep("none", (0.8, 0.82, 0.84)), *scratch([0.4] * 3), *sweep("pmp", (0.81, 0.82, 0.83))]
+    message = raised(records)["no_effect"].message
+    assert message.startswith("no effect beyond the undefended model: 0.0 [")
+    assert message.endswith("points beyond none")
+
+
+def test_one_seed_says_nothing_of_an_effect() -> None:
+    assert "no_effect" not in raised(suite(1))
+    assert "no_effect" in raised(suite(2, defended=(0.71, 0.74)))
 
 
 def test_not_adaptively_attacked() -> None:

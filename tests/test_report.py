@@ -29,11 +29,8 @@ def renamed(records: list[Record], old: str, new: str) -> list[Record]:
 @pytest.fixture
 def board() -> Leaderboard:
     records = [*suite(), *sweep("random_mask", (0.75, 0.76, 0.74, 0.77, 0.75), utility=0.7)]
-    records += [record("pmp", "authorized", task, 0, 0.9, knowledge=("secret",)) for task in TASKS]
     records += [
-        record("pmp", "authorized", task, seed, 0.9, knowledge=("secret",), recovery={"roc_auc": 0.75})
-        for task in TASKS
-        for seed in range(1, 5)
+        record("pmp", "authorized", task, seed, 0.9, knowledge=("secret",)) for task in TASKS for seed in range(5)
     ]
     return scored(
         [replace(one, curve=curve(0.3, one.attacked.value), cost=COST) if one.attacked else one for one in records]
@@ -61,16 +58,83 @@ def test_page(board: Leaderboard) -> None:
     assert [row[:2] for row in ranking] == [["1", "pmp"], ["control", "early_stop"], ["ref", "none"]]
     assert ranking[0][2].startswith("20.0 [")
     assert ranking[0][3].startswith("30.0 [")
-    assert ranking[0][8] == "holds (method+data)"
+    assert ranking[0][8] == "holds (release alone)"
     [unranked] = rows(page, "Not ranked")
     assert unranked[0] == "random_mask"
     assert "keeps 90.0 % of base utility" in unranked[-1]
     assert [row[1] for row in rows(page, "Headroom")] == list(TASKS)
     assert len(rows(page, "topic")) == 4
     assert "pmp" in {row[0] for row in rows(page, "Reasons to doubt")}
-    assert rows(page, "Recovery of secrets") == [["pmp", "authorized", "0.750"]]
-    assert "## How to read it" in page
+    assert [row[-1] for row in rows(page, "Headroom")] == ["yes", "yes"]
+    guide = page.partition("## How to read it")[2]
+    assert "training from scratch is always among the attacks" in guide
+    assert "**Claims**" not in guide
     assert page.rstrip().endswith(f"    {COMMAND}")
+
+
+def test_without_scratch_nothing_is_said_to_be_known_of_headroom() -> None:
+    page = markdown.page(scored([one for one in suite() if one.attack != "scratch"]), COMMAND)
+    assert [row[-1] for row in rows(page, "Headroom")] == ["not known", "not known"]
+    assert "training from scratch was not tried" in page.partition("## How to read it")[2]
+    assert "always among the attacks" not in page
+
+
+def test_levels_stand_beside_the_ranking_with_the_claim_and_who_was_written_against_the_row() -> None:
+    def against(defense: str, attack: str, *knowledge: str) -> list[Record]:
+        return [
+            record(defense, attack, task, seed, 0.4, knowledge=knowledge, against=("pmp",))
+            for task in TASKS
+            for seed in range(5)
+        ]
+
+    records = [*suite(), *against("none", "diff", "base"), *against("pmp", "diff", "base"), *sweep("mask", (0.6,) * 5)]
+    planned = [(one.defense, one.attack, one.task, one.seed) for one in records]
+    page = markdown.page(scored(records, planned=planned), COMMAND)
+    header = page.partition("## Suppression by what the attacker knows\n\n")[2].splitlines()[0]
+    assert header == "| defense | claim | method+data (ranking) | release alone | base | written against it |"
+    found = {row[0]: row[1:] for row in rows(page, "Suppression by what the attacker knows")}
+    assert found["pmp"][0] == "holds (release alone)"
+    assert found["pmp"][1] == found["pmp"][2]
+    assert found["pmp"][3].startswith("30.0 [")
+    assert found["pmp"][4] == "diff"
+    assert found["mask"][3:] == ["untested", "not adaptively attacked"]
+    assert found["early_stop"][3:] == ["untested", "–"]
+    assert found["none"][3:] == ["0.0 [0.0, 0.0]", "–"]
+
+
+def test_a_control_that_lacks_cells_stands_once_and_says_so() -> None:
+    records = suite()
+    index = next(i for i, one in enumerate(records) if (one.defense, one.attack) == ("none", "full"))
+    records[index] = failed(records[index])
+    page = markdown.page(scored(records), COMMAND)
+    assert [row[1] for row in rows(page, "Ranking")] == ["early_stop", "none"]
+    assert all(row[-1].endswith("incomplete") for row in rows(page, "Ranking"))
+    assert [row[0] for row in rows(page, "Not ranked")] == ["pmp"]
+    doubts = [row for row in rows(page, "Reasons to doubt") if row[2] == "incomplete"]
+    assert [row[0] for row in doubts] == ["early_stop", "none"]
+    assert all("none × full on pairs, seed 0: failed (boom)" in row[3] for row in doubts)
+
+
+def test_commands_that_made_records_are_shown_where_they_are_not_the_last_one() -> None:
+    def by(command: str, written: str, one: Record) -> Record:
+        return replace(one, provenance={**one.provenance, "command": command, "written": written})
+
+    later, first = "nftbench run tiny --attacks lora", "nftbench run tiny"
+    records = suite()
+    mixed = [by(later, "2026-01-02", one) if one.attack == "full" else by(first, "2026-01-01", one) for one in records]
+    board = scored(mixed)
+    assert list(board.commands) == [first, later]
+    assert sum(board.commands.values()) == len(records)
+    page = markdown.page(board, later)
+    assert page.partition("## The command\n\n")[2].splitlines() == [
+        f"    {later}",
+        "",
+        "The records were made by",
+        "",
+        f"    {board.commands[first]:6}  {first}",
+        f"    {board.commands[later]:6}  {later}",
+    ]
+    assert "were made by" not in markdown.page(scored([by(first, "", one) for one in records]), first)
 
 
 def test_what_is_partial_says_so() -> None:
@@ -85,6 +149,9 @@ def test_what_is_partial_says_so() -> None:
 def test_a_claim_about_attackers_who_have_nothing_else_reads_as_that() -> None:
     bare = [replace(one, row=replace(one.row, claim=Claim())) if one.defense == "pmp" else one for one in suite()]
     assert rows(markdown.page(scored(bare), COMMAND), "Ranking")[0][8] == "holds (release alone)"
+    wide = Claim(frozenset({"data", "method"}))
+    told = [replace(one, row=replace(one.row, claim=wide)) if one.defense == "pmp" else one for one in suite()]
+    assert rows(markdown.page(scored(told), COMMAND), "Ranking")[0][8] == "untested (method+data)"
 
 
 def test_text_of_plugins_is_escaped(board: Leaderboard) -> None:
@@ -105,8 +172,9 @@ def test_preliminary_ranks_are_in_brackets_and_shown_apart_from_ranks() -> None:
 
 def test_files(board: Leaderboard, tmp_path: Path) -> None:
     paths = report.write(board, tmp_path / "new", COMMAND)
-    assert [path.name for path in paths] == [f"leaderboard.{kind}" for kind in ("md", "csv", "json", "tex")]
-    assert sorted(tmp_path.joinpath("new").iterdir()) == sorted(paths)  # no drafts left
+    assert [path.name for path in paths[:4]] == [f"leaderboard.{kind}" for kind in ("md", "csv", "json", "tex")]
+    there = [path for path in tmp_path.joinpath("new").rglob("*") if path.is_file()]
+    assert sorted(there) == sorted(paths)  # no drafts left
     content = json.loads(paths[2].read_text())
     assert content["command"] == COMMAND
     assert [score["defense"] for score in content["scores"]] == ["pmp", "early_stop", "none", "random_mask"]

@@ -98,8 +98,10 @@ def test_readme_names_every_key_of_the_manifest() -> None:
 def test_readme_names_every_column() -> None:
     board = scored([*suite(), *scratch([0.4] * 5)])
     fixed = (tables.main, tables.unranked, tables.details, tables.headroom, tables.flags, tables.claims, tables.merging)
-    found = [*(table(board) for table in fixed), *tables.tasks(board), *tables.aware(board)]
-    assert {column for table in found for column in table.header} <= documented()
+    found = [*(table(board) for table in fixed), *tables.tasks(board), *tables.aware(board), *tables.recovered(board)]
+    found += [tables.healed(board), *(table(board.scores[0]) for table in (tables.attacks, tables.breaking))]
+    columns = {column for table in found for column in table.header} | {tables.levels(board).header[-1]}
+    assert columns - {""} <= documented()
 
 
 def test_readme_names_the_provenance() -> None:

@@ -16,8 +16,8 @@ from scipy import stats
 from nftbench.breaking import Multiple, cost_to_break, median_multiple
 from nftbench.grid import kept_share, points, preference
 from nftbench.score import Leaderboard, Score, level_name
-from nftbench.statistics import Interval, beats_zero, difference, excess, holm, mean, shared_ranks, weakest
-from nftbench.types import Claim, Point, Record
+from nftbench.statistics import Interval, beats_zero, difference, excess, holm, mean, ratio, shared_ranks, weakest
+from nftbench.types import Claim, Cost, Point, Record
 from tests import factories
 from tests.factories import (
     COST,
@@ -79,6 +79,50 @@ def test_a_shared_float_error_is_no_effect() -> None:
 def test_weakest_has_to_beat_every_control() -> None:
     strong, vague = Interval(5.0, 4.0, 6.0, 5, 0.001), Interval(7.0, -1.0, 15.0, 5, 0.04)
     assert weakest([strong, vague]) == Interval(5.0, -1.0, 6.0, 5, 0.04)
+
+
+def test_ratio_is_fiellers_interval() -> None:
+    """By the definition: the θ at which a paired t test does not tell the mean of first - θ · second from zero."""
+    first, second = [3.0, 4.5, 4.0, 5.0], [9.0, 11.0, 10.0, 12.0]
+    found = ratio(first, second)
+    assert found is not None
+    assert found.value == pytest.approx(16.5 / 42)
+    thetas = np.linspace(-1, 2, 30001)
+    p_values = stats.ttest_1samp(np.array(first) - thetas[:, None] * np.array(second), 0, axis=1).pvalue
+    inside = thetas[p_values >= 0.05]
+    assert (found.low, found.high) == pytest.approx((inside.min(), inside.max()), abs=2e-4)
+    assert found.count == 4
+    assert found.p == pytest.approx(stats.ttest_1samp(first, 0, alternative="greater").pvalue)
+
+
+def test_ratio_by_what_cannot_be_told_from_zero_is_none() -> None:
+    assert ratio([1.0, 2.0, 3.0], [1.0, -1.0, 2.0]) is None
+    assert ratio([1.0], [2.0]) is None
+    assert ratio([1.0, 1.0], [2.0, 2.0]) == Interval(0.5, 0.5, 0.5, 2, 0.0)
+    assert ratio([0.0, 0.0], [2.0, 2.0]) == Interval(0.0, 0.0, 0.0, 2, 1.0)
+    negative = ratio([1.0, 2.0, 3.0], [-4.0, -5.0, -6.0])
+    assert negative is not None
+    assert negative.p == pytest.approx(stats.ttest_1samp([1, 2, 3], 0, alternative="less").pvalue)
+
+
+pairs = st.lists(st.tuples(st.floats(-50, 50), st.floats(-50, 50)), min_size=2, max_size=6)
+
+
+@settings(max_examples=100, deadline=None)
+@given(pairs)
+def test_a_ratio_s_ends_are_where_the_test_turns(values: list[tuple[float, float]]) -> None:
+    first, second = np.array([[round(a, 3), round(b, 3)] for a, b in values]).T
+    second += 60  # far from zero, mostly
+    found = ratio(list(first), list(second))
+    if found is None:
+        test = stats.ttest_1samp(second, 0)
+        assert test.pvalue >= 0.05 - 1e-9
+        return
+    assert found.low - 1e-6 <= found.value <= found.high + 1e-6
+    for end in (found.low, found.high):
+        gaps = first - end * second
+        reach = stats.t.ppf(0.975, len(gaps) - 1) * gaps.std(ddof=1) / math.sqrt(len(gaps))
+        assert abs(gaps.mean()) == pytest.approx(reach, abs=1e-5 * (1 + abs(end)))
 
 
 def test_holm_by_hand() -> None:
@@ -277,13 +321,18 @@ def test_authorised_gain_is_scored_apart() -> None:
     assert "secret" not in "".join(pmp.levels)
 
 
-def test_a_column_for_each_knowledge_level() -> None:
-    sibling = [
-        record(defense, "diff", task, seed, 0.78, knowledge=("sibling",))
-        for defense in ("none", "early_stop", "pmp")
+def everywhere(attack: str, value: float, *rows: str, **changes: object) -> list[Record]:
+    """An attack on each of the rows, on all tasks and three seeds."""
+    return [
+        record(defense, attack, task, seed, value, **changes)
+        for defense in rows or ("none", "early_stop", "pmp")
         for task in TASKS
         for seed in range(3)
     ]
+
+
+def test_a_column_for_each_knowledge_level() -> None:
+    sibling = everywhere("diff", 0.78, knowledge=("sibling",))
     pmp = of(scored([*suite(3), *sibling]), "pmp")
     assert list(pmp.levels) == ["release alone", "sibling", "method+data"]
     assert pmp.levels["sibling"] is not None
@@ -291,7 +340,83 @@ def test_a_column_for_each_knowledge_level() -> None:
     assert pmp.levels["method+data"] == pmp.suppression
     assert pmp.suppression is not None
     assert pmp.suppression.value == pytest.approx(82 - 158 / 3)
+    assert pmp.untested == ()
     assert level_name({"data", "method"}) == "method+data"
+
+
+def test_a_level_that_no_attack_on_the_row_uses_in_full_is_untested() -> None:
+    """It is not withstood because attackers who know less did not get through."""
+    records = [
+        *suite(3),
+        *everywhere("diff", 0.4, "none", "pmp", knowledge=("base",)),
+        *everywhere("replayed", 0.4, "none", knowledge=("method", "sibling")),
+        *everywhere("rewritten", 0.4, knowledge=("method",)),
+    ]
+    planned = [(one.defense, one.attack, one.task, one.seed) for one in records]
+    board = scored(records, planned=planned)
+    pmp, stopped, none = (of(board, name) for name in ("pmp", "early_stop", "none"))
+    assert pmp.untested == ("method+sibling",)
+    assert stopped.untested == ("base", "method+sibling")
+    assert none.untested == ()  # the reference withstands nothing by definition
+    assert list(pmp.levels) == ["release alone", "base", "method", "method+data"]
+    assert set(none.levels) >= {"method+sibling"}
+
+
+def test_what_a_level_grants_may_be_used_by_several_attacks() -> None:
+    both = [*everywhere("rewritten", 0.4, knowledge=("method",)), *everywhere("watched", 0.4, knowledge=("sibling",))]
+    claimed = claiming([*suite(3), *both], Claim(frozenset({"method", "sibling"})))
+    assert of(scored(claimed), "pmp").levels["method+sibling"] is not None
+    looked = [replace(one, trains=False) if one.attack == "watched" else one for one in claimed]
+    assert of(scored(looked), "pmp").untested == ("sibling", "method+sibling")  # looking on tests nothing
+
+
+def test_a_level_at_which_cells_are_missing_is_unknown_and_not_untested() -> None:
+    records = [*suite(3), *everywhere("diff", 0.4, knowledge=("base",))]
+    planned = [(one.defense, one.attack, one.task, one.seed) for one in records]
+    left = [one for one in records if (one.defense, one.attack) != ("pmp", "diff")]
+    pmp = of(scored(left, planned=planned), "pmp")
+    assert pmp.untested == ()
+    assert pmp.levels["base"] is None
+
+
+def test_attacks_written_against_a_row_are_named() -> None:
+    records = [
+        *suite(3),
+        *everywhere("rewritten", 0.4, knowledge=("method",), against=("pmp", "other")),
+        *everywhere("authorized", 0.4, "pmp", knowledge=("secret",), against=("pmp",)),
+    ]
+    broken = [failed(one) for one in everywhere("broken", 0.4, "pmp", against=("pmp",))]
+    assert of(scored([*records, *broken]), "pmp").adaptive == ("rewritten",)
+    assert of(scored(records), "early_stop").adaptive == ()
+
+
+def on_text(value: float) -> list[Record]:
+    """Training from scratch on public text first."""
+    return [
+        record("none", "scratch[text=true]", task, seed, value, knowledge=("data",))
+        for task in TASKS
+        for seed in range(3)
+    ]
+
+
+def test_scratch_on_text_is_open_to_everyone_and_is_not_the_floor() -> None:
+    plain, both = scored(suite(3)), scored([*suite(3), *on_text(0.6)])
+    assert both.headroom == plain.headroom
+    floor, text = of(plain, "pmp"), of(both, "pmp")
+    assert text.attacked is not None
+    assert text.attacked.value == pytest.approx(60.0)  # full ends at 50, 53, 55
+    assert text.tasks[0].attack == "scratch[text=true]"
+    # of the 82 - 40 points that there are above scratch, what the best attack of all leaves
+    assert text.protected_fraction == pytest.approx((82 - 60) / (82 - 40))
+    assert floor.protected_fraction == pytest.approx((82 - 158 / 3) / (82 - 40))
+    assert text.flags == floor.flags  # it is not skipped on the row, for it is run beside the reference alone
+
+
+def test_scratch_on_text_alone_leaves_headroom_unknown() -> None:
+    left = [one for one in suite(3) if one.attack != "scratch"]
+    board = scored([*left, *on_text(0.99)])
+    assert {(row.scratch, row.kept) for row in board.headroom} == {(None, True)}
+    assert any("no scratch row" in problem for problem in board.problems)
 
 
 def test_beyond_the_control_that_a_defense_names() -> None:
@@ -308,41 +433,97 @@ def test_spread_of_attack_seeds() -> None:
     assert of(scored(records), "pmp").attack_spread == pytest.approx(math.sqrt(2))
 
 
-def test_recovery_is_averaged_by_attack() -> None:
-    records = suite(2)
-    records += [
-        record("pmp", "mask_recovery", task, seed, 0.4, recovery={"roc_auc": 0.6 + 0.2 * seed, "iou": math.nan})
-        for task in TASKS
-        for seed in range(2)
-    ]
-    assert of(scored(records), "pmp").recovery == {"mask_recovery": {"roc_auc": pytest.approx(0.7)}}
-
-
 # ----------------------------------------------------------------------------------------------------- cost to break
 
 
 def test_cost_to_break_by_hand() -> None:
     # undefended gains 50 points from 30: half is 55, first at step 20; 90 % is 75, first at step 30
     theirs = record("none", "full", "topic", 0, 0.8, curve=curve(0.3, 0.5, 0.6, 0.8), cost=COST)
-    prepared = replace(COST, preparation_flops=2000.0, preparation_seconds=5.0, peak_memory_bytes=3000)
+    prepared = replace(COST, preparation_steps=7, preparation_flops=2000.0, preparation_seconds=5.0)
+    prepared = replace(prepared, peak_memory_bytes=3000)
     mine = record("pmp", "full", "topic", 0, 0.6, curve=curve(0.3, 0.3, 0.4, 0.45, 0.6), cost=prepared)
-    half = cost_to_break(theirs, mine, 30.0, 0.5)
-    assert half["steps"] == Multiple(2.0)
+    half = cost_to_break([theirs], [mine], 30.0, 0.5)
+    assert half["steps"] == Multiple((7 + 40) / 20)
     assert half["flops"] == Multiple((2000 + 40 * 100) / (20 * 100))
     assert half["seconds"] == Multiple((5 + 40 * 0.5) / (20 * 0.5))
     assert half["memory"] == Multiple(3.0)
-    most = cost_to_break(theirs, mine, 30.0, 0.9)
-    assert most["steps"] == Multiple(40 / 30, censored=True)
-    assert str(most["steps"]) == "> 1.33×"
-    assert str(half["steps"]) == "2×"
+    most = cost_to_break([theirs], [mine], 30.0, 0.9)
+    assert most["steps"] == Multiple(47 / 30, censored=True)
+    assert str(most["steps"]) == "> 1.57×"
+    assert str(half["steps"]) == "2.35×"
+
+
+def test_cost_to_break_is_that_of_the_cheapest_attack() -> None:
+    """The one that ends highest may prepare for long, and would make the defense look dear."""
+    theirs = record("none", "full", "topic", 0, 0.8, curve=curve(0.3, 0.8), cost=COST)
+    plain = record("pmp", "full", "topic", 0, 0.7, curve=curve(0.3, 0.4, 0.7), cost=COST)
+    healed = replace(COST, preparation_steps=200, preparation_flops=2e4, preparation_seconds=100.0)
+    healed = replace(healed, peak_memory_bytes=500)
+    best = record("pmp", "heal", "topic", 0, 0.79, curve=curve(0.5, 0.79), cost=healed)
+    half = cost_to_break([theirs], [plain, best], 30.0, 0.5)
+    assert (half["steps"], half["flops"], half["memory"]) == (Multiple(2.0), Multiple(2.0), Multiple(0.5))
+    # only the healed one reaches 75; where nothing does, the largest budget was too little
+    assert cost_to_break([theirs], [plain, best], 30.0, 0.9)["steps"] == Multiple(21.0)
+    short = replace(best, curve=curve(0.5, 0.7))
+    assert cost_to_break([theirs], [plain, short], 30.0, 0.9)["steps"] == Multiple(21.0, censored=True)
+
+
+def test_an_attack_without_steps_bounds_the_cost_from_above() -> None:
+    theirs = record("none", "full", "topic", 0, 0.8, curve=curve(0.3, 0.8), cost=COST)
+    slow = record("pmp", "full", "topic", 0, 0.8, curve=curve(0.3, 0.4, 0.8), cost=COST)
+    probe = record("pmp", "probe", "topic", 0, 0.8, curve=curve(0.3, 0.8), cost=Cost(steps=10, seconds=1.0))
+    half = cost_to_break([theirs], [slow, probe], 30.0, 0.5)
+    assert half["steps"] == Multiple(2.0, at_most=True)
+    assert str(half["steps"]) == "≤ 2×"
+    assert cost_to_break([theirs], [probe], 30.0, 0.5) == {}  # broken, and nobody knows at what cost
+    assert cost_to_break([probe], [slow], 30.0, 0.5) == {}
+    both = cost_to_break([theirs, probe], [theirs, probe], 30.0, 0.5)
+    assert both["steps"] == Multiple(1.0)  # the undefended model takes what it takes
 
 
 def test_cost_to_break_is_unknown_where_nothing_is_gained_or_recorded() -> None:
     flat = record("none", "full", "topic", 0, 0.3, curve=curve(0.3, 0.3), cost=COST)
-    assert cost_to_break(flat, flat, 30.0, 0.5) == {}
-    assert cost_to_break(replace(flat, cost=None), flat, 30.0, 0.5) == {}
+    assert cost_to_break([flat], [flat], 30.0, 0.5) == {}
+    assert cost_to_break([replace(flat, cost=None)], [flat], 30.0, 0.5) == {}
+    assert cost_to_break([], [], 30.0, 0.5) == {}
     hole = replace(flat, curve=(Point(0.1, 0, None, None), Point(0.1, 10, math.nan, None)))
-    assert cost_to_break(hole, flat, 30.0, 0.5) == {}
+    assert cost_to_break([hole], [flat], 30.0, 0.5) == {}
+
+
+climbs = st.lists(st.integers(0, 100), min_size=1, max_size=4)
+
+
+@settings(max_examples=80, deadline=None)
+@given(st.lists(climbs, min_size=1, max_size=3), st.lists(st.tuples(climbs, st.integers(0, 50)), max_size=4))
+def test_one_more_attack_never_makes_breaking_dearer(
+    undefended: list[list[int]], defended: list[tuple[list[int], int]]
+) -> None:
+    theirs = [record("none", "full", "topic", 0, 0.5, curve=curve(0.3, *(v / 100 for v in c)), cost=COST)
+              for c in undefended]  # fmt: skip
+    mine = [
+        record("pmp", "a", "topic", 0, 0.5, curve=curve(0.3, *(value / 100 for value in climb)),
+               cost=replace(COST, preparation_steps=extra))
+        for climb, extra in defended
+    ]  # fmt: skip
+    best = max(0.3, *(value / 100 for climb in undefended for value in climb))
+    target = 30 + 0.5 * (100 * best - 30)
+    fewer: Multiple | None = None
+    for count in range(1, len(mine) + 1):
+        found = cost_to_break(theirs, mine[:count], 30.0, 0.5).get("steps")
+        if best <= 0.3:
+            assert found is None
+            continue
+        # by hand: the least preparation + steps among the attacks that get there
+        firsts = [10 * (1 + next(i for i, v in enumerate(c) if v >= target)) for c in undefended if max(c) >= target]
+        costs = [extra + 10 * (1 + next(i for i, v in enumerate(climb) if v >= target))
+                 for climb, extra in defended[:count] if max(climb) >= target]  # fmt: skip
+        spent = costs or [extra + 10 * len(climb) for climb, extra in defended[:count]]
+        wanted = (min(costs) if costs else max(spent)) / min(firsts)
+        assert found == Multiple(pytest.approx(wanted), censored=not costs)  # type: ignore[arg-type]
+        if fewer is not None and not fewer.censored:
+            assert not found.censored
+            assert found.value <= fewer.value
+        fewer = found
 
 
 def test_median_multiple_keeps_censoring() -> None:
@@ -351,6 +532,10 @@ def test_median_multiple_keeps_censoring() -> None:
     assert median_multiple([Multiple(1.0), Multiple(3.0), over]) == Multiple(3.0)
     assert median_multiple([Multiple(1.0), far, over]) == over
     assert median_multiple([Multiple(1.0), Multiple(2.0)]) == Multiple(1.0)
+    # what may be less pulls the median down only from at or above it
+    less = Multiple(9.0, at_most=True)
+    assert median_multiple([Multiple(1.0), Multiple(3.0), less]) == Multiple(3.0, at_most=True)
+    assert median_multiple([Multiple(1.0, at_most=True), Multiple(3.0), Multiple(9.0)]) == Multiple(3.0)
 
 
 def test_cost_to_break_in_full() -> None:
@@ -568,6 +753,22 @@ def test_a_row_that_nothing_fine_tunes_has_no_suppression() -> None:
     assert (pmp.suppression, pmp.excess, pmp.standing, pmp.verdict) == (None, None, "unranked", "untested")
     assert set(pmp.levels.values()) == {None}
     assert all(task.suppression is None for task in pmp.tasks)
+
+
+def test_a_claim_holds_only_against_attackers_who_use_what_it_grants() -> None:
+    """Attackers who know less have not got through, and those of whom it speaks did not come."""
+    wide = Claim(frozenset({"method", "data"}))
+    assert of(scored(claiming(suite(), wide)), "pmp").verdict == "untested"
+    rewritten = [
+        record(defense, "rewritten", task, seed, 0.5, knowledge=("data", "method"))
+        for defense in ("none", "early_stop", "pmp")
+        for task in TASKS
+        for seed in range(5)
+    ]
+    assert of(scored(claiming([*suite(), *rewritten], wide)), "pmp").verdict == "holds"
+    # one who knows less and does get through refutes it all the same
+    weak = suite(5, defended=(0.8, 0.82, 0.84, 0.81, 0.83))
+    assert of(scored(claiming(weak, wide)), "pmp").verdict == "refuted"
 
 
 def test_a_claim_about_probes_is_judged_by_probes() -> None:

@@ -10,8 +10,11 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from nftbench.breaking import SHARES
-from nftbench.score import Leaderboard, Score, level_name
+from nftbench.breaking import SHARES, UNITS
+from nftbench.catalogue import AttackRow
+from nftbench.claims import ClaimResult
+from nftbench.recovered import RecoveredRow
+from nftbench.score import Headroom, Leaderboard, Score, level_name
 from nftbench.statistics import Interval
 from nftbench.suite import PaperClaim
 
@@ -75,12 +78,18 @@ def main(board: Leaderboard, standings: tuple[str, ...] = ("ranked", "preliminar
             number(score.gain.value if score.gain else None),
             _worst(score),
             claim(score),
-            ", ".join(flag.name for flag in score.flags) or UNKNOWN,
+            ", ".join(_doubts(score)) or UNKNOWN,
         )
         for score in board.scores
         if score.standing in standings
     )
     return Table("Ranking", header, rows)
+
+
+def _doubts(score: Score) -> list[str]:
+    """Its flags; a control that lacks cells says so here, for it is never among what is not ranked."""
+    lacking = score.standing == "control" and score.reasons
+    return [*(flag.name for flag in score.flags), *(["incomplete"] if lacking else [])]
 
 
 def unranked(board: Leaderboard) -> Table:
@@ -95,7 +104,7 @@ def unranked(board: Leaderboard) -> Table:
             "; ".join(score.reasons),
         )
         for score in board.scores
-        if score.reasons
+        if score.standing == "unranked"
     )
     return Table("Not ranked", ("defense", "excess", "suppression", "utility %", "claim", "why"), rows)
 
@@ -131,12 +140,22 @@ def details(board: Leaderboard) -> Table:
 
 
 def levels(board: Leaderboard) -> Table:
-    """Suppression for each knowledge level."""
-    names = list(dict.fromkeys(name for score in board.scores for name in score.levels))
+    """The ranking's suppression beside that at every other knowledge level, and who was written against the row."""
+    others = dict.fromkeys(name for score in board.scores for name in (*score.levels, *score.untested))
+    names = [name for name in others if name != board.ranking]
     rows = tuple(
-        (score.defense, *(interval(score.levels.get(name)) for name in names)) for score in board.scores if score.levels
+        (
+            score.defense,
+            claim(score),
+            interval(score.levels.get(board.ranking)),
+            *("untested" if name in score.untested else interval(score.levels.get(name)) for name in names),
+            ", ".join(score.adaptive) or ("not adaptively attacked" if score.kind == "defense" else UNKNOWN),
+        )
+        for score in board.scores
+        if score.levels
     )
-    return Table("Suppression by what the attacker knows", ("defense", *names), rows)
+    header = ("defense", "claim", f"{board.ranking} (ranking)", *names, "written against it")
+    return Table("Suppression by what the attacker knows", header, rows)
 
 
 def tasks(board: Leaderboard) -> tuple[Table, ...]:
@@ -182,39 +201,121 @@ def headroom(board: Leaderboard) -> Table:
             number(row.unattacked),
             number(row.undefended),
             number(row.scratch),
-            "yes" if row.kept else "no headroom",
+            _counts(row),
         )
         for row in board.headroom
     )
     return Table("Headroom", ("reference", "task", "unattacked", "undefended", "scratch", "counts"), rows)
 
 
-def recovery(board: Leaderboard) -> Table:
-    """How well attacks guess the secret."""
-    found = [(score.defense, attack, metrics) for score in board.scores for attack, metrics in score.recovery.items()]
-    names = sorted({name for _, _, metrics in found for name in metrics})
-    rows = tuple(
-        (defense, attack, *(f"{metrics[name]:.3f}" if name in metrics else UNKNOWN for name in names))
-        for defense, attack, metrics in found
+def _counts(row: Headroom) -> str:
+    if row.scratch is None or row.undefended is None:
+        return "not known"
+    return "yes" if row.kept else "no headroom"
+
+
+METRICS = {
+    "roc_auc": "ROC-AUC",
+    "roc_auc_within": "within tensors",
+    "pr_auc": "PR-AUC",
+    "pr_auc_within": "within tensors",
+    "iou": "IoU",
+    "precision": "precision",
+    "mcc": "MCC",
+}
+
+
+def recovered(board: Leaderboard) -> tuple[Table, ...]:
+    """How near guesses come to a secret mask, and what they are worth."""
+    guesses = tuple(
+        (
+            one.defense,
+            one.attack,
+            level_name(one.knowledge),
+            *(_against_chance(one, name) for name in METRICS),
+            UNKNOWN if one.finds is None else "yes" if one.finds else "no",
+        )
+        for one in board.recovered
     )
-    return Table("Recovery of secrets", ("defense", "attack", *names), rows)
+    values = tuple(
+        (
+            one.defense,
+            one.attack,
+            interval(one.unauthorised),
+            interval(one.recovered),
+            interval(one.authorised),
+            interval(one.gap),
+            interval(one.value, 100) if one.value is not None else one.outcome,
+        )
+        for one in board.recovered
+    )
+    worth = ("defense", "attack", "unauthorised", "recovered", "authorised", "gap", "mask value recovered, %")
+    return (
+        Table("Recovery of secrets", ("defense", "attack", "knows", *METRICS.values(), "above chance"), guesses),
+        Table("What the guessed masks are worth", worth, values),
+    )
+
+
+def _against_chance(row: RecoveredRow, name: str) -> str:
+    """`0.861 [0.812, 0.910] (0.538)`: in round brackets what a guess that knows nothing scores, where that varies."""
+    if name not in row.metrics:
+        return UNKNOWN
+    chance = row.chance.get(name)
+    return fine(row.metrics[name]) + (f" ({chance:.3f})" if name in ("pr_auc", "iou", "precision") and chance else "")
+
+
+def fine(value: Interval) -> str:
+    """Three decimals, for numbers between 0 and 1."""
+    if not math.isfinite(value.low):
+        return f"{value.value:.3f}"
+    return f"{value.value:.3f} [{value.low:.3f}, {value.high:.3f}]"
+
+
+def healed(board: Leaderboard) -> Table:
+    """Attacks that prepare on public text, beside training from scratch on as much of it."""
+    rows = tuple(
+        (
+            one.defense,
+            one.attack,
+            f"{one.steps:g}",
+            interval(one.healed),
+            one.control,
+            interval(one.afresh),
+            interval(one.beyond),
+        )
+        for one in board.healed
+    )
+    header = ("defense", "attack", "steps on text", "healed", "control", "afresh", "beyond the text")
+    return Table("Healed beside afresh, given the same text", header, rows)
 
 
 def flags(board: Leaderboard) -> Table:
     """Every reason to doubt a row."""
-    rows = tuple(
-        (score.defense, flag.severity, flag.name, flag.message) for score in board.scores for flag in score.flags
-    )
-    return Table("Reasons to doubt", ("defense", "severity", "flag", "what was seen"), rows)
+    rows: list[tuple[str, str, str, str]] = []
+    for score in board.scores:
+        rows += [(score.defense, flag.severity, flag.name, flag.message) for flag in score.flags]
+        if "incomplete" in _doubts(score):
+            rows.append((score.defense, UNKNOWN, "incomplete", "; ".join(score.reasons)))
+    return Table("Reasons to doubt", ("defense", "severity", "flag", "what was seen"), tuple(rows))
 
 
 def claims(board: Leaderboard) -> Table:
     """What the suite's papers claim, beside the measurement."""
     rows = tuple(
-        (one.claim.says, one.claim.paper or UNKNOWN, precise(one.measured), _bound(one.claim), one.outcome)
+        (one.claim.says, one.claim.paper or UNKNOWN, precise(one.measured), _seeds(one), bound(one.claim), _ended(one))
         for one in board.claims
     )
-    return Table("Claims", ("claim", "the paper", "measured", "holds if", "outcome"), rows)
+    return Table("Claims", ("claim", "the paper", "measured", "seeds", "holds if", "outcome"), rows)
+
+
+def _seeds(one: ClaimResult) -> str:
+    """`3`, or `2 of 3` where a seed lacks something."""
+    count = one.measured.count if one.measured else 0
+    return f"{count}" if count == one.planned else f"{count} of {one.planned}"
+
+
+def _ended(one: ClaimResult) -> str:
+    return f"{one.outcome}: {one.reason}" if one.reason else one.outcome
 
 
 def aware(board: Leaderboard) -> tuple[Table, ...]:
@@ -279,7 +380,8 @@ def merging(board: Leaderboard) -> Table:
     return Table("Merging", header, rows)
 
 
-def _bound(claim: PaperClaim) -> str:
+def bound(claim: PaperClaim) -> str:
+    """`above 0`."""
     if claim.above is None and claim.below is None:
         return UNKNOWN
     return f"above {claim.above:g}" if claim.above is not None else f"below {claim.below:g}"
@@ -302,6 +404,85 @@ def _worst(score: Score) -> str:
 def _multiple(score: Score, unit: str, share: float) -> str:
     found = score.cost_to_break.get(unit, {}).get(share)
     return str(found) if found else UNKNOWN
+
+
+# ------------------------------------------------------------------------------------------------- one defense's page
+
+
+def attacks(score: Score) -> Table:
+    """Every attack on one row, the strongest first."""
+    header = (
+        "attack",
+        "knows",
+        "counts",
+        "gain",
+        "score",
+        "learning rate",
+        "step",
+        "steps",
+        "FLOPs",
+        "seconds",
+        "preparation",
+        "peak MB",
+        "status",
+    )
+    return Table("Attacks", header, tuple(_attack(one) for one in score.attacks))
+
+
+def _attack(one: AttackRow) -> tuple[str, ...]:
+    return (
+        one.attack,
+        level_name(one.knowledge) if one.uses_release else ", ".join([*one.knowledge, "ignores the release"]),
+        "yes" if one.counts else "no",
+        interval(one.gain),
+        interval(one.attacked),
+        _short(one.learning_rate),
+        _short(one.step),
+        _short(one.steps),
+        _short(one.flops),
+        _short(one.seconds),
+        UNKNOWN if one.preparation is None else f"{100 * one.preparation:.0f} %",
+        _short(None if one.memory is None else one.memory / 1e6),
+        f"{one.cells - one.failed} of {one.cells} ok" + "".join(f"; {fault}" for fault in one.faults),
+    )
+
+
+def _short(value: float | None) -> str:
+    """Three significant digits, whole numbers in full up to a million."""
+    if value is None:
+        return UNKNOWN
+    return f"{value:.0f}" if value == round(value) and abs(value) < 1e6 else f"{value:.3g}"
+
+
+def gains(score: Score) -> Table:
+    """What each attack gains on each task."""
+    names = [task.task for task in score.tasks]
+    rows = tuple((one.attack, *(number(one.gains.get(name)) for name in names)) for one in score.attacks)
+    return Table("Gain by task", ("attack", *names), rows if names else ())
+
+
+def breaking(score: Score) -> Table:
+    """Cost to break in every unit."""
+    header = ("", *(f"to {100 * share:g} %" for share in SHARES))
+    words = {"flops": "FLOPs", "memory": "peak memory"}
+    rows = tuple(
+        (words.get(unit, unit), *(_multiple(score, unit, share) for share in SHARES))
+        for unit in UNITS
+        if score.cost_to_break.get(unit)
+    )
+    return Table("Cost to break", header, rows)
+
+
+def skipped(board: Leaderboard, score: Score) -> Table:
+    """What was not tried on one row, and why."""
+    rows = tuple(sorted(board.skips.get(score.defense, {}).items()))
+    return Table("Not planned", ("attack", "why"), rows)
+
+
+def own_flags(board: Leaderboard, score: Score) -> Table:
+    """The reasons to doubt one row."""
+    table = flags(board)
+    return Table(table.title, table.header[1:], tuple(row[1:] for row in table.rows if row[0] == score.defense))
 
 
 # ----------------------------------------------------------------------------------------------------- file formats
