@@ -10,9 +10,28 @@ from nftbench import Attack, AttackerContext, Outcome, Prepared, Task
 
 @dataclass(frozen=True)
 class Full(Attack):
-    """`optimizer`: `adamw`, `sgd` with momentum 0.9, or `muon`; each has a grid of learning rates in the suite."""
+    """`optimizer`: `adamw`, `sgd` with momentum 0.9, or `muon`; each has a grid of learning rates in the suite. `clip`:
+    clip gradients as the suite does, or not at all. `warmup`: in steps; None for the suite's. `decay`: the rate falls
+    linearly to nothing. `average`: the mean of the weights over the last quarter of the steps is kept."""
 
     optimizer: Literal["adamw", "sgd", "muon"] = "adamw"
+    clip: bool = True
+    warmup: int | None = None
+    decay: bool = False
+    average: bool = False
+
+    def __post_init__(self) -> None:
+        if self.warmup is not None and self.warmup < 0:
+            raise ValueError("warmup must be at least 0")
 
     def adapt(self, prepared: Prepared, task: Task, context: AttackerContext) -> Outcome:
-        return context.sweep(prepared.model, task, optimizer=self.optimizer)
+        budget = context.budget
+        return context.sweep(
+            prepared.model,
+            task,
+            optimizer=self.optimizer,
+            clip=budget.clip if self.clip else None,
+            warmup=budget.warmup if self.warmup is None else self.warmup,
+            decay=budget.decay or self.decay,
+            average=budget.average or self.average,
+        )

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from nftbench import Attack, AttackerContext, NftbenchError, Outcome, Prepared, Task, Update, updates
+from nftbench.adapters import LR_SCALE
 from nftbench.model import seeded
 from nftbench.overhead import kl
 from nftbench.train import Stepper, shuffled
@@ -32,8 +33,6 @@ DENSITIES = {"task_arithmetic": (1.0,), "ties": (0.2, 0.5, 0.9), "dare_ties": (0
 """Shares of an update's entries that TIES and DARE keep, the largest ones or at random."""
 DISTILLING = 10
 """Times the longest duration: to learn another network's logits takes as long as its owner took."""
-LORA_SCALE = 3.0
-"""LoRA's learning rate over that of full fine-tuning, as the attack `lora` has it."""
 Weights = Mapping[str, Tensor]
 
 
@@ -105,7 +104,7 @@ def trained(
         stepper = Stepper(
             network,
             "adamw",
-            rates[(len(rates) - 1) // 2] * (LORA_SCALE if like.config else 1.0),
+            rates[(len(rates) - 1) // 2] * (LR_SCALE if like.config else 1.0),
             factor=lambda step: min(1.0, step / max(budget.warmup, 1)),
             weight_decay=budget.weight_decay,
             clip=budget.clip,

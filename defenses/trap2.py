@@ -13,21 +13,30 @@ import copy
 import dataclasses
 import functools
 import math
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
-from peft import LoraConfig, get_peft_model
 from peft.helpers import rescale_adapter_scale
 from torch import Tensor, nn
 from torch.func import functional_call
 from transformers import PreTrainedModel
-from transformers.pytorch_utils import Conv1D
 
-from nftbench import Claim, Defense, Model, NftbenchError, OwnerContext, Protected, Suite, Task, Update, updates
+from nftbench import (
+    Claim,
+    Defense,
+    Model,
+    NftbenchError,
+    OwnerContext,
+    Protected,
+    Suite,
+    Task,
+    Update,
+    adapters,
+    updates,
+)
 from nftbench.model import seeded
 from nftbench.train import Stepper, shuffled
 from nftbench.types import Spec, Stage
@@ -137,24 +146,12 @@ class Trap2(Defense):
 
     def lora(self, base: PreTrainedModel) -> tuple[nn.Module, LossAt, Callable[[], Update]]:
         """A copy with an adapter on its attention layers, of which the factor B is scaled."""
-        layers = [
-            name
-            for name, module in base.named_modules()
-            if isinstance(module, nn.Linear | Conv1D) and ("attn" in name or "attention" in name)
-        ]
-        if not layers:
-            raise NftbenchError("trap2: the model has no attention layers for an adapter; write update=full")
-        config = LoraConfig(
-            r=self.rank,
-            lora_alpha=self.alpha,
-            lora_dropout=self.dropout,
-            target_modules=layers,
-            task_type="CAUSAL_LM",
-            fan_in_fan_out=any(isinstance(module, Conv1D) for module in base.modules()),
-        )
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # PEFT corrects fan_in_fan_out layer by layer and says so each time
-            wrapped: Any = get_peft_model(copy.deepcopy(base), config)
+        try:
+            wrapped: Any = adapters.lora(
+                copy.deepcopy(base), self.rank, self.alpha, "attention", lora_dropout=self.dropout
+            )
+        except NftbenchError as error:
+            raise NftbenchError("trap2: the model has no attention layers for an adapter; write update=full") from error
 
         def loss_at(task: Task, batch: Any, scale: float) -> Tensor:
             with rescale_adapter_scale(wrapped, scale):  # on the way from B to the layer's output: as if B were scaled

@@ -23,7 +23,7 @@ def linear_layers(network: PreTrainedModel, targets: Targets = "all") -> list[st
     Raises:
         NftbenchError: there is none of that kind.
     """
-    head = network.get_output_embeddings()
+    head = getattr(network, "get_output_embeddings", lambda: None)()
     linear = [
         name
         for name, module in network.named_modules()

@@ -771,7 +771,8 @@ class _Referee:
             # A copy of its own for each task: an attack that changes what it prepared must not reach the next one.
             own = _copied(prepared)
             beside = dataclasses.replace(self.beside(cell, release, context), ledger=Ledger())
-            outcome = self.attack.adapt(own, _AttackersTask(self.theirs(cell, release)), beside)
+            theirs = self.theirs(cell, release)
+            outcome = self.attack.adapt(own, _AttackersTask(theirs), beside)
             plain = outcome.retried is None
             validation = self.measure(task, outcome.network, "validation", plain) if task.trainable else None
             attacked = self.measure(task, outcome.network, "test", plain)
@@ -808,7 +809,7 @@ class _Referee:
             recovery=self.recovery,
             protection=load_protection(self.place, cell.release) if not self.attack.trains else None,
             seconds=time.monotonic() - begun,
-            documents=getattr(task, "provenance", {}),
+            documents=getattr(theirs, "provenance", {}),
         )
 
     def theirs(self, cell: Cell, release: Release) -> Task:

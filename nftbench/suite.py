@@ -94,7 +94,8 @@ class Budget(_Section):
     clip: Positive | None = 1.0
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     decay: bool = False
-    """The learning rate falls linearly to nothing after the warm-up: each duration is then a run of its own."""
+    """The learning rate falls linearly to nothing after the warm-up: each duration is then a run of its own, and the
+    warm-up takes at most half of it."""
     average: bool = False
     """What is read at a duration is the mean of the weights over the last quarter of the steps up to it."""
     extension: Annotated[int, Field(ge=0)] = 3

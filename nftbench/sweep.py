@@ -269,7 +269,7 @@ class _Run:
         """Train to the last stop and read every stop: the points, the network there, its last measurement."""
         network = self.network(attack_seed)
         stepper = self.stepper(network, learning_rate, stops[-1])
-        means = {stop: AveragedModel(network) for stop in stops if stop and self.budget.average}
+        means: dict[int, AveragedModel] = {}
         batches = self.batches(attack_seed)
         validation = self.task.split("validation")
         points: list[Point] = []
@@ -284,9 +284,10 @@ class _Run:
                         loss = self.task.loss(network, next(batches))
                     stepper.step(loss)
                     losses.append(loss.detach())
-                    for late, mean in means.items():
-                        if step > (1 - AVERAGED) * late:
-                            mean.update_parameters(network)
+                    for late in self.averaged(stops, step):
+                        if late not in means:  # a copy of the weights, only while it is needed
+                            means[late] = AveragedModel(network)
+                        means[late].update_parameters(network)
                     if time.monotonic() - self.started > self.budget.timeout:
                         raise CellTimeoutError(f"more than {self.budget.timeout:g} s")
                 train_loss = float(torch.stack(losses).float().mean()) if losses else None
@@ -304,6 +305,10 @@ class _Run:
                     break
         return points, found.eval(), measurement
 
+    def averaged(self, stops: Sequence[int], step: int) -> list[int]:
+        """The stops at which the weights after this step count towards the mean that is read."""
+        return [stop for stop in stops if self.budget.average and (1 - AVERAGED) * stop < step <= stop]
+
     def network(self, attack_seed: int) -> nn.Module:
         """What a trajectory trains: a fresh copy of the release, adapted, in the attempt's precision."""
         base = copy.deepcopy(self.model.network)
@@ -320,12 +325,14 @@ class _Run:
         return network
 
     def stepper(self, network: nn.Module, learning_rate: float, last: int) -> Stepper:
-        """The attacker's optimizer: linear warm-up, then constant, or falling to nothing after step `last`."""
-        warmup, decay = self.budget.warmup, self.budget.decay
+        """The attacker's optimizer: linear warm-up, then constant, or falling so that step `last` is the last."""
+        warmup, decay = max(self.budget.warmup, 1), self.budget.decay
+        if decay:  # a short run would end before it has risen, let alone fallen
+            warmup = max(min(warmup, last // 2), 1)
 
         def factor(step: int) -> float:
-            rising = min(1.0, step / max(warmup, 1))
-            return min(rising, (last + 1 - step) / max(last + 1 - warmup, 1)) if decay else rising
+            rising = min(1.0, step / warmup)
+            return min(rising, (last + 1 - step) / (last + 1 - warmup)) if decay else rising
 
         clip = CLIPPED if self.attempt in ("clipped", "head") else self.budget.clip
         return Stepper(

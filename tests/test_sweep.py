@@ -152,6 +152,144 @@ def _of(task: Parity) -> tuple[Tensor, Tensor]:
     return split.ids, split.answers
 
 
+@dataclass(frozen=True)
+class ByHand:
+    """A run computed by a plain loop, on the batches that a trajectory drew: weights after each step, from step 1."""
+
+    steps: list[list[Tensor]]
+
+    def mean(self, first: int, last: int) -> list[Tensor]:
+        """Of the weights after steps `first` to `last`."""
+        return [torch.stack(weights).mean(0) for weights in zip(*self.steps[first - 1 : last], strict=True)]
+
+
+def by_hand(here: sweeps._Run, attack_seed: int, rates: Sequence[float]) -> ByHand:
+    """AdamW at `rates[step - 1]`, one tensor at a time."""
+    task = here.task
+    assert isinstance(task, Parity)
+    network = here.network(attack_seed).train()
+    parameters = list(network.parameters())
+    optimizer = torch.optim.AdamW(parameters, weight_decay=0.0, foreach=False)
+    found = []
+    for rate, indices in zip(rates, task.batches, strict=False):
+        optimizer.zero_grad()
+        task.loss(network, Words("", *_of(task)).batch(indices)).backward()  # type: ignore[no-untyped-call]
+        if here.budget.clip is not None:
+            nn.utils.clip_grad_norm_(parameters, here.budget.clip)
+        optimizer.param_groups[0]["lr"] = rate
+        optimizer.step()
+        found.append([parameter.detach().clone() for parameter in parameters])
+    return ByHand(found)
+
+
+def assert_close(network: nn.Module, expected: Sequence[Tensor]) -> None:
+    for (name, weight), other in zip(network.named_parameters(), expected, strict=True):
+        torch.testing.assert_close(weight.detach(), other, rtol=2e-3, atol=2e-5, msg=name)
+
+
+FACTORS = {  # by warm-up and last step
+    (3, 7): [1 / 3, 2 / 3, 1, 4 / 5, 3 / 5, 2 / 5, 1 / 5],
+    (0, 4): [1, 3 / 4, 2 / 4, 1 / 4],
+    (1, 4): [1, 3 / 4, 2 / 4, 1 / 4],
+    (4, 4): [1 / 2, 1, 2 / 3, 1 / 3],  # a warm-up takes half of a run at most
+    (100, 5): [1 / 2, 1, 3 / 4, 2 / 4, 1 / 4],
+    (100, 1): [1],
+}
+
+
+@pytest.mark.parametrize(("warmup", "last"), FACTORS)
+def test_a_decaying_rate_falls_to_nothing_within_the_run(warmup: int, last: int) -> None:
+    here = under_way(Parity(), BUDGET.model_copy(update={"decay": True, "warmup": warmup}))
+    _, network, _ = here.trajectory(1e-2, 1, (last,))
+    expected = by_hand(here, 1, [1e-2 * factor for factor in FACTORS[warmup, last]])
+    assert len(expected.steps) == last
+    assert_close(network, expected.steps[-1])
+
+
+def test_a_decaying_rate_takes_a_run_of_its_own_for_each_duration() -> None:
+    here = under_way(Parity(), BUDGET.model_copy(update={"decay": True}))
+    points = here.points(1e-2, (0, 3, 8))
+    assert here.steps == 3 + 8
+    alone = [point for stop in (0, 3, 8) for point in here.trajectory(1e-2, 0, (stop,))[0]]
+    assert points == alone
+    (_, _, constant), *_ = under_way(Parity()).trajectory(1e-2, 0, (0, 3, 8))
+    assert points[-1].loss != constant.loss
+
+
+@pytest.mark.parametrize(("warmup", "last"), [(0, 3), (3, 5), (100, 4)])
+def test_without_decay_a_warm_up_longer_than_the_run_is_cut_off(warmup: int, last: int) -> None:
+    here = under_way(Parity(), BUDGET.model_copy(update={"warmup": warmup}))
+    _, network, _ = here.trajectory(1e-2, 1, (2, last))
+    rates = [1e-2 * min(1.0, step / max(warmup, 1)) for step in range(1, last + 1)]
+    assert_close(network, by_hand(here, 1, rates).steps[-1])
+
+
+@pytest.mark.parametrize("clip", [None, 0.05])
+def test_gradients_are_clipped_or_not(clip: float | None) -> None:
+    here = under_way(Parity(), BUDGET.model_copy(update={"clip": clip, "warmup": 0}), optimizer="sgd")
+    _, network, _ = here.trajectory(1e-2, 1, (1,))
+    own = here.network(1)
+    task = Parity()
+    loss = task.loss(own, Words("", *_of(task)).batch(here.task.batches[0]))  # type: ignore[attr-defined]
+    gradients = torch.autograd.grad(loss, list(own.parameters()))
+    norm = float(torch.cat([gradient.flatten() for gradient in gradients]).norm())
+    assert norm > 0.05
+    shrunk = 1.0 if clip is None else clip / norm
+    with torch.no_grad():
+        expected = [weight - 1e-2 * shrunk * g for weight, g in zip(own.parameters(), gradients, strict=True)]
+    assert_close(network, expected)
+
+
+@pytest.mark.parametrize("decay", [False, True])
+@pytest.mark.parametrize(("last", "first"), [(1, 1), (2, 2), (4, 4), (5, 4), (8, 7), (9, 7)])
+def test_an_average_is_the_mean_of_the_weights_over_the_last_quarter(last: int, first: int, decay: bool) -> None:
+    here = under_way(Parity(), BUDGET.model_copy(update={"average": True, "decay": decay, "warmup": 0}))
+    (point,), network, measurement = here.trajectory(1e-2, 1, (last,))
+    rates = [1e-2 * ((last + 1 - step) / last if decay else 1.0) for step in range(1, last + 1)]
+    assert_close(network, by_hand(here, 1, rates).mean(first, last))
+    assert (point.score, point.loss) == (measurement.value, measurement.loss)
+    assert here.task.evaluate(network, here.task.split("validation")) == measurement
+
+
+def test_an_average_at_each_duration_is_bit_for_bit_that_of_a_separate_run() -> None:
+    here = under_way(Parity(), BUDGET.model_copy(update={"average": True}))
+    points, network, _ = here.trajectory(1e-2, 1, (0, 2, 7, 8))  # the last quarters of 7 and 8 overlap
+    for point in points:
+        (alone,), apart, _ = here.trajectory(1e-2, 1, (point.step,))
+        assert dataclasses.replace(alone, train_loss=point.train_loss) == point
+    assert same(apart, network)
+    _, plain, _ = under_way(Parity()).trajectory(1e-2, 1, (8,))
+    assert not same(plain, network)
+
+
+def test_averaging_moves_nothing_that_a_mask_holds() -> None:
+    release = model()
+    mask = {name: torch.zeros_like(weight, dtype=torch.bool) for name, weight in release.network.named_parameters()}
+    free = "transformer.ln_f.weight"
+    mask[free] |= True
+    here = under_way(Parity(), BUDGET.model_copy(update={"average": True}), model=release, mask=mask)
+    _, network, _ = here.trajectory(3e-2, 1, (8,))
+    for name, weight in network.named_parameters():
+        assert torch.equal(weight, release.network.get_parameter(name)) == (name != free)
+
+
+@pytest.mark.parametrize("changes", [{"decay": True}, {"average": True}, {"decay": True, "average": True}])
+def test_a_sweep_with_decay_or_averaging_restarts_the_same_recipe(changes: dict[str, bool]) -> None:
+    budget = BUDGET.model_copy(update={**changes, "extension": 0})
+    task = Parity()
+    outcome = sweep(model(), task, budget, 0, "cpu")
+    assert outcome.picked.step > 0
+    assert outcome.validation == task.evaluate(outcome.network, task.split("validation"))
+    (again,), network, _ = under_way(Parity(), budget).trajectory(
+        outcome.picked.learning_rate, outcome.picked.attack_seed, (outcome.picked.step,)
+    )
+    assert again == outcome.picked
+    assert same(network, outcome.network)
+    each = sum(budget.durations) if "decay" in changes else max(budget.durations)
+    assert outcome.cost.steps == each * 2 + 3 * outcome.picked.step
+    assert [point.step for point in outcome.curve] == [0, 2, 6, 2, 6]
+
+
 def test_a_trajectory_that_blows_up_is_none_from_there_on() -> None:
     task = Parity(spoil=lambda network: float(next(network.parameters()).detach().abs().max()) > 0.5)
     points, *_ = under_way(task).trajectory(0.3, 0, (0, 1, 4, 9))
@@ -489,6 +627,7 @@ class Context:
 
     asked: dict[str, Any]
     seed: int = 5
+    budget: Budget = BUDGET
 
     def sweep(self, given: Model, task: Task, **options: Any) -> None:
         self.asked.update(model=given, **options)

@@ -1,0 +1,54 @@
+"""Layers: one end of the network is trained, its first or last blocks with the embeddings or the head beside them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import nn
+from transformers import PreTrainedModel
+
+from nftbench import Attack, AttackerContext, NftbenchError, Outcome, Prepared, Task
+
+
+@dataclass(frozen=True)
+class Layers(Attack):
+    """`share` of the blocks, at least one. At `end=first` what lies before them is trained too (the embeddings), at
+    `end=last` what lies behind them (the last norm and the head). Tied embeddings are untied, for they are both."""
+
+    end: Literal["first", "last"] = "last"
+    share: float = 0.5
+
+    def __post_init__(self) -> None:
+        if not 0 < self.share <= 1:
+            raise ValueError("share must lie in (0, 1]")
+
+    def adapt(self, prepared: Prepared, task: Task, context: AttackerContext) -> Outcome:
+        return context.sweep(prepared.model, task, adapter=self.adapter)
+
+    def adapter(self, network: PreTrainedModel, attack_seed: int) -> PreTrainedModel:
+        """The network, of which one end needs a gradient."""
+        head = network.get_output_embeddings()
+        head.weight = nn.Parameter(head.weight.detach().clone())
+        network.config.tie_word_embeddings = False
+        blocks = _blocks(network)
+        count = max(1, round(self.share * len(blocks)))
+        chosen = blocks[:count] if self.end == "first" else blocks[-count:]
+        within = {id(weight) for weight in blocks.parameters()}
+        tables = [module for module in network.modules() if isinstance(module, nn.Embedding)]
+        before = {id(weight) for table in tables for weight in table.parameters()}
+        network.requires_grad_(False)
+        chosen.requires_grad_(True)
+        for weight in network.parameters():
+            if id(weight) not in within and (id(weight) in before) == (self.end == "first"):
+                weight.requires_grad_(True)
+        return network
+
+
+def _blocks(network: PreTrainedModel) -> nn.ModuleList:
+    """The decoder's layers: the outermost list of as many modules as the configuration counts layers."""
+    count = getattr(network.config, "num_hidden_layers", None)
+    for module in network.modules():
+        if isinstance(module, nn.ModuleList) and len(module) == count:
+            return module
+    raise NftbenchError("layers: the network has no list of blocks, of which a part could be trained")

@@ -1,0 +1,25 @@
+"""Long: full fine-tuning for ten times the budget's steps; what only slows an attacker down gives way."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from nftbench import Attack, AttackerContext, Outcome, Prepared, Task
+
+
+@dataclass(frozen=True)
+class Long(Attack):
+    """`times`: the longest run over the budget's longest duration. Each learning rate of the budget is read at the
+    budget's durations, at `times` the longest of them, and half-way there on a logarithmic scale."""
+
+    times: int = 10
+
+    def __post_init__(self) -> None:
+        if self.times < 2:
+            raise ValueError("times must be at least 2")
+
+    def adapt(self, prepared: Prepared, task: Task, context: AttackerContext) -> Outcome:
+        own = context.budget.durations
+        longer = [round(factor * max(own)) for factor in (math.sqrt(self.times), self.times)]
+        return context.sweep(prepared.model, task, durations=(*own, *longer))
