@@ -346,12 +346,16 @@ def task_spec(text: str) -> Spec:
     return Spec(spec.name, tuple(sorted(spec.parameters)))
 
 
-def _check_uses(spec: Spec, attack: Attack) -> None:
-    """An attack may only be built on such that know no more than it does."""
+def _check_uses(spec: Spec, attack: Attack, above: tuple[Spec, ...] = ()) -> None:
+    """An attack may only be built on such that know no more than it does, and not on itself."""
+    if spec in above:
+        raise NftbenchError(f"{spec}: it is built on itself")
     for text in attack.uses():
-        surplus = sorted(registry.create("attacks", text).knowledge - attack.knowledge)
+        used: Attack = registry.create("attacks", text)
+        surplus = sorted(used.knowledge - attack.knowledge)
         if surplus:
             raise NftbenchError(f"{spec}: it is built on {text!r}, which also knows {', '.join(surplus)}")
+        _check_uses(canonical("attacks", text), used, (*above, spec))
 
 
 def _skipped(suite: Suite, spec: Spec, defense: Defense, attack: Attack, references: set[str]) -> str | None:
@@ -367,6 +371,8 @@ def _skipped(suite: Suite, spec: Spec, defense: Defense, attack: Attack, referen
         return "the suite has no public text"
     if "sibling" in attack.knowledge and not defense.keeps_secret:
         return "the defense keeps no secret that a second checkpoint could show"
+    if "sibling" in attack.knowledge and defense.stage != "pretrain":
+        return "the defense changes a finished model: its run has no second checkpoint"
     return attack.applies(defense)
 
 

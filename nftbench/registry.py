@@ -137,12 +137,12 @@ def parse(text: str) -> Spec:
     return Spec(name, tuple(parameters))
 
 
-def split(text: str) -> list[str]:
-    """The parts between commas, stripped, without empty ones; a comma within brackets, however deep, parts nothing."""
+def split(text: str, mark: str = ",") -> list[str]:
+    """The parts between marks, stripped, without empty ones; a mark within brackets, however deep, parts nothing."""
     parts, depth = [""], 0
     for character in text:
         depth += (character == "[") - (character == "]")
-        if character == "," and depth == 0:
+        if character == mark and depth == 0:
             parts.append("")
         else:
             parts[-1] += character
@@ -321,10 +321,10 @@ def _default(field: Any) -> Any:
 
 
 def _as_list(cls: type[Any], key: str, value: Any) -> Any:
-    """`a+b` as a list, where the field is a tuple or list."""
+    """`a+b` as a list, where the field is a tuple or list; a plus within brackets parts nothing."""
     annotation = next((str(field.type) for field in fields(cls) if field.name == key), "")
     if annotation.startswith(("tuple", "list")) and not isinstance(value, list):
-        return [yaml.safe_load(item) for item in str(value).split("+")]
+        return [yaml.safe_load(item) for item in split(str(value), "+")]
     return value
 
 

@@ -10,6 +10,7 @@ import copy
 import dataclasses
 import functools
 import hashlib
+import itertools
 import json
 import math
 import time
@@ -373,11 +374,13 @@ class _Pipeline(ABC):
                 for name, weight in model.network.named_parameters()
             }
         self.kept.clear()
-        taken = 0
+        taken, begun = 0, time.monotonic()
 
         def watch(network: nn.Module, step: int) -> bool | None:
             nonlocal taken
             taken = step
+            if self.ledger is not None:
+                self.ledger.check(begun, self.suite.budget)
             if step == _step_at(recipe, SIBLING):
                 self.kept.update({name: tensor.detach().clone() for name, tensor in network.state_dict().items()})
             return each_step(network, step) if each_step is not None else None
@@ -387,6 +390,7 @@ class _Pipeline(ABC):
         if self.ledger is not None:
             self.ledger.steps += taken
             self.ledger.flops += taken * train.step_flops(model.network, text, recipe, self.device)
+            self.ledger.seconds += time.monotonic() - begun
         return model
 
     def sibling(self, release: Model) -> Model | None:
@@ -488,7 +492,7 @@ class _Attacker:
     def base(self) -> Model:
         if self._base is None:
             raise NftbenchError("the base model needs 'base' among the attack's knowledge")
-        return self._base
+        return _own(self._base)
 
     @property
     def defense(self) -> Defense:
@@ -506,7 +510,7 @@ class _Attacker:
     def sibling(self) -> Model:
         if self._sibling is None:
             raise NftbenchError("a second checkpoint needs 'sibling' among the attack's knowledge")
-        return self._sibling
+        return _own(self._sibling)
 
     def initial(self, guess: int) -> PreTrainedModel:
         if self._sibling is None or self._suite is None:
@@ -729,8 +733,7 @@ class _Referee:
             context = self.context()
             begun = time.monotonic()
             # A copy, for the release itself is what unattacked scores are measured on.
-            own = Model(copy.deepcopy(release.model.network), release.model.tokenizer)
-            prepared = self.attack.prepare(Release(own, update), context)
+            prepared = self.attack.prepare(Release(_own(release.model), update), context)
             self.preparation = time.monotonic() - begun
             self.recovery = self.recovered(prepared)
         except (Exception, SystemExit) as error:  # a plugin may raise anything
@@ -752,13 +755,13 @@ class _Referee:
             seed=derive(self.job.seed, "attack"),
             budget=self.place.suite.budget,
             device=self.place.device,
-            _corpus=make_corpus(self.place, self.job.seed) if "data" in knowledge else None,
+            _corpus=copy.deepcopy(make_corpus(self.place, self.job.seed)) if "data" in knowledge else None,
             _secret=load_secret(self.place, self.job.release) if "secret" in knowledge else None,
             _base=make_reference(self.place, self.job) if "base" in knowledge else None,
             _defense=defense if "method" in knowledge else None,
             _suite=self.place.suite if knowledge & {"method", "sibling"} else None,
             _sibling=make_sibling(self.place, self.job) if "sibling" in knowledge else None,
-            _uses=self.attack.uses(),
+            _uses=_built_on(self.attack),
         )
 
     def cell(self, cell: Cell, release: Release, prepared: Prepared, context: _Attacker) -> Record:
@@ -888,9 +891,21 @@ class _Referee:
         return record
 
 
+def _own(model: Model) -> Model:
+    """A copy: what an attack does to it reaches neither the next task nor the referee."""
+    return Model(copy.deepcopy(model.network), model.tokenizer)
+
+
 def _copied(prepared: Prepared) -> Prepared:
-    model = Model(copy.deepcopy(prepared.model.network), prepared.model.tokenizer)
-    return dataclasses.replace(prepared, model=model, parts=tuple(_copied(part) for part in prepared.parts))
+    guess = {name: tensor.clone() for name, tensor in prepared.guess.items()} if prepared.guess is not None else None
+    parts = tuple(_copied(part) for part in prepared.parts)
+    return dataclasses.replace(prepared, model=_own(prepared.model), guess=guess, parts=parts)
+
+
+def _built_on(attack: Attack) -> tuple[str, ...]:
+    """Specs of the attacks that it is built on, and of those that these are built on."""
+    below = (_built_on(registry.create("attacks", spec)) for spec in attack.uses())
+    return (*attack.uses(), *itertools.chain.from_iterable(below))
 
 
 def fail(place: Workplace, job: Job, status: Status, reason: str) -> list[Record]:

@@ -33,6 +33,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from nftbench import model as models, registry, run, suite as suites, updates
 from nftbench.evaluate import TextTask
 from nftbench.plan import plan
+from nftbench.preparation import Ledger
 from nftbench.run import Workplace
 from nftbench.store import Store
 from nftbench.suite import Suite
@@ -170,8 +171,8 @@ def check_attack(
             release, context = _release(place, plugin)
             task = _FirstWord().load(_task_context(place, release.model))
             reached = [_adapt(plugin, release, task, context) for _ in range(2)]
-            (outcome, trained), (again, _) = reached
-            _check_outcome(plugin, outcome, release, task, context, trained, allowance)
+            (outcome, trained, beside), (again, *_) = reached
+            _check_outcome(plugin, outcome, release, task, context, trained, beside, allowance)
             same = outcome.curve == again.curve and _same(outcome.network.state_dict(), again.network.state_dict())
             _promise(same, f"the same seed gives the same outcome ({architecture})")
 
@@ -327,10 +328,11 @@ def _release(place: Workplace, plugin: Attack) -> tuple[Release, run._Attacker]:
     return release, context
 
 
-def _adapt(plugin: Attack, release: Release, task: Task, context: run._Attacker) -> tuple[Outcome, int]:
-    """One attack on a copy of the release, and the optimizer steps that `adapt` took."""
+def _adapt(plugin: Attack, release: Release, task: Task, context: run._Attacker) -> tuple[Outcome, int, Ledger]:
+    """One attack on a copy of the release, the optimizer steps of `adapt`, and what it spent beside the sweep."""
     own = replace(release, model=Model(copy.deepcopy(release.model.network), release.model.tokenizer))
     steps: Counter[type] = Counter()
+    beside = replace(context, ledger=Ledger())  # as the referee gives `adapt` one of its own
     with _random_state_kept("prepare"):
         prepared = plugin.prepare(own, context)
     _promise(isinstance(prepared, Prepared), f"prepare returns Prepared, not {type(prepared).__name__}")
@@ -338,7 +340,7 @@ def _adapt(plugin: Attack, release: Release, task: Task, context: run._Attacker)
     handle = register_optimizer_step_post_hook(lambda optimizer, *_: steps.update([type(optimizer)]))
     try:
         with _random_state_kept("adapt"):
-            outcome = plugin.adapt(prepared, run._AttackersTask(task), context)
+            outcome = plugin.adapt(prepared, run._AttackersTask(task), beside)
     except NftbenchError as error:
         raise BrokenPromiseError(f"adapt runs on an undefended model: {error}") from error
     finally:
@@ -349,7 +351,7 @@ def _adapt(plugin: Attack, release: Release, task: Task, context: run._Attacker)
         "adapt leaves the prepared model as it is, for the next task",
     )
     # Muon goes together with an AdamW for the rest, so that one step of the engine counts once for each.
-    return outcome, max(steps.values(), default=0)
+    return outcome, max(steps.values(), default=0), beside.ledger
 
 
 def _check_outcome(
@@ -359,6 +361,7 @@ def _check_outcome(
     task: Task,
     context: run._Attacker,
     steps: int,
+    beside: Ledger,
     allowance: float,
 ) -> None:
     for name, weight in outcome.network.named_parameters():
@@ -375,12 +378,14 @@ def _check_outcome(
     _promise(plugin.trains == (taken > 0), f"trains is {plugin.trains}, and adapt took {taken} steps")
     if not plugin.trains:
         return
-    # The one step beyond is that on which FLOPs and memory are counted.
-    _promise(steps <= outcome.cost.steps + 1, f"the cost counts every step: {outcome.cost.steps} of {steps}")
+    # FLOPs and memory are counted on one step more, of each sweep and of each training beside it.
+    more = 1 + len(plugin.uses()) + beside.runs
+    counted = outcome.cost.steps + beside.steps
+    _promise(steps <= counted + more, f"the cost counts every step: {counted} of {steps}")
     budget = context.budget
     widest = max(len(grid) for grid in budget.learning_rates.values()) + 2 * budget.extension
     most = allowance * max(budget.durations) * (widest + budget.restarts)
-    _promise(steps <= most + 1, f"adapt keeps to the budget: {steps} steps of at most {most:g}")
+    _promise(steps <= most + more, f"adapt keeps to the budget: {steps} steps of at most {most:g}")
     start = [point.loss for point in outcome.curve if point.step == 0]
     moved = [point.loss for point in outcome.curve if point.step and point.loss is not None]
     _promise(bool(start), "the curve has step 0")

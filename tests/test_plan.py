@@ -12,7 +12,7 @@ import pytest
 
 from nftbench import plan as plans, registry
 from nftbench.plan import Plan, narrow, plan
-from nftbench.suite import Suite
+from nftbench.suite import Suite, parse
 from nftbench.testing import tiny_suite
 from nftbench.types import Cell, NftbenchError
 
@@ -68,6 +68,70 @@ def test_an_attack_may_decline_a_defense(plugin: WriteFile) -> None:
     found = plan(suite(attacks=["none", "choosy"], seeds=[0]))
     assert {str(cell.defense) for cell in found.cells if str(cell.attack) == "choosy"} == {"random_mask", "pmp"}
     assert {skip.reason for skip in found.skips} == {"there is no mask to guess"}
+
+
+KNOWS = (
+    "@dataclass(frozen=True)\nclass {name}(Attack):\n    knowledge: ClassVar = frozenset({knowledge})\n"
+    "    steps: int = 3\n"
+    "    def uses(self):\n        return {uses}\n"
+    "    def adapt(self, prepared, task, context):\n        return context.sweep(prepared.model, task)\n"
+)
+
+
+def knows(name: str, *knowledge: str, uses: tuple[str, ...] = ()) -> str:
+    return KNOWS.format(name=name.title(), knowledge=set(knowledge) or "()", uses=uses)
+
+
+LINEAR = {
+    "name": "tables",
+    "model": {"model_type": "linear", "input_dim": 10},
+    "corpus": {"source": "none"},
+    "pretraining": {"task": "diabetes[target=bmi]", "only": "head", "steps": 5},
+    "defenses": ["none", "condition_number[harmful=diabetes,epochs=5]"],
+    "tasks": ["diabetes"],
+    "utility": ["diabetes[target=s5]"],
+    "budget": {"learning_rates": {"adamw": [1e-2, 3e-2]}, "durations": [5]},
+    "seeds": [0],
+}
+
+
+def test_public_text_is_needed_where_an_attack_asks_for_it(plugin: WriteFile) -> None:
+    plugin("reads", knows("reads", "data"))
+    plugin("both", knows("both", "method", "data"))
+    plugin("plain", knows("plain", "method"))
+    attacks = ["none", "reads", "both", "plain"]
+    found = plan(parse({**LINEAR, "attacks": attacks}))
+    assert {str(cell.attack) for cell in found.cells} == {"none", "plain"}
+    expected = {(defense, attack) for defense in LINEAR["defenses"] for attack in ("reads", "both")}
+    assert {(skip.defense, skip.attack) for skip in found.skips} == expected
+    assert {skip.reason for skip in found.skips} == {"the suite has no public text"}
+    assert not plan(suite(attacks=attacks)).skips, "a suite with a corpus has it"
+
+
+def test_a_sibling_is_asked_of_defenses_with_a_secret(plugin: WriteFile) -> None:
+    plugin("later", knows("later", "sibling"))
+    found = plan(suite(attacks=["none", "later"], defenses=[*DEFENSES, "noise"]))
+    assert {str(cell.defense) for cell in found.cells if str(cell.attack) == "later"} == {"random_mask", "pmp"}
+    reason = "the defense keeps no secret that a second checkpoint could show"
+    assert {(skip.defense, skip.attack): skip.reason for skip in found.skips} == {
+        (defense, "later"): reason for defense in ("none", "early_stop", "noise")
+    }
+
+
+def test_knowledge_may_go_with_the_setting(plugin: WriteFile) -> None:
+    """One file, and each of its variants is planned for what it needs."""
+    source = knows("varies").replace("    knowledge: ClassVar = frozenset(())\n", "")
+    plugin(
+        "varies",
+        source.replace("steps: int = 3", "to: str = 'base'")
+        + "    @property\n    def knowledge(self):\n        return frozenset({self.to})\n",
+    )
+    found = plan(suite(attacks=["none", "varies", "varies[to=secret]", "varies[to=sibling]"], seeds=[0]))
+    tried = {(str(cell.defense), str(cell.attack)) for cell in found.cells if str(cell.attack) != "none"}
+    assert tried == {
+        *((defense, "varies") for defense in DEFENSES),
+        *((defense, f"varies[to={to}]") for defense in ("random_mask", "pmp") for to in ("secret", "sibling")),
+    }
 
 
 def test_reference_rows_are_added_and_scratch_is_planned_once_for_each(tmp_path: Path) -> None:
@@ -162,8 +226,11 @@ BUDGET = {
     "warmup": 3,
     "clip": None,
     "weight_decay": 0.1,
+    "decay": True,
+    "average": True,
     "extension": 2,
     "restarts": 2,
+    "preparation_steps": 201,
     "max_train_documents": 33,
     "max_validation_documents": 41,
     "max_test_documents": 41,
@@ -241,6 +308,68 @@ def test_a_plugins_code_is_in_the_key_and_its_comments_are_not(plugin: WriteFile
     path.write_text(whole.replace("return", "model = model\n        return"))
     after = keys(plan(asked))
     assert {cell[0] for cell in before if before[cell] != after[cell]} == {"mine"}
+
+
+def test_what_an_attack_is_built_on_is_in_the_key(plugin: WriteFile) -> None:
+    """However deep: code and settings; not comments, and no other attack's cells."""
+    paths = {
+        "ground": plugin("ground", knows("ground", "method")),
+        "middle": plugin("middle", knows("middle", "method", uses=("ground[steps=4]",))),
+        "other": plugin("other", knows("other", "method")),
+    }
+    top = plugin("top", knows("top", "method", uses=("full", "middle")))
+    asked = suite(attacks=["none", "full", "ground", "middle", "other", "top"], defenses=["none"], seeds=[0])
+
+    def changed() -> set[str]:
+        after = keys(plan(asked))
+        found = {cell[1] for cell in after if after[cell] != before[cell]}
+        before.update(after)
+        return found
+
+    before = keys(plan(asked))
+    ground = paths["ground"].read_text()
+    paths["ground"].write_text('"""About."""\n# why\n' + ground)
+    assert changed() == set()
+    paths["ground"].write_text(ground.replace("return context", "task = task\n        return context"))
+    assert changed() == {"ground", "middle", "top"}
+    paths["other"].write_text(
+        paths["other"].read_text().replace("return context", "task = task\n        return context")
+    )
+    assert changed() == {"other"}
+    plugin_text = top.read_text()
+    top.write_text(plugin_text.replace("'middle'", "'middle', 'other'"))
+    assert changed() == {"top"}
+
+
+def test_an_attacks_settings_are_in_the_key_of_who_is_built_on_it() -> None:
+    specs = [f"pipeline[preparations={first},tuners=full]" for first in ("heal", "heal[steps=7]", "rebalance")]
+    found = plan(suite(attacks=["none", *specs], defenses=["none"], tasks=["toy_topic"], seeds=[0])).cells
+    assert len({cell.key for cell in found}) == len(found)
+    assert {str(cell.attack) for cell in found} == {"none", *specs}
+
+
+@pytest.mark.parametrize(
+    ("uses", "expected"),
+    [
+        (("authorized",), "top: it is built on 'authorized', which also knows secret"),
+        (("full", "deep"), "top: it is built on 'deep', which also knows base, data"),
+        (("ful",), "no attack is named 'ful'; did you mean 'full'?"),
+        (("full[optimiser=sgd]",), "has no parameter 'optimiser'; did you mean 'optimizer'?"),
+    ],
+)
+def test_an_attack_is_built_on_such_as_know_no_more(uses: tuple[str, ...], expected: str, plugin: WriteFile) -> None:
+    plugin("deep", knows("deep", "method", "data", "base"))
+    plugin("top", knows("top", "method", uses=uses))
+    with pytest.raises(NftbenchError) as caught:
+        plan(suite(attacks=["none", "top"]))
+    assert expected in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_attack_may_be_built_on_such_as_know_as_much(plugin: WriteFile) -> None:
+    plugin("deep", knows("deep", "method", "data"))
+    plugin("top", knows("top", "method", "data", "base", uses=("deep", "full")))
+    assert "top" in {str(cell.attack) for cell in plan(suite(attacks=["none", "top"])).cells}
 
 
 def test_a_checkpoints_files_are_in_the_key(tmp_path: Path) -> None:
@@ -339,3 +468,27 @@ def test_a_plan_is_frozen() -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
         found.cells = ()  # type: ignore[misc]
     assert replace(found, cells=()).jobs() == []
+
+
+def test_a_finished_model_that_is_changed_has_no_sibling(plugin: WriteFile) -> None:
+    plugin(
+        "late",
+        "@dataclass(frozen=True)\nclass Late(Defense):\n    stage: ClassVar = 'posttrain'\n"
+        "    keeps_secret: ClassVar = True\n"
+        "    def protect(self, model, context):\n        return Protected(model)\n",
+    )
+    plugin("later", knows("later", "sibling"))
+    found = plan(suite(attacks=["none", "later"], defenses=["none", "late"], seeds=[0]))
+    reasons = {skip.defense: skip.reason for skip in found.skips}
+    assert reasons["late"] == "the defense changes a finished model: its run has no second checkpoint"
+
+
+def test_an_attack_is_not_built_on_itself_or_on_what_knows_more_below(plugin: WriteFile) -> None:
+    plugin("round", knows("round", uses=("back",)))
+    plugin("back", knows("back", uses=("round",)))
+    with pytest.raises(NftbenchError, match="round: it is built on itself"):
+        plan(suite(attacks=["none", "round"]))
+    plugin("low", knows("low", uses=("authorized",)))
+    plugin("high", knows("high", uses=("low",)))
+    with pytest.raises(NftbenchError, match="low: it is built on 'authorized', which also knows secret"):
+        plan(suite(attacks=["none", "high"]))

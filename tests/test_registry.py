@@ -326,3 +326,11 @@ def test_every_plugin_of_ours_says_what_it_is(kind: registry.Kind) -> None:
     for plugin in registry.available(kind).values():
         if plugin.origin == "nftbench":
             assert plugin.about.rstrip().endswith("."), f"{plugin.path}: the first line is a sentence"
+
+
+def test_a_plus_within_brackets_parts_no_list() -> None:
+    spec = "pipeline[preparations=pipeline[preparations=heal+rebalance,tuners=full]+heal,tuners=full]"
+    found = registry.create("attacks", spec)
+    assert found.preparations == ("pipeline[preparations=heal+rebalance,tuners=full]", "heal")
+    assert str(registry.spec_of("pipeline", found)) == spec
+    assert registry.create("attacks", "pipeline[tuners=full+lora[alpha=1e+2]]").tuners == ("full", "lora[alpha=1e+2]")

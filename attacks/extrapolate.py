@@ -1,0 +1,42 @@
+"""Task-vector arithmetic: what fine-tuning adds to the undefended base is added to the release, then fine-tuned on.
+
+Ilharco et al. 2023, arXiv:2212.04089, section 2: τ = θ_tuned - θ_base, and release + s τ, with the release as it is and
+fine-tuned as well. The latter merges two models of one task: further operators settle conflicts that these do not have.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from transformers import PreTrainedModel
+
+from nftbench import Attack, AttackerContext, Model, Outcome, Prepared, Task, updates
+from nftbench.preparation import fitting, tuned
+from nftbench.types import Candidates, Knowledge
+
+SCALES = (-1.0, -0.5, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 3.0)
+"""Values of s tried beside 0."""
+
+
+@dataclass(frozen=True)
+class Extrapolate(Attack):
+    """Release and base take the budget's longest duration at its middle learning rate; the best sum on validation is
+    the start of the sweep. In another architecture only what has the same name and shape is moved."""
+
+    knowledge: ClassVar[frozenset[Knowledge]] = frozenset({"base"})
+
+    def adapt(self, prepared: Prepared, task: Task, context: AttackerContext) -> Outcome:
+        release, base, steps = prepared.model, context.base.network, max(context.budget.durations)
+        taught = updates.difference(tuned(base, task, context, steps), base)
+        vector = fitting(taught.weights.items(), release.network)
+
+        def sums() -> Candidates:
+            for network, taken in ((release.network, 0), (tuned(release.network, task, context, steps), steps)):
+                yield network, 0.0, taken
+                for scale in SCALES if vector else ():
+                    yield updates.added(network, vector, scale), scale, steps + taken
+
+        start = context.select(task, sums()).network
+        assert isinstance(start, PreTrainedModel)
+        return context.sweep(Model(start, release.tokenizer), task)

@@ -1,0 +1,72 @@
+"""The best preparation by validation, then the best tuner: other attacks put together by an adversary who has them all.
+
+Chosen for each task anew, as AutoAttack takes the worst of an ensemble for each example (Croce & Hein 2020,
+arXiv:2003.01690), but before the test split is seen.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from dataclasses import dataclass
+from typing import ClassVar
+
+from nftbench import Attack, AttackerContext, Model, Outcome, Prepared, Release, Task
+from nftbench.preparation import tuned
+from nftbench.types import Candidates, Knowledge
+
+
+@dataclass(frozen=True)
+class Pipeline(Attack):
+    """`preparations`: specs of attacks whose `prepare` is tried, beside none at all, where they apply to the defense;
+    the best after one run of the longest duration stands. `tuners`: specs of attacks that then take a whole sweep each.
+    """
+
+    knowledge: ClassVar[frozenset[Knowledge]] = frozenset({"method", "data"})
+
+    preparations: tuple[str, ...] = ("heal", "redistill", "rebalance")
+    tuners: tuple[str, ...] = ("full", "lora")
+
+    def uses(self) -> tuple[str, ...]:
+        return (*self.preparations, *self.tuners)
+
+    def prepare(self, release: Release, context: AttackerContext) -> Prepared:
+        known = [context.attack(spec) for spec in self.preparations]
+        tried = [attack for attack in known if attack.applies(context.defense) is None]
+        prepared = [attack.prepare(_copied(release), context) for attack in tried]
+        untouched = Prepared(release.model, update=release.update)
+        return dataclasses.replace(untouched, parts=(untouched, *prepared))
+
+    def adapt(self, prepared: Prepared, task: Task, context: AttackerContext) -> Outcome:
+        # A shorter look goes wrong: what learns fast at one rate need not be what ends high.
+        steps = max(context.budget.durations)
+
+        def looks() -> Candidates:
+            yield prepared.model.network, 0, 0  # where the one rate of these runs suits nothing
+            for index, part in enumerate(prepared.parts):
+                yield tuned(part.model.network, task, context, steps), index, steps
+
+        part = prepared.parts[int(context.select(task, looks()).picked.learning_rate)]
+        tuners = [context.attack(spec) for spec in self.tuners]
+        found = [one.adapt(one.prepare(_copied(part), context), task, context) for one in tuners]
+        best = max(found, key=_standing)
+        costs = [outcome.cost for outcome in found]
+        whole = dataclasses.replace(
+            best.cost,
+            steps=sum(cost.steps for cost in costs),
+            seconds=sum(cost.seconds for cost in costs),
+            peak_memory_bytes=max(cost.peak_memory_bytes for cost in costs),
+        )
+        return dataclasses.replace(best, cost=whole)
+
+
+def _copied(part: Prepared | Release) -> Release:
+    """A release of its own for each attack: one that changes its model must not reach the next."""
+    return Release(Model(copy.deepcopy(part.model.network), part.model.tokenizer), part.update)
+
+
+def _standing(outcome: Outcome) -> tuple[float, float]:
+    """Validation score, then loss."""
+    found = outcome.validation
+    assert found is not None
+    return found.value * (1 if found.higher_is_better else -1), -(found.loss or 0.0)
