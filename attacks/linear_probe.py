@@ -67,8 +67,13 @@ def _placed(
 
 
 def _descend(features: Tensor, targets: Tensor, durations: tuple[int, ...]) -> Iterator[tuple[Tensor, float, int]]:
-    """Gradient descent on ||F w - Y||^2 with exact line search, at each duration."""
+    """Gradient descent on ||F w - Y||^2 with exact line search, at each duration.
+
+    With F = QR the gradient is that of ||R w - Q'Y||^2, which has D rows instead of one for each document.
+    """
     probe = torch.zeros(features.shape[1], targets.shape[1]).to(features)
+    left, features = torch.linalg.qr(features)
+    targets = left.mT @ targets
     for step in range(max(durations) + 1):
         if step in durations:
             yield probe, 0.0, step

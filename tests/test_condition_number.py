@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -143,3 +144,19 @@ def test_a_language_model_is_immunized_against_a_toy_task(
     suite = tiny_suite(defenses=["none", spec], attacks=["none", "full", "linear_probe[solver=ridge]"])
     found = run_all(Workplace(plan(suite), Store(tmp_path / "results", cache)))
     assert {record.status for record in found.values()} == {"ok"}
+
+
+def test_gradient_descent_on_the_triangle_of_the_features_is_that_on_the_features() -> None:
+    """The probe descends ||R w - Q'Y||^2; here is ||F w - Y||^2 itself, row by row of F."""
+    features = torch.randn(200, 12, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    features = features * torch.logspace(0, -3, 12, dtype=torch.float64)
+    targets = torch.randn(200, 5, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    plugin = sys.modules[type(registry.create("attacks", "linear_probe")).__module__]
+    found = {step: probe for probe, _, step in plugin._descend(features, targets, (0, 5, 30))}
+    probe = torch.zeros(12, 5, dtype=torch.float64)
+    for step in range(31):
+        if step in found:
+            torch.testing.assert_close(found[step], probe, rtol=1e-10, atol=1e-14)
+        gradient = features.mT @ (features @ probe - targets)
+        probe = probe - gradient * gradient.square().sum() / (features @ gradient).square().sum()
+    assert found.keys() == {0, 5, 30}
