@@ -15,7 +15,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from nftbench import Claim, Defense, Mask, Model, OwnerContext, Protected, Secret, Series
+from nftbench import Claim, Defense, Mask, Model, OwnerContext, Protected, Secret, Series, masks
 from nftbench.types import Stage
 
 
@@ -76,7 +76,7 @@ class Pmp(Defense):
             nonlocal mask
             candidate = self.top({name: _magnitude(weight) for name, weight in _weights(network)})
             if mask:
-                overlaps.append(overlap(candidate, mask))
+                overlaps.append(masks.overlap(candidate, mask))
             mask = candidate
             return len(overlaps) >= self.patience and min(overlaps[-self.patience :]) >= self.iou
 
@@ -86,11 +86,7 @@ class Pmp(Defense):
 
     def top(self, scores: dict[str, Tensor]) -> dict[str, Tensor]:
         """True for the `ratio` of the weights that score highest, over all tensors or in each."""
-        if self.scope == "per_tensor":
-            return {name: _top(score.flatten(), self.ratio).view_as(score) for name, score in scores.items()}
-        chosen = _top(torch.cat([score.flatten() for score in scores.values()]), self.ratio)
-        parts = chosen.split([score.numel() for score in scores.values()])  # type: ignore[no-untyped-call]
-        return {name: part.view_as(score) for (name, score), part in zip(scores.items(), parts, strict=True)}
+        return masks.top(scores, self.ratio, self.scope)
 
     def pretrain_as_released(self, model: Model, mask: Mask, context: OwnerContext) -> None:
         """Stage II as the authors' code does it: gradients are zeroed outside the mask, weight decay is not, and every
@@ -113,23 +109,9 @@ class Pmp(Defense):
             hook.remove()
 
 
-def overlap(mask: Mask, other: Mask) -> float:
-    """Intersection over union of two masks."""
-    both = sum(int((mask[name] & other[name]).sum()) for name in mask)
-    either = sum(int((mask[name] | other[name]).sum()) for name in mask)
-    return both / either if either else 1.0
-
-
 def _weights(network: nn.Module) -> list[tuple[str, nn.Parameter]]:
     return list(network.named_parameters())
 
 
 def _magnitude(weight: nn.Parameter) -> Tensor:
     return weight.grad.abs() if weight.grad is not None else torch.zeros_like(weight)
-
-
-def _top(scores: Tensor, ratio: float) -> Tensor:
-    """Exactly the top `ratio` of a flat tensor, by rank: words that a batch lacks all have a gradient of zero."""
-    chosen = torch.zeros_like(scores, dtype=torch.bool)
-    chosen[scores.topk(math.floor(ratio * scores.numel())).indices] = True
-    return chosen

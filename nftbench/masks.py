@@ -15,13 +15,22 @@ Scope = Literal["global", "per_tensor"]
 
 
 def top(scores: Mapping[str, Tensor], share: float, scope: Scope = "global") -> dict[str, Tensor]:
-    """True for exactly floor(share · count) of the weights, those that score highest, over all tensors or in each.
+    """True for exactly floor(share · count) of the weights, those that score highest, over all tensors or in each."""
+    pools = [scores] if scope == "global" else [{name: score} for name, score in scores.items()]
+    found: dict[str, Tensor] = {}
+    for pool in pools:
+        found |= largest(pool, math.floor(share * sum(score.numel() for score in pool.values())))
+    return found
+
+
+def largest(scores: Mapping[str, Tensor], count: int) -> dict[str, Tensor]:
+    """True for exactly `count` of the weights, those that score highest over all tensors.
 
     By rank and not by threshold: scores may be tied (words that a batch lacks all have a gradient of zero).
     """
-    if scope == "per_tensor":
-        return {name: _top(score.flatten(), share).view_as(score) for name, score in scores.items()}
-    chosen = _top(torch.cat([score.flatten() for score in scores.values()]), share)
+    flat = torch.cat([score.flatten() for score in scores.values()])
+    chosen = torch.zeros_like(flat, dtype=torch.bool)
+    chosen[flat.topk(count).indices] = True
     parts = chosen.split([score.numel() for score in scores.values()])  # type: ignore[no-untyped-call]
     return {name: part.view_as(score) for (name, score), part in zip(scores.items(), parts, strict=True)}
 
@@ -31,9 +40,3 @@ def overlap(mask: Mask, other: Mask) -> float:
     both = sum(int((mask[name] & other[name]).sum()) for name in mask)
     either = sum(int((mask[name] | other[name]).sum()) for name in mask)
     return both / either if either else 1.0
-
-
-def _top(scores: Tensor, share: float) -> Tensor:
-    chosen = torch.zeros_like(scores, dtype=torch.bool)
-    chosen[scores.topk(math.floor(share * scores.numel())).indices] = True
-    return chosen

@@ -1,8 +1,8 @@
 """How near an attacker's guess comes to the owner's secret mask; the referee, who alone holds both, scores it.
 
-The positive class is what the mask marks. A guess is a real score for each weight; ties count half (ROC) or together
-(precision–recall), and where a guess must be cut it is cut at the mask's own size, ties split by position. Chance is an
-ROC-AUC of 0.5, a PR-AUC and a precision of the density rho, an IoU of rho / (2 - rho), a correlation of 0.
+The positive class is what the mask marks. A guess is a real score for each weight, and only its order counts. Chance is
+an ROC-AUC of 0.5, a PR-AUC and a precision of the density rho, an IoU of rho / (2 - rho), a correlation of 0; a guess
+that scores all weights alike gets exactly that.
 """
 
 from __future__ import annotations
@@ -11,20 +11,22 @@ from collections.abc import Mapping
 
 import numpy as np
 import torch
-from sklearn.metrics import (  # type: ignore[import-untyped]
-    average_precision_score,
-    matthews_corrcoef,
-    roc_auc_score,
-)
+from numpy.typing import NDArray
+from sklearn.metrics import average_precision_score, roc_auc_score  # type: ignore[import-untyped]
 
 from nftbench.types import Guess, Mask, NftbenchError
 
 
 def score(guess: Guess, mask: Mask) -> Mapping[str, float]:
-    """`roc_auc` and `pr_auc` over all weights and (`…_within`) as the mean over the tensors that hold both kinds;
-    `iou`, `precision` and `mcc` (Matthews 1975) of the guess cut at the mask's size; `density`, the share it marks.
+    """`roc_auc` and `pr_auc` over all weights; `…_within`, their means over the tensors that hold both kinds, weighted
+    by size; `precision`, `iou` and `mcc` (Matthews 1975) of the guess cut at the mask's own size; `density`.
 
-    A metric that a mask of one kind alone leaves undefined is left out.
+    Within tensors, because which tensors a mask prefers is easily told, and which of their weights is not; by size,
+    because the many small tensors that start as constants would drown the matrices. Ties count half in the ROC and are
+    one step of the precision–recall curve; where the cut goes through a tie, it is broken at random: `precision` is the
+    expected one, and the other two follow from it. A mask of one kind alone leaves nothing but its density.
+
+    Memory: some 100 bytes a weight, most of them for sorting: a billion weights take 100 GB, which no suite here has.
 
     Raises:
         NftbenchError: the guess is not of the mask's tensors, or not finite.
@@ -40,19 +42,30 @@ def score(guess: Guess, mask: Mask) -> Mapping[str, float]:
     density = float(every.mean())
     if density in (0.0, 1.0):
         return {"density": density}
-    cut = np.zeros_like(every)
-    cut[np.argsort(-ranked, kind="stable")[: int(every.sum())]] = True
-    both = int((cut & every).sum())
-    mixed = [name for name, kept in truth.items() if 0 < kept.sum() < len(kept)]
+    precision = _precision(every, ranked)
     found = {
         "roc_auc": float(roc_auc_score(every, ranked)),
         "pr_auc": float(average_precision_score(every, ranked)),
-        "iou": both / int((cut | every).sum()),
-        "precision": both / int(every.sum()),
-        "mcc": float(matthews_corrcoef(every, cut)),
+        "precision": precision,
+        "iou": precision / (2 - precision),
+        "mcc": (precision - density) / (1 - density),
         "density": density,
     }
+    mixed = [name for name, kept in truth.items() if 0 < kept.sum() < len(kept)]
     if mixed:
-        found["roc_auc_within"] = float(np.mean([roc_auc_score(truth[name], scores[name]) for name in mixed]))
-        found["pr_auc_within"] = float(np.mean([average_precision_score(truth[name], scores[name]) for name in mixed]))
+        sizes = [len(truth[name]) for name in mixed]
+        for metric, of in (("roc_auc", roc_auc_score), ("pr_auc", average_precision_score)):
+            values = [of(truth[name], scores[name]) for name in mixed]
+            found[f"{metric}_within"] = float(np.average(values, weights=sizes))
     return found
+
+
+def _precision(truth: NDArray[np.bool_], ranked: NDArray[np.float64]) -> float:
+    """The share of marked weights among as many as are marked, those that score highest.
+
+    Cut there, false positives are as many as false negatives, and IoU and Matthews correlation follow from this share.
+    """
+    count = int(truth.sum())
+    threshold = np.partition(ranked, -count)[-count]
+    above, tied = ranked > threshold, ranked == threshold
+    return float((truth[above].sum() + (count - above.sum()) * truth[tied].mean()) / count)

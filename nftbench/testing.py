@@ -111,6 +111,7 @@ def tiny_suite(architecture: str = "gpt2", **changes: Any) -> Suite:
             "batch": 8,
             "warmup": 2,
             "extension": 1,
+            "preparation_steps": 5,
             "max_train_documents": 32,
             "max_validation_documents": 40,
             "max_test_documents": 40,

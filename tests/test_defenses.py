@@ -97,22 +97,6 @@ def test_ratio_1_keeps_everything_and_is_plain_pretraining(scope: str, place: Pl
     assert all(torch.equal(weight, weights(plain)[name]) for name, weight in weights(protected.release).items())
 
 
-@given(data=st.data())
-def test_iou_is_that_of_sets(data: st.DataObject) -> None:
-    sizes = data.draw(st.lists(st.integers(1, 6), min_size=1, max_size=3))
-    one, other = (
-        {str(i): torch.tensor(data.draw(st.lists(st.booleans(), min_size=n, max_size=n))) for i, n in enumerate(sizes)}
-        for _ in range(2)
-    )
-
-    def members(mask: dict[str, Tensor]) -> set[tuple[str, int]]:
-        return {(name, int(index)) for name, kept in mask.items() for index in kept.nonzero().flatten()}
-
-    either = members(one) | members(other)
-    expected = len(members(one) & members(other)) / len(either) if either else 1.0
-    assert pmp.overlap(one, other) == expected == pmp.overlap(other, one)
-
-
 class Told:
     """An owner whose pre-training shows gradients as they are told, one entry for each step."""
 

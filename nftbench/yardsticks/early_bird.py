@@ -12,10 +12,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 from transformers import PreTrainedModel
 
-from nftbench import Defense, Inspection, Reading, Series, Yardstick
+from nftbench import Defense, Inspection, Mask, Reading, Series, Yardstick, masks
 from nftbench.model import seeded
 from nftbench.train import Stepper, token_batches
 
@@ -46,19 +45,19 @@ class EarlyBird(Yardstick):
     def measure(self, inspection: Inspection) -> Reading:
         assert inspection.secret is not None  # applies() saw to it
         network = copy.deepcopy(inspection.initial.network)
-        mask = inspection.secret.mask
-        secret = torch.cat([mask[name].flatten() for name, _ in network.named_parameters()]).to(network.device)
+        secret = {name: inspection.secret.mask[name].to(network.device) for name, _ in network.named_parameters()}
+        count = sum(int(marked.sum()) for marked in secret.values())
         consecutive: list[float] = []
         to_secret: list[float] = []
-        last: Tensor | None = None
+        last: Mask | None = None
         with seeded(inspection.seed):
-            for candidate in self.masks(network, inspection, int(secret.sum())):
-                to_secret.append(overlap(candidate, secret))
+            for candidate in self.candidates(network, inspection, count):
+                to_secret.append(masks.overlap(candidate, secret))
                 if last is not None:
-                    consecutive.append(overlap(candidate, last))
+                    consecutive.append(masks.overlap(candidate, last))
                 last = candidate
         windows = [consecutive[end - self.patience : end] for end in range(self.patience, len(consecutive) + 1)]
-        density = float(secret.double().mean())
+        density = count / sum(marked.numel() for marked in secret.values())
         values = {
             "iou_reached": max(map(min, windows)),
             "iou_last": sum(windows[-1]) / self.patience,
@@ -73,8 +72,8 @@ class EarlyBird(Yardstick):
         )
         return Reading(values, curves)
 
-    def masks(self, network: PreTrainedModel, inspection: Inspection, count: int) -> Iterator[Tensor]:
-        """Each step's mask of `count` weights, flat, in the order of the parameters; `network` is trained meanwhile."""
+    def candidates(self, network: PreTrainedModel, inspection: Inspection, count: int) -> Iterator[Mask]:
+        """Each step's mask of `count` weights; `network` is trained meanwhile."""
         stepper = Stepper(
             network.train(),
             "adamw",
@@ -88,15 +87,8 @@ class EarlyBird(Yardstick):
         for _, tokens in zip(range(self.steps), batches, strict=False):
             stepper.step(network(input_ids=tokens, labels=tokens).loss)
             # The gradient is the one before the step, so that the first mask is that of the initial weights.
-            gradients = [
-                torch.zeros_like(weight) if weight.grad is None else weight.grad for weight in stepper.parameters
-            ]
-            sizes = torch.cat([gradient.flatten() for gradient in gradients]).abs()
-            mask = torch.zeros_like(sizes, dtype=torch.bool)
-            mask[sizes.topk(count).indices] = True  # exactly so many: words that a batch lacks all have zero
-            yield mask
-
-
-def overlap(mask: Tensor, other: Tensor) -> float:
-    """Intersection over union."""
-    return int((mask & other).sum()) / max(int((mask | other).sum()), 1)
+            sizes = {
+                name: torch.zeros_like(weight) if weight.grad is None else weight.grad.abs()
+                for name, weight in network.named_parameters()
+            }
+            yield masks.largest(sizes, count)
