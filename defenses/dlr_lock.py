@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import ClassVar, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 
-from nftbench import Claim, Defense, Model, OwnerContext, Protected, Series, Suite
+from nftbench import Claim, Defense, Model, OwnerContext, Protected, Series, Suite, distillation
 from nftbench.architectures import dlr
+from nftbench.distillation import error, joint_loss, module_loss, traced
 from nftbench.model import build, seeded
 from nftbench.overhead import kl
 from nftbench.train import Stepper, token_batches
@@ -57,8 +58,9 @@ class DlrLock(Defense):
         return str(Spec("dlr_lock", tuple((name, value) for name, value, default in values if value != default)))
 
     def fingerprint(self) -> str:
-        """The network's code is no part of this file, but of what it releases."""
-        return hashlib.sha256(Path(dlr.__file__).read_bytes()).hexdigest()
+        """The code of network and losses is no part of this file, but of what it releases."""
+        code = Path(dlr.__file__).read_bytes() + Path(distillation.__file__).read_bytes()
+        return hashlib.sha256(code).hexdigest()
 
     def check(self, suite: Suite) -> None:
         with torch.device("meta"):
@@ -87,46 +89,6 @@ class DlrLock(Defense):
                 if step == steps or step % max((self.module_steps + self.joint_steps) // READINGS, 1) == 0:
                     readings.append(read(begun + step, locked, teacher, heldout))
         return Protected(Model(locked.requires_grad_(True), model.tokenizer), series=curves(readings))
-
-
-def module_loss(locked: PreTrainedModel, teacher: PreTrainedModel, tokens: Tensor) -> Tensor:
-    """Phase 1: Σ_modules ‖DLR_l(x_l) - MLP_l(x_l)‖² / ‖MLP_l(x_l)‖², with x_l the teacher's own MLP inputs."""
-    with torch.no_grad():
-        traces, _ = traced(teacher, tokens)
-    students = dlr.mlps(locked).values()
-    return torch.stack([error(net(x), y) for net, (x, y) in zip(students, traces, strict=True)]).sum()
-
-
-def joint_loss(locked: PreTrainedModel, teacher: PreTrainedModel, tokens: Tensor) -> Tensor:
-    """Phase 2: KL(teacher ‖ locked) of the logits, plus phase 1's loss with x_l the locked model's own MLP inputs."""
-    with torch.no_grad():
-        wanted = teacher(input_ids=tokens).logits
-    traces, logits = traced(locked, tokens)
-    # The inputs are held fixed here, or a layer would learn to send the next one only what that can already do.
-    inputs = [x.detach() for x, _ in traces]
-    with torch.no_grad():
-        targets = [mlp(x) for mlp, x in zip(dlr.mlps(teacher).values(), inputs, strict=True)]
-    students = dlr.mlps(locked).values()
-    errors = [error(net(x), y) for net, x, y in zip(students, inputs, targets, strict=True)]
-    return kl(logits, wanted) + torch.stack(errors).sum()
-
-
-def traced(network: nn.Module, tokens: Tensor) -> tuple[list[tuple[Tensor, Tensor]], Tensor]:
-    """Input and output of every MLP [batch, block, width], and the logits."""
-    found: list[tuple[Tensor, Tensor]] = []
-    hooks = [
-        module.register_forward_hook(lambda _, inputs, output: found.append((inputs[0], output)))
-        for module in dlr.mlps(network).values()
-    ]
-    logits = network(input_ids=tokens).logits
-    for hook in hooks:
-        hook.remove()
-    return found, logits
-
-
-def error(output: Tensor, target: Tensor) -> Tensor:
-    """Squared error over the target's own square: 1 is what saying nothing gets."""
-    return (output - target).square().sum() / target.square().sum()
 
 
 def decay(steps: int) -> Callable[[int], float]:

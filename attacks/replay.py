@@ -1,0 +1,110 @@
+"""Replay: fine-tuning on the task's rows beside text that the release itself has written, so that it forgets less.
+
+Pseudo-rehearsal (Robins 1995, https://doi.org/10.1080/09540099550039318) with a language model for its own generator,
+as LAMOL does it (Sun et al. 2020, https://arxiv.org/abs/1909.03329, section 3): no text from elsewhere is needed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from nftbench import Attack, AttackerContext, Model, NftbenchError, Outcome, Prepared, Release, Task
+from nftbench.model import seeded
+from nftbench.types import Split, SplitName, WrappedTask
+
+
+@dataclass(frozen=True)
+class Replay(Attack):
+    """`share` of the loss is that of the release's own text: `blocks` sequences of `length` tokens, or as many as the
+    model's window holds."""
+
+    share: float = 0.1
+    blocks: int = 512
+    length: int = 64
+
+    def __post_init__(self) -> None:
+        if not 0 < self.share < 1:
+            raise ValueError(f"share must lie between 0 and 1, not {self.share:g}")
+        if self.blocks < 1 or self.length < 2:
+            raise ValueError("blocks must be at least 1 and length at least 2")
+
+    def prepare(self, release: Release, context: AttackerContext) -> Prepared:
+        network = release.model.network
+        length = min(self.length, getattr(network.config, "max_position_embeddings", self.length))
+        with seeded(context.seed):
+            return _Remembered(release.model, text=written(network, start(release.model), self.blocks, length))
+
+    def adapt(self, prepared: Prepared, task: Task, context: AttackerContext) -> Outcome:
+        assert isinstance(prepared, _Remembered)
+        return context.sweep(prepared.model, _Mixed(task, prepared.text, self.share))
+
+
+def start(model: Model) -> int:
+    """The token that opens a text."""
+    tokenizer = model.tokenizer
+    for token in (tokenizer.bos_token_id, tokenizer.eos_token_id) if tokenizer is not None else ():
+        if token is not None:
+            return int(token)
+    raise NftbenchError("replay: the release has no token to begin a text with, and can write none")
+
+
+@torch.no_grad()
+def written(network: PreTrainedModel, first: int, count: int, length: int) -> Tensor:
+    """Text [count, length] drawn from the model's own distribution, token by token, after `first`.
+
+    Not by `generate`: that obeys the generation settings which the release brings, and ends at the end of a document,
+    where a packed block goes on with the next.
+    """
+    network.eval()
+    tokens = torch.full((count, 1), first, device=network.device)
+    cache = None
+    while tokens.shape[1] < length:
+        output = network(input_ids=tokens if cache is None else tokens[:, -1:], past_key_values=cache, use_cache=True)
+        cache = output.past_key_values
+        drawn = torch.multinomial(output.logits[:, -1].float().softmax(-1), 1)
+        tokens = torch.cat([tokens, drawn], 1)
+    return tokens
+
+
+@dataclass(frozen=True)
+class _Remembered(Prepared):
+    """`text`: what the release wrote [blocks, length]."""
+
+    text: Tensor = field(kw_only=True)
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """A training split whose rows each come with a block of text, always the same one."""
+
+    rows: Split
+    text: Tensor
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def batch(self, indices: Sequence[int]) -> tuple[Any, Tensor]:
+        return self.rows.batch(indices), self.text[[index % len(self.text) for index in indices]]
+
+
+@dataclass(frozen=True)
+class _Mixed(WrappedTask):
+    """The task whose training loss is (1 - share) · task + share · text."""
+
+    text: Tensor
+    share: float
+
+    def split(self, name: SplitName) -> Split:
+        rows = self.task.split(name)
+        return _Rows(rows, self.text) if name == "train" else rows
+
+    def loss(self, network: nn.Module, batch: tuple[Any, Tensor]) -> Tensor:
+        rows, tokens = batch
+        remembered: Tensor = network(input_ids=tokens, labels=tokens).loss
+        return (1 - self.share) * self.task.loss(network, rows) + self.share * remembered
