@@ -21,10 +21,10 @@ run: $(READY)
 	$(RUN) nftbench run $(SUITE)
 
 test: $(READY)
-	$(RUN) pytest -q -m "not slow"
+	$(RUN) pytest -q -n 2 -p no:benchmark -m "not slow"
 
 test-all: $(READY)
-	$(RUN) pytest -q
+	$(RUN) pytest -q -n 2 -p no:benchmark
 
 check: format-check lint types layers
 
