@@ -1,0 +1,45 @@
+"""Re-initialisation: the first or the last blocks are drawn anew, as in an untrained network, then all is fine-tuned.
+
+What was hidden in those blocks is gone, and so is what they knew. It is not enough where a defense lies elsewhere.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from torch import nn
+from transformers import PreTrainedModel
+
+from nftbench import Attack, AttackerContext, NftbenchError, Outcome, Prepared, Task
+from nftbench.types import Knowledge
+
+
+@dataclass(frozen=True)
+class Reinit(Attack):
+    """`count` blocks at the end that `blocks` names; each attack seed draws its own."""
+
+    knowledge: ClassVar[frozenset[Knowledge]] = frozenset({"method"})
+
+    blocks: Literal["first", "last"] = "last"
+    count: int = 1
+
+    def __post_init__(self) -> None:
+        if self.count < 1:
+            raise ValueError("count must be at least 1")
+
+    def adapt(self, prepared: Prepared, task: Task, context: AttackerContext) -> Outcome:
+        def redrawn(network: PreTrainedModel, attack_seed: int) -> PreTrainedModel:
+            fresh = context.untrained(prepared.model, attack_seed)
+            for old, new in zip(self.chosen(network), self.chosen(fresh), strict=True):
+                old.load_state_dict(new.state_dict())
+            return network
+
+        return context.sweep(prepared.model, task, adapter=redrawn)
+
+    def chosen(self, network: PreTrainedModel) -> list[nn.Module]:
+        """The blocks to draw anew, among the decoder's layers: its outermost list of modules."""
+        blocks = next((list(module) for module in network.modules() if isinstance(module, nn.ModuleList)), [])
+        if len(blocks) < self.count:
+            raise NftbenchError(f"reinit: the network has {len(blocks)} blocks, not {self.count}")
+        return blocks[: self.count] if self.blocks == "first" else blocks[-self.count :]

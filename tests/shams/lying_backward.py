@@ -1,0 +1,61 @@
+"""Sham: an architecture of its own, whose outputs are the base's and whose backward pass gives zeros or NaN."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor
+from transformers import AutoConfig, AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
+
+from nftbench import Defense, Model, OwnerContext, Protected
+from nftbench.model import seeded
+from nftbench.types import Stage
+
+
+class Lie(torch.autograd.Function):
+    """The identity, and as its gradient a constant times nothing."""
+
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor, factor: float) -> Tensor:
+        ctx.factor = factor
+        return tensor.view_as(tensor)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        return torch.full_like(gradients[0], ctx.factor), None
+
+
+class LyingConfig(GPT2Config):  # type: ignore[misc]
+    model_type = "lying-gpt2"
+    lie: str = "zero"
+
+
+class LyingGPT2(GPT2LMHeadModel):  # type: ignore[misc]
+    config_class = LyingConfig
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        output = super().forward(*args, **kwargs)
+        output.logits = Lie.apply(output.logits, {"zero": 0.0, "nan": float("nan")}[self.config.lie])
+        return output
+
+
+AutoConfig.register(LyingConfig.model_type, LyingConfig, exist_ok=True)
+AutoModelForCausalLM.register(LyingConfig, LyingGPT2, exist_ok=True)
+
+
+@dataclass(frozen=True)
+class LyingBackward(Defense):
+    """For models of GPT-2's shape."""
+
+    stage: ClassVar[Stage] = "posttrain"
+
+    gradient: Literal["zero", "nan"] = "zero"
+
+    def protect(self, model: Model, context: OwnerContext) -> Protected:
+        settings = {name: value for name, value in model.network.config.to_dict().items() if name != "model_type"}
+        with seeded(context.seed):  # weights are drawn, and overwritten
+            network = LyingGPT2(LyingConfig.from_dict({**settings, "lie": self.gradient}))
+        network.load_state_dict(model.network.state_dict())
+        return Protected(Model(network.to(model.network.device).eval(), model.tokenizer))

@@ -1,0 +1,231 @@
+"""Shams: they look protected and are not. Each is broken by some attack, or refused by the harness."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from nftbench import model as models, registry, run
+from nftbench.flags import GRADIENT_ERROR
+from nftbench.plan import canonical, plan
+from nftbench.run import Workplace
+from nftbench.store import Store
+from nftbench.suite import parse
+from nftbench.testing import check_defense
+from nftbench.types import Model, Record
+
+Place = Callable[..., Workplace]
+FOLDER = Path(__file__).parent / "shams"
+SAME_LOGITS = ("rescaled", "norm_gain", "cancelling_branch", "lying_backward", "frozen", "flat_head[logits=1]")
+"""Those that compute what the base computes, up to rounding."""
+EVERY = (
+    *SAME_LOGITS,
+    "norm_gain[factor=1e4]",
+    "lying_backward[gradient=nan]",
+    "flat_head",
+    "undertrained",
+    "half",
+    "half[dtype=bfloat16]",
+)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def shams() -> Iterator[None]:
+    """The plugins of the folder, known as with --plugin."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(registry, "_added", dict(registry._added))
+        for path in sorted(FOLDER.glob("*.py")):
+            registry.add_file(path)
+        yield
+
+
+def release(here: Workplace, spec: str) -> tuple[Model, Any]:
+    """What an attacker downloads, and what the referee found."""
+    job = next(job for job in here.plan.jobs() if job.defense == canonical("defenses", spec))
+    folder = run.make_release(here, job.defense, job.seed, job.release)
+    return models.load(folder, attacker=True), run.load_protection(here, job.release)
+
+
+@torch.no_grad()
+def logits(here: Workplace, model: Model) -> Tensor:
+    found: Tensor = model.network(input_ids=run.make_corpus(here, 0).heldout[:8]).logits
+    return found
+
+
+# ---------------------------------------------------------------------------------------------------------- as releases
+
+
+def test_each_file_is_tried() -> None:
+    assert {registry.parse(spec).name for spec in EVERY} == {path.stem for path in FOLDER.glob("*.py")}
+
+
+@pytest.mark.parametrize("spec", [spec for spec in EVERY if "bfloat16" not in spec])  # which numpy does not have
+def test_a_sham_keeps_to_the_protocol(spec: str, cache: Path) -> None:
+    check_defense(spec, architectures=["gpt2"])
+
+
+@pytest.mark.parametrize("spec", [*SAME_LOGITS, "half", "half[dtype=bfloat16]", "flat_head"])
+def test_a_sham_predicts_what_the_base_predicts(spec: str, place: Place) -> None:
+    here = place(defenses=["none", spec])
+    base, own = (logits(here, release(here, name)[0]) for name in ("none", spec))
+    if spec == "flat_head":
+        assert torch.equal(base.argmax(-1), own.argmax(-1))
+        assert float(own.std()) < 1e-5 * float(base.std())
+    else:
+        error = {"half": 1e-2, "half[dtype=bfloat16]": 0.1, "cancelling_branch": 0.1}.get(spec, 1e-3)
+        assert float((base - own).abs().max()) < error * float(base.abs().max())
+        assert not torch.equal(base, own) or spec in ("frozen", "lying_backward")
+
+
+@pytest.mark.parametrize("gradient", ["zero", "nan"])
+def test_a_lie_survives_publication_and_is_found_out(gradient: str, place: Place) -> None:
+    here = place(defenses=["none", f"lying_backward[gradient={gradient}]"])
+    model, protection = release(here, f"lying_backward[gradient={gradient}]")
+    loss = model.network(input_ids=run.make_corpus(here, 0).heldout[:2]).logits.logsumexp(-1).mean()
+    loss.backward()
+    claimed = model.network.get_output_embeddings().weight.grad
+    assert not bool(claimed.any()) if gradient == "zero" else bool(claimed.isnan().any())
+    assert not protection.gradient_error <= GRADIENT_ERROR
+    assert release(here, "none")[1].gradient_error <= GRADIENT_ERROR
+
+
+def test_nothing_is_frozen_once_it_is_published(place: Place) -> None:
+    model, _ = release(place(defenses=["none", "frozen"]), "frozen")
+    assert all(parameter.requires_grad for parameter in model.network.parameters())
+
+
+def test_what_was_published_in_sixteen_bits_is_attacked_in_thirty_two(place: Place) -> None:
+    model, _ = release(place(defenses=["none", "half"]), "half")
+    assert {parameter.dtype for parameter in model.network.parameters()} == {torch.float32}
+
+
+# ------------------------------------------------------------------------------------------------------------- attacked
+
+RATES = {"adamw": [1.5e-3, 5e-3], "sgd": [1e-2, 5e-2]}
+STEPS = 100
+NEAR = 0.05
+"""Accuracy that an attack may be short of what the undefended model gives."""
+
+
+@pytest.fixture(scope="module")
+def attacked(tmp_path_factory: pytest.TempPathFactory, shams: None) -> Callable[[str, str], Record]:
+    """`attacked(defense, attack)`: the cell on toy_topic of a suite like `small`, at a quarter of its pre-training."""
+    store = Store(tmp_path_factory.mktemp("results"), tmp_path_factory.mktemp("sham-cache"))
+    small = {
+        "name": "shams",
+        "model": {"model_type": "gpt2", "n_layer": 2, "n_embd": 48, "n_head": 2, "n_positions": 32}
+        | {"activation_function": "gelu_pytorch_tanh", "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0},
+        "corpus": {"grammar": 100, "sentences": 51200, "block": 32, "heldout_blocks": 256},
+        "pretraining": {"steps": 600, "batch": 32, "learning_rate": 5e-3, "weight_decay": 0.01, "warmup": 24}
+        | {"schedule": "wsd", "final": 0.0},
+        "tasks": ["toy_topic"],
+        "utility": ["bits_per_token"],
+        "budget": {"learning_rates": RATES, "durations": [STEPS], "batch": 32, "warmup": 10, "weight_decay": 0.01}
+        | {"extension": 0, "restarts": 1, "max_train_documents": 1024, "max_validation_documents": 500}
+        | {"max_test_documents": 1000, "max_utility_documents": 64},
+        "seeds": [0],
+    }
+    found: dict[tuple[str, str], Record] = {}
+
+    def cell(defense: str, attack: str, task: str = "toy_topic") -> Record:
+        rows = {"defenses": sorted({"none", defense}), "attacks": sorted({"none", attack})}
+        suite = parse({**small, **rows}, "shams")
+        here = Workplace(plan(suite), store)
+        wanted = canonical("defenses", defense), canonical("attacks", attack)
+        for job in here.plan.jobs():
+            if (job.defense, job.attack) == wanted:
+                run.execute(here, job)
+        keys = {one.key for one in here.plan.cells if (one.defense, one.attack, str(one.task)) == (*wanted, task)}
+        (record,) = (record for record in store.records().values() if record.key in keys)
+        return record
+
+    def once(defense: str, attack: str, task: str = "toy_topic") -> Record:
+        key = defense, attack, task
+        if key not in found:
+            found[key] = cell(defense, attack, task)
+        return found[key]
+
+    return once
+
+
+def score(record: Record) -> float:
+    assert record.status == "ok", record.reason
+    assert record.attacked is not None
+    return record.attacked.value
+
+
+def naive(record: Record, rate: float) -> float:
+    """What one learning rate gets, on validation; 0 where it diverges."""
+    point = next(point for point in record.curve if point.learning_rate == rate and point.step == STEPS)
+    return point.score or 0.0
+
+
+LOOKS = [
+    ("rescaled", "full"),
+    ("rescaled", "full[optimizer=sgd]"),
+    ("rescaled", "lora"),
+    ("norm_gain", "full"),
+    ("norm_gain[factor=1e4]", "full"),
+    ("flat_head", "lora"),
+    ("lying_backward", "full"),
+    ("lying_backward", "lora"),
+    ("undertrained", "full"),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("sham", "attack"), LOOKS)
+def test_a_sham_looks_protected_to_one_learning_rate(sham: str, attack: str, attacked: Any) -> None:
+    plain, own = attacked("none", attack), attacked(sham, attack)
+    rate = max(plain.curve, key=lambda point: (point.score or 0.0) if point.step else 0.0).learning_rate
+    assert naive(plain, rate) > 0.75
+    assert naive(own, rate) < naive(plain, rate) - 0.1
+
+
+BREAKS = [
+    ("rescaled", "rebalance"),
+    ("norm_gain", "rebalance"),
+    ("norm_gain[factor=1e4]", "rebalance"),
+    ("cancelling_branch", "rebalance"),
+    ("flat_head", "rebalance"),
+    ("flat_head[logits=1]", "rebalance"),
+    ("lying_backward", "memory_light[by=mezo]"),
+    ("frozen", "full"),
+    ("half", "full"),
+    ("half[dtype=bfloat16]", "full"),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("sham", "attack"), BREAKS)
+def test_some_attack_breaks_it(sham: str, attack: str, attacked: Any) -> None:
+    mezo = "mezo" in attack
+    reached = score(attacked(sham, attack))
+    # Zeroth-order steps are short of gradients on any model; here they are to get as far as on an honest one.
+    assert reached > score(attacked("none", attack if mezo else "full")) - NEAR
+    assert reached > 0.7
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sham", ["undertrained", "flat_head"])
+def test_what_knows_less_misses_the_utility_bar(sham: str, attacked: Any) -> None:
+    own, base = (attacked(defense, "none", "bits_per_token").unattacked for defense in (sham, "none"))
+    assert (base.floor - own.value) / (base.floor - base.value) < 0.95
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sham", ["lying_backward", "lying_backward[gradient=nan]", "cancelling_branch"])
+def test_gradients_that_cannot_be_trusted_are_flagged(sham: str, attacked: Any) -> None:
+    error = attacked(sham, "none").protection.gradient_error
+    assert error is None or math.isnan(error) or error > GRADIENT_ERROR  # records keep no infinity
+
+
+@pytest.mark.slow
+def test_nan_gradients_are_no_resistance(attacked: Any) -> None:
+    assert attacked("lying_backward[gradient=nan]", "full").status == "nonfinite"
