@@ -70,7 +70,7 @@ class MaskRecovery(Attack):
     finds more.
     """
 
-    against: ClassVar[frozenset[str]] = frozenset({"pmp"})
+    against: ClassVar[frozenset[str]] = frozenset({"pmp", "random_mask"})
 
     estimator: Estimator = "posterior"
     batches: int = 64

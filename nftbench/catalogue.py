@@ -17,12 +17,13 @@ class AttackRow:
     """One attack on one row: means over the tasks and base seeds, of the recipe and the costs the middle ones."""
 
     attack: str
-    knowledge: tuple[str, ...]
+    knowledge: tuple[str, ...] | None
+    """None for an attack without a record: what it knows stands in its records."""
     adaptation: Adaptation
     against: tuple[str, ...]
     uses_release: bool
     counts: bool
-    """Its knowledge lies within the ranking level."""
+    """Its knowledge lies within the ranking level, if that is known."""
     cells: int
     failed: int
     """Of these, those without a result."""
@@ -66,7 +67,7 @@ def _row(grid: Grid, defense: str, attack: str, tasks: Sequence[str], counting: 
     costs = [record.cost for record in found if record.cost is not None]
     return AttackRow(
         attack=attack,
-        knowledge=tuple(known.knowledge) if known else (),
+        knowledge=tuple(known.knowledge) if known else None,
         adaptation=known.adaptation if known else "finetuning",
         against=tuple(known.against) if known else (),
         uses_release=known is None or known.uses_release,

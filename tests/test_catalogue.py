@@ -9,7 +9,7 @@ import pytest
 
 from nftbench import report
 from nftbench.catalogue import AttackRow
-from nftbench.report import markdown
+from nftbench.report import markdown, tables
 from nftbench.score import Leaderboard
 from nftbench.types import Cost, Point, Record
 from tests.factories import TASKS, failed, record, scored, suite, sweep
@@ -102,6 +102,18 @@ def test_an_attack_that_is_planned_on_one_task_has_its_gain_there() -> None:
     assert found.gain is not None
     assert found.gain.value == pytest.approx(31.0)
     assert list(found.gains) == ["topic"]
+
+
+def test_what_an_attack_without_a_record_knows_is_not_known() -> None:
+    """It may be one that knows the secret, and must not be shown as one that counts."""
+    known = suite(COUNT)
+    planned = [(one.defense, one.attack, one.task, one.seed) for one in known]
+    missing = [("pmp", "authorized", task, seed) for task in TASKS for seed in range(COUNT)]
+    found = scored(known, planned=[*planned, *missing])
+    assert attacks(found)["authorized"].knowledge is None
+    (score,) = [one for one in found.scores if one.defense == "pmp"]
+    (row,) = [row for row in tables.attacks(score).rows if row[0] == "authorized"]
+    assert row[1:4] == ("–", "–", "–")
 
 
 def test_a_page_for_each_row(tmp_path: Path) -> None:

@@ -432,8 +432,8 @@ def attacks(score: Score) -> Table:
 def _attack(one: AttackRow) -> tuple[str, ...]:
     return (
         one.attack,
-        level_name(one.knowledge) if one.uses_release else ", ".join([*one.knowledge, "ignores the release"]),
-        "yes" if one.counts else "no",
+        _knows(one),
+        UNKNOWN if one.knowledge is None else "yes" if one.counts else "no",
         interval(one.gain),
         interval(one.attacked),
         _short(one.learning_rate),
@@ -445,6 +445,12 @@ def _attack(one: AttackRow) -> tuple[str, ...]:
         _short(None if one.memory is None else one.memory / 1e6),
         f"{one.cells - one.failed} of {one.cells} ok" + "".join(f"; {fault}" for fault in one.faults),
     )
+
+
+def _knows(one: AttackRow) -> str:
+    if one.knowledge is None:
+        return UNKNOWN
+    return level_name(one.knowledge) if one.uses_release else ", ".join([*one.knowledge, "ignores the release"])
 
 
 def _short(value: float | None) -> str:
