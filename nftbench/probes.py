@@ -17,6 +17,8 @@ from nftbench.types import Cost
 STEP_SIZES = (1e-5, 1e-4, 1e-3, 1e-2)
 """Tried for each direction, and the nearest counts: some norms compute in float32 whatever they are given (Llama's),
 which is too coarse for short steps, and over long ones the loss bends."""
+MOST = 2.0
+"""The disagreement of what is not finite: the most that two finite numbers can have, and records keep no infinity."""
 
 
 def step_cost(network: nn.Module, stepper: Callable[[nn.Module], Stepper], loss: Callable[[nn.Module], Tensor]) -> Cost:
@@ -104,7 +106,7 @@ def gradient_error(network: nn.Module, loss: Callable[[nn.Module], Tensor], seed
 
 def _disagreement(claimed: float, measured: float) -> float:
     if not (math.isfinite(claimed) and math.isfinite(measured)):
-        return math.inf
+        return MOST
     largest = max(abs(claimed), abs(measured))
     return abs(claimed - measured) / largest if largest else 0.0
 

@@ -46,7 +46,7 @@ SPECS = {
         "replay": ("replay[blocks=16,length=16]",),
         "prune": ("prune", "prune[scope=per_tensor]"),
         "quantize": ("quantize", "quantize[bits=4]"),
-        "memory_light": ("memory_light", "memory_light[by=mezo]"),
+        "memory_light": ("memory_light", "memory_light[by=mezo,directions=2]"),
         "reinit": ("reinit", "reinit[blocks=first]"),
         "precondition": ("precondition", "precondition[by=newton]", "precondition[by=lbfgs]"),
         "linear_probe": (),
