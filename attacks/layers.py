@@ -8,7 +8,7 @@ from typing import Literal
 from torch import nn
 from transformers import PreTrainedModel
 
-from nftbench import Attack, AttackerContext, NftbenchError, Outcome, Prepared, Task
+from nftbench import Attack, AttackerContext, NftbenchError, Outcome, Prepared, Task, adapters
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,9 @@ class Layers(Attack):
         head = network.get_output_embeddings()
         head.weight = nn.Parameter(head.weight.detach().clone())
         network.config.tie_word_embeddings = False
-        blocks = _blocks(network)
+        blocks = adapters.blocks(network)
+        if not blocks:
+            raise NftbenchError("layers: the network has no list of blocks, of which a part could be trained")
         count = max(1, round(self.share * len(blocks)))
         chosen = blocks[:count] if self.end == "first" else blocks[-count:]
         within = {id(weight) for weight in blocks.parameters()}
@@ -43,12 +45,3 @@ class Layers(Attack):
             if id(weight) not in within and (id(weight) in before) == (self.end == "first"):
                 weight.requires_grad_(True)
         return network
-
-
-def _blocks(network: PreTrainedModel) -> nn.ModuleList:
-    """The decoder's layers: the outermost list of as many modules as the configuration counts layers."""
-    count = getattr(network.config, "num_hidden_layers", None)
-    for module in network.modules():
-        if isinstance(module, nn.ModuleList) and len(module) == count:
-            return module
-    raise NftbenchError("layers: the network has no list of blocks, of which a part could be trained")

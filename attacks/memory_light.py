@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
-from nftbench import Attack, AttackerContext, Outcome, Prepared, Task, WrappedTask
+from nftbench import Attack, AttackerContext, Outcome, Prepared, Task, WrappedTask, adapters
 from nftbench.types import Knowledge
 
 EPSILON = 1e-3
@@ -61,8 +61,7 @@ def _checkpointed(network: PreTrainedModel, attack_seed: int) -> PreTrainedModel
     if network.supports_gradient_checkpointing:
         network.activation_checkpointing_enable({"use_reentrant": False})
         return network
-    blocks = next((list(module) for module in network.modules() if isinstance(module, nn.ModuleList)), [])
-    for block in blocks:
+    for block in adapters.blocks(network):
         block.forward = partial(checkpoint, block.forward, use_reentrant=False)
     return network
 

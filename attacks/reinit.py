@@ -11,7 +11,7 @@ from typing import ClassVar, Literal
 from torch import nn
 from transformers import PreTrainedModel
 
-from nftbench import Attack, AttackerContext, NftbenchError, Outcome, Prepared, Task
+from nftbench import Attack, AttackerContext, NftbenchError, Outcome, Prepared, Task, adapters
 from nftbench.types import Knowledge
 
 
@@ -38,8 +38,8 @@ class Reinit(Attack):
         return context.sweep(prepared.model, task, adapter=redrawn)
 
     def chosen(self, network: PreTrainedModel) -> list[nn.Module]:
-        """The blocks to draw anew, among the decoder's layers: its outermost list of modules."""
-        blocks = next((list(module) for module in network.modules() if isinstance(module, nn.ModuleList)), [])
+        """The blocks to draw anew, among the decoder's layers."""
+        blocks = list(adapters.blocks(network))
         if len(blocks) < self.count:
             raise NftbenchError(f"reinit: the network has {len(blocks)} blocks, not {self.count}")
         return blocks[: self.count] if self.blocks == "first" else blocks[-self.count :]

@@ -55,5 +55,12 @@ def lora(network: PreTrainedModel, rank: int, alpha: float, targets: Targets = "
     return wrapped
 
 
+def blocks(network: PreTrainedModel) -> nn.ModuleList:
+    """The decoder's layers: the outermost list of as many modules as the configuration counts; empty without one."""
+    count = getattr(network.config, "num_hidden_layers", None)
+    lists = (module for module in network.modules() if isinstance(module, nn.ModuleList))
+    return next((found for found in lists if len(found) == count), nn.ModuleList())
+
+
 def _of_attention(name: str) -> bool:
     return "attn" in name or "attention" in name

@@ -17,8 +17,7 @@ from nftbench.report import tables
 from nftbench.report.tables import Table
 from nftbench.score import Score
 from nftbench.statistics import Interval
-from nftbench.types import NftbenchError
-from nftbench.validity.proof import Finding, Run
+from nftbench.validity.proof import Finding, Run, only
 
 SHOWN = 0.05
 """Changes of suppression below this, in points, are not shown."""
@@ -62,9 +61,7 @@ def judge(runs: Sequence[Run]) -> Finding:
     Raises:
         NftbenchError: not one run.
     """
-    if len(runs) != 1:
-        raise NftbenchError("--proof attacks reads one run: name its folder with --from")
-    (run,) = runs
+    run = only(runs, "attacks")
     grid = run.grid()
     trained = sorted({one.attack for one in run.records if one.trains and "secret" not in one.knowledge})
     whole = {one.defense: one for one in run.board().scores}

@@ -21,7 +21,7 @@ from nftbench.statistics import Interval
 from nftbench.suite import Suite
 from nftbench.types import Claim
 from nftbench.validity import derived
-from nftbench.validity.proof import Finding, Run
+from nftbench.validity.proof import Finding, Run, ranked_with_effect
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -46,9 +46,7 @@ class Dose:
 
     @property
     def taken_for_a_defense(self) -> bool:
-        ranked = self.standing in ("ranked", "preliminary")
-        effect = self.excess is not None and self.excess.low > 0
-        return not self.control and (self.verdict == "holds" or (ranked and effect))
+        return not self.control and (self.verdict == "holds" or ranked_with_effect(self.standing, self.excess))
 
 
 def derive(suite: Suite, rows: Sequence[str], attacks: Sequence[str]) -> Suite:

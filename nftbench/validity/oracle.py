@@ -22,7 +22,7 @@ from nftbench.statistics import Interval, gap_by_seed
 from nftbench.suite import Suite
 from nftbench.types import NftbenchError
 from nftbench.validity import derived
-from nftbench.validity.proof import Finding, Run
+from nftbench.validity.proof import Finding, Run, ranked_with_effect
 
 
 @dataclass(frozen=True)
@@ -45,8 +45,7 @@ class Grade:
 
     @property
     def found(self) -> bool:
-        ranked = self.standing in ("ranked", "preliminary")
-        return ranked and self.verdict == "holds" and self.excess is not None and self.excess.low > 0
+        return self.verdict == "holds" and ranked_with_effect(self.standing, self.excess)
 
 
 def derive(suite: Suite, rows: Sequence[str], attacks: Sequence[str]) -> Suite:

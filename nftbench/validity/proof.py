@@ -15,6 +15,7 @@ from nftbench.grid import Grid, PlannedCell, arrange, mean_points
 from nftbench.plan import Plan
 from nftbench.report.tables import Table
 from nftbench.score import Leaderboard, score
+from nftbench.statistics import Interval
 from nftbench.store import Store
 from nftbench.suite import Suite, parse
 from nftbench.types import NftbenchError, Record
@@ -140,3 +141,19 @@ class Read:
     def folders(self, suite: str) -> list[Path]:
         """Where the runs lie unless the command line says otherwise."""
         return [Path("runs") / (f"{suite}-{proof}" if proof else suite) for proof in self.proofs or ("",)]
+
+
+def only(runs: Sequence[Run], proof: str) -> Run:
+    """The one run that a proof reads.
+
+    Raises:
+        NftbenchError: not one.
+    """
+    if len(runs) != 1:
+        raise NftbenchError(f"--proof {proof} reads one run: name its folder with --from")
+    return runs[0]
+
+
+def ranked_with_effect(standing: str, excess: Interval | None) -> bool:
+    """No flag unranks the row, and the interval of its excess suppression lies above zero."""
+    return standing in ("ranked", "preliminary") and excess is not None and excess.low > 0

@@ -23,7 +23,7 @@ from nftbench.statistics import Interval, gap_by_seed
 from nftbench.suite import Suite
 from nftbench.types import OF_UPDATES, NftbenchError
 from nftbench.validity import derived
-from nftbench.validity.proof import Finding, Run
+from nftbench.validity.proof import Finding, Run, ranked_with_effect
 
 KNOWLEDGE = frozenset({"method"})
 REGAINED = 0.9
@@ -67,8 +67,7 @@ class Sham:
     @property
     def taken_for_a_defense(self) -> bool:
         """Ranked, with an effect beyond the trivial defenses. What a sham claims is its own affair."""
-        ranked = self.standing in ("ranked", "preliminary")
-        return ranked and self.excess is not None and self.excess.low > 0
+        return ranked_with_effect(self.standing, self.excess)
 
 
 def derive(suite: Suite, rows: Sequence[str], attacks: Sequence[str]) -> Suite:

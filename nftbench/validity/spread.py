@@ -15,8 +15,8 @@ from dataclasses import asdict, dataclass
 from nftbench.grid import Grid, final, points
 from nftbench.report import tables
 from nftbench.report.tables import Table
-from nftbench.types import NftbenchError, Record
-from nftbench.validity.proof import Finding, Run
+from nftbench.types import Record
+from nftbench.validity.proof import Finding, Run, only
 
 
 @dataclass(frozen=True)
@@ -42,9 +42,7 @@ def judge(runs: Sequence[Run]) -> Finding:
     Raises:
         NftbenchError: not one run.
     """
-    if len(runs) != 1:
-        raise NftbenchError("--proof spread reads one run: name its folder with --from")
-    (run,) = runs
+    run = only(runs, "spread")
     grid = run.grid()
     spreads = [found for task in run.tasks for row in sorted(grid.rows) if (found := spread(grid, row, task))]
     notes = (run.missing,) if run.missing else ()
