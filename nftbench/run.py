@@ -774,7 +774,7 @@ class _Referee:
             # A copy of its own for each task: an attack that changes what it prepared must not reach the next one.
             own = _copied(prepared)
             beside = dataclasses.replace(self.beside(cell, release, context), ledger=Ledger())
-            theirs = self.theirs(cell, release)
+            theirs = self.theirs(cell, release, task)
             outcome = self.attack.adapt(own, _AttackersTask(theirs), beside)
             plain = outcome.retried is None
             validation = self.measure(task, outcome.network, "validation", plain) if task.trainable else None
@@ -815,11 +815,14 @@ class _Referee:
             documents=getattr(theirs, "provenance", {}),
         )
 
-    def theirs(self, cell: Cell, release: Release) -> Task:
+    def theirs(self, cell: Cell, release: Release, task: Task) -> Task:
         """The task with as many training documents as the attack takes."""
         suite = self.place.suite
-        taken = {"max_train_documents": self.attack.train_documents(suite.budget)}
-        changed = suite.model_copy(update={"budget": suite.budget.model_copy(update=taken)})
+        taken = self.attack.train_documents(suite.budget)
+        if taken == suite.budget.max_train_documents:
+            return task
+        budget = suite.budget.model_copy(update={"max_train_documents": taken})
+        changed = suite.model_copy(update={"budget": budget})
         place = dataclasses.replace(self.place, plan=dataclasses.replace(self.place.plan, suite=changed))
         return load_task(place, cell, release.model)
 

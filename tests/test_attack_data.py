@@ -63,7 +63,8 @@ def texts(task: Task, name: Any) -> list[tuple[str, int]]:
 def given(place: Workplace, attack: str) -> Task:
     """The task as the referee loads it for an attack."""
     job = next(job for job in place.plan.jobs() if str(job.attack) == attack)
-    return _Referee(place, job).theirs(job.cells[0], Release(run.make_base(place, 0)))
+    release, cell = Release(run.make_base(place, 0)), job.cells[0]
+    return _Referee(place, job).theirs(cell, release, run.load_task(place, cell, release.model))
 
 
 @pytest.mark.parametrize(("spec", "all_of_it"), [("toy_topic", 4000), ("sliced", 54)])
