@@ -53,7 +53,8 @@ Limit = Annotated[
     int | None, typer.Option("--limit", min=1, help="At most so many documents a split; such runs are never ranked.")
 ]
 Cache = Annotated[
-    Path | None, typer.Option("--cache", metavar="DIR", help="Models and data; default: $NFTBENCH_CACHE or ~/.cache.")
+    Path | None,
+    typer.Option("--cache", metavar="DIR", help="Models and data; default: $NFTBENCH_CACHE or ~/.cache/nftbench."),
 ]
 Plugins = Annotated[
     list[str] | None, typer.Option("--plugin", metavar="FILE", help="Add the plugins in a file; repeatable.")
@@ -249,7 +250,12 @@ def run(
 @app.command()
 def reproduce(
     context: typer.Context,
-    paper: Annotated[str, typer.Argument(metavar="PAPER", help="pmp, trap2, …: what a suite is named after `paper-`.")],
+    paper: Annotated[
+        str,
+        typer.Argument(
+            metavar="PAPER", help="What a suite is named after `paper-`: pmp, dlr-lock, …; nftbench list has them."
+        ),
+    ],
     seeds: Seeds = None,
     out: Out = None,
     jobs: Jobs = None,
@@ -532,6 +538,7 @@ def _board(records: Mapping[str, Record], manifest: Mapping[str, Any]) -> Leader
         list(records.values()),
         utility_bar=suite["utility_bar"],
         ranking=frozenset(suite["ranking"]),
+        about=suite.get("about", ""),
         planned=[(defense, attack, task, seed) for defense, attack, task, seed, _ in manifest["cells"]],
         claims=[PaperClaim.model_validate(claim) for claim in manifest.get("claims", ())],
         skips=manifest.get("skips", ()),

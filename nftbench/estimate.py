@@ -39,14 +39,14 @@ class Left:
 
 
 def _skipped(skips: Sequence[Skip]) -> list[str]:
-    """One line for each attack and reason."""
+    """One line for each reason and the defenses that it holds for."""
     against: dict[tuple[str, str], list[str]] = {}
     for skip in skips:
         against.setdefault((skip.attack, skip.reason), []).append(registry.parse(skip.defense).name)
-    return [
-        f"skipped: {attack} against {', '.join(dict.fromkeys(names))}: {reason}"
-        for (attack, reason), names in against.items()
-    ]
+    together: dict[tuple[str, str], list[str]] = {}
+    for (attack, reason), names in against.items():
+        together.setdefault((", ".join(dict.fromkeys(names)), reason), []).append(attack)
+    return [f"skipped: {', '.join(attacks)} against {names}: {reason}" for (names, reason), attacks in together.items()]
 
 
 def overview(plan: Plan, store: Store, workers: int) -> RenderableType:
@@ -57,6 +57,7 @@ def overview(plan: Plan, store: Store, workers: int) -> RenderableType:
     lines = [
         f"{plan.suite.name}: {len(plan.cells)} cells in {len(plan.jobs())} jobs; "
         f"{len(settled)} settled in {store.results}",
+        *(f"{number:2} {defense}" for number, defense in enumerate(_defenses(plan.cells), 1)),
         *_skipped(plan.skips),
         f"time: {time_line(plan, store, left, parameters, workers)}",
         f"disk: {disk_line(plan, store, left, parameters)}",
@@ -137,17 +138,23 @@ def _base(plan: Plan, seed: int) -> str:
     return f"{base_key(plan.suite, seed, plan.data, plan.device)[:32]}-{plan.suite.pretraining.steps}"
 
 
+def _defenses(cells: Sequence[Cell]) -> list[str]:
+    return list(dict.fromkeys(str(cell.defense) for cell in cells))
+
+
 def _grid(cells: Sequence[Cell], settled: set[str]) -> Table:
-    """Settled of planned cells, defenses down and attacks across."""
+    """Settled of planned cells, attacks down, defenses across by number: their specs are too wide to stand side by
+    side."""
     planned = Counter((str(cell.defense), str(cell.attack)) for cell in cells)
     done = Counter((str(cell.defense), str(cell.attack)) for cell in cells if cell.key in settled)
-    attacks = list(dict.fromkeys(attack for _, attack in planned))
+    defenses = _defenses(cells)
     table = Table()
-    for name in ("cells: settled/planned", *attacks):
-        table.add_column(Text(name))
-    for defense in dict.fromkeys(defense for defense, _ in planned):
-        counts = [f"{done[defense, attack]}/{planned[defense, attack]}" for attack in attacks]
-        table.add_row(Text(defense), *(count if not count.endswith("/0") else "" for count in counts))
+    table.add_column(Text("cells: settled/planned"), overflow="fold")
+    for number in range(1, len(defenses) + 1):
+        table.add_column(str(number), justify="right", no_wrap=True)
+    for attack in dict.fromkeys(attack for _, attack in planned):
+        counts = [f"{done[defense, attack]}/{planned[defense, attack]}" for defense in defenses]
+        table.add_row(Text(attack), *("" if count.endswith("/0") else count for count in counts))
     return table
 
 

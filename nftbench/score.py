@@ -167,6 +167,8 @@ class Leaderboard:
     """Every row of a suite: ranked ones first, then preliminary ones, controls, and what is not ranked."""
 
     suite: str
+    about: str
+    """What the suite says of itself."""
     scores: tuple[Score, ...]
     headroom: tuple[Headroom, ...]
     ranking: str
@@ -358,6 +360,7 @@ def score(
     *,
     utility_bar: float,
     ranking: frozenset[str],
+    about: str = "",
     planned: Sequence[PlannedCell] | None = None,
     claims: Sequence[PaperClaim] = (),
     skips: Sequence[Sequence[str]] = (),
@@ -365,9 +368,9 @@ def score(
 ) -> Leaderboard:
     """Score every row of a suite and rank those that may be ranked; look at the suite's `claims`.
 
-    `planned` names the cells that should be there; without it they are inferred from the records. `skips` are defense,
-    attack and reason of what was not planned. Records made with different library versions are ranked together only
-    with `mixed_versions`.
+    `about` is what the suite says of itself. `planned` names the cells that should be there; without it they are
+    inferred from the records. `skips` are defense, attack and reason of what was not planned. Records made with
+    different library versions are ranked together only with `mixed_versions`.
     """
     readings = [record for record in records if record.role == "yardstick"]
     grid, problems = arrange(records, planned, frozenset(ranking), utility_bar)
@@ -388,6 +391,7 @@ def score(
         problems.append(f"records of several suites: {', '.join(suites)}")
     return Leaderboard(
         suite=", ".join(suites),
+        about=about,
         scores=tuple(_ranked([_standing(one, bool(versions)) for one in scores])),
         headroom=tuple(headroom),
         ranking=level_name(ranking),

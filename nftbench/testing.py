@@ -604,9 +604,13 @@ def _same(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> bool:
     return first.keys() == second.keys() and all(
         tensor.dtype == second[name].dtype
         and tensor.shape == second[name].shape
-        and tensor.contiguous().cpu().numpy().tobytes() == second[name].contiguous().cpu().numpy().tobytes()
-        for name, tensor in ((name, tensor.detach()) for name, tensor in first.items())
+        and torch.equal(_bytes(tensor), _bytes(second[name]))
+        for name, tensor in first.items()
     )
+
+
+def _bytes(tensor: Tensor) -> Tensor:
+    return tensor.detach().cpu().contiguous().flatten().view(torch.uint8)
 
 
 def _promise(kept: bool, promise: str) -> None:

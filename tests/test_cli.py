@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -100,6 +101,11 @@ def planned(folder: str | Path = "runs/tiny") -> set[tuple[str, str, str, int]]:
 def listed(text: str) -> set[str]:
     """First words of the indented lines."""
     return {line.split()[0] for line in text.splitlines() if line.startswith("  ")}
+
+
+def named_rows(plan: str) -> set[str]:
+    """The defenses that number the columns of a plan's table."""
+    return set(re.findall(r"^ ?\d+ (\S+)$", plan, re.MULTILINE))
 
 
 # ------------------------------------------------------------------------------------------------------- list, info
@@ -246,7 +252,7 @@ def test_plan_counts_cells_and_says_what_is_skipped(
     assert "tiny: 6 cells in 4 jobs; 0 settled" in out
     assert "early_stop: the defense keeps no secret" in out
     assert "no records yet" in out
-    assert "2 releases and 2 bases" in out
+    assert re.search(r"│ full +│ 0/1 │ 0/1 │", out)
     assert not Path("runs").exists()
 
 
@@ -345,7 +351,7 @@ def test_filters(call: Call, tmp_path: Path, filters: str, rows: set[str]) -> No
     """A name is every row of that name, brackets are one row; what the suite lacks is added."""
     suite = write_suite(tmp_path, defenses=["none", "early_stop", "early_stop[fraction=0.3]"])
     _, out, _ = call("plan", suite, "--defenses", filters)
-    assert {line.split("│")[1].strip() for line in out.splitlines() if "│" in line} == rows
+    assert named_rows(out) == rows
 
 
 def test_utility_tasks_can_be_named(call: Call, tiny: str) -> None:
@@ -369,7 +375,7 @@ def test_a_plugin_file_gets_a_row_beside_the_known_ones(call: Call, tiny: str, t
 def test_a_plugin_named_with_parameters_is_that_row_alone(call: Call, tiny: str, tmp_path: Path) -> None:
     mine = write_plugin(tmp_path, "mine", MINE)
     _, out, _ = call("plan", tiny, "--plugin", mine, "--defenses", "mine[shift=0.5],none")
-    assert {line.split("│")[1].strip() for line in out.splitlines() if "│" in line} == {"mine[shift=0.5]", "none"}
+    assert named_rows(out) == {"mine[shift=0.5]", "none"}
 
 
 def test_a_task_file_is_attacked_too(call: Call, tiny: str, tmp_path: Path) -> None:

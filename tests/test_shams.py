@@ -64,7 +64,7 @@ def test_each_file_is_tried() -> None:
     assert {registry.parse(spec).name for spec in EVERY} == {path.stem for path in FOLDER.glob("*.py")}
 
 
-@pytest.mark.parametrize("spec", [spec for spec in EVERY if "bfloat16" not in spec])  # which numpy does not have
+@pytest.mark.parametrize("spec", EVERY)
 def test_a_sham_keeps_to_the_protocol(spec: str, cache: Path) -> None:
     check_defense(spec, architectures=["gpt2"])
 

@@ -116,7 +116,7 @@ def test_the_verb_reads_a_published_run(
             shutil.copy(path, tmp_path / "run/records")
     monkeypatch.chdir(tmp_path)
     assert main(["calibrate", "small", "--proof", "attacks", "--from", "run"]) == 0
-    assert "small-attacks: valid" in capsys.readouterr().out
+    assert "small-attacks: reported" in capsys.readouterr().out
     found = json.loads(Path("runs/small-attacks/attacks.json").read_text())
     counted = sum(times for rows_ in found["strongest"].values() for times in rows_.values())
     assert counted == 2 * 3 * 3  # rows, tasks, seeds

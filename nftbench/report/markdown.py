@@ -49,7 +49,7 @@ attacker: preparation, sweep and restarts. What does not *count* needs knowledge
 def page(board: Leaderboard, command: str) -> str:
     """The whole page, with the command that made it."""
     measured = f"{board.records} of {board.planned} cells recorded. Attackers have: {board.ranking}."
-    parts = [f"# {_escaped(board.suite) or 'Leaderboard'}", measured, _problems(board)]
+    parts = [f"# {_escaped(board.suite) or 'Leaderboard'}", _escaped(board.about), measured, _problems(board)]
     first = (tables.claims(board), tables.main(board), tables.unranked(board), tables.levels(board))
     own = (*tables.aware(board), tables.merging(board))
     parts += [_section(table) for table in (*first, tables.flags(board), *own)]

@@ -28,7 +28,8 @@ def ranking(board: Leaderboard) -> RichTable:
 
 def summary(board: Leaderboard) -> RenderableType:
     """The table, what the reader must know of the suite, and why rows are not ranked."""
-    notes = [Text(problem, style="yellow") for problem in board.problems]
+    notes = [Text(board.about)] if board.about else []
+    notes += [Text(problem, style="yellow") for problem in board.problems]
     notes += [
         Text.assemble((score.defense, "bold"), f": {'; '.join(score.reasons)}")
         for score in board.scores

@@ -75,7 +75,7 @@ def judge(runs: Sequence[Run]) -> Finding:
     name = f"{run.suite.name}-attacks"
     notes = (run.missing,) if run.missing else ()
     worth = _worth(trained, changes, strongest, run)
-    return Finding(name, (worth, _changes(changes)), numbers, notes=notes)
+    return Finding(name, (worth, _changes(changes)), numbers, notes=notes, verdict=False)
 
 
 def leave_out(run: Run, attack: str, whole: Mapping[str, Score]) -> list[Change]:

@@ -95,7 +95,7 @@ def judge(runs: Sequence[Run]) -> Finding:
         "detections": [asdict(one) for one in seen],
     }
     notes = tuple(f"left out, for its difference from the control does not vary: {source}" for source in still)
-    return Finding(name, (_smallest(spreads, least, real), _detections(seen)), numbers, notes=notes)
+    return Finding(name, (_smallest(spreads, least, real), _detections(seen)), numbers, notes=notes, verdict=False)
 
 
 def _of(runs: Sequence[Run], proof: str) -> Run:

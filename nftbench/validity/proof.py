@@ -102,13 +102,17 @@ class Run:
 
 @dataclass(frozen=True)
 class Finding:
-    """What a judge found: tables to read, the numbers behind them as JSON, and what speaks against the benchmark."""
+    """What a judge found: tables to read, the numbers behind them as JSON, and what speaks against the benchmark.
+
+    `verdict` is false where nothing could: the proof only reports.
+    """
 
     name: str
     tables: tuple[Table, ...] = ()
     numbers: Mapping[str, Any] = field(default_factory=dict)
     failures: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    verdict: bool = True
     draw: Callable[[Path], Path] | None = None
     """Draws the proof's picture into a folder."""
 

@@ -41,7 +41,7 @@ def write(found: Finding, folder: Path, proof: str, command: str) -> list[Path]:
     parts += [f"![{path.stem}]({path.name})" for path in picture]
     parts += [f"The command:\n\n    {command}"]
     about = {"name": found.name, "failures": found.failures, "notes": found.notes}
-    content = _finite({"command": command, "valid": found.valid, **about, **found.numbers})
+    content = _finite({"command": command, "valid": found.valid if found.verdict else None, **about, **found.numbers})
     texts = {
         folder / f"{proof}.md": "\n\n".join(filter(None, parts)) + "\n",
         folder / f"{proof}.json": json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n",
@@ -66,6 +66,8 @@ def _finite(value: Any) -> Any:
 
 
 def _verdict(found: Finding) -> str:
+    if found.valid and not found.verdict:
+        return f"{found.name}: reported"
     return f"{found.name}: {'valid' if found.valid else 'not valid'}"
 
 

@@ -47,7 +47,9 @@ def judge(runs: Sequence[Run]) -> Finding:
     spreads = [found for task in run.tasks for row in sorted(grid.rows) if (found := spread(grid, row, task))]
     notes = (run.missing,) if run.missing else ()
     numbers = {"spreads": [asdict(one) for one in spreads]}
-    return Finding(f"{run.suite.name}-spread", (_by_task(run, spreads), _every(spreads)), numbers, notes=notes)
+    return Finding(
+        f"{run.suite.name}-spread", (_by_task(run, spreads), _every(spreads)), numbers, notes=notes, verdict=False
+    )
 
 
 def spread(grid: Grid, row: str, task: str) -> Spread | None:
