@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from nftbench.score import Headroom, Score
 
 GRADIENT_ERROR = 1e-3
+UNDEFENDED = "none"
+"""The row that a suite pre-trains itself."""
 SATURATED = 95.0
 """Points of the 100 that an accuracy can reach."""
 
@@ -55,6 +57,7 @@ def find(
         _stuck(picked) if score.kind == "defense" else None,
         _retried(picked),
         _config(records),
+        _tokenizer(records) if score.row.reference == UNDEFENDED else None,
         _not_adaptive(score) if score.kind == "defense" else None,
     ]
     return tuple(flag for flag in found if flag)
@@ -195,8 +198,17 @@ def _retried(picked: Sequence[Record]) -> Flag | None:
 def _config(records: Sequence[Record]) -> Flag | None:
     protections = [record.protection for record in records if record.protection]
     changed = sorted({name for one in protections for name in one.config_changed})
-    changed += ["the tokenizer"] if any(one.tokenizer_changed for one in protections) else []
     return Flag("config", "note", f"the release changes {', '.join(changed)} of the base") if changed else None
+
+
+def _tokenizer(records: Sequence[Record]) -> Flag | None:
+    """A tokenizer that hides a task's words takes them from every attack here, and from no attacker who has the usual
+    one. A checkpoint brings its own, and its reference the same."""
+    if not any(record.protection.tokenizer_changed for record in records if record.protection):
+        return None
+    return Flag(
+        "tokenizer", "unrank", "the release's tokenizer reads otherwise than the base's, which could be put back"
+    )
 
 
 def _not_adaptive(score: Score) -> Flag | None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 from transformers import (
     AutoConfig,
     AutoModel,
@@ -76,8 +77,9 @@ def load(path: str | Path, device: str = "cpu", *, local: bool = True, attacker:
     """A causal LM and its tokenizer from a local folder, or from the hub where `local` is False.
 
     Weights come in float32: an attacker may train at any precision, whatever the release was stored in. For an
-    `attacker` dropout is off, which the release's configuration could otherwise turn into noise that drowns training,
-    and the object does not know the path that it came from.
+    `attacker` every weight of the files can be trained, whatever the architecture makes of it, dropout is off, which
+    the release's configuration could otherwise turn into noise that drowns training, and the object does not know the
+    path that it came from.
 
     Raises:
         NftbenchError: there is no such model, its weights are no safetensors, or the files are damaged.
@@ -100,6 +102,7 @@ def load(path: str | Path, device: str = "cpu", *, local: bool = True, attacker:
     except Exception as error:  # safetensors, json and hub errors have no common class
         raise NftbenchError(f"{path}: cannot be loaded as a causal LM: {_first_line(error)}") from error
     if attacker:
+        _trainable(network)
         for module in network.modules():
             if isinstance(module, PreTrainedModel):
                 module.config._name_or_path = module.name_or_path = ""
@@ -118,6 +121,19 @@ def _without_dropout(config: Any) -> None:
     for name, value in config.to_dict().items():
         if isinstance(value, float) and name.endswith(("dropout", "drop", "pdrop", "dropout_rate")):
             setattr(config, name, 0.0)
+
+
+def _trainable(network: PreTrainedModel) -> None:
+    """Let every weight of the files be a parameter that trains, also those that the architecture freezes or holds as
+    buffers."""
+    network.requires_grad_(True)
+    made: dict[Tensor, nn.Parameter] = {}
+    for module in network.modules():
+        published = module.state_dict().keys()
+        for name, buffer in list(module.named_buffers(recurse=False, remove_duplicate=False)):
+            if name in published and buffer.is_floating_point():
+                delattr(module, name)
+                module.register_parameter(name, made.setdefault(buffer, nn.Parameter(buffer)))
 
 
 def save(model: Model, folder: Path) -> None:

@@ -230,7 +230,8 @@ def _protect(place: Workplace, spec: Spec, seed: int, key: str, folder: Path) ->
         updates.save(protected.update, folder / ADAPTER)
     published = models.load(folder, place.device)
     _check_published(folder, published)
-    protection = _examine(place, seed, published, mask, protected.series, seconds)
+    opened = models.load(folder, place.device, attacker=True)
+    protection = _examine(place, seed, published, opened, mask, protected.series, seconds)
     # A killed attempt may have left its secret; only what belongs to these weights may stay.
     for kind in ("secrets", "siblings", "protections"):
         place.store.discard(kind, key)
@@ -260,21 +261,28 @@ def _check_published(folder: Path, model: Model) -> None:
 
 def _check_release(model: Model, mask: Mask | None) -> None:
     """Refuse what cannot be published: weights that are not finite, a mask that fits another network."""
-    named = dict(model.network.named_parameters())
-    for name, parameter in named.items():
-        if not bool(torch.isfinite(parameter).all()):
+    for name, weight in model.network.state_dict().items():
+        if not bool(torch.isfinite(weight).all()):
             raise NftbenchError(f"the release's weights are not finite: {name}")
     if mask is None:
         return
+    named = dict(model.network.named_parameters())
     for name, parameter in named.items():
         if name not in mask or mask[name].shape != parameter.shape:
             raise NftbenchError(f"the secret mask does not fit the release: {name}")
 
 
 def _examine(
-    place: Workplace, seed: int, model: Model, mask: Mask | None, series: Sequence[Series], seconds: float
+    place: Workplace,
+    seed: int,
+    model: Model,
+    opened: Model,
+    mask: Mask | None,
+    series: Sequence[Series],
+    seconds: float,
 ) -> Protection:
-    """What the referee finds about a release, beside what the defense says of itself (`series`)."""
+    """What the referee finds about a release and what an attacker makes of it (`opened`), beside what the defense says
+    of itself (`series`)."""
     owner = _Owner(place, seed)
     loss, tokenizer_changed = _probe(place, owner, model)
     before, after = owner.build().network.config.to_dict(), model.network.config.to_dict()
@@ -282,7 +290,7 @@ def _examine(
     return Protection(
         parameters=sum(parameter.numel() for parameter in model.network.parameters()),
         seconds=seconds,
-        gradient_error=gradient_error(model.network, loss, derive(seed, "probe")),
+        gradient_error=gradient_error(opened.network, loss, derive(seed, "probe")),
         config_changed={
             name: after.get(name) for name in sorted({*before, *after} - ignored) if before.get(name) != after.get(name)
         },
@@ -321,7 +329,15 @@ def _probe(place: Workplace, owner: _Owner, model: Model) -> tuple[Callable[[nn.
         logits = model.network(input_ids=tokens).logits
     if logits.shape[-1] < len(model.tokenizer) or logits.shape[:2] != tokens.shape:
         raise NftbenchError(f"the release gives logits of shape {tuple(logits.shape)} for {len(model.tokenizer)} words")
-    return loss, model.tokenizer.get_vocab() != corpus.tokenizer.get_vocab()
+    return loss, _reads_otherwise(model.tokenizer, corpus.tokenizer)
+
+
+def _reads_otherwise(tokenizer: PreTrainedTokenizerBase, usual: PreTrainedTokenizerBase) -> bool:
+    vocabulary = usual.get_vocab()
+    if tokenizer.get_vocab() != vocabulary:
+        return True
+    words = sorted(vocabulary)
+    return bool(tokenizer(words)["input_ids"] != usual(words)["input_ids"])
 
 
 # ---------------------------------------------------------------------------------------------------------- contexts
@@ -354,7 +370,8 @@ class _Pipeline(ABC):
         return self.suite.pretraining
 
     def build(self, **changes: Any) -> Model:
-        tokenizer = self.corpus.tokenizer if self.pretraining.task is None else None
+        # a copy: what a plugin does to its tokenizer is not done to the corpus's, with which everything is read
+        tokenizer = copy.deepcopy(self.corpus.tokenizer) if self.pretraining.task is None else None
         return models.build({**self.suite.model, **changes}, tokenizer, derive(self.base_seed, "init"), self.device)
 
     def pretrain(

@@ -278,10 +278,12 @@ class Protection:
     parameters: int
     seconds: float
     gradient_error: float | None = None
-    """Largest relative disagreement of autograd with central differences over random directions, in float64."""
+    """Largest relative disagreement of autograd with central differences over random directions, in float64; that of
+    gradients in float32 with these, where it is larger than rounding."""
     config_changed: Mapping[str, Any] = field(default_factory=dict)
     """Fields of the release's configuration that differ from the base's."""
     tokenizer_changed: bool = False
+    """Whether its tokenizer has another vocabulary than the corpus's, or reads a word of it otherwise."""
     density: Mapping[str, float] = field(default_factory=dict)
     """Share of each tensor that the secret mask keeps trainable; empty without a mask."""
     series: tuple[Series, ...] = ()

@@ -9,7 +9,7 @@ import pytest
 from nftbench.flags import Flag
 from nftbench.score import Leaderboard, Score
 from nftbench.types import Point, Protection, Record
-from tests.factories import TASKS, curve, record, scored, scratch, suite, sweep
+from tests.factories import TASKS, curve, record, row, scored, scratch, suite, sweep
 
 
 def of(board: Leaderboard, defense: str = "pmp") -> Score:
@@ -166,9 +166,22 @@ def test_not_adaptively_attacked() -> None:
 
 
 def test_changed_configuration_is_noted() -> None:
-    protection = Protection(1000, 1.0, config_changed={"n_embd": 32}, tokenizer_changed=True)
+    protection = Protection(1000, 1.0, config_changed={"n_embd": 32})
     flag = raised(changed(adaptive(), "pmp", "none", protection=protection))["config"]
-    assert flag.message == "the release changes n_embd, the tokenizer of the base"
+    assert flag.message == "the release changes n_embd of the base"
+
+
+def test_a_tokenizer_that_reads_otherwise_unranks() -> None:
+    records = changed(adaptive(), "pmp", "none", protection=Protection(1000, 1.0, tokenizer_changed=True))
+    assert raised(records)["tokenizer"].severity == "unrank"
+    assert of(scored(records)).standing == "unranked"
+    twin = [
+        replace(one, defense="twin", row=row("twin", reference="twin", claim=None))
+        for one in suite()
+        if one.defense == "none"
+    ]
+    own = [replace(one, row=row("pmp", reference="twin")) if one.defense == "pmp" else one for one in records]
+    assert "tokenizer" not in raised([*own, *twin]), "a checkpoint brings one of its own"
 
 
 def test_attacks_that_only_the_reference_withstood_are_named() -> None:

@@ -123,6 +123,27 @@ def test_a_detached_layer_is_seen() -> None:
     assert gradient_error(Detached(3, 2), loss, 0) > 0.9
 
 
+def test_another_function_while_training_is_seen() -> None:
+    """Its gradients are true to what it computes then, which is not what it is judged by."""
+
+    class TwoFaced(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(-x if self.training else x)
+
+    assert gradient_error(TwoFaced(3, 2), loss, 0) > 0.1
+
+
+def test_a_lie_in_single_precision_alone_is_seen() -> None:
+    """Differences are taken in float64, where it is honest."""
+
+    class SingleLiar(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            found = super().forward(x)
+            return Lie.apply(found, "zero") if found.dtype == torch.float32 else found  # type: ignore[no-any-return, no-untyped-call]
+
+    assert gradient_error(SingleLiar(3, 2), loss, 0) == 1
+
+
 def test_the_probe_repeats_itself() -> None:
     network = linear()
     assert gradient_error(network, loss, 3) == gradient_error(network, loss, 3)

@@ -371,6 +371,25 @@ def test_a_mask_left_in_the_configuration_is_not_published(place: Place, plugin:
     assert "kept" in protection.config_changed, "at least the record says so"
 
 
+@pytest.mark.parametrize("stage", ["pretrain", "posttrain"])
+def test_a_tokenizer_that_hides_a_word_is_found_out(
+    stage: str, place: Place, plugin: WriteFile, run_all: RunAll
+) -> None:
+    """Its vocabulary is the base's, to the letter."""
+    body = (
+        "from tokenizers.normalizers import Replace\n"
+        "word = sorted(model.tokenizer.get_vocab())[20]\n"
+        "model.tokenizer.backend_tokenizer.normalizer = Replace(word, '<unk>')\n"
+        "return Protected(model)"
+    )
+    plugin("hides", "from nftbench.types import *\n" + defense(body, stage=stage))
+    records = run_all(place(defenses=["none", "hides"]))
+    for row, changed in (("none", False), ("hides", True)):
+        protection = records[row, "none", "toy_topic", 0].protection
+        assert protection is not None
+        assert protection.tokenizer_changed == changed
+
+
 def test_only_knowledge_opens_the_context(place: Place, plugin: WriteFile, run_all: RunAll) -> None:
     ask = (
         "try:\n    {}\nexcept Exception as error:\n    raise NftbenchError('asked: ' + str(error))\n"

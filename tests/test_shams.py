@@ -21,7 +21,15 @@ from nftbench.types import Model, Record
 
 Place = Callable[..., Workplace]
 FOLDER = Path(__file__).parent / "shams"
-SAME_LOGITS = ("rescaled", "norm_gain", "cancelling_branch", "lying_backward", "frozen", "flat_head[logits=1]")
+SAME_LOGITS = (
+    "rescaled",
+    "norm_gain",
+    "cancelling_branch",
+    "lying_backward",
+    "frozen",
+    "buffers",
+    "flat_head[logits=1]",
+)
 """Those that compute what the base computes, up to rounding."""
 EVERY = (
     *SAME_LOGITS,
@@ -79,7 +87,7 @@ def test_a_sham_predicts_what_the_base_predicts(spec: str, place: Place) -> None
     else:
         error = {"half": 1e-2, "half[dtype=bfloat16]": 0.1, "cancelling_branch": 0.1}.get(spec, 1e-3)
         assert float((base - own).abs().max()) < error * float(base.abs().max())
-        assert not torch.equal(base, own) or spec in ("frozen", "lying_backward")
+        assert not torch.equal(base, own) or spec in ("frozen", "buffers", "lying_backward")
 
 
 @pytest.mark.parametrize("gradient", ["zero", "nan"])
@@ -94,9 +102,14 @@ def test_a_lie_survives_publication_and_is_found_out(gradient: str, place: Place
     assert release(here, "none")[1].gradient_error <= GRADIENT_ERROR
 
 
-def test_nothing_is_frozen_once_it_is_published(place: Place) -> None:
-    model, _ = release(place(defenses=["none", "frozen"]), "frozen")
+@pytest.mark.parametrize("sham", ["frozen", "buffers"])
+def test_nothing_is_frozen_once_it_is_published(sham: str, place: Place) -> None:
+    here = place(defenses=["none", sham])
+    (model, _), (base, _) = release(here, sham), release(here, "none")
     assert all(parameter.requires_grad for parameter in model.network.parameters())
+    assert {name for name, _ in model.network.named_parameters()} == {
+        name for name, _ in base.network.named_parameters()
+    }
 
 
 def test_what_was_published_in_sixteen_bits_is_attacked_in_thirty_two(place: Place) -> None:
@@ -196,6 +209,7 @@ BREAKS = [
     ("flat_head[logits=1]", "rebalance"),
     ("lying_backward", "memory_light[by=mezo]"),
     ("frozen", "full"),
+    ("buffers", "full"),
     ("half", "full"),
     ("half[dtype=bfloat16]", "full"),
 ]
