@@ -74,6 +74,59 @@ def run_all() -> Callable[..., dict[tuple[str, str, str, int], Any]]:
     return run
 
 
+@pytest.fixture(scope="module")
+def attacked(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Any]:
+    """`attacked(defense, attack)`: the record on toy_topic, in a suite like `small` that pre-trains for a quarter of it."""
+    from nftbench import run
+    from nftbench.plan import canonical, plan
+    from nftbench.run import Workplace
+    from nftbench.store import Store
+    from nftbench.suite import parse
+
+    store = Store(tmp_path_factory.mktemp("results"), tmp_path_factory.mktemp("sham-cache"))
+    small = {
+        "name": "shams",
+        "model": {"model_type": "gpt2", "n_layer": 2, "n_embd": 48, "n_head": 2, "n_positions": 32}
+        | {"activation_function": "gelu_pytorch_tanh", "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0},
+        "corpus": {"grammar": 100, "sentences": 51200, "block": 32, "heldout_blocks": 256},
+        "pretraining": {"steps": 600, "batch": 32, "learning_rate": 5e-3, "weight_decay": 0.01, "warmup": 24}
+        | {"schedule": "wsd", "final": 0.0},
+        "tasks": ["toy_topic"],
+        "utility": ["bits_per_token"],
+        "budget": {
+            "learning_rates": {"adamw": [1.5e-3, 5e-3], "sgd": [1e-2, 5e-2]},
+            "durations": [100],
+            "batch": 32,
+            "warmup": 10,
+            "weight_decay": 0.01,
+        }
+        | {"extension": 0, "restarts": 1, "max_train_documents": 1024, "max_validation_documents": 500}
+        | {"max_test_documents": 1000, "max_utility_documents": 64},
+        "seeds": [0],
+    }
+    found: dict[tuple[str, str], Any] = {}
+
+    def cell(defense: str, attack: str, task: str = "toy_topic") -> Any:
+        rows = {"defenses": sorted({"none", defense}), "attacks": sorted({"none", attack})}
+        suite = parse({**small, **rows}, "shams")
+        here = Workplace(plan(suite), store)
+        wanted = canonical("defenses", defense), canonical("attacks", attack)
+        for job in here.plan.jobs():
+            if (job.defense, job.attack) == wanted:
+                run.execute(here, job)
+        keys = {one.key for one in here.plan.cells if (one.defense, one.attack, str(one.task)) == (*wanted, task)}
+        (record,) = (record for record in store.records().values() if record.key in keys)
+        return record
+
+    def once(defense: str, attack: str, task: str = "toy_topic") -> Any:
+        key = defense, attack, task
+        if key not in found:
+            found[key] = cell(defense, attack, task)
+        return found[key]
+
+    return once
+
+
 @pytest.fixture
 def bare() -> Callable[[Any], Any]:
     """`bare(record)`: the record without what may differ between two runs: provenance and seconds."""

@@ -12,10 +12,8 @@ from torch import Tensor
 
 from nftbench import model as models, registry, run
 from nftbench.flags import GRADIENT_ERROR
-from nftbench.plan import canonical, plan
+from nftbench.plan import canonical
 from nftbench.run import Workplace
-from nftbench.store import Store
-from nftbench.suite import parse
 from nftbench.testing import check_defense
 from nftbench.types import Model, Record
 
@@ -119,51 +117,10 @@ def test_what_was_published_in_sixteen_bits_is_attacked_in_thirty_two(place: Pla
 
 # ------------------------------------------------------------------------------------------------------------- attacked
 
-RATES = {"adamw": [1.5e-3, 5e-3], "sgd": [1e-2, 5e-2]}
 STEPS = 100
+"""Of the sweeps of `attacked`."""
 NEAR = 0.05
 """Accuracy that an attack may be short of what the undefended model gives."""
-
-
-@pytest.fixture(scope="module")
-def attacked(tmp_path_factory: pytest.TempPathFactory, shams: None) -> Callable[[str, str], Record]:
-    """`attacked(defense, attack)`: the cell on toy_topic of a suite like `small`, at a quarter of its pre-training."""
-    store = Store(tmp_path_factory.mktemp("results"), tmp_path_factory.mktemp("sham-cache"))
-    small = {
-        "name": "shams",
-        "model": {"model_type": "gpt2", "n_layer": 2, "n_embd": 48, "n_head": 2, "n_positions": 32}
-        | {"activation_function": "gelu_pytorch_tanh", "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0},
-        "corpus": {"grammar": 100, "sentences": 51200, "block": 32, "heldout_blocks": 256},
-        "pretraining": {"steps": 600, "batch": 32, "learning_rate": 5e-3, "weight_decay": 0.01, "warmup": 24}
-        | {"schedule": "wsd", "final": 0.0},
-        "tasks": ["toy_topic"],
-        "utility": ["bits_per_token"],
-        "budget": {"learning_rates": RATES, "durations": [STEPS], "batch": 32, "warmup": 10, "weight_decay": 0.01}
-        | {"extension": 0, "restarts": 1, "max_train_documents": 1024, "max_validation_documents": 500}
-        | {"max_test_documents": 1000, "max_utility_documents": 64},
-        "seeds": [0],
-    }
-    found: dict[tuple[str, str], Record] = {}
-
-    def cell(defense: str, attack: str, task: str = "toy_topic") -> Record:
-        rows = {"defenses": sorted({"none", defense}), "attacks": sorted({"none", attack})}
-        suite = parse({**small, **rows}, "shams")
-        here = Workplace(plan(suite), store)
-        wanted = canonical("defenses", defense), canonical("attacks", attack)
-        for job in here.plan.jobs():
-            if (job.defense, job.attack) == wanted:
-                run.execute(here, job)
-        keys = {one.key for one in here.plan.cells if (one.defense, one.attack, str(one.task)) == (*wanted, task)}
-        (record,) = (record for record in store.records().values() if record.key in keys)
-        return record
-
-    def once(defense: str, attack: str, task: str = "toy_topic") -> Record:
-        key = defense, attack, task
-        if key not in found:
-            found[key] = cell(defense, attack, task)
-        return found[key]
-
-    return once
 
 
 def score(record: Record) -> float:

@@ -1,0 +1,77 @@
+"""Planted weaknesses: a release that ordinary fine-tuning gets little out of, and the attacks that were written for it.
+
+Others are planted where the attack itself is tested: secrets that leak through one channel in
+test_attack_mask_recovery, a network that reads its prompt in test_attack_few_shot, a wrecked release or run in
+test_attack_base, and what only looks protected in test_shams.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nftbench import registry
+
+FOLDER = Path(__file__).parent / "weaknesses"
+WITHSTANDS = [
+    *(("drowned", attack) for attack in ("full", "lora", "head", "layers", "bitfit")),
+    ("drowned[size=200]", "full"),
+    ("blurred", "full"),
+    ("blurred", "full_data"),
+]
+BREAKS = [
+    ("drowned", "reinit"),
+    ("drowned", "linear_probe[solver=ridge]"),
+    ("drowned", "linear_probe[solver=whitened]"),
+    ("drowned", "precondition"),
+    ("drowned", "precondition[by=newton]"),
+    ("drowned", "precondition[by=lbfgs]"),
+    ("drowned", "pipeline"),
+    ("drowned", "interpolate"),
+    ("drowned", "difference"),
+    ("drowned[size=200]", "long"),
+    ("blurred", "heal"),
+]
+LITTLE = 0.15
+"""Accuracy that ordinary attacks stay below what they reach on the undefended model."""
+MORE = 0.1
+"""Accuracy by which the attack that was written for it is ahead of `full`."""
+
+RESTORED = 0.8
+"""Share of what an attack gains on the undefended model that it gains here."""
+
+
+@pytest.fixture(autouse=True, scope="module")
+def weaknesses() -> Iterator[None]:
+    """The plugins of the folder, known as with --plugin."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(registry, "_added", dict(registry._added))
+        for path in sorted(FOLDER.glob("*.py")):
+            registry.add_file(path)
+        yield
+
+
+def reached(attacked: Any, defense: str, attack: str) -> float:
+    record = attacked(defense, attack)
+    assert record.status == "ok", record.reason
+    return float(record.attacked.value)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("weakness", "attack"), WITHSTANDS)
+def test_it_looks_protected(weakness: str, attack: str, attacked: Any) -> None:
+    assert reached(attacked, weakness, attack) < reached(attacked, "none", "full") - LITTLE
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("weakness", "attack"), BREAKS)
+def test_what_was_written_for_it_breaks_it(weakness: str, attack: str, attacked: Any) -> None:
+    assert reached(attacked, weakness, attack) > reached(attacked, weakness, "full") + MORE
+    if weakness == "drowned":  # nothing of what the model knows is lost
+        own, undefended, before = (
+            reached(attacked, *cell) for cell in ((weakness, attack), ("none", attack), ("none", "none"))
+        )
+        assert own - before > RESTORED * (undefended - before)
