@@ -76,7 +76,7 @@ def run_all() -> Callable[..., dict[tuple[str, str, str, int], Any]]:
 
 @pytest.fixture(scope="module")
 def attacked(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Any]:
-    """`attacked(defense, attack)`: the record on toy_topic, in a suite like `small` that pre-trains for a quarter of it."""
+    """`attacked(defense, attack)`: the record on toy_topic, in a suite like `small` with a quarter of its steps."""
     from nftbench import run
     from nftbench.plan import canonical, plan
     from nftbench.run import Workplace
