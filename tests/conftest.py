@@ -61,6 +61,20 @@ def plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, st
     return write
 
 
+@pytest.fixture(scope="module")
+def known() -> Iterator[Callable[[Path], None]]:
+    """`known(folder)`: its plugins are known as with --plugin, until the module ends."""
+    from nftbench import registry
+
+    def add(folder: Path) -> None:
+        for path in sorted(folder.glob("*.py")):
+            registry.add_file(path)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(registry, "_added", dict(registry._added))
+        yield add
+
+
 @pytest.fixture
 def run_all() -> Callable[..., dict[tuple[str, str, str, int], Any]]:
     """`run_all(place, workers)`: every record of the plan, by defense, attack, task and seed."""

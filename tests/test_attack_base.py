@@ -22,6 +22,7 @@ from nftbench.plan import narrow
 from nftbench.preparation import Ledger, tuned
 from nftbench.testing import ARCHITECTURES, _FirstWord, _task_context
 from nftbench.types import Attack, Model, Outcome, Release, Task
+from tests.by_heart import by_heart
 
 Place = Callable[..., run.Workplace]
 architectures = pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -91,13 +92,7 @@ def scene(place: Place) -> Callable[..., Scene]:
         base = run._Owner(here, 0).build()
         start = Model(models.build(here.suite.model, base.tokenizer, 99, "cpu").network, base.tokenizer)
         task = _FirstWord().load(_task_context(here, base))
-        batches = [task.split(name).batch(range(64)) for name in ("train", "validation", "test")]  # type: ignore[arg-type]
-        every = tuple(torch.cat([batch[part] for batch in batches]) for part in (0, 1))
-        optimizer = torch.optim.AdamW(base.network.parameters(), lr=1e-2, weight_decay=0.0)
-        for _ in range(40):
-            optimizer.zero_grad()
-            task.loss(base.network, every).backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
+        by_heart(base.network, task)
         base.network.eval()
         return Scene(here, base, start, task)
 

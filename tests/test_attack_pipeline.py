@@ -16,6 +16,7 @@ from nftbench.preparation import Ledger
 from nftbench.suite import Suite
 from nftbench.testing import _FirstWord, _task_context, tiny_suite
 from nftbench.types import Attack, Measurement, Model, NftbenchError, Outcome, Prepared, Release, Task
+from tests.by_heart import by_heart
 
 Place = Callable[..., run.Workplace]
 WriteFile = Callable[[str, str], Path]
@@ -78,13 +79,7 @@ def scene(place: run.Workplace) -> tuple[Model, Task, Callable[[Attack], run._At
     """A release that knows the task by heart, the task, and the context of an attack on it."""
     model = run._Owner(place, 0).build()
     task = _FirstWord().load(_task_context(place, model))
-    batches = [task.split(name).batch(range(64)) for name in ("train", "validation", "test")]  # type: ignore[arg-type]
-    every = tuple(torch.cat([batch[part] for batch in batches]) for part in (0, 1))
-    optimizer = torch.optim.AdamW(model.network.parameters(), lr=1e-2, weight_decay=0.0)
-    for _ in range(40):
-        optimizer.zero_grad()
-        task.loss(model.network, every).backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
+    by_heart(model.network, task)
 
     def context(attack: Attack) -> run._Attacker:
         return run._Attacker(

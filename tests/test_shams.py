@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -41,13 +41,8 @@ EVERY = (
 
 
 @pytest.fixture(autouse=True, scope="module")
-def shams() -> Iterator[None]:
-    """The plugins of the folder, known as with --plugin."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(registry, "_added", dict(registry._added))
-        for path in sorted(FOLDER.glob("*.py")):
-            registry.add_file(path)
-        yield
+def shams(known: Callable[[Path], None]) -> None:
+    known(FOLDER)
 
 
 def release(here: Workplace, spec: str) -> tuple[Model, Any]:

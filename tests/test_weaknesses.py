@@ -7,13 +7,11 @@ test_attack_base, and what only looks protected in test_shams.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-
-from nftbench import registry
 
 FOLDER = Path(__file__).parent / "weaknesses"
 WITHSTANDS = [
@@ -45,13 +43,8 @@ RESTORED = 0.8
 
 
 @pytest.fixture(autouse=True, scope="module")
-def weaknesses() -> Iterator[None]:
-    """The plugins of the folder, known as with --plugin."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(registry, "_added", dict(registry._added))
-        for path in sorted(FOLDER.glob("*.py")):
-            registry.add_file(path)
-        yield
+def weaknesses(known: Callable[[Path], None]) -> None:
+    known(FOLDER)
 
 
 def reached(attacked: Any, defense: str, attack: str) -> float:
