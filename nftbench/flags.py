@@ -93,8 +93,12 @@ def _utility(score: Score, bar: float) -> Flag | None:
     kept = score.retention
     if kept is None or score.clears_bar:
         return None
-    shown = math.isfinite(kept.low)
-    why = f"its interval begins at {100 * kept.low:.1f} %, below" if shown else "one seed has no interval to clear"
+    if not math.isfinite(kept.low):
+        why = "one seed has no interval to clear"
+    elif kept.high < bar:
+        why = f"its interval ends at {100 * kept.high:.1f} %, below"
+    else:  # More seeds may tell; base models from two initialisations differ by several percent in minimal pairs.
+        why = f"too few seeds to tell: its interval [{100 * kept.low:.1f}, {100 * kept.high:.1f}] holds"
     message = f"keeps {100 * kept.value:.1f} % of base utility, {why} the bar of {100 * bar:g} %"
     return Flag("utility", "unrank", message)
 

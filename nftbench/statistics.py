@@ -31,7 +31,7 @@ def mean(values: Sequence[float]) -> Interval:
     count = len(values)
     if count < 2:
         return Interval(values[0])
-    return _student(statistics.fmean(values), math.sqrt(statistics.variance(values) / count), count - 1, count)
+    return student(statistics.fmean(values), math.sqrt(statistics.variance(values) / count), count - 1, count)
 
 
 def difference(first: Sequence[float], second: Sequence[float]) -> Interval:
@@ -49,7 +49,7 @@ def difference(first: Sequence[float], second: Sequence[float]) -> Interval:
     a, b = statistics.variance(first) / count, statistics.variance(second) / count
     if a + b == 0:
         return paired
-    welch = _student(paired.value, math.sqrt(a + b), (a + b) ** 2 * (count - 1) / (a**2 + b**2), count)
+    welch = student(paired.value, math.sqrt(a + b), (a + b) ** 2 * (count - 1) / (a**2 + b**2), count)
     return replace(paired, low=min(paired.low, welch.low), high=max(paired.high, welch.high), p=max(paired.p, welch.p))
 
 
@@ -129,7 +129,8 @@ def _told_apart(first: Mapping[int, float], second: Mapping[int, float]) -> bool
     return gap is not None and not gap.low <= 0 <= gap.high
 
 
-def _student(value: float, error: float, freedom: float, count: int) -> Interval:
+def student(value: float, error: float, freedom: float, count: int) -> Interval:
+    """Student's t interval of an estimate with this standard error, and the one-sided p of its being above zero."""
     if error == 0:
         return Interval(value, value, value, count, 0.0 if value > 0 else 1.0)
     from scipy.special import stdtr, stdtrit  # two thirds of this module's import time

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -9,7 +10,7 @@ import pytest
 from nftbench.flags import Flag
 from nftbench.score import Leaderboard, Score
 from nftbench.types import Point, Protection, Record
-from tests.factories import TASKS, curve, record, row, scored, scratch, suite, sweep
+from tests.factories import TASKS, curve, measurement, record, row, scored, scratch, suite, sweep
 
 
 def of(board: Leaderboard, defense: str = "pmp") -> Score:
@@ -71,8 +72,25 @@ def test_utility_bar_unranks() -> None:
     )
     flag = raised(records)["utility"]
     assert flag.severity == "unrank"
-    assert flag.message == "keeps 90.0 % of base utility, its interval begins at 90.0 %, below the bar of 95 %"
+    assert flag.message == "keeps 90.0 % of base utility, its interval ends at 90.0 %, below the bar of 95 %"
     assert of(scored(records)).rank is None
+
+
+def test_a_wide_interval_is_not_said_to_miss_the_bar() -> None:
+    kept = iter((0.72, 0.78, 0.74, 0.76, 0.75))  # 94, 106, 98, 102, 100 % of what is above the floor
+    records = [
+        replace(one, unattacked=measured, attacked=measured)
+        if (one.defense, one.role) == ("pmp", "utility") and (measured := measurement(next(kept)))
+        else one
+        for one in adaptive()
+    ]
+    half = 2.776445 * math.sqrt(20 / 5)  # Student's t with four degrees of freedom; the variance is 20
+    interval = f"[{100 - half:.1f}, {100 + half:.1f}]"
+    flag = raised(records)["utility"]
+    assert flag.severity == "unrank"
+    assert flag.message == (
+        f"keeps 100.0 % of base utility, too few seeds to tell: its interval {interval} holds the bar of 95 %"
+    )
 
 
 def test_one_seed_is_not_said_to_miss_the_bar() -> None:

@@ -149,6 +149,26 @@ def test_undefended_models_pass(quick: None) -> None:
     assert barred["ranked"] == free["ranked"] <= 1 / 3
 
 
+def test_utility_that_differs_between_initialisations_is_told_from_chance_in_documents() -> None:
+    kept = {0: 0.70, 1: 0.75, 2: 0.80, 3: 0.74, 4: 0.76, 5: 0.75}  # of none's 0.75, over a floor of 0.25
+    records = [
+        replace(one, unattacked=measured, attacked=measured)
+        if (one.defense, one.role) == ("twin", "utility") and (measured := measurement(kept[one.seed]))
+        else one
+        for one in records_of(drawn(6, count=6))
+    ]
+    shares = 100 * (np.array([*kept.values()]) - 0.25) / 0.5
+    low, high = stats.t.interval(0.95, 5, shares.mean(), stats.sem(shares))
+    spread = shares.std(ddof=1)
+    chance = 100 * np.sqrt(2) * 0.01 / 0.5  # the standard error of either measurement is 0.01
+    needed = 95 + stats.t.ppf(0.975, 4) * spread / np.sqrt(5)
+    ((metric, *cells),) = null._utilities(run_of(records)).rows
+    assert metric == "minimal_pairs"
+    assert cells == [
+        f"{shares.mean():.2f} [{low:.2f}, {high:.2f}]", f"{spread:.2f}", f"{chance:.2f}", f"{needed:.1f}",
+    ]  # fmt: skip
+
+
 def test_leaderboards_see_what_the_rates_see() -> None:
     """The excess of a disguised row is the difference that the rates are made of, and a true effect is ranked."""
     pairs = {base: (90.0 + base, 70.0 + base + base % 2) for base in range(5)}

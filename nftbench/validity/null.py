@@ -28,11 +28,12 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import NamedTuple
 
+from nftbench.grid import NONE, final, kept_share
 from nftbench.report.tables import Table
 from nftbench.score import Score, score
-from nftbench.statistics import PRELIMINARY_SEEDS, RANKED_SEEDS, Interval, excess, mean
+from nftbench.statistics import PRELIMINARY_SEEDS, RANKED_SEEDS, Interval, excess, mean, student
 from nftbench.suite import Suite
-from nftbench.types import Claim, Record, Row
+from nftbench.types import Claim, Measurement, Record, Row
 from nftbench.validity import derived
 from nftbench.validity.proof import Finding, Run
 from nftbench.validity.report import interval
@@ -122,7 +123,8 @@ def judge(suite: Suite, run: Run) -> Finding:
         "rates": [asdict(one) for one in rates],
         "leaderboards": [asdict(one) for one in verdicts],
     }
-    return Finding(run.suite.name, (*_tables(rates, verdicts), _seeds(pairs)), numbers, tuple(failures))
+    tables = (*_tables(rates, verdicts), _utilities(run), _seeds(pairs))
+    return Finding(run.suite.name, tables, numbers, tuple(failures))
 
 
 def _same_weights(run: Run) -> list[str]:
@@ -247,6 +249,38 @@ def _tables(rates: Sequence[Rate], verdicts: Sequence[Verdicts]) -> tuple[Table,
         ),
     )  # fmt: skip
     return found, boards
+
+
+def _utilities(run: Run) -> Table:
+    """What the twin keeps of the undefended model's utility, and how much of its spread more documents would take away.
+
+    The errors over documents are added as though two models failed on different ones, so the share is an upper bound.
+    """
+    grid = run.grid()
+    rows = []
+    for metric in sorted(grid.metrics):
+        none, twin = (
+            {seed: final(record) for seed, (record,) in (grid.picks(model, [metric], frozenset({NONE})) or {}).items()}
+            for model in MODELS
+        )
+        kept = [100 * kept_share(twin[seed], none[seed]) for seed in sorted(none)]
+        chance = [100 * math.hypot(none[seed].stderr, twin[seed].stderr) / _above_floor(none[seed]) for seed in none]
+        found, spread = mean(kept), statistics.stdev(kept)
+        reach = student(0.0, spread / math.sqrt(RANKED_SEEDS), RANKED_SEEDS - 1, RANKED_SEEDS).high
+        rows.append(
+            (metric, interval(found), f"{spread:.2f}", f"{math.sqrt(statistics.fmean(x * x for x in chance)):.2f}",
+             f"{100 * run.suite.utility_bar + reach:.1f}")
+        )  # fmt: skip
+    return Table(
+        "What the twin keeps of the undefended model's utility, %",
+        ("metric", "kept", "spread over seeds", "of it by chance in documents, at most",
+         f"mean that {RANKED_SEEDS} seeds of this spread need to clear the bar"),
+        tuple(rows),
+    )  # fmt: skip
+
+
+def _above_floor(measured: Measurement) -> float:
+    return abs(measured.value - measured.floor)
 
 
 def _seeds(pairs: Mapping[int, tuple[float, float]]) -> Table:
