@@ -8,7 +8,8 @@ LMs, and for what a DLR-lock leaves of them; a network with blocks of another ki
 - what a layer norm takes out of its input, its mean, is no longer written, and what it never gives is no longer read;
 - biases that attention cannot tell from none are dropped: a key's shifts all scores alike, a value's goes straight
   through to the output;
-- hidden units that compute the same are merged into one, so that branches that cancel are gone;
+- hidden units that compute the same are merged into one, so that branches that cancel are gone; one that computes a
+  constant hands it on to the bias; what is multiplied by zeros, and so of any size, gets an ordinary one;
 - the whole residual stream gets embeddings of root mean square 1 / sqrt(width); every norm's epsilon goes along;
 - pairs of layers of which only the product counts get equal parts of it, M2·M1 = U S V as U S^½ and S^½ V: values and
   outputs within a head, queries and keys within a head, the two linear factors of a gated unit. Between queries and
@@ -20,7 +21,7 @@ What is computed is computed in float64; what is written keeps each parameter's 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -101,8 +102,9 @@ class Attention:
 
 @dataclass(frozen=True)
 class Units:
-    """Hidden units φ(inner) · linear, or φ(inner) alone, and what they write."""
+    """Hidden units φ(inner) · linear, or φ(inner) alone, and what they write; `activation` is φ."""
 
+    activation: Callable[[Tensor], Tensor]
     inner: Affine
     output: Affine
     linear: Affine | None = None
@@ -172,7 +174,7 @@ def _gpt2(block: Any) -> Block:
     if isinstance(block.mlp, DlrNet):
         return Block(attention, block.ln_1, _low_rank(block.mlp), block.ln_2, block.mlp)
     assert isinstance(block.mlp, GPT2MLP)
-    units = Units(Affine.of(block.mlp.c_fc), Affine.of(block.mlp.c_proj))
+    units = Units(block.mlp.act, Affine.of(block.mlp.c_fc), Affine.of(block.mlp.c_proj))
     return Block(attention, block.ln_1, (units,), block.ln_2)
 
 
@@ -187,11 +189,14 @@ def _llama(block: Any) -> Block:
     inner, linear, output = (
         Affine.of(layer) for layer in (block.mlp.gate_proj, block.mlp.up_proj, block.mlp.down_proj)
     )
-    return Block(attention, first, (Units(inner, output, linear),), second)
+    return Block(attention, first, (Units(block.mlp.act_fn, inner, output, linear),), second)
 
 
 def _low_rank(chain: DlrNet) -> tuple[Units, ...]:
-    return tuple(Units(Affine.of(block.down), Affine.of(block.up)) for block in chain.blocks)
+    return tuple(
+        Units(block.activation, Affine.of(block.down), Affine.of(block.up))  # type: ignore[arg-type]
+        for block in chain.blocks
+    )
 
 
 # ------------------------------------------------------------------------------------------------------------- together
@@ -209,6 +214,7 @@ def canonical(network: PreTrainedModel) -> None:
         drop_biases(block.attention)
         for units in block.units:
             merge_units(units)
+            fold_constants(units)
     scale_stream(found, 1 / (_size(found.words) * found.words.shape[1] ** 0.5))
     for block in found.blocks:
         balance_values(block.attention)
@@ -345,6 +351,8 @@ def balance_scores(attention: Attention) -> None:
     if attention.norms is not None:
         _balance_pairs([norm.weight.detach()[:, None] for norm in attention.norms])  # type: ignore[operator]
         for part, norm in zip((query, key), attention.norms, strict=True):
+            if not bool(part.table.any()):
+                continue
             factor = 1 / (_size(part.table) * part.weight.shape[1] ** 0.5)
             part.scale(factor)
             _scale_epsilon(norm, factor**2)
@@ -366,9 +374,9 @@ def balance_scores(attention: Attention) -> None:
 def _balance_pairs(tables: Sequence[Tensor]) -> None:
     """Scale the rows of two tables [size, …] against each other; rows i and i + size / 2 turn together."""
     norms = [table.double().square().sum(1).view(2, -1).sum(0).sqrt().repeat(2) for table in tables]
-    factor = _factor(*norms)[:, None]
-    tables[0].copy_(tables[0].double() * factor)
-    tables[1].copy_(tables[1].double() / factor)
+    factor, whole = _factor(*norms)[:, None], ((norms[0] > 0) & (norms[1] > 0))[:, None]
+    tables[0].copy_(torch.where(whole, tables[0].double() * factor, _ordinary(tables[0].double())))
+    tables[1].copy_(torch.where(whole, tables[1].double() / factor, _ordinary(tables[1].double())))
 
 
 # ---------------------------------------------------------------------------------------------------------------- units
@@ -400,6 +408,30 @@ def merge_units(units: Units) -> None:
     units.output.weight.copy_(output)
     if units.linear is not None and linear is not None:
         units.linear.write(linear)
+
+
+def fold_constants(units: Units) -> None:
+    """Units that read nothing always write the same, which the output's bias may as well; theirs become zeros.
+
+    Without that bias only those go that write nothing. What a unit reads that writes nothing is never seen, until a
+    step of training lets it write: it gets an ordinary size, like the rest.
+    """
+    factors = [units.activation(_bias(units.inner)), *(_bias(one) for one in units.read[1:])]
+    fixed = [~one.weight.any(1) for one in units.read]
+    value = torch.stack(factors).prod(0)
+    nothing = torch.stack([still & (one == 0) for still, one in zip(fixed, factors, strict=True)]).any(0)
+    constant = nothing if units.output.bias is None else torch.stack(fixed).all(0) | nothing
+    if units.output.bias is not None:
+        units.output.bias.add_(units.output.weight[:, constant].double() @ value[constant])
+    units.output.weight[:, constant] = 0
+    silent = ~units.output.weight.any(0)[:, None]
+    for reader in units.read:
+        reader.write(torch.where(silent, _ordinary(reader.table), reader.table) * ~constant[:, None])
+
+
+def _bias(layer: Affine) -> Tensor:
+    zeros = layer.weight.new_zeros(len(layer.weight), dtype=torch.float64)
+    return zeros if layer.bias is None else layer.bias.double()
 
 
 def balance_units(units: Units) -> None:
@@ -445,12 +477,12 @@ def balanced(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
     """`first` [k, m] and `second` [n, k] rewritten: the same product [n, m] = U S V, as U S^½ and S^½ V.
 
     A direction that the product lacks keeps a row of `first`, of mean size, against zeros in `second`: zeros on both
-    sides would never get a gradient again. Two layers whose product is nothing stay as they are.
+    sides would never get a gradient again. Of two layers whose product is nothing, what is there gets an ordinary size.
     """
     (left, upper), (right, lower) = torch.linalg.qr(second), torch.linalg.qr(first.mT)
     turned, values, rows = torch.linalg.svd(upper @ lower.mT, full_matrices=False)
     if not bool(values[0] > 0):
-        return first, second
+        return _ordinary(first), _ordinary(second.mT).mT
     roots = values.sqrt()
     lost = values <= len(values) * torch.finfo(values.dtype).eps * values[0]
     rows = torch.where(lost, roots.mean(), roots)[:, None] * (rows @ right.mT)
@@ -463,6 +495,12 @@ def _factor(first: Tensor, second: Tensor) -> Tensor:
     """What multiplies the first and divides the second so that their norms are equal; 1 where one is zero."""
     there = (first > 0) & (second > 0)
     return torch.where(there, (second / torch.where(there, first, 1.0)).sqrt(), 1.0)
+
+
+def _ordinary(table: Tensor) -> Tensor:
+    """Rows with a norm of at most 1: what one makes of a normed stream, of norm √width, is then of order 1."""
+    norms: Tensor = table.norm(dim=1, keepdim=True)
+    return table / norms.clamp_min(1.0)
 
 
 def _size(table: Tensor) -> float:

@@ -317,6 +317,63 @@ def test_balancing_keeps_the_product(inputs: int, inner: int, outputs: int, rank
     assert bool((rows[:trainable].norm(dim=1) > 0).all())  # so that what the product lacks can be learned
 
 
-def test_what_writes_nothing_stays() -> None:
-    first, second = torch.randn(4, 7).double(), torch.zeros(9, 4).double()
-    assert balanced(first, second) == (first, second)
+def test_what_writes_nothing_gets_an_ordinary_size() -> None:
+    first, second = 1e6 * torch.randn(4, 7).double(), torch.zeros(9, 4).double()
+    rows, columns = balanced(first, second)
+    assert torch.allclose(rows, first / first.norm(dim=1, keepdim=True))
+    assert torch.equal(columns, second)
+    rows, columns = balanced(torch.zeros(4, 7).double(), 1e6 * torch.ones(9, 4).double())
+    assert not bool(rows.any())
+    assert torch.allclose(columns.norm(dim=0), torch.ones(4).double())
+
+
+@torch.no_grad()
+def silence(network: PreTrainedModel, size: float) -> None:
+    """Of every MLP a third of the units reads nothing and computes a constant of this size, a third writes nothing and
+    reads weights of this size, and the rest stays; one value head is as large, and is not read."""
+    generator = torch.Generator().manual_seed(2)
+    for block in anatomy(network).blocks:  # type: ignore[union-attr]
+        for units in block.units:
+            third = len(units.inner.weight) // 3
+            for reader in units.read:
+                reader.weight[:third] = 0
+                if reader.bias is not None:
+                    reader.bias[:third] = size * (1 + torch.rand(third, generator=generator).double())
+                reader.weight[third : 2 * third] *= size
+            units.output.weight[:, :third] /= size ** len(units.read)
+            units.output.weight[:, third : 2 * third] = 0
+        value, head = block.attention.value, block.attention.size
+        value.outputs(0, head).write(size * value.outputs(0, head).table)
+        block.attention.output.weight[:, : head * block.attention.group] = 0
+
+
+@each_shape
+def test_what_is_never_seen_gets_an_ordinary_size(shape: str) -> None:
+    network = drawn(shape)
+    silence(network, 1e6)
+    plain = copy.deepcopy(network)
+    canonical(network)
+    assert apart(logits(plain), logits(network)) < 1e-9
+    for name, weight in network.named_parameters():
+        assert float(weight.detach().abs().max()) < 1e3, name
+    for block in anatomy(network).blocks:  # type: ignore[union-attr]
+        for units in block.units:
+            third = len(units.inner.weight) // 3
+            assert not bool(units.output.weight[:, :third].any())
+            assert bool(units.output.weight[:, 2 * third :].any(0).all())
+
+
+@pytest.mark.parametrize(("silent", "giant"), [("query", "key"), ("key", "query")])
+@each_shape
+def test_a_score_of_nothing_leaves_nothing_large(shape: str, silent: str, giant: str) -> None:
+    network = drawn(shape)
+    with torch.no_grad():
+        for block in anatomy(network).blocks:  # type: ignore[union-attr]
+            attention = block.attention
+            zeros, large = getattr(attention, silent), getattr(attention, giant)
+            zeros.write(torch.zeros_like(zeros.table))
+            large.write(1e6 * large.table)
+    plain = copy.deepcopy(network)
+    canonical(network)
+    assert apart(logits(plain), logits(network)) < 1e-9
+    assert all(float(weight.detach().abs().max()) < 1e3 for weight in network.parameters())
