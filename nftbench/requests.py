@@ -364,7 +364,7 @@ def block_losses(network: nn.Module, blocks: Tensor) -> Tensor:
 
 
 def _block_losses(network: nn.Module, ids: Tensor) -> Tensor:
-    logits = _wide(_logits(network, ids, ids.shape[1])[:, :-1])
+    logits = _wide(logits_at_end(network, ids, ids.shape[1])[:, :-1])
     losses = nn.functional.cross_entropy(logits.transpose(1, 2), ids[:, 1:], reduction="none")
     return losses.double().mean(1).cpu()
 
@@ -373,7 +373,7 @@ def _score(network: nn.Module, forward: Forward) -> Iterator[tuple[Tensor, Tenso
     device = _device(network)
     ids = forward.ids.to(device)
     if forward.tail is None or forward.parents is None:
-        yield _pick(_logits(network, ids, forward.kept), forward)
+        yield _pick(logits_at_end(network, ids, forward.kept), forward)
         return
     output = _call(network, ids, forward.kept, use_cache=True)
     cache: Any = getattr(output, "past_key_values", None)
@@ -406,7 +406,7 @@ def _is_shareable(cache: Any) -> bool:
 # ------------------------------------------------------------------------------------------------------------ networks
 
 
-def _logits(network: nn.Module, ids: Tensor, kept: int) -> Tensor:
+def logits_at_end(network: nn.Module, ids: Tensor, kept: int) -> Tensor:
     """Logits at the last `kept` positions; a network that prepends virtual tokens has more positions than `ids`."""
     logits: Tensor = _call(network, ids, kept, use_cache=False).logits
     return logits[:, -kept:]
@@ -419,7 +419,7 @@ def _logits_at(network: nn.Module, ids: Tensor, kept: int, rows: Tensor, columns
     than the layers do: so it is given the hidden states of these positions only.
     """
     if len(rows) == ids.shape[0] * kept:
-        return _logits(network, ids, kept).flatten(0, 1)
+        return logits_at_end(network, ids, kept).flatten(0, 1)
 
     def gather(_: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
         hidden, *rest = inputs

@@ -28,7 +28,17 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from nftbench import corpus as corpora, model as models, preparation, provenance, recovery, registry, train, updates
+from nftbench import (
+    corpus as corpora,
+    model as models,
+    preparation,
+    provenance,
+    recovery,
+    registry,
+    requests,
+    train,
+    updates,
+)
 from nftbench.corpus import Corpus
 from nftbench.evaluate import TextTask
 from nftbench.plan import Job, Plan, base_key, canonical, corpus_key, task_spec
@@ -319,25 +329,32 @@ def _probe(place: Workplace, owner: _Owner, model: Model) -> tuple[Callable[[nn.
         raise NftbenchError(f"the release embeds {words} words, its tokenizer has {len(model.tokenizer)}")
     tokens = corpus.heldout[:8].to(place.device) % len(model.tokenizer)  # a checkpoint brings a tokenizer of its own
 
+    half = tokens.shape[1] // 2
+
     def loss(network: nn.Module) -> torch.Tensor:
         with models.seeded(0):  # the same dropout in every call
-            logits = network(input_ids=tokens).logits
+            logits = network(input_ids=tokens).logits[:, :-1]
+            # As tasks are trained on, which ask for the last positions alone: a network may compute those another way.
+            last = requests.logits_at_end(network, tokens[:, :-1], half)
         # Not the network's own loss: transformers computes it in float32, too coarse for differences.
-        return nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1).double(), tokens[:, 1:].flatten())
+        found, true = torch.cat([logits, last], 1), torch.cat([tokens[:, 1:], tokens[:, -half:]], 1)
+        return nn.functional.cross_entropy(found.flatten(0, 1).double(), true.flatten())
 
     with torch.no_grad():
         logits = model.network(input_ids=tokens).logits
     if logits.shape[-1] < len(model.tokenizer) or logits.shape[:2] != tokens.shape:
         raise NftbenchError(f"the release gives logits of shape {tuple(logits.shape)} for {len(model.tokenizer)} words")
-    return loss, _reads_otherwise(model.tokenizer, corpus.tokenizer)
+    return loss, _reads_otherwise(model.tokenizer, corpus)
 
 
-def _reads_otherwise(tokenizer: PreTrainedTokenizerBase, usual: PreTrainedTokenizerBase) -> bool:
-    vocabulary = usual.get_vocab()
-    if tokenizer.get_vocab() != vocabulary:
+def _reads_otherwise(tokenizer: PreTrainedTokenizerBase, corpus: Corpus) -> bool:
+    """Whether a tokenizer has other words, other rules, or reads a word or the beginning of a text in another way."""
+    usual = corpus.tokenizer
+    if _rules(tokenizer) != _rules(usual):
         return True
-    words = sorted(vocabulary)
-    return bool(tokenizer(words)["input_ids"] != usual(words)["input_ids"])
+    beginnings = [usual.decode(block[: 2 + index % len(block)]) for index, block in enumerate(corpus.heldout[:64])]
+    texts = [*sorted(usual.get_vocab()), *beginnings]
+    return bool(tokenizer(texts)["input_ids"] != usual(texts)["input_ids"])
 
 
 # ---------------------------------------------------------------------------------------------------------- contexts
@@ -964,11 +981,22 @@ def _loaded(place: Workplace, spec: Spec, seed: int, model: Model) -> Task:
 _tasks: dict[str, Task] = {}
 
 
+def _rules(tokenizer: PreTrainedTokenizerBase) -> Any:
+    """All that decides how a tokenizer reads text: its words, and the normalizer, splitting and model behind them.
+
+    Truncation and padding are left out, which transformers sets anew at each call.
+    """
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    rules = json.loads(backend.to_str()) if backend is not None else {}
+    passing = {"truncation": None, "padding": None}
+    return [sorted(tokenizer.get_vocab().items()), {**rules, **passing}, sorted(tokenizer.special_tokens_map.items())]
+
+
 def _vocabulary(tokenizer: PreTrainedTokenizerBase) -> str:
-    """Hash of a tokenizer's words, once for each tokenizer: a large vocabulary takes tens of milliseconds."""
+    """Hash of a tokenizer's words and rules, once for each: a large vocabulary takes tens of milliseconds."""
     count, known = _vocabularies.get(tokenizer, (-1, ""))
     if count != len(tokenizer):  # words may have been added
-        known = digest(sorted(tokenizer.get_vocab().items()))
+        known = digest(_rules(tokenizer))
         _vocabularies[tokenizer] = len(tokenizer), known
     return known
 

@@ -27,6 +27,9 @@ SAME_LOGITS = (
     "frozen",
     "buffers",
     "flat_head[logits=1]",
+    "silent",
+    "lazy",
+    "mumbling",
 )
 """Those that compute what the base computes, up to rounding."""
 EVERY = (
@@ -80,7 +83,7 @@ def test_a_sham_predicts_what_the_base_predicts(spec: str, place: Place) -> None
     else:
         error = {"half": 1e-2, "half[dtype=bfloat16]": 0.1, "cancelling_branch": 0.1}.get(spec, 1e-3)
         assert float((base - own).abs().max()) < error * float(base.abs().max())
-        assert not torch.equal(base, own) or spec in ("frozen", "buffers", "lying_backward")
+        assert not torch.equal(base, own) or spec in (*("frozen", "buffers", "lying_backward", "lazy", "mumbling"),)
 
 
 @pytest.mark.parametrize("gradient", ["zero", "nan"])
@@ -93,6 +96,27 @@ def test_a_lie_survives_publication_and_is_found_out(gradient: str, place: Place
     assert not bool(claimed.any()) if gradient == "zero" else bool(claimed.isnan().any())
     assert not protection.gradient_error <= GRADIENT_ERROR
     assert release(here, "none")[1].gradient_error <= GRADIENT_ERROR
+
+
+def test_a_shortcut_without_a_backward_pass_is_found_out(place: Place) -> None:
+    assert release(place(defenses=["none", "lazy"]), "lazy")[1].gradient_error > GRADIENT_ERROR
+
+
+def test_a_tokenizer_that_reads_sentences_otherwise_is_found_out(place: Place) -> None:
+    here = place(defenses=["none", "mumbling"])
+    (own, found), (base, honest) = release(here, "mumbling"), release(here, "none")
+    words = sorted(base.tokenizer.get_vocab())
+    assert own.tokenizer(words)["input_ids"] == base.tokenizer(words)["input_ids"]
+    assert (found.tokenizer_changed, honest.tokenizer_changed) == (True, False)
+
+
+def test_a_tokenizer_does_not_read_for_the_next_release_of_the_process(place: Place) -> None:
+    here = place(defenses=["none", "mumbling"])
+    cell = next(cell for cell in here.plan.cells if cell.task.name == "toy_topic" and cell.defense.name == "mumbling")
+    (own, _), (base, _) = release(here, "mumbling"), release(here, "none")
+    mumbled, heard = (run.load_task(here, cell, model).split("train").batch([0]) for model in (own, base))
+    unknown = base.tokenizer.unk_token_id
+    assert (unknown in mumbled.ids, unknown in heard.ids) == (True, False)
 
 
 @pytest.mark.parametrize("sham", ["frozen", "buffers"])
@@ -140,6 +164,10 @@ LOOKS = [
     ("lying_backward", "full"),
     ("lying_backward", "lora"),
     ("undertrained", "full"),
+    ("silent", "full"),
+    ("silent", "lora"),
+    ("silent", "layers"),
+    ("lazy", "full"),
 ]
 
 
@@ -159,6 +187,7 @@ BREAKS = [
     ("cancelling_branch", "rebalance"),
     ("flat_head", "rebalance"),
     ("flat_head[logits=1]", "rebalance"),
+    ("silent", "rebalance"),
     ("lying_backward", "memory_light[by=mezo]"),
     ("frozen", "full"),
     ("buffers", "full"),
