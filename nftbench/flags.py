@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from nftbench.grid import in_points, points
 from nftbench.statistics import RANKED_SEEDS
 from nftbench.types import Record
 
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
 GRADIENT_ERROR = 1e-3
 UNDEFENDED = "none"
 """The row that a suite pre-trains itself."""
+FRAGILE = 5.0
+"""Points; several times the error of a validation split of 2,000 documents."""
 SATURATED = 95.0
 """Points of the 100 that an accuracy can reach."""
 
@@ -47,6 +50,7 @@ def find(
         _utility(score, utility_bar) if score.kind == "defense" else None,
         _gradient(records),
         _optimizer(score),
+        _part(score),
         _edge_elsewhere(records, picked),
         _last_step(picked),
         _spread(score) if score.kind != "reference" else None,
@@ -56,6 +60,7 @@ def find(
         _skipped(skipped),
         _stuck(picked) if score.kind == "defense" else None,
         _retried(picked),
+        _restarts(picked),
         _config(records),
         _tokenizer(records) if score.row.reference == UNDEFENDED else None,
         _not_adaptive(score) if score.kind == "defense" else None,
@@ -128,6 +133,18 @@ def _optimizer(score: Score) -> Flag | None:
     return None
 
 
+def _part(score: Score) -> Flag | None:
+    """Whoever may move every weight may move a few, so that a whole that ends below its part was not trained well."""
+    found = score.part_ahead
+    if found is None or found.low <= 0:
+        return None
+    message = (
+        f"training a part of the network ends {found.value:.1f} [{found.low:.1f}, {found.high:.1f}] points above "
+        "training all of it: fine-tuning was not run to its best"
+    )
+    return Flag("part", "unrank", message)
+
+
 def _last_step(picked: Sequence[Record]) -> Flag | None:
     last = [record for record in picked if record.at_last_step]
     if not last:
@@ -197,6 +214,29 @@ def _retried(picked: Sequence[Record]) -> Flag | None:
         f"the plain sweep was never finite in {_share(retried, picked)} cells, only with {ways}: {_cell(retried[0])}"
     )
     return Flag("retried", "warn", message)
+
+
+def _restarts(picked: Sequence[Record]) -> Flag | None:
+    """An attacker would have kept the run of the sweep; that restarts fall so far behind is the release's doing."""
+    behind = {record.key: _behind(record) for record in picked if record.restarts}
+    far = [record for record in picked if behind.get(record.key, 0) > FRAGILE]
+    if not far:
+        return None
+    worst = max(far, key=lambda record: behind[record.key])
+    message = (
+        f"restarts of the best recipe end more than {FRAGILE:g} points below the sweep's own run, on validation, in "
+        f"{_share(far, picked)} picked cells, at most {behind[worst.key]:.1f} below: {_cell(worst)}"
+    )
+    return Flag("restarts", "warn", message)
+
+
+def _behind(record: Record) -> float:
+    """Points on validation by which what stands is below the best of the sweep."""
+    found = record.validation
+    if found is None:
+        return 0.0
+    swept = [in_points(point.score, found.higher_is_better) for point in record.curve if point.score is not None]
+    return max(swept, default=-math.inf) - points(found)
 
 
 def _config(records: Sequence[Record]) -> Flag | None:

@@ -329,7 +329,7 @@ def _row(defense: Spec) -> Row:
         reference=str(canonical("defenses", plugin.reference_row())),
         control=str(canonical("defenses", control)) if control is not None else None,
         claim=plugin.claims,
-        task_aware=plugin.task_aware,
+        task_aware=plugin.task_aware or bool(plugin.told()),
         told=tuple(str(task_spec(text)) for text in plugin.told()),
     )
 

@@ -122,6 +122,25 @@ def test_resistance_undone_by_another_optimizer_unranks() -> None:
     assert "optimizer" not in raised(muon(0.60))
 
 
+@pytest.mark.parametrize("part", ["head", "layers[end=first]", "bitfit", "linear_probe[solver=ridge]"])
+def test_a_part_that_ends_above_the_whole_unranks(part: str) -> None:
+    def parts(undefended: float, protected: float) -> list[Record]:
+        reached = {"none": undefended, "early_stop": 0.6, "pmp": protected}
+        return [
+            *adaptive(),
+            *(record(row, part, task, seed, reached[row]) for row in reached for task in TASKS for seed in range(5)),
+        ]
+
+    flag = raised(parts(0.72, 0.62))["part"]  # full ends at 0.82 and 0.52 on average
+    assert flag.severity == "unrank"
+    assert "ends 10.0 [" in flag.message
+    assert of(scored(parts(0.72, 0.62))).verdict == "untested"
+    assert "part" not in raised(parts(0.72, 0.50))
+    # a part that is ahead on the undefended model too says nothing of the defense
+    assert "part" not in raised(parts(0.92, 0.62))
+    assert "ends 5.0 [" in raised(parts(0.87, 0.62))["part"].message
+
+
 def test_last_step_warns() -> None:
     flag = raised(changed(adaptive(), "pmp", "full", at_last_step=True))["last_step"]
     assert (flag.severity, "10 of 10 cells" in flag.message) == ("warn", True)
@@ -136,6 +155,18 @@ def test_stuck_attack_warns() -> None:
 def test_an_attack_that_only_stayed_finite_otherwise_warns() -> None:
     flag = raised(changed(adaptive(), "pmp", "full", retried="head"))["retried"]
     assert (flag.severity, "only with head" in flag.message) == ("warn", True)
+
+
+def test_restarts_that_fall_behind_the_sweep_warn() -> None:
+    again = (Point(0.1, 10, 0.4, None, attack_seed=1),)
+
+    def swept(reached: float) -> list[Record]:
+        return changed(adaptive(), "pmp", "full", curve=curve(0.3, reached), restarts=again)
+
+    assert "restarts" not in raised(swept(0.54))
+    flag = raised(swept(0.58))["restarts"]  # full ends at 0.50, 0.53, 0.55, 0.50, 0.52
+    assert flag.severity == "warn"
+    assert "in 6 of 10 picked cells, at most 8.0 below" in flag.message
 
 
 def test_spread_larger_than_the_effect_warns() -> None:

@@ -165,6 +165,25 @@ def test_rows_carry_what_the_score_needs() -> None:
     }
 
 
+def test_whoever_names_tasks_is_told_them_and_is_no_rival_of_those_who_are_not(plugin: WriteFile) -> None:
+    plugin(
+        "confider",
+        """
+@dataclass(frozen=True)
+class Confider(Defense):
+    stage: ClassVar[str] = "posttrain"
+
+    def told(self):
+        return ("toy_topic",)
+
+    def protect(self, model, context):
+        return Protected(model)
+""",
+    )
+    row = plan(suite(defenses=["none", "confider"])).row(registry.parse("confider"))
+    assert (row.task_aware, row.told) == (True, ("toy_topic",))
+
+
 def test_the_two_zeros_are_always_planned(tmp_path: Path) -> None:
     found = keys(plan(suite(defenses=["pmp"], attacks=["full"])))
     assert {("none", "none", "toy_topic", 0), ("pmp", "none", "toy_topic", 0)} <= set(found)

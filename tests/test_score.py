@@ -17,7 +17,7 @@ from nftbench.breaking import Multiple, cost_to_break, median_multiple
 from nftbench.grid import kept_share, points, preference
 from nftbench.score import Leaderboard, Score, level_name
 from nftbench.statistics import Interval, beats_zero, difference, excess, holm, mean, ratio, shared_ranks, weakest
-from nftbench.types import Claim, Cost, Point, Record
+from nftbench.types import Claim, Cost, Knowledge, Point, Record
 from tests import factories
 from tests.factories import (
     COST,
@@ -783,16 +783,17 @@ def test_a_claim_about_probes_is_judged_by_probes() -> None:
     assert of(scored(claiming(tuned, Claim())), "pmp").verdict == "refuted"
 
 
-def test_a_claim_is_judged_at_its_own_level() -> None:
+@pytest.mark.parametrize(("knowledge", "verdict"), [("data", "holds"), ("method", "refuted")])
+def test_a_claim_is_judged_at_its_own_level_and_the_method_is_public(knowledge: Knowledge, verdict: str) -> None:
     strong = [
-        record(defense, "rescale", task, seed, 0.8, knowledge=("method",))
+        record(defense, "rescale", task, seed, 0.8, knowledge=(knowledge,))
         for defense in ("none", "early_stop", "pmp")
         for task in TASKS
         for seed in range(5)
     ]
     records = [*suite(), *strong]
-    assert of(scored(claiming(records, Claim())), "pmp").verdict == "holds"
-    assert of(scored(claiming(records, Claim(frozenset({"method"})))), "pmp").verdict == "refuted"
+    assert of(scored(claiming(records, Claim())), "pmp").verdict == verdict
+    assert of(scored(claiming(records, Claim(frozenset({knowledge})))), "pmp").verdict == "refuted"
 
 
 def test_an_attack_left_at_an_edge_cannot_prove_a_claim() -> None:
