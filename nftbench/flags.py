@@ -59,6 +59,7 @@ def find(
         _no_effect(score),
         _skipped(skipped),
         _stuck(picked) if score.kind == "defense" else None,
+        _head_alone(picked) if score.kind == "defense" else None,
         _retried(picked),
         _restarts(picked),
         _config(records),
@@ -203,6 +204,15 @@ def _stuck(picked: Sequence[Record]) -> Flag | None:
     if not stuck:
         return None
     return Flag("stuck", "warn", f"no training beats not training in {_share(stuck, picked)} cells: {_cell(stuck[0])}")
+
+
+def _head_alone(picked: Sequence[Record]) -> Flag | None:
+    """Nobody has fine-tuned the rest: what fails to run is not withstood."""
+    found = [record for record in picked if record.retried == "head"]
+    if not found:
+        return None
+    message = f"nothing but training the head stayed finite in {_share(found, picked)} picked cells: {_cell(found[0])}"
+    return Flag("head_alone", "unrank", message)
 
 
 def _retried(picked: Sequence[Record]) -> Flag | None:

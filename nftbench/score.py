@@ -772,7 +772,7 @@ def verdict(score: Score, adjusted_p: float | None) -> Verdict | None:
         return "untested"
     if not score.clears_bar or not beats_zero(adjusted_p):
         return "refuted"
-    doubted = any(flag.name in ("edge", "gradient", "part", "tokenizer") for flag in score.flags)
+    doubted = any(flag.severity == "unrank" for flag in score.flags)
     doubted = doubted or not score.claim_covered or not _is_controlled(score)
     return "untested" if doubted else "holds"
 

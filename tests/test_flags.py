@@ -153,8 +153,16 @@ def test_stuck_attack_warns() -> None:
 
 
 def test_an_attack_that_only_stayed_finite_otherwise_warns() -> None:
-    flag = raised(changed(adaptive(), "pmp", "full", retried="head"))["retried"]
-    assert (flag.severity, "only with head" in flag.message) == ("warn", True)
+    flag = raised(changed(adaptive(), "pmp", "full", retried="clipped"))["retried"]
+    assert (flag.severity, "only with clipped" in flag.message) == ("warn", True)
+
+
+def test_an_attack_of_which_only_the_head_stayed_finite_unranks() -> None:
+    records = changed(adaptive(), "pmp", "full", retried="head")
+    flag = raised(records)["head_alone"]
+    assert (flag.severity, "10 of 10 picked cells" in flag.message) == ("unrank", True)
+    assert of(scored(records)).verdict == "untested"
+    assert "head_alone" not in raised(changed(adaptive(), "none", "full", retried="head"), "none")
 
 
 def test_restarts_that_fall_behind_the_sweep_warn() -> None:
