@@ -229,17 +229,18 @@ def _headroom(grid: Grid, reference: str) -> list[Headroom]:
     return rows
 
 
-def _usable_metrics(grid: Grid, reference: str) -> list[str]:
+def usable_metrics(grid: Grid, reference: str) -> list[str]:
     """Utility metrics on which the reference beats the floor at every seed: elsewhere there is nothing to retain."""
     measured = {metric: grid.picks(reference, [metric], frozenset({NONE})) for metric in grid.metrics}
     return [
         metric
         for metric, picks in measured.items()
-        if not any(_above_floor(final(record)) <= 0 for (record,) in (picks or {}).values())
+        if not any(above_floor(final(record)) <= 0 for (record,) in (picks or {}).values())
     ]
 
 
-def _above_floor(measurement: Measurement) -> float:
+def above_floor(measurement: Measurement) -> float:
+    """Points by which a measurement is better than one of a model that knows nothing."""
     return points(measurement) - in_points(measurement.floor, measurement.higher_is_better)
 
 
@@ -252,7 +253,7 @@ def _utilities(grid: Grid, defense: str) -> tuple[Mapping[str, Interval], Interv
     reference = grid.rows[defense].reference
     if reference not in grid.rows:
         return {}, None
-    metrics = _usable_metrics(grid, reference)
+    metrics = usable_metrics(grid, reference)
     released, undefended = (grid.picks(row, metrics, frozenset({NONE})) or {} for row in (defense, reference))
     shares = {
         seed: [
@@ -503,7 +504,7 @@ def _problems(grid: Grid, headroom: Sequence[Headroom]) -> list[str]:
         if reference not in grid.rows:
             problems.append(f"the reference {reference} has no records: rows measured against it have no score")
             continue
-        lost = sorted(set(grid.metrics) - set(_usable_metrics(grid, reference)))
+        lost = sorted(set(grid.metrics) - set(usable_metrics(grid, reference)))
         problems += [f"utility metric {metric} is left out: {reference} does not beat its floor" for metric in lost]
         if not any(place.defense == reference and place.attack in grid.scratch() for place in grid.expected):
             problems.append(f"no scratch row beside {reference}: headroom is not known")

@@ -169,6 +169,10 @@ def test_utility_that_differs_between_initialisations_is_told_from_chance_in_doc
     ]  # fmt: skip
 
 
+def test_a_metric_that_the_undefended_model_does_not_master_has_no_share_to_keep() -> None:
+    assert null._utilities(run_of(records_of(drawn(6, count=6), utility=0.25))).rows == ()
+
+
 def test_leaderboards_see_what_the_rates_see() -> None:
     """The excess of a disguised row is the difference that the rates are made of, and a true effect is ranked."""
     pairs = {base: (90.0 + base, 70.0 + base + base % 2) for base in range(5)}

@@ -30,10 +30,10 @@ from typing import NamedTuple
 
 from nftbench.grid import NONE, final, kept_share
 from nftbench.report.tables import Table
-from nftbench.score import Score, score
+from nftbench.score import Score, above_floor, score, usable_metrics
 from nftbench.statistics import PRELIMINARY_SEEDS, RANKED_SEEDS, Interval, excess, mean, student
 from nftbench.suite import Suite
-from nftbench.types import Claim, Measurement, Record, Row
+from nftbench.types import Claim, Record, Row
 from nftbench.validity import derived
 from nftbench.validity.proof import Finding, Run
 from nftbench.validity.report import interval
@@ -258,13 +258,14 @@ def _utilities(run: Run) -> Table:
     """
     grid = run.grid()
     rows = []
-    for metric in sorted(grid.metrics):
+    for metric in sorted(usable_metrics(grid, NONE)):
         none, twin = (
             {seed: final(record) for seed, (record,) in (grid.picks(model, [metric], frozenset({NONE})) or {}).items()}
             for model in MODELS
         )
         kept = [100 * kept_share(twin[seed], none[seed]) for seed in sorted(none)]
-        chance = [100 * math.hypot(none[seed].stderr, twin[seed].stderr) / _above_floor(none[seed]) for seed in none]
+        errors = {seed: 100 * math.hypot(none[seed].stderr, twin[seed].stderr) for seed in none}
+        chance = [100 * error / above_floor(none[seed]) for seed, error in errors.items()]
         found, spread = mean(kept), statistics.stdev(kept)
         reach = student(0.0, spread / math.sqrt(RANKED_SEEDS), RANKED_SEEDS - 1, RANKED_SEEDS).high
         rows.append(
@@ -277,10 +278,6 @@ def _utilities(run: Run) -> Table:
          f"mean that {RANKED_SEEDS} seeds of this spread need to clear the bar"),
         tuple(rows),
     )  # fmt: skip
-
-
-def _above_floor(measured: Measurement) -> float:
-    return abs(measured.value - measured.floor)
 
 
 def _seeds(pairs: Mapping[int, tuple[float, float]]) -> Table:
