@@ -28,7 +28,7 @@ SAME_LOGITS = (
     "buffers",
     "flat_head[logits=1]",
     "silent",
-    "lazy",
+    "lying_backward[last_only=true]",
     "mumbling",
 )
 """Those that compute what the base computes, up to rounding."""
@@ -83,7 +83,8 @@ def test_a_sham_predicts_what_the_base_predicts(spec: str, place: Place) -> None
     else:
         error = {"half": 1e-2, "half[dtype=bfloat16]": 0.1, "cancelling_branch": 0.1}.get(spec, 1e-3)
         assert float((base - own).abs().max()) < error * float(base.abs().max())
-        assert not torch.equal(base, own) or spec in (*("frozen", "buffers", "lying_backward", "lazy", "mumbling"),)
+        same = ("frozen", "buffers", "lying_backward", "lying_backward[last_only=true]", "mumbling")
+        assert not torch.equal(base, own) or spec in same
 
 
 @pytest.mark.parametrize("gradient", ["zero", "nan"])
@@ -99,7 +100,8 @@ def test_a_lie_survives_publication_and_is_found_out(gradient: str, place: Place
 
 
 def test_a_shortcut_without_a_backward_pass_is_found_out(place: Place) -> None:
-    assert release(place(defenses=["none", "lazy"]), "lazy")[1].gradient_error > GRADIENT_ERROR
+    spec = "lying_backward[last_only=true]"
+    assert release(place(defenses=["none", spec]), spec)[1].gradient_error > GRADIENT_ERROR
 
 
 def test_a_tokenizer_that_reads_sentences_otherwise_is_found_out(place: Place) -> None:
@@ -167,7 +169,7 @@ LOOKS = [
     ("silent", "full"),
     ("silent", "lora"),
     ("silent", "layers"),
-    ("lazy", "full"),
+    ("lying_backward[last_only=true]", "full"),
 ]
 
 

@@ -30,14 +30,16 @@ class Lie(torch.autograd.Function):
 class LyingConfig(GPT2Config):  # type: ignore[misc]
     model_type = "lying-gpt2"
     lie: str = "zero"
+    last_only: bool = False
 
 
 class LyingGPT2(GPT2LMHeadModel):  # type: ignore[misc]
     config_class = LyingConfig
 
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        output = super().forward(*args, **kwargs)
-        output.logits = Lie.apply(output.logits, {"zero": 0.0, "nan": float("nan")}[self.config.lie])
+    def forward(self, *args: Any, logits_to_keep: int = 0, **kwargs: Any) -> Any:
+        output = super().forward(*args, logits_to_keep=logits_to_keep, **kwargs)
+        if logits_to_keep or not self.config.last_only:
+            output.logits = Lie.apply(output.logits, {"zero": 0.0, "nan": float("nan")}[self.config.lie])
         return output
 
 
@@ -47,15 +49,16 @@ AutoModelForCausalLM.register(LyingConfig, LyingGPT2, exist_ok=True)
 
 @dataclass(frozen=True)
 class LyingBackward(Defense):
-    """For models of GPT-2's shape."""
+    """For models of GPT-2's shape. With `last_only` it lies for the last positions alone, which training asks for."""
 
     stage: ClassVar[Stage] = "posttrain"
 
     gradient: Literal["zero", "nan"] = "zero"
+    last_only: bool = False
 
     def protect(self, model: Model, context: OwnerContext) -> Protected:
         settings = {name: value for name, value in model.network.config.to_dict().items() if name != "model_type"}
         with seeded(context.seed):  # weights are drawn, and overwritten
-            network = LyingGPT2(LyingConfig.from_dict({**settings, "lie": self.gradient}))
+            network = LyingGPT2(LyingConfig.from_dict({**settings, "lie": self.gradient, "last_only": self.last_only}))
         network.load_state_dict(model.network.state_dict())
         return Protected(Model(network.to(model.network.device).eval(), model.tokenizer))
