@@ -74,7 +74,7 @@ def frontier(board: Leaderboard) -> Figure | None:
         title=f"{board.suite}: utility kept against fine-tuning suppressed (attackers have {board.ranking})",
     )
     handles = [Line2D([], [], marker="o", linestyle="", color=colors[kind], label=KINDS[kind]) for kind in KINDS]
-    axes.legend(handles=handles, loc="lower left", bbox_to_anchor=(1.12, 0.0), fontsize=8)
+    axes.legend(handles=handles, loc="upper center", bbox_to_anchor=(0.5, -0.13), ncols=3, fontsize=8, frameon=False)
     names = "\n".join(f"{number:2}  {_clipped(score.defense)}" for number, score in enumerate(rows, 1))
     axes.text(1.13, 0.98, names, transform=axes.transAxes, va="top", fontsize=8, family="monospace")
     return figure

@@ -28,6 +28,9 @@ from nftbench import architectures
 from nftbench.suite import suggest
 from nftbench.types import Model, NftbenchError
 
+SAME_LOGITS = 1e-4
+"""How far logits in float32 may be apart, of the largest, that are said to be the same: rounding, and no more."""
+
 transformers_logging.disable_progress_bar()
 transformers_logging.set_verbosity_error()
 architectures.register()
@@ -77,9 +80,9 @@ def load(path: str | Path, device: str = "cpu", *, local: bool = True, attacker:
     """A causal LM and its tokenizer from a local folder, or from the hub where `local` is False.
 
     Weights come in float32: an attacker may train at any precision, whatever the release was stored in. For an
-    `attacker` every weight of the files can be trained, whatever the architecture makes of it, dropout is off, which
-    the release's configuration could otherwise turn into noise that drowns training, and the object does not know the
-    path that it came from.
+    `attacker` they are run by the library's code where that computes the same, every weight of the files can be
+    trained, whatever the architecture makes of it, dropout is off, which the release's configuration could otherwise
+    turn into noise that drowns training, and the object does not know the path that it came from.
 
     Raises:
         NftbenchError: there is no such model, its weights are no safetensors, or the files are damaged.
@@ -102,6 +105,7 @@ def load(path: str | Path, device: str = "cpu", *, local: bool = True, attacker:
     except Exception as error:  # safetensors, json and hub errors have no common class
         raise NftbenchError(f"{path}: cannot be loaded as a causal LM: {_first_line(error)}") from error
     if attacker:
+        network = _by_the_library(network)
         _trainable(network)
         for module in network.modules():
             if isinstance(module, PreTrainedModel):
@@ -121,6 +125,32 @@ def _without_dropout(config: Any) -> None:
     for name, value in config.to_dict().items():
         if isinstance(value, float) and name.endswith(("dropout", "drop", "pdrop", "dropout_rate")):
             setattr(config, name, 0.0)
+
+
+@torch.no_grad()
+def _by_the_library(network: PreTrainedModel) -> PreTrainedModel:
+    """The same weights in the architecture of transformers that the network's own derives from, where both compute the
+    same, and the network as it is elsewhere.
+
+    Whoever holds the files need not run them by their owner's code, whose backward pass may be another.
+    """
+    own, kinds = network.config, AutoModelForCausalLM._model_mapping
+    above = (kind for kind in type(own).__mro__ if kind.__module__.startswith("transformers.") and kind in kinds)
+    kind: Any = next(above, type(own))
+    if kind is type(own):
+        return network
+    settings = {name: value for name, value in own.to_dict().items() if name != "model_type"}
+    config = kind.from_dict(settings)
+    config._attn_implementation = own._attn_implementation
+    plain = _from_config(config, 0, "cpu").eval()
+    tokens = torch.randint(network.get_input_embeddings().num_embeddings, (8, 8), generator=torch.Generator())
+    expected = network.eval()(input_ids=tokens).logits
+    try:
+        missing = plain.load_state_dict(network.state_dict(), strict=False).missing_keys
+        error = (plain(input_ids=tokens).logits - expected).abs().max()
+    except (RuntimeError, IndexError):  # shapes that do not fit
+        return network
+    return network if missing or not error <= SAME_LOGITS * expected.abs().max() else plain
 
 
 def _trainable(network: PreTrainedModel) -> None:

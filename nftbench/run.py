@@ -762,7 +762,7 @@ class _Referee:
         try:
             folder = make_release(self.place, self.job.defense, self.job.seed, self.job.release)
             update = updates.load(folder / ADAPTER)
-            release = Release(models.load(folder, self.place.device, attacker=True), update)
+            release = Release(self.read(models.load(folder, self.place.device, attacker=True)), update)
             self.sha256 = models.sha256(folder)
             context = self.context()
             begun = time.monotonic()
@@ -773,6 +773,16 @@ class _Referee:
         except (Exception, SystemExit) as error:  # a plugin may raise anything
             return [self.write(cell, *status_of(error)) for cell in cells]
         return [self.cell(cell, release, prepared, context) for cell in cells]
+
+    def read(self, model: Model) -> Model:
+        """The release as an attack reads text for it: by the corpus's tokenizer where its own has the same words but
+        reads otherwise. What is only measured is read as published."""
+        found = load_protection(self.place, self.job.release)
+        if not (self.attack.trains and found is not None and found.tokenizer_changed and model.tokenizer):
+            return model
+        usual = make_corpus(self.place, self.job.seed).tokenizer
+        same_words = model.tokenizer.get_vocab() == usual.get_vocab()
+        return Model(model.network, copy.deepcopy(usual)) if same_words else model
 
     def recovered(self, prepared: Prepared) -> Mapping[str, float]:
         """How near the attack's guess comes to the owner's secret; that of an attack that was given it says nothing."""

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from transformers import GPT2LMHeadModel
 
 from nftbench import model as models, registry, run
 from nftbench.flags import GRADIENT_ERROR
@@ -28,14 +29,15 @@ SAME_LOGITS = (
     "buffers",
     "flat_head[logits=1]",
     "silent",
-    "lying_backward[last_only=true]",
+    "lying_backward[strange=true]",
+    "lying_backward[last_only=true,strange=true]",
     "mumbling",
 )
 """Those that compute what the base computes, up to rounding."""
 EVERY = (
     *SAME_LOGITS,
     "norm_gain[factor=1e4]",
-    "lying_backward[gradient=nan]",
+    "lying_backward[gradient=nan,strange=true]",
     "flat_head",
     "undertrained",
     "half",
@@ -83,14 +85,15 @@ def test_a_sham_predicts_what_the_base_predicts(spec: str, place: Place) -> None
     else:
         error = {"half": 1e-2, "half[dtype=bfloat16]": 0.1, "cancelling_branch": 0.1}.get(spec, 1e-3)
         assert float((base - own).abs().max()) < error * float(base.abs().max())
-        same = ("frozen", "buffers", "lying_backward", "lying_backward[last_only=true]", "mumbling")
-        assert not torch.equal(base, own) or spec in same
+        same = ("frozen", "buffers", "lying_backward", "mumbling")
+        assert not torch.equal(base, own) or registry.parse(spec).name in same
 
 
 @pytest.mark.parametrize("gradient", ["zero", "nan"])
 def test_a_lie_survives_publication_and_is_found_out(gradient: str, place: Place) -> None:
-    here = place(defenses=["none", f"lying_backward[gradient={gradient}]"])
-    model, protection = release(here, f"lying_backward[gradient={gradient}]")
+    spec = f"lying_backward[gradient={gradient},strange=true]"
+    here = place(defenses=["none", spec])
+    model, protection = release(here, spec)
     loss = model.network(input_ids=run.make_corpus(here, 0).heldout[:2]).logits.logsumexp(-1).mean()
     loss.backward()
     claimed = model.network.get_output_embeddings().weight.grad
@@ -100,8 +103,18 @@ def test_a_lie_survives_publication_and_is_found_out(gradient: str, place: Place
 
 
 def test_a_shortcut_without_a_backward_pass_is_found_out(place: Place) -> None:
-    spec = "lying_backward[last_only=true]"
+    spec = "lying_backward[last_only=true,strange=true]"
     assert release(place(defenses=["none", spec]), spec)[1].gradient_error > GRADIENT_ERROR
+
+
+@pytest.mark.parametrize("spec", ["lying_backward[gradient=nan]", "lying_backward[last_only=true]"])
+def test_weights_that_fit_the_library_are_attacked_in_its_own_code(spec: str, place: Place) -> None:
+    here = place(defenses=["none", spec])
+    model, protection = release(here, spec)
+    assert type(model.network) is GPT2LMHeadModel
+    assert protection.gradient_error <= GRADIENT_ERROR
+    key = next(job.release for job in here.plan.jobs() if job.defense == canonical("defenses", spec))
+    assert type(models.load(run.make_release(here, canonical("defenses", spec), 0, key)).network) is not GPT2LMHeadModel
 
 
 def test_a_tokenizer_that_reads_sentences_otherwise_is_found_out(place: Place) -> None:
@@ -163,13 +176,13 @@ LOOKS = [
     ("norm_gain", "full"),
     ("norm_gain[factor=1e4]", "full"),
     ("flat_head", "lora"),
-    ("lying_backward", "full"),
-    ("lying_backward", "lora"),
+    ("lying_backward[strange=true]", "full"),
+    ("lying_backward[strange=true]", "lora"),
     ("undertrained", "full"),
     ("silent", "full"),
     ("silent", "lora"),
     ("silent", "layers"),
-    ("lying_backward[last_only=true]", "full"),
+    ("lying_backward[last_only=true,strange=true]", "full"),
 ]
 
 
@@ -190,7 +203,9 @@ BREAKS = [
     ("flat_head", "rebalance"),
     ("flat_head[logits=1]", "rebalance"),
     ("silent", "rebalance"),
-    ("lying_backward", "memory_light[by=mezo]"),
+    ("lying_backward[strange=true]", "memory_light[by=mezo]"),
+    ("lying_backward", "full"),
+    ("mumbling", "full"),
     ("frozen", "full"),
     ("buffers", "full"),
     ("half", "full"),
@@ -216,11 +231,13 @@ def test_what_knows_less_misses_the_utility_bar(sham: str, attacked: Any) -> Non
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("sham", ["lying_backward", "lying_backward[gradient=nan]", "cancelling_branch"])
+@pytest.mark.parametrize(
+    "sham", ["lying_backward[strange=true]", "lying_backward[gradient=nan,strange=true]", "cancelling_branch"]
+)
 def test_gradients_that_cannot_be_trusted_are_flagged(sham: str, attacked: Any) -> None:
     assert attacked(sham, "none").protection.gradient_error > GRADIENT_ERROR
 
 
 @pytest.mark.slow
 def test_nan_gradients_are_no_resistance(attacked: Any) -> None:
-    assert attacked("lying_backward[gradient=nan]", "full").status == "nonfinite"
+    assert attacked("lying_backward[gradient=nan,strange=true]", "full").status == "nonfinite"

@@ -49,6 +49,13 @@ def test_a_sham_that_one_attack_breaks_passes_and_the_attack_is_named() -> None:
     assert ("full", "0 of 1", "loud") in found.tables[1].rows
 
 
+def test_an_attack_that_is_not_the_strongest_breaks_what_it_treats_as_undefended() -> None:
+    (same,) = judged(with_attacks("same", 0.0, 0.01)).numbers["shams"]
+    assert same["breakers"] == ("full", "rebalance")
+    (hard,) = judged(with_attacks("hard", 0.4, 0.06)).numbers["shams"]
+    assert hard["breakers"] == ()
+
+
 def test_a_sham_that_is_ranked_is_a_failure() -> None:
     found = judged(with_attacks("strong", 0.4, 0.4))
     assert any("strong is taken for a defense: preliminary, excess 38.0" in failure for failure in found.failures)

@@ -1,10 +1,11 @@
 """Releases that look protected and are not: none may be ranked with an effect, and some attack must break each.
 
 Shams are plugins, defenses that rescale weights, hide behind hooks or lower the loss. They are attacked by whatever
-knows the release alone or the method too, on one task. An attack breaks a sham if it ends within noise of the strongest
-attack on the undefended model (the interval of what it lacks covers zero) and reaches nine tenths of that one's gain,
-for with few seeds an interval covers much. A sham that keeps less utility than the bar asks is no protection whether
-it breaks or not; that is said.
+knows the release alone or the method too, on one task. An attack breaks a sham if it ends within noise of where it ends
+on the undefended model (the interval of what it lacks covers zero) and reaches nine tenths of the strongest attack's
+gain there: with few seeds an interval covers much, and an attack that does little anywhere breaks nothing. Not within
+noise of the strongest, which no single attack is on the undefended model itself. A sham that keeps less utility than
+the bar asks is no protection whether it breaks or not; that is said.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from nftbench.validity.proof import Finding, Run, ranked_with_effect
 
 KNOWLEDGE = frozenset({"method"})
 REGAINED = 0.9
-"""The share of the undefended gain that an attack must reach to have broken a sham."""
+"""The share of the strongest attack's gain on the undefended model that an attack must reach to have broken a sham."""
 
 
 @dataclass(frozen=True)
@@ -37,9 +38,9 @@ class Broken:
     attack: str
     attacked: float
     lacks: Interval
-    """What it ends below the strongest attack on the undefended model."""
+    """What it ends below where it ends on the undefended model."""
     regained: float
-    """Its share of the undefended gain."""
+    """Its gain as a share of the strongest attack's on the undefended model."""
 
     @property
     def breaks(self) -> bool:
@@ -124,8 +125,6 @@ def _only_useless(sham: Sham) -> bool:
 
 
 def _sham(run: Run, grid: Grid, score: Score) -> Sham:
-    undefended = run.attacked("none")
-    zero = mean_points(grid.picks("none", run.tasks, frozenset({NONE})))
     retention = score.retention
     return Sham(
         row=score.defense,
@@ -135,22 +134,28 @@ def _sham(run: Run, grid: Grid, score: Score) -> Sham:
         retention=retention,
         verdict=score.verdict,
         useless=retention is not None and retention.value < run.suite.utility_bar,
-        attacks=tuple(_broken(run, grid, score.defense, undefended, zero)),
+        attacks=tuple(_broken(run, grid, score.defense)),
     )
 
 
-def _broken(run: Run, grid: Grid, row: str, undefended: Mapping[int, float], zero: Mapping[int, float]) -> list[Broken]:
+def _broken(run: Run, grid: Grid, row: str) -> list[Broken]:
     """The attacks that have a result on every task and seed, the strongest first."""
-    start, end = fmean(zero.values()), fmean(undefended.values())
+    strongest = run.attacked("none")
+    start, end = fmean(_ends(run, grid, "none", NONE).values()), fmean(strongest.values())
     found = []
     for attack in sorted(grid.within(grid.ranking) - grid.ignoring() - {NONE}):
         # Every attack may choose not to train; that is no attack's merit.
-        mine = mean_points(grid.picks(row, run.tasks, frozenset({attack})))
+        mine, undefended = (_ends(run, grid, one, attack) for one in (row, "none"))
         lacks = gap_by_seed(undefended, mine)
-        if lacks is not None and mine.keys() == undefended.keys():
+        if lacks is not None and mine.keys() == undefended.keys() == strongest.keys():
             value = fmean(mine.values())
             found.append(Broken(attack, value, lacks, (value - start) / (end - start) if end > start else 0.0))
     return sorted(found, key=lambda one: (-one.attacked, one.attack))
+
+
+def _ends(run: Run, grid: Grid, row: str, attack: str) -> Mapping[int, float]:
+    """Where one attack ends on a row, in points by seed."""
+    return mean_points(grid.picks(row, run.tasks, frozenset({attack})))
 
 
 # ----------------------------------------------------------------------------------------------------------- showing
