@@ -19,6 +19,8 @@ UNDEFENDED = "none"
 """The row that a suite pre-trains itself."""
 FRAGILE = 5.0
 """Points; several times the error of a validation split of 2,000 documents."""
+MISLED = frozenset({"gradient", "tokenizer"})
+"""Flags that say that the release misled whoever attacked it."""
 SATURATED = 95.0
 """Points of the 100 that an accuracy can reach."""
 
@@ -39,12 +41,14 @@ def find(
     *,
     records: Sequence[Record],
     picked: Sequence[Record],
+    claimed: Sequence[Record],
     headroom: Sequence[Headroom],
     skipped: Sequence[str],
     utility_bar: float,
 ) -> tuple[Flag, ...]:
-    """Every flag of a row: `records` are its own, `picked` the best attack of each task and seed, `headroom` the tasks
-    for which it is the reference, `skipped` the attacks that its reference withstood and that were not tried on it."""
+    """Every flag of a row: `records` are its own, `picked` the best attack of each task and seed, `claimed` the best of
+    those that its claim is about, `headroom` the tasks for which it is the reference, `skipped` the attacks that its
+    reference withstood and that were not tried on it."""
     found = [
         _edge(picked, score.kind == "defense"),
         _utility(score, utility_bar) if score.kind == "defense" else None,
@@ -60,6 +64,7 @@ def find(
         _skipped(skipped),
         _stuck(picked) if score.kind == "defense" else None,
         _head_alone(picked) if score.kind == "defense" else None,
+        _claim(picked, claimed) if score.kind == "defense" else None,
         _retried(picked),
         _restarts(picked),
         _config(records),
@@ -85,7 +90,7 @@ def _edge(picked: Sequence[Record], defense: bool) -> Flag | None:
 def _edge_elsewhere(records: Sequence[Record], picked: Sequence[Record]) -> Flag | None:
     keys = {record.key for record in picked}
     others = [record for record in records if record.key not in keys and "secret" not in record.knowledge]
-    trained = [record for record in others if record.status == "ok" and record.curve]
+    trained = [record for record in others if record.status == "ok" and record.trains]
     at_edge = [record for record in trained if record.at_edge]
     if not at_edge:
         return None
@@ -215,14 +220,30 @@ def _head_alone(picked: Sequence[Record]) -> Flag | None:
     return Flag("head_alone", "unrank", message)
 
 
+def at_their_best(picked: Sequence[Record]) -> bool:
+    """Whether no picked attack stopped at an edge of its grid, or could train nothing but the head."""
+    return not any(record.at_edge or record.retried == "head" for record in picked)
+
+
+def _claim(picked: Sequence[Record], claimed: Sequence[Record]) -> Flag | None:
+    """What the ranking picked has the flags `edge` and `head_alone`."""
+    known = {record.key for record in picked}
+    weak = [record for record in claimed if record.key not in known and not at_their_best([record])]
+    if not weak:
+        return None
+    message = (
+        f"attacks that its claim is about, and that the ranking did not pick, were not at their best in {len(weak)} "
+        f"cells, at an edge of the grid or with the head alone: {_cell(weak[0])}"
+    )
+    return Flag("claim", "warn", message)
+
+
 def _retried(picked: Sequence[Record]) -> Flag | None:
     retried = [record for record in picked if record.retried]
     if not retried:
         return None
     ways = ", ".join(sorted({str(record.retried) for record in retried}))
-    message = (
-        f"the plain sweep was never finite in {_share(retried, picked)} cells, only with {ways}: {_cell(retried[0])}"
-    )
+    message = f"the plain sweep blew up in {_share(retried, picked)} cells, and not with {ways}: {_cell(retried[0])}"
     return Flag("retried", "warn", message)
 
 

@@ -6,7 +6,8 @@ worth, 0 where the base is as good. Merging has this table of its own and is no 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Collection
+from dataclasses import dataclass, replace
 
 from nftbench.grid import NONE, Grid
 from nftbench.statistics import PRELIMINARY_SEEDS, Interval, gap_by_seed, mean_by_seed
@@ -32,11 +33,19 @@ class MergingRow:
     verdict: Verdict | None
 
 
-def merging_table(grid: Grid) -> tuple[MergingRow, ...]:
-    """Every row, attack and task of the grid on which merging or rescaling was tried."""
+def merging_table(grid: Grid, unsettled: Collection[str] = (), misled: Collection[str] = ()) -> tuple[MergingRow, ...]:
+    """Every row, attack and task of the grid on which merging or rescaling was tried.
+
+    Nothing is said of an `unsettled` row, and no claim holds of one that `misled` its attackers.
+    """
     merging = {attack for attack, record in grid.attacks.items() if record.adaptation in OF_UPDATES}
     tried = {(place.defense, place.attack, place.task) for place in grid.expected if place.attack in merging}
-    return tuple(_row(grid, *place) for place in sorted(tried, key=lambda place: (place[0], place[2], place[1])))
+    rows = [_row(grid, *place) for place in sorted(tried, key=lambda place: (place[0], place[2], place[1]))]
+    doubted = [
+        row.verdict is not None and (row.defense in unsettled or (row.verdict == "holds" and row.defense in misled))
+        for row in rows
+    ]
+    return tuple(replace(row, verdict="untested") if doubt else row for row, doubt in zip(rows, doubted, strict=True))
 
 
 def _row(grid: Grid, defense: str, attack: str, task: str) -> MergingRow:

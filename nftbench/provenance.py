@@ -15,6 +15,8 @@ import torch
 from nftbench.suite import Suite
 
 PACKAGES = ("nftbench", "torch", "transformers", "tokenizers", "datasets", "peft", "lm-eval", "numpy", "safetensors")
+SETTINGS = {"model", "corpus", "pretraining", "budget", "seeds", "utility_bar", "ranking"}
+"""What of a suite is not in the record anyway, or in another one."""
 
 
 def collect(suite: Suite, device: str, command: str, seconds: float) -> dict[str, Any]:
@@ -26,7 +28,7 @@ def collect(suite: Suite, device: str, command: str, seconds: float) -> dict[str
         "versions": dict(_versions()),
         "commit": _commit(),
         "hardware": dict(_hardware(device)),
-        "configuration": suite.model_dump(mode="json", exclude={"about", "defenses", "attacks", "tasks", "utility"}),
+        "configuration": suite.model_dump(mode="json", include=SETTINGS),
     }
 
 

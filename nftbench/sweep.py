@@ -67,8 +67,8 @@ def sweep(
     """Spend the budget on one release and task.
 
     The grid is extended where its edge is best. The picked recipe is run again with `budget.restarts` fresh attack
-    seeds, and the best of those stands. Where no trained point is finite the sweep is tried again in float32, in
-    float64, clipped, and on the head alone.
+    seeds, and the best of those stands. Where no trained point is finite, or some are not and none of the others helps,
+    the sweep is tried again in float32, in float64, clipped, and on the head alone, and what helps stands.
 
     Args:
         adapter: makes the trained network from a fresh copy of the release and the attack seed (LoRA, an untied head).
@@ -91,8 +91,10 @@ def sweep(
         if all(point.score is None for point in trained):
             continue
         finite = finite or (attempt, curve, at_edge)
-        if best(curve, run.higher_is_better).step or all(point.score is not None for point in trained):
+        if best(curve, run.higher_is_better).step:
             finite = attempt, curve, at_edge
+            break
+        if all(point.score is not None for point in trained):
             break
         # Some rates blow up and none of the others helps: what resists may only be the arithmetic.
     if finite is None:
@@ -165,7 +167,7 @@ def edge(points: Sequence[Point], higher_is_better: bool) -> Side | None:
 
 
 def _attempts(model: Model, device: str) -> tuple[Attempt, ...]:
-    """The plain sweep, and what is tried where it is finite nowhere."""
+    """The plain sweep, and what is tried where it is finite nowhere or helps nowhere."""
     already = not device.startswith("cuda") and model.network.dtype == torch.float32
     return ("plain", "float64", "clipped", "head") if already else ("plain", "float32", "float64", "clipped", "head")
 

@@ -154,7 +154,7 @@ def test_stuck_attack_warns() -> None:
 
 def test_an_attack_that_only_stayed_finite_otherwise_warns() -> None:
     flag = raised(changed(adaptive(), "pmp", "full", retried="clipped"))["retried"]
-    assert (flag.severity, "only with clipped" in flag.message) == ("warn", True)
+    assert (flag.severity, "not with clipped" in flag.message) == ("warn", True)
 
 
 def test_an_attack_of_which_only_the_head_stayed_finite_unranks() -> None:
@@ -163,6 +163,31 @@ def test_an_attack_of_which_only_the_head_stayed_finite_unranks() -> None:
     assert (flag.severity, "10 of 10 picked cells" in flag.message) == ("unrank", True)
     assert of(scored(records)).verdict == "untested"
     assert "head_alone" not in raised(changed(adaptive(), "none", "full", retried="head"), "none")
+
+
+@pytest.mark.parametrize("weakness", [{"at_edge": True}, {"retried": "head"}])
+def test_a_claim_tested_by_weak_attacks_cannot_hold_though_the_ranking_picked_better_ones(
+    weakness: dict[str, object],
+) -> None:
+    """`pmp` claims to withstand those who have the release alone; `heal` has more, and is picked."""
+    heal = [
+        record("pmp", "heal", task, seed, value + 0.02, knowledge=("data",))
+        for task in TASKS
+        for seed, value in enumerate((0.50, 0.53, 0.55, 0.50, 0.52))
+    ]
+    heal += [
+        replace(record(control, "heal", task, seed, 0.5, knowledge=("data",)), row=row(control))
+        for control in ("none", "early_stop")
+        for task in TASKS
+        for seed in range(5)
+    ]
+    sound = scored([*adaptive(), *heal])
+    assert (of(sound).verdict, [flag.name for flag in of(sound).flags]) == ("holds", [])
+    weak = scored([*changed(adaptive(), "pmp", "full", **weakness), *heal])
+    assert of(weak).verdict == "untested"
+    assert of(weak).standing == "ranked"
+    flag = next(flag for flag in of(weak).flags if flag.name == "claim")
+    assert (flag.severity, "in 10 cells" in flag.message) == ("warn", True)
 
 
 def test_restarts_that_fall_behind_the_sweep_warn() -> None:

@@ -11,8 +11,8 @@ import pytest
 from nftbench.grid import Grid, arrange
 from nftbench.immunity import AwareRow, Group, aware_table
 from nftbench.statistics import difference
-from nftbench.types import Adaptation, Claim, Record
-from tests.factories import RANKING, failed, record, row
+from nftbench.types import Adaptation, Claim, Protection, Record
+from tests.factories import RANKING, failed, record, row, scored
 
 PROBE, FLOAT32, RIDGE, FULL = "linear_probe", "linear_probe[precision=float32]", "linear_probe[solver=ridge]", "full"
 TOLD, OTHER, KEPT = "topic", "pairs", "tone"
@@ -131,6 +131,38 @@ def test_holm_over_the_rows() -> None:
     records = (_rows("none", UNDEFENDED), *(_rows(name, weak, CLAIM, (TOLD,)) for name in ("one", "two")))
     together = aware_table(_grid(*records))
     assert [one.claim for one in together] == ["refuted", "refuted"]
+
+
+def _changed(attack: str, **changes: Any) -> list[Record]:
+    records = _rows("immune", IMMUNE, CLAIM, (TOLD,))
+    return [replace(one, **changes) if (one.attack, one.task) == (attack, TOLD) else one for one in records]
+
+
+NOTHING = _changed("none")
+FAULTS = {
+    "gradient": _changed("none", protection=Protection(1000, 1.0, gradient_error=0.5)),
+    "tokenizer": _changed("none", protection=Protection(1000, 1.0, tokenizer_changed=True)),
+    "edge": _changed(PROBE, at_edge=True),
+    "head": _changed(PROBE, retried="head"),
+    "versions": _changed(PROBE, provenance={"versions": {"torch": "2.8.0"}}),
+    "failed": [failed(one) if (one.attack, one.seed) == (FULL, 1) else one for one in NOTHING],
+    "missing": [one for one in NOTHING if (one.attack, one.task, one.seed) != (FULL, TOLD, 1)],
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_claim_that_was_not_tested_well_does_not_hold(fault: str) -> None:
+    """The verdict of the table and of the main one, which is the same."""
+    undefended = _rows("none", UNDEFENDED)
+    for records, verdict in ((NOTHING, "holds"), (FAULTS[fault], "untested")):
+        board = scored([*undefended, *records])
+        assert [one.claim for one in board.aware] == [verdict]
+        assert [one.verdict for one in board.scores if one.defense == "immune"] == [verdict]
+
+
+def test_an_attack_that_decides_nothing_may_stop_at_an_edge() -> None:
+    board = scored([*_rows("none", UNDEFENDED), *_changed(FULL, at_edge=True)])
+    assert [one.claim for one in board.aware] == ["holds"]
 
 
 def test_untested_where_seeds_cells_or_told_tasks_are_missing() -> None:

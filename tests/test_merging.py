@@ -108,6 +108,15 @@ def test_too_few_seeds_and_failed_cells_test_nothing() -> None:
     assert table(lacking)["trap2"].verdict == "untested"
 
 
+def test_a_release_that_misled_its_attackers_or_lacks_cells_proves_nothing() -> None:
+    (_, sound), (_, misled), (plain, unsettled) = (
+        merging_table(grid(records()), **doubts) for doubts in ({}, {"misled": ["trap2"]}, {"unsettled": ["trap2"]})
+    )
+    assert [one.verdict for one in (sound, misled, unsettled, plain)] == ["holds", "untested", "untested", None]
+    (_, refuted) = merging_table(grid(records(merged=PLAIN)), misled=["trap2"])
+    assert refuted.verdict == "refuted"
+
+
 def test_an_update_that_is_worth_nothing_keeps_nothing_to_speak_of() -> None:
     worthless = [
         replace(one, attacked=measurement(0.3), validation=measurement(0.3))

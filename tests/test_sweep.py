@@ -597,6 +597,25 @@ def test_every_rung_of_the_ladder_is_tried_in_turn(monkeypatch: pytest.MonkeyPat
     assert sweeps._attempts(model(), "cuda:0") == ("plain", "float32", "float64", "clipped", "head")
 
 
+@pytest.mark.parametrize(("reached", "retried"), [(0.45, None), (0.6, "head")])
+def test_another_attempt_stands_only_where_it_helps(
+    reached: float, retried: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One rate diverges, the other is worse than not training; with the head alone nothing diverges."""
+
+    def search(self: sweeps._Run, grid: Sequence[float]) -> Any:
+        scores = (0.5, reached, reached) if self.attempt == "head" else (0.5, 0.4, None)
+        points = [
+            Point(rate, step, score, None if score is None else 1.0)
+            for rate, step, score in zip((0.0, 0.1, 1.0), (0, 10, 10), scores, strict=True)
+        ]
+        return points, False
+
+    monkeypatch.setattr(sweeps._Run, "search", search)
+    outcome = sweep(model(), Parity(), BUDGET, 0, "cpu")
+    assert (outcome.retried, outcome.stuck) == (retried, retried is None)
+
+
 def test_one_diverging_rate_is_a_point_of_the_curve() -> None:
     budget = BUDGET.model_copy(update={"learning_rates": {"adamw": (1e-2, 1e30)}, "extension": 0, "clip": None})
     outcome = sweep(model(), Parity(), budget, 0, "cpu")

@@ -16,8 +16,8 @@ GUIDE = """\
 - **suppression**: what the best attack on the undefended model scores, less what the best attack on this row scores.
   The best is picked on validation, scored on test; {scratch}. *(partial)* is
   by those attacks alone that this row and the undefended model both have so far; the missing ones may be stronger.
-- **excess**: suppression beyond the strongest trivial defense (`control`) that keeps as much utility. This ranks. Where
-  its interval covers zero the row has no effect beyond the trivial defenses.
+- **excess**: suppression beyond the strongest trivial defense (`control`) that clears the utility bar. This ranks.
+  Where its interval covers zero the row has no effect beyond the trivial defenses.
 - **utility %**: base utility kept, floor taken out, the worst metric. Ranked rows keep {bar} % with their lower bound.
 - **claim**: *holds* needs every cell, the utility bar, and excess above zero against attackers who have and use what
   the claim says they may (in brackets), Holm-corrected over rows. The burden of proof is on the defense.
