@@ -464,7 +464,7 @@ def _carry_out(work: Work, jobs: int | None, plugins: Sequence[str], command: st
     if not todo:
         return records
     from nftbench import display, executors
-    from nftbench.run import Workplace
+    from nftbench.workplace import Workplace
 
     def board(news: Sequence[Record]) -> Leaderboard:
         records.update((record.key, record) for record in news)

@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -80,6 +81,17 @@ def encoded_for(corpus: Corpus, tokenizer: PreTrainedTokenizerBase | None) -> Te
     texts = corpus.tokenizer.batch_decode(corpus.train, clean_up_tokenization_spaces=False)
     ids = tokenizer(texts, add_special_tokens=False, return_attention_mask=False)["input_ids"]
     return _pack(ids, corpus.train.shape[1], "re-encoded")
+
+
+def reading_rules(tokenizer: PreTrainedTokenizerBase) -> Any:
+    """All that decides how a tokenizer reads text: its words, and the normalizer, splitting and model behind them.
+
+    Truncation and padding are left out, which transformers sets anew at each call.
+    """
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    rules = json.loads(backend.to_str()) if backend is not None else {}
+    passing = {"truncation": None, "padding": None}
+    return [sorted(tokenizer.get_vocab().items()), {**rules, **passing}, sorted(tokenizer.special_tokens_map.items())]
 
 
 def save(corpus: Corpus, folder: Path) -> None:

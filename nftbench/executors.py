@@ -21,7 +21,7 @@ from nftbench.plan import Job
 from nftbench.types import Record
 
 if TYPE_CHECKING:
-    from nftbench.run import Workplace
+    from nftbench.workplace import Workplace
 
 BUSY_SECONDS = 1.0
 """How long to wait before asking again for a job that another run holds."""

@@ -30,11 +30,13 @@ from safetensors import safe_open
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from nftbench import model as models, registry, run, suite as suites, updates
+from nftbench import model as models, registry, suite as suites, updates
+from nftbench.attacker import Attacker
 from nftbench.evaluate import TextTask
+from nftbench.owner import Owner, make_base
 from nftbench.plan import plan
 from nftbench.preparation import Ledger
-from nftbench.run import Workplace
+from nftbench.releases import ADAPTER, ReleaseInspection, make_release
 from nftbench.store import Store
 from nftbench.suite import Suite
 from nftbench.types import (
@@ -62,6 +64,7 @@ from nftbench.types import (
     Update,
     Yardstick,
 )
+from nftbench.workplace import AttackersTask, TaskSetting, Workplace, derive, make_corpus
 
 _LLAMA = {
     "hidden_size": 16,
@@ -142,7 +145,7 @@ def check_defense(defense: Defense | str, *, architectures: Sequence[str] = tupl
             first, second = (_protect(place, plugin) for _ in range(2))
             _check_protected(plugin, first)
             if first.update is not None:
-                _check_update(first.release, first.update, run.make_base(place, 0))
+                _check_update(first.release, first.update, make_base(place, 0))
             _check_publishable(first.release)
             _promise(
                 _same(first.release.network.state_dict(), second.release.network.state_dict()),
@@ -199,7 +202,7 @@ def check_task(
     _promise(isinstance(plugin.fingerprint(data), str), "fingerprint(data) returns a string")
     for architecture in architectures:
         with _workplace(tiny_suite(architecture, **changes), data) as place:
-            model = run._Owner(place, 0).build()
+            model = Owner(place, 0).build()
             loaded, again = (plugin.load(_task_context(place, model)) for _ in range(2))
             names: tuple[SplitName, ...] = ("train", "validation", "test") if plugin.trainable else ("test",)
             for name in names:
@@ -229,10 +232,10 @@ def check_yardstick(
     for architecture in architectures:
         with _workplace(tiny_suite(architecture, defenses=[defense])) as place:
             job = next(job for job in place.plan.jobs() if str(job.defense) == defense)
-            folder = run.make_release(place, job.defense, job.seed, job.release)
+            folder = make_release(place, job.defense, job.seed, job.release)
             model = models.load(folder, attacker=True)
             before = {name: tensor.clone() for name, tensor in model.network.state_dict().items()}
-            inspection = run._Inspection(place, job, Release(model, updates.load(folder / run.ADAPTER)))
+            inspection = ReleaseInspection(place, job, Release(model, updates.load(folder / ADAPTER)))
             with _random_state_kept("measure"):
                 reading = plugin.measure(inspection)
             _promise(isinstance(reading, Reading), f"measure returns Reading, not {type(reading).__name__}")
@@ -247,8 +250,8 @@ def check_yardstick(
 
 
 def _protect(place: Workplace, plugin: Defense) -> Protected:
-    owner = run._Owner(place, 0, plugin.told())
-    model = owner.build() if plugin.stage == "pretrain" else run.make_base(place, 0)
+    owner = Owner(place, 0, plugin.told())
+    model = owner.build() if plugin.stage == "pretrain" else make_base(place, 0)
     with _random_state_kept("protect"):
         protected = plugin.protect(model, owner)
     _promise(isinstance(protected, Protected), f"protect returns Protected, not {type(protected).__name__}")
@@ -301,16 +304,16 @@ def _check_publishable(model: Model) -> None:
 # ------------------------------------------------------------------------------------------------------------- attacks
 
 
-def _release(place: Workplace, plugin: Attack) -> tuple[Release, run._Attacker]:
+def _release(place: Workplace, plugin: Attack) -> tuple[Release, Attacker]:
     """A pre-trained model as an attacker downloads it, and a context that holds what the attack may know."""
-    owner, knowledge, masked = run._Owner(place, 0), plugin.knowledge, _Masked()
+    owner, knowledge, masked = Owner(place, 0), plugin.knowledge, _Masked()
     secretive = bool(knowledge & {"secret", "sibling"}) or plugin.applies(_Undefended()) is not None
     protected = masked.protect(owner.build(), owner) if secretive else Protected(owner.pretrain(owner.build()))
     model, sibling = protected.release, owner.sibling(protected.release)
     folder = place.store.make("releases", "tiny", lambda draft: models.save(model, draft))
 
-    context = run._Attacker(
-        seed=run.derive(0, "attack"),
+    context = Attacker(
+        seed=derive(0, "attack"),
         budget=place.suite.budget,
         device=place.device,
         _corpus=owner.corpus if "data" in knowledge else None,
@@ -324,12 +327,12 @@ def _release(place: Workplace, plugin: Attack) -> tuple[Release, run._Attacker]:
     if "base" in plugin.knowledge:
         base = owner.build()
         update = updates.difference(release.model.network, base.network)
-        others = {"other": run._AttackersTask(_FirstWord().load(_task_context(place, base)))}
+        others = {"other": AttackersTask(_FirstWord().load(_task_context(place, base)))}
         return replace(release, update=update), replace(context, _base=base, others=others)
     return release, context
 
 
-def _adapt(plugin: Attack, release: Release, task: Task, context: run._Attacker) -> tuple[Outcome, int, Ledger]:
+def _adapt(plugin: Attack, release: Release, task: Task, context: Attacker) -> tuple[Outcome, int, Ledger]:
     """One attack on a copy of the release, the optimizer steps of `adapt`, and what it spent beside the sweep."""
     own = replace(release, model=Model(copy.deepcopy(release.model.network), release.model.tokenizer))
     steps: Counter[type] = Counter()
@@ -341,7 +344,7 @@ def _adapt(plugin: Attack, release: Release, task: Task, context: run._Attacker)
     handle = register_optimizer_step_post_hook(lambda optimizer, *_: steps.update([type(optimizer)]))
     try:
         with _random_state_kept("adapt"):
-            outcome = plugin.adapt(prepared, run._AttackersTask(task), beside)
+            outcome = plugin.adapt(prepared, AttackersTask(task), beside)
     except NftbenchError as error:
         raise BrokenPromiseError(f"adapt runs on an undefended model: {error}") from error
     finally:
@@ -360,7 +363,7 @@ def _check_outcome(
     outcome: Outcome,
     release: Release,
     task: Task,
-    context: run._Attacker,
+    context: Attacker,
     steps: int,
     beside: Ledger,
     allowance: float,
@@ -562,7 +565,7 @@ def _workplace(suite: Suite, data: Path | None = None) -> Iterator[Workplace]:
 
 
 def _task_context(place: Workplace, model: Model) -> TaskContext:
-    return run._TaskContext(model, 0, place.suite, place.plan.data, None, lambda: run.make_corpus(place, 0))
+    return TaskSetting(model, 0, place.suite, place.plan.data, None, lambda: make_corpus(place, 0))
 
 
 @contextlib.contextmanager

@@ -34,9 +34,9 @@ def place(cache: Path, tmp_path: Path) -> Callable[..., Any]:
     `changes` are fields of the suite; `fresh=True` gives it a cache of its own, `limit=…` is --limit.
     """
     from nftbench.plan import plan
-    from nftbench.run import Workplace
     from nftbench.store import Store
     from nftbench.testing import tiny_suite
+    from nftbench.workplace import Workplace
 
     def make(fresh: bool = False, limit: int | None = None, results: str = "results", **changes: Any) -> Workplace:
         store = Store(tmp_path / results, tmp_path / "cache" if fresh else cache)
@@ -93,9 +93,9 @@ def attacked(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Any]:
     """`attacked(defense, attack)`: the record on toy_topic, in a suite like `small` with a quarter of its steps."""
     from nftbench import run
     from nftbench.plan import canonical, plan
-    from nftbench.run import Workplace
     from nftbench.store import Store
     from nftbench.suite import parse
+    from nftbench.workplace import Workplace
 
     store = Store(tmp_path_factory.mktemp("results"), tmp_path_factory.mktemp("sham-cache"))
     small = {

@@ -11,20 +11,24 @@ import pytest
 import torch
 from torch import Tensor
 
-from nftbench import model as models, registry, run
+from nftbench import attacker, model as models, registry
 from nftbench.architectures import dlr
+from nftbench.attacker import Attacker
 from nftbench.attacks.difference import AMOUNTS, Difference
 from nftbench.attacks.extrapolate import SCALES, Extrapolate
 from nftbench.attacks.full import Full
 from nftbench.attacks.interpolate import SHARES, Interpolate
 from nftbench.corpus import word_tokenizer
+from nftbench.owner import Owner
 from nftbench.plan import narrow
 from nftbench.preparation import Ledger, tuned
+from nftbench.sweep import unchanged
 from nftbench.testing import ARCHITECTURES, _FirstWord, _task_context
 from nftbench.types import Attack, Model, Outcome, Release, Task
+from nftbench.workplace import AttackersTask, Workplace
 from tests.by_heart import by_heart
 
-Place = Callable[..., run.Workplace]
+Place = Callable[..., Workplace]
 architectures = pytest.mark.parametrize("architecture", ARCHITECTURES)
 Weights = Mapping[str, Tensor]
 
@@ -33,7 +37,7 @@ Weights = Mapping[str, Tensor]
 class Scene:
     """A base that knows the task by heart, a start that knows nothing of it, and who attacks with a tiny budget."""
 
-    place: run.Workplace
+    place: Workplace
     base: Model
     start: Model
     task: Task
@@ -48,14 +52,14 @@ class Scene:
                 weight.add_(noise * weight.square().mean().sqrt() * 3)
         return Model(network, self.base.tokenizer)
 
-    def context(self, **known: Any) -> run._Attacker:
-        return run._Attacker(seed=5, budget=self.place.suite.budget, device="cpu", **known)
+    def context(self, **known: Any) -> Attacker:
+        return Attacker(seed=5, budget=self.place.suite.budget, device="cpu", **known)
 
     def attack(self, attack: Attack, release: Model, **known: Any) -> Outcome:
         own = Release(Model(copy.deepcopy(release.network), release.tokenizer))
         context = self.context(**known)
         before = [weights(model.network) for model in known.values()]
-        outcome = attack.adapt(attack.prepare(own, context), run._AttackersTask(self.task), context)
+        outcome = attack.adapt(attack.prepare(own, context), AttackersTask(self.task), context)
         for model, one in zip(known.values(), before, strict=True):
             assert same(weights(model.network), one), "what the attacker holds stays as it is, for the next task"
         return outcome
@@ -66,10 +70,10 @@ class Scene:
 
         def sweep(model: Model, task: Task, *args: Any, **options: Any) -> Outcome:
             seen.append(copy.deepcopy(model.network))
-            return run.unchanged(model, task, "cpu")
+            return unchanged(model, task, "cpu")
 
         with monkeypatch.context() as patch:
-            patch.setattr(run, "sweep", sweep)
+            patch.setattr(attacker, "sweep", sweep)
             self.attack(attack, release, **known)
         assert len(seen) == 1
         return seen[0]
@@ -89,7 +93,7 @@ class Scene:
 def scene(place: Place) -> Callable[..., Scene]:
     def make(architecture: str = "gpt2", **changes: Any) -> Scene:
         here = place(architecture=architecture, **changes)
-        base = run._Owner(here, 0).build()
+        base = Owner(here, 0).build()
         start = Model(models.build(here.suite.model, base.tokenizer, 99, "cpu").network, base.tokenizer)
         task = _FirstWord().load(_task_context(here, base))
         by_heart(base.network, task)
@@ -253,7 +257,7 @@ def test_a_release_that_nothing_fits_is_attacked_as_it_is(
     scene: Callable[..., Scene], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found = scene()
-    slim = run._Owner(found.place, 0).build(n_embd=8)
+    slim = Owner(found.place, 0).build(n_embd=8)
     begun = found.beginning(monkeypatch, Difference(), slim, _base=found.base)
     assert same(weights(begun), weights(slim.network))
     begun = found.beginning(monkeypatch, Extrapolate(), slim, _base=found.base)
@@ -268,7 +272,7 @@ def test_a_base_that_reads_other_words_does_not_stand_in(
     scene: Callable[..., Scene], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found = scene()
-    slim = run._Owner(found.place, 0).build(n_embd=8)
+    slim = Owner(found.place, 0).build(n_embd=8)
     assert slim.tokenizer is not None
     foreign = Model(found.base.network, word_tokenizer(sorted(slim.tokenizer.get_vocab(), reverse=True)))
     begun = found.beginning(monkeypatch, Interpolate(), slim, _base=foreign)
@@ -315,7 +319,7 @@ def test_what_is_trained_before_the_sweep_is_counted(scene: Callable[..., Scene]
     for attack, steps in ((Interpolate(), 8), (Extrapolate(), 8)):
         context = found.context(_base=found.base)
         prepared = attack.prepare(Release(found.start), context)
-        attack.adapt(prepared, run._AttackersTask(found.task), context)
+        attack.adapt(prepared, AttackersTask(found.task), context)
         assert context.ledger.steps == steps
         assert context.ledger.flops > 0
 

@@ -13,12 +13,15 @@ import pytest
 import yaml
 from torch import Tensor
 
-from nftbench import registry, run
+from nftbench import registry, run, workplace
+from nftbench.attacker import Attacker
 from nftbench.model import build
-from nftbench.run import Workplace, _Referee
+from nftbench.owner import make_base
+from nftbench.run import _Referee
 from nftbench.splits import TextSplit
 from nftbench.testing import ARCHITECTURES, _FirstWord, _Questions, tiny_suite
 from nftbench.types import Model, Prepared, Release, Task
+from nftbench.workplace import Workplace, load_task
 
 Place = Callable[..., Workplace]
 ATTACKS = ("full", "low_data", "full_data")
@@ -26,7 +29,7 @@ ATTACKS = ("full", "low_data", "full_data")
 
 @pytest.fixture(autouse=True)
 def no_task_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(run, "_tasks", {})
+    monkeypatch.setattr(workplace, "_tasks", {})
 
 
 @pytest.fixture
@@ -63,8 +66,8 @@ def texts(task: Task, name: Any) -> list[tuple[str, int]]:
 def given(place: Workplace, attack: str) -> Task:
     """The task as the referee loads it for an attack."""
     job = next(job for job in place.plan.jobs() if str(job.attack) == attack)
-    release, cell = Release(run.make_base(place, 0)), job.cells[0]
-    return _Referee(place, job).theirs(cell, release, run.load_task(place, cell, release.model))
+    release, cell = Release(make_base(place, 0)), job.cells[0]
+    return _Referee(place, job).theirs(cell, release, load_task(place, cell, release.model))
 
 
 @pytest.mark.parametrize(("spec", "all_of_it"), [("toy_topic", 4000), ("sliced", 54)])
@@ -105,7 +108,7 @@ def trained_on(share: float, seed: int) -> set[int]:
     assert isinstance(rows, _Questions)
     counted = Counted(rows.ids, rows.answers)
     task.splits["train"] = counted  # type: ignore[attr-defined]
-    context = run._Attacker(seed=seed, budget=tiny_suite().budget, device="cpu")
+    context = Attacker(seed=seed, budget=tiny_suite().budget, device="cpu")
     outcome = registry.create("attacks", f"low_data[share={share}]").adapt(Prepared(model), task, context)
     assert outcome.validation == task.evaluate(outcome.network, task.split("validation"))
     assert len(outcome.restarts) in (0, 3), "restarts are among what was counted"
@@ -128,7 +131,7 @@ def test_records_do_not_depend_on_the_order_of_attacks(sliced: str, place: Place
     """Tasks stay loaded in a process: what one attack was given must not reach the next."""
     found = []
     for results, step in (("forwards", 1), ("backwards", -1)):
-        run._tasks.clear()
+        workplace._tasks.clear()
         changes = {"tasks": [sliced], "utility": ["bits_per_token"], "budget": {"restarts": 1, "extension": 0}}
         here = place(results=results, attacks=["none", *ATTACKS], **changes)
         for job in here.plan.jobs()[::step]:

@@ -17,15 +17,18 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutput
 
-from nftbench import evaluate, registry, run
+from nftbench import evaluate, registry
+from nftbench.attacker import Attacker
 from nftbench.attacks.few_shot import FewShot, Prompted, separator, solved
 from nftbench.grammar import Grammar
 from nftbench.model import seeded
+from nftbench.owner import Owner
 from nftbench.splits import TextSplit
 from nftbench.testing import ARCHITECTURES, tiny_suite
 from nftbench.types import Measurement, Model, NftbenchError, Prepared, Split, SplitName, Task
+from nftbench.workplace import Workplace, loaded_task
 
-Place = Callable[..., run.Workplace]
+Place = Callable[..., Workplace]
 WINDOW = 120
 
 
@@ -33,12 +36,12 @@ def made(place: Place, architecture: str = "gpt2", spec: str = "toy_topic") -> t
     """A network whose answers depend on every word, and a text task encoded for it."""
     field = "n_positions" if architecture == "gpt2" else "max_position_embeddings"
     here = place(architecture=architecture, model={field: WINDOW})
-    model = run._Owner(here, 0).build()
+    model = Owner(here, 0).build()
     with seeded(1), torch.no_grad():
         for parameter in model.network.parameters():
             parameter.add_(torch.randn_like(parameter), alpha=0.3)
     model.network.eval()
-    return model, run._loaded(here, registry.parse(spec), 0, model)
+    return model, loaded_task(here, registry.parse(spec), 0, model)
 
 
 @pytest.fixture
@@ -275,8 +278,8 @@ class Questions:
         return self.ids[list(indices)]
 
 
-def attacker(seed: int = 0) -> run._Attacker:
-    return run._Attacker(seed=seed, budget=tiny_suite().budget, device="cpu")
+def attacker(seed: int = 0) -> Attacker:
+    return Attacker(seed=seed, budget=tiny_suite().budget, device="cpu")
 
 
 def test_a_network_that_reads_its_prompt_is_broken_by_examples() -> None:

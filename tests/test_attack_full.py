@@ -9,7 +9,8 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from nftbench import registry, run
+from nftbench import attacker, registry
+from nftbench.attacker import Attacker
 from nftbench.model import build
 from nftbench.suite import Budget
 from nftbench.testing import ARCHITECTURES
@@ -26,8 +27,8 @@ def asked_by(spec: str, budget: Budget, monkeypatch: pytest.MonkeyPatch) -> tupl
     def sweep(model: Model, task: Any, given: Budget, seed: int, device: str, **options: Any) -> None:
         asked.update(budget=given, **options)
 
-    monkeypatch.setattr(run, "sweep", sweep)
-    context = run._Attacker(seed=0, budget=budget, device="cpu")
+    monkeypatch.setattr(attacker, "sweep", sweep)
+    context = Attacker(seed=0, budget=budget, device="cpu")
     registry.create("attacks", spec).adapt(Prepared(Model(None)), None, context)  # type: ignore[arg-type]
     return asked.pop("budget"), asked
 

@@ -12,18 +12,21 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from nftbench import registry, run
+from nftbench import registry
+from nftbench.attacker import Attacker
+from nftbench.owner import Owner
 from nftbench.testing import ARCHITECTURES, _release, _workplace, tiny_suite
 from nftbench.types import Attack, Model, NftbenchError, Release
+from nftbench.workplace import Workplace
 
 STEPS = 25
-Place = Callable[..., run.Workplace]
+Place = Callable[..., Workplace]
 RunAll = Callable[..., dict[tuple[str, str, str, int], Any]]
 
 each_architecture = pytest.mark.parametrize("architecture", list(ARCHITECTURES))
 
 
-def attacked(spec: str, architecture: str = "gpt2") -> tuple[Attack, Release, run._Attacker]:
+def attacked(spec: str, architecture: str = "gpt2") -> tuple[Attack, Release, Attacker]:
     """An attack, the undefended tiny release and the attack's context."""
     attack: Attack = registry.create("attacks", spec)
     with _workplace(tiny_suite(architecture, budget={"preparation_steps": STEPS})) as place:
@@ -99,7 +102,7 @@ def test_the_record_says_what_preparation_cost(place: Place, run_all: RunAll) ->
     here = place(defenses=["none", "random_mask"], attacks=attacks, budget=few)
     records = run_all(here)
     assert all(record.status == "ok" for record in records.values())
-    step = flops(run._Owner(here, 0).build().network, torch.zeros(8, 32, dtype=torch.long))
+    step = flops(Owner(here, 0).build().network, torch.zeros(8, 32, dtype=torch.long))
     for defense, attack in [("none", attacks[2]), ("random_mask", attacks[2]), ("none", attacks[3])]:
         cost = records[defense, attack, "toy_topic", 0].cost
         assert cost.preparation_steps == 5

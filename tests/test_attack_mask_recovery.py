@@ -27,15 +27,17 @@ from nftbench import (
     masks,
     model as models,
     recovery,
-    run,
     testing,
 )
 from nftbench.architectures import dlr
+from nftbench.attacker import Attacker
 from nftbench.attacks import mask_recovery
 from nftbench.attacks.mask_recovery import ESTIMATORS, MaskRecovery
+from nftbench.owner import Owner
 from nftbench.testing import ARCHITECTURES, check_attack, tiny_suite
+from nftbench.workplace import AttackersTask, Workplace
 
-Place = Callable[..., run.Workplace]
+Place = Callable[..., Workplace]
 WriteFile = Callable[[str, str], Any]
 RunAll = Callable[..., dict[tuple[str, str, str, int], Any]]
 
@@ -87,9 +89,9 @@ def gradients(model: Model, tokens: Tensor) -> dict[str, Tensor]:
     return total
 
 
-def attacked(place: run.Workplace, defense: Leaky, estimator: str, **settings: Any) -> tuple[Mapping[str, float], int]:
+def attacked(place: Workplace, defense: Leaky, estimator: str, **settings: Any) -> tuple[Mapping[str, float], int]:
     """How well the estimator does on a planted release, and over how many weights."""
-    owner = run._Owner(place, 0)
+    owner = Owner(place, 0)
     protected = defense.protect(owner.build(), owner)
     assert protected.secret is not None
     mask = protected.secret.mask
@@ -98,7 +100,7 @@ def attacked(place: run.Workplace, defense: Leaky, estimator: str, **settings: A
         with torch.no_grad():
             for name, weight in second.named_parameters():
                 weight.copy_(torch.where(mask[name], weight, weights(protected.release.network)[name]))
-    context = run._Attacker(
+    context = Attacker(
         seed=5,
         budget=place.suite.budget,
         device="cpu",
@@ -371,9 +373,9 @@ def test_gradient_statistics_are_those_of_the_text_that_was_read(
     estimator: str, count: int, blocks: int, place: Place
 ) -> None:
     here = place()
-    owner = run._Owner(here, 0)
+    owner = Owner(here, 0)
     model = owner.build()
-    context = run._Attacker(5, here.suite.budget, "cpu", owner.corpus, _defense=Leaky(), _suite=here.suite)
+    context = Attacker(5, here.suite.budget, "cpu", owner.corpus, _defense=Leaky(), _suite=here.suite)
     guess = MaskRecovery(estimator, batches=3).prepare(Release(model), context).guess  # type: ignore[arg-type]
     assert guess is not None
     text = context.text(model, blocks)
@@ -439,9 +441,9 @@ def test_every_estimator_keeps_the_contract(estimator: str, architecture: str, b
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_a_locked_network_has_weights_to_guess_at_too(architecture: str, place: Place) -> None:
     here = place(architecture=architecture, budget={"preparation_steps": 2})
-    owner = run._Owner(here, 0)
+    owner = Owner(here, 0)
     locked = Model(dlr.lock(owner.build().network, depth=2), owner.corpus.tokenizer)
-    context = run._Attacker(5, here.suite.budget, "cpu", owner.corpus, _defense=Leaky(), _suite=here.suite)
+    context = Attacker(5, here.suite.budget, "cpu", owner.corpus, _defense=Leaky(), _suite=here.suite)
     for name in ("likelihood", "support", "posterior", "fisher", "displacement"):
         guess = MaskRecovery(name, batches=2).prepare(Release(locked), context).guess  # type: ignore[arg-type]
         assert guess is not None
@@ -478,16 +480,16 @@ def test_impossible_settings_are_refused(change: dict[str, int]) -> None:
 def test_only_the_top_of_the_guess_moves(place: Place) -> None:
     """As many weights as the defense's ratio, those with the highest scores; the rest bit for bit as released."""
     here = place()
-    owner = run._Owner(here, 0)
+    owner = Owner(here, 0)
     defense = Leaky("magnitude", ratio=0.3)
     release = defense.protect(owner.build(), owner).release
-    context = run._Attacker(5, here.suite.budget, "cpu", _defense=defense, _suite=here.suite)
+    context = Attacker(5, here.suite.budget, "cpu", _defense=defense, _suite=here.suite)
     attack = MaskRecovery("magnitude")
     prepared = attack.prepare(Release(release), context)
     task = testing._FirstWord().load(testing._task_context(here, release))
     outcome = attack.adapt(
         prepared,
-        run._AttackersTask(task),
+        AttackersTask(task),
         dataclasses.replace(
             context, budget=here.suite.budget.model_copy(update={"learning_rates": {"adamw": (1e-3, 1e-2)}})
         ),

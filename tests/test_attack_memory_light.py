@@ -11,24 +11,27 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from nftbench import model as models, registry, run
+from nftbench import model as models, registry
 from nftbench.architectures import dlr
+from nftbench.attacker import Attacker
 from nftbench.attacks import memory_light
+from nftbench.owner import Owner
 from nftbench.probes import saved_bytes
 from nftbench.testing import ARCHITECTURES, _FirstWord
 from nftbench.types import Attack, Measurement, Model, Outcome, Prepared, Split, SplitName, Task
+from nftbench.workplace import TaskSetting, Workplace, make_corpus
 
-Place = Callable[..., run.Workplace]
+Place = Callable[..., Workplace]
 
 
-def setting(place: Place, architecture: str) -> tuple[Prepared, Task, run._Attacker]:
+def setting(place: Place, architecture: str) -> tuple[Prepared, Task, Attacker]:
     here = place(**({"architecture": architecture} if architecture != "gpt2" else {}))
-    model = run._Owner(here, 0).build()
-    task = _FirstWord().load(run._TaskContext(model, 0, here.suite, None, None, lambda: run.make_corpus(here, 0)))
-    return Prepared(model), task, run._Attacker(seed=0, budget=here.suite.budget, device="cpu")
+    model = Owner(here, 0).build()
+    task = _FirstWord().load(TaskSetting(model, 0, here.suite, None, None, lambda: make_corpus(here, 0)))
+    return Prepared(model), task, Attacker(seed=0, budget=here.suite.budget, device="cpu")
 
 
-def adapted(spec: str, prepared: Prepared, task: Task, context: run._Attacker) -> Outcome:
+def adapted(spec: str, prepared: Prepared, task: Task, context: Attacker) -> Outcome:
     plugin: Attack = registry.create("attacks", spec)
     return plugin.adapt(prepared, task, context)
 

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from nftbench import adapters, registry, run
+from nftbench import adapters, attacker, registry
 from nftbench.architectures import dlr
+from nftbench.attacker import Attacker
 from nftbench.model import build, seeded
 from nftbench.sweep import _Run
 from nftbench.testing import ARCHITECTURES, _FirstWord, tiny_suite
@@ -55,8 +56,8 @@ def moved_by(spec: str, network: PreTrainedModel, monkeypatch: pytest.MonkeyPatc
         _, asked["network"], _ = here.trajectory(1e-2, 1, (3,))
         return Outcome(asked["network"], None, None)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(run, "sweep", sweep)
-    context = run._Attacker(seed=0, budget=tiny_suite().budget, device="cpu")
+    monkeypatch.setattr(attacker, "sweep", sweep)
+    context = Attacker(seed=0, budget=tiny_suite().budget, device="cpu")
     task = _FirstWord().load(Given(Model(network)))  # type: ignore[arg-type]
     registry.create("attacks", spec).adapt(Prepared(Model(network)), task, context)
     before = network.state_dict()
@@ -197,6 +198,6 @@ def test_bitfit_moves_the_biases_or_where_there_are_none_the_gains(kind: str, mo
 
 def test_a_network_without_vectors_is_told_so() -> None:
     bitfit = registry.create("attacks", "bitfit")
-    context = run._Attacker(seed=0, budget=tiny_suite().budget, device="cpu")
+    context = Attacker(seed=0, budget=tiny_suite().budget, device="cpu")
     with pytest.raises(NftbenchError, match="neither biases nor norms"):
         bitfit.adapt(Prepared(Model(linear())), _FirstWord().load(Given(Model(network_of("gpt2")))), context)  # type: ignore[arg-type]

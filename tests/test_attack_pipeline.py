@@ -10,15 +10,18 @@ from typing import Any
 import pytest
 import torch
 
-from nftbench import registry, run
+from nftbench import registry
+from nftbench.attacker import Attacker
+from nftbench.owner import Owner
 from nftbench.plan import canonical, narrow, plan
 from nftbench.preparation import Ledger
 from nftbench.suite import Suite
 from nftbench.testing import _FirstWord, _task_context, tiny_suite
 from nftbench.types import Attack, Measurement, Model, NftbenchError, Outcome, Prepared, Release, Task
+from nftbench.workplace import AttackersTask, Workplace, make_corpus
 from tests.by_heart import by_heart
 
-Place = Callable[..., run.Workplace]
+Place = Callable[..., Workplace]
 WriteFile = Callable[[str, str], Path]
 RunAll = Callable[..., dict[tuple[str, str, str, int], Any]]
 
@@ -75,27 +78,27 @@ def pipeline(**parameters: Any) -> Attack:
     return replace(found, **parameters)  # type: ignore[type-var]
 
 
-def scene(place: run.Workplace) -> tuple[Model, Task, Callable[[Attack], run._Attacker]]:
+def scene(place: Workplace) -> tuple[Model, Task, Callable[[Attack], Attacker]]:
     """A release that knows the task by heart, the task, and the context of an attack on it."""
-    model = run._Owner(place, 0).build()
+    model = Owner(place, 0).build()
     task = _FirstWord().load(_task_context(place, model))
     by_heart(model.network, task)
 
-    def context(attack: Attack) -> run._Attacker:
-        return run._Attacker(
+    def context(attack: Attack) -> Attacker:
+        return Attacker(
             seed=3,
             budget=place.suite.budget,
             device="cpu",
-            _corpus=run.make_corpus(place, 0),
+            _corpus=make_corpus(place, 0),
             _defense=registry.create("defenses", "none"),
             _suite=place.suite,
             _uses=attack.uses(),
         )
 
-    return model, run._AttackersTask(task), context
+    return model, AttackersTask(task), context
 
 
-def attacked(attack: Attack, scaled: float, here: run.Workplace) -> tuple[Outcome, Prepared, run._Attacker, Task]:
+def attacked(attack: Attack, scaled: float, here: Workplace) -> tuple[Outcome, Prepared, Attacker, Task]:
     """The attack on a release whose weights are all multiplied."""
     model, task, make = scene(here)
     with torch.no_grad():

@@ -12,13 +12,16 @@ from scipy.optimize import minimize
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from nftbench import conditioning, model as models, registry, run
+from nftbench import conditioning, model as models, registry
+from nftbench.attacker import Attacker
 from nftbench.attacks import precondition
+from nftbench.owner import Owner
 from nftbench.suite import Budget
 from nftbench.testing import ARCHITECTURES, _FirstWord
 from nftbench.types import Attack, Measurement, Model, Outcome, Prepared, Split, SplitName, Task
+from nftbench.workplace import TaskSetting, Workplace, make_corpus
 
-Place = Callable[..., run.Workplace]
+Place = Callable[..., Workplace]
 SOLVERS = ("whitening", "newton", "lbfgs")
 BUDGET = Budget(learning_rates={"adamw": (1e-4, 1e-3)}, durations=(10, 30), batch=32, warmup=2, extension=0, restarts=1)
 
@@ -93,7 +96,7 @@ def optimum(network: PreTrainedModel, task: Table) -> float:
 
 def adapted(spec: str, network: PreTrainedModel, task: Task, budget: Budget = BUDGET) -> Outcome:
     plugin: Attack = registry.create("attacks", spec)
-    return plugin.adapt(Prepared(Model(network)), task, run._Attacker(seed=0, budget=budget, device="cpu"))
+    return plugin.adapt(Prepared(Model(network)), task, Attacker(seed=0, budget=budget, device="cpu"))
 
 
 def start(outcome: Outcome) -> float:
@@ -152,8 +155,8 @@ def test_a_white_head_is_the_head_on_white_features() -> None:
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_a_causal_lm_gets_a_better_head_and_keeps_its_embeddings(architecture: str, by: str, place: Place) -> None:
     here = place(**({"architecture": architecture} if architecture != "gpt2" else {}))
-    model = run._Owner(here, 0).build()
-    task = _FirstWord().load(run._TaskContext(model, 0, here.suite, None, None, lambda: run.make_corpus(here, 0)))
+    model = Owner(here, 0).build()
+    task = _FirstWord().load(TaskSetting(model, 0, here.suite, None, None, lambda: make_corpus(here, 0)))
     problem = precondition._Problem.of(precondition._untied(model.network), task)
     solvers = {"whitening": precondition._whitened, "lbfgs": precondition._lbfgs}
     weights = precondition._newton(problem) if by == "newton" else solvers[by](problem, 8)

@@ -9,19 +9,22 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from nftbench import model as models, registry, run
+from nftbench import model as models, registry
+from nftbench.attacker import Attacker
 from nftbench.attacks import rebalance
+from nftbench.owner import make_base
 from nftbench.symmetries import anatomy, scale_logits, scale_stream
 from nftbench.testing import ARCHITECTURES, _FirstWord
 from nftbench.types import Attack, Model, Outcome, Release
+from nftbench.workplace import TaskSetting, Workplace, make_corpus
 
-Place = Callable[..., run.Workplace]
+Place = Callable[..., Workplace]
 IDS = torch.randint(50, (4, 12), generator=torch.Generator().manual_seed(0))
 
 
-def base(place: Place, architecture: str) -> tuple[run.Workplace, PreTrainedModel]:
+def base(place: Place, architecture: str) -> tuple[Workplace, PreTrainedModel]:
     here = place(**({"architecture": architecture} if architecture != "gpt2" else {}))
-    return here, run.make_base(here, 0).network
+    return here, make_base(here, 0).network
 
 
 @torch.no_grad()
@@ -41,11 +44,11 @@ def planted(network: PreTrainedModel) -> PreTrainedModel:
     return network
 
 
-def attacked(here: run.Workplace, network: PreTrainedModel) -> Outcome:
+def attacked(here: Workplace, network: PreTrainedModel) -> Outcome:
     plugin: Attack = registry.create("attacks", "rebalance")
     model = Model(copy.deepcopy(network))
-    task = _FirstWord().load(run._TaskContext(model, 0, here.suite, None, None, lambda: run.make_corpus(here, 0)))
-    context = run._Attacker(seed=0, budget=here.suite.budget, device="cpu")
+    task = _FirstWord().load(TaskSetting(model, 0, here.suite, None, None, lambda: make_corpus(here, 0)))
+    context = Attacker(seed=0, budget=here.suite.budget, device="cpu")
     return plugin.adapt(plugin.prepare(Release(model), context), task, context)
 
 
@@ -66,7 +69,7 @@ def test_what_was_planted_makes_no_difference(architecture: str, place: Place) -
 def test_an_ordinary_model_keeps_its_logits(architecture: str, place: Place) -> None:
     _, network = base(place, architecture)
     rewritten = copy.deepcopy(network)
-    rebalance.Rebalance().prepare(Release(Model(rewritten)), run._Attacker(0, None, "cpu"))  # type: ignore[arg-type]
+    rebalance.Rebalance().prepare(Release(Model(rewritten)), Attacker(0, None, "cpu"))  # type: ignore[arg-type]
     with torch.no_grad():
         assert torch.allclose(network(input_ids=IDS).logits, rewritten(input_ids=IDS).logits, atol=1e-4)
 

@@ -14,8 +14,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedModel
 
-from nftbench import adapters, distillation, model as models, registry, run
+from nftbench import adapters, distillation, model as models, registry
 from nftbench.architectures import dlr
+from nftbench.attacker import Attacker
+from nftbench.owner import Owner
 from nftbench.testing import ARCHITECTURES, _Undefended, _workplace, tiny_suite
 from nftbench.types import Attack, Model, NftbenchError, Release
 
@@ -40,15 +42,13 @@ def speaking(network: PreTrainedModel) -> PreTrainedModel:
     return network
 
 
-def prepared(
-    spec: str, kind: str, locked: bool, steps: int = 40
-) -> tuple[PreTrainedModel, PreTrainedModel, run._Attacker]:
+def prepared(spec: str, kind: str, locked: bool, steps: int = 40) -> tuple[PreTrainedModel, PreTrainedModel, Attacker]:
     """The release, what the attack makes of it, and the attacker's context."""
     attack: Attack = registry.create("attacks", spec)
     with _workplace(tiny_suite(kind, budget={"preparation_steps": steps})) as place:
-        owner = run._Owner(place, 0)
+        owner = Owner(place, 0)
         model = owner.build()
-        context = run._Attacker(
+        context = Attacker(
             seed=3,
             budget=place.suite.budget,
             device="cpu",

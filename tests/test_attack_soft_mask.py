@@ -11,14 +11,17 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from nftbench import run, testing
+from nftbench import testing
+from nftbench.attacker import Attacker
 from nftbench.attacks.soft_mask import SHARPNESS, Gated, Scaled, SoftMask, displaced
+from nftbench.owner import Owner
 from nftbench.sweep import _Run, sweep
 from nftbench.testing import ARCHITECTURES, check_attack
 from nftbench.train import Stepper
 from nftbench.types import Prepared, Release
+from nftbench.workplace import AttackersTask, Workplace
 
-Place = Callable[..., run.Workplace]
+Place = Callable[..., Workplace]
 RunAll = Callable[..., dict[tuple[str, str, str, int], Any]]
 RATIO = 0.7
 
@@ -30,7 +33,7 @@ KINDS: dict[str, Callable[[str, Tensor], nn.Module]] = {
 
 
 def network(place: Place, architecture: str = "gpt2") -> Any:
-    return run._Owner(place(architecture=architecture), 0).build().network
+    return Owner(place(architecture=architecture), 0).build().network
 
 
 def values(net: nn.Module, like: nn.Module) -> dict[str, Tensor]:
@@ -109,9 +112,9 @@ def test_gates_open_where_going_further_helps(place: Place) -> None:
 def test_rates_are_the_densities_of_the_guess(place: Place) -> None:
     """In proportion to the share of each tensor among the top of the guess, and one on average over the weights."""
     here = place()
-    owner = run._Owner(here, 0)
+    owner = Owner(here, 0)
     release = owner.build()
-    context = run._Attacker(5, here.suite.budget, "cpu", _defense=testing._Masked(), _suite=here.suite)
+    context = Attacker(5, here.suite.budget, "cpu", _defense=testing._Masked(), _suite=here.suite)
     attack = SoftMask()
     prepared = attack.prepare(Release(release), context)
     generator = torch.Generator().manual_seed(0)
@@ -119,7 +122,7 @@ def test_rates_are_the_densities_of_the_guess(place: Place) -> None:
         name: torch.rand(weight.shape, generator=generator) + 0.3 * (weight.ndim < 2)
         for name, weight in release.network.named_parameters()
     }
-    task = run._AttackersTask(testing._FirstWord().load(testing._task_context(here, release)))
+    task = AttackersTask(testing._FirstWord().load(testing._task_context(here, release)))
     outcome = attack.adapt(Prepared(release, guess), task, context)
     assert prepared.guess is not None
     flat = torch.cat([scores.flatten() for scores in guess.values()])
@@ -144,7 +147,7 @@ def test_it_keeps_the_contract(by: str, architecture: str, cache: Any) -> None:
 def test_every_attempt_of_the_sweep_can_train_it(by: str, attempt: str, place: Place) -> None:
     """Where nothing stays finite a sweep goes to double precision, clips, and trains the head alone."""
     here = place()
-    model = run._Owner(here, 0).build()
+    model = Owner(here, 0).build()
     task = testing._FirstWord().load(testing._task_context(here, model))
     one = _Run(model, task, here.suite.budget, 0, "cpu", lambda net, seed: displaced(net, KINDS[by]), None, "adamw")
     one.attempt = attempt  # type: ignore[assignment]
@@ -160,7 +163,7 @@ def test_every_attempt_of_the_sweep_can_train_it(by: str, attempt: str, place: P
 
 def test_averaged_weights_are_those_of_the_displacement(place: Place) -> None:
     here = place()
-    model = run._Owner(here, 0).build()
+    model = Owner(here, 0).build()
     task = testing._FirstWord().load(testing._task_context(here, model))
     budget = here.suite.budget.model_copy(update={"average": True})
     outcome = sweep(model, task, budget, 0, "cpu", adapter=lambda net, seed: displaced(net, KINDS["rates"]))

@@ -12,14 +12,15 @@ from typing import Any
 import pytest
 import torch
 
-from nftbench import executors, registry, run, suite as suites
+from nftbench import executors, registry, suite as suites
 from nftbench.architectures.linear import LinearConfig, LinearModel
 from nftbench.model import load
+from nftbench.owner import Owner
 from nftbench.plan import plan
-from nftbench.run import Workplace
 from nftbench.store import Store
 from nftbench.testing import check_defense, tiny_suite
 from nftbench.types import Model, NftbenchError, Prepared
+from nftbench.workplace import Workplace
 
 IMMUNIZED = "condition_number[harmful=diabetes,epochs=5]"
 SUITE: dict[str, Any] = {
@@ -64,7 +65,7 @@ def test_every_cell_of_a_linear_suite_is_measured(place: Workplace) -> None:
 
 def test_the_harmful_condition_number_rises_against_the_primary_one(place: Workplace) -> None:
     """RIR by hand: condition numbers of both tasks' features under the released extractor and under the base."""
-    owner = run._Owner(place, 0, ("diabetes",))
+    owner = Owner(place, 0, ("diabetes",))
     releases = {str(cell.defense): cell.release for cell in place.plan.cells}
 
     def conditions(defense: str) -> tuple[float, float]:

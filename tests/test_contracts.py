@@ -106,11 +106,11 @@ def test_our_tasks(name: str, cache: Path) -> None:
 
 def test_a_checkpoint(cache: Path, tmp_path: Path) -> None:
     from nftbench import model as models
-    from nftbench.run import _Owner
+    from nftbench.owner import Owner
     from nftbench.testing import _workplace, tiny_suite
 
     with _workplace(tiny_suite()) as place:
-        models.save(_Owner(place, 0).build(), tmp_path / "given")
+        models.save(Owner(place, 0).build(), tmp_path / "given")
     check_defense(f"checkpoint[path={tmp_path / 'given'}]", architectures=["gpt2"])
 
 

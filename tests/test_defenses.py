@@ -12,18 +12,20 @@ import torch
 from hypothesis import assume, given, settings, strategies as st
 from torch import Tensor, nn
 
-from nftbench import registry, run
+from nftbench import registry
 from nftbench.defenses import pmp
+from nftbench.owner import Owner, make_base
 from nftbench.testing import ARCHITECTURES
 from nftbench.types import Model, Protected
+from nftbench.workplace import Workplace
 
-Place = Callable[..., run.Workplace]
+Place = Callable[..., Workplace]
 
 
-def protect(place: Place, spec: str, **changes: Any) -> tuple[Protected, run._Owner]:
-    owner = run._Owner(place(**changes), 0)
+def protect(place: Place, spec: str, **changes: Any) -> tuple[Protected, Owner]:
+    owner = Owner(place(**changes), 0)
     plugin = registry.create("defenses", spec)
-    model = owner.build() if plugin.stage == "pretrain" else run.make_base(owner._place, 0)
+    model = owner.build() if plugin.stage == "pretrain" else make_base(owner._place, 0)
     return plugin.protect(model, owner), owner
 
 
@@ -220,7 +222,7 @@ def test_narrow_works_with_rotary_embeddings(architecture: str, place: Place) ->
 
 def test_noise_is_as_large_as_it_says(place: Place) -> None:
     protected, owner = protect(place, "noise[scale=0.5]")
-    base = weights(run.make_base(owner._place, 0))
+    base = weights(make_base(owner._place, 0))
     for name, weight in weights(protected.release).items():
         if weight.numel() > 200:
             noise = (weight - base[name]).square().mean().sqrt() / base[name].square().mean().sqrt()
@@ -229,7 +231,7 @@ def test_noise_is_as_large_as_it_says(place: Place) -> None:
 
 def test_reinit_sets_its_share_back(place: Place) -> None:
     protected, owner = protect(place, "reinit[fraction=0.3]")
-    base, fresh = weights(run.make_base(owner._place, 0)), weights(owner.build())
+    base, fresh = weights(make_base(owner._place, 0)), weights(owner.build())
     back = total = 0
     for name, weight in weights(protected.release).items():
         assert bool(((weight == base[name]) | (weight == fresh[name])).all()), name
@@ -241,14 +243,14 @@ def test_reinit_sets_its_share_back(place: Place) -> None:
 
 def test_none_is_the_base(place: Place) -> None:
     protected, owner = protect(place, "none")
-    base = weights(run.make_base(owner._place, 0))
+    base = weights(make_base(owner._place, 0))
     assert all(torch.equal(weight, base[name]) for name, weight in weights(protected.release).items())
 
 
 def test_a_checkpoint_is_published_as_it_is(place: Place, tmp_path: Any) -> None:
     from nftbench import model as models
 
-    given = run._Owner(place(), 0).build()
+    given = Owner(place(), 0).build()
     changed = copy.deepcopy(given.network)
     with torch.no_grad():
         changed.get_input_embeddings().weight.mul_(2)

@@ -16,11 +16,13 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrainedModel
 
-from nftbench import architectures, model as models, overhead, registry, run
+from nftbench import architectures, model as models, overhead, registry
 from nftbench.architectures import dlr
+from nftbench.owner import Owner, make_base
 from nftbench.suite import parse
 from nftbench.testing import check_defense, tiny_suite
 from nftbench.types import Model, NftbenchError, Series
+from nftbench.workplace import make_corpus
 
 architectures.register()
 
@@ -294,9 +296,9 @@ def test_contract() -> None:
 def test_distillation_error_falls(place: Callable[..., Any]) -> None:
     here = place()
     protect = registry.create("defenses", "dlr_lock[depth=4,module_steps=80,joint_steps=40,batch=8]").protect
-    teacher = run.make_base(here, 0)
+    teacher = make_base(here, 0)
     before = copy.deepcopy(teacher.network.state_dict())
-    first, again = (protect(run.make_base(here, 0), run._Owner(here, 0)) for _ in range(2))
+    first, again = (protect(make_base(here, 0), Owner(here, 0)) for _ in range(2))
     kl = curve(first.series, "KL to the teacher")
     assert kl.x[0] == 0
     assert kl.x[-1] == 120
@@ -307,7 +309,7 @@ def test_distillation_error_falls(place: Callable[..., Any]) -> None:
         assert errors.y[0] == pytest.approx(1.0)
         assert errors.y[-1] < 0.2
         assert curve(first.series, f"relative error on {inputs} inputs, at the end").y == errors.y[-1:]
-    heldout = run.make_corpus(here, 0).heldout[:8]
+    heldout = make_corpus(here, 0).heldout[:8]
     assert overhead.divergence(first.release.network, teacher.network, heldout) == pytest.approx(kl.y[-1], rel=1e-4)
     assert first.series == again.series
     states = (first.release.network.state_dict(), again.release.network.state_dict())

@@ -11,10 +11,10 @@ import yaml
 
 from nftbench import executors, suite as suites
 from nftbench.plan import plan
-from nftbench.run import Workplace
 from nftbench.score import Leaderboard, score
 from nftbench.store import Store
 from nftbench.testing import tiny_suite
+from nftbench.workplace import Workplace
 
 DEFENSES = ["none", "early_stop", "noise", "random_mask", "pmp[discovery_steps=4]"]
 ATTACKS = ["none", "scratch", "full", "lora", "head", "authorized"]

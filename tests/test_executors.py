@@ -16,8 +16,9 @@ import pytest
 
 from nftbench import executors, run
 from nftbench.store import Store
+from nftbench.workplace import Workplace
 
-Place = Callable[..., run.Workplace]
+Place = Callable[..., Workplace]
 WriteFile = Callable[[str, str], Path]
 RunAll = Callable[..., dict[tuple[str, str, str, int], Any]]
 Bare = Callable[[Any], Any]
@@ -32,9 +33,9 @@ import json, sys
 from pathlib import Path
 from nftbench import executors
 from nftbench.plan import plan
-from nftbench.run import Workplace
 from nftbench.store import Store
 from nftbench.testing import tiny_suite
+from nftbench.workplace import Workplace
 
 if __name__ == "__main__":
     results, cache, workers, changes = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), json.loads(sys.argv[4])
@@ -97,7 +98,7 @@ def undisturbed(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[t
     from nftbench.testing import tiny_suite
 
     folder = tmp_path_factory.mktemp("undisturbed")
-    place = run.Workplace(plan(tiny_suite(**CHANGES)), Store(folder / "results", folder / "cache"))
+    place = Workplace(plan(tiny_suite(**CHANGES)), Store(folder / "results", folder / "cache"))
     for _ in executors.run(place, place.plan.jobs(), 1):
         pass
     found = {(one.defense, one.attack, one.task, one.seed): one for one in place.store.records().values()}

@@ -15,16 +15,20 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from nftbench import model as models, preparation, run
+from nftbench import model as models, preparation
+from nftbench.attacker import Attacker
 from nftbench.corpus import EOS, Corpus, word_tokenizer
+from nftbench.owner import Owner, Shadow
 from nftbench.plan import Job, narrow
 from nftbench.preparation import Ledger, fitting, tuned
+from nftbench.releases import load_secret, make_release, make_sibling
 from nftbench.testing import ARCHITECTURES, _FirstWord, _task_context
 from nftbench.train import CellTimeoutError, Stepper
 from nftbench.types import Cell, Model, NftbenchError, Protected, Release
+from nftbench.workplace import Workplace, make_corpus
 from tests.test_run import leaks
 
-Place = Callable[..., run.Workplace]
+Place = Callable[..., Workplace]
 WriteFile = Callable[[str, str], Path]
 RunAll = Callable[..., dict[tuple[str, str, str, int], Any]]
 Bare = Callable[[Any], Any]
@@ -52,12 +56,12 @@ def same(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
-def job_of(place: run.Workplace, defense: str, attack: str = "none") -> Job:
+def job_of(place: Workplace, defense: str, attack: str = "none") -> Job:
     return next(job for job in place.plan.jobs() if (str(job.defense), str(job.attack)) == (defense, attack))
 
 
-def attacker(place: run.Workplace, **known: Any) -> run._Attacker:
-    return run._Attacker(seed=7, budget=place.suite.budget, device="cpu", **known)
+def attacker(place: Workplace, **known: Any) -> Attacker:
+    return Attacker(seed=7, budget=place.suite.budget, device="cpu", **known)
 
 
 # --------------------------------------------------------------------------------------------------------------- train
@@ -252,9 +256,9 @@ def test_gradients_that_nobody_takes_cost_nothing(place: Place) -> None:
 
 def test_text_is_that_of_the_corpus_without_end(place: Place) -> None:
     here = place()
-    corpus = run.make_corpus(here, 0)
+    corpus = make_corpus(here, 0)
     context = attacker(here, _corpus=corpus)
-    owner = run._Owner(here, 0).build()
+    owner = Owner(here, 0).build()
     batches = list(islice(context.text(owner, 7), 2 + len(corpus.train) // 7))
     assert {batch.shape for batch in batches} == {(7, corpus.train.shape[1])}
     read = torch.cat(batches)[: len(corpus.train)]
@@ -266,9 +270,9 @@ def test_text_is_that_of_the_corpus_without_end(place: Place) -> None:
 
 def test_text_comes_in_the_models_own_tokens(place: Place) -> None:
     here = place()
-    corpus = run.make_corpus(here, 0)
+    corpus = make_corpus(here, 0)
     words = sorted(corpus.tokenizer.get_vocab(), reverse=True)
-    other = Model(run._Owner(here, 0).build().network, word_tokenizer(words))
+    other = Model(Owner(here, 0).build().network, word_tokenizer(words))
     batch = next(attacker(here, _corpus=corpus).text(other, 64))
     assert other.tokenizer is not None
     assert other.tokenizer.get_vocab() != corpus.tokenizer.get_vocab()
@@ -281,20 +285,20 @@ def test_text_comes_in_the_models_own_tokens(place: Place) -> None:
 def test_text_needs_a_tokenizer_and_knowledge(place: Place) -> None:
     here = place()
     with pytest.raises(NftbenchError, match="needs 'data'"):
-        next(attacker(here).text(run._Owner(here, 0).build(), 2))
+        next(attacker(here).text(Owner(here, 0).build(), 2))
     with pytest.raises(NftbenchError, match="no tokenizer"):
-        next(attacker(here, _corpus=run.make_corpus(here, 0)).text(Model(network()), 2))
+        next(attacker(here, _corpus=make_corpus(here, 0)).text(Model(network()), 2))
 
 
 # -------------------------------------------------------------------------------------------------------------- shadow
 
 
-def shadowing(place: run.Workplace, defense: str) -> run._Attacker:
+def shadowing(place: Workplace, defense: str) -> Attacker:
     """What an attack with `method` and `data` is given against a defense."""
     from nftbench import registry
 
     plugin = registry.create("defenses", defense)
-    return attacker(place, _corpus=run.make_corpus(place, 0), _defense=plugin, _suite=place.suite)
+    return attacker(place, _corpus=make_corpus(place, 0), _defense=plugin, _suite=place.suite)
 
 
 def files(folder: Path) -> dict[str, int]:
@@ -305,8 +309,8 @@ def test_a_shadow_is_the_attackers_own(place: Place) -> None:
     """Neither the owner's secret nor the owner's start, nothing of it in the cache, and its cost in the ledger."""
     here = place(fresh=True, defenses=["none", "random_mask"])
     job = job_of(here, "random_mask")
-    release = models.load(run.make_release(here, job.defense, 0, job.release)).network
-    secret = run.load_secret(here, job.release)
+    release = models.load(make_release(here, job.defense, 0, job.release)).network
+    secret = load_secret(here, job.release)
     assert secret is not None
     context = shadowing(here, "random_mask")
     before = files(here.store.cache)
@@ -316,7 +320,7 @@ def test_a_shadow_is_the_attackers_own(place: Place) -> None:
     assert same(masks[0], masks[2])
     assert same(state(found[0].release.network), state(found[2].release.network))
     assert not same(masks[0], masks[1])
-    owner = run._Owner(here, 0).build().network
+    owner = Owner(here, 0).build().network
     for shadow, mask in zip(found, masks, strict=True):
         assert {name: kept.shape for name, kept in mask.items()} == {n: k.shape for n, k in secret.mask.items()}
         matrix = "transformer.h.0.mlp.c_fc.weight"
@@ -357,7 +361,7 @@ def test_a_shadow_has_neither_the_base_nor_the_owners_tasks(place: Place) -> Non
     here = place()
     with pytest.raises(NftbenchError, match="starts from a trained base"):
         shadowing(here, "noise").shadow(0)
-    own = run._Shadow(here.suite, "cpu", 1, run.make_corpus(here, 0))
+    own = Shadow(here.suite, "cpu", 1, make_corpus(here, 0))
     with pytest.raises(NftbenchError, match="told of no task"):
         own.task("toy_topic")
     with pytest.raises(NftbenchError, match="no undefended run"):
@@ -370,13 +374,13 @@ def test_a_shadow_has_neither_the_base_nor_the_owners_tasks(place: Place) -> Non
 def test_a_sibling_is_the_run_at_nine_tenths(place: Place) -> None:
     here = place(defenses=["none", "random_mask"])
     job = job_of(here, "random_mask")
-    found = run.make_sibling(here, job)
-    owner, secret = run._Owner(here, 0), run.load_secret(here, job.release)
+    found = make_sibling(here, job)
+    owner, secret = Owner(here, 0), load_secret(here, job.release)
     assert secret is not None
     assert here.suite.pretraining.steps == 20
     expected = owner.pretrain(owner.build(), mask=secret.mask, each_step=lambda trained, step: step == 18)
     assert same(state(found.network), state(expected.network))
-    release = models.load(run.make_release(here, job.defense, 0, job.release)).network
+    release = models.load(make_release(here, job.defense, 0, job.release)).network
     for name, weight in release.named_parameters():
         moved = weight != found.network.get_parameter(name)
         assert not bool((moved & ~secret.mask[name]).any()), "what did not move was frozen"
@@ -388,22 +392,22 @@ def test_a_sibling_is_the_run_at_nine_tenths(place: Place) -> None:
 def test_a_release_from_before_siblings_is_made_again(place: Place) -> None:
     here = place(fresh=True, defenses=["none", "random_mask"])
     job = job_of(here, "random_mask")
-    first = state(run.make_sibling(here, job).network)
-    release = state(models.load(run.make_release(here, job.defense, 0, job.release)).network)
+    first = state(make_sibling(here, job).network)
+    release = state(models.load(make_release(here, job.defense, 0, job.release)).network)
     here.store.discard("siblings", job.release)
-    assert same(state(run.make_sibling(here, job).network), first)
-    assert same(state(models.load(run.make_release(here, job.defense, 0, job.release)).network), release)
+    assert same(state(make_sibling(here, job).network), first)
+    assert same(state(models.load(make_release(here, job.defense, 0, job.release)).network), release)
 
 
 def test_a_defense_that_trains_nothing_leaves_no_sibling(place: Place) -> None:
     here = place(defenses=["none", "noise"])
     with pytest.raises(NftbenchError, match="noise leaves no second checkpoint"):
-        run.make_sibling(here, job_of(here, "noise"))
+        make_sibling(here, job_of(here, "noise"))
 
 
 def test_the_start_of_the_run_needs_the_right_seed_and_a_sibling(place: Place) -> None:
     here = place(seeds=[0, 3])
-    own = run._Owner(here, 3).build()
+    own = Owner(here, 3).build()
     context = attacker(here, _sibling=own, _suite=here.suite)
     assert same(state(context.initial(3)), state(own.network))
     assert not same(state(context.initial(0)), state(own.network))
@@ -433,7 +437,7 @@ def test_other_attacks_are_those_that_are_named(place: Place) -> None:
 
 def test_a_look_is_one_short_run_at_the_middle_rate(place: Place) -> None:
     here = place(budget={"learning_rates": {"adamw": [1e-3, 4e-3, 1e-2, 3e-2]}})
-    context, model = attacker(here), run._Owner(here, 0).build()
+    context, model = attacker(here), Owner(here, 0).build()
     task = _FirstWord().load(_task_context(here, model))
     before = state(model.network)
     found = tuned(model.network, task, context, 5)
@@ -502,7 +506,7 @@ def test_what_is_spent_before_the_sweep_stands_in_the_record(place: Place, plugi
     assert [cost.preparation_steps for cost in plain] == [4, 4]
     assert [cost.preparation_steps for cost in more] == [7, 7]
     assert [cost.preparation_steps for cost in alone] == [4, 4]
-    owner = run._Owner(place(), 0).build().network
+    owner = Owner(place(), 0).build().network
     tokens = torch.zeros(8, 32, dtype=torch.long)
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
         owner(input_ids=tokens, labels=tokens).loss.backward()
@@ -547,11 +551,11 @@ def test_a_guess_is_scored_by_the_referee(place: Place, plugin: WriteFile, run_a
     here = place(defenses=["none", "random_mask"], attacks=attacks)
     records = run_all(here)
     job = job_of(here, "random_mask")
-    secret = run.load_secret(here, job.release)
+    secret = load_secret(here, job.release)
     assert secret is not None
     found = {attack: records["random_mask", attack, "toy_topic", 0] for attack in attacks}
     guessed = found[attacks[1]].recovery
-    weights = models.load(run.make_release(here, job.defense, 0, job.release)).network.named_parameters()
+    weights = models.load(make_release(here, job.defense, 0, job.release)).network.named_parameters()
     magnitude = recovery.score({name: weight.detach().abs() for name, weight in weights}, secret.mask)
     assert guessed["roc_auc"] == pytest.approx(magnitude["roc_auc"], abs=0.02), "one step of healing moves little"
     assert guessed["density"] == pytest.approx(0.7, abs=0.03)
@@ -638,12 +642,12 @@ def test_method_and_data_do_not_lead_to_the_secret(place: Place, plugin: WriteFi
     here = place(defenses=["none", "random_mask"], attacks=["none", "spy"])
     here = replace(here, plan=narrow(here.plan, defenses=["random_mask"], attacks=["spy"]))
     assert [record.status for record in run_all(here).values()] == ["ok"]
-    secret = run.load_secret(here, here.plan.cells[0].release)
+    secret = load_secret(here, here.plan.cells[0].release)
     assert secret is not None
     seen = registry._import(registry.find("attacks", "spy")).seen
     assert len(seen) == 9
     assert leaks(seen, secret.mask, here.store.cache) == []
-    assert not any(isinstance(item, run.Workplace | Cell | run._Owner) for item in seen)
+    assert not any(isinstance(item, Workplace | Cell | Owner) for item in seen)
     assert isinstance(seen[0], Release)
     assert isinstance(seen[1].corpus, Corpus)
 
@@ -739,8 +743,8 @@ def test_an_attacker_cannot_change_the_owners_text(place: Place, plugin: WriteFi
     """Later jobs of the process pre-train on it, and what they make is kept."""
     plugin("corrupts", CORRUPTS)
     here = place(attacks=["none", "corrupts"])
-    before = copy.deepcopy(run.make_corpus(here, 0))
+    before = copy.deepcopy(make_corpus(here, 0))
     assert run_all(here)["none", "corrupts", "toy_topic", 0].status == "ok"
-    after = run.make_corpus(here, 0)
+    after = make_corpus(here, 0)
     assert torch.equal(after.train, before.train)
     assert len(after.tokenizer) == len(before.tokenizer)

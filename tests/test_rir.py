@@ -12,14 +12,15 @@ import numpy as np
 import pytest
 import torch
 
-from nftbench import registry, run, suite as suites
+from nftbench import registry, suite as suites
 from nftbench.architectures.linear import LinearConfig, LinearModel
 from nftbench.model import seeded
+from nftbench.owner import Owner
 from nftbench.plan import plan
-from nftbench.run import Workplace
 from nftbench.store import Store
 from nftbench.testing import _workplace, tiny_suite
 from nftbench.types import Model, NftbenchError
+from nftbench.workplace import Workplace, loaded_task
 
 IMMUNIZED = "condition_number[harmful=toy_topic,lambda_ill=1,lambda_well=1,balanced=true,epochs=1]"
 Array = np.ndarray[Any, np.dtype[np.float64]]
@@ -98,14 +99,14 @@ def test_nothing_changed_is_a_ratio_of_one() -> None:
 def test_a_language_model_is_read_in_groups_of_rows(cache: Path) -> None:
     """The harmful task's rows against tokens of text; of an undefended model's own features the ratio is 1."""
     with _workplace(tiny_suite()) as place:
-        owner = run._Owner(place, 0)
+        owner = Owner(place, 0)
         base = owner.build()
         release = Model(copy.deepcopy(base.network), base.tokenizer)
         with seeded(0), torch.no_grad():
             for weight in release.network.parameters():
                 weight.add_(0.05 * torch.randn_like(weight))
         spec = registry.parse("toy_topic")
-        task = run._loaded(place, spec, 0, base)
+        task = loaded_task(place, spec, 0, base)
         inspection: Any = SimpleNamespace(
             release=release,
             base=base,

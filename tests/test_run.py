@@ -16,11 +16,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from nftbench import evaluate, model as models, registry, run, sweep, train
+from nftbench import attacker, evaluate, model as models, registry, run, sweep, train
+from nftbench.owner import Owner, make_base
 from nftbench.plan import narrow
+from nftbench.releases import load_secret, make_release
 from nftbench.types import NftbenchError, Outcome, Prepared, Protected, Secret
+from nftbench.workplace import Workplace, derive, load_task
 
-Place = Callable[..., run.Workplace]
+Place = Callable[..., Workplace]
 WriteFile = Callable[[str, str], Path]
 Records = dict[tuple[str, str, str, int], Any]
 RunAll = Callable[..., Records]
@@ -255,7 +258,7 @@ def spied(place: Place, plugin: WriteFile, run_all: RunAll, knowledge: str) -> t
     assert {record.status for record in records.values()} == {"ok"}, records
     seen = registry._import(registry.find("attacks", "spy")).seen
     assert len(seen) == 6
-    secret = run.load_secret(here, here.plan.cells[0].release)
+    secret = load_secret(here, here.plan.cells[0].release)
     assert secret is not None
     return seen, secret, here.store.cache
 
@@ -307,7 +310,7 @@ def test_the_walk_finds_what_is_hidden() -> None:
 def test_a_published_model_has_neither_hooks_nor_frozen_weights(spec: str, place: Place) -> None:
     here = place(defenses=["none", spec])
     job = next(job for job in here.plan.jobs() if str(job.defense) != "none")
-    folder = run.make_release(here, job.defense, job.seed, job.release)
+    folder = make_release(here, job.defense, job.seed, job.release)
     network = models.load(folder, attacker=True).network
     assert all(parameter.requires_grad for parameter in network.parameters())
     assert not any(parameter._backward_hooks for parameter in network.parameters())
@@ -320,8 +323,8 @@ def test_a_published_model_has_neither_hooks_nor_frozen_weights(spec: str, place
 def test_a_release_folder_holds_neither_mask_nor_path(place: Place) -> None:
     here = place(defenses=["none", "random_mask"])
     job = next(job for job in here.plan.jobs() if str(job.defense) == "random_mask")
-    folder = run.make_release(here, job.defense, job.seed, job.release)
-    secret = run.load_secret(here, job.release)
+    folder = make_release(here, job.defense, job.seed, job.release)
+    secret = load_secret(here, job.release)
     assert secret is not None
     network = models.load(folder).network
     from safetensors.torch import load_file
@@ -425,7 +428,7 @@ def test_a_record_agrees_with_the_release(place: Place, run_all: RunAll) -> None
     model = models.load(folder)
     cell = here.plan.cells[0]
     assert str(cell.task) == "toy_topic"
-    task = run.load_task(here, cell, model)
+    task = load_task(here, cell, model)
     assert task.evaluate(model.network, task.split("test")) == none.attacked == none.unattacked == full.unattacked
     assert full.release_sha256 == none.release_sha256 == models.sha256(folder)
     assert none.protection is not None
@@ -478,7 +481,7 @@ def test_test_is_scored_once_by_the_referee(place: Place, run_all: RunAll, monke
         inside.extend(calls)
         return outcome
 
-    monkeypatch.setattr(run, "sweep", watched)
+    monkeypatch.setattr(attacker, "sweep", watched)
     run_all(here)
     assert inside
     assert set(inside) == {"validation"}
@@ -578,16 +581,16 @@ def test_early_stop_is_the_base_runs_checkpoint_and_costs_no_training(
 
     monkeypatch.setattr(train, "pretrain", counting)
     stopped, whole = (
-        models.load(run.make_release(here, job.defense, 0, job.release)).network.state_dict()
+        models.load(make_release(here, job.defense, 0, job.release)).network.state_dict()
         for job in reversed(here.plan.jobs())
     )
     assert len(trained) == 1
-    checkpoint = run.make_base(here, 0, 0.5).network.state_dict()
+    checkpoint = make_base(here, 0, 0.5).network.state_dict()
     assert len(trained) == 1
     assert all(torch.equal(stopped[name], checkpoint[name]) for name in stopped)
     assert not all(torch.equal(stopped[name], whole[name]) for name in stopped)
 
-    owner = run._Owner(here, 0)
+    owner = Owner(here, 0)
     fresh = owner.pretrain(owner.build(), each_step=lambda network, step: step == 10).network.state_dict()
     assert all(torch.equal(stopped[name], fresh[name]) for name in stopped)
     full = owner.pretrain(owner.build()).network.state_dict()
@@ -596,16 +599,16 @@ def test_early_stop_is_the_base_runs_checkpoint_and_costs_no_training(
 
 def test_a_fraction_that_was_not_kept_takes_a_run_of_its_own(place: Place) -> None:
     here = place(fresh=True, defenses=["none", "early_stop[fraction=0.25]"])
-    early = run.make_base(here, 0, 0.25).network.state_dict()
-    owner = run._Owner(here, 0)
+    early = make_base(here, 0, 0.25).network.state_dict()
+    owner = Owner(here, 0)
     fresh = owner.pretrain(owner.build(), each_step=lambda network, step: step == 5).network.state_dict()
     assert all(torch.equal(early[name], fresh[name]) for name in early)
 
 
 def test_seeds_and_roles_have_their_own_streams() -> None:
-    found = {run.derive(seed, role) for seed in range(20) for role in ("init", "pretrain", "defense", "attack")}
+    found = {derive(seed, role) for seed in range(20) for role in ("init", "pretrain", "defense", "attack")}
     assert len(found) == 80
-    assert run.derive(3, "init") == run.derive(3, "init")
+    assert derive(3, "init") == derive(3, "init")
 
 
 # ------------------------------------------------------------------------------------------------- releases and secrets
@@ -614,13 +617,13 @@ def test_seeds_and_roles_have_their_own_streams() -> None:
 def test_the_secret_lies_apart_for_the_owner_only(place: Place) -> None:
     here = place(fresh=True, defenses=["none", "random_mask"])
     job = next(job for job in here.plan.jobs() if str(job.defense) == "random_mask")
-    folder = run.make_release(here, job.defense, 0, job.release)
+    folder = make_release(here, job.defense, 0, job.release)
     secret = here.store.artifact("secrets", job.release)
     assert secret is not None
     assert not secret.is_relative_to(folder.parent)
     for place_, mode in ((secret.parent, 0o700), (secret, 0o700), (secret / "mask.safetensors", 0o600)):
         assert stat.S_IMODE(place_.stat().st_mode) == mode, place_
-    found = run.load_secret(here, job.release)
+    found = load_secret(here, job.release)
     assert found is not None
     assert all(kept.dtype == torch.bool for kept in found.mask.values())
     assert (
@@ -628,7 +631,7 @@ def test_the_secret_lies_apart_for_the_owner_only(place: Place) -> None:
         < sum(int(kept.sum()) for kept in found.mask.values()) / sum(kept.numel() for kept in found.mask.values())
         < 0.8
     )
-    assert run.load_secret(here, "0" * 32) is None
+    assert load_secret(here, "0" * 32) is None
 
 
 @pytest.mark.parametrize("harm", ["truncated", "flipped", "missing"])
@@ -673,8 +676,8 @@ def test_a_killed_protect_leaves_a_secret_that_is_replaced(place: Place, monkeyp
 
     stale = {"transformer.wte.weight": torch.zeros(3, dtype=torch.uint8)}
     here.store.make("secrets", job.release, lambda folder: save_file(stale, folder / "mask.safetensors"), mode=0o700)
-    run.make_release(here, job.defense, 0, job.release)
-    secret = run.load_secret(here, job.release)
+    make_release(here, job.defense, 0, job.release)
+    secret = load_secret(here, job.release)
     assert secret is not None
     assert set(secret.mask) > set(stale)
 

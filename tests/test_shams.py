@@ -11,12 +11,13 @@ import torch
 from torch import Tensor
 from transformers import GPT2LMHeadModel
 
-from nftbench import model as models, registry, run
+from nftbench import model as models, registry
 from nftbench.flags import GRADIENT_ERROR
 from nftbench.plan import canonical
-from nftbench.run import Workplace
+from nftbench.releases import load_protection, make_release
 from nftbench.testing import check_defense
 from nftbench.types import Model, Record
+from nftbench.workplace import Workplace, load_task, make_corpus
 
 Place = Callable[..., Workplace]
 FOLDER = Path(__file__).parent / "shams"
@@ -53,13 +54,13 @@ def shams(known: Callable[[Path], None]) -> None:
 def release(here: Workplace, spec: str) -> tuple[Model, Any]:
     """What an attacker downloads, and what the referee found."""
     job = next(job for job in here.plan.jobs() if job.defense == canonical("defenses", spec))
-    folder = run.make_release(here, job.defense, job.seed, job.release)
-    return models.load(folder, attacker=True), run.load_protection(here, job.release)
+    folder = make_release(here, job.defense, job.seed, job.release)
+    return models.load(folder, attacker=True), load_protection(here, job.release)
 
 
 @torch.no_grad()
 def logits(here: Workplace, model: Model) -> Tensor:
-    found: Tensor = model.network(input_ids=run.make_corpus(here, 0).heldout[:8]).logits
+    found: Tensor = model.network(input_ids=make_corpus(here, 0).heldout[:8]).logits
     return found
 
 
@@ -94,7 +95,7 @@ def test_a_lie_survives_publication_and_is_found_out(gradient: str, place: Place
     spec = f"lying_backward[gradient={gradient},strange=true]"
     here = place(defenses=["none", spec])
     model, protection = release(here, spec)
-    loss = model.network(input_ids=run.make_corpus(here, 0).heldout[:2]).logits.logsumexp(-1).mean()
+    loss = model.network(input_ids=make_corpus(here, 0).heldout[:2]).logits.logsumexp(-1).mean()
     loss.backward()
     claimed = model.network.get_output_embeddings().weight.grad
     assert not bool(claimed.any()) if gradient == "zero" else bool(claimed.isnan().any())
@@ -114,7 +115,7 @@ def test_weights_that_fit_the_library_are_attacked_in_its_own_code(spec: str, pl
     assert type(model.network) is GPT2LMHeadModel
     assert protection.gradient_error <= GRADIENT_ERROR
     key = next(job.release for job in here.plan.jobs() if job.defense == canonical("defenses", spec))
-    assert type(models.load(run.make_release(here, canonical("defenses", spec), 0, key)).network) is not GPT2LMHeadModel
+    assert type(models.load(make_release(here, canonical("defenses", spec), 0, key)).network) is not GPT2LMHeadModel
 
 
 def test_a_tokenizer_that_reads_sentences_otherwise_is_found_out(place: Place) -> None:
@@ -129,7 +130,7 @@ def test_a_tokenizer_does_not_read_for_the_next_release_of_the_process(place: Pl
     here = place(defenses=["none", "mumbling"])
     cell = next(cell for cell in here.plan.cells if cell.task.name == "toy_topic" and cell.defense.name == "mumbling")
     (own, _), (base, _) = release(here, "mumbling"), release(here, "none")
-    mumbled, heard = (run.load_task(here, cell, model).split("train").batch([0]) for model in (own, base))
+    mumbled, heard = (load_task(here, cell, model).split("train").batch([0]) for model in (own, base))
     unknown = base.tokenizer.unk_token_id
     assert (unknown in mumbled.ids, unknown in heard.ids) == (True, False)
 

@@ -14,12 +14,13 @@ from hypothesis import given, strategies as st
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from nftbench import registry, run, sweep as sweeps
+from nftbench import registry, sweep as sweeps
 from nftbench.model import build, untrained
 from nftbench.suite import Budget
 from nftbench.sweep import CellTimeoutError, NonFiniteError, best, edge, sweep
 from nftbench.testing import ARCHITECTURES
 from nftbench.types import Measurement, Model, NftbenchError, Point, Split, SplitName, Task
+from nftbench.workplace import Workplace, derive
 
 BUDGET = Budget(
     learning_rates={"adamw": (1e-3, 3e-2), "sgd": (1e-2, 1e-1), "muon": (1e-3, 3e-2)},
@@ -629,9 +630,7 @@ def test_time_runs_out() -> None:
         sweep(model(), Parity(), BUDGET.model_copy(update={"timeout": 1e-9}), 0, "cpu")
 
 
-def test_a_timeout_is_the_cells_status(
-    place: Callable[..., run.Workplace], run_all: Callable[..., dict[Any, Any]]
-) -> None:
+def test_a_timeout_is_the_cells_status(place: Callable[..., Workplace], run_all: Callable[..., dict[Any, Any]]) -> None:
     records = run_all(place(attacks=["none", "full"], budget={"timeout": 1e-6}))
     assert records["none", "full", "toy_topic", 0].status == "timeout"
     assert records["none", "none", "toy_topic", 0].status == "ok"
@@ -652,7 +651,7 @@ class Context:
         self.asked.update(model=given, **options)
 
     def untrained(self, given: Model, seed: int) -> PreTrainedModel:
-        return untrained(given.network, run.derive(self.seed, "untrained", str(seed)))
+        return untrained(given.network, derive(self.seed, "untrained", str(seed)))
 
 
 def asked_by(spec: str, given: Model) -> dict[str, Any]:

@@ -13,16 +13,18 @@ import torch
 from peft import PeftModel
 from torch import Tensor
 
-from nftbench import registry, run, updates
+from nftbench import registry, updates
 from nftbench.attacks.merge import COEFFICIENTS, DENSITIES, Merge, combine, distillation, logits, trained
 from nftbench.attacks.rescale_update import SCALES, RescaleUpdate
 from nftbench.defenses.trap2 import Trap2
 from nftbench.model import load
+from nftbench.owner import Owner, make_base
 from nftbench.plan import plan
-from nftbench.run import Workplace
+from nftbench.releases import make_release
 from nftbench.suite import read
 from nftbench.testing import check_defense, tiny_suite
 from nftbench.types import Model, NftbenchError, Prepared, Protected, Update
+from nftbench.workplace import Workplace, loaded_task
 from nftbench.yardsticks import scale_loss
 
 LORA = "trap2[task=toy_topic,rank=4,learning_rate=0.01,steps=12,batch=8]"
@@ -37,7 +39,7 @@ def trap(**changes: Any) -> Trap2:
 
 def protect(place: Workplace, defense: Trap2) -> tuple[Model, Protected]:
     """The base, and what the defense makes of it."""
-    return run.make_base(place, 0), defense.protect(run.make_base(place, 0), run._Owner(place, 0, defense.told()))
+    return make_base(place, 0), defense.protect(make_base(place, 0), Owner(place, 0, defense.told()))
 
 
 # ----------------------------------------------------------------------------------------------------- the objective
@@ -101,8 +103,8 @@ def test_without_strength_one_pass_is_enough() -> None:
 def test_a_scaled_pass_is_that_of_the_scaled_update(spec: str, scale: float, place: Make) -> None:
     """In value, and in the gradient: of the loss at W0 + s·D by D it is s times that of the moved network's weights."""
     where, defense = place(), replace(registry.create("defenses", spec), dropout=0.0)
-    base = run.make_base(where, 0)
-    task = run._Owner(where, 0, defense.told()).task("toy_topic")
+    base = make_base(where, 0)
+    task = Owner(where, 0, defense.told()).task("toy_topic")
     batch = task.split("train").batch(range(8))
     network, loss_at, found = (defense.lora if defense.update == "lora" else defense.full)(base.network)
     generator = torch.Generator().manual_seed(0)
@@ -141,7 +143,7 @@ def test_it_raises_the_loss_at_other_scales_and_not_at_one(place: Make) -> None:
     for strength in (0.0, 0.3):
         base, protected = protect(where, trap(update="full", strength=strength, steps=100))
         assert protected.update is not None
-        task = run._loaded(where, registry.parse("toy_topic"), 0, base)
+        task = loaded_task(where, registry.parse("toy_topic"), 0, base)
         weights, batch = updates.dense(protected.update), task.split("train").batch(range(32))
         with torch.no_grad():
             losses[strength] = [
@@ -207,9 +209,9 @@ def test_a_model_without_attention_is_refused_an_adapter() -> None:
 @pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.*:FutureWarning")  # PEFT calls what transformers renames
 def test_the_release_is_the_base_with_its_adapter(spec: str, place: Make) -> None:
     where = place(defenses=["none", spec])
-    base = run.make_base(where, 0).network
+    base = make_base(where, 0).network
     job = next(job for job in where.plan.jobs() if job.defense.name == "trap2")
-    folder = run.make_release(where, job.defense, 0, job.release)
+    folder = make_release(where, job.defense, 0, job.release)
     update = updates.load(folder / "adapter")
     assert update is not None
     tokens = torch.randint(20, (4, 16), generator=torch.Generator().manual_seed(0))
@@ -320,8 +322,8 @@ class Context:
 
 def test_attacks_without_an_update_or_another_task_are_refused(place: Make) -> None:
     where = place()
-    base = run.make_base(where, 0)
-    task = run._loaded(where, registry.parse("toy_topic"), 0, base)
+    base = make_base(where, 0)
+    task = loaded_task(where, registry.parse("toy_topic"), 0, base)
     context: Any = Context(base, where.suite.budget)
     for attack in (Merge(), RescaleUpdate()):
         with pytest.raises(NftbenchError, match="the release has no update beside it"):
@@ -335,7 +337,7 @@ def test_distillation_learns_the_releases_logits(spec: str, place: Make) -> None
     where = place(budget={"learning_rates": {"adamw": [3e-3, 1e-2]}})
     base, protected = protect(where, replace(registry.create("defenses", spec), steps=60))
     assert protected.update is not None
-    task = run._loaded(where, registry.parse("toy_topic"), 0, base)
+    task = loaded_task(where, registry.parse("toy_topic"), 0, base)
     context: Any = Context(base, where.suite.budget)
     teacher = protected.release.network
     before = copy.deepcopy(teacher.state_dict())

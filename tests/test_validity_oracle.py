@@ -8,17 +8,19 @@ from typing import Any
 import pytest
 import torch
 
-from nftbench import registry
+from nftbench import model as models, registry
 from nftbench.grammar import Grammar
 from nftbench.model import untrained
+from nftbench.owner import make_base
 from nftbench.plan import plan
-from nftbench.run import Workplace, make_release
+from nftbench.releases import make_release
 from nftbench.store import Store
 from nftbench.suite import Suite
 from nftbench.testing import ARCHITECTURES, check_defense, tiny_suite
 from nftbench.types import Claim, Model, NftbenchError, Record
 from nftbench.validity import oracle
 from nftbench.validity.proof import Finding, Run
+from nftbench.workplace import Workplace
 from tests.factories import scratch, sweep
 
 FILE = Path(__file__).parent / "oracle.py"
@@ -49,13 +51,11 @@ def test_it_is_a_defense_on_every_architecture(cache: Path) -> None:
 @pytest.fixture
 def release(cache: Path, tmp_path: Path) -> tuple[Model, Model]:
     """The base and the oracle's release of it, on grammar 7."""
-    from nftbench import run
-
     suite = tiny_suite(defenses=["none", "oracle"], corpus={"grammar": 7})
     place = Workplace(plan(suite), Store(tmp_path, cache))
     key = place.plan.releases["oracle", 0]
     spec = registry.spec_of("oracle", registry.create("defenses", "oracle"))
-    return run.make_base(place, 0), run.models.load(make_release(place, spec, 0, key), "cpu")
+    return make_base(place, 0), models.load(make_release(place, spec, 0, key), "cpu")
 
 
 def logits(model: Model, text: str) -> torch.Tensor:

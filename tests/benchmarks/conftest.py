@@ -97,7 +97,9 @@ class Bench:
     def __init__(self, folder: Path, cache: Path) -> None:
         from nftbench import model as models, run, suite as suites
         from nftbench.plan import plan
+        from nftbench.releases import make_release
         from nftbench.store import Store
+        from nftbench.workplace import Workplace, load_task
 
         content: dict[str, Any] = {
             "name": "benchmark",
@@ -120,12 +122,12 @@ class Bench:
         }
         self.content, self.folder, self.cache = content, folder, cache
         self.suite = suites.parse(content)
-        self.place = run.Workplace(plan(self.suite), Store(folder / "results", cache))
+        self.place = Workplace(plan(self.suite), Store(folder / "results", cache))
         job = next(job for job in self.place.plan.jobs() if job.attack.name == "full")
         run._single_thread("cpu")
-        self.release = run.make_release(self.place, job.defense, 0, job.release)
+        self.release = make_release(self.place, job.defense, 0, job.release)
         self.model = models.load(self.release, attacker=True)
-        self.task: Any = run.load_task(self.place, job.cells[0], self.model)
+        self.task: Any = load_task(self.place, job.cells[0], self.model)
 
     @property
     def budget(self) -> Any:

@@ -14,10 +14,12 @@ from typing import Any
 
 import yaml
 
-from nftbench import executors, model as models, provenance, registry, run, suite as suites
+from nftbench import executors, model as models, provenance, registry, suite as suites, workplace
 from nftbench.plan import Plan, plan
+from nftbench.releases import make_release
 from nftbench.store import Store
 from nftbench.types import Cost, Measurement, Point, Record
+from nftbench.workplace import Workplace, load_task
 from tests.benchmarks.measure import Line, Ratio, cpu, ratio
 
 IDLE = """
@@ -66,10 +68,10 @@ def test_a_cell(bench: Any, plugin: Plugin, tmp_path: Path, benchmark: Any, tabl
     }
     whole = plan(suites.parse(content))
     jobs = [job for job in whole.jobs() if job.attack.name == "idle"]
-    folder = run.make_release(run.Workplace(whole, Store(tmp_path, bench.cache)), jobs[0].defense, 0, jobs[0].release)
+    folder = make_release(Workplace(whole, Store(tmp_path, bench.cache)), jobs[0].defense, 0, jobs[0].release)
 
     def once(results: Path) -> None:
-        place = run.Workplace(whole, Store(results, bench.cache))
+        place = Workplace(whole, Store(results, bench.cache))
         for _ in executors.run(place, jobs, 1):
             pass
 
@@ -92,7 +94,7 @@ def test_a_cell(bench: Any, plugin: Plugin, tmp_path: Path, benchmark: Any, tabl
     benchmark.pedantic(lambda: once(tmp_path / "last"), rounds=1)
     added = [1000 * (spent - loading) / cells for spent, loading, _, _ in found]
     control: Ratio = ratio([one for _, one, _, _ in found], [other for _, _, other, _ in found])
-    task = cpu(lambda: run._tasks.clear() or run.load_task(bench.place, bench.place.plan.cells[0], bench.model))
+    task = cpu(lambda: workplace._tasks.clear() or load_task(bench.place, bench.place.plan.cells[0], bench.model))
     table["6 cell"] = Line(
         "added by the harness to a cell, beyond loading the model, CPU time",
         f"≤ {MOST_MILLISECONDS} ms",
