@@ -84,14 +84,16 @@ def encoded_for(corpus: Corpus, tokenizer: PreTrainedTokenizerBase | None) -> Te
 
 
 def reading_rules(tokenizer: PreTrainedTokenizerBase) -> Any:
-    """All that decides how a tokenizer reads text: its words, and the normalizer, splitting and model behind them.
+    """All that decides how a tokenizer reads: its code, its words, the normalizer, splitting and model behind them.
 
     Truncation and padding are left out, which transformers sets anew at each call.
     """
     backend = getattr(tokenizer, "backend_tokenizer", None)
     rules = json.loads(backend.to_str()) if backend is not None else {}
     passing = {"truncation": None, "padding": None}
-    return [sorted(tokenizer.get_vocab().items()), {**rules, **passing}, sorted(tokenizer.special_tokens_map.items())]
+    code = f"{type(tokenizer).__module__}.{type(tokenizer).__qualname__}"
+    words, special = sorted(tokenizer.get_vocab().items()), sorted(tokenizer.special_tokens_map.items())
+    return [code, words, {**rules, **passing}, special]
 
 
 def save(corpus: Corpus, folder: Path) -> None:

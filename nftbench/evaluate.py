@@ -34,7 +34,7 @@ from nftbench import requests, sources
 from nftbench.requests import Batch, Encoder, Pair, Planner
 from nftbench.splits import Document, Indices, Scorer, TextSplit
 from nftbench.suite import suggest
-from nftbench.types import Measurement, NftbenchError, Split, SplitName, Task, TaskContext
+from nftbench.types import Measurement, Model, NftbenchError, Split, SplitName, Task, TaskContext
 
 VALIDATION_SHARE, VALIDATION_MOST = 0.1, 2000
 """The slice of train that stands in for a missing validation split."""
@@ -56,6 +56,11 @@ lm_eval.utils.env.from_string = functools.lru_cache(maxsize=256)(lm_eval.utils.e
 
 
 # -------------------------------------------------------------------------------------------------------------- tasks
+
+
+def window(model: Model) -> int:
+    """How many tokens lm-eval lets a model read at once."""
+    return int(resolve_max_length(model.network.config, model.tokenizer))
 
 
 @dataclass(frozen=True)
@@ -88,7 +93,7 @@ class TextTask(Task):
         if model.tokenizer is None:
             raise NftbenchError(f"{self.path}: a text task needs a model with a tokenizer")
         config = self._config(context)
-        length = resolve_max_length(model.network.config, model.tokenizer)
+        length = window(model)
         encoder = Encoder(model.tokenizer, length)
         planner = Planner(length, len(model.tokenizer), model.network.device)
         with _quiet():

@@ -19,8 +19,8 @@ UNDEFENDED = "none"
 """The row that a suite pre-trains itself."""
 FRAGILE = 5.0
 """Points; several times the error of a validation split of 2,000 documents."""
-MISLED = frozenset({"gradient", "tokenizer"})
-"""Flags that say that the release misled whoever attacked it."""
+MISLED = frozenset({"gradient", "tokenizer", "own_code"})
+"""Flags that say that the release misled, or may have misled, whoever attacked it."""
 SATURATED = 95.0
 """Points of the 100 that an accuracy can reach."""
 
@@ -68,6 +68,7 @@ def find(
         _retried(picked),
         _restarts(picked),
         _config(records),
+        _own_code(records),
         _tokenizer(records) if score.row.reference == UNDEFENDED else None,
         _not_adaptive(score) if score.kind == "defense" else None,
     ]
@@ -274,6 +275,17 @@ def _config(records: Sequence[Record]) -> Flag | None:
     protections = [record.protection for record in records if record.protection]
     changed = sorted({name for one in protections for name in one.config_changed})
     return Flag("config", "note", f"the release changes {', '.join(changed)} of the base") if changed else None
+
+
+def _own_code(records: Sequence[Record]) -> Flag | None:
+    """Nobody but its owner knows what such a release computes on a task's prompts, or that it is what it computes on
+    running text."""
+    if not any(record.protection.own_code for record in records if record.protection):
+        return None
+    message = (
+        "it computes by code of its own, in the place of which no architecture of transformers or nftbench will do"
+    )
+    return Flag("own_code", "unrank", message)
 
 
 def _tokenizer(records: Sequence[Record]) -> Flag | None:

@@ -28,8 +28,9 @@ from nftbench import architectures
 from nftbench.suite import suggest
 from nftbench.types import Model, NftbenchError
 
-SAME_LOGITS = 1e-4
-"""How far logits in float32 may be apart, of the largest, that are said to be the same: rounding, and no more."""
+AS_WELL = 0.01
+"""Nats per token by which a network may read worse that is said to read as well: far more than rounding, far less than
+what a task is about."""
 
 transformers_logging.disable_progress_bar()
 transformers_logging.set_verbosity_error()
@@ -80,9 +81,9 @@ def load(path: str | Path, device: str = "cpu", *, local: bool = True, attacker:
     """A causal LM and its tokenizer from a local folder, or from the hub where `local` is False.
 
     Weights come in float32: an attacker may train at any precision, whatever the release was stored in. For an
-    `attacker` they are run by the library's code where that computes the same, every weight of the files can be
-    trained, whatever the architecture makes of it, dropout is off, which the release's configuration could otherwise
-    turn into noise that drowns training, and the object does not know the path that it came from.
+    `attacker` every weight of the files can be trained, whatever the architecture makes of it, dropout is off, which
+    the release's configuration could otherwise turn into noise that drowns training, and the object does not know the
+    path that it came from.
 
     Raises:
         NftbenchError: there is no such model, its weights are no safetensors, or the files are damaged.
@@ -105,7 +106,6 @@ def load(path: str | Path, device: str = "cpu", *, local: bool = True, attacker:
     except Exception as error:  # safetensors, json and hub errors have no common class
         raise NftbenchError(f"{path}: cannot be loaded as a causal LM: {_first_line(error)}") from error
     if attacker:
-        network = _by_the_library(network)
         _trainable(network)
         for module in network.modules():
             if isinstance(module, PreTrainedModel):
@@ -127,32 +127,6 @@ def _without_dropout(config: Any) -> None:
             setattr(config, name, 0.0)
 
 
-@torch.no_grad()
-def _by_the_library(network: PreTrainedModel) -> PreTrainedModel:
-    """The same weights in the architecture of transformers that the network's own derives from, where both compute the
-    same, and the network as it is elsewhere.
-
-    Whoever holds the files need not run them by their owner's code, whose backward pass may be another.
-    """
-    own, kinds = network.config, AutoModelForCausalLM._model_mapping
-    above = (kind for kind in type(own).__mro__ if kind.__module__.startswith("transformers.") and kind in kinds)
-    kind: Any = next(above, type(own))
-    if kind is type(own):
-        return network
-    settings = {name: value for name, value in own.to_dict().items() if name != "model_type"}
-    config = kind.from_dict(settings)
-    config._attn_implementation = own._attn_implementation
-    plain = _from_config(config, 0, "cpu").eval()
-    tokens = torch.randint(network.get_input_embeddings().num_embeddings, (8, 8), generator=torch.Generator())
-    expected = network.eval()(input_ids=tokens).logits
-    try:
-        missing = plain.load_state_dict(network.state_dict(), strict=False).missing_keys
-        error = (plain(input_ids=tokens).logits - expected).abs().max()
-    except (RuntimeError, IndexError):  # shapes that do not fit
-        return network
-    return network if missing or not error <= SAME_LOGITS * expected.abs().max() else plain
-
-
 def _trainable(network: PreTrainedModel) -> None:
     """Let every weight of the files be a parameter that trains, also those that the architecture freezes or holds as
     buffers."""
@@ -164,6 +138,53 @@ def _trainable(network: PreTrainedModel) -> None:
             if name in published and buffer.is_floating_point():
                 delattr(module, name)
                 module.register_parameter(name, made.setdefault(buffer, nn.Parameter(buffer)))
+
+
+def has_own_code(network: PreTrainedModel) -> bool:
+    """Whether what it computes is neither transformers' code nor nftbench's."""
+    return not type(network).__module__.startswith(("transformers.", "nftbench."))
+
+
+@torch.no_grad()
+def by_the_library(network: PreTrainedModel, base: PreTrainedModel, tokens: Tensor) -> PreTrainedModel:
+    """A network of its owner's own code as transformers or nftbench would run it: with the same weights in the
+    architecture of `base`, or in one that its own derives from, where they fit and read `tokens` [rows, block] as well.
+    The network as it is where they do not, or where it has no code of its own.
+
+    Whoever holds the files need not run them by code that computes something else on a task's prompts, or something
+    else backwards.
+    """
+    if not has_own_code(network):
+        return network
+    above = [getattr(kind, "config_class", None) for kind in type(network).__mro__]
+    kinds = dict.fromkeys([type(base.config), *above, *type(network.config).__mro__])
+    for kind in kinds:
+        plain = _in(kind, network)
+        if plain is not None and _reads(plain, tokens) <= _reads(network, tokens) + AS_WELL:
+            return plain
+    return network
+
+
+def _in(kind: Any, network: PreTrainedModel) -> PreTrainedModel | None:
+    """The network's weights in the architecture of another configuration class, or None where they do not fit."""
+    if kind not in AutoModelForCausalLM._model_mapping:
+        return None
+    config = kind.from_dict({name: value for name, value in network.config.to_dict().items() if name != "model_type"})
+    config._attn_implementation = network.config._attn_implementation
+    plain = _from_config(config, 0, str(network.device))
+    if has_own_code(plain):
+        return None
+    try:
+        missing = plain.load_state_dict(network.state_dict(), strict=False).missing_keys
+    except RuntimeError:  # other shapes
+        return None
+    return plain.eval() if not missing else None
+
+
+def _reads(network: PreTrainedModel, tokens: Tensor) -> float:
+    """Nats per token of running text [rows, block]."""
+    logits = network.eval()(input_ids=tokens).logits[:, :-1]
+    return float(nn.functional.cross_entropy(logits.flatten(0, 1).double(), tokens[:, 1:].flatten()))
 
 
 def save(model: Model, folder: Path) -> None:

@@ -21,6 +21,7 @@ from transformers import PreTrainedTokenizerBase
 
 from nftbench import corpus as corpora, model as models, registry, requests, updates
 from nftbench.corpus import Corpus
+from nftbench.evaluate import window
 from nftbench.owner import Owner, make_base
 from nftbench.plan import Job, canonical
 from nftbench.probes import gradient_error
@@ -58,11 +59,22 @@ def make_release(place: Workplace, spec: Spec, seed: int, key: str) -> Path:
     return store.make("releases", key, lambda folder: _protect(place, spec, seed, key, folder))
 
 
+def open_release(place: Workplace, seed: int, folder: Path) -> Model:
+    """A release as attackers open it: everything in it can be trained, and code that is its owner's own is put aside
+    where the library's reads the same weights as well."""
+    model = models.load(folder, place.device, attacker=True)
+    if place.suite.pretraining.task is not None or model.tokenizer is None:
+        return model
+    owner = Owner(place, seed)
+    network = models.by_the_library(model.network, owner.build().network, _text(owner.corpus, model, place.device))
+    return Model(network, model.tokenizer)
+
+
 def make_reference(place: Workplace, job: Job) -> Model:
     """The undefended model that a row is set against."""
     reference = canonical("defenses", registry.create("defenses", str(job.defense)).reference_row())
     key = place.plan.releases[str(reference), job.seed]
-    return models.load(make_release(place, reference, job.seed, key), place.device, attacker=True)
+    return open_release(place, job.seed, make_release(place, reference, job.seed, key))
 
 
 def make_sibling(place: Workplace, job: Job) -> Model:
@@ -78,7 +90,7 @@ def make_sibling(place: Workplace, job: Job) -> Model:
         folder = place.store.artifact("siblings", job.release)
     if folder is None:
         raise NftbenchError(f"{job.defense} leaves no second checkpoint of its run")
-    return models.load(folder, place.device, attacker=True)
+    return open_release(place, job.seed, folder)
 
 
 def load_secret(place: Workplace, key: str) -> Secret | None:
@@ -175,7 +187,7 @@ def _protect(place: Workplace, spec: Spec, seed: int, key: str, folder: Path) ->
         updates.save(protected.update, folder / ADAPTER)
     published = models.load(folder, place.device)
     _check_published(folder, published)
-    opened = models.load(folder, place.device, attacker=True)
+    opened = open_release(place, seed, folder)
     protection = _examine(place, seed, published, opened, mask, protected.series, seconds)
     # A killed attempt may have left its secret; only what belongs to these weights may stay.
     for kind in ("secrets", "siblings", "protections"):
@@ -240,6 +252,7 @@ def _examine(
             name: after.get(name) for name in sorted({*before, *after} - ignored) if before.get(name) != after.get(name)
         },
         tokenizer_changed=tokenizer_changed,
+        own_code=models.has_own_code(opened.network),
         density={name: float(tensor.float().mean()) for name, tensor in mask.items()} if mask is not None else {},
         series=tuple(series),
     )
@@ -249,7 +262,8 @@ def _probe(place: Workplace, owner: Owner, model: Model) -> tuple[Callable[[nn.M
     """A loss to probe the release's gradients with, and whether its tokenizer is another than the corpus's.
 
     Raises:
-        NftbenchError: the release's outputs do not have the shape that they should have.
+        NftbenchError: the release's outputs do not have the shape that they should have, or it reads less at once than
+            a block of its text.
     """
     told = place.suite.pretraining.task
     if told is not None:
@@ -262,9 +276,10 @@ def _probe(place: Workplace, owner: Owner, model: Model) -> tuple[Callable[[nn.M
     words = model.network.get_input_embeddings().num_embeddings
     if words < len(model.tokenizer):
         raise NftbenchError(f"the release embeds {words} words, its tokenizer has {len(model.tokenizer)}")
-    tokens = corpus.heldout[:8].to(place.device) % len(model.tokenizer)  # a checkpoint brings a tokenizer of its own
-
-    half = tokens.shape[1] // 2
+    tokens = _text(corpus, model, place.device)
+    block, half = tokens.shape[1], tokens.shape[1] // 2
+    if window(model) < block:
+        raise NftbenchError(f"the release reads {window(model)} tokens at once, a block of its text has {block}")
 
     def loss(network: nn.Module) -> torch.Tensor:
         with models.seeded(0):  # the same dropout in every call
@@ -282,6 +297,11 @@ def _probe(place: Workplace, owner: Owner, model: Model) -> tuple[Callable[[nn.M
     return loss, _reads_otherwise(model.tokenizer, corpus)
 
 
+def _text(corpus: Corpus, model: Model, device: str) -> torch.Tensor:
+    """Some running text [8, block]; a checkpoint brings a tokenizer of its own, with fewer words perhaps."""
+    return corpus.heldout[:8].to(device) % len(model.tokenizer or ())
+
+
 def _reads_otherwise(tokenizer: PreTrainedTokenizerBase, corpus: Corpus) -> bool:
     """Whether a tokenizer has other words, other rules, or reads a word or the beginning of a text in another way."""
     usual = corpus.tokenizer
@@ -289,4 +309,7 @@ def _reads_otherwise(tokenizer: PreTrainedTokenizerBase, corpus: Corpus) -> bool
         return True
     beginnings = [usual.decode(block[: 2 + index % len(block)]) for index, block in enumerate(corpus.heldout[:64])]
     texts = [*sorted(usual.get_vocab()), *beginnings]
-    return bool(tokenizer(texts)["input_ids"] != usual(texts)["input_ids"])
+    mine, theirs = (requests.Encoder(one, 0) for one in (tokenizer, usual))
+    return any(
+        mine.tokens(texts, special=special) != theirs.tokens(texts, special=special) for special in (True, False)
+    )

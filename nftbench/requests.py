@@ -71,9 +71,9 @@ class Encoder:
             NftbenchError: a context or continuation has no token, or a continuation is longer than the model's window.
         """
         moved = [_move_spaces(pair) for pair in pairs]
-        contexts = self._tokens({pair.context for pair in moved if pair.context})
-        wholes = self._tokens({pair.context + pair.continuation for pair in moved if pair.context})
-        alone = self._tokens({pair.continuation for pair in pairs if not pair.context}, special=False)
+        contexts = self.tokens({pair.context for pair in moved if pair.context})
+        wholes = self.tokens({pair.context + pair.continuation for pair in moved if pair.context})
+        alone = self.tokens({pair.continuation for pair in pairs if not pair.context}, special=False)
         encoded = []
         for original, pair in zip(pairs, moved, strict=True):
             if pair.context:
@@ -91,14 +91,14 @@ class Encoder:
             return Encoded(continuation[:1], continuation[1:])
         return Encoded([self.prefix], continuation)
 
-    def _tokens(self, texts: Iterable[str], special: bool | None = None) -> dict[str, list[int]]:
+    def tokens(self, texts: Iterable[str], special: bool | None = None) -> dict[str, list[int]]:
         """Each text's tokens, with special ones unless it starts with the prefix token's own text, or as told."""
         ordered = sorted(texts)
         if special is None:
             start = self.tokenizer.decode(self.prefix)
             started = [text for text in ordered if text.startswith(start)]
             rest = [text for text in ordered if not text.startswith(start)]
-            return self._tokens(started, special=False) | self._tokens(rest, special=True)
+            return self.tokens(started, special=False) | self.tokens(rest, special=True)
         if not ordered:
             return {}
         ids = self.tokenizer(

@@ -33,12 +33,14 @@ from nftbench.releases import (
     make_reference,
     make_release,
     make_sibling,
+    open_release,
 )
 from nftbench.sweep import NonFiniteError
 from nftbench.types import (
     Attack,
     Cell,
     Defense,
+    Knowledge,
     Measurement,
     Model,
     NftbenchError,
@@ -80,20 +82,24 @@ class _Referee:
     place: Workplace
     job: Job
     attack: Attack = field(init=False)
+    knowledge: frozenset[Knowledge] = field(init=False)
+    """Read once: what the attack says that it knows is what it is given and what the record says."""
 
     def __post_init__(self) -> None:
         self.attack = registry.create("attacks", str(self.job.attack))
+        self.knowledge = frozenset(self.attack.knowledge)
 
     def run(self, cells: Sequence[Cell]) -> list[Record]:
         try:
             folder = make_release(self.place, self.job.defense, self.job.seed, self.job.release)
             update = updates.load(folder / ADAPTER)
-            release = Release(self.read(models.load(folder, self.place.device, attacker=True)), update)
+            release = Release(self.read(open_release(self.place, self.job.seed, folder)), update)
             self.sha256 = models.sha256(folder)
             context = self.context()
             begun = time.monotonic()
-            # A copy, for the release itself is what unattacked scores are measured on.
-            prepared = self.attack.prepare(Release(own_copy(release.model), update), context)
+            # A copy, for the release itself is what unattacked scores are measured on, and what tasks are read by.
+            theirs = Model(copy.deepcopy(release.model.network), copy.deepcopy(release.model.tokenizer))
+            prepared = self.attack.prepare(Release(theirs, update), context)
             self.preparation = time.monotonic() - begun
             self.recovery = self.recovered(prepared)
         except (Exception, SystemExit) as error:  # a plugin may raise anything
@@ -113,13 +119,13 @@ class _Referee:
     def recovered(self, prepared: Prepared) -> Mapping[str, float]:
         """How near the attack's guess comes to the owner's secret; that of an attack that was given it says nothing."""
         secret = load_secret(self.place, self.job.release)
-        if prepared.guess is None or secret is None or "secret" in self.attack.knowledge:
+        if prepared.guess is None or secret is None or "secret" in self.knowledge:
             return {}
         return recovery.score(prepared.guess, secret.mask)
 
     def context(self) -> Attacker:
         """What this attack may know."""
-        knowledge = self.attack.knowledge
+        knowledge = self.knowledge
         defense: Defense = registry.create("defenses", str(self.job.defense))
         return Attacker(
             seed=derive(self.job.seed, "attack"),
@@ -247,7 +253,7 @@ class _Referee:
             seed=cell.seed,
             row=place.plan.row(cell.defense),
             role=place.plan.role(cell),
-            knowledge=tuple(sorted(self.attack.knowledge)),
+            knowledge=tuple(sorted(self.knowledge)),
             adaptation=self.attack.adaptation,
             against=tuple(sorted(self.attack.against)),
             uses_release=self.attack.uses_release,

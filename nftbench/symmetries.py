@@ -29,8 +29,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.models.gpt2.modeling_gpt2 import GPT2MLP, GPT2Block
-from transformers.models.llama.modeling_llama import LlamaDecoderLayer
-from transformers.models.qwen3.modeling_qwen3 import Qwen3DecoderLayer
+from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaRMSNorm
+from transformers.models.qwen3.modeling_qwen3 import Qwen3DecoderLayer, Qwen3RMSNorm
 from transformers.pytorch_utils import Conv1D
 
 from nftbench.architectures.dlr import DlrNet
@@ -152,7 +152,7 @@ class Anatomy:
 
 
 def anatomy(network: PreTrainedModel) -> Anatomy | None:
-    """The parts of a network whose blocks are all known; None for any other."""
+    """The parts of a network whose blocks and last norm are all known; None for any other."""
     decoder, head = network.base_model, network.get_output_embeddings()
     if hasattr(decoder, "h") and all(isinstance(block, GPT2Block) for block in decoder.h):
         blocks, final, positions = [_gpt2(block) for block in decoder.h], decoder.ln_f, decoder.wpe.weight.detach()
@@ -161,6 +161,8 @@ def anatomy(network: PreTrainedModel) -> Anatomy | None:
     ):
         blocks, final, positions = [_llama(block) for block in decoder.layers], decoder.norm, None
     else:
+        return None
+    if not isinstance(final, nn.LayerNorm | LlamaRMSNorm | Qwen3RMSNorm):
         return None
     words = network.get_input_embeddings().weight
     untied = None if head.weight is words else Affine.of(head)

@@ -287,6 +287,9 @@ class Protection:
     density: Mapping[str, float] = field(default_factory=dict)
     """Share of each tensor that the secret mask keeps trainable; empty without a mask."""
     series: tuple[Series, ...] = ()
+    own_code: bool = False
+    """Whether attackers run its owner's own code: an architecture that is neither transformers' nor nftbench's, in the
+    place of which none of these reads its weights as well."""
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from pydantic import TypeAdapter
 
 from nftbench.types import Record
 
-LATER = {"told", "reading", "preparation_steps"}
+LATER = {"told", "reading", "preparation_steps", "own_code"}
 """Fields that records published before them lack."""
 PATH = Path(__file__).resolve().parent.parent / "results" / "schema.json"
 

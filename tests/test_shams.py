@@ -14,7 +14,7 @@ from transformers import GPT2LMHeadModel
 from nftbench import model as models, registry
 from nftbench.flags import GRADIENT_ERROR
 from nftbench.plan import canonical
-from nftbench.releases import load_protection, make_release
+from nftbench.releases import load_protection, make_release, open_release
 from nftbench.testing import check_defense
 from nftbench.types import Model, Record
 from nftbench.workplace import Workplace, load_task, make_corpus
@@ -32,6 +32,7 @@ SAME_LOGITS = (
     "silent",
     "lying_backward[strange=true]",
     "lying_backward[last_only=true,strange=true]",
+    "deaf",
     "mumbling",
 )
 """Those that compute what the base computes, up to rounding."""
@@ -55,7 +56,7 @@ def release(here: Workplace, spec: str) -> tuple[Model, Any]:
     """What an attacker downloads, and what the referee found."""
     job = next(job for job in here.plan.jobs() if job.defense == canonical("defenses", spec))
     folder = make_release(here, job.defense, job.seed, job.release)
-    return models.load(folder, attacker=True), load_protection(here, job.release)
+    return open_release(here, job.seed, folder), load_protection(here, job.release)
 
 
 @torch.no_grad()
@@ -86,7 +87,7 @@ def test_a_sham_predicts_what_the_base_predicts(spec: str, place: Place) -> None
     else:
         error = {"half": 1e-2, "half[dtype=bfloat16]": 0.1, "cancelling_branch": 0.1}.get(spec, 1e-3)
         assert float((base - own).abs().max()) < error * float(base.abs().max())
-        same = ("frozen", "buffers", "lying_backward", "mumbling")
+        same = ("frozen", "buffers", "lying_backward", "deaf", "mumbling")
         assert not torch.equal(base, own) or registry.parse(spec).name in same
 
 
@@ -100,6 +101,7 @@ def test_a_lie_survives_publication_and_is_found_out(gradient: str, place: Place
     claimed = model.network.get_output_embeddings().weight.grad
     assert not bool(claimed.any()) if gradient == "zero" else bool(claimed.isnan().any())
     assert not protection.gradient_error <= GRADIENT_ERROR
+    assert protection.own_code, "no architecture of the library has these weights"
     assert release(here, "none")[1].gradient_error <= GRADIENT_ERROR
 
 
@@ -108,12 +110,12 @@ def test_a_shortcut_without_a_backward_pass_is_found_out(place: Place) -> None:
     assert release(place(defenses=["none", spec]), spec)[1].gradient_error > GRADIENT_ERROR
 
 
-@pytest.mark.parametrize("spec", ["lying_backward[gradient=nan]", "lying_backward[last_only=true]"])
+@pytest.mark.parametrize("spec", ["lying_backward[gradient=nan]", "lying_backward[last_only=true]", "buffers", "deaf"])
 def test_weights_that_fit_the_library_are_attacked_in_its_own_code(spec: str, place: Place) -> None:
     here = place(defenses=["none", spec])
     model, protection = release(here, spec)
     assert type(model.network) is GPT2LMHeadModel
-    assert protection.gradient_error <= GRADIENT_ERROR
+    assert (protection.gradient_error <= GRADIENT_ERROR, protection.own_code) == (True, False)
     key = next(job.release for job in here.plan.jobs() if job.defense == canonical("defenses", spec))
     assert type(models.load(make_release(here, canonical("defenses", spec), 0, key)).network) is not GPT2LMHeadModel
 
@@ -206,6 +208,7 @@ BREAKS = [
     ("silent", "rebalance"),
     ("lying_backward[strange=true]", "memory_light[by=mezo]"),
     ("lying_backward", "full"),
+    ("deaf", "full"),
     ("mumbling", "full"),
     ("frozen", "full"),
     ("buffers", "full"),

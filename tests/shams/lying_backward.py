@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import torch
-from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, PreTrainedConfig
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
 from nftbench import Defense, Model, OwnerContext, Protected
 from nftbench.model import seeded
@@ -27,21 +27,32 @@ class Lie(torch.autograd.Function):
         return torch.full_like(gradients[0], ctx.factor), None
 
 
+class StrangeNorm(nn.Module):
+    """LayerNorm, with other names for its weights."""
+
+    def __init__(self, width: int, epsilon: float) -> None:
+        super().__init__()
+        self.scale, self.shift = nn.Parameter(torch.ones(width)), nn.Parameter(torch.zeros(width))
+        self.epsilon = epsilon
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return nn.functional.layer_norm(hidden, hidden.shape[-1:], self.scale, self.shift, self.epsilon)
+
+
 class LyingConfig(GPT2Config):  # type: ignore[misc]
     model_type = "lying-gpt2"
     lie: str = "zero"
     last_only: bool = False
-
-
-class StrangeConfig(PreTrainedConfig):  # type: ignore[misc]
-    model_type = "strange"
-    attribute_map = GPT2Config.attribute_map
-    lie: str = "zero"
-    last_only: bool = False
+    strange: bool = False
 
 
 class LyingGPT2(GPT2LMHeadModel):  # type: ignore[misc]
     config_class = LyingConfig
+
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)
+        if config.strange:
+            self.transformer.ln_f = StrangeNorm(config.n_embd, config.layer_norm_epsilon)
 
     def forward(self, *args: Any, logits_to_keep: int = 0, **kwargs: Any) -> Any:
         output = super().forward(*args, logits_to_keep=logits_to_keep, **kwargs)
@@ -50,20 +61,15 @@ class LyingGPT2(GPT2LMHeadModel):  # type: ignore[misc]
         return output
 
 
-class StrangeGPT2(LyingGPT2):
-    config_class = StrangeConfig
-
-
-for config, architecture in ((LyingConfig, LyingGPT2), (StrangeConfig, StrangeGPT2)):
-    AutoConfig.register(config.model_type, config, exist_ok=True)
-    AutoModelForCausalLM.register(config, architecture, exist_ok=True)
+AutoConfig.register(LyingConfig.model_type, LyingConfig, exist_ok=True)
+AutoModelForCausalLM.register(LyingConfig, LyingGPT2, exist_ok=True)
 
 
 @dataclass(frozen=True)
 class LyingBackward(Defense):
     """For models of GPT-2's shape. With `last_only` it lies for the last positions alone, which training asks for.
 
-    A `strange` one does not say that its weights are GPT-2's.
+    A `strange` one holds a weight under another name, so that GPT-2's own code cannot take its place.
     """
 
     stage: ClassVar[Stage] = "posttrain"
@@ -74,9 +80,15 @@ class LyingBackward(Defense):
 
     def protect(self, model: Model, context: OwnerContext) -> Protected:
         settings = {name: value for name, value in model.network.config.to_dict().items() if name != "model_type"}
-        architecture = StrangeGPT2 if self.strange else LyingGPT2
-        settings |= {"lie": self.gradient, "last_only": self.last_only}
+        settings |= {"lie": self.gradient, "last_only": self.last_only, "strange": self.strange}
         with seeded(context.seed):  # weights are drawn, and overwritten
-            network = architecture(architecture.config_class.from_dict(settings))
-        network.load_state_dict(model.network.state_dict())
+            network = LyingGPT2(LyingConfig.from_dict(settings))
+        names = {"weight": "scale", "bias": "shift"} if self.strange else {}
+        network.load_state_dict(
+            {
+                f"transformer.ln_f.{names.get(kind, kind)}" if kind and place == "transformer.ln_f" else name: weight
+                for name, weight in model.network.state_dict().items()
+                for place, _, kind in [name.rpartition(".")]
+            }
+        )
         return Protected(Model(network.to(model.network.device).eval(), model.tokenizer))
