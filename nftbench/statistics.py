@@ -82,6 +82,7 @@ def weakest(differences: Sequence[Interval]) -> Interval:
 
     "Better than the best control" has to be better than each: the lower bound is the lowest and p the largest, which
     keeps the error rate although the best control is chosen on the same data.
+    Excess suppression is that of A_c - A_d over controls c, the reference (S = 0) among them: S_d - max_c S_c.
     """
     least = min(differences, key=lambda one: one.value)
     return replace(
@@ -90,11 +91,6 @@ def weakest(differences: Sequence[Interval]) -> Interval:
         p=max(one.p for one in differences),
         count=min(one.count for one in differences),
     )
-
-
-def excess(attacked: Sequence[float], controls: Sequence[Sequence[float]]) -> Interval:
-    """E = min over controls c of mean_s (A_c,s - A_d,s), the reference (S = 0) among them: S_d - max_c S_c."""
-    return weakest([difference(control, attacked) for control in controls])
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

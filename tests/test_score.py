@@ -6,6 +6,7 @@ import math
 import random
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -16,7 +17,7 @@ from scipy import stats
 from nftbench.breaking import Multiple, cost_to_break, median_multiple
 from nftbench.grid import kept_share, points, preference
 from nftbench.score import Leaderboard, Score, level_name
-from nftbench.statistics import Interval, beats_zero, difference, excess, holm, mean, ratio, shared_ranks, weakest
+from nftbench.statistics import Interval, beats_zero, difference, holm, mean, ratio, shared_ranks, weakest
 from nftbench.types import Claim, Cost, Knowledge, Point, Record
 from tests import factories
 from tests.factories import (
@@ -854,6 +855,10 @@ def test_one_more_attack_never_lowers_what_the_attacker_reaches(
 
 
 # -------------------------------------------------------------------------------------------------------- simulation
+
+
+def excess(attacked: Sequence[float], controls: Sequence[Sequence[float]]) -> Interval:
+    return weakest([difference(control, attacked) for control in controls])
 
 
 def wrong_verdicts(

@@ -187,7 +187,7 @@ def test_leaderboards_see_what_the_rates_see() -> None:
 
 
 def test_a_benchmark_that_takes_models_for_defenses_fails(quick: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(null, "excess", lambda attacked, controls: difference([1.0, 1.0], [0.0, 0.0]))
+    monkeypatch.setattr(null, "weakest", lambda gaps: difference([1.0, 1.0], [0.0, 0.0]))
     found = null.judge(tiny_suite(), run_of(records_of(drawn(4, count=11))))
     assert any("pairs of one grammar, 5 seeds: 100.0 % of the fakes" in one for one in found.failures)
 

@@ -31,7 +31,7 @@ from typing import NamedTuple
 from nftbench.grid import NONE, final, kept_share
 from nftbench.report.tables import Table
 from nftbench.score import Score, above_floor, score, usable_metrics
-from nftbench.statistics import PRELIMINARY_SEEDS, RANKED_SEEDS, Interval, excess, mean, student
+from nftbench.statistics import PRELIMINARY_SEEDS, RANKED_SEEDS, Interval, gap_by_seed, mean, student, weakest
 from nftbench.suite import Suite
 from nftbench.types import Claim, Record, Row
 from nftbench.validity import derived
@@ -160,13 +160,20 @@ def rate(design: str, size: int, fakes: Iterable[Fake]) -> Rate:
     counts: dict[int, list[int]] = {}
     total = [0, 0]
     for fake in fakes:
-        effect = excess(fake.defended, [fake.reference]).low > 0
+        effect = _excess(fake).low > 0
         for count in (total, *(counts.setdefault(unit, [0, 0]) for unit in fake.units)):
             count[0] += 1
             count[1] += effect
     share = total[1] / total[0]
     left_out = [(total[1] - hits) / (total[0] - count) for count, hits in counts.values()]
     return Rate(design, size, total[0], total[1], _jackknife(share, left_out, BOUNDS[size]))
+
+
+def _excess(fake: Fake) -> Interval:
+    """As a row's is made, of the one control that a fake has; its seeds are the places, paired as they come."""
+    gap = gap_by_seed(*(dict(enumerate(scores)) for scores in (fake.reference, fake.defended)))
+    assert gap is not None  # a fake has seeds
+    return weakest([gap])
 
 
 def _jackknife(share: float, left_out: Sequence[float], bound: float) -> Interval:
