@@ -8,16 +8,16 @@ lowers some utility metric, and two undefended models differ by nothing that the
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from statistics import fmean
 
-from nftbench.grid import points, preference
+from nftbench.grid import NONE, Grid, final, mean_points
 from nftbench.plan import Plan, canonical
 from nftbench.report.tables import Table
-from nftbench.statistics import Interval, difference
+from nftbench.score import above_floor
+from nftbench.statistics import Interval, gap_by_seed
 from nftbench.suite import Suite
-from nftbench.types import Record
 from nftbench.validity import derived
 from nftbench.validity.proof import Finding, Run
 from nftbench.validity.report import interval
@@ -35,7 +35,7 @@ class TaskCheck:
     task: str
     unattacked: tuple[float, ...]
     end: tuple[float, ...]
-    """After the strongest attack that fine-tunes the model, picked on validation."""
+    """After the strongest attack, picked on validation as the ranking has it."""
     scratch_gain: tuple[float, ...]
     """Of training from scratch, over chance."""
     attack: str
@@ -86,11 +86,12 @@ def needed(plan: Plan) -> Plan:
 
 def judge(suite: Suite, run: Run) -> Finding:
     """Judge a suite by the records of the one derived from it."""
-    if run.missing:
-        return Finding(run.suite.name, failures=(run.missing,))
-    grid = _Grid(run)
+    grid = run.grid()
+    if grid.faults:
+        faults = [f"{place}: {fault}" for place, fault in sorted(grid.faults.items())]
+        return Finding(run.suite.name, failures=(run.missing,) if run.missing else tuple(faults))
     less = [row for row in run.suite.defenses if row not in ("none", TWIN)]
-    tasks = [_check(grid, task) for task in run.suite.tasks]
+    tasks = [_check(grid, task, run.suite.seeds) for task in run.suite.tasks]
     utility = [_utility_gap(grid, row, metric) for row in less for metric in run.suite.utility]
     twin = [_utility_gap(grid, TWIN, metric) for metric in run.suite.utility]
     twin += [_attacked_gap(grid, TWIN, task) for task in run.suite.tasks]
@@ -112,46 +113,35 @@ def judge(suite: Suite, run: Run) -> Finding:
 # --------------------------------------------------------------------------------------------------------- measuring
 
 
-class _Grid:
-    """The run's records by place."""
-
-    def __init__(self, run: Run) -> None:
-        self.seeds, self.ranking = run.suite.seeds, run.suite.ranking
-        self.found = {(one.defense, one.attack, one.task, one.seed): one for one in run.records}
-
-    def unattacked(self, defense: str, task: str) -> list[float]:
-        return [_points(self.found[defense, "none", task, seed]) for seed in self.seeds]
-
-    def strongest(self, defense: str, task: str) -> list[Record]:
-        """For each seed the best on validation of the attacks that fine-tune the release, as the ranking has it."""
-        own = [
-            record
-            for (row, _, on, _), record in self.found.items()
-            if (row, on) == (defense, task) and record.trains and record.uses_release
-        ]
-        within = [record for record in own if set(record.knowledge) <= self.ranking]
-        return [max((one for one in within if one.seed == seed), key=preference) for seed in self.seeds]
-
-
-def _check(grid: _Grid, task: str) -> TaskCheck:
-    best = grid.strongest("none", task)
-    scratch = [grid.found["none", "scratch", task, seed].attacked for seed in grid.seeds]
+def _check(grid: Grid, task: str, seeds: Sequence[int]) -> TaskCheck:
+    best = grid.best("none", [task], grid.within(grid.ranking)) or {}
+    scratch = grid.picks("none", [task], grid.scratch()) or {}
     return TaskCheck(
         task=task,
-        unattacked=tuple(grid.unattacked("none", task)),
-        end=tuple(map(_points, best)),
-        scratch_gain=tuple(points(one) - 100 * one.floor for one in scratch if one is not None),
-        attack=Counter(record.attack for record in best).most_common(1)[0][0],
+        unattacked=tuple(_unattacked(grid, "none", task)[seed] for seed in seeds),
+        end=tuple(mean_points(best)[seed] for seed in seeds),
+        scratch_gain=tuple(above_floor(final(record)) for seed in seeds for record in scratch[seed]),
+        attack=Counter(record.attack for seed in seeds for record in best[seed]).most_common(1)[0][0],
     )
 
 
-def _utility_gap(grid: _Grid, row: str, metric: str) -> Gap:
-    return Gap(row, metric, difference(grid.unattacked("none", metric), grid.unattacked(row, metric)))
+def _utility_gap(grid: Grid, row: str, metric: str) -> Gap:
+    return _gap(row, metric, *(_unattacked(grid, name, metric) for name in ("none", row)))
 
 
-def _attacked_gap(grid: _Grid, row: str, task: str) -> Gap:
-    undefended, other = ([_points(record) for record in grid.strongest(name, task)] for name in ("none", row))
-    return Gap(row, f"{task}, attacked", difference(undefended, other))
+def _attacked_gap(grid: Grid, row: str, task: str) -> Gap:
+    attacks = grid.within(grid.ranking)
+    return _gap(row, f"{task}, attacked", *(mean_points(grid.best(name, [task], attacks)) for name in ("none", row)))
+
+
+def _gap(row: str, what: str, undefended: Mapping[int, float], other: Mapping[int, float]) -> Gap:
+    found = gap_by_seed(undefended, other)
+    assert found is not None  # no cell is missing
+    return Gap(row, what, found)
+
+
+def _unattacked(grid: Grid, row: str, task: str) -> Mapping[int, float]:
+    return mean_points(grid.picks(row, [task], frozenset({NONE})))
 
 
 def _task_failures(check: TaskCheck) -> list[str]:
@@ -168,12 +158,6 @@ def _task_failures(check: TaskCheck) -> list[str]:
             f"{check.task}: training from scratch gains {scratch:.1f} points, at most {MOST_SCRATCH:g} may be"
         )
     return failures
-
-
-def _points(record: Record) -> float:
-    found = record.attacked or record.unattacked
-    assert found is not None  # the record is ok
-    return points(found)
 
 
 # ----------------------------------------------------------------------------------------------------------- showing
