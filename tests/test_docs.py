@@ -17,9 +17,14 @@ from pydantic import BaseModel
 
 from nftbench import registry, suite as suites
 from nftbench.cli import app
+from nftbench.report import tables
+from nftbench.statistics import Interval
 from nftbench.suite import Budget, CorpusSettings, Pretraining, Suite
 from nftbench.testing import check_attack, check_defense, check_task, check_yardstick
 from nftbench.types import AttackerContext, Inspection, OwnerContext, TaskContext
+from nftbench.validity import null
+from nftbench.validity.report import interval as two_decimals
+from tests.pages import rows
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("results/*.md"), *ROOT.glob("results/*/*.md")]
@@ -219,3 +224,93 @@ def test_the_claims_in_the_text_are_those_of_the_records() -> None:
         lines = [line for line in table.splitlines() if line.startswith("|")]
         assert len(lines) > 2, page
         assert not [line for line in lines if line not in text], page
+
+
+# ------------------------------------------------------------------------------------------- numbers and their records
+
+SPOKEN = {
+    "pmp[complement=released,discovery_steps=200,radius=0.02]": "pmp[complement=released,…]",
+    "pmp[discovery_steps=200]": "pmp",
+    "dlr_lock[module_steps=200,joint_steps=100]": "dlr_lock",
+    "trap2[task=toy_topic,strength=0.1,learning_rate=0.003]": "trap2",
+    "condition_number[harmful=toy_topic,lambda_ill=10,lambda_well=1,balanced=true,learning_rate=0.001,epochs=40]": (
+        "condition_number"
+    ),
+    "early_stop": "early_stop[fraction=0.5]",
+    "oracle": "oracle[strength=0.5]",
+}
+"""What the text calls a row, where it does not write what the records do: they leave out defaults, it the rest."""
+
+
+def spoken(row: str) -> str:
+    return f"`{SPOKEN.get(row, row)}`"
+
+
+def published(path: str) -> Any:
+    return json.loads(read(f"results/{path}"))
+
+
+def interval(value: dict[str, Any] | None, scale: float = 1) -> str:
+    return tables.interval(Interval(**value) if value else None, scale)
+
+
+@pytest.mark.parametrize(("heading", "suite"), [("Two commands", "small"), ("The ranking", "standard")])
+def test_scores_in_the_readme_are_those_of_the_board(heading: str, suite: str) -> None:
+    made = []
+    for one in published(f"{suite}/leaderboard.json")["scores"]:
+        alone = [one["levels"]["release alone"]] if suite == "standard" else []
+        numbers = [interval(value) for value in (*alone, one["suppression"], one["excess"])]
+        name = spoken(one["defense"]) + " (trivial)" * (one["kind"] == "trivial")
+        made.append([name, *numbers, interval(one["retention"], 100), one["verdict"] or "–"])
+    shown = [[*cells, re.split(r"[:,]", claim)[0]] for *cells, claim in rows(read("README.md"), heading)]
+    assert [row for row in shown if row not in made] == []
+
+
+def test_the_table_of_fakes_is_that_of_the_null() -> None:
+    made = []
+    for one in published("small-null/null.json")["rates"]:
+        low, value, high = (100 * one["interval"][key] for key in ("low", "value", "high"))
+        rate = two_decimals(Interval(value, low, high))
+        made.append([one["design"], f"{one['seeds']}", rate, f"{100 * null.BOUNDS[one['seeds']]:g}"])
+    assert rows(read("docs/validity.md"), "Null: two undefended models") == made
+
+
+def test_the_table_of_doses_is_that_of_the_proof() -> None:
+    made = [
+        [spoken(one["row"]), interval(one["retention"], 100), interval(one["suppression"])]
+        for one in published("small-dose/dose.json")["doses"]
+    ]
+    shown = rows(read("docs/validity.md"), "Dose: less pre-training")
+    assert [row for row in shown if row not in made] == []
+
+
+def test_the_table_of_the_oracle_is_that_of_the_proof() -> None:
+    """The first table under the heading is of a pilot whose records were not kept."""
+    made = []
+    for one in published("small-oracle/oracle.json")["grades"]:
+        numbers = [interval(one["suppression"]), interval(one["excess"]), interval(one["retention"], 100)]
+        made.append([spoken(one["row"]), *numbers, one["verdict"]])
+    assert rows(read("docs/validity.md"), "Oracle: a defense that works", which=1) == made
+
+
+def test_the_table_of_power_is_that_of_the_proof() -> None:
+    found = published("small-power/power.json")
+    made = []
+    for one in found["spreads"]:
+        name = spoken(one["source"]) if one["source"].startswith("oracle") else f"{one['source']}, {one['seeds']} pairs"
+        made.append([name, *(f"{found['smallest'][one['source']][seeds]:.1f}" for seeds in ("3", "5"))])
+    assert rows(read("docs/validity.md"), "Power: the smallest effect that is seen") == made
+
+
+def test_the_table_of_masks_is_that_of_the_catalogue() -> None:
+    made: dict[str, list[str]] = {}
+    rank = ["`pmp`", "`pmp[complement=released,…]`", "`random_mask`"].index
+    recovered = published("full-catalogue/leaderboard.json")["recovered"]
+    for one in sorted(recovered, key=lambda one: rank(spoken(one["defense"]))):
+        estimator = one["attack"].removeprefix("mask_recovery[estimator=").removesuffix("]")
+        name = "`posterior` (default)" if estimator == "mask_recovery" else f"`{estimator}`"
+        if one["attack"].startswith("mask_recovery"):
+            numbers = [f"{one['metrics'][area]['value']:.3f}" for area in ("roc_auc", "roc_auc_within")]
+            made.setdefault(name, []).extend(numbers)
+    shown = {name: numbers for name, _, *numbers in rows(read("docs/validity.md"), "Masks: what finds them")}
+    assert shown == made

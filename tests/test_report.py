@@ -18,6 +18,7 @@ from nftbench.score import Leaderboard
 from nftbench.statistics import Interval
 from nftbench.types import Claim, Record
 from tests.factories import COST, TASKS, curve, failed, record, scored, scratch, suite, sweep
+from tests.pages import rows
 
 COMMAND = "nftbench report runs/tiny"
 
@@ -35,13 +36,6 @@ def board() -> Leaderboard:
     return scored(
         [replace(one, curve=curve(0.3, one.attacked.value), cost=COST) if one.attacked else one for one in records]
     )
-
-
-def rows(page: str, heading: str) -> list[list[str]]:
-    """The cells of the table under a heading."""
-    section = page.split(f"# {heading}\n", 1)[1].split("\n#", 1)[0]
-    lines = [line for line in section.splitlines() if line.startswith("|")]
-    return [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines[2:]]
 
 
 def test_numbers() -> None:
