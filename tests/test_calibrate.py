@@ -120,6 +120,24 @@ def test_the_strongest_attack_is_picked_on_validation(derived: Plan) -> None:
     assert task["attack"] == "full"
 
 
+def test_the_strongest_attack_is_the_rankings(derived: Plan) -> None:
+    """Who has the data may train from scratch; who rescales a released update does something else."""
+    (task,) = measured(derived, changed(scratch=0.92)).numbers["tasks"]
+    assert task["attack"] == "scratch"
+    records = {
+        key: replace(one, adaptation="rescaling") if one.attack == "full" else one
+        for key, one in made(derived, valid).items()
+    }
+    (task,) = judged(derived, records).numbers["tasks"]
+    assert task["attack"] == "head"
+
+
+def test_cells_that_attacked_other_weights_are_said(derived: Plan) -> None:
+    records = {key: replace(one, release_sha256=one.attack) for key, one in made(derived, valid).items()}
+    failures = judged(derived, records).failures
+    assert "none × full on toy_topic, seed 0: cells of this row and seed attacked different weights" in failures
+
+
 def test_a_suite_with_a_failed_cell_is_not_valid(derived: Plan) -> None:
     records = made(derived, valid)
     key = next(key for key, one in records.items() if one.attack == "head")
