@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_serializer, field_validator, model_validator
@@ -293,8 +293,10 @@ def _explain(source: str, problem: Mapping[str, Any]) -> str:
     where = ".".join(place) or "suite"
     if problem["type"] == "extra_forbidden":
         section: Any = Suite
-        for part in place[:-1]:
-            section = section.model_fields[part].annotation
+        for part in problem["loc"][:-1]:
+            if isinstance(part, str):  # a number is a place in a list of sections
+                annotation = section.model_fields[part].annotation
+                section = next((one for one in get_args(annotation) if hasattr(one, "model_fields")), annotation)
         return f"{source}: unknown key {where!r}{suggest(place[-1], list(section.model_fields))}"
     message = problem["msg"].removeprefix("Value error, ")
     return f"{source}: {where}: {message[:1].lower()}{message[1:]}"

@@ -12,6 +12,8 @@ from nftbench import suite as suites
 from nftbench.testing import tiny_suite
 from nftbench.types import NftbenchError
 
+CLAIM = {"says": "x", "read": {"rows": ["none"], "read": "score"}}
+
 
 def content(**changes: Any) -> dict[str, Any]:
     found: dict[str, Any] = {**tiny_suite().model_dump(mode="json"), **changes}
@@ -48,6 +50,15 @@ def test_every_shipped_suite_can_be_read(name: str) -> None:
         ),
         ({"pretraining": {"steps": 5, "learning_rat": 1}}, "did you mean 'learning_rate'?"),
         ({"corpus": {"sorce": "toy"}}, "unknown key 'corpus.sorce'; did you mean 'source'?"),
+        ({"claims": [{**CLAIM, "abov": 0}]}, "unknown key 'claims.0.abov'; did you mean 'above'?"),
+        (
+            {"claims": [CLAIM, {**CLAIM, "read": {"rows": ["none"], "reads": "score"}}]},
+            "unknown key 'claims.1.read.reads'; did you mean 'read'?",
+        ),
+        (
+            {"claims": [{**CLAIM, "minus": {"row": ["none"], "read": "score"}}]},
+            "unknown key 'claims.0.minus.row'; did you mean 'rows'?",
+        ),
         ({"seeds": []}, "seeds: "),
         ({"seeds": [0, 1, 0]}, "seeds: 0 stands there twice"),
         ({"seeds": [-1]}, "seeds.0: "),
