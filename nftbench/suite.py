@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
@@ -57,6 +58,11 @@ class CorpusSettings(_Section):
         missing = [key for key in needed[self.source] if getattr(self, key) is None]
         if missing:
             raise ValueError(f"source {self.source} needs {', '.join(missing)}")
+        for place in (self.train, self.heldout) if self.source == "text" else ():
+            try:
+                next(Path(os.devnull).glob(place or ""), None)  # pathlib says what is a pattern; there it finds nothing
+            except (ValueError, NotImplementedError, IndexError):
+                raise ValueError(f"{place!r} is no path or pattern under --data") from None
         return self
 
 

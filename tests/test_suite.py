@@ -12,6 +12,7 @@ from nftbench import suite as suites
 from nftbench.testing import tiny_suite
 from nftbench.types import NftbenchError
 
+TEXT = {"source": "text", "train": "wiki/*.txt", "heldout": "held.txt", "vocabulary": 300}
 CLAIM = {"says": "x", "read": {"rows": ["none"], "read": "score"}}
 
 
@@ -73,6 +74,8 @@ def test_every_shipped_suite_can_be_read(name: str) -> None:
         ({"utility_bar": 95}, "utility_bar: "),
         ({"ranking": ["methods"]}, "ranking"),
         ({"corpus": {"source": "text"}}, "corpus: source text needs train, heldout, vocabulary"),
+        ({"corpus": {**TEXT, "train": "/abs/a.txt"}}, "corpus: '/abs/a.txt' is no path or pattern under --data"),
+        ({"corpus": {**TEXT, "heldout": ""}}, "corpus: '' is no path or pattern under --data"),
         ({"corpus": {"source": "hub", "train": "a", "heldout": "b", "vocabulary": 9}}, "corpus: source hub needs path"),
     ],
 )
