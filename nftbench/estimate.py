@@ -16,7 +16,7 @@ from nftbench.display import duration
 from nftbench.plan import Plan, Skip, base_key, device_kind
 from nftbench.store import Store
 from nftbench.suite import Suite
-from nftbench.types import Cell, NftbenchError, Record, Spec
+from nftbench.types import Cell, Record, Spec
 
 THROUGHPUT = {"cpu": 3e10, "cuda": 2e13}
 """FLOPs a second that one worker is taken to do: one CPU core (the suite `small` as measured), one GPU."""
@@ -116,13 +116,10 @@ def parameters_of(suite: Suite) -> int:
 
     from nftbench import model as models
 
-    try:
-        with torch.device("meta"):
-            network = models.build(suite.model, None, 0, "meta").network
-            if hasattr(network.config, "vocab_size"):  # the tokenizer's, which a run would have to train first
-                network = models.build({**suite.model, "vocab_size": _vocabulary(suite)}, None, 0, "meta").network
-    except (TypeError, ValueError) as error:
-        raise NftbenchError(f"{suite.name}: model: {error}") from None
+    with torch.device("meta"):
+        network = models.build(suite.model, None, 0, "meta").network
+        if hasattr(network.config, "vocab_size"):  # the tokenizer's, which a run would have to train first
+            network = models.build({**suite.model, "vocab_size": _vocabulary(suite)}, None, 0, "meta").network
     return sum(parameter.numel() for parameter in network.parameters())
 
 

@@ -41,7 +41,7 @@ def build(settings: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase | None
     """An untrained causal LM: `settings` are `model_type` and fields of its configuration.
 
     Raises:
-        NftbenchError: unknown `model_type` or field.
+        NftbenchError: unknown `model_type` or field, or settings that make no model.
     """
     fields = dict(settings)
     model_type = fields.pop("model_type")
@@ -64,8 +64,13 @@ def build(settings: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase | None
             "eos_token_id": tokenizer.eos_token_id,
             "pad_token_id": tokenizer.pad_token_id,
         }
-    config = AutoConfig.for_model(model_type, **fields)
-    return Model(_from_config(config, seed, device), tokenizer)
+    try:
+        return Model(_from_config(AutoConfig.for_model(model_type, **fields), seed, device), tokenizer)
+    except (torch.OutOfMemoryError, MemoryError):
+        raise
+    except Exception as error:  # each architecture refuses settings in its own way: sizes, names, types
+        reason = " ".join(str(error).split())
+        raise NftbenchError(f"model: {model_type} cannot be built: {type(error).__name__}: {reason}") from error
 
 
 def untrained(network: PreTrainedModel, seed: int) -> PreTrainedModel:
