@@ -13,12 +13,12 @@ import operator
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from nftbench import folders, registry
 from nftbench.store import digest
 from nftbench.suite import PaperClaim, Quantity, Suite, suggest
-from nftbench.types import OF_UPDATES, Attack, Cell, Defense, NftbenchError, Role, Row, Spec, Yardstick
+from nftbench.types import OF_UPDATES, Attack, Cell, Defense, NftbenchError, Optimizer, Role, Row, Spec, Yardstick
 
 PROTOCOL = 2
 """Raised by one whenever the core computes other numbers from the same settings: old records no longer count."""
@@ -147,7 +147,7 @@ def plan(suite: Suite, *, device: str = "cpu", data: Path | None = None, limit: 
     for plugin in defenses.values():
         plugin.check(suite)
     for attack, attacker in attacks.items():
-        _check_uses(attack, attacker)
+        _check_attack(suite, attack, attacker)
     keys = _Keys(suite, device, data, limit)
     references = {str(canonical("defenses", plugin.reference_row())) for plugin in defenses.values()}
     cells: list[Cell] = []
@@ -346,16 +346,20 @@ def task_spec(text: str) -> Spec:
     return Spec(spec.name, tuple(sorted(spec.parameters)))
 
 
-def _check_uses(spec: Spec, attack: Attack, above: tuple[Spec, ...] = ()) -> None:
-    """An attack may only be built on such that know no more than it does, and not on itself."""
+def _check_attack(suite: Suite, spec: Spec, attack: Attack, above: tuple[Spec, ...] = ()) -> None:
+    """An attack may only be built on such that know no more than it does, and not on itself; the suite has a grid for
+    the optimizer that it names."""
     if spec in above:
         raise NftbenchError(f"{spec}: it is built on itself")
+    optimizer = getattr(attack, "optimizer", None)
+    if optimizer in get_args(Optimizer) and optimizer not in suite.budget.learning_rates:
+        raise NftbenchError(f"{spec}: budget.learning_rates has no grid for {optimizer!r}")
     for text in attack.uses():
         used: Attack = registry.create("attacks", text)
         surplus = sorted(used.knowledge - attack.knowledge)
         if surplus:
             raise NftbenchError(f"{spec}: it is built on {text!r}, which also knows {', '.join(surplus)}")
-        _check_uses(canonical("attacks", text), used, (*above, spec))
+        _check_attack(suite, canonical("attacks", text), used, (*above, spec))
 
 
 def _skipped(suite: Suite, spec: Spec, defense: Defense, attack: Attack, references: set[str]) -> str | None:

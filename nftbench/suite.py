@@ -92,7 +92,7 @@ class Pretraining(_Section):
 class Budget(_Section):
     """What every attacker may spend on every release."""
 
-    learning_rates: dict[Optimizer, tuple[Positive, ...]]
+    learning_rates: dict[Optimizer, tuple[Positive, ...]] = Field(min_length=1)
     durations: tuple[Annotated[int, Field(ge=0)], ...]
     """Optimizer steps at which the one trajectory of a learning rate is read; 0 is always among them."""
     batch: Count = 32
@@ -115,7 +115,7 @@ class Budget(_Section):
     max_utility_documents: Count | None = None
     """Of tasks that are only measured: once a release, so that more of them cost little."""
     timeout: Positive = 3600.0
-    """Seconds for one cell."""
+    """Seconds for each sweep, and as many for what an attack trains in preparation."""
 
     @field_validator("learning_rates")
     @classmethod
@@ -216,6 +216,22 @@ class Suite(_Section):
     def _something_to_learn(self) -> Suite:
         if (self.corpus.source == "none") != (self.pretraining.task is not None):
             raise ValueError("pretraining.task names what is learned exactly where corpus.source is none")
+        return self
+
+    @model_validator(mode="after")
+    def _warm_in_time(self) -> Suite:
+        """Not in the sections, for attacks and defenses lay changes of their own over them."""
+        recipe, budget = self.pretraining, self.budget
+        if recipe.warmup > recipe.steps:
+            raise ValueError(f"pretraining.warmup {recipe.warmup} is longer than the {recipe.steps} steps")
+        if recipe.schedule == "wsd" and recipe.warmup + round(recipe.decay * recipe.steps) > recipe.steps:
+            raise ValueError(
+                f"pretraining.warmup {recipe.warmup} and the decay over the last {recipe.decay:g} of the steps are "
+                f"longer than the {recipe.steps} steps"
+            )
+        longest = max(budget.durations)
+        if budget.warmup > longest and not budget.decay:  # which halves a warm-up that is too long
+            raise ValueError(f"budget.warmup {budget.warmup} is longer than the longest duration, {longest}")
         return self
 
     @field_validator("seeds", "defenses", "attacks", "tasks", "benign", "utility", "yardsticks")

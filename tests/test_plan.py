@@ -86,11 +86,11 @@ LINEAR = {
     "name": "tables",
     "model": {"model_type": "linear", "input_dim": 10},
     "corpus": {"source": "none"},
-    "pretraining": {"task": "diabetes[target=bmi]", "only": "head", "steps": 5},
+    "pretraining": {"task": "diabetes[target=bmi]", "only": "head", "steps": 5, "warmup": 1},
     "defenses": ["none", "condition_number[harmful=diabetes,epochs=5]"],
     "tasks": ["diabetes"],
     "utility": ["diabetes[target=s5]"],
-    "budget": {"learning_rates": {"adamw": [1e-2, 3e-2]}, "durations": [5]},
+    "budget": {"learning_rates": {"adamw": [1e-2, 3e-2]}, "durations": [10]},
     "seeds": [0],
 }
 
@@ -469,6 +469,12 @@ def test_a_filter_that_matches_nothing_is_refused(filters: dict[str, Any], expec
     with pytest.raises(NftbenchError) as caught:
         narrow(plan(suite()), **filters)
     assert expected in str(caught.value)
+
+
+@pytest.mark.parametrize("attack", ["full[optimizer=muon]", "pipeline[tuners=full+full[optimizer=muon]]"])
+def test_an_optimizer_without_a_grid_is_refused(attack: str) -> None:
+    with pytest.raises(NftbenchError, match=r"full\[optimizer=muon\]: budget.learning_rates has no grid for 'muon'"):
+        plan(suite(attacks=["none", attack], budget={"learning_rates": {"adamw": [1e-3, 1e-2]}}))
 
 
 def test_the_manifest_is_json_and_lists_every_cell() -> None:
