@@ -97,6 +97,15 @@ def test_authorised_fine_tuning_is_no_attack() -> None:
     assert {one["attack"] for one in found.numbers["changes"]} == {"full", "scratch"}
 
 
+def test_of_a_row_with_no_other_record_nothing_is_left() -> None:
+    """As `nftbench run --defenses pmp --attacks full` leaves it, before the rest is run."""
+    partly = [one for one in suite() if one.defense != "pmp" or one.attack == "full"]
+    found = attacks.judge([replace(run_of(suite()), records=tuple(partly))])
+    change = next(one for one in found.numbers["changes"] if (one["attack"], one["row"]) == ("full", "pmp"))
+    assert (change["attacked"][1], change["suppression"][1], change["place"][1]) == (None, None, "unranked")
+    assert "have no result" in found.notes[0]
+
+
 def test_one_run_is_read() -> None:
     with pytest.raises(NftbenchError, match="reads one run"):
         attacks.judge([run_of(suite()), run_of(suite())])

@@ -79,19 +79,20 @@ def judge(runs: Sequence[Run]) -> Finding:
 
 
 def leave_out(run: Run, attack: str, whole: Mapping[str, Score]) -> list[Change]:
-    """What becomes of every row without an attack; `whole` are the rows with all of them."""
+    """What becomes of every row without an attack; `whole` are the rows with all of them. Of a row that has no other
+    record, as in a run that is not finished, nothing is left."""
     rest = {one.defense: one for one in run.without(attack).board().scores}
     found = []
     for row, before in sorted(whole.items()):
-        after = rest[row]
+        after = rest.get(row)
         found.append(
             Change(
                 attack=attack,
                 row=row,
-                attacked=(_value(before.attacked), _value(after.attacked)),
-                suppression=(_value(before.suppression), _value(after.suppression)),
-                excess=(_value(before.excess), _value(after.excess)),
-                verdict=(before.verdict, after.verdict),
+                attacked=(_value(before, "attacked"), _value(after, "attacked")),
+                suppression=(_value(before, "suppression"), _value(after, "suppression")),
+                excess=(_value(before, "excess"), _value(after, "excess")),
+                verdict=(before.verdict, after.verdict if after is not None else None),
                 place=(_place(before), _place(after)),
             )
         )
@@ -108,11 +109,12 @@ def picked(run: Run, grid: Grid) -> dict[str, Counter[str]]:
     return found
 
 
-def _place(score: Score) -> str:
-    return tables.place(score) if score.standing != "unranked" else "unranked"
+def _place(score: Score | None) -> str:
+    return tables.place(score) if score is not None and score.standing != "unranked" else "unranked"
 
 
-def _value(found: Interval | None) -> float | None:
+def _value(score: Score | None, of: str) -> float | None:
+    found: Interval | None = getattr(score, of, None)
     return found.value if found is not None else None
 
 
