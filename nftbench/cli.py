@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from nftbench.score import Leaderboard
     from nftbench.store import Store
     from nftbench.suite import Suite
+    from nftbench.validity import Measured, Read
 
 BAD_CELLS, BAD_INPUT, INTERRUPTED = 1, 2, 130
 PIPE_WIDTH = 160
@@ -577,7 +578,7 @@ def calibrate(
     shams: Annotated[Path | None, typer.Option("--shams", metavar="DIR", help="Add the plugins in a folder.")] = None,
     finished: Annotated[
         list[Path] | None,
-        typer.Option("--from", metavar="DIR", help="A finished run that the proof reads; repeatable."),
+        typer.Option("--from", metavar="DIR", help="Judge this finished run, and run nothing; power reads two."),
     ] = None,
     out: Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Default: runs/<suite>-<proof>.")] = None,
     jobs: Jobs = None,
@@ -594,6 +595,7 @@ def calibrate(
     _use_cache(cache)
     _check_device(device)
     chosen, proved = validity.find(proof), suites.read(suite, changes or ())
+    _check_heeded(context, proof, chosen, again=bool(finished))
     inside = sorted(map(str, shams.glob("[!_]*.py"))) if shams is not None else []
     if shams is not None and not inside:
         raise NftbenchError(f"--shams {shams}: no plugin files there")
@@ -604,6 +606,9 @@ def calibrate(
         found = chosen.judge(
             [validity.Run.read(folder, store.cache) for folder in finished or chosen.folders(proved.name)]
         )
+    elif finished:
+        store = _store(out, f"{proved.name}-{proof}")
+        found = chosen.again(proved, proof, [validity.Run.read(folder, store.cache) for folder in finished])
     else:
         rows, few = _listed("--defenses", defenses) or added, _listed("--attacks", attacks)
         derived = chosen.derive(proved, rows, few)
@@ -616,6 +621,23 @@ def calibrate(
     for path in validity.write(found, store.results, proof, context.obj):
         typer.echo(path)
     raise typer.Exit(0 if found.valid else BAD_CELLS)
+
+
+def _check_heeded(context: typer.Context, proof: str, chosen: Measured | Read, again: bool) -> None:
+    """Refuse an option of which the proof takes no notice; `again`: it judges records that are there."""
+    from nftbench.validity import Read
+
+    ignored: tuple[str, ...] = ()
+    if isinstance(chosen, Read) or again:
+        ignored += ("attacks", "jobs", "device", "data")
+    if isinstance(chosen, Read) or again or not chosen.tries:
+        ignored += ("defenses", "shams")
+    if isinstance(chosen, Read):
+        ignored += ("plugin", "changes")
+    for option in context.command.params:
+        source = context.get_parameter_source(option.name or "")
+        if option.name in ignored and source is not None and source.name == "COMMANDLINE":
+            raise NftbenchError(f"--proof {proof}{' with --from' if again else ''} takes no {option.opts[0]}")
 
 
 @app.command(

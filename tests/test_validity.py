@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from nftbench import registry, validity
+from nftbench import cli, registry, validity
 from nftbench.cli import main
 from nftbench.report.tables import Table
 from nftbench.testing import tiny_suite
+from nftbench.types import NftbenchError
 from nftbench.validity import dose, null
 from nftbench.validity.proof import Finding
 
@@ -60,9 +61,14 @@ def read(proof: str) -> dict[str, object]:
     return found
 
 
-def test_doses_are_run_and_judged(tiny: Path) -> None:
-    main(["calibrate", "tiny.yaml", "--proof", "dose", "--jobs", "1"])
+def test_doses_are_run_and_judged_and_judged_again(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    code = main(["calibrate", "tiny.yaml", "--proof", "dose", "--jobs", "1"])
     found = read("dose")
+    monkeypatch.setattr(cli, "_carry_out", None)  # nothing is run
+    assert main(["calibrate", "tiny.yaml", "--proof", "dose", "--from", "runs/tiny-dose", "--out", "again"]) == code
+    again = json.loads(Path("again/dose.json").read_text())
+    assert {**again, "command": found["command"]} == found
+    assert main(["calibrate", "tiny.yaml", "--proof", "null", "--from", "runs/tiny-dose"]) == 2
     assert [one["row"] for one in found["doses"]] == ["early_stop", "early_stop[fraction=0.9]"]  # type: ignore[attr-defined]
     assert Path("runs/tiny-dose/dose.png").exists()
 
@@ -99,6 +105,37 @@ def test_power_is_read_from_both_runs(tiny: Path, capsys: pytest.CaptureFixture[
     assert next(one["source"] for one in read("power")["spreads"]) == "two undefended models"  # type: ignore[attr-defined]
     assert main(["calibrate", "tiny.yaml", "--proof", "power", "--from", "runs/tiny-null"]) == 2
     assert "one run of the proof oracle" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "option"),
+    [
+        (["--proof", "null", "--defenses", "pmp"], "--defenses"),
+        (["--proof", "dose", "--shams", "shams"], "--shams"),
+        (["--defenses", "pmp"], "--defenses"),
+        (["--proof", "null", "--from", "runs/tiny-null", "--attacks", "full"], "--attacks"),
+        (["--proof", "oracle", "--from", "runs/tiny-oracle", "--device", "cpu"], "--device"),
+        (["--proof", "power", "--jobs", "1"], "--jobs"),
+        (["--proof", "spread", "--attacks", "full"], "--attacks"),
+        (["--proof", "attacks", "--set", "seeds=[1]"], "--set"),
+    ],
+)
+def test_an_option_that_a_proof_does_not_heed_is_refused(
+    tiny: Path, words: list[str], option: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["calibrate", "tiny.yaml", *words]) == 2
+    assert f" takes no {option}\n" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("proof", ["calibration", "null", "dose", "shams", "oracle"])
+def test_attacks_that_compare_nothing_are_refused(tiny: Path, proof: str) -> None:
+    registry.add_file(ORACLE)
+    for attacks in (["none"], ["scratch"], ["none", "authorized"]):
+        with pytest.raises(NftbenchError, match="needs an attack that trains the release"):
+            validity.PROOFS[proof].derive(tiny_suite(), ["oracle"], attacks)  # type: ignore[union-attr]
+    twice = ["none", "scratch", "linear_probe", "linear_probe"]
+    derived = validity.PROOFS[proof].derive(tiny_suite(), ["oracle"], twice)  # type: ignore[union-attr]
+    assert sorted(derived.attacks) == ["linear_probe", "none", "scratch"]
 
 
 def test_a_second_call_runs_nothing(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:

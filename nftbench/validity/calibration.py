@@ -73,7 +73,7 @@ def derive(suite: Suite, rows: Sequence[str], attacks: Sequence[str]) -> Suite:
         "calibration",
         pretraining=suite.pretraining.model_copy(update={"checkpoints": tuple(sorted(fractions))}),
         defenses=derived.distinct(["none", *stopped, TWIN]),
-        attacks=derived.distinct(["none", "scratch"], attacks or suite.attacks),
+        attacks=derived.distinct(["none", "scratch"], derived.chosen(attacks, suite.attacks)),
         seeds=derived.seeds(suite, SEEDS),
     )
 

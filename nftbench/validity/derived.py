@@ -8,6 +8,7 @@ from typing import Any
 from nftbench import registry
 from nftbench.plan import canonical
 from nftbench.suite import Suite
+from nftbench.types import NftbenchError
 
 QUICK = ("full", "lora", "head", "linear_probe")
 """Attacks that know nothing but the release, and cost little: enough where attackers need no cunning."""
@@ -24,9 +25,22 @@ def seeds(suite: Suite, count: int) -> tuple[int, ...]:
     return tuple([*suite.seeds, *more][:count])
 
 
+def chosen(asked: Sequence[str], own: Sequence[str]) -> tuple[str, ...]:
+    """The attacks asked for, or else the proof's own, each once.
+
+    Raises:
+        NftbenchError: none of them can be tried on every release, so that there would be nothing to compare.
+    """
+    few = distinct(asked or own)
+    plugins = [registry.create("attacks", text) for text in few]
+    if not any(one.trains and one.uses_release and "secret" not in one.knowledge for one in plugins):
+        raise NftbenchError(f"{', '.join(few)}: a proof needs an attack that trains the release without its secret")
+    return few
+
+
 def quick(suite: Suite, asked: Sequence[str]) -> tuple[str, ...]:
     """The attacks asked for, or else the quick ones that the suite lists, or else all quick ones."""
-    return tuple(asked) or tuple(name for name in QUICK if name in suite.attacks) or QUICK
+    return chosen(asked, tuple(name for name in QUICK if name in suite.attacks) or QUICK)
 
 
 def knowledge(attacks: Iterable[str]) -> frozenset[str]:

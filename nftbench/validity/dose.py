@@ -58,7 +58,7 @@ def derive(suite: Suite, rows: Sequence[str], attacks: Sequence[str]) -> Suite:
         "dose",
         pretraining=suite.pretraining.model_copy(update={"checkpoints": tuple(kept)}),
         defenses=derived.distinct(["none"], derived.trivial(suite), map(spec, FRACTIONS)),
-        attacks=("none", "scratch", *few),
+        attacks=derived.distinct(["none", "scratch"], few),
         ranking=derived.knowledge(few),
     )
 

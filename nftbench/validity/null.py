@@ -90,7 +90,7 @@ def derive(suite: Suite, rows: Sequence[str], attacks: Sequence[str]) -> Suite:
         suite,
         "null",
         defenses=MODELS,
-        attacks=("none", *few),
+        attacks=derived.distinct(["none"], few),
         seeds=derived.seeds(suite, SEEDS),
         ranking=derived.knowledge(few),
     )

@@ -71,7 +71,7 @@ def derive(suite: Suite, rows: Sequence[str], attacks: Sequence[str]) -> Suite:
         suite,
         "oracle",
         defenses=derived.distinct(["none"], derived.trivial(suite), [str(canonical("defenses", row)) for row in rows]),
-        attacks=("none", "scratch", *few),
+        attacks=derived.distinct(["none", "scratch"], few),
         ranking=claim.knowledge,
     )
 

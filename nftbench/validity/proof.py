@@ -127,12 +127,25 @@ class Measured:
 
     `derive(suite, rows, attacks)` makes it: `rows` are the defenses to be tried, for proofs that try some, and
     `attacks` replace the proof's own choice. `needed` leaves out cells of the plan. `judge` is given the suite that is
-    proved, and the run of the derived one.
+    proved, and the run of the derived one. `tries` says whether there are rows to be tried.
     """
 
     derive: Callable[[Suite, Sequence[str], Sequence[str]], Suite]
     judge: Callable[[Suite, Run], Finding]
     needed: Callable[[Plan], Plan] = lambda plan: plan
+    tries: bool = False
+
+    def again(self, suite: Suite, proof: str, runs: Sequence[Run]) -> Finding:
+        """Judge a run that is there.
+
+        Raises:
+            NftbenchError: not one run, or one of another suite or proof.
+        """
+        run = only(runs, proof)
+        wanted = f"{suite.name}-{proof}"
+        if run.suite.name != wanted:
+            raise NftbenchError(f"--proof {proof} of {suite.name} reads the run {wanted}, not {run.suite.name}")
+        return self.judge(suite, run)
 
 
 @dataclass(frozen=True)

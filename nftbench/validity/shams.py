@@ -79,12 +79,12 @@ def derive(suite: Suite, rows: Sequence[str], attacks: Sequence[str]) -> Suite:
     """
     if not rows:
         raise NftbenchError("--proof shams: name them with --shams FOLDER or --plugin FILE")
-    few = derived.distinct(attacks or _catalogue(suite))
+    few = derived.chosen(attacks, _catalogue(suite))
     return derived.derive(
         suite,
         "shams",
         defenses=derived.distinct(["none"], derived.trivial(suite), rows),
-        attacks=("none", *few),
+        attacks=derived.distinct(["none"], few),
         tasks=suite.tasks[:1],
         ranking=derived.knowledge(few),
     )
