@@ -156,13 +156,21 @@ def _grid(cells: Sequence[Cell], settled: set[str]) -> Table:
 
 
 def _measured(plan: Plan, left: Left, parameters: int, records: Sequence[Record]) -> float:
-    """Seconds of what is left if it goes as the records went: by attack and by defense, or as their mean."""
-    cells = _means([(record.attack, record.provenance["seconds"]) for record in records])
+    """Seconds of what is left if it goes as the records went: by attack, yardstick and defense, or as their mean."""
+    cells = _means(
+        [(one.task if one.role == "yardstick" else one.attack, one.provenance["seconds"]) for one in records]
+    )
+    # A record's seconds begin after the preparation, which all cells of a job share.
+    preparations = _means([(one.attack, one.cost.preparation_seconds) for one in records if one.cost])
+    prepared = {(cell.release, str(cell.attack)) for cell in left.cells}
     protections = _means([(one.defense, one.protection.seconds) for one in records if one.protection])
     guess = TRAIN_FLOPS * parameters * _pretraining_tokens(plan.suite) / THROUGHPUT[device_kind(plan.device)]
     overall = statistics.fmean(cells.values())
     return (
-        sum(cells.get(str(cell.attack), overall) for cell in left.cells)
+        sum(
+            cells.get(str(cell.task if plan.role(cell) == "yardstick" else cell.attack), overall) for cell in left.cells
+        )
+        + sum(preparations.get(attack, 0.0) for _, attack in prepared)
         + sum(protections.get(str(spec), guess) for spec, _ in left.releases)
         + max(protections.values(), default=guess) * len(left.bases)
     )
