@@ -13,14 +13,13 @@ import signal
 import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
-from operator import attrgetter
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 
-from nftbench.types import NftbenchError, Record, Spec
+from nftbench.types import NftbenchError, Record
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -330,7 +329,7 @@ def _prepare(request: Request) -> Work:
         NftbenchError: whatever is wrong with the request; nothing has been written.
     """
     from nftbench import registry, suite as suites
-    from nftbench.plan import plan as planned
+    from nftbench.plan import narrow, plan as planned
 
     _use_cache(request.cache)
     _check_device(request.device)
@@ -343,7 +342,8 @@ def _prepare(request: Request) -> Work:
     typer.echo(f"{suite.name}: planning; {there} records in {store.results}")
     suite = _extended(suite, added, filters)
     whole = planned(suite, device=request.device, data=request.data, limit=request.limit)
-    return Work(whole, _narrowed(whole, filters, seeds), store)
+    defenses, attacks, tasks = (filters[kind] for kind in ("defenses", "attacks", "tasks"))
+    return Work(whole, narrow(whole, defenses=defenses, attacks=attacks, tasks=tasks, seeds=seeds), store)
 
 
 def _store(out: Path | None, name: str) -> Store:
@@ -395,56 +395,21 @@ def _check_model(suite: Suite) -> None:
 def _extended(suite: Suite, added: Sequence[Plugin], filters: Mapping[Kind, Sequence[str]]) -> Suite:
     """The suite with the plugins of --plugin files, and with what the filters name that it does not list."""
     from nftbench import registry
+    from nftbench.plan import asked, exact
 
     for kind in registry.KINDS:
         wanted, files = filters.get(kind, ()), [plugin.name for plugin in added if plugin.kind == kind]
         if not wanted and not files:
             continue
         listed = getattr(suite, kind)
-        present = {_spec(kind, text) for text in (*listed, *(suite.utility if kind == "tasks" else ()))}
+        present = {asked(kind, text) for text in (*listed, *(suite.utility if kind == "tasks" else ()))}
         names = {spec.name for spec in present}
-        asked = {text: _spec(kind, text) for text in wanted}
-        new = [text for text, spec in asked.items() if (spec not in present if _exact(text) else text not in names)]
-        names |= {spec.name for spec in asked.values()}
+        specs = {text: asked(kind, text) for text in wanted}
+        new = [text for text, spec in specs.items() if (spec not in present if exact(text) else text not in names)]
+        names |= {spec.name for spec in specs.values()}
         new += [name for name in files if name not in names]
         suite = suite.model_copy(update={kind: (*listed, *new)})
     return suite
-
-
-def _narrowed(whole: Plan, filters: Mapping[Kind, Sequence[str]], seeds: Sequence[int]) -> Plan:
-    """The part of the plan that the filters leave. A name alone means all its specs, one with brackets itself."""
-    from nftbench.plan import narrow
-
-    part = narrow(whole, seeds=seeds)
-    cells = part.cells
-    for kind, texts in filters.items():
-        names = {text for text in texts if not _exact(text)}
-        specs = {_spec(kind, text) for text in texts if _exact(text)}
-        of = attrgetter(kind.removesuffix("s"))
-        cells = tuple(cell for cell in cells if not texts or of(cell).name in names or of(cell) in specs)
-    if not cells:
-        asked = {text for texts in filters.values() for text in texts}
-        skips = [f"{skip.attack} against {skip.defense}: {skip.reason}" for skip in whole.skips if skip.attack in asked]
-        raise NftbenchError(f"{whole.suite.name}: the filters leave no cell{f' ({skips[0]})' if skips else ''}")
-    return replace(part, cells=cells)
-
-
-def _exact(text: str) -> bool:
-    return "[" in text
-
-
-def _spec(kind: Kind, text: str) -> Spec:
-    """The one way to write a plugin's spec, as planning has it."""
-    from nftbench import registry
-    from nftbench.plan import canonical
-
-    spec = registry.parse(text)
-    if not _exact(text):
-        return spec
-    path = registry.find(kind, spec.name).path
-    if path is not None and path.suffix == ".yaml":  # a text task is no dataclass; planning looks at its parameters
-        return Spec(spec.name, tuple(sorted(spec.parameters)))
-    return canonical(kind, text)
 
 
 def _carry_out(work: Work, jobs: int | None, plugins: Sequence[str], command: str) -> dict[str, Record]:

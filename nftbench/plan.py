@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import operator
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, get_args
@@ -175,36 +175,47 @@ def plan(suite: Suite, *, device: str = "cpu", data: Path | None = None, limit: 
 def narrow(
     whole: Plan,
     *,
-    defenses: Iterable[str] = (),
-    attacks: Iterable[str] = (),
-    tasks: Iterable[str] = (),
-    seeds: Iterable[int] = (),
+    defenses: Sequence[str] = (),
+    attacks: Sequence[str] = (),
+    tasks: Sequence[str] = (),
+    seeds: Sequence[int] = (),
 ) -> Plan:
-    """The part of a plan that the filters leave; an empty filter leaves everything.
-
-    A filter is a spec, or a plugin's name alone for all its specs.
+    """The part of a plan that the filters leave; an empty filter leaves everything. A name alone means all its specs,
+    one with brackets itself.
 
     Raises:
-        NftbenchError: a filter that matches nothing.
+        NftbenchError: a seed that the suite has not, or filters that leave no cell.
     """
-    cells = list(whole.cells)
-    for axis, wanted in (("defense", list(defenses)), ("attack", list(attacks)), ("task", list(tasks))):
-        of = operator.attrgetter(axis)
-        present = {str(of(cell)) for cell in whole.cells} | {of(cell).name for cell in whole.cells}
-        for text in wanted:
-            if text not in present:
-                raise NftbenchError(f"{whole.suite.name} has no {axis} {text!r}{suggest(text, sorted(present))}")
-        if wanted:
-            cells = [cell for cell in cells if str(of(cell)) in wanted or of(cell).name in wanted]
-    chosen = list(seeds)
-    for seed in chosen:
+    for seed in seeds:
         if seed not in whole.suite.seeds:
             raise NftbenchError(
                 f"{whole.suite.name} has no seed {seed}; its seeds: {', '.join(map(str, whole.suite.seeds))}"
             )
-    if chosen:
-        cells = [cell for cell in cells if cell.seed in chosen]
-    return replace(whole, cells=tuple(cells))
+    cells = tuple(cell for cell in whole.cells if not seeds or cell.seed in seeds)
+    filters: Mapping[registry.Kind, Sequence[str]] = {"defenses": defenses, "attacks": attacks, "tasks": tasks}
+    for kind, texts in filters.items():
+        names = {text for text in texts if not exact(text)}
+        specs = {asked(kind, text) for text in texts if exact(text)}
+        of = operator.attrgetter(kind.removesuffix("s"))
+        cells = tuple(cell for cell in cells if not texts or of(cell).name in names or of(cell) in specs)
+    if not cells:
+        skips = [
+            f"{skip.attack} against {skip.defense}: {skip.reason}" for skip in whole.skips if skip.attack in attacks
+        ]
+        raise NftbenchError(f"{whole.suite.name}: the filters leave no cell{f' ({skips[0]})' if skips else ''}")
+    return replace(whole, cells=cells)
+
+
+def exact(text: str) -> bool:
+    """Whether a filter means one spec, and not all of a name."""
+    return "[" in text
+
+
+def asked(kind: registry.Kind, text: str) -> Spec:
+    """What a filter names, written as planning has it; a name alone stays one, whatever parameters it may need."""
+    if not exact(text):
+        return registry.parse(text)
+    return task_spec(text) if kind == "tasks" else canonical(kind, text)
 
 
 def canonical(kind: registry.Kind, text: str) -> Spec:

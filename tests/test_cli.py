@@ -319,6 +319,27 @@ def test_the_guess_without_records_is_near_what_the_suite_small_took(tmp_path: P
     assert taken / 2 < guess < 2 * taken
 
 
+def test_what_a_job_prepares_is_counted_once_and_what_yardsticks_took_apart(tmp_path: Path) -> None:
+    """Two tasks: 10 s each after 100 s of preparation; the release is measured in 1 s, its cost in 7."""
+    from nftbench import estimate
+    from nftbench.plan import plan
+
+    suite = tiny_suite(attacks=["none", "heal"], tasks=["toy_topic", "toy_tone"], yardsticks=["cost"])
+    whole, nothing = plan(suite), Store(tmp_path, tmp_path)
+    left = replace(estimate.remaining(whole, nothing, set()), releases=(), bases=())
+    seconds = {"heal": 10.0, "none": 1.0, "cost": 7.0}
+    found = [
+        replace(
+            factories.record("none", attack, str(cell.task), 1, 0.5, role=role, provenance={"seconds": took}),
+            cost=replace(factories.COST, preparation_seconds=100.0) if attack == "heal" else None,
+        )
+        for cell in whole.cells
+        for attack, role in [(str(cell.attack), whole.role(cell))]
+        for took in [seconds["cost" if role == "yardstick" else attack]]
+    ]
+    assert estimate._measured(whole, left, 1, found) == pytest.approx(2 * 10 + 100 + 3 * 1 + 7)
+
+
 def test_a_narrowed_run_is_part_of_the_whole_plan(call: Call, tiny: str) -> None:
     code, _, _ = call("run", tiny, "--jobs", 1, "--defenses", "none", "--attacks", "full")
     assert code == 0

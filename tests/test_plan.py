@@ -450,18 +450,21 @@ def test_narrowing() -> None:
     assert {place(cell) for cell in part.cells} == {
         (defense, attack, "toy_tone", 1) for defense in ("pmp", "none") for attack in ("full", "full[optimizer=sgd]")
     }
-    assert {str(cell.attack) for cell in narrow(whole, attacks=["full[optimizer=sgd]"]).cells} == {
-        "full[optimizer=sgd]"
-    }
+    for spec, wanted in (("full[optimizer=sgd]", "full[optimizer=sgd]"), ("full[optimizer=adamw]", "full")):
+        assert {str(cell.attack) for cell in narrow(whole, attacks=[spec]).cells} == {wanted}
     assert set(keys(part).values()) <= set(keys(whole).values())
 
 
 @pytest.mark.parametrize(
     ("filters", "expected"),
     [
-        ({"defenses": ["pnp"]}, "has no defense 'pnp'; did you mean 'pmp'?"),
-        ({"attacks": ["ful"]}, "has no attack 'ful'; did you mean 'full'?"),
-        ({"tasks": ["topic"]}, "has no task 'topic'; did you mean 'toy_topic'?"),
+        (
+            {"attacks": ["authorized"], "defenses": ["none"]},
+            "leave no cell (authorized against none: the defense keeps",
+        ),
+        ({"attacks": ["full[optimizer=sgd]"]}, "leave no cell"),
+        ({"defenses": ["pnp[ratio=1]"]}, "no defense is named 'pnp'; did you mean 'pmp'?"),
+        ({"tasks": ["toy_topic[shots=1]"]}, "a text task has no parameter 'shots'"),
         ({"seeds": [5]}, "has no seed 5; its seeds: 0, 1"),
     ],
 )
