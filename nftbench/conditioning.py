@@ -68,68 +68,23 @@ def rank(values: Tensor, size: int) -> int:
 # ------------------------------------------------------------------------------------------------------ regularizers
 
 
-def r_well(matrix: Tensor) -> Tensor:
-    """R_well(S) = ||S||_2^2 / 2 - ||S||_F^2 / (2 p) of S [m, n], p = min(m, n) (Eq. 3; Nenov et al. 2024).
-
-    Never negative, zero exactly where all singular values are equal; going down on it lowers the condition number.
-    """
-    values = torch.linalg.svdvals(matrix)
-    return _well(values, len(values))
-
-
-def r_ill(matrix: Tensor, k: int | None = None) -> Tensor:
-    """R_ill(S) = 1 / (||S||_F^2 / (2 k) - s_k^2 / 2) of S [m, n] with rank k (Eq. 12).
-
-    1 / log kappa <= s_1^2 R_ill (Theorem 4.1); going down on it raises the condition number. Infinite where all
-    singular values are equal. `k` where the rank is known better than the numbers tell it.
-    """
-    values = torch.linalg.svdvals(matrix)
-    k = k or rank(values.detach(), max(matrix.shape))
-    return 1 / _spread(values[:k])
-
-
 def probe_r_well(features: Tensor) -> Tensor:
-    """R_well(F^T F) of features F [N, D], without making the D x D matrix where there are fewer rows."""
+    """R_well(S) = ||S||_2^2 / 2 - ||S||_F^2 / (2 D) of S = F^T F [D, D], features F [N, D] (Eq. 3; Nenov et al. 2024).
+
+    S is not made where there are fewer rows. Never negative, zero exactly where all singular
+    values are equal; going down on it lowers the condition number.
+    """
     return _well(_spectrum(features), features.shape[1])
 
 
 def probe_r_ill(features: Tensor) -> Tensor:
-    """R_ill(F^T F) of features F [N, D]; k is the rank, at most N."""
+    """R_ill(S) = 1 / (||S||_F^2 / (2 k) - s_k^2 / 2) of S = F^T F [D, D] of features F [N, D], k its rank (Eq. 12).
+
+    1 / log kappa <= s_1^2 R_ill (Theorem 4.1); going down on it raises the condition number. Infinite where all
+    singular values are equal.
+    """
     values = _spectrum(features)
     return 1 / _spread(values[: rank(values.detach(), max(features.shape))])
-
-
-def r_well_gradient(matrix: Tensor) -> Tensor:
-    """dR_well/dS = s_1 u_1 v_1^T - S / p [m, n], where s_1 is larger than s_2 (Nenov et al. 2024)."""
-    left, values, right = torch.linalg.svd(matrix, full_matrices=False)
-    gradient: Tensor = values[0] * torch.outer(left[:, 0], right[0]) - matrix / len(values)
-    return gradient
-
-
-def r_ill_gradient(matrix: Tensor, k: int | None = None) -> Tensor:
-    """dR_ill/dS = (s_k u_k v_k^T - S / k) / (||S||_F^2 / (2 k) - s_k^2 / 2)^2 [m, n], where s_k is alone (Eq. 13)."""
-    left, values, right = torch.linalg.svd(matrix, full_matrices=False)
-    k = k or rank(values, max(matrix.shape))
-    direction = values[k - 1] * torch.outer(left[:, k - 1], right[k - 1]) - matrix / k
-    gradient: Tensor = direction / _spread(values[:k]).square()
-    return gradient
-
-
-def r_well_theta_gradient(theta: Tensor, covariance: Tensor) -> Tensor:
-    """dR_well(H(theta))/dtheta = 2 K theta (s_1 v_1 v_1^T - H / D) [D, D] (Theorem 4.2, 1).
-
-    The chain rule: for symmetric G = dR/dH and H = theta^T K theta, dR = <G, dtheta^T K theta + theta^T K dtheta> =
-    <2 K theta G, dtheta>.
-    """
-    return 2 * covariance @ theta @ r_well_gradient(hessian(theta, covariance))
-
-
-def r_ill_theta_gradient(theta: Tensor, covariance: Tensor, k: int | None = None) -> Tensor:
-    """dR_ill(H(theta))/dtheta = 2 K theta (s_k v_k v_k^T - H / k) / (||H||_F^2 / (2 k) - s_k^2 / 2)^2 [D, D].
-
-    Theorem 4.2, 2; where s_k is alone.
-    """
-    return 2 * covariance @ theta @ r_ill_gradient(hessian(theta, covariance), k)
 
 
 def _spectrum(features: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -43,6 +44,19 @@ def _problem(seed: int, size: int) -> tuple[Tensor, Tensor]:
     return theta, (covariance + covariance.mT) / 2
 
 
+def _rows(covariance: Tensor) -> Tensor:
+    """Inputs X [D, D] of this covariance."""
+    rows: Tensor = torch.linalg.cholesky(covariance).mT
+    return rows
+
+
+def _gradient(regularizer: Callable[[Tensor], Tensor], theta: Tensor, inputs: Tensor) -> Tensor:
+    """dR(H(theta))/dtheta, by autograd through the features."""
+    leaf = theta.clone().requires_grad_(True)
+    (found,) = torch.autograd.grad(regularizer(inputs @ leaf), leaf)
+    return found
+
+
 def _kappa(theta: Tensor, covariance: Tensor) -> float:
     return conditioning.condition_number(conditioning.hessian(theta, covariance), ridge=0.0)
 
@@ -56,36 +70,29 @@ def _error(found: Tensor, expected: Tensor) -> float:
 
 @pytest.mark.parametrize("shape", [(5, 5), (7, 4), (3, 6)])
 def test_regularizers_are_the_papers_equations(shape: tuple[int, int]) -> None:
-    matrix = _normal(0, *shape)
-    values = np.linalg.svd(matrix.numpy(), compute_uv=False)
-    square = float((matrix.numpy() ** 2).sum())
-    least = len(values)
-    assert float(conditioning.r_well(matrix)) == pytest.approx(values[0] ** 2 / 2 - square / (2 * least), rel=1e-12)
-    expected = 1 / (square / (2 * least) - values[-1] ** 2 / 2)
-    assert float(conditioning.r_ill(matrix)) == pytest.approx(expected, rel=1e-12)
-
-
-def test_r_ill_takes_the_rank_from_the_matrix() -> None:
-    factor = _normal(0, 6, 3)
-    values = np.linalg.svd((factor @ factor.mT).numpy(), compute_uv=False)[:3]
-    expected = 1 / ((values**2).sum() / 6 - values[-1] ** 2 / 2)
-    assert float(conditioning.r_ill(factor @ factor.mT)) == pytest.approx(expected, rel=1e-9)
-    assert float(conditioning.r_ill(factor @ factor.mT, k=2)) != pytest.approx(expected, rel=1e-3)
+    """Those of F^T F, whose rank is that of the features."""
+    features = _normal(0, *shape)
+    values = np.linalg.svd((features.mT @ features).numpy(), compute_uv=False)
+    square, k = float((values**2).sum()), min(shape)
+    expected = values[0] ** 2 / 2 - square / (2 * shape[1])
+    assert float(conditioning.probe_r_well(features)) == pytest.approx(expected, rel=1e-10)
+    expected = 1 / (square / (2 * k) - values[k - 1] ** 2 / 2)
+    assert float(conditioning.probe_r_ill(features)) == pytest.approx(expected, rel=1e-10)
 
 
 @given(SEEDS, SIZES)
 @settings(max_examples=50, deadline=None)
 def test_upper_bounds_of_the_theorems(seed: int, size: int) -> None:
-    matrix = _normal(seed, size, size)
-    values = torch.linalg.svdvals(matrix)
+    features = _normal(seed, size, size)
+    values = torch.linalg.svdvals(features).square()
     log_kappa = float(torch.log(values[0] / values[-1]))
-    assert float(conditioning.r_well(matrix)) >= 0
-    assert 1 / log_kappa <= float(values[0] ** 2 * conditioning.r_ill(matrix)) * (1 + 1e-9)
+    assert float(conditioning.probe_r_well(features)) >= 0
+    assert 1 / log_kappa <= float(values[0] ** 2 * conditioning.probe_r_ill(features)) * (1 + 1e-9)
 
 
 def test_regularizers_where_all_singular_values_are_equal() -> None:
-    assert float(conditioning.r_well(3 * _rotation(0, 4))) == pytest.approx(0, abs=1e-12)
-    assert float(conditioning.r_ill(3 * torch.eye(4, dtype=torch.float64))) == math.inf
+    assert float(conditioning.probe_r_well(3 * _rotation(0, 4))) == pytest.approx(0, abs=1e-12)
+    assert float(conditioning.probe_r_ill(3 * torch.eye(4, dtype=torch.float64))) == math.inf
 
 
 def test_condition_number_by_the_codes_convention() -> None:
@@ -113,36 +120,16 @@ def test_condition_number_of_a_matrix_without_rank_hangs_on_the_ridge() -> None:
 
 @given(SEEDS, SIZES)
 @settings(max_examples=50, deadline=None)
-def test_gradients_in_theta_against_autograd(seed: int, size: int) -> None:
+def test_gradients_in_theta_are_those_of_the_theorem(seed: int, size: int) -> None:
+    """2 K theta (s_1 v_1 v_1^T - H / D), and of R_ill 2 K theta (s_k v_k v_k^T - H / k) R_ill^2 (Theorem 4.2)."""
     theta, covariance = _problem(seed, size)
-    pairs: Any = [
-        (conditioning.r_well, conditioning.r_well_theta_gradient),
-        (conditioning.r_ill, conditioning.r_ill_theta_gradient),
-    ]
-    for regularizer, gradient in pairs:
-        leaf = theta.clone().requires_grad_(True)
-        (expected,) = torch.autograd.grad(regularizer(leaf.mT @ covariance @ leaf), leaf)
-        assert _error(gradient(theta, covariance), expected) < 1e-10
-
-
-@pytest.mark.parametrize("shape", [(5, 5), (7, 4), (3, 6)])
-def test_gradients_in_a_matrix_against_autograd(shape: tuple[int, int]) -> None:
-    for seed in range(20):
-        leaf = _normal(seed, *shape).requires_grad_(True)
-        (well,) = torch.autograd.grad(conditioning.r_well(leaf), leaf)
-        (ill,) = torch.autograd.grad(conditioning.r_ill(leaf), leaf)
-        assert _error(conditioning.r_well_gradient(leaf.detach()), well) < 1e-10
-        assert _error(conditioning.r_ill_gradient(leaf.detach()), ill) < 1e-10
-
-
-def test_gradient_of_a_matrix_without_full_rank() -> None:
-    """R_ill is defined on the k singular values that are there; along the matrix's own range it has this gradient."""
-    factor = _normal(1, 6, 3)
-    matrix = (factor @ factor.mT).requires_grad_(True)
-    (expected,) = torch.autograd.grad(conditioning.r_ill(matrix, k=3), matrix)
-    projector = factor @ torch.linalg.pinv(factor)
-    found = conditioning.r_ill_gradient(matrix.detach())
-    assert _error(found, projector @ expected @ projector) < 1e-8
+    matrix = conditioning.hessian(theta, covariance)
+    values, vectors = torch.linalg.eigh(matrix)
+    spread = (values.square() - values[0].square()).sum() / (2 * size)
+    for regularizer, at, scale in ((conditioning.probe_r_well, -1, 1.0), (conditioning.probe_r_ill, 0, spread**-2)):
+        direction = values[at] * torch.outer(vectors[:, at], vectors[:, at]) - matrix / size
+        expected = 2 * covariance @ theta @ direction * scale
+        assert _error(_gradient(regularizer, theta, _rows(covariance)), expected) < 1e-8
 
 
 # -------------------------------------------------------------------------------------------------------------- steps
@@ -154,24 +141,10 @@ def test_steps_within_the_bounds_move_the_condition_number(seed: int, size: int,
     theta, covariance = _problem(seed, size)
     before = _kappa(theta, covariance)
     bounds = conditioning.step_bounds(conditioning.hessian(theta, covariance))
-    gradient = conditioning.precondition(conditioning.r_well_theta_gradient(theta, covariance), covariance)
+    gradient = conditioning.precondition(_gradient(conditioning.probe_r_well, theta, _rows(covariance)), covariance)
     assert _kappa(theta - share * bounds.well * gradient, covariance) < before
-    gradient = conditioning.precondition(conditioning.r_ill_theta_gradient(theta, covariance), covariance)
+    gradient = conditioning.precondition(_gradient(conditioning.probe_r_ill, theta, _rows(covariance)), covariance)
     assert _kappa(theta - share * bounds.ill * gradient, covariance) > before
-
-
-@given(SEEDS, SIZES)
-@settings(max_examples=50, deadline=None)
-def test_small_steps_in_a_matrix_move_its_condition_number(seed: int, size: int) -> None:
-    theta, covariance = _problem(seed, size)
-    matrix = conditioning.hessian(theta, covariance)
-    before = conditioning.condition_number(matrix, ridge=0.0)
-    values = torch.linalg.svdvals(matrix)
-    spread = float((values.square() - values[-1].square()).sum()) / (2 * size)
-    ill = matrix - 0.99 * size / (size - 1) * spread**2 * conditioning.r_ill_gradient(matrix)  # Theorem 4.1, 4
-    assert conditioning.condition_number(ill, ridge=0.0) > before
-    well = matrix - 1e-3 * conditioning.r_well_gradient(matrix)
-    assert conditioning.condition_number(well, ridge=0.0) < before
 
 
 def test_published_bound_of_the_first_part_is_too_wide() -> None:
@@ -180,7 +153,7 @@ def test_published_bound_of_the_first_part_is_too_wide() -> None:
     covariance = torch.diag(torch.tensor([100.0, 1.0, 0.5], dtype=torch.float64))
     published = conditioning.published_step_bounds(covariance)
     assert published.well == pytest.approx(0.015)
-    gradient = conditioning.precondition(conditioning.r_well_theta_gradient(theta, covariance), covariance)
+    gradient = conditioning.precondition(_gradient(conditioning.probe_r_well, theta, _rows(covariance)), covariance)
     halved = conditioning.hessian(theta - 0.5 * published.well * gradient, covariance)
     assert float(torch.linalg.eigvalsh(halved)[0]) == pytest.approx(0, abs=1e-9)
     assert _kappa(theta - 0.499 * published.well * gradient, covariance) > 1000  # it was 200, and should have fallen
@@ -203,10 +176,9 @@ def test_bounds_are_scaled_by_the_hessian_as_the_step_needs() -> None:
 
 def test_the_codes_side_of_the_inverse_is_another_step() -> None:
     theta, covariance = _problem(0, 4)
-    gradient = conditioning.r_ill_theta_gradient(theta, covariance)
+    gradient = _gradient(conditioning.probe_r_ill, theta, _rows(covariance))
     ours = conditioning.precondition(gradient, covariance)
-    symmetric = conditioning.r_ill_gradient(conditioning.hessian(theta, covariance))
-    assert _error(ours, 2 * theta @ symmetric) < 1e-9  # K^-1 has cancelled the K in front
+    assert _error(covariance @ ours, gradient) < 1e-9
     codes = torch.linalg.solve(covariance, gradient.mT).mT  # solve(K, weight.grad) with weight = theta^T
     assert _error(codes, ours) > 0.1
 
@@ -219,8 +191,8 @@ def test_dummy_layer_is_the_identity_and_inverts_on_the_way_back() -> None:
     weight = theta.mT.clone().requires_grad_(True)
     seen = conditioning.preconditioned(weight, covariance, ridge=0.1)
     assert torch.equal(seen, weight)
-    conditioning.r_ill(seen @ covariance @ seen.mT).backward()
-    gradient = conditioning.r_ill_theta_gradient(theta, covariance)
+    conditioning.probe_r_ill(_rows(covariance) @ seen.mT).backward()
+    gradient = _gradient(conditioning.probe_r_ill, theta, _rows(covariance))
     expected = conditioning.precondition(gradient, covariance, ridge=0.1)
     assert weight.grad is not None
     assert _error(weight.grad.mT, expected) < 1e-9
@@ -246,8 +218,8 @@ def test_dummy_layer_on_features_is_the_theorems_step_at_an_orthogonal_extractor
     leaf = theta.clone().requires_grad_(True)
     features = inputs @ leaf
     seen = conditioning.preconditioned(features, conditioning.covariance(features))
-    conditioning.r_ill(conditioning.covariance(seen)).backward()
-    gradient = conditioning.r_ill_theta_gradient(theta, covariance)
+    conditioning.probe_r_ill(seen).backward()
+    gradient = _gradient(conditioning.probe_r_ill, theta, _rows(covariance))
     assert leaf.grad is not None
     assert _error(leaf.grad, conditioning.precondition(gradient, covariance)) < 1e-9
 
@@ -258,18 +230,10 @@ def test_dummy_layer_by_rows_is_the_same_step(rows: int, ridge: float) -> None:
     seen = conditioning.preconditioned_rows(inputs @ theta, inputs, ridge=ridge)
     conditioning.probe_r_ill(seen).backward()
     detached, covariance = theta.detach(), conditioning.covariance(inputs)
-    gradient = conditioning.r_ill_theta_gradient(detached, covariance, k=min(rows, 6))
+    gradient = _gradient(conditioning.probe_r_ill, detached, inputs)
     inverse = torch.linalg.pinv(covariance + ridge * torch.eye(6, dtype=torch.float64), hermitian=True)
     assert theta.grad is not None
     assert _error(theta.grad, inverse @ gradient) < 1e-8
-
-
-@pytest.mark.parametrize("rows", [4, 30])
-def test_regularizers_of_features_are_those_of_their_hessian(rows: int) -> None:
-    features = _normal(0, rows, 6)
-    matrix = conditioning.covariance(features)
-    assert float(conditioning.probe_r_well(features)) == pytest.approx(float(conditioning.r_well(matrix)), rel=1e-10)
-    assert float(conditioning.probe_r_ill(features)) == pytest.approx(float(conditioning.r_ill(matrix)), rel=1e-10)
 
 
 def test_dummy_layer_keeps_single_precision() -> None:
