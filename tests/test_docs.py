@@ -314,3 +314,30 @@ def test_the_table_of_masks_is_that_of_the_catalogue() -> None:
             made.setdefault(name, []).extend(numbers)
     shown = {name: numbers for name, _, *numbers in rows(read("docs/validity.md"), "Masks: what finds them")}
     assert shown == made
+
+
+def test_the_table_of_masks_at_two_widths_is_that_of_both_runs() -> None:
+    made: dict[str, list[str]] = {}
+    for variant in ("`pmp`", "`pmp[complement=released,…]`"):
+        for run in ("mask-recovery", "mask-recovery-96"):
+            for one in published(f"{run}/leaderboard.json")["recovered"]:
+                if spoken(one["defense"]) == variant:
+                    estimator = one["attack"].removeprefix("mask_recovery").strip("[]").removeprefix("estimator=")
+                    name = f"`{estimator or 'posterior'}`"
+                    found = [one["metrics"]["roc_auc"][end] for end in ("value", "low", "high")]
+                    made.setdefault(name, []).append("{:.3f} [{:.3f}, {:.3f}]".format(*found))
+    shown = {name: numbers for name, *numbers in rows(read("docs/validity.md"), "Masks: what finds them", which=1)}
+    assert shown == made
+
+
+def test_the_table_of_shams_is_that_of_the_proof() -> None:
+    made = [
+        [
+            f"`{one['row']}`",
+            interval(one["excess"]),
+            one["standing"],
+            ", ".join(f"`{attack}`" for attack in one["breakers"]) or "nothing",
+        ]
+        for one in published("small-shams/shams.json")["shams"]
+    ]
+    assert rows(read("docs/validity.md"), "Shams: what only looks protected") == made
