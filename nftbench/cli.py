@@ -39,7 +39,12 @@ WORKER_BYTES = 2 * 1024**3
 """Memory that one worker process may need: torch and transformers alone take half a gigabyte."""
 
 # Without rich's markup typer's help costs half as much and can be piped.
-app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+app = typer.Typer(
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
 
 SuiteName = Annotated[str, typer.Argument(metavar="SUITE", help="A suite of nftbench, or the path of a YAML file.")]
 Out = Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Records; default: runs/<suite>.")]

@@ -174,8 +174,9 @@ def test_info_of_a_plugin_file(call: Call, tmp_path: Path) -> None:
     assert "shift: float = 0.0" in out
 
 
-def test_help_without_a_verb(call: Call) -> None:
-    code, out, _ = call()
+@pytest.mark.parametrize("words", [[], ["-h"], ["--help"]])
+def test_help_without_a_verb(words: list[str], call: Call) -> None:
+    code, out, _ = call(*words)
     assert code == 0
     assert {"list", "info", "plan", "run", "report", "calibrate", "lm-eval"} <= listed(out)
 
