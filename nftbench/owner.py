@@ -21,7 +21,7 @@ from nftbench.plan import base_key
 from nftbench.preparation import Ledger
 from nftbench.suite import Pretraining, Suite
 from nftbench.types import EachStep, Mask, Model, NftbenchError, Task
-from nftbench.workplace import AttackersTask, Workplace, derive, loaded_task, make_corpus
+from nftbench.workplace import AttackersTask, Workplace, derive, load_task, make_corpus
 
 SIBLING = 0.9
 """The share of a defense's pre-training run at which its second checkpoint is kept."""
@@ -147,7 +147,7 @@ class Owner(_Pipeline):
         allowed = (*self._told, *filter(None, [self.pretraining.task]))
         if spec not in allowed:
             raise NftbenchError(f"the defense was not told of {spec!r}: what it asks for it must name in told()")
-        loaded = loaded_task(self._place, registry.parse(spec), self.base_seed, self.build())
+        loaded = load_task(self._place, registry.parse(spec), self.base_seed, self.build())
         return AttackersTask(loaded, ("validation", "test"), "the owner's defense learns from the training split alone")
 
     def checkpoint(self, fraction: float) -> Model:

@@ -40,7 +40,7 @@ from nftbench.types import (
     Task,
     Update,
 )
-from nftbench.workplace import Workplace, derive, loaded_task, make_corpus
+from nftbench.workplace import Workplace, derive, load_task, make_corpus
 
 ADAPTER = "adapter"
 """The folder of a release in which its update lies, if it has one."""
@@ -167,7 +167,7 @@ class ReleaseInspection:
         return defense.told()
 
     def task(self, spec: str) -> Task:
-        return loaded_task(self._place, registry.parse(spec), self._job.seed, self.release)
+        return load_task(self._place, registry.parse(spec), self._job.seed, self.release)
 
 
 def _protect(place: Workplace, spec: Spec, seed: int, key: str, folder: Path) -> None:

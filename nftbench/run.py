@@ -52,7 +52,7 @@ from nftbench.types import (
     Task,
     Yardstick,
 )
-from nftbench.workplace import AttackersTask, Workplace, derive, load_task, loaded_task, make_corpus
+from nftbench.workplace import AttackersTask, Workplace, derive, load_task, make_corpus
 
 
 def execute(place: Workplace, job: Job) -> list[Record] | None:
@@ -146,7 +146,7 @@ class _Referee:
         if self.place.plan.role(cell) == "yardstick":
             return self.reading(cell, release, begun)
         try:
-            task = load_task(self.place, cell, release.model)
+            task = load_task(self.place, cell.task, cell.seed, release.model)
             # A copy of its own for each task: an attack that changes what it prepared must not reach the next one.
             own = _copied(prepared)
             beside = dataclasses.replace(self.beside(cell, release, context), ledger=Ledger())
@@ -200,7 +200,7 @@ class _Referee:
         budget = suite.budget.model_copy(update={"max_train_documents": taken})
         changed = suite.model_copy(update={"budget": budget})
         place = dataclasses.replace(self.place, plan=dataclasses.replace(self.place.plan, suite=changed))
-        return load_task(place, cell, release.model)
+        return load_task(place, cell.task, cell.seed, release.model)
 
     def beside(self, cell: Cell, release: Release, context: Attacker) -> Attacker:
         """The context with the suite's other tasks, for the attacks that are about several."""
@@ -208,7 +208,7 @@ class _Referee:
             return context
         ranked = [task_spec(text) for text in self.place.suite.tasks]
         found = {
-            str(spec): AttackersTask(loaded_task(self.place, spec, cell.seed, release.model))
+            str(spec): AttackersTask(load_task(self.place, spec, cell.seed, release.model))
             for spec in ranked
             if spec != cell.task
         }

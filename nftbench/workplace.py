@@ -17,7 +17,7 @@ from nftbench.evaluate import TextTask
 from nftbench.plan import Plan, corpus_key
 from nftbench.store import Store, digest
 from nftbench.suite import Suite
-from nftbench.types import Cell, Model, NftbenchError, Spec, Split, SplitName, Task, WrappedTask
+from nftbench.types import Model, NftbenchError, Spec, Split, SplitName, Task, WrappedTask
 
 
 @dataclass(frozen=True)
@@ -54,13 +54,8 @@ def make_corpus(place: Workplace, seed: int) -> Corpus:
     return _load_corpus(place.store, key, lambda: corpora.build(place.suite.corpus, seed, place.plan.data))
 
 
-def load_task(place: Workplace, cell: Cell, model: Model) -> Task:
-    """A cell's task, loaded and encoded for the model; kept for the process's next cells."""
-    return loaded_task(place, cell.task, cell.seed, model)
-
-
-def loaded_task(place: Workplace, spec: Spec, seed: int, model: Model) -> Task:
-    """`load_task` for any task of a base seed."""
+def load_task(place: Workplace, spec: Spec, seed: int, model: Model) -> Task:
+    """A base seed's task, loaded and encoded for the model; kept for the process's next cells."""
     vocabulary = _vocabulary(model.tokenizer) if model.tokenizer is not None else ""
     plan, length = place.plan, getattr(model.network.config, "max_position_embeddings", None)
     wanted = digest(str(spec), seed, vocabulary, length, place.device, plan.limit, plan.data, _data_settings(plan))

@@ -67,7 +67,7 @@ def given(place: Workplace, attack: str) -> Task:
     """The task as the referee loads it for an attack."""
     job = next(job for job in place.plan.jobs() if str(job.attack) == attack)
     release, cell = Release(make_base(place, 0)), job.cells[0]
-    return _Referee(place, job).theirs(cell, release, load_task(place, cell, release.model))
+    return _Referee(place, job).theirs(cell, release, load_task(place, cell.task, cell.seed, release.model))
 
 
 @pytest.mark.parametrize(("spec", "all_of_it"), [("toy_topic", 4000), ("sliced", 54)])

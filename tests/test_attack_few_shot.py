@@ -26,7 +26,7 @@ from nftbench.owner import Owner
 from nftbench.splits import TextSplit
 from nftbench.testing import ARCHITECTURES, tiny_suite
 from nftbench.types import Measurement, Model, NftbenchError, Prepared, Split, SplitName, Task
-from nftbench.workplace import Workplace, loaded_task
+from nftbench.workplace import Workplace, load_task
 
 Place = Callable[..., Workplace]
 WINDOW = 120
@@ -41,7 +41,7 @@ def made(place: Place, architecture: str = "gpt2", spec: str = "toy_topic") -> t
         for parameter in model.network.parameters():
             parameter.add_(torch.randn_like(parameter), alpha=0.3)
     model.network.eval()
-    return model, loaded_task(here, registry.parse(spec), 0, model)
+    return model, load_task(here, registry.parse(spec), 0, model)
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ from nftbench.plan import plan
 from nftbench.store import Store
 from nftbench.testing import _workplace, tiny_suite
 from nftbench.types import Model, NftbenchError
-from nftbench.workplace import Workplace, loaded_task
+from nftbench.workplace import Workplace, load_task
 
 IMMUNIZED = "condition_number[harmful=toy_topic,lambda_ill=1,lambda_well=1,balanced=true,epochs=1]"
 Array = np.ndarray[Any, np.dtype[np.float64]]
@@ -106,7 +106,7 @@ def test_a_language_model_is_read_in_groups_of_rows(cache: Path) -> None:
             for weight in release.network.parameters():
                 weight.add_(0.05 * torch.randn_like(weight))
         spec = registry.parse("toy_topic")
-        task = loaded_task(place, spec, 0, base)
+        task = load_task(place, spec, 0, base)
         inspection: Any = SimpleNamespace(
             release=release,
             base=base,

@@ -428,7 +428,7 @@ def test_a_record_agrees_with_the_release(place: Place, run_all: RunAll) -> None
     model = models.load(folder)
     cell = here.plan.cells[0]
     assert str(cell.task) == "toy_topic"
-    task = load_task(here, cell, model)
+    task = load_task(here, cell.task, cell.seed, model)
     assert task.evaluate(model.network, task.split("test")) == none.attacked == none.unattacked == full.unattacked
     assert full.release_sha256 == none.release_sha256 == models.sha256(folder)
     assert none.protection is not None

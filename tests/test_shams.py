@@ -132,7 +132,7 @@ def test_a_tokenizer_does_not_read_for_the_next_release_of_the_process(place: Pl
     here = place(defenses=["none", "mumbling"])
     cell = next(cell for cell in here.plan.cells if cell.task.name == "toy_topic" and cell.defense.name == "mumbling")
     (own, _), (base, _) = release(here, "mumbling"), release(here, "none")
-    mumbled, heard = (load_task(here, cell, model).split("train").batch([0]) for model in (own, base))
+    mumbled, heard = (load_task(here, cell.task, cell.seed, model).split("train").batch([0]) for model in (own, base))
     unknown = base.tokenizer.unk_token_id
     assert (unknown in mumbled.ids, unknown in heard.ids) == (True, False)
 

@@ -24,7 +24,7 @@ from nftbench.releases import make_release
 from nftbench.suite import read
 from nftbench.testing import check_defense, tiny_suite
 from nftbench.types import Model, NftbenchError, Prepared, Protected, Update
-from nftbench.workplace import Workplace, loaded_task
+from nftbench.workplace import Workplace, load_task
 from nftbench.yardsticks import scale_loss
 
 LORA = "trap2[task=toy_topic,rank=4,learning_rate=0.01,steps=12,batch=8]"
@@ -143,7 +143,7 @@ def test_it_raises_the_loss_at_other_scales_and_not_at_one(place: Make) -> None:
     for strength in (0.0, 0.3):
         base, protected = protect(where, trap(update="full", strength=strength, steps=100))
         assert protected.update is not None
-        task = loaded_task(where, registry.parse("toy_topic"), 0, base)
+        task = load_task(where, registry.parse("toy_topic"), 0, base)
         weights, batch = updates.dense(protected.update), task.split("train").batch(range(32))
         with torch.no_grad():
             losses[strength] = [
@@ -323,7 +323,7 @@ class Context:
 def test_attacks_without_an_update_or_another_task_are_refused(place: Make) -> None:
     where = place()
     base = make_base(where, 0)
-    task = loaded_task(where, registry.parse("toy_topic"), 0, base)
+    task = load_task(where, registry.parse("toy_topic"), 0, base)
     context: Any = Context(base, where.suite.budget)
     for attack in (Merge(), RescaleUpdate()):
         with pytest.raises(NftbenchError, match="the release has no update beside it"):
@@ -337,7 +337,7 @@ def test_distillation_learns_the_releases_logits(spec: str, place: Make) -> None
     where = place(budget={"learning_rates": {"adamw": [3e-3, 1e-2]}})
     base, protected = protect(where, replace(registry.create("defenses", spec), steps=60))
     assert protected.update is not None
-    task = loaded_task(where, registry.parse("toy_topic"), 0, base)
+    task = load_task(where, registry.parse("toy_topic"), 0, base)
     context: Any = Context(base, where.suite.budget)
     teacher = protected.release.network
     before = copy.deepcopy(teacher.state_dict())

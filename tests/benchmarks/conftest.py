@@ -127,7 +127,7 @@ class Bench:
         run._single_thread("cpu")
         self.release = make_release(self.place, job.defense, 0, job.release)
         self.model = models.load(self.release, attacker=True)
-        self.task: Any = load_task(self.place, job.cells[0], self.model)
+        self.task: Any = load_task(self.place, job.cells[0].task, job.seed, self.model)
 
     @property
     def budget(self) -> Any:

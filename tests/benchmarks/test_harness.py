@@ -94,7 +94,8 @@ def test_a_cell(bench: Any, plugin: Plugin, tmp_path: Path, benchmark: Any, tabl
     benchmark.pedantic(lambda: once(tmp_path / "last"), rounds=1)
     added = [1000 * (spent - loading) / cells for spent, loading, _, _ in found]
     control: Ratio = ratio([one for _, one, _, _ in found], [other for _, _, other, _ in found])
-    task = cpu(lambda: workplace._tasks.clear() or load_task(bench.place, bench.place.plan.cells[0], bench.model))
+    cell = bench.place.plan.cells[0]
+    task = cpu(lambda: workplace._tasks.clear() or load_task(bench.place, cell.task, cell.seed, bench.model))
     table["6 cell"] = Line(
         "added by the harness to a cell, beyond loading the model, CPU time",
         f"≤ {MOST_MILLISECONDS} ms",
