@@ -586,7 +586,7 @@ def calibrate(
         whole = chosen.needed(planned(derived, device=device, data=data))
         store = _store(out, derived.name)
         records = _carry_out(Work(whole, whole, store), jobs, files, context.obj)
-        found = chosen.judge(proved, validity.Run.of(whole, records))
+        found = chosen.found(proved, validity.Run.of(whole, records))
     _console().print(validity.report(found))
     for path in validity.write(found, store.results, proof, context.obj):
         typer.echo(path)

@@ -192,6 +192,7 @@ def arrange(
     faults |= dict.fromkeys(twice, "recorded twice, with different keys")
     faults |= _mismatches(held)
     metrics = {record.task for record in held if record.role == "utility"}
+    attacked = {place.task for place in expected if place.attack != NONE}
     grid = Grid(
         records=found,
         expected=expected,
@@ -202,7 +203,7 @@ def arrange(
             defense: tuple(sorted({place.seed for place in expected if place.defense == defense}))
             for defense in {place.defense for place in expected}
         },
-        tasks=tuple(sorted({place.task for place in expected} - metrics)),
+        tasks=tuple(sorted((attacked or {place.task for place in expected}) - metrics)),
         metrics=tuple(sorted(metrics)),
         ranking=ranking,
         utility_bar=utility_bar,

@@ -386,7 +386,7 @@ def score(
     grid, problems = arrange(records, planned, frozenset(ranking), utility_bar)
     versions = _version_problems(list(grid.records.values()))
     headroom = [row for reference in sorted(grid.references()) for row in _headroom(grid, reference)]
-    problems += versions + _origin_problems(list(grid.records.values())) + _problems(grid, headroom)
+    problems += versions + origin_problems(list(grid.records.values())) + _problems(grid, headroom)
     tasks = {
         reference: [row.task for row in headroom if row.reference == reference and row.kept]
         for reference in grid.references()
@@ -464,7 +464,7 @@ def _readings(records: Sequence[Record]) -> dict[str, dict[str, dict[str, Interv
     }
 
 
-def _origin_problems(records: Sequence[Record]) -> list[str]:
+def origin_problems(records: Sequence[Record]) -> list[str]:
     """Other code or another machine may make another number of the same cell; the reader should know, and judge."""
     hardware = [record.provenance.get("hardware") or {} for record in records]
     found: dict[str, set[str]] = {

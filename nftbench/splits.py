@@ -21,6 +21,8 @@ from nftbench.types import Measurement, SplitName
 
 CHANCE = ("acc", "acc_norm", "acc_bytes", "acc_mutual_info")
 JACKKNIFE_GROUPS = 50
+FEW = 32
+"""Documents of which some should have choices that their tokens tell apart."""
 
 Indices = np.ndarray[Any, np.dtype[np.int64]]
 Values = np.ndarray[Any, np.dtype[np.floating[Any]]]
@@ -55,6 +57,12 @@ class TextSplit:
     def prepare(self) -> None:
         """Encode what this split is for; the rest waits until it is asked for."""
         _ = self._rows if self.name == "train" else self._plan
+
+    def tells_apart(self) -> bool:
+        """Whether any of the first documents has choices of different tokens; true where none has two choices."""
+        several = [one.pairs[: one.choices] for one in self.documents[:FEW] if one.choices > 1]
+        tokens = [[(one.context, one.continuation) for one in self.encoder.encode(pairs)] for pairs in several]
+        return not tokens or any(one != choices[0] for choices in tokens for one in choices)
 
     def likelihoods(self, network: nn.Module) -> Likelihoods:
         """Every request of every document."""

@@ -170,7 +170,8 @@ class PaperClaim(_Section):
 class Suite(_Section):
     """The named grid to run."""
 
-    name: str
+    name: str = Field(pattern=r"^\w[\w.-]*$")
+    """Of the folder of results too, so that it is no path."""
     about: str = ""
     model: dict[str, Any]
     """`model_type` and other fields of a Hugging Face configuration; the vocabulary comes from the tokenizer."""

@@ -50,7 +50,7 @@ def test_a_proof_is_what_its_judge_finds_in_the_records(folder: Path, tmp_path: 
         found = judged.judge([validity.Run.read(RESULTS / one.name, tmp_path) for one in read])
     else:
         suite = suites.read(asked["suite"], asked["changes"] or ())
-        found = judged.judge(suite, validity.Run.read(folder, tmp_path))
+        found = judged.found(suite, validity.Run.read(folder, tmp_path))
     validity.write(found, tmp_path, proof, command)
     check(folder, tmp_path, f"{proof}.md", f"{proof}.json")
 

@@ -60,6 +60,7 @@ def test_every_shipped_suite_can_be_read(name: str) -> None:
             {"claims": [{**CLAIM, "minus": {"row": ["none"], "read": "score"}}]},
             "unknown key 'claims.0.minus.row'; did you mean 'rows'?",
         ),
+        ({"name": "../elsewhere"}, "name: "),
         ({"seeds": []}, "seeds: "),
         ({"seeds": [0, 1, 0]}, "seeds: 0 stands there twice"),
         ({"seeds": [-1]}, "seeds.0: "),

@@ -14,7 +14,7 @@ from typing import Any
 from nftbench.grid import Grid, PlannedCell, arrange, mean_points
 from nftbench.plan import Plan
 from nftbench.report.tables import Table
-from nftbench.score import Leaderboard, score
+from nftbench.score import Leaderboard, origin_problems, score
 from nftbench.statistics import Interval
 from nftbench.store import Store
 from nftbench.suite import Suite, parse
@@ -135,6 +135,11 @@ class Measured:
     needed: Callable[[Plan], Plan] = lambda plan: plan
     tries: bool = False
 
+    def found(self, suite: Suite, run: Run) -> Finding:
+        """What the judge finds, and whether the run's records differ in commit or machine."""
+        finding = self.judge(suite, run)
+        return replace(finding, notes=(*finding.notes, *origin_problems(run.records)))
+
     def again(self, suite: Suite, proof: str, runs: Sequence[Run]) -> Finding:
         """Judge a run that is there.
 
@@ -145,7 +150,7 @@ class Measured:
         wanted = f"{suite.name}-{proof}"
         if run.suite.name != wanted:
             raise NftbenchError(f"--proof {proof} of {suite.name} reads the run {wanted}, not {run.suite.name}")
-        return self.judge(suite, run)
+        return self.found(suite, run)
 
 
 @dataclass(frozen=True)
