@@ -87,8 +87,7 @@ class TextTask(Task):
         """Read the documents, render them, and encode them for `context.model`.
 
         Raises:
-            NftbenchError: the file is no such task; its data are missing, damaged, empty or all of one class; the
-                model's tokens do not tell its choices apart.
+            NftbenchError: the file is no such task; its data are missing, damaged, empty or all of one class.
         """
         model = context.model
         if model.tokenizer is None:
@@ -107,8 +106,6 @@ class TextTask(Task):
             }
             for split in splits.values():
                 split.prepare()
-                if not split.tells_apart():
-                    raise NftbenchError(f"{self.path}: all choices have the same tokens: the model lacks their words")
         return LoadedTextTask(self.path, self.num_fewshot, self.metric, splits, _provenance(config, documents, splits))
 
     def split(self, name: SplitName) -> TextSplit:

@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from nftbench import corpus as corpora, registry
 from nftbench.corpus import Corpus
-from nftbench.evaluate import TextTask
+from nftbench.evaluate import LoadedTextTask, TextTask
 from nftbench.plan import Plan, corpus_key
 from nftbench.store import Store, digest
 from nftbench.suite import Suite
@@ -55,7 +55,11 @@ def make_corpus(place: Workplace, seed: int) -> Corpus:
 
 
 def load_task(place: Workplace, spec: Spec, seed: int, model: Model) -> Task:
-    """A base seed's task, loaded and encoded for the model; kept for the process's next cells."""
+    """A base seed's task, loaded and encoded for the model; kept for the process's next cells.
+
+    Raises:
+        NftbenchError: the task cannot be loaded, or the model's tokens do not tell its choices apart.
+    """
     vocabulary = _vocabulary(model.tokenizer) if model.tokenizer is not None else ""
     plan, length = place.plan, getattr(model.network.config, "max_position_embeddings", None)
     wanted = digest(str(spec), seed, vocabulary, length, place.device, plan.limit, plan.data, _data_settings(plan))
@@ -71,7 +75,10 @@ def load_task(place: Workplace, spec: Spec, seed: int, model: Model) -> Task:
         )
         slim = Model(model.network, model.tokenizer)
         context = TaskSetting(slim, seed, place.suite, plan.data, plan.limit, lambda: make_corpus(place, seed))
-        _tasks[wanted] = task.load(context)
+        loaded = task.load(context)
+        if isinstance(loaded, LoadedTextTask) and not loaded.split("test").tells_apart():
+            raise NftbenchError(f"{spec}: all choices have the same tokens: the model does not know their words")
+        _tasks[wanted] = loaded
     return _tasks[wanted]
 
 

@@ -445,7 +445,6 @@ def edit(path: Path, **changes: Any) -> None:
         ({"doc_to_target": "lable"}, "task local: test document 0: .*lable"),
         ({"doc_to_text": "{{texxt}}"}, "task local: .*texxt"),
         ({"doc_to_choice": ["isa"]}, "label 1 is none of 1 choices"),
-        ({"doc_to_choice": ["bad", "good"]}, "all choices have the same tokens: the model lacks their words"),
         ({"doc_to_target": 1}, "test split has one class only"),
         ({"dataset_name": "yours"}, "sets/yours: no such folder"),
         ({"validation_split": "dev"}, r"mine/dev\.\*: no file for split 'dev'"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import math
+import shutil
 import stat
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -730,3 +731,17 @@ def test_prepare_runs_once_for_all_tasks(place: Place, plugin: WriteFile, run_al
 def test_prepared_is_checked_in() -> None:
     assert Prepared.__dataclass_params__.frozen  # type: ignore[attr-defined]
     assert Protected.__dataclass_params__.frozen  # type: ignore[attr-defined]
+
+
+def test_a_task_of_words_that_the_model_does_not_know_fails_and_says_so(
+    place: Place, run_all: RunAll, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(registry, "_added", dict(registry._added))
+    tasks = Path(__file__).parents[1] / "tasks"
+    shutil.copy(tasks / "toy.py", tmp_path)
+    text = (tasks / "toy_topic.yaml").read_text().replace("task: toy_topic", "task: foreign")
+    (tmp_path / "foreign.yaml").write_text(text.replace("doc_to_choice: choices", "doc_to_choice: [A, B, C, D]"))
+    registry.add_file(tmp_path / "foreign.yaml")
+    record = run_all(place(attacks=["none"], tasks=["foreign"]))["none", "none", "foreign", 0]
+    assert record.status == "failed"
+    assert "foreign: all choices have the same tokens" in str(record.reason)
