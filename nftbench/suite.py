@@ -170,7 +170,7 @@ class PaperClaim(_Section):
 class Suite(_Section):
     """The named grid to run."""
 
-    name: str = Field(pattern=r"^\w[\w.-]*$")
+    name: str = Field(pattern=r"^\w[\w. -]*$")
     """Of the folder of results too, so that it is no path."""
     about: str = ""
     model: dict[str, Any]
