@@ -39,6 +39,8 @@ class Checkpoint(Defense):
         for place in filter(None, (self.path, self.reference)):
             if not Path(place).is_dir() and (place.count("/") != 1 or place.startswith((".", "/"))):
                 raise NftbenchError(f"checkpoint: {place!r} is neither a folder nor a hub id (organisation/name)")
+            if Path(place).is_dir() and not (Path(place) / "config.json").is_file():
+                raise NftbenchError(f"checkpoint: {place!r} holds no model: it lacks a config.json")
 
     def protect(self, model: Model, context: OwnerContext) -> Protected:
         from nftbench.model import load

@@ -187,6 +187,7 @@ class Confider(Defense):
 def test_the_two_zeros_are_always_planned(tmp_path: Path) -> None:
     found = keys(plan(suite(defenses=["pmp"], attacks=["full"])))
     assert {("none", "none", "toy_topic", 0), ("pmp", "none", "toy_topic", 0)} <= set(found)
+    (tmp_path / "config.json").write_text("{}")
     audit = keys(plan(suite(defenses=[f"checkpoint[path={tmp_path}]"])))
     assert "none" not in {defense for defense, *_ in audit}, "a checkpoint is scored against its own twin alone"
 
@@ -200,6 +201,7 @@ def test_the_two_zeros_are_always_planned(tmp_path: Path) -> None:
         ({"utility": ["toy_minimal_pair"]}, "did you mean 'toy_minimal_pairs'?"),
         ({"tasks": ["toy_topic[size=3]"]}, "has no parameter 'size'"),
         ({"defenses": ["none", "checkpoint[path=nowhere]"]}, "neither a folder nor a hub id"),
+        ({"defenses": ["none", f"checkpoint[path={Path(__file__).parent}]"]}, "holds no model: it lacks a config.json"),
     ],
 )
 def test_misspellings_end_the_plan(changes: dict[str, Any], expected: str) -> None:
@@ -394,6 +396,7 @@ def test_an_attack_may_be_built_on_such_as_know_as_much(plugin: WriteFile) -> No
 def test_a_checkpoints_files_are_in_the_key(tmp_path: Path) -> None:
     folder = tmp_path / "model"
     folder.mkdir()
+    (folder / "config.json").write_text("{}")
     (folder / "model.safetensors").write_bytes(b"one")
     asked = suite(defenses=["none", f"checkpoint[path={folder}]"], seeds=[0])
     before = keys(plan(asked))
