@@ -154,13 +154,11 @@ def has_own_code(network: PreTrainedModel) -> bool:
 def by_the_library(network: PreTrainedModel, base: PreTrainedModel, tokens: Tensor) -> PreTrainedModel:
     """A network of its owner's own code as transformers or nftbench would run it: with the same weights in the
     architecture of `base`, or in one that its own derives from, where they fit and read `tokens` [rows, block] as well.
-    The network as it is where they do not, or where it has no code of its own.
+    The network as it is where they do not.
 
     Whoever holds the files need not run them by code that computes something else on a task's prompts, or something
     else backwards.
     """
-    if not has_own_code(network):
-        return network
     above = [getattr(kind, "config_class", None) for kind in type(network).__mro__]
     kinds = dict.fromkeys([type(base.config), *above, *type(network.config).__mro__])
     for kind in kinds:

@@ -63,7 +63,7 @@ def open_release(place: Workplace, seed: int, folder: Path) -> Model:
     """A release as attackers open it: everything in it can be trained, and code that is its owner's own is put aside
     where the library's reads the same weights as well."""
     model = models.load(folder, place.device, attacker=True)
-    if place.suite.pretraining.task is not None or model.tokenizer is None:
+    if not models.has_own_code(model.network) or place.suite.pretraining.task is not None or model.tokenizer is None:
         return model
     owner = Owner(place, seed)
     network = models.by_the_library(model.network, owner.build().network, _text(owner.corpus, model, place.device))
