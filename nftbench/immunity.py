@@ -161,21 +161,19 @@ def _verdicts(
     grid: Grid, rows: Sequence[AwareRow], levels: Sequence[Level], unsettled: Collection[str], misled: Collection[str]
 ) -> list[Verdict]:
     """What becomes of each row under its attacks."""
-    p_values = [
-        None if row.defense in unsettled else _p(grid, row, level) for row, level in zip(rows, levels, strict=True)
-    ]
-    tested = [index for index, p in enumerate(p_values) if p is not None]
-    adjusted = dict(zip(tested, holm([p for p in p_values if p is not None]), strict=True))
+    pairs = list(zip(rows, levels, strict=True))
+    p_values = [None if row.defense in unsettled else _p(grid, row, level) for row, level in pairs]
+    adjusted = iter(holm([p for p in p_values if p is not None]))
     return [
-        "untested"
-        if index not in adjusted
-        else "refuted"
-        if not beats_zero(adjusted[index])
-        else "untested"
-        if row.defense in misled or not _at_their_best(grid, row, level)
-        else "holds"
-        for index, (row, level) in enumerate(zip(rows, levels, strict=True))
+        "untested" if p is None else _verdict(grid, row, level, next(adjusted), misled)
+        for (row, level), p in zip(pairs, p_values, strict=True)
     ]
+
+
+def _verdict(grid: Grid, row: AwareRow, attacks: Level, adjusted_p: float, misled: Collection[str]) -> Verdict:
+    if not beats_zero(adjusted_p):
+        return "refuted"
+    return "holds" if row.defense not in misled and _at_their_best(grid, row, attacks) else "untested"
 
 
 def _at_their_best(grid: Grid, row: AwareRow, attacks: Level) -> bool:

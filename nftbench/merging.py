@@ -7,7 +7,7 @@ worth, 0 where the base is as good. Merging has this table of its own and is no 
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from nftbench.grid import NONE, Grid
 from nftbench.statistics import PRELIMINARY_SEEDS, Interval, gap_by_seed, mean_by_seed
@@ -40,15 +40,13 @@ def merging_table(grid: Grid, unsettled: Collection[str] = (), misled: Collectio
     """
     merging = {attack for attack, record in grid.attacks.items() if record.adaptation in OF_UPDATES}
     tried = {(place.defense, place.attack, place.task) for place in grid.expected if place.attack in merging}
-    rows = [_row(grid, *place) for place in sorted(tried, key=lambda place: (place[0], place[2], place[1]))]
-    doubted = [
-        row.verdict is not None and (row.defense in unsettled or (row.verdict == "holds" and row.defense in misled))
-        for row in rows
-    ]
-    return tuple(replace(row, verdict="untested") if doubt else row for row, doubt in zip(rows, doubted, strict=True))
+    places = sorted(tried, key=lambda place: (place[0], place[2], place[1]))
+    return tuple(_row(grid, *place, unsettled, misled) for place in places)
 
 
-def _row(grid: Grid, defense: str, attack: str, task: str) -> MergingRow:
+def _row(
+    grid: Grid, defense: str, attack: str, task: str, unsettled: Collection[str], misled: Collection[str]
+) -> MergingRow:
     row = grid.rows[defense]
     places = ((row.reference, NONE), (defense, NONE), (defense, attack))
     scores = [grid.scores(one, task, frozenset({tried})) for one, tried in places]
@@ -67,7 +65,7 @@ def _row(grid: Grid, defense: str, attack: str, task: str) -> MergingRow:
         control=row.control,
         control_kept=mean_by_seed(control_kept),
         beyond=beyond,
-        verdict=_verdict(grid, defense, beyond) if _claimed(grid, defense, attack) else None,
+        verdict=_verdict(grid, defense, beyond, unsettled, misled) if _claimed(grid, defense, attack) else None,
     )
 
 
@@ -90,8 +88,12 @@ def _kept(grid: Grid, defense: str, attack: str, task: str) -> dict[int, float]:
     }
 
 
-def _verdict(grid: Grid, defense: str, beyond: Interval | None) -> Verdict:
+def _verdict(
+    grid: Grid, defense: str, beyond: Interval | None, unsettled: Collection[str], misled: Collection[str]
+) -> Verdict:
     """Merging keeps less of the update than of its control: the whole interval has to lie below 0."""
-    if beyond is None or beyond.count < max(PRELIMINARY_SEEDS, len(grid.seeds[defense])):
+    if defense in unsettled or beyond is None or beyond.count < max(PRELIMINARY_SEEDS, len(grid.seeds[defense])):
         return "untested"
-    return "holds" if beyond.high < 0 else "refuted"
+    if beyond.high >= 0:
+        return "refuted"
+    return "untested" if defense in misled else "holds"

@@ -151,19 +151,20 @@ def has_own_code(network: PreTrainedModel) -> bool:
 
 
 @torch.no_grad()
-def by_the_library(network: PreTrainedModel, base: PreTrainedModel, tokens: Tensor) -> PreTrainedModel:
+def by_the_library(network: PreTrainedModel, model_type: str, tokens: Tensor) -> PreTrainedModel:
     """A network of its owner's own code as transformers or nftbench would run it: with the same weights in the
-    architecture of `base`, or in one that its own derives from, where they fit and read `tokens` [rows, block] as well.
-    The network as it is where they do not.
+    architecture `model_type`, or in one that its own derives from, where they fit and read `tokens` [rows, block] as
+    well. The network as it is where they do not.
 
     Whoever holds the files need not run them by code that computes something else on a task's prompts, or something
     else backwards.
     """
     above = [getattr(kind, "config_class", None) for kind in type(network).__mro__]
-    kinds = dict.fromkeys([type(base.config), *above, *type(network.config).__mro__])
+    kinds = dict.fromkeys([type(AutoConfig.for_model(model_type)), *above, *type(network.config).__mro__])
+    most = _reads(network, tokens) + AS_WELL
     for kind in kinds:
         plain = _in(kind, network)
-        if plain is not None and _reads(plain, tokens) <= _reads(network, tokens) + AS_WELL:
+        if plain is not None and _reads(plain, tokens) <= most:
             return plain
     return network
 

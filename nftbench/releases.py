@@ -65,9 +65,8 @@ def open_release(place: Workplace, seed: int, folder: Path) -> Model:
     model = models.load(folder, place.device, attacker=True)
     if not models.has_own_code(model.network) or place.suite.pretraining.task is not None or model.tokenizer is None:
         return model
-    owner = Owner(place, seed)
-    network = models.by_the_library(model.network, owner.build().network, _text(owner.corpus, model, place.device))
-    return Model(network, model.tokenizer)
+    text = _text(make_corpus(place, seed), len(model.tokenizer), place.device)
+    return Model(models.by_the_library(model.network, place.suite.model["model_type"], text), model.tokenizer)
 
 
 def make_reference(place: Workplace, job: Job) -> Model:
@@ -276,7 +275,7 @@ def _probe(place: Workplace, owner: Owner, model: Model) -> tuple[Callable[[nn.M
     words = model.network.get_input_embeddings().num_embeddings
     if words < len(model.tokenizer):
         raise NftbenchError(f"the release embeds {words} words, its tokenizer has {len(model.tokenizer)}")
-    tokens = _text(corpus, model, place.device)
+    tokens = _text(corpus, len(model.tokenizer), place.device)
     block, half = tokens.shape[1], tokens.shape[1] // 2
     if window(model) < block:
         raise NftbenchError(f"the release reads {window(model)} tokens at once, a block of its text has {block}")
@@ -297,9 +296,9 @@ def _probe(place: Workplace, owner: Owner, model: Model) -> tuple[Callable[[nn.M
     return loss, _reads_otherwise(model.tokenizer, corpus)
 
 
-def _text(corpus: Corpus, model: Model, device: str) -> torch.Tensor:
+def _text(corpus: Corpus, words: int, device: str) -> torch.Tensor:
     """Some running text [8, block]; a checkpoint brings a tokenizer of its own, with fewer words perhaps."""
-    return corpus.heldout[:8].to(device) % len(model.tokenizer or ())
+    return corpus.heldout[:8].to(device) % words
 
 
 def _reads_otherwise(tokenizer: PreTrainedTokenizerBase, corpus: Corpus) -> bool:

@@ -109,8 +109,8 @@ class _Referee:
     def read(self, model: Model) -> Model:
         """The release as an attack reads text for it: by the corpus's tokenizer where its own has the same words but
         reads otherwise. What is only measured is read as published."""
-        found = load_protection(self.place, self.job.release)
-        if not (self.attack.trains and found is not None and found.tokenizer_changed and model.tokenizer):
+        found = load_protection(self.place, self.job.release) if self.attack.trains else None
+        if found is None or not found.tokenizer_changed or model.tokenizer is None:
             return model
         usual = make_corpus(self.place, self.job.seed).tokenizer
         same_words = model.tokenizer.get_vocab() == usual.get_vocab()

@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from nftbench import corpus as corpora, registry
 from nftbench.corpus import Corpus
-from nftbench.evaluate import LoadedTextTask, TextTask
+from nftbench.evaluate import LoadedTextTask, TextTask, window
 from nftbench.plan import Plan, corpus_key
 from nftbench.store import Store, digest
 from nftbench.suite import Suite
@@ -61,7 +61,7 @@ def load_task(place: Workplace, spec: Spec, seed: int, model: Model) -> Task:
         NftbenchError: the task cannot be loaded, or the model's tokens do not tell its choices apart.
     """
     vocabulary = _vocabulary(model.tokenizer) if model.tokenizer is not None else ""
-    plan, length = place.plan, getattr(model.network.config, "max_position_embeddings", None)
+    plan, length = place.plan, window(model) if model.tokenizer is not None else None
     wanted = digest(str(spec), seed, vocabulary, length, place.device, plan.limit, plan.data, _data_settings(plan))
     if wanted not in _tasks:
         if len(_tasks) >= 8:
