@@ -8,8 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from nftbench import Attack, AttackerContext, Outcome, Prepared, Task
-from nftbench.types import Knowledge
+from nftbench import Attack, AttackerContext, Knowledge, Outcome, Prepared, Task
 
 
 @dataclass(frozen=True)

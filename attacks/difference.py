@@ -12,9 +12,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from nftbench import Attack, AttackerContext, Model, Outcome, Prepared, Release, Task, updates
-from nftbench.preparation import fitting, tuned
-from nftbench.types import Candidates, Knowledge
+from nftbench import Attack, AttackerContext, Candidates, Knowledge, Model, Outcome, Prepared, Release, Task
+from nftbench.methods import fitting, tuned, updates
 
 AMOUNTS = {"base": (-0.25, -0.5, -0.75, -1.0), "sibling": (-1.0, -0.5, 1.0, 2.0, 4.0)}
 """Multiples of release - other to add: at -1 the other network is all that is left, above 0 the run goes on its way."""

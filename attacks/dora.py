@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from nftbench import Attack, AttackerContext, Outcome, Prepared, Task, adapters
+from nftbench import Attack, AttackerContext, Outcome, Prepared, Task
+from nftbench.methods import adapters
 
 
 @dataclass(frozen=True)

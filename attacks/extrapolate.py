@@ -11,9 +11,8 @@ from typing import ClassVar
 
 from transformers import PreTrainedModel
 
-from nftbench import Attack, AttackerContext, Model, Outcome, Prepared, Task, updates
-from nftbench.preparation import fitting, tuned
-from nftbench.types import Candidates, Knowledge
+from nftbench import Attack, AttackerContext, Candidates, Knowledge, Model, Outcome, Prepared, Task
+from nftbench.methods import fitting, tuned, updates
 
 SCALES = (-1.0, -0.5, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 3.0)
 """Values of s tried beside 0."""

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from nftbench import Attack, AttackerContext, Outcome, Prepared, Task
-from nftbench.suite import Budget
+from nftbench import Attack, AttackerContext, Budget, Outcome, Prepared, Task
 
 
 @dataclass(frozen=True)

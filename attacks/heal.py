@@ -11,8 +11,7 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from nftbench import Attack, AttackerContext, Outcome, Prepared, Release, Task
-from nftbench.types import Knowledge
+from nftbench import Attack, AttackerContext, Knowledge, Outcome, Prepared, Release, Task
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,8 @@ from typing import ClassVar
 
 from transformers import PreTrainedModel
 
-from nftbench import Attack, AttackerContext, Model, Outcome, Prepared, Task, updates
-from nftbench.preparation import fitting, tuned
-from nftbench.types import Candidates, Knowledge
+from nftbench import Attack, AttackerContext, Candidates, Knowledge, Model, Outcome, Prepared, Task
+from nftbench.methods import fitting, tuned, updates
 
 SHARES = tuple(tenths / 10 for tenths in range(10))
 """Of the base's side. The other end is the base itself, whatever its architecture: who has it needs no release."""

@@ -8,7 +8,8 @@ from typing import Literal
 from torch import nn
 from transformers import PreTrainedModel
 
-from nftbench import Attack, AttackerContext, NftbenchError, Outcome, Prepared, Task, adapters
+from nftbench import Attack, AttackerContext, NftbenchError, Outcome, Prepared, Task
+from nftbench.methods import adapters
 
 
 @dataclass(frozen=True)

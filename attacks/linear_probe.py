@@ -15,8 +15,8 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from nftbench import Attack, AttackerContext, Outcome, Prepared, Task, conditioning
-from nftbench.types import Adaptation, Knowledge
+from nftbench import Adaptation, Attack, AttackerContext, Knowledge, Outcome, Prepared, Task
+from nftbench.methods import conditioning
 
 PENALTIES = tuple(10.0**power for power in range(-10, 5, 2))
 """Ridge penalties tried, as shares of the mean eigenvalue of the features' covariance."""

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from torch import nn
 from transformers import PreTrainedModel
 
-from nftbench import Attack, AttackerContext, Outcome, Prepared, Task, adapters
+from nftbench import Attack, AttackerContext, Outcome, Prepared, Task
+from nftbench.methods import adapters
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from nftbench import Attack, AttackerContext, Outcome, Prepared, Split, SplitName, Task
-from nftbench.types import WrappedTask
+from nftbench import Attack, AttackerContext, Outcome, Prepared, Split, SplitName, Task, WrappedTask
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 Against Private Mask Pre-Training (Wang et al. 2026, https://arxiv.org/abs/2602.00446), whose section 5.2 tries to tell
 the mask from the |gradient| of one batch and concludes that an adversary cannot. The formulas are in
-`nftbench.estimators`; the guess is scored by the referee, and used here.
+`nftbench.methods.estimators`; the guess is scored by the referee, and used here.
 """
 
 from __future__ import annotations
@@ -21,15 +21,16 @@ from nftbench import (
     Attack,
     AttackerContext,
     Defense,
+    EachStep,
+    Guess,
+    Knowledge,
     Model,
     Outcome,
     Prepared,
     Release,
     Task,
-    estimators,
-    masks,
 )
-from nftbench.types import EachStep, Guess, Knowledge
+from nftbench.methods import estimators, masks
 
 RATIO = 0.7
 """The paper's share of weights in the mask, for a defense that does not say its own."""

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
-from nftbench import Attack, AttackerContext, Outcome, Prepared, Task, WrappedTask, adapters
-from nftbench.types import Knowledge
+from nftbench import Attack, AttackerContext, Knowledge, Outcome, Prepared, Task, WrappedTask
+from nftbench.methods import adapters
 
 EPSILON = 1e-3
 """How far a weight is moved to feel the slope, in standard deviations of the direction: the default of MeZO's code."""

@@ -20,12 +20,10 @@ from peft.utils import merge_utils
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from nftbench import Attack, AttackerContext, NftbenchError, Outcome, Prepared, Task, Update, updates
-from nftbench.adapters import LR_SCALE
-from nftbench.model import seeded
-from nftbench.overhead import kl
-from nftbench.train import Stepper, shuffled
-from nftbench.types import Adaptation, Knowledge
+from nftbench import Adaptation, Attack, AttackerContext, Knowledge, NftbenchError, Outcome, Prepared, Task, Update
+from nftbench.methods import Stepper, seeded, shuffled, updates
+from nftbench.methods.adapters import LR_SCALE
+from nftbench.methods.overhead import kl
 
 COEFFICIENTS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.2, 1.5, 2.0, 3.0)
 """Of every update in the merge; 1 lets an update count in full."""

@@ -11,9 +11,8 @@ import dataclasses
 from dataclasses import dataclass
 from typing import ClassVar
 
-from nftbench import Attack, AttackerContext, Model, Outcome, Prepared, Release, Task
-from nftbench.preparation import tuned
-from nftbench.types import Candidates, Knowledge
+from nftbench import Attack, AttackerContext, Candidates, Knowledge, Model, Outcome, Prepared, Release, Task
+from nftbench.methods import tuned
 
 
 @dataclass(frozen=True)

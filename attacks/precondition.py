@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from nftbench import Attack, AttackerContext, Model, Outcome, Prepared, Task, conditioning
-from nftbench.types import Knowledge
+from nftbench import Attack, AttackerContext, Knowledge, Model, Outcome, Prepared, Task
+from nftbench.methods import conditioning
 
 RIDGE = 1e-12
 """Added to the covariance of the features, as a share of its trace: what has no inverse gets one in float64."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 
 from nftbench import Attack, AttackerContext, Outcome, Prepared, Release, Task
-from nftbench.masks import Scope, top
+from nftbench.methods.masks import Scope, top
 
 
 @dataclass(frozen=True)

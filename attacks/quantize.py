@@ -13,7 +13,7 @@ import torch
 from transformers.pytorch_utils import Conv1D
 
 from nftbench import Attack, AttackerContext, Outcome, Prepared, Release, Task
-from nftbench.adapters import linear_layers
+from nftbench.methods.adapters import linear_layers
 
 
 @dataclass(frozen=True)

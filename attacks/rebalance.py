@@ -1,7 +1,7 @@
 """Rebalancing: norms folded, layers equalised, cancelling units merged, then every weight is fine-tuned.
 
-Undoes what resists by the size of its weights alone. The rewrites keep the outputs and are those of
-`nftbench.symmetries`. What they leave to see in no accuracy is the size of the logits: where a softmax is saturated or
+Undoes what resists by the size of its weights alone. The rewrites keep the outputs; `nftbench.methods.symmetries`
+has them. What they leave to see in no accuracy is the size of the logits: where a softmax is saturated or
 flat whatever is read, they are scaled by tens until it is neither.
 """
 
@@ -14,8 +14,8 @@ from typing import ClassVar
 import torch
 from transformers import PreTrainedModel
 
-from nftbench import Attack, AttackerContext, Outcome, Prepared, Release, Task, symmetries
-from nftbench.types import Knowledge
+from nftbench import Attack, AttackerContext, Knowledge, Outcome, Prepared, Release, Task
+from nftbench.methods import symmetries
 
 ORDINARY = (0.001, 0.999)
 """Between these shares of the entropy of a uniform guess lie the predictions of an ordinary language model."""

@@ -1,7 +1,8 @@
 """Re-distillation: what a defense put in the place of standard parts is distilled back into them, then fine-tuned.
 
-DLR-Lock's own two phases turned round (Sakamoto et al. 2026, https://arxiv.org/abs/2605.10777; our stand-in for them in
-`nftbench.distillation`): they need public text and nothing else, and cost the attacker what they cost the owner.
+DLR-Lock's own two phases turned round (Sakamoto et al. 2026, https://arxiv.org/abs/2605.10777; our stand-in for them is
+`nftbench.methods.distillation`): they need public text and nothing else, and cost the attacker what
+they cost the owner.
 """
 
 from __future__ import annotations
@@ -14,12 +15,21 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from nftbench import Attack, AttackerContext, Model, NftbenchError, Outcome, Prepared, Release, Task
-from nftbench.architectures import dlr
-from nftbench.distillation import joint_loss, module_loss
-from nftbench.model import seeded, untrained
-from nftbench.overhead import kl
-from nftbench.types import Knowledge, StepLoss
+from nftbench import (
+    Attack,
+    AttackerContext,
+    Knowledge,
+    Model,
+    NftbenchError,
+    Outcome,
+    Prepared,
+    Release,
+    StepLoss,
+    Task,
+)
+from nftbench.methods import dlr, seeded, untrained
+from nftbench.methods.distillation import joint_loss, module_loss
+from nftbench.methods.overhead import kl
 
 Loss = Callable[[nn.Module, nn.Module, Tensor], Tensor]
 """Of student, teacher and tokens [batch, block]."""

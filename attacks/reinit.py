@@ -11,8 +11,8 @@ from typing import ClassVar, Literal
 from torch import nn
 from transformers import PreTrainedModel
 
-from nftbench import Attack, AttackerContext, NftbenchError, Outcome, Prepared, Task, adapters
-from nftbench.types import Knowledge
+from nftbench import Attack, AttackerContext, Knowledge, NftbenchError, Outcome, Prepared, Task
+from nftbench.methods import adapters
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,20 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from nftbench import Attack, AttackerContext, Model, NftbenchError, Outcome, Prepared, Release, Task
-from nftbench.model import seeded
-from nftbench.types import Split, SplitName, WrappedTask
+from nftbench import (
+    Attack,
+    AttackerContext,
+    Model,
+    NftbenchError,
+    Outcome,
+    Prepared,
+    Release,
+    Split,
+    SplitName,
+    Task,
+    WrappedTask,
+)
+from nftbench.methods import seeded
 
 
 @dataclass(frozen=True)

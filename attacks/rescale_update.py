@@ -9,8 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from nftbench import Attack, AttackerContext, NftbenchError, Outcome, Prepared, Task, updates
-from nftbench.types import Adaptation, Knowledge
+from nftbench import Adaptation, Attack, AttackerContext, Knowledge, NftbenchError, Outcome, Prepared, Task
+from nftbench.methods import updates
 
 SCALES = (1.0, *(tenths / 10 for tenths in range(1, 21) if tenths != 10))
 

@@ -7,8 +7,7 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from nftbench import Attack, AttackerContext, Model, Outcome, Prepared, Release, Task
-from nftbench.types import Knowledge
+from nftbench import Attack, AttackerContext, Knowledge, Model, Outcome, Prepared, Release, Task
 
 
 @dataclass(frozen=True)

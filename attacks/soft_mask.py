@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from transformers import PreTrainedModel
 
-from nftbench import Attack, AttackerContext, Outcome, Prepared, Release, Task, estimators, masks
-from nftbench.types import Knowledge
+from nftbench import Attack, AttackerContext, Knowledge, Outcome, Prepared, Release, Task
+from nftbench.methods import estimators, masks
 
 RATIO = 0.7
 """The paper's share of weights in the mask, for a defense that does not say its own."""

@@ -10,8 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from nftbench import Claim, Defense, Model, NftbenchError, OwnerContext, Protected, Suite
-from nftbench.types import Stage
+from nftbench import Claim, Defense, Model, NftbenchError, OwnerContext, Protected, Stage, Suite
 
 
 @dataclass(frozen=True)
@@ -43,6 +42,6 @@ class Checkpoint(Defense):
                 raise NftbenchError(f"checkpoint: {place!r} holds no model: it lacks a config.json")
 
     def protect(self, model: Model, context: OwnerContext) -> Protected:
-        from nftbench.model import load
+        from nftbench.methods import load
 
         return Protected(load(self.path, str(model.network.device), local=Path(self.path).is_dir()))

@@ -18,9 +18,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from nftbench import Claim, Defense, Model, NftbenchError, OwnerContext, Protected, Series, Suite, Task, conditioning
-from nftbench.train import shuffled, token_batches
-from nftbench.types import Stage
+from nftbench import Claim, Defense, Model, NftbenchError, OwnerContext, Protected, Series, Stage, Suite, Task
+from nftbench.methods import conditioning, shuffled, token_batches
 
 
 @dataclass(frozen=True)

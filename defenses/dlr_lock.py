@@ -2,7 +2,7 @@
 
 Sakamoto et al. 2026, "Locking Pretrained Weights via Deep Low-Rank Residual Distillation",
 https://arxiv.org/abs/2605.10777. The paper's equations and hyper-parameters could not be read and there is no public
-code: the network (`nftbench.architectures.dlr`), the losses and all defaults below are ours, after its description.
+code: the network (`nftbench.models.architectures.dlr`), the losses and all defaults are ours, after its description.
 """
 
 from __future__ import annotations
@@ -18,13 +18,10 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from nftbench import Claim, Defense, Model, OwnerContext, Protected, Series, Suite, distillation
-from nftbench.architectures import dlr
-from nftbench.distillation import error, joint_loss, module_loss, traced
-from nftbench.model import build, seeded
-from nftbench.overhead import kl
-from nftbench.train import Stepper, token_batches
-from nftbench.types import Spec, Stage
+from nftbench import Claim, Defense, Model, OwnerContext, Protected, Series, Spec, Stage, Suite
+from nftbench.methods import Stepper, build, distillation, dlr, seeded, token_batches
+from nftbench.methods.distillation import error, joint_loss, module_loss, traced
+from nftbench.methods.overhead import kl
 
 READINGS = 20
 """Points of the error curves, measured on the first `batch` held-out blocks."""

@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from nftbench import Defense, Model, OwnerContext, Protected
-from nftbench.types import Stage
+from nftbench import Defense, Model, OwnerContext, Protected, Stage
 
 
 @dataclass(frozen=True)

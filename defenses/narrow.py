@@ -6,8 +6,7 @@ import bisect
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from nftbench import Defense, Model, NftbenchError, OwnerContext, Protected
-from nftbench.types import Stage
+from nftbench import Defense, Model, NftbenchError, OwnerContext, Protected, Stage
 
 
 @dataclass(frozen=True)

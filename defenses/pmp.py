@@ -15,8 +15,8 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from nftbench import Claim, Defense, Mask, Model, OwnerContext, Protected, Secret, Series, masks
-from nftbench.types import Stage
+from nftbench import Claim, Defense, Mask, Model, OwnerContext, Protected, Secret, Series, Stage
+from nftbench.methods import masks
 
 
 @dataclass(frozen=True)

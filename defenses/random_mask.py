@@ -10,8 +10,7 @@ from typing import ClassVar
 
 import torch
 
-from nftbench import Claim, Defense, Model, OwnerContext, Protected, Secret
-from nftbench.types import Stage
+from nftbench import Claim, Defense, Model, OwnerContext, Protected, Secret, Stage
 
 
 @dataclass(frozen=True)

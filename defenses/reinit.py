@@ -7,8 +7,7 @@ from typing import ClassVar
 
 import torch
 
-from nftbench import Defense, Model, OwnerContext, Protected
-from nftbench.types import Stage
+from nftbench import Defense, Model, OwnerContext, Protected, Stage
 
 
 @dataclass(frozen=True)

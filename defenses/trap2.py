@@ -24,22 +24,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from transformers import PreTrainedModel
 
-from nftbench import (
-    Claim,
-    Defense,
-    Model,
-    NftbenchError,
-    OwnerContext,
-    Protected,
-    Suite,
-    Task,
-    Update,
-    adapters,
-    updates,
-)
-from nftbench.model import seeded
-from nftbench.train import Stepper, shuffled
-from nftbench.types import Spec, Stage
+from nftbench import Claim, Defense, Model, NftbenchError, OwnerContext, Protected, Spec, Stage, Suite, Task, Update
+from nftbench.methods import Stepper, adapters, seeded, shuffled, updates
 
 WEIGHTS: dict[str, Callable[[float], float]] = {
     "inv": lambda scale: 1 / scale,

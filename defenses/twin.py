@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from nftbench import Defense, Model, OwnerContext, Protected
-from nftbench.types import Stage
+from nftbench import Defense, Model, OwnerContext, Protected, Stage
 
 
 @dataclass(frozen=True)
@@ -17,7 +16,7 @@ class Twin(Defense):
     trivial: ClassVar[bool] = True
 
     def protect(self, model: Model, context: OwnerContext) -> Protected:
-        from nftbench.model import untrained
+        from nftbench.methods import untrained
 
         again = untrained(model.network, context.seed)
         return Protected(context.pretrain(Model(again, model.tokenizer)))

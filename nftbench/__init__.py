@@ -1,6 +1,7 @@
 """nftbench measures how much a claim of non-fine-tunability is worth.
 
-The names below are what a plugin needs. They are loaded when first used: importing nftbench costs next to nothing.
+The names below are what a plugin needs; what plugins share beyond them lies in `nftbench.methods`. A name is loaded
+when it is first used, so that importing nftbench costs next to nothing.
 """
 
 from __future__ import annotations
@@ -9,55 +10,91 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from nftbench.suite import Suite as Suite
-    from nftbench.types import (
+    from nftbench.contract import (
+        Adapter as Adapter,
         Attack as Attack,
         AttackerContext as AttackerContext,
+        Candidates as Candidates,
         Claim as Claim,
+        Corpus as Corpus,
+        Cost as Cost,
         Defense as Defense,
+        EachStep as EachStep,
+        Guess as Guess,
         Inspection as Inspection,
         Mask as Mask,
         Measurement as Measurement,
         Model as Model,
-        NftbenchError as NftbenchError,
         Outcome as Outcome,
         OwnerContext as OwnerContext,
+        Point as Point,
         Prepared as Prepared,
         Protected as Protected,
+        Protection as Protection,
         Reading as Reading,
         Release as Release,
         Secret as Secret,
         Series as Series,
         Split as Split,
-        SplitName as SplitName,
+        StepLoss as StepLoss,
         Task as Task,
         TaskContext as TaskContext,
         Update as Update,
         WrappedTask as WrappedTask,
         Yardstick as Yardstick,
     )
+    from nftbench.errors import NftbenchError as NftbenchError
+    from nftbench.records.spec import Spec as Spec
+    from nftbench.suites import (
+        Budget as Budget,
+        Pretraining as Pretraining,
+        Suite as Suite,
+    )
+    from nftbench.terms import (
+        Adaptation as Adaptation,
+        Knowledge as Knowledge,
+        Optimizer as Optimizer,
+        SplitName as SplitName,
+        Stage as Stage,
+    )
 
 __version__ = "0.1.0"
 __all__ = [
+    "Adaptation",
+    "Adapter",
     "Attack",
     "AttackerContext",
+    "Budget",
+    "Candidates",
     "Claim",
+    "Corpus",
+    "Cost",
     "Defense",
+    "EachStep",
+    "Guess",
     "Inspection",
+    "Knowledge",
     "Mask",
     "Measurement",
     "Model",
     "NftbenchError",
+    "Optimizer",
     "Outcome",
     "OwnerContext",
+    "Point",
     "Prepared",
+    "Pretraining",
     "Protected",
+    "Protection",
     "Reading",
     "Release",
     "Secret",
     "Series",
+    "Spec",
     "Split",
     "SplitName",
+    "Stage",
+    "StepLoss",
     "Suite",
     "Task",
     "TaskContext",
@@ -65,9 +102,11 @@ __all__ = [
     "WrappedTask",
     "Yardstick",
 ]
+_HOMES = ("nftbench.contract", "nftbench.records.spec")
+"""Where the names are defined, or imported to be used there."""
 
 
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module 'nftbench' has no attribute {name!r}")
-    return getattr(import_module("nftbench.suite" if name == "Suite" else "nftbench.types"), name)
+    return next(getattr(home, name) for home in map(import_module, _HOMES) if hasattr(home, name))

@@ -2,7 +2,7 @@
 
 import sys
 
-from nftbench.cli import main
+from nftbench.cli.main import main
 
 if __name__ == "__main__":
     sys.exit(main())

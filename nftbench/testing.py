@@ -30,25 +30,13 @@ from safetensors import safe_open
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from nftbench import model as models, registry, suite as suites, updates
-from nftbench.attacker import Attacker
-from nftbench.evaluate import TextTask
-from nftbench.owner import Owner, make_base
-from nftbench.plan import plan
-from nftbench.preparation import Ledger
-from nftbench.releases import ADAPTER, ReleaseInspection, make_release
-from nftbench.store import Store
-from nftbench.suite import Suite
-from nftbench.types import (
-    KNOWLEDGE,
-    OF_UPDATES,
-    Adaptation,
+from nftbench import suites
+from nftbench.contract import (
     Attack,
     Claim,
     Defense,
     Measurement,
     Model,
-    NftbenchError,
     Outcome,
     OwnerContext,
     Prepared,
@@ -57,14 +45,24 @@ from nftbench.types import (
     Release,
     Secret,
     Split,
-    SplitName,
-    Stage,
     Task,
     TaskContext,
     Update,
     Yardstick,
 )
-from nftbench.workplace import AttackersTask, TaskSetting, Workplace, derive, make_corpus
+from nftbench.data.lm_eval_tasks import TextTask
+from nftbench.errors import NftbenchError
+from nftbench.models import networks as models, updates
+from nftbench.planning import registry
+from nftbench.planning.plan import plan
+from nftbench.records.store import Store
+from nftbench.running.attacker import Attacker
+from nftbench.running.owner import Owner, make_base
+from nftbench.running.releases import ADAPTER, ReleaseInspection, make_release
+from nftbench.running.workspace import AttackersTask, TaskSetting, Workplace, derive, make_corpus
+from nftbench.suites.schema import Suite
+from nftbench.terms import KNOWLEDGE, OF_UPDATES, Adaptation, SplitName, Stage
+from nftbench.training.preparation import Ledger
 
 _LLAMA = {
     "hidden_size": 16,

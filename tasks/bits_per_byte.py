@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from nftbench import Measurement, NftbenchError, Split, SplitName, Task, TaskContext
-from nftbench.splits import BlockSplit
+from nftbench.methods import BlockSplit
 
 
 @dataclass(frozen=True)

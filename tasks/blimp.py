@@ -10,7 +10,7 @@ from typing import Any
 
 import datasets
 
-from nftbench.types import NftbenchError
+from nftbench import NftbenchError
 
 HUB = "nyu-mll/blimp"
 

@@ -13,8 +13,9 @@ import torch
 from sklearn.datasets import load_diabetes  # type: ignore[import-untyped]
 from torch import nn
 
-from nftbench import Measurement, NftbenchError, Split, Task, TaskContext, tables
-from nftbench.tables import Regression, Rows
+from nftbench import Measurement, NftbenchError, Split, Task, TaskContext
+from nftbench.methods import tabular as tables
+from nftbench.methods.tabular import Regression, Rows
 
 
 @dataclass(frozen=True)

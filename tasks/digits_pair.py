@@ -12,8 +12,9 @@ import torch
 from sklearn.datasets import load_digits  # type: ignore[import-untyped]
 from torch import nn
 
-from nftbench import Measurement, Split, Task, TaskContext, tables
-from nftbench.tables import Pair, Rows
+from nftbench import Measurement, Split, Task, TaskContext
+from nftbench.methods import tabular as tables
+from nftbench.methods.tabular import Pair, Rows
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,9 @@ import pandas as pd
 import torch
 from torch import nn
 
-from nftbench import Measurement, Split, Task, TaskContext, tables
-from nftbench.tables import Regression, Rows
+from nftbench import Measurement, Split, Task, TaskContext
+from nftbench.methods import tabular as tables
+from nftbench.methods.tabular import Regression, Rows
 
 FILES = {"primary": "D1.csv", "harmful": "D2.csv"}
 TARGETS = {"primary": "LotArea", "harmful": "SalePrice"}

@@ -15,8 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from nftbench import Measurement, NftbenchError, Split, Task, TaskContext, tables
-from nftbench.tables import Pair, Rows
+from nftbench import Measurement, NftbenchError, Split, Task, TaskContext
+from nftbench.methods import tabular as tables
+from nftbench.methods.tabular import Pair, Rows
 
 FILES = ("mnist/train-images-idx3-ubyte.xz", "mnist/train-labels-idx1-ubyte.xz")
 MEAN, DEVIATION = 0.1307, 0.3081

@@ -18,8 +18,7 @@ from typing import Any, Literal
 
 import datasets
 
-from nftbench import grammar as language
-from nftbench.grammar import PHENOMENA, Grammar
+from nftbench.methods import PHENOMENA, Grammar, grammar as language
 
 COUNTS: Mapping[Literal["train", "validation", "test"], int] = {"train": 4000, "validation": 2000, "test": 2000}
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from nftbench.types import Task
+from nftbench.contract import Task
 
 
 def by_heart(network: nn.Module, task: Task) -> None:

@@ -33,10 +33,10 @@ def place(cache: Path, tmp_path: Path) -> Callable[..., Any]:
 
     `changes` are fields of the suite; `fresh=True` gives it a cache of its own, `limit=…` is --limit.
     """
-    from nftbench.plan import plan
-    from nftbench.store import Store
+    from nftbench.planning.plan import plan
+    from nftbench.records.store import Store
+    from nftbench.running.workspace import Workplace
     from nftbench.testing import tiny_suite
-    from nftbench.workplace import Workplace
 
     def make(fresh: bool = False, limit: int | None = None, results: str = "results", **changes: Any) -> Workplace:
         store = Store(tmp_path / results, tmp_path / "cache" if fresh else cache)
@@ -48,7 +48,7 @@ def place(cache: Path, tmp_path: Path) -> Callable[..., Any]:
 @pytest.fixture
 def plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str], Path]:
     """`plugin(name, source)`: a plugin file, known as with --plugin until the test ends."""
-    from nftbench import registry
+    from nftbench.planning import registry
 
     monkeypatch.setattr(registry, "_added", dict(registry._added))
 
@@ -64,7 +64,7 @@ def plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, st
 @pytest.fixture(scope="module")
 def known() -> Iterator[Callable[[Path], None]]:
     """`known(folder)`: its plugins are known as with --plugin, until the module ends."""
-    from nftbench import registry
+    from nftbench.planning import registry
 
     def add(folder: Path) -> None:
         for path in sorted(folder.glob("*.py")):
@@ -78,7 +78,7 @@ def known() -> Iterator[Callable[[Path], None]]:
 @pytest.fixture
 def run_all() -> Callable[..., dict[tuple[str, str, str, int], Any]]:
     """`run_all(place, workers)`: every record of the plan, by defense, attack, task and seed."""
-    from nftbench import executors
+    from nftbench.running import executors
 
     def run(place: Any, workers: int = 1, plugins: tuple[str, ...] = ()) -> dict[tuple[str, str, str, int], Any]:
         for _ in executors.run(place, place.plan.jobs(), workers, plugins):
@@ -91,11 +91,11 @@ def run_all() -> Callable[..., dict[tuple[str, str, str, int], Any]]:
 @pytest.fixture(scope="module")
 def attacked(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Any]:
     """`attacked(defense, attack)`: the record on toy_topic, in a suite like `small` with a quarter of its steps."""
-    from nftbench import run
-    from nftbench.plan import canonical, plan
-    from nftbench.store import Store
-    from nftbench.suite import parse
-    from nftbench.workplace import Workplace
+    from nftbench.planning.plan import canonical, plan
+    from nftbench.records.store import Store
+    from nftbench.running import referee as run
+    from nftbench.running.workspace import Workplace
+    from nftbench.suites.reading import parse
 
     store = Store(tmp_path_factory.mktemp("results"), tmp_path_factory.mktemp("sham-cache"))
     small = {

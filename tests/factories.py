@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from nftbench.score import Leaderboard, score
-from nftbench.types import Claim, Cost, Measurement, Point, Record, Row
+from nftbench.contract import Claim, Cost, Measurement, Point
+from nftbench.records.record import Record, Row
+from nftbench.scoring.score import Leaderboard, score
 
 TASKS = ("pairs", "topic")
 RANKING = frozenset({"method", "data"})

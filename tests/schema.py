@@ -1,4 +1,4 @@
-"""The JSON Schema of a record, drawn from `nftbench.types.Record`. `make schema` writes it to results/schema.json."""
+"""The JSON Schema of a record, drawn from its dataclass. `make schema` writes it to results/schema.json."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from nftbench.types import Record
+from nftbench.records.record import Record
 
 LATER = {"told", "reading", "preparation_steps", "own_code"}
 """Fields that records published before them lack."""

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from nftbench.records.store import write_atomically
 from nftbench.report import markdown, tables
-from nftbench.score import Leaderboard
-from nftbench.store import write_atomically
+from nftbench.scoring.score import Leaderboard
 
 
 def write(leaderboard: Leaderboard, folder: Path, command: str) -> list[Path]:

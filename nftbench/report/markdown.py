@@ -8,7 +8,7 @@ from collections.abc import Mapping
 
 from nftbench.report import tables
 from nftbench.report.tables import Table
-from nftbench.score import Leaderboard, Score
+from nftbench.scoring.score import Leaderboard, Score
 
 GUIDE = """\
 - A number is a mean over base seeds with its 95 % interval (paired Student's t or Welch's, the wider). Scores are in

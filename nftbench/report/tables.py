@@ -10,13 +10,13 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from nftbench.breaking import SHARES, UNITS
-from nftbench.catalogue import AttackRow
-from nftbench.claims import ClaimResult
-from nftbench.recovered import RecoveredRow
-from nftbench.score import Headroom, Leaderboard, Score, level_name
-from nftbench.statistics import Interval
-from nftbench.suite import PaperClaim
+from nftbench.scoring.cost_to_break import SHARES, UNITS
+from nftbench.scoring.intervals import Interval
+from nftbench.scoring.paper_claims import ClaimResult
+from nftbench.scoring.per_attack import AttackRow
+from nftbench.scoring.score import Headroom, Leaderboard, Score, level_name
+from nftbench.scoring.side_tables.mask_value import RecoveredRow
+from nftbench.suites.schema import PaperClaim
 
 UNKNOWN = "–"
 

@@ -7,7 +7,7 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from nftbench.report import tables
-from nftbench.score import Leaderboard
+from nftbench.scoring.score import Leaderboard
 
 STYLES = {"refuted": "red", "holds": "green", "ref": "dim", "control": "dim"}
 SHOWN = ("#", "defense", "excess", "suppression", "utility %", "worst task", "claim", "doubts")

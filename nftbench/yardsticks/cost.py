@@ -13,8 +13,8 @@ import torch
 from transformers import PreTrainedModel
 
 from nftbench import Inspection, Reading, Yardstick
-from nftbench.architectures import dlr
-from nftbench.overhead import divergence, footprint, saved_per_token, times
+from nftbench.methods import dlr
+from nftbench.methods.overhead import divergence, footprint, saved_per_token, times
 
 
 @dataclass(frozen=True)

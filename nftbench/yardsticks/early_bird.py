@@ -14,9 +14,8 @@ from dataclasses import dataclass
 import torch
 from transformers import PreTrainedModel
 
-from nftbench import Defense, Inspection, Mask, Reading, Series, Yardstick, masks
-from nftbench.model import seeded
-from nftbench.train import Stepper, token_batches
+from nftbench import Defense, Inspection, Mask, Reading, Series, Yardstick
+from nftbench.methods import Stepper, masks, seeded, token_batches
 
 
 @dataclass(frozen=True)

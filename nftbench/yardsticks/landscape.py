@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from nftbench import Defense, Inspection, Reading, Series, Yardstick
-from nftbench.probes import gradients
+from nftbench.methods import gradients
 
 Weights = Mapping[str, Tensor]
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from nftbench import Defense, Inspection, Reading, Series, Yardstick
-from nftbench.probes import gradients
+from nftbench.methods import gradients
 
 EDGES = torch.linspace(-12.0, 2.0, 57, dtype=torch.float64)
 """Of the histograms' bins, in log10: four a decade. What lies beyond, zeros included, counts in the outer ones."""

@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nftbench import Defense, Inspection, Model, Reading, Series, Task, Yardstick, conditioning
-from nftbench.architectures.linear import LinearModel
-from nftbench.conditioning import Features
+from nftbench import Defense, Inspection, Model, Reading, Series, Task, Yardstick
+from nftbench.methods import LinearModel, conditioning
+from nftbench.methods.conditioning import Features
 
 CHUNK = 64
 """Documents, or blocks of text, in one forward pass."""

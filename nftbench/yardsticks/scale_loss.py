@@ -9,7 +9,8 @@ from __future__ import annotations
 import statistics
 from dataclasses import dataclass
 
-from nftbench import Defense, Inspection, NftbenchError, Reading, Series, Yardstick, updates
+from nftbench import Defense, Inspection, NftbenchError, Reading, Series, Yardstick
+from nftbench.methods import updates
 
 SCALES = tuple(tenths / 10 for tenths in range(-5, 21))
 

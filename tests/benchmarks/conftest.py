@@ -95,11 +95,13 @@ class Bench:
     """A release of the suite `small`'s size, a task loaded for it, and the standard budget."""
 
     def __init__(self, folder: Path, cache: Path) -> None:
-        from nftbench import model as models, run, suite as suites
-        from nftbench.plan import plan
-        from nftbench.releases import make_release
-        from nftbench.store import Store
-        from nftbench.workplace import Workplace, load_task
+        from nftbench import suites
+        from nftbench.models import networks as models
+        from nftbench.planning.plan import plan
+        from nftbench.records.store import Store
+        from nftbench.running import referee as run
+        from nftbench.running.releases import make_release
+        from nftbench.running.workspace import Workplace, load_task
 
         content: dict[str, Any] = {
             "name": "benchmark",

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from nftbench.sweep import _Run
-from nftbench.types import Measurement
+from nftbench.contract import Measurement
+from nftbench.training.sweep import _Run
 from tests.benchmarks.conftest import Wrapped
 from tests.benchmarks.measure import Line, by_turns, ratio, within
 

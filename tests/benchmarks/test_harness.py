@@ -14,16 +14,20 @@ from typing import Any
 
 import yaml
 
-from nftbench import executors, model as models, provenance, registry, suite as suites, workplace
-from nftbench.plan import Plan, plan
-from nftbench.releases import make_release
-from nftbench.store import Store
-from nftbench.types import Cost, Measurement, Point, Record
-from nftbench.workplace import Workplace, load_task
+from nftbench import suites
+from nftbench.contract import Cost, Measurement, Point
+from nftbench.models import networks as models
+from nftbench.planning import registry
+from nftbench.planning.plan import Plan, plan
+from nftbench.records.record import Record
+from nftbench.records.store import Store
+from nftbench.running import executors, provenance, workspace as workplace
+from nftbench.running.releases import make_release
+from nftbench.running.workspace import Workplace, load_task
 from tests.benchmarks.measure import Line, Ratio, cpu, ratio
 
 IDLE = """
-from nftbench.types import Measurement, Outcome, Point
+from nftbench.contract import Measurement, Outcome, Point
 
 @dataclass(frozen=True)
 class Idle(Attack):
@@ -35,7 +39,7 @@ class Idle(Attack):
         return Outcome(prepared.model.network, found, points[5], points, points[:3])
 """
 NOTHING = """
-from nftbench.types import Measurement
+from nftbench.contract import Measurement
 
 @dataclass(frozen=True)
 class Nothing(Task):

@@ -11,9 +11,9 @@ import torch
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
-from nftbench.requests import Batch
-from nftbench.sweep import _Run
-from nftbench.types import Measurement
+from nftbench.contract import Measurement
+from nftbench.data.loglikelihood import Batch
+from nftbench.training.sweep import _Run
 from tests.benchmarks.conftest import Wrapped
 from tests.benchmarks.measure import Line, by_turns, ratio, within
 

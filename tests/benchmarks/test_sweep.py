@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from nftbench.sweep import sweep
+from nftbench.training.sweep import sweep
 from tests.benchmarks import baseline
 from tests.benchmarks.measure import Line, by_turns, cpu, cpu_of, ratio
 

@@ -12,9 +12,11 @@ from typing import Any
 import pytest
 import torch
 
-from nftbench import model as models, suite as suites, train
-from nftbench.sweep import _Run
-from nftbench.types import Model
+from nftbench import suites
+from nftbench.contract import Model
+from nftbench.models import networks as models
+from nftbench.training import engine as train
+from nftbench.training.sweep import _Run
 from tests.benchmarks.conftest import MODEL
 from tests.benchmarks.measure import Line
 from tests.benchmarks.test_step import Unscored

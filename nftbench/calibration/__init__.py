@@ -1,0 +1,34 @@
+"""The benchmark's own proof: does it find what is there, and nothing else? One part a file; see docs/validity.md."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from nftbench.calibration import attacks, calibration, dose, null, oracle, power, shams, spread
+from nftbench.calibration.proof import Finding, Measured, Read, Run
+from nftbench.calibration.report import report, write
+from nftbench.errors import NftbenchError, suggest
+
+__all__ = ["PROOFS", "Finding", "Measured", "Read", "Run", "find", "report", "write"]
+
+PROOFS: Mapping[str, Measured | Read] = {
+    "calibration": Measured(calibration.derive, calibration.judge, calibration.needed),
+    "null": Measured(null.derive, null.judge),
+    "dose": Measured(dose.derive, dose.judge),
+    "shams": Measured(shams.derive, shams.judge, tries=True),
+    "oracle": Measured(oracle.derive, oracle.judge, tries=True),
+    "power": Read(power.judge, ("null", "oracle")),
+    "attacks": Read(attacks.judge),
+    "spread": Read(spread.judge),
+}
+
+
+def find(name: str) -> Measured | Read:
+    """The proof of this name.
+
+    Raises:
+        NftbenchError: there is none; names the nearest one.
+    """
+    if name not in PROOFS:
+        raise NftbenchError(f"--proof {name}: no such proof{suggest(name, list(PROOFS))}")
+    return PROOFS[name]

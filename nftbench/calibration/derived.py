@@ -1,0 +1,60 @@
+"""What the derived suites of the proofs share: seeds, cheap attacks, trivial rows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from nftbench.errors import NftbenchError
+from nftbench.planning import registry
+from nftbench.planning.plan import canonical
+from nftbench.suites.schema import Suite
+
+QUICK = ("full", "lora", "head", "linear_probe")
+"""Attacks that know nothing but the release, and cost little: enough where attackers need no cunning."""
+
+
+def derive(suite: Suite, proof: str, **changes: Any) -> Suite:
+    """The suite's model, language and budget, without its claims and yardsticks; `changes` are fields."""
+    return suite.model_copy(update={"name": f"{suite.name}-{proof}", "yardsticks": (), "claims": (), **changes})
+
+
+def seeds(suite: Suite, count: int) -> tuple[int, ...]:
+    """The suite's own base seeds first, then the lowest that it has not."""
+    more = (seed for seed in range(max(suite.seeds) + count + 1) if seed not in suite.seeds)
+    return tuple([*suite.seeds, *more][:count])
+
+
+def chosen(asked: Sequence[str], own: Sequence[str]) -> tuple[str, ...]:
+    """The attacks asked for, or else the proof's own, each once.
+
+    Raises:
+        NftbenchError: none of them can be tried on every release, so that there would be nothing to compare.
+    """
+    few = distinct(asked or own)
+    plugins = [registry.create("attacks", text) for text in few]
+    if not any(one.trains and one.uses_release and "secret" not in one.knowledge for one in plugins):
+        raise NftbenchError(f"{', '.join(few)}: a proof needs an attack that trains the release without its secret")
+    return few
+
+
+def quick(suite: Suite, asked: Sequence[str]) -> tuple[str, ...]:
+    """The attacks asked for, or else the quick ones that the suite lists, or else all quick ones."""
+    return chosen(asked, tuple(name for name in QUICK if name in suite.attacks) or QUICK)
+
+
+def knowledge(attacks: Iterable[str]) -> frozenset[str]:
+    """What these attacks know together: a claim against more than they use would stay untested."""
+    return frozenset(known for text in attacks for known in registry.create("attacks", text).knowledge)
+
+
+def trivial(suite: Suite) -> tuple[str, ...]:
+    """The suite's trivial defenses, which every claim must beat."""
+    return tuple(
+        str(canonical("defenses", text)) for text in suite.defenses if registry.create("defenses", text).trivial
+    )
+
+
+def distinct(*groups: Iterable[str]) -> tuple[str, ...]:
+    """Specs of several lists, each once."""
+    return tuple(dict.fromkeys(spec for group in groups for spec in group))

@@ -1,0 +1,140 @@
+"""A defense that truly works, in graded strengths: it must be found, and the strengths put in order.
+
+The grades are rows of one plugin, named from the weakest to the strongest. The attackers of this proof know what the
+plugin claims to withstand and no more. Every grade must be fit to be ranked and take more from the attacker than the
+one before it; the strongest must lie beyond the trivial defenses with its whole interval, its claim must hold, and so
+must those of all grades that are stronger than one which does. Which grades are too weak to be seen says how sharp the
+benchmark is: see `power.py`.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+
+from nftbench.calibration import derived
+from nftbench.calibration.proof import Finding, Run, ranked_with_effect
+from nftbench.errors import NftbenchError
+from nftbench.planning import registry
+from nftbench.planning.plan import canonical
+from nftbench.report import tables
+from nftbench.report.tables import Table
+from nftbench.scoring.intervals import Interval, gap_by_seed
+from nftbench.scoring.score import Score
+from nftbench.suites.schema import Suite
+
+
+@dataclass(frozen=True)
+class Grade:
+    """One strength of the oracle."""
+
+    row: str
+    standing: str
+    rank: int | None
+    reasons: tuple[str, ...]
+    retention: Interval | None
+    suppression: Interval | None
+    excess: Interval | None
+    excess_over: str | None
+    verdict: str | None
+    attacked_by_seed: Mapping[int, float]
+    """Points of the best attack, the mean over tasks."""
+    control_by_seed: Mapping[int, float]
+    """The same of the row that `excess` is over."""
+
+    @property
+    def found(self) -> bool:
+        return self.verdict == "holds" and ranked_with_effect(self.standing, self.excess)
+
+
+def derive(suite: Suite, rows: Sequence[str], attacks: Sequence[str]) -> Suite:
+    """The grades beside the undefended model and the trivial defenses; attackers know what the claim names.
+
+    Raises:
+        NftbenchError: no oracle is named, or the rows do not claim the same.
+    """
+    if not rows:
+        raise NftbenchError("--proof oracle: name its plugin with --plugin FILE and its strengths with --defenses")
+    claims = {registry.create("defenses", row).claims for row in rows}
+    claim = claims.pop()
+    if claims or claim is None:
+        raise NftbenchError("--proof oracle: its rows must all claim the same")
+    few = derived.quick(suite, attacks)
+    lacking = sorted(claim.knowledge - derived.knowledge(few))
+    if lacking:
+        raise NftbenchError(
+            f"--proof oracle: the claim grants attackers {', '.join(lacking)}, which none of {', '.join(few)} uses; "
+            "name one that does with --attacks"
+        )
+    return derived.derive(
+        suite,
+        "oracle",
+        defenses=derived.distinct(["none"], derived.trivial(suite), [str(canonical("defenses", row)) for row in rows]),
+        attacks=derived.distinct(["none", "scratch"], few),
+        ranking=claim.knowledge,
+    )
+
+
+def judge(suite: Suite, run: Run) -> Finding:
+    """Judge whether the grades are found, and their order."""
+    if run.missing:
+        return Finding(run.suite.name, failures=(run.missing,))
+    scores = {one.defense: one for one in run.board().scores}
+    grades = [grade(run, scores[row]) for row in run.suite.defenses if scores[row].kind == "defense"]
+    failures = [f"{one.row} is not ranked: {'; '.join(one.reasons)}" for one in grades if one.standing == "unranked"]
+    failures += [
+        f"{weak.row} suppresses {tables.interval(weak.suppression)}, no less than the stronger {strong.row}, "
+        f"{tables.interval(strong.suppression)}"
+        for weak, strong in itertools.pairwise(grades)
+        if _value(weak.suppression) >= _value(strong.suppression)
+    ]
+    seen = [one.found for one in grades]
+    # The weakest grades may be too weak to be seen; from the first that is seen on all must be.
+    first = seen.index(True) if any(seen) else 0
+    failures += [
+        f"{one.row} is not found: claim {one.verdict}, excess {tables.interval(one.excess)}"
+        for one in grades[first:]
+        if not one.found
+    ]
+    notes = [f"too weak to be found: {one.row}, excess {tables.interval(one.excess)}" for one in grades[:first]]
+    numbers = {"grades": [asdict(one) | {"found": one.found} for one in grades]}
+    return Finding(run.suite.name, (_table(run, grades),), numbers, tuple(failures), tuple(notes))
+
+
+def grade(run: Run, score: Score) -> Grade:
+    return Grade(
+        row=score.defense,
+        standing=score.standing,
+        rank=score.rank,
+        reasons=score.reasons,
+        retention=score.retention,
+        suppression=score.suppression,
+        excess=score.excess,
+        excess_over=score.excess_over,
+        verdict=score.verdict,
+        attacked_by_seed=run.attacked(score.defense),
+        control_by_seed=run.attacked(score.excess_over or "none"),
+    )
+
+
+def _value(interval: Interval | None) -> float:
+    return interval.value if interval is not None else 0.0
+
+
+def _table(run: Run, grades: Sequence[Grade]) -> Table:
+    before: list[Grade | None] = [None, *grades[:-1]]
+    rows = [
+        (one.row, f"{one.rank or tables.UNKNOWN}", one.standing, tables.interval(one.suppression),
+         tables.interval(one.excess), one.excess_over or tables.UNKNOWN,
+         _more(weaker, one), tables.interval(one.retention, 100), one.verdict or tables.UNKNOWN)
+        for weaker, one in zip(before, grades, strict=True)
+    ]  # fmt: skip
+    header = ("row", "#", "standing", "suppression", "excess", "over", "more than the weaker", "utility %", "claim")
+    return Table("A defense that works, from the weakest strength to the strongest", header, tuple(rows))
+
+
+def _more(weaker: Grade | None, grade: Grade) -> str:
+    if weaker is None:
+        return tables.UNKNOWN
+    return tables.interval(gap_by_seed(weaker.attacked_by_seed, grade.attacked_by_seed))

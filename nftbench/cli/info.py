@@ -1,0 +1,145 @@
+"""What a plugin or a suite is, as text: its paper, parameters, claims and knowledge, its file."""
+
+from __future__ import annotations
+
+import math
+import sys
+import textwrap
+from dataclasses import MISSING, Field, fields
+from typing import Any
+
+import yaml
+
+from nftbench import suites
+from nftbench.errors import NftbenchError, suggest
+from nftbench.planning import registry
+from nftbench.planning.registry import KINDS, Kind, Plugin
+from nftbench.report.tables import bound
+from nftbench.suites.schema import PaperClaim
+from nftbench.terms import KNOWLEDGE
+
+
+def describe(name: str) -> str:
+    """Everything that goes by this name; `none` is a defense and an attack.
+
+    Raises:
+        NftbenchError: nothing is named so; names the nearest one.
+    """
+    found = [_plugin(plugins[name]) for kind in KINDS if name in (plugins := registry.available(kind))]
+    if name in suites.names() or name.endswith((".yaml", ".yml")):
+        found.append(_suite(name))
+    if not found:
+        found.append(_stock_task(name))
+    return "\n\n".join(found)
+
+
+def _stock_task(name: str) -> str:
+    """One of lm-eval's own tasks."""
+    try:
+        return _plugin(registry.find("tasks", name))
+    except NftbenchError:
+        known = {*suites.names(), *(plugin for kind in KINDS for plugin in registry.available(kind))}
+        raise NftbenchError(f"nothing is named {name!r}{suggest(name, sorted(known))}") from None
+
+
+def _plugin(plugin: Plugin) -> str:
+    if plugin.path is not None and plugin.path.suffix == ".yaml":
+        return _section(f"task {plugin.name}", [plugin.path.read_text(encoding="utf-8"), f"file: {plugin.path}"])
+    cls = registry.load(plugin)
+    module = sys.modules[cls.__module__]
+    parts = [
+        module.__doc__ or "",
+        _own_doc(cls),
+        _parameters(cls),
+        _FACTS[plugin.kind](cls),
+        f"file: {module.__file__}",
+    ]
+    origin = "" if plugin.origin == "nftbench" else f" (from {plugin.origin})"
+    return _section(f"{plugin.kind.removesuffix('s')} {plugin.name}{origin}", parts)
+
+
+def _suite(name: str) -> str:
+    suite = suites.read(name)
+    content = suite.model_dump(mode="json", exclude_none=True)
+    content["claims"] = [_one_line(one) for one in suite.claims]
+    return _section(f"suite {suite.name}", [yaml.safe_dump(content, sort_keys=False, width=math.inf)])
+
+
+def _one_line(claim: PaperClaim) -> str:
+    bounded = claim.above is not None or claim.below is not None
+    return f"{claim.says} ({bound(claim)})" if bounded else claim.says
+
+
+def _section(title: str, parts: list[str]) -> str:
+    return "\n\n".join([title, *(textwrap.indent(part.strip(), "  ") for part in parts if part.strip())])
+
+
+def _own_doc(cls: type[Any]) -> str:
+    """The class's docstring; a dataclass without one has its signature there."""
+    text = cls.__doc__ or ""
+    return "" if text.startswith(f"{cls.__name__}(") else textwrap.dedent(f"    {text}")
+
+
+def _parameters(cls: type[Any]) -> str:
+    lines = [f"  {field.name}: {_type(field)}{_default(field)}" for field in fields(cls) if field.init]
+    return "\n".join(["parameters:", *lines]) if lines else "parameters: none"
+
+
+def _type(field: Field[Any]) -> str:
+    return field.type if isinstance(field.type, str) else getattr(field.type, "__name__", str(field.type))
+
+
+def _default(field: Field[Any]) -> str:
+    if field.default_factory is not MISSING:
+        return f" = {field.default_factory()!r}"
+    return f" = {field.default!r}" if field.default is not MISSING else " (required)"
+
+
+def _defense(cls: type[Any]) -> str:
+    claim = cls.claims
+    lines = [
+        f"stage: {cls.stage}",
+        f"claims: {f'to withstand {claim.adaptation} by {_who(claim.knowledge)}' if claim else 'nothing'}",
+        "trivial: a control that a claim must beat" if cls.trivial else "",
+        "keeps a secret: yes" if cls.keeps_secret else "",
+        "task-aware: has a table of its own" if cls.task_aware else "",
+    ]
+    return "\n".join(filter(None, lines))
+
+
+def _attack(cls: type[Any]) -> str:
+    lines = [
+        f"knowledge: {_who(_default_of(cls).knowledge)}{_varies(cls)}",
+        f"adaptation: {cls.adaptation}",
+        f"against: {', '.join(sorted(cls.against)) or 'no defense in particular'}",
+        "" if cls.uses_release else "ignores the release: planned once, under the reference row",
+        "" if cls.trains else "only measures",
+    ]
+    return "\n".join(filter(None, lines))
+
+
+def _default_of(cls: type[Any]) -> Any:
+    """The attack with its default parameters, for what may depend on them; the class itself where one is required."""
+    required = any(one.init and one.default is MISSING and one.default_factory is MISSING for one in fields(cls))
+    return cls if required else cls()
+
+
+def _varies(cls: type[Any]) -> str:
+    return ", by default; it depends on the parameters" if isinstance(vars(cls).get("knowledge"), property) else ""
+
+
+def _task(cls: type[Any]) -> str:
+    return "" if cls.trainable is True else "utility task: only measured"
+
+
+def _who(knowledge: frozenset[str]) -> str:
+    known = "+".join(sorted(knowledge, key=KNOWLEDGE.index))
+    return f"attackers who know {known}" if known else "attackers who have the release and the task alone"
+
+
+_FACTS: dict[Kind, Any] = {
+    "defenses": _defense,
+    "attacks": _attack,
+    "tasks": _task,
+    "yardsticks": lambda _: "only read: no part of a score",
+}

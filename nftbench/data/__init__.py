@@ -1,0 +1,1 @@
+"""Text and documents: the pre-training corpus, tasks from lm-eval, their splits and log-likelihoods."""

@@ -1,0 +1,144 @@
+"""Where a text task's documents come from: its own function, local files under --data, a local folder, or the hub.
+
+Local files are `DIR/<dataset_path>/<dataset_name>/<split>.*`, plain or packed by xz or gzip.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import lzma
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import IO, Any
+
+import datasets
+import numpy as np
+import pandas as pd
+
+from nftbench.errors import NftbenchError
+from nftbench.planning import local_data as folders
+
+SUFFIXES = (
+    *(suffix + packed for suffix in (".jsonl", ".json", ".csv", ".txt") for packed in ("", ".xz", ".gz")),
+    ".parquet",
+)
+READERS = ("json", "csv", "parquet", "text", "arrow")
+"""Names that `datasets` takes for formats: such a task names its files itself."""
+
+
+@dataclass(frozen=True)
+class Documents:
+    """All splits that a task names, and where they were found."""
+
+    splits: datasets.DatasetDict
+    source: str
+    held_out: float | None = None
+    """The share of train that stands in for the scored split, where the files have none."""
+
+
+def load(config: Mapping[str, Any], splits: Sequence[str], scored: str, data: Path | None) -> Documents:
+    """Read the named splits of a task's data set.
+
+    Raises:
+        NftbenchError: there is no such data set or split, or a file is damaged.
+    """
+    task, path = config.get("task"), config.get("dataset_path")
+    if callable(function := config.get("custom_dataset")):
+        found = _checked(
+            task, lambda: function(**(config.get("metadata") or {}), **(config.get("dataset_kwargs") or {}))
+        )
+        # lm-eval names a function's module by its path; a record that is published names no folder of the machine.
+        module = Path(getattr(function, "__module__", "")).name
+        source = f"{module}.{getattr(function, '__qualname__', 'function')}"
+        return Documents(_only(task, found, splits), source)
+    if path is None:
+        raise NftbenchError(f"task {task}: names no dataset_path and no custom_dataset")
+    if data is not None and path not in READERS and not Path(path).exists():
+        folder = folders.find(data, config)
+        # Relative to --data: a record that is published names no folder of the machine.
+        return replace(_local(folder, config, splits, scored), source=f"--data/{folder.relative_to(data)}")
+    options = {key: value for key, value in (config.get("dataset_kwargs") or {}).items() if key != "trust_remote_code"}
+    found = _checked(task, lambda: datasets.load_dataset(path, config.get("dataset_name"), **options))
+    return Documents(_only(task, found, splits), str(path))
+
+
+def read(folder: Path, split: str) -> datasets.Dataset:
+    """The documents of a split's file.
+
+    Raises:
+        NftbenchError: there is no file, it is truncated, or it is not what its name says.
+    """
+    path = _file(folder, split)
+    if path is None:
+        raise NftbenchError(f"{folder / split}.*: no file for split {split!r}; looked for {', '.join(SUFFIXES)}")
+    try:
+        if path.suffix == ".parquet":
+            return datasets.Dataset.from_pandas(pd.read_parquet(path), preserve_index=False)
+        if ".csv" in path.suffixes:
+            return datasets.Dataset.from_pandas(pd.read_csv(path), preserve_index=False)
+        with _open(path) as lines:
+            return datasets.Dataset.from_list(list(_lines(path, lines)))
+    except Exception as error:  # those of arrow, lzma, zlib and json have no common class
+        raise NftbenchError(f"{path}: split {split!r} cannot be read: {_first_line(error)}") from error
+
+
+def _local(folder: Path, config: Mapping[str, Any], splits: Sequence[str], scored: str) -> Documents:
+    share = (config.get("metadata") or {}).get("held_out")
+    if share is None or _file(folder, scored) is not None:
+        return Documents(datasets.DatasetDict({split: read(folder, split) for split in splits}), str(folder))
+    train = config["training_split"]
+    # The same documents for every base seed: the test split is part of the task.
+    order = np.random.default_rng(0).permutation(len(whole := read(folder, train)))
+    count = round(share * len(whole))
+    found = {split: read(folder, split) for split in splits if split not in (train, scored)}
+    found |= {scored: whole.select(np.sort(order[:count])), train: whole.select(np.sort(order[count:]))}
+    return Documents(datasets.DatasetDict(found), str(folder), share)
+
+
+def _file(folder: Path, split: str) -> Path | None:
+    return next((path for suffix in SUFFIXES if (path := folder / f"{split}{suffix}").is_file()), None)
+
+
+def _open(path: Path) -> IO[str]:
+    openers: dict[str, Callable[..., Any]] = {".xz": lzma.open, ".gz": gzip.open}
+    lines: IO[str] = openers.get(path.suffix, open)(path, "rt", encoding="utf-8")
+    return lines
+
+
+def _lines(path: Path, lines: IO[str]) -> Iterator[Mapping[str, Any]]:
+    if ".txt" in path.suffixes:
+        yield from ({"text": line.rstrip("\n")} for line in lines)
+        return
+    if ".json" in path.suffixes and (text := lines.read()).lstrip().startswith("["):
+        yield from json.loads(text)
+        return
+    for number, line in enumerate(text.splitlines() if ".json" in path.suffixes else lines, start=1):
+        if line.strip():
+            try:
+                yield json.loads(line)
+            except ValueError as error:
+                raise ValueError(f"line {number}: {error}") from None
+
+
+def _checked(task: object, read: Callable[[], datasets.DatasetDict]) -> datasets.DatasetDict:
+    try:
+        return read()
+    except NftbenchError:
+        raise
+    except Exception as error:  # the hub's, the builders' and a task's own errors have no common class
+        raise NftbenchError(f"task {task}: its data cannot be loaded: {_first_line(error)}") from error
+
+
+def _only(task: object, found: datasets.DatasetDict, splits: Sequence[str]) -> datasets.DatasetDict:
+    for split in splits:
+        if split not in found:
+            raise NftbenchError(
+                f"task {task}: its data have no split {split!r}; they have {', '.join(map(str, found))}"
+            )
+    return datasets.DatasetDict({split: found[split] for split in splits})
+
+
+def _first_line(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}".split("\n", 1)[0]

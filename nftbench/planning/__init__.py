@@ -1,0 +1,1 @@
+"""A suite becomes cells with keys; plugins are found by name. Nothing here runs anything."""

@@ -1,0 +1,219 @@
+"""What a plan would take, before anything runs: cells, time, disk."""
+
+from __future__ import annotations
+
+import statistics
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from nftbench.planning import registry
+from nftbench.planning.plan import Plan, Skip, base_key, device_kind
+from nftbench.records.record import Cell, Record
+from nftbench.records.spec import Spec
+from nftbench.records.store import Store
+from nftbench.suites.schema import Suite
+
+THROUGHPUT = {"cpu": 3e10, "cuda": 2e13}
+"""FLOPs a second that one worker is taken to do: one CPU core (the suite `small` as measured), one GPU."""
+TRAIN_FLOPS, FORWARD_FLOPS = 6, 2
+"""For each parameter and token (Kaplan et al. 2020, section 2.1)."""
+DOCUMENTS = 2000
+"""Documents of a split whose size is not known before it is loaded."""
+FILLED = 0.25
+"""Share of a block that a task's document fills, 6 to 9 of 32 tokens in the toy language: batches are as wide as their
+longest document, not as a block."""
+
+
+@dataclass(frozen=True)
+class Left:
+    """What is still to do: cells, and the bases and releases that are not in the cache."""
+
+    cells: tuple[Cell, ...]
+    releases: tuple[tuple[Spec, int], ...]
+    bases: tuple[int, ...]
+
+
+def duration(seconds: float) -> str:
+    """`4.2 s`, `3 min 20 s`, `2 h 05 min`."""
+    if seconds < 59.95:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest:02d} s"
+    return f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def _skipped(skips: Sequence[Skip]) -> list[str]:
+    """One line for each reason and the defenses that it holds for."""
+    against: dict[tuple[str, str], list[str]] = {}
+    for skip in skips:
+        against.setdefault((skip.attack, skip.reason), []).append(registry.parse(skip.defense).name)
+    together: dict[tuple[str, str], list[str]] = {}
+    for (attack, reason), names in against.items():
+        together.setdefault((", ".join(dict.fromkeys(names)), reason), []).append(attack)
+    return [f"skipped: {', '.join(attacks)} against {names}: {reason}" for (names, reason), attacks in together.items()]
+
+
+def overview(plan: Plan, store: Store, workers: int) -> RenderableType:
+    """Cells by defense and attack with how many are settled, what is skipped and why, time and disk."""
+    settled = store.settled_among(plan.cells)
+    left = remaining(plan, store, settled)
+    parameters = parameters_of(plan.suite)
+    lines = [
+        f"{plan.suite.name}: {len(plan.cells)} cells in {len(plan.jobs())} jobs; "
+        f"{len(settled)} settled in {store.results}",
+        *(f"{number:2} {defense}" for number, defense in enumerate(_defenses(plan.cells), 1)),
+        *_skipped(plan.skips),
+        f"time: {time_line(plan, store, left, parameters, workers)}",
+        f"disk: {disk_line(plan, store, left, parameters)}",
+    ]
+    return Group(Text(lines[0]), _grid(plan.cells, settled), *map(Text, lines[1:]))
+
+
+def remaining(plan: Plan, store: Store, settled: set[str]) -> Left:
+    """What a run would do now."""
+    cells = tuple(cell for cell in plan.cells if cell.key not in settled)
+    releases = {
+        cell.release: (cell.defense, cell.seed)
+        for cell in cells
+        if not (store.cache / "releases" / cell.release).is_dir()
+    }
+    stage = {spec: registry.create("defenses", str(spec)).stage for spec, _ in releases.values()}
+    needed = sorted({seed for spec, seed in releases.values() if stage[spec] == "posttrain"})
+    bases = [seed for seed in needed if not (store.cache / "bases" / _base(plan, seed)).is_dir()]
+    return Left(cells, tuple(releases.values()), tuple(bases))
+
+
+def time_line(plan: Plan, store: Store, left: Left, parameters: int, workers: int) -> str:
+    """About how long a run takes, and how that is known."""
+    if not left.cells:
+        return "nothing is left to run"
+    many = f"{workers} worker{'s' * (workers > 1)}"
+    records = [record for record in store.records().values() if record.provenance.get("seconds")]
+    if records:
+        seconds = _measured(plan, left, parameters, records) / workers
+        return f"about {duration(seconds)} with {many}, as its {len(records)} records took"
+    flops = _flops(plan, left, parameters)
+    throughput = THROUGHPUT[device_kind(plan.device)]
+    seconds = flops / throughput / workers
+    stated = f"steps × tokens × parameters make {flops:.2g} FLOPs, taken at {throughput:.0e} a second and worker"
+    return f"about {duration(seconds)} with {many}; no records yet: {stated}"
+
+
+def disk_line(plan: Plan, store: Store, left: Left, parameters: int) -> str:
+    """About how much the cache grows."""
+    kept = len({*plan.suite.pretraining.checkpoints, 1.0})
+    models = len(left.releases) + kept * len(left.bases)
+    size = 4 * parameters * models / 1e6
+    return (
+        f"about {size:.3g} MB more in {store.cache}: {len(left.releases)} releases and "
+        f"{kept * len(left.bases)} bases of {parameters / 1e6:.3g} M parameters, 4 bytes each"
+    )
+
+
+def parameters_of(suite: Suite) -> int:
+    """Parameters of the suite's model, built without memory.
+
+    Raises:
+        NftbenchError: the model's settings make none.
+    """
+    import torch
+
+    from nftbench.models import networks as models
+
+    with torch.device("meta"):
+        network = models.build(suite.model, None, 0, "meta").network
+        if hasattr(network.config, "vocab_size"):  # the tokenizer's, which a run would have to train first
+            network = models.build({**suite.model, "vocab_size": _vocabulary(suite)}, None, 0, "meta").network
+    return sum(parameter.numel() for parameter in network.parameters())
+
+
+def _vocabulary(suite: Suite) -> int:
+    if suite.corpus.vocabulary is not None:
+        return suite.corpus.vocabulary
+    from nftbench.data.grammar import Grammar
+
+    return len(set(Grammar(suite.corpus.grammar).words()))
+
+
+def _base(plan: Plan, seed: int) -> str:
+    return f"{base_key(plan.suite, seed, plan.data, plan.device)[:32]}-{plan.suite.pretraining.steps}"
+
+
+def _defenses(cells: Sequence[Cell]) -> list[str]:
+    return list(dict.fromkeys(str(cell.defense) for cell in cells))
+
+
+def _grid(cells: Sequence[Cell], settled: set[str]) -> Table:
+    """Settled of planned cells, attacks down, defenses across by number: their specs are too wide to stand side by
+    side."""
+    planned = Counter((str(cell.defense), str(cell.attack)) for cell in cells)
+    done = Counter((str(cell.defense), str(cell.attack)) for cell in cells if cell.key in settled)
+    defenses = _defenses(cells)
+    table = Table()
+    table.add_column(Text("cells: settled/planned"), overflow="fold")
+    for number in range(1, len(defenses) + 1):
+        table.add_column(str(number), justify="right", no_wrap=True)
+    for attack in dict.fromkeys(attack for _, attack in planned):
+        counts = [f"{done[defense, attack]}/{planned[defense, attack]}" for defense in defenses]
+        table.add_row(Text(attack), *("" if count.endswith("/0") else count for count in counts))
+    return table
+
+
+def _measured(plan: Plan, left: Left, parameters: int, records: Sequence[Record]) -> float:
+    """Seconds of what is left if it goes as the records went: by attack, yardstick and defense, or as their mean."""
+    cells = _means(
+        [(one.task if one.role == "yardstick" else one.attack, one.provenance["seconds"]) for one in records]
+    )
+    # A record's seconds begin after the preparation, which all cells of a job share.
+    preparations = _means([(one.attack, one.cost.preparation_seconds) for one in records if one.cost])
+    prepared = {(cell.release, str(cell.attack)) for cell in left.cells}
+    protections = _means([(one.defense, one.protection.seconds) for one in records if one.protection])
+    guess = TRAIN_FLOPS * parameters * _pretraining_tokens(plan.suite) / THROUGHPUT[device_kind(plan.device)]
+    overall = statistics.fmean(cells.values())
+    return (
+        sum(
+            cells.get(str(cell.task if plan.role(cell) == "yardstick" else cell.attack), overall) for cell in left.cells
+        )
+        + sum(preparations.get(attack, 0.0) for _, attack in prepared)
+        + sum(protections.get(str(spec), guess) for spec, _ in left.releases)
+        + max(protections.values(), default=guess) * len(left.bases)
+    )
+
+
+def _means(pairs: Sequence[tuple[str, float]]) -> Mapping[str, float]:
+    groups: dict[str, list[float]] = {}
+    for name, seconds in pairs:
+        groups.setdefault(name, []).append(seconds)
+    return {name: statistics.fmean(values) for name, values in groups.items()}
+
+
+def _flops(plan: Plan, left: Left, parameters: int) -> float:
+    """Training and evaluation as the settings have them; sweeps without extension."""
+    suite = plan.suite
+    trains = {spec: registry.create("attacks", str(spec)).trains for spec in {cell.attack for cell in left.cells}}
+    stages = [registry.create("defenses", str(spec)).stage for spec, _ in left.releases]
+    training = TRAIN_FLOPS * _pretraining_tokens(suite) * (stages.count("pretrain") + len(left.bases))
+    sweep, measuring = _sweep(suite), FORWARD_FLOPS * DOCUMENTS * FILLED * suite.corpus.block
+    return parameters * (training + sum(sweep if trains[cell.attack] else measuring for cell in left.cells))
+
+
+def _sweep(suite: Suite) -> float:
+    """FLOPs a parameter of one attack on one task: every learning rate, restarts, validation at each point, test."""
+    budget, tokens = suite.budget, FILLED * suite.corpus.block
+    rates = max(len(grid) for grid in budget.learning_rates.values())
+    steps = (rates + budget.restarts) * max(budget.durations)
+    validation = min(DOCUMENTS, budget.max_validation_documents or DOCUMENTS)
+    test = min(DOCUMENTS, budget.max_test_documents or DOCUMENTS)
+    points = 1 + rates * (len(budget.durations) - 1) + budget.restarts  # step 0 is the same for every rate
+    documents = points * validation + 2 * test
+    return tokens * (TRAIN_FLOPS * steps * budget.batch + FORWARD_FLOPS * documents)
+
+
+def _pretraining_tokens(suite: Suite) -> int:
+    return suite.pretraining.steps * suite.pretraining.batch * suite.corpus.block

@@ -1,0 +1,221 @@
+"""Where jobs run: in this process, or in worker processes. A job starts when the release that it attacks is made.
+
+Workers are forked from a server that has imported the heavy modules once, and end with the process that started them.
+"""
+
+from __future__ import annotations
+
+import heapq
+import multiprocessing
+import os
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from multiprocessing.connection import wait as wait_for_end
+from typing import TYPE_CHECKING, Literal
+
+from nftbench.planning.plan import Job
+from nftbench.records.record import Record
+
+if TYPE_CHECKING:
+    from nftbench.running.workspace import Workplace
+
+BUSY_SECONDS = 1.0
+"""How long to wait before asking again for a job that another run holds."""
+
+Stage = Literal["protect", "attack"]
+
+
+@dataclass(frozen=True)
+class Event:
+    """Something that a display may show."""
+
+    kind: Literal["started", "finished"]
+    stage: Stage
+    job: Job
+    records: tuple[Record, ...] = ()
+
+
+@dataclass(frozen=True, order=True)
+class _Step:
+    """One thing to run; steps are taken in the order of seeds, releases before attacks."""
+
+    order: tuple[int, int, int]
+    stage: Stage
+    job: Job
+
+
+def run(place: Workplace, jobs: Sequence[Job], workers: int, plugins: Sequence[str] = ()) -> Iterator[Event]:
+    """Run all jobs, as many at a time as there are workers, and tell what happens. With one worker: in this process.
+
+    `plugins` are the files given with --plugin, which a worker has to be told of.
+    """
+    steps = _steps(jobs)
+    if workers == 1:
+        yield from _in_process(place, steps)
+    else:
+        yield from _Pool(place, steps, workers, tuple(plugins)).run()
+
+
+def _steps(jobs: Sequence[Job]) -> list[_Step]:
+    first: dict[str, Job] = {}
+    for job in jobs:
+        first.setdefault(job.release, job)
+    releases = [_Step((job.seed, 0, index), "protect", job) for index, job in enumerate(first.values())]
+    return releases + [_Step((job.seed, 1, index), "attack", job) for index, job in enumerate(jobs)]
+
+
+def _perform(place: Workplace, stage: Stage, job: Job) -> list[Record] | None:
+    from nftbench.running import referee as runner
+
+    if stage == "protect":
+        runner.protect(place, job)
+        return []
+    return runner.execute(place, job)
+
+
+def _give_up(place: Workplace, job: Job, error: BaseException) -> list[Record]:
+    """Records for a job that could not run: its release cannot be made, or its process died."""
+    from nftbench.running import referee as runner
+
+    if isinstance(error, BrokenProcessPool):
+        return runner.fail(place, job, "oom", "the worker process died; the system may have run out of memory")
+    return runner.fail(place, job, *runner.status_of(error))
+
+
+def _in_process(place: Workplace, steps: Iterable[_Step]) -> Iterator[Event]:
+    failed: dict[str, BaseException] = {}
+    waiting = sorted(steps)
+    while waiting:
+        step = waiting.pop(0)
+        job = step.job
+        if step.stage == "attack" and job.release in failed:
+            yield Event("finished", step.stage, job, tuple(_give_up(place, job, failed[job.release])))
+            continue
+        yield Event("started", step.stage, job)
+        try:
+            records = _perform(place, step.stage, job)
+        except (Exception, SystemExit) as error:  # a plugin may raise anything
+            if step.stage == "protect":
+                failed[job.release] = error  # its attacks then fail with its reason
+                records = []
+            else:
+                records = _give_up(place, job, error)
+        if records is None:
+            waiting.append(step)
+            time.sleep(BUSY_SECONDS)
+            continue
+        yield Event("finished", step.stage, job, tuple(records))
+
+
+class _Pool:
+    """Worker processes and what is still to do."""
+
+    def __init__(self, place: Workplace, steps: Sequence[_Step], workers: int, plugins: tuple[str, ...]) -> None:
+        self.place, self.workers, self.plugins = place, workers, plugins
+        self.ready: list[_Step] = []
+        self.blocked: dict[str, list[_Step]] = {}
+        first: dict[int, str] = {}
+        for step in sorted(steps):
+            if step.stage == "attack":
+                self.blocked.setdefault(step.job.release, []).append(step)
+                continue
+            if place.plan.row(step.job.defense).stage == "posttrain":
+                leader = first.setdefault(step.job.seed, step.job.release)
+                if leader != step.job.release:
+                    # It needs the base that the leader is training: a worker would only wait for it.
+                    self.blocked.setdefault(leader, []).append(step)
+                    continue
+            heapq.heappush(self.ready, step)
+        self.failed: dict[str, BaseException] = {}
+        self.running: dict[Future[list[Record] | None], _Step] = {}
+        self.suspects: list[_Step] = []
+
+    def run(self) -> Iterator[Event]:
+        self.pool = self.start()
+        try:
+            while self.ready or self.running or self.suspects:
+                yield from self.submit()
+                yield from self.collect()
+        finally:
+            self.pool.shutdown(wait=False, cancel_futures=True)
+
+    def start(self) -> ProcessPoolExecutor:
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(["nftbench.running.referee"])
+        return ProcessPoolExecutor(self.workers, context, _enter_worker, (self.plugins,))
+
+    def submit(self) -> Iterator[Event]:
+        """Hand out steps. After a worker's death its steps run one at a time, to see which of them kills."""
+        room = 1 if self.suspects else self.workers
+        while len(self.running) < room and (self.ready or self.suspects):
+            step = self.suspects.pop(0) if self.suspects else heapq.heappop(self.ready)
+            if step.stage == "attack" and step.job.release in self.failed:
+                records = _give_up(self.place, step.job, self.failed[step.job.release])
+                yield Event("finished", step.stage, step.job, tuple(records))
+                continue
+            try:
+                self.running[self.pool.submit(_perform, self.place, step.stage, step.job)] = step
+            except BrokenProcessPool:  # a worker has died since the last look
+                heapq.heappush(self.ready, step)
+                yield from self.survive()
+                return
+            yield Event("started", step.stage, step.job)
+
+    def collect(self) -> Iterator[Event]:
+        """Take in what has finished; a finished release frees its attacks."""
+        if not self.running:
+            return
+        done, _ = wait(self.running, return_when=FIRST_COMPLETED)
+        broken = [future for future in done if isinstance(future.exception(), BrokenProcessPool)]
+        if broken:
+            yield from self.survive()
+            return
+        for future in done:
+            step = self.running.pop(future)
+            error = future.exception()
+            if error is None and (records := future.result()) is None:
+                time.sleep(BUSY_SECONDS)  # another run holds it
+                heapq.heappush(self.ready, step)
+                continue
+            yield from self.finish(step, error, [] if error is not None else records or [])
+
+    def finish(self, step: _Step, error: BaseException | None, records: Sequence[Record]) -> Iterator[Event]:
+        if step.stage == "protect":
+            if error is not None:
+                self.failed[step.job.release] = error
+            for freed in self.blocked.pop(step.job.release, []):
+                heapq.heappush(self.ready, freed)
+        elif error is not None:
+            records = _give_up(self.place, step.job, error)
+        yield Event("finished", step.stage, step.job, tuple(records))
+
+    def survive(self) -> Iterator[Event]:
+        """A worker died and took the pool along: try each step again alone; one that kills when alone is given up."""
+        steps = list(self.running.values())
+        self.running.clear()
+        self.pool.shutdown(wait=False, cancel_futures=True)
+        self.pool = self.start()
+        if len(steps) == 1:
+            yield from self.finish(steps[0], BrokenProcessPool("the worker process died"), [])
+        else:
+            self.suspects += steps
+
+
+def _enter_worker(plugins: Sequence[str]) -> None:
+    """Know the plugin files, and end when the parent does: a killed run must leave no worker that goes on writing."""
+    from nftbench.planning import registry
+
+    for path in plugins:
+        registry.add_file(path)
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch(sentinel: int, end: Callable[[int], None]) -> None:
+        wait_for_end([sentinel])
+        end(1)
+
+    threading.Thread(target=watch, args=(parent.sentinel, os._exit), daemon=True).start()

@@ -1,0 +1,1 @@
+"""Records become scores, verdicts and ranks. Nothing here trains or writes anything."""

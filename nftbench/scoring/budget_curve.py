@@ -1,0 +1,149 @@
+"""The attacker's budget: the best score so far against the FLOPs spent on it, over the whole catalogue.
+
+The attacker has one machine and no foresight: every attack is run on the release, the cheapest first, each with its
+preparation, its whole sweep and its restarts, and all that is spent is paid, on what failed as well. (Who knows the one
+recipe that works pays less, and that is the cost to break; who has more machines pays as much, sooner.) Within an
+attack the learning rates are trained side by side, none further than the others; durations that are runs of their own
+are taken in proportion. Scores are of the validation split, all that an attacker sees on the way.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from nftbench.contract import Cost, Point
+from nftbench.records.record import Record
+from nftbench.scoring.grid import Grid, Level, in_points
+from nftbench.scoring.intervals import Interval, mean
+from nftbench.scoring.per_attack import counted, total_flops
+
+PER_DECADE = 8
+"""Points of a curve for each factor of ten in FLOPs."""
+
+
+@dataclass(frozen=True)
+class BudgetCurve:
+    """One row's curve: `scores[i]`, in points, is what an attacker has who has spent `flops[i]` on one task."""
+
+    defense: str
+    """The row, or the attack of which alone it is the curve, one that ignores every release."""
+    flops: tuple[float, ...]
+    scores: tuple[Interval, ...]
+    """Means over the tasks within a seed, then over base seeds."""
+
+
+class Reached(NamedTuple):
+    """FLOPs spent so far and the best score so far."""
+
+    flops: float
+    score: float
+
+
+def budget_curves(grid: Grid, tasks: Mapping[str, Sequence[str]]) -> tuple[BudgetCurve, ...]:
+    """A curve for each row of which every attack at the ranking level has a result, and one for training from scratch
+    beside each reference; `tasks` are those that count, by reference."""
+    attacks = grid.within(grid.ranking)
+    ways = {row: _of_row(grid, row, tasks.get(grid.rows[row].reference, ()), attacks) for row in sorted(grid.rows)}
+    references = sorted(grid.references() & grid.rows.keys())
+    for reference in references:
+        for alone in sorted(grid.scratch() & grid.on(reference)):
+            name = alone if len(references) == 1 else f"{alone} beside {reference}"
+            ways[name] = _of_row(grid, reference, tasks.get(reference, ()), frozenset({alone}))
+    spent = [point.flops for seeds in ways.values() for units in seeds for way in units for point in way if point.flops]
+    if not spent:
+        return ()
+    first, last = (math.floor(PER_DECADE * math.log10(end)) for end in (min(spent), max(spent)))
+    axis = [10 ** (index / PER_DECADE) for index in range(first, last + 2)]
+    return tuple(_curve(row, seeds, axis) for row, seeds in ways.items() if seeds)
+
+
+def _curve(row: str, seeds: Sequence[Sequence[Sequence[Reached]]], axis: Sequence[float]) -> BudgetCurve:
+    """Read each seed's tasks where the axis stands, up to the first value at which all attacks are through."""
+    end = max(way[-1].flops for units in seeds for way in units)
+    stops = [flops for index, flops in enumerate(axis) if index == 0 or axis[index - 1] < end]
+    columns = [[_read(way, stops) for way in units] for units in seeds]
+    by_seed = [[statistics.fmean(values) for values in zip(*units, strict=True)] for units in columns]
+    return BudgetCurve(row, tuple(stops), tuple(mean(values) for values in zip(*by_seed, strict=True)))
+
+
+def _read(way: Sequence[Reached], stops: Iterable[float]) -> list[float]:
+    """The score at each of the rising budgets: that of the last point which it pays for, the first of all is free."""
+    found, index = [], 0
+    for stop in stops:
+        while index + 1 < len(way) and way[index + 1].flops <= stop:
+            index += 1
+        found.append(way[index].score)
+    return found
+
+
+def _of_row(grid: Grid, row: str, tasks: Sequence[str], attacks: Level) -> list[list[list[Reached]]]:
+    """For each seed and task the way of an attacker through the catalogue; the order is the same in all of them."""
+    tried = grid.tried(row, tasks, attacks)
+    cells = [record for units in tried.values() for unit in units for record in unit]
+    rate = _flops_per_second(cells)
+    if rate is None:
+        return []
+    totals: dict[str, list[float]] = {}
+    for record in cells:
+        totals.setdefault(record.attack, []).append(_total(record, rate))
+    order = sorted(totals, key=lambda attack: (statistics.median(totals[attack]), attack))
+    found = [
+        [way(sorted(unit, key=lambda record: order.index(record.attack)), rate) for unit in tried[seed]]
+        for seed in sorted(tried)
+    ]
+    return found if all(each for units in found for each in units) else []
+
+
+def _flops_per_second(records: Sequence[Record]) -> float | None:
+    """What the row's attacks compute in a second, the middle one; None where none of them is counted."""
+    costs = [record.cost for record in records if record.cost is not None]
+    rates = [cost.step_flops * cost.steps / cost.seconds for cost in costs if cost.step_flops and cost.seconds]
+    return statistics.median(rates) if rates else None
+
+
+def _total(record: Record, rate: float) -> float:
+    """FLOPs of the whole attack. One whose steps are not counted, such as a probe in closed form, is taken to compute
+    as many in a second as the others: nothing is free."""
+    cost = record.cost or Cost()
+    return total_flops(cost) if counted(cost) else cost.preparation_flops + rate * cost.seconds
+
+
+def way(records: Sequence[Record], rate: float) -> list[Reached]:
+    """One attacker's way through the attacks on one task in this order; scores never fall and start untrained."""
+    best, paid = -math.inf, 0.0
+    found: list[Reached] = []
+    for record in records:
+        for flops, score in _stages(record, _total(record, rate)):
+            best = max(best, score)
+            if math.isfinite(best):
+                found.append(Reached(paid + flops, best))
+        paid += _total(record, rate)
+    return found
+
+
+def _stages(record: Record, total: float) -> list[Reached]:
+    """What one attack has spent, and its best new score there: after its preparation, at each step at which the sweep
+    was read, and after the restarts."""
+    cost, higher = record.cost or Cost(), record.validation is None or record.validation.higher_is_better
+    rates = {point.learning_rate for point in record.curve if point.step}
+    longest = {one: max(point.step for point in record.curve if point.learning_rate == one) for one in rates}
+    restarts = sum(point.step for point in record.restarts)
+    sweep = (total - cost.preparation_flops) * (1 - restarts / cost.steps if cost.steps else 0.0)
+    trained = sum(longest.values())
+    stages = []
+    for step in sorted({point.step for point in record.curve}):
+        share = sum(min(step, most) for most in longest.values()) / trained if trained else 1.0
+        read = [point for point in record.curve if point.step == step]
+        stages.append(Reached(cost.preparation_flops + share * sweep, _best(read, higher)))
+    after = [record.validation.value] if record.validation else []
+    last = max([_best(record.restarts, higher), *(in_points(value, higher) for value in after)])
+    return [*stages, Reached(total, last)]
+
+
+def _best(points: Iterable[Point], higher: bool) -> float:
+    scores = (in_points(point.score, higher) for point in points if point.score is not None)
+    return max((score for score in scores if math.isfinite(score)), default=-math.inf)

@@ -1,0 +1,244 @@
+"""The one training engine: steps, masks, and the owner's pre-training. `sweep.py` drives the same steps for attackers.
+
+A plain loop around a Hugging Face network. A gradient mask holds back gradients before the step and restores the
+frozen weights after it, so that neither weight decay, nor optimizer state, nor an optimizer that mixes coordinates
+(Muon) can move them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import PreTrainedModel
+
+from nftbench.contract import EachStep, Mask, Task
+from nftbench.errors import NftbenchError
+from nftbench.models.networks import seeded
+from nftbench.suites.schema import Pretraining
+from nftbench.terms import Optimizer
+
+# ------------------------------------------------------------------------------------------------------------- steps
+
+
+class CellTimeoutError(Exception):
+    """The cell has used up its seconds."""
+
+
+class Stepper:
+    """One optimizer step at a time: backward, mask, clip, step, restore.
+
+    Args:
+        network: what is trained; parameters that need no gradient are left alone.
+        optimizer: `adamw`, `sgd` (momentum 0.9) or `muon` (matrices by Muon, the rest by AdamW).
+        factor: multiplies the learning rate at each step, counted from 1.
+        mask: True where a parameter may change; the rest stays bit for bit what it is now.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        optimizer: Optimizer,
+        learning_rate: float,
+        *,
+        factor: Callable[[int], float],
+        weight_decay: float,
+        clip: float | None,
+        betas: tuple[float, float] = (0.9, 0.999),
+        mask: Mask | None = None,
+    ) -> None:
+        named = [(name, parameter) for name, parameter in network.named_parameters() if parameter.requires_grad]
+        if not named:
+            raise NftbenchError("nothing to train: no parameter needs a gradient")
+        self.network = network
+        self.parameters = [parameter for _, parameter in named]
+        self.learning_rate = learning_rate
+        self.factor = factor
+        self.clip = clip
+        self.held = _held(named, mask) if mask is not None else []
+        self.optimizers = _optimizers(optimizer, network, named, learning_rate, weight_decay, betas)
+        self.step_count = 0
+
+    def step(self, loss: Tensor) -> None:
+        """Descend `loss` by one step."""
+        self.step_count += 1
+        rate = self.learning_rate * self.factor(self.step_count)
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+        for optimizer in self.optimizers:
+            optimizer.zero_grad()  # here and not after the step, so that who watches the step can see its gradients
+        loss.backward()  # type: ignore[no-untyped-call]
+        for parameter, keep, _ in self.held:
+            if parameter.grad is not None:
+                parameter.grad.mul_(keep)
+        if self.clip is not None:
+            nn.utils.clip_grad_norm_(self.parameters, self.clip)
+        for optimizer in self.optimizers:
+            optimizer.step()
+        with torch.no_grad():
+            for parameter, keep, frozen in self.held:
+                parameter.copy_(torch.where(keep, parameter, frozen))
+
+
+def _held(named: Sequence[tuple[str, nn.Parameter]], mask: Mask) -> list[tuple[nn.Parameter, Tensor, Tensor]]:
+    """Parameter, mask and frozen values of each parameter that the mask does not leave wholly free."""
+    missing = [name for name, _ in named if name not in mask]
+    if missing:
+        raise NftbenchError(f"the mask has no entry for parameter {missing[0]!r}")
+    held = []
+    for name, parameter in named:
+        if mask[name].shape != parameter.shape:
+            raise NftbenchError(f"mask of {name!r} has shape {tuple(mask[name].shape)}, not {tuple(parameter.shape)}")
+        keep = mask[name].to(parameter.device, torch.bool)
+        if not bool(keep.all()):
+            held.append((parameter, keep, parameter.detach().clone()))
+    return held
+
+
+def _optimizers(
+    name: Optimizer,
+    network: nn.Module,
+    named: Sequence[tuple[str, nn.Parameter]],
+    learning_rate: float,
+    weight_decay: float,
+    betas: tuple[float, float],
+) -> list[torch.optim.Optimizer]:
+    """Matrices decay, vectors (norms, biases) do not, as GPT-3 and Llama were trained."""
+    parameters = [parameter for _, parameter in named]
+    matrices = [parameter for parameter in parameters if parameter.ndim >= 2]
+    vectors = [parameter for parameter in parameters if parameter.ndim < 2]
+    found: list[torch.optim.Optimizer] = []
+    if name == "muon":
+        # Muon is for hidden matrices; embeddings and heads are look-up tables and stay with AdamW (Jordan et al. 2024).
+        tables = {id(module.weight) for module in network.modules() if isinstance(module, nn.Embedding)}
+        head = getattr(network, "get_output_embeddings", lambda: None)()
+        tables |= {id(head.weight)} if head is not None else set()
+        hidden = [parameter for parameter in matrices if parameter.ndim == 2 and id(parameter) not in tables]
+        if hidden:
+            # match_rms_adamw (Liu et al. 2025) makes Muon's learning rates read like AdamW's.
+            found.append(
+                torch.optim.Muon(hidden, lr=learning_rate, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw")
+            )
+        chosen = {id(parameter) for parameter in hidden}
+        matrices = [parameter for parameter in matrices if id(parameter) not in chosen]
+    groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+    groups = [group for group in groups if group["params"]]
+    if not groups:
+        return found
+    if name == "sgd":
+        found.append(torch.optim.SGD(groups, lr=learning_rate, momentum=0.9, fused=True))
+    else:
+        found.append(torch.optim.AdamW(groups, lr=learning_rate, betas=betas, fused=True))
+    return found
+
+
+@contextlib.contextmanager
+def autocast(device: str, enabled: bool = True) -> Iterator[None]:
+    """bfloat16 arithmetic on CUDA, nothing on the CPU: the one mixed-precision policy, for training and evaluation."""
+    with (
+        torch.autocast("cuda", torch.bfloat16, enabled=enabled)
+        if device.startswith("cuda")
+        else contextlib.nullcontext()
+    ):
+        yield
+
+
+# ------------------------------------------------------------------------------------------------------ pre-training
+
+
+def pretrain(
+    network: PreTrainedModel,
+    text: Tensor | Task,
+    recipe: Pretraining,
+    seed: int,
+    device: str,
+    *,
+    mask: Mask | None = None,
+    each_step: EachStep | None = None,
+) -> None:
+    """Train `network` in place by the recipe, on blocks of text [count, block] or on a task's training split.
+
+    `each_step(network, step)` runs after each step, counted from 1, and sees its gradients (masked and clipped); if it
+    returns True the run ends there, on the way of the whole run's schedule.
+    """
+    batches = token_batches(text, recipe.batch, seed, device) if isinstance(text, Tensor) else _rows(text, recipe, seed)
+    stepper = Stepper(
+        network,
+        "adamw",
+        recipe.learning_rate,
+        factor=lambda step: schedule(recipe, step),
+        weight_decay=recipe.weight_decay,
+        clip=recipe.clip,
+        betas=recipe.betas,
+        mask=mask,
+    )
+    network.train()
+    with seeded(seed):
+        for step, batch in zip(range(1, recipe.steps + 1), batches, strict=False):
+            with autocast(device):
+                loss = _loss(network, text, batch)
+            stepper.step(loss)
+            if each_step is not None and each_step(network, step):
+                break
+    network.eval()
+
+
+def step_flops(network: PreTrainedModel, text: Tensor | Task, recipe: Pretraining, device: str) -> float:
+    """FLOPs of the forward and backward pass of one pre-training step, under math attention."""
+    batches = token_batches(text, recipe.batch, 0, device) if isinstance(text, Tensor) else _rows(text, recipe, 0)
+    batch, copied = next(batches), copy.deepcopy(network)
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        _loss(copied, text, batch).backward()  # type: ignore[no-untyped-call]
+    return float(counter.get_total_flops())
+
+
+def _loss(network: PreTrainedModel, text: Tensor | Task, batch: Any) -> Tensor:
+    loss: Tensor = (
+        network(input_ids=batch, labels=batch).loss if isinstance(text, Tensor) else text.loss(network, batch)
+    )
+    return loss
+
+
+def _rows(task: Task, recipe: Pretraining, seed: int) -> Iterator[Any]:
+    train = task.split("train")
+    return (train.batch(indices) for indices in shuffled(len(train), recipe.batch, seed))
+
+
+def schedule(recipe: Pretraining, step: int) -> float:
+    """Linear warm-up, then the recipe's schedule down to its `final` share; the factor of step `step`, from 1."""
+    if step <= recipe.warmup:
+        return step / recipe.warmup
+    progress = (step - recipe.warmup) / max(recipe.steps - recipe.warmup, 1)
+    if recipe.schedule == "constant":
+        return 1.0
+    if recipe.schedule == "wsd":
+        begun = 1 - recipe.decay * recipe.steps / max(recipe.steps - recipe.warmup, 1)
+        progress = max(0.0, (progress - begun) / (1 - begun))
+    left = 0.5 * (1 + math.cos(math.pi * progress)) if recipe.schedule == "cosine" else 1 - progress
+    return recipe.final + (1 - recipe.final) * left
+
+
+def token_batches(blocks: Tensor, batch: int, seed: int, device: str) -> Iterator[Tensor]:
+    """Batches [batch, block] without end: each epoch in an order of its own, drawn from `seed`."""
+    for indices in shuffled(len(blocks), batch, seed):
+        yield blocks[indices].to(device)
+
+
+def shuffled(count: int, batch: int, seed: int) -> Iterator[list[int]]:
+    """Batches of indices without end; epochs follow one another without a gap, so that every batch is full."""
+    generator = np.random.default_rng(seed)
+    waiting: list[int] = []
+    while True:
+        while len(waiting) < batch:
+            waiting += generator.permutation(count).tolist()
+        yield waiting[:batch]
+        waiting = waiting[batch:]

@@ -1,0 +1,141 @@
+"""What an attacker computes beside the sweeps, and what that costs: `AttackerContext.train` and `gradients`."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import PreTrainedModel
+
+from nftbench.contract import AttackerContext, EachStep, Mask, StepLoss, Task
+from nftbench.errors import NftbenchError
+from nftbench.models.networks import seeded
+from nftbench.suites.schema import Budget
+from nftbench.terms import Optimizer
+from nftbench.training import costs as probes
+from nftbench.training.engine import CellTimeoutError, Stepper, autocast, shuffled
+
+WARMUP = 0.1
+"""The share of the steps over which the learning rate rises."""
+
+
+@dataclass
+class Ledger:
+    """What has been spent on preparation so far, in `runs` trainings."""
+
+    steps: int = 0
+    flops: float = 0.0
+    seconds: float = 0.0
+    peak_memory_bytes: int = 0
+    runs: int = 0
+
+    def check(self, begun: float, budget: Budget) -> None:
+        """Raise `CellTimeoutError` where this and what has gone on since `begun` use up the budget's seconds."""
+        if self.seconds + time.monotonic() - begun > budget.timeout:
+            raise CellTimeoutError(f"more than {budget.timeout:g} s of preparation")
+
+
+def train(
+    network: nn.Module,
+    loss: StepLoss,
+    budget: Budget,
+    seed: int,
+    device: str,
+    ledger: Ledger,
+    *,
+    steps: int,
+    learning_rate: float,
+    optimizer: Optimizer = "adamw",
+    weight_decay: float = 0.0,
+    mask: Mask | None = None,
+    each_step: EachStep | None = None,
+) -> None:
+    """Train `network` in place: `loss(network, step)` at each step, counted from 1.
+
+    FLOPs are counted on one step of a copy and entered into the ledger times the steps taken.
+
+    Raises:
+        NftbenchError: no step to take.
+        CellTimeoutError: the budget's seconds are used up, by this run and those that the ledger holds.
+    """
+    if steps < 1:
+        raise NftbenchError(f"training takes at least one step, not {steps}")
+    warmup = max(1, round(WARMUP * steps))
+
+    def stepper(trained: nn.Module) -> Stepper:
+        return Stepper(
+            trained,
+            optimizer,
+            learning_rate,
+            factor=lambda step: min(step / warmup, (steps + 1 - step) / max(steps + 1 - warmup, 1)),
+            weight_decay=weight_decay,
+            clip=budget.clip,
+            mask=mask,
+        )
+
+    def value(trained: nn.Module, step: int) -> Tensor:
+        with autocast(device):
+            return loss(trained, step)
+
+    taken, begun = 0, time.monotonic()
+    with seeded(seed):
+        cost = probes.step_cost(copy.deepcopy(network), stepper, lambda trained: value(trained, 1))
+    with seeded(seed):
+        own = stepper(network)
+        network.train()
+        for taken in range(1, steps + 1):
+            own.step(value(network, taken))
+            ledger.check(begun, budget)
+            if each_step is not None and each_step(network, taken):
+                break
+    network.zero_grad()
+    network.eval()
+    ledger.runs += 1
+    ledger.steps += taken
+    ledger.seconds += time.monotonic() - begun
+    ledger.flops += taken * cost.step_flops
+    ledger.peak_memory_bytes = max(ledger.peak_memory_bytes, cost.peak_memory_bytes)
+
+
+def gradients(network: PreTrainedModel, batches: Iterable[Tensor], ledger: Ledger) -> Iterator[dict[str, Tensor]]:
+    """The gradient on each batch [count, block], in evaluation mode; the ledger takes forward and backward."""
+    network.eval()
+    begun, flops = time.monotonic(), dict[torch.Size, float]()
+    for tokens in batches:
+        if tokens.shape not in flops:  # the last batch may be smaller
+            with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+                probes.gradients(network, tokens, len(tokens))
+            flops[tokens.shape] = float(counter.get_total_flops())
+        found = probes.gradients(network, tokens, len(tokens))
+        ledger.flops += flops[tokens.shape]
+        ledger.seconds += time.monotonic() - begun
+        yield found
+        begun = time.monotonic()
+
+
+def tuned(network: PreTrainedModel, task: Task, context: AttackerContext, steps: int) -> PreTrainedModel:
+    """A copy fine-tuned once, at the middle one of the budget's AdamW learning rates."""
+    rates, rows = context.budget.learning_rates["adamw"], task.split("train")
+    order = itertools.islice(shuffled(len(rows), context.budget.batch, context.seed), steps)
+    batches = [rows.batch(indices) for indices in order]
+    copied = copy.deepcopy(network)
+    context.train(
+        copied,
+        lambda trained, step: task.loss(trained, batches[step - 1]),
+        steps=steps,
+        learning_rate=rates[(len(rates) - 1) // 2],
+    )
+    return copied
+
+
+def fitting(weights: Iterable[tuple[str, Tensor]], network: nn.Module) -> dict[str, Tensor]:
+    """Those of some named weights that `network` has a parameter of the same name and shape for."""
+    shapes = {name: parameter.shape for name, parameter in network.named_parameters()}
+    return {name: weight.detach() for name, weight in weights if shapes.get(name) == weight.shape}

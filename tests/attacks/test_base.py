@@ -1,0 +1,339 @@
+"""Attackers who hold the undefended base or a sibling: where they move a release to, and what that undoes."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from nftbench.attacks.difference import AMOUNTS, Difference
+from nftbench.attacks.extrapolate import SCALES, Extrapolate
+from nftbench.attacks.full import Full
+from nftbench.attacks.interpolate import SHARES, Interpolate
+from nftbench.contract import Attack, Model, Outcome, Release, Task
+from nftbench.data.corpus import word_tokenizer
+from nftbench.models import networks as models
+from nftbench.models.architectures import dlr
+from nftbench.planning import registry
+from nftbench.planning.plan import narrow
+from nftbench.running import attacker
+from nftbench.running.attacker import Attacker
+from nftbench.running.owner import Owner
+from nftbench.running.workspace import AttackersTask, Workplace
+from nftbench.testing import ARCHITECTURES, _FirstWord, _task_context
+from nftbench.training.preparation import Ledger, tuned
+from nftbench.training.sweep import unchanged
+from tests.by_heart import by_heart
+
+Place = Callable[..., Workplace]
+architectures = pytest.mark.parametrize("architecture", ARCHITECTURES)
+Weights = Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A base that knows the task by heart, a start that knows nothing of it, and who attacks with a tiny budget."""
+
+    place: Workplace
+    base: Model
+    start: Model
+    task: Task
+
+    @property
+    def wreck(self) -> Model:
+        """The base under noise of thrice its size."""
+        network, generator = copy.deepcopy(self.base.network), torch.Generator().manual_seed(0)
+        with torch.no_grad():
+            for weight in network.parameters():
+                noise = torch.randn(weight.shape, generator=generator)
+                weight.add_(noise * weight.square().mean().sqrt() * 3)
+        return Model(network, self.base.tokenizer)
+
+    def context(self, **known: Any) -> Attacker:
+        return Attacker(seed=5, budget=self.place.suite.budget, device="cpu", **known)
+
+    def attack(self, attack: Attack, release: Model, **known: Any) -> Outcome:
+        own = Release(Model(copy.deepcopy(release.network), release.tokenizer))
+        context = self.context(**known)
+        before = [weights(model.network) for model in known.values()]
+        outcome = attack.adapt(attack.prepare(own, context), AttackersTask(self.task), context)
+        for model, one in zip(known.values(), before, strict=True):
+            assert same(weights(model.network), one), "what the attacker holds stays as it is, for the next task"
+        return outcome
+
+    def beginning(self, monkeypatch: pytest.MonkeyPatch, attack: Attack, release: Model, **known: Any) -> Any:
+        """The network that the attack sweeps from."""
+        seen: list[Any] = []
+
+        def sweep(model: Model, task: Task, *args: Any, **options: Any) -> Outcome:
+            seen.append(copy.deepcopy(model.network))
+            return unchanged(model, task, "cpu")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(attacker, "sweep", sweep)
+            self.attack(attack, release, **known)
+        assert len(seen) == 1
+        return seen[0]
+
+    def test(self, network: Any) -> float:
+        return self.task.evaluate(network, self.task.split("test")).value
+
+    def standing(self, network: Any) -> tuple[float, float]:
+        found = self.task.evaluate(network, self.task.split("validation"))
+        return found.value, -(found.loss or 0.0)
+
+    def look(self, network: Any, steps: int) -> Any:
+        return tuned(network, self.task, self.context(ledger=Ledger()), steps)
+
+
+@pytest.fixture
+def scene(place: Place) -> Callable[..., Scene]:
+    def make(architecture: str = "gpt2", **changes: Any) -> Scene:
+        here = place(architecture=architecture, **changes)
+        base = Owner(here, 0).build()
+        start = Model(models.build(here.suite.model, base.tokenizer, 99, "cpu").network, base.tokenizer)
+        task = _FirstWord().load(_task_context(here, base))
+        by_heart(base.network, task)
+        base.network.eval()
+        return Scene(here, base, start, task)
+
+    return make
+
+
+def weights(network: Any) -> dict[str, Tensor]:
+    return {name: weight.detach().clone() for name, weight in network.named_parameters()}
+
+
+def same(one: Weights, other: Weights) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def near(one: Any, other: Any) -> bool:
+    theirs = weights(other)
+    return weights(one).keys() == theirs.keys() and all(
+        torch.allclose(weight, theirs[name], rtol=1e-4, atol=1e-5) for name, weight in weights(one).items()
+    )
+
+
+def line(one: Any, other: Any, amount: float) -> Any:
+    """one + amount (other - one), of every parameter."""
+    network, theirs = copy.deepcopy(one), weights(other)
+    with torch.no_grad():
+        for name, weight in network.named_parameters():
+            weight.copy_(weight + amount * (theirs[name] - weight))
+    return network
+
+
+# -------------------------------------------------------------------------------------------- what they are written for
+
+
+@architectures
+@pytest.mark.parametrize("attack", [Difference(), Interpolate()], ids=["difference", "interpolate"])
+def test_a_release_that_was_wrecked_is_undone_by_who_holds_the_base(
+    attack: Attack, architecture: str, scene: Callable[..., Scene]
+) -> None:
+    found = scene(architecture)
+    assert found.test(found.base.network) > 0.85
+    assert found.test(found.attack(Full(), found.wreck).network) < 0.75
+    outcome = found.attack(attack, found.wreck, _base=found.base)
+    assert found.test(outcome.network) > 0.85
+    assert outcome.validation == found.task.evaluate(outcome.network, found.task.split("validation"))
+
+
+def test_a_run_whose_end_was_wrecked_goes_back_to_the_sibling(scene: Callable[..., Scene]) -> None:
+    found = scene()
+    outcome = found.attack(Difference("sibling"), found.wreck, _sibling=found.base)
+    assert found.test(outcome.network) > 0.85
+
+
+def test_a_task_that_was_taken_away_is_added_again(
+    scene: Callable[..., Scene], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ilharco et al.'s forgetting, θ - τ, undone before the sweep begins."""
+    found = scene(budget={"durations": [40], "learning_rates": {"adamw": [1e-2, 3e-2]}})
+    by_heart = dict.fromkeys(("train", "validation", "test"), found.task.split("train"))
+    object.__setattr__(found.task, "splits", by_heart)
+    negated = Model(line(found.start.network, found.look(found.start.network, 40), -1.0), found.start.tokenizer)
+    assert found.test(negated.network) < 0.6
+    begun = found.beginning(monkeypatch, Extrapolate(), negated, _base=found.start)
+    assert found.test(begun) > 0.9
+
+
+# ----------------------------------------------------------------------------------------------------- which candidate
+
+
+@pytest.mark.parametrize("to", ["base", "sibling"])
+@pytest.mark.parametrize("share", [0.3, 1.5])
+def test_the_difference_is_moved_by_what_is_best_after_a_look(
+    to: Any, share: float, scene: Callable[..., Scene], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Short of what was learnt, and beyond it."""
+    found = scene()
+    release = Model(line(found.start.network, found.base.network, share), found.base.tokenizer)
+    begun = found.beginning(monkeypatch, Difference(to), release, **{f"_{to}": found.start})
+    moved = {amount: line(release.network, found.start.network, -amount) for amount in (0.0, *AMOUNTS[to])}
+    standing = {amount: found.standing(found.look(network, 4)) for amount, network in moved.items()}
+    standing[0.0] = max(standing[0.0], found.standing(release.network))
+    best = max(standing, key=lambda amount: standing[amount])
+    assert near(begun, moved[best])
+    assert [amount for amount, network in moved.items() if near(begun, network)] == [best]
+    if (to, share) == ("sibling", 0.3):
+        assert best > 0, "the run goes on"
+
+
+def test_the_mix_is_the_best_between_two_tuned_ends(
+    scene: Callable[..., Scene], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = scene()
+    halfway = Model(line(found.start.network, found.base.network, 0.5), found.base.tokenizer)
+    shares = []
+    for release, base in ((halfway, found.base), (halfway, found.start), (found.start, found.base)):
+        begun = found.beginning(monkeypatch, Interpolate(), release, _base=base)
+        own, other = (found.look(model.network, 4) for model in (release, base))
+        mixes = {share: line(own, other, share) for share in (*SHARES, 1.0)}
+        mixes[-1.0] = release.network  # neither tuned nor mixed
+        shares.append(max(mixes, key=lambda share: found.standing(mixes[share])))
+        assert near(begun, mixes[shares[-1]])
+    assert shares[0] > shares[1], "more of the base where the base knows more"
+
+
+def test_the_task_vector_is_the_bases_at_the_best_scale(
+    scene: Callable[..., Scene], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = scene()
+    release = Model(line(found.start.network, found.base.network, 0.5), found.base.tokenizer)
+    begun = found.beginning(monkeypatch, Extrapolate(), release, _base=found.start)
+    before, after = weights(found.start.network), weights(found.look(found.start.network, 4))
+    sums = {}
+    for scale in (0.0, *SCALES):
+        for onto, network in enumerate((release.network, found.look(release.network, 4))):
+            sums[onto, scale] = copy.deepcopy(network)
+            with torch.no_grad():
+                for name, weight in sums[onto, scale].named_parameters():
+                    weight.add_(scale * (after[name] - before[name]))
+    best = max(sums, key=lambda each: found.standing(sums[each]))
+    assert near(begun, sums[best])
+    assert (min(SCALES), max(SCALES)) == (-1.0, 3.0)
+
+
+def test_where_no_look_is_finite_the_release_stays(
+    scene: Callable[..., Scene], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A release may make common learning rates explode; the sweep has its own ways round that."""
+    found = scene(budget={"learning_rates": {"adamw": [1e37, 1e38]}})
+    assert not all(bool(weight.isfinite().all()) for weight in found.look(found.start.network, 2).parameters())
+    for attack in (Difference(), Interpolate(), Extrapolate()):
+        begun = found.beginning(monkeypatch, attack, found.start, _base=found.base)
+        assert same(weights(begun), weights(found.start.network))
+
+
+# -------------------------------------------------------------------------------------------------- other architectures
+
+
+@architectures
+def test_of_a_locked_release_only_what_fits_is_moved(
+    architecture: str, scene: Callable[..., Scene], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = scene(architecture)
+    locked = Model(dlr.lock(found.start.network, 2, None), found.start.tokenizer)
+    before, theirs = weights(locked.network), weights(found.base.network)
+    fits = {name for name in before if name in theirs}
+    assert fits
+    assert before.keys() - fits
+    begun = weights(found.beginning(monkeypatch, Difference(), locked, _base=found.base))
+    assert all(torch.equal(begun[name], before[name]) for name in before.keys() - fits)
+    prepared = Difference().prepare(Release(locked), found.context(_base=found.base))
+    assert prepared.guess is not None
+    assert prepared.guess.keys() == before.keys()
+    assert not any(bool(prepared.guess[name].any()) for name in before.keys() - fits)
+    for attack in (Interpolate(), Extrapolate()):
+        assert found.attack(attack, locked, _base=found.base).curve
+
+
+def test_a_release_that_nothing_fits_is_attacked_as_it_is(
+    scene: Callable[..., Scene], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = scene()
+    slim = Owner(found.place, 0).build(n_embd=8)
+    begun = found.beginning(monkeypatch, Difference(), slim, _base=found.base)
+    assert same(weights(begun), weights(slim.network))
+    begun = found.beginning(monkeypatch, Extrapolate(), slim, _base=found.base)
+    alone = max((slim.network, found.look(slim.network, 4)), key=found.standing)
+    assert same(weights(begun), weights(alone)), "tuned or not, nothing is added"
+    begun = found.beginning(monkeypatch, Interpolate(), slim, _base=found.base)
+    assert near(begun, found.look(found.base.network, 4)), "who has the base needs no release"
+    assert found.test(begun) > 0.85
+
+
+def test_a_base_that_reads_other_words_does_not_stand_in(
+    scene: Callable[..., Scene], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = scene()
+    slim = Owner(found.place, 0).build(n_embd=8)
+    assert slim.tokenizer is not None
+    foreign = Model(found.base.network, word_tokenizer(sorted(slim.tokenizer.get_vocab(), reverse=True)))
+    begun = found.beginning(monkeypatch, Interpolate(), slim, _base=foreign)
+    assert begun.config.n_embd == 8
+
+
+# ---------------------------------------------------------------------------------------------------- guesses and costs
+
+
+def test_the_size_of_the_difference_is_the_guess(scene: Callable[..., Scene]) -> None:
+    found = scene()
+    prepared = Difference().prepare(Release(found.start), found.context(_base=found.base))
+    assert prepared.guess is not None
+    own, theirs = weights(found.start.network), weights(found.base.network)
+    assert same(prepared.guess, {name: (weight - theirs[name]).abs() for name, weight in own.items()})
+
+
+def test_records_of_difference(place: Place, run_all: Callable[..., Any]) -> None:
+    """A sibling shows the mask; it is no help where there is none, and every look is counted."""
+    attacks = ["none", "difference", "difference[to=sibling]"]
+    here = place(defenses=["none", "random_mask", "narrow"], attacks=attacks)
+    skips = {(skip.defense, skip.attack) for skip in here.plan.skips}
+    assert skips == {(defense, "difference[to=sibling]") for defense in ("none", "narrow")}
+    records = run_all(replace(here, plan=narrow(here.plan, attacks=attacks[1:])))
+    assert {record.status for record in records.values()} == {"ok"}
+    found = {place[:2]: record for place, record in records.items()}
+    sibling = found["random_mask", "difference[to=sibling]"]
+    assert sibling.knowledge == ("sibling",)
+    assert sibling.recovery["roc_auc"] > 0.99
+    assert sibling.recovery["precision"] > 0.99
+    assert found["random_mask", "difference"].knowledge == ("base",)
+    assert found["random_mask", "difference"].recovery["roc_auc"] < 0.99
+    steps = {key: record.cost.preparation_steps for key, record in found.items()}
+    assert steps == {
+        ("random_mask", "difference[to=sibling]"): 4 * (1 + len(AMOUNTS["sibling"])),
+        ("random_mask", "difference"): 4 * (1 + len(AMOUNTS["base"])),
+        ("narrow", "difference"): 0,
+        ("none", "difference"): 0,
+    }
+
+
+def test_what_is_trained_before_the_sweep_is_counted(scene: Callable[..., Scene]) -> None:
+    found = scene()
+    for attack, steps in ((Interpolate(), 8), (Extrapolate(), 8)):
+        context = found.context(_base=found.base)
+        prepared = attack.prepare(Release(found.start), context)
+        attack.adapt(prepared, AttackersTask(found.task), context)
+        assert context.ledger.steps == steps
+        assert context.ledger.flops > 0
+
+
+def test_knowledge_goes_with_the_setting() -> None:
+    known = {
+        spec: registry.create("attacks", spec).knowledge
+        for spec in ("difference", "difference[to=sibling]", "interpolate", "extrapolate")
+    }
+    assert known == {
+        "difference": {"base"},
+        "difference[to=sibling]": {"sibling"},
+        "interpolate": {"base"},
+        "extrapolate": {"base"},
+    }

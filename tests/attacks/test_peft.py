@@ -1,0 +1,206 @@
+"""LoRA, DoRA and BitFit: their formulas against weights merged by hand, and that nothing else moves."""
+
+from __future__ import annotations
+
+import copy
+import re
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from nftbench.contract import Model, Outcome, Prepared, TaskContext
+from nftbench.errors import NftbenchError
+from nftbench.methods import adapters
+from nftbench.models.architectures import dlr
+from nftbench.models.networks import build, seeded
+from nftbench.planning import registry
+from nftbench.running import attacker
+from nftbench.running.attacker import Attacker
+from nftbench.testing import ARCHITECTURES, _FirstWord, tiny_suite
+from nftbench.training.sweep import _Run
+
+KINDS = (*ARCHITECTURES, "dlr-gpt2", "dlr-llama", "dlr-qwen3")
+
+
+def network_of(kind: str) -> PreTrainedModel:
+    """A tiny network of an architecture, of DLR-Nets in the place of its MLPs if it says so; no weight is zero."""
+    base = kind.removeprefix("dlr-")
+    locked = {"dlr_depth": 2} if base != kind else {}
+    network = build({"model_type": kind, **ARCHITECTURES[base], "vocab_size": 50, **locked}, None, 0, "cpu").network
+    with seeded(2), torch.no_grad():
+        for weight in network.parameters():
+            weight.add_(torch.randn_like(weight), alpha=0.1)
+    return network
+
+
+def linear() -> PreTrainedModel:
+    """No decoder: a linear extractor with a head."""
+    return build({"model_type": "linear", "input_dim": 4}, None, 0, "cpu").network
+
+
+def logits(network: nn.Module) -> Tensor:
+    ids = torch.randint(50, (3, 7), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        found: Tensor = network(input_ids=ids).logits
+    return found
+
+
+def moved_by(spec: str, network: PreTrainedModel, monkeypatch: pytest.MonkeyPatch) -> tuple[set[str], float]:
+    """The parameters that some steps of the attack move, and by how much it raises the suite's learning rates."""
+    asked: dict[str, Any] = {}
+
+    def sweep(model: Model, task: Any, budget: Any, seed: int, device: str, **options: Any) -> Outcome:
+        asked.update(options)
+        here = _Run(model, task, budget, seed, device, options["adapter"], None, "adamw")
+        _, asked["network"], _ = here.trajectory(1e-2, 1, (3,))
+        return Outcome(asked["network"], None, None)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(attacker, "sweep", sweep)
+    context = Attacker(seed=0, budget=tiny_suite().budget, device="cpu")
+    task = _FirstWord().load(Given(Model(network)))  # type: ignore[arg-type]
+    registry.create("attacks", spec).adapt(Prepared(Model(network)), task, context)
+    before = network.state_dict()
+    trained = asked["network"]
+    after = trained.state_dict() if not hasattr(trained, "get_base_model") else trained.get_base_model().state_dict()
+    assert asked["lr_scale"] >= 1
+    moved = {name for name, weight in after.items() if name in before and not torch.equal(weight, before[name])}
+    return moved, asked["lr_scale"]
+
+
+class Given(TaskContext):
+    def __init__(self, model: Model) -> None:
+        self.given = model
+
+    @property
+    def model(self) -> Model:
+        return self.given
+
+
+# ------------------------------------------------------------------------------------------------------ LoRA and DoRA
+
+
+def merged_by_hand(network: PreTrainedModel, wrapped: Any, alpha: float, rank: int, *, dora: bool) -> PreTrainedModel:
+    """Each adapted layer's weight W [out, in] replaced: V = W + B·A·alpha/rank, and for DoRA m V / ||V|| row by row."""
+    found = copy.deepcopy(network)
+    parts = {name: weight.detach() for name, weight in wrapped.named_parameters() if "lora_" in name}
+    layers = {match[1] for name in parts if (match := re.match(r"base_model\.model\.(.+?)\.lora_", name))}
+    assert layers == set(adapters.linear_layers(network))
+    for layer in layers:
+        module = found.get_submodule(layer)
+        low, high = (parts[f"base_model.model.{layer}.lora_{one}.default.weight"] for one in "AB")
+        stored = module.weight.detach()
+        weight = stored.T if isinstance(module, Conv1D) else stored
+        weight = weight + high @ low * alpha / rank
+        if dora:
+            magnitude = parts[f"base_model.model.{layer}.lora_magnitude_vector.default.weight"]
+            weight = magnitude[:, None] * weight / weight.norm(dim=1, keepdim=True)
+        with torch.no_grad():
+            module.weight.copy_(weight.T if isinstance(module, Conv1D) else weight)
+    return found
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("dora", [False, True], ids=["lora", "dora"])
+def test_an_adapted_network_is_the_merged_one(kind: str, dora: bool) -> None:
+    network = network_of(kind)
+    attack = registry.create("attacks", "dora[rank=3,alpha=5]" if dora else "lora[rank=3,alpha=5]")
+    with seeded(0):
+        wrapped = attack.adapter(copy.deepcopy(network), 0)
+    torch.testing.assert_close(logits(wrapped), logits(network), rtol=1e-5, atol=1e-6)
+    with seeded(1), torch.no_grad():
+        for name, weight in wrapped.named_parameters():
+            assert weight.requires_grad == ("lora_" in name)
+            if weight.requires_grad:
+                weight.add_(torch.randn_like(weight), alpha=0.1)
+    expected = logits(merged_by_hand(network, wrapped, 5.0, 3, dora=dora))
+    torch.testing.assert_close(logits(wrapped), expected, rtol=1e-4, atol=1e-4)
+    assert (expected - logits(network)).abs().max() > 1e-2
+
+
+@pytest.mark.parametrize("targets", ["all", "attention", "mlp"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_layers_are_found_by_their_place(kind: str, targets: adapters.Targets) -> None:
+    network = network_of(kind)
+    names = adapters.linear_layers(network, targets)
+    matrices = {name for name, weight in network.named_parameters() if weight.ndim == 2}
+    assert {f"{name}.weight" for name in names} <= matrices
+    assert not any("head" in name or "wte" in name or "embed" in name for name in names)
+    attention = {name for name in names if "attn" in name}
+    assert bool(attention) == (targets != "mlp")
+    assert (set(names) != attention) == (targets != "attention")
+    down = sum(isinstance(network.get_submodule(name), dlr.Down) for name in names)
+    assert down == (2 if kind.startswith("dlr") and targets != "attention" else 0)
+
+
+def test_a_network_without_such_layers_is_named() -> None:
+    with pytest.raises(NftbenchError, match=r"no linear layer belongs to attention; there are: extractor$"):
+        adapters.linear_layers(linear(), "attention")
+
+
+@pytest.mark.parametrize("spec", ["lora[rank=2]", "dora[rank=2]"])
+@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+def test_an_adapters_training_leaves_the_network_as_it_is(
+    kind: str, spec: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    moved, scale = moved_by(spec, network_of(kind), monkeypatch)
+    assert moved == set()
+    assert scale == adapters.LR_SCALE
+
+
+def test_dora_learns_lengths_and_directions() -> None:
+    network, task = network_of("gpt2"), _FirstWord().load(Given(Model(network_of("gpt2"))))  # type: ignore[arg-type]
+    adapter = registry.create("attacks", "dora[rank=2,targets=mlp]").adapter
+    here = _Run(Model(network), task, tiny_suite().budget, 0, "cpu", adapter, None, "adamw")
+    start = dict(here.network(1).named_parameters())
+    _, trained, _ = here.trajectory(1e-2, 1, (3,))
+    moved = {name for name, weight in trained.named_parameters() if not torch.equal(weight, start[name])}
+    assert moved == {name for name in start if "lora_" in name}
+    assert any("magnitude" in name for name in moved)
+    assert all(".mlp." in name for name in moved)
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+def test_dora_leaves_out_what_has_no_direction(kind: str) -> None:
+    network = network_of(kind)
+    dead, alive = {"gpt2": ("c_proj", "c_fc"), "llama": ("down_proj", "up_proj")}[kind]
+    layer = next(module for name, module in network.named_modules() if name.endswith(f"mlp.{dead}"))
+    with torch.no_grad():
+        (layer.weight if kind == "llama" else layer.weight.T)[3] = 0.0
+    adapted = registry.create("attacks", "dora[targets=mlp]").adapter(copy.deepcopy(network), 0)
+    torch.testing.assert_close(logits(adapted), logits(network), rtol=1e-5, atol=1e-6)
+    trained = {name for name, weight in adapted.named_parameters() if weight.requires_grad}
+    assert not any(f".{dead}." in name for name in trained)
+    assert any(f".{alive}." in name for name in trained)
+
+
+@pytest.mark.parametrize("spec", ["lora[rank=0]", "dora[rank=0]"])
+def test_a_rank_is_at_least_one(spec: str) -> None:
+    with pytest.raises(NftbenchError, match="rank must be at least 1"):
+        registry.create("attacks", spec)
+
+
+# -------------------------------------------------------------------------------------------------------------- BitFit
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_bitfit_moves_the_biases_or_where_there_are_none_the_gains(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    network = network_of(kind)
+    vectors = {name for name, weight in network.named_parameters() if weight.ndim == 1}
+    biases = {name for name in vectors if name.endswith(".bias")}
+    assert bool(biases) == kind.endswith("gpt2")
+    moved, scale = moved_by("bitfit", network, monkeypatch)
+    assert moved == (biases or vectors)
+    assert scale == 10
+    if not biases:
+        assert all("norm" in name for name in moved)
+
+
+def test_a_network_without_vectors_is_told_so() -> None:
+    bitfit = registry.create("attacks", "bitfit")
+    context = Attacker(seed=0, budget=tiny_suite().budget, device="cpu")
+    with pytest.raises(NftbenchError, match="neither biases nor norms"):
+        bitfit.adapt(Prepared(Model(linear())), _FirstWord().load(Given(Model(network_of("gpt2")))), context)  # type: ignore[arg-type]

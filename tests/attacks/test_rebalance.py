@@ -1,0 +1,92 @@
+"""Rebalancing: it trains what computes the same, and what was planted makes no difference to it."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+
+import pytest
+import torch
+from transformers import PreTrainedModel
+
+from nftbench.attacks import rebalance
+from nftbench.contract import Attack, Model, Outcome, Release
+from nftbench.methods.symmetries import anatomy, scale_logits, scale_stream
+from nftbench.models import networks as models
+from nftbench.planning import registry
+from nftbench.running.attacker import Attacker
+from nftbench.running.owner import make_base
+from nftbench.running.workspace import TaskSetting, Workplace, make_corpus
+from nftbench.testing import ARCHITECTURES, _FirstWord
+
+Place = Callable[..., Workplace]
+IDS = torch.randint(50, (4, 12), generator=torch.Generator().manual_seed(0))
+
+
+def base(place: Place, architecture: str) -> tuple[Workplace, PreTrainedModel]:
+    here = place(**({"architecture": architecture} if architecture != "gpt2" else {}))
+    return here, make_base(here, 0).network
+
+
+@torch.no_grad()
+def planted(network: PreTrainedModel) -> PreTrainedModel:
+    """The same function from weights of all sizes."""
+    network = copy.deepcopy(network)
+    found = anatomy(network)
+    assert found is not None
+    scale_stream(found, 300.0)
+    attention = found.blocks[0].attention
+    attention.value.scale(1e3)
+    attention.output.weight.mul_(1e-3)
+    for part in found.blocks[0].attention_norm.parameters():
+        part.mul_(1e-3)
+    for reader in (attention.query, attention.key, attention.value):
+        reader.weight.mul_(1e3)
+    return network
+
+
+def attacked(here: Workplace, network: PreTrainedModel) -> Outcome:
+    plugin: Attack = registry.create("attacks", "rebalance")
+    model = Model(copy.deepcopy(network))
+    task = _FirstWord().load(TaskSetting(model, 0, here.suite, None, None, lambda: make_corpus(here, 0)))
+    context = Attacker(seed=0, budget=here.suite.budget, device="cpu")
+    return plugin.adapt(plugin.prepare(Release(model), context), task, context)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_what_was_planted_makes_no_difference(architecture: str, place: Place) -> None:
+    here, network = base(place, architecture)
+    other = planted(network)
+    with torch.no_grad():
+        assert torch.allclose(network(input_ids=IDS).logits, other(input_ids=IDS).logits, atol=1e-4)
+    plain, undone = attacked(here, network), attacked(here, other)
+    assert len(plain.curve) == len(undone.curve)
+    for one, two in zip(plain.curve, undone.curve, strict=True):
+        assert (one.learning_rate, one.step) == (two.learning_rate, two.step)
+        assert two.loss == pytest.approx(one.loss, rel=2e-3)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_an_ordinary_model_keeps_its_logits(architecture: str, place: Place) -> None:
+    _, network = base(place, architecture)
+    rewritten = copy.deepcopy(network)
+    rebalance.Rebalance().prepare(Release(Model(rewritten)), Attacker(0, None, "cpu"))  # type: ignore[arg-type]
+    with torch.no_grad():
+        assert torch.allclose(network(input_ids=IDS).logits, rewritten(input_ids=IDS).logits, atol=1e-4)
+
+
+@pytest.mark.parametrize("factor", [1e-6, 1e-3, 1e3, 1e6])
+def test_saturated_and_flat_logits_become_ordinary(factor: float) -> None:
+    settings = {"model_type": "gpt2", **ARCHITECTURES["gpt2"], "vocab_size": 50}
+    network = models.build(settings, None, 0, "cpu").network
+    scale_logits(network, 50.0)  # an untrained model's are flat
+    assert rebalance.sharpness(network) == 1.0
+    scale_logits(network, factor)
+    assert 0.05 < rebalance.sharpness(network) * factor < 20
+
+
+def test_a_constant_has_no_sharpness() -> None:
+    settings = {"model_type": "gpt2", **ARCHITECTURES["gpt2"], "vocab_size": 50}
+    network = models.build(settings, None, 0, "cpu").network
+    scale_logits(network, 0.0)
+    assert rebalance.sharpness(network) == 1.0

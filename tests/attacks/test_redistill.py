@@ -1,0 +1,217 @@
+"""Re-distillation: an ordinary network comes out, it says what the release says, and its cost is the steps' own."""
+
+from __future__ import annotations
+
+import copy
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import PreTrainedModel
+
+from nftbench.contract import Attack, Model, Release
+from nftbench.errors import NftbenchError
+from nftbench.methods import adapters, distillation
+from nftbench.models import networks as models
+from nftbench.models.architectures import dlr
+from nftbench.planning import registry
+from nftbench.running.attacker import Attacker
+from nftbench.running.owner import Owner
+from nftbench.testing import ARCHITECTURES, _Undefended, _workplace, tiny_suite
+
+redistill = import_module("nftbench.attacks.redistill")
+TOKENS = torch.randint(50, (3, 12), generator=torch.Generator().manual_seed(0))
+
+each_architecture = pytest.mark.parametrize("kind", list(ARCHITECTURES))
+standard_or_locked = pytest.mark.parametrize("locked", [False, True])
+
+
+def base(kind: str, seed: int = 0, **changes: Any) -> PreTrainedModel:
+    settings = {"model_type": kind, **ARCHITECTURES[kind], "vocab_size": 50, **changes}
+    return models.build(settings, None, seed, "cpu").network.eval()
+
+
+def speaking(network: PreTrainedModel) -> PreTrainedModel:
+    """With MLPs that say something beside the rest: fresh ones say nearly nothing, fresh DLR-Nets nothing."""
+    generator = torch.Generator().manual_seed(1)
+    for mlp in dlr.mlps(network).values():
+        for weight in mlp.parameters():
+            nn.init.normal_(weight, std=0.3, generator=generator)
+    return network
+
+
+def prepared(spec: str, kind: str, locked: bool, steps: int = 40) -> tuple[PreTrainedModel, PreTrainedModel, Attacker]:
+    """The release, what the attack makes of it, and the attacker's context."""
+    attack: Attack = registry.create("attacks", spec)
+    with _workplace(tiny_suite(kind, budget={"preparation_steps": steps})) as place:
+        owner = Owner(place, 0)
+        model = owner.build()
+        context = Attacker(
+            seed=3,
+            budget=place.suite.budget,
+            device="cpu",
+            _corpus=owner.corpus,
+            _defense=_Undefended(),
+            _suite=place.suite,
+        )
+        context.corpus.heldout  # noqa: B018 (read before its folder is gone)
+    network = speaking(dlr.lock(model.network, 3) if locked else model.network).eval()
+    before = copy.deepcopy(network)
+    found = attack.prepare(Release(Model(network, model.tokenizer)), context).model.network
+    assert all(torch.equal(tensor, before.state_dict()[name]) for name, tensor in network.state_dict().items())
+    return network, found, context
+
+
+@torch.no_grad()
+def divergence(network: nn.Module, reference: nn.Module, tokens: Tensor) -> float:
+    """Mean KL(reference ‖ network) over positions, in float64."""
+    ours, theirs = (one(input_ids=tokens).logits.double().log_softmax(-1) for one in (network, reference))
+    return float((theirs.exp() * (theirs - ours)).sum(-1).mean())
+
+
+# ---------------------------------------------------------------------------------------------------------- what it is
+
+
+@each_architecture
+@standard_or_locked
+def test_new_mlps_in_the_release(kind: str, locked: bool, cache: Any, tmp_path: Path) -> None:
+    release, found, context = prepared("redistill[learning_rate=0.01]", kind, locked)
+    assert type(found) is type(base(kind))
+    assert found.config.model_type == kind
+    inside = tuple(dlr.mlps(found))
+    kept = {name: weight for name, weight in found.state_dict().items() if not name.startswith(inside)}
+    assert all(torch.equal(weight, release.state_dict()[name]) for name, weight in kept.items())
+    assert len(kept) < len(found.state_dict())
+    fresh = copy.deepcopy(found)
+    for mlp in dlr.mlps(fresh).values():
+        for weight in mlp.parameters():
+            nn.init.zeros_(weight)
+    near, far = (divergence(network, release, context.corpus.heldout) for network in (found, fresh))
+    assert near < 0.7 * far
+    assert all(weight.requires_grad for weight in found.parameters())
+    models.save(Model(found), tmp_path / "saved")
+    loaded = models.load(tmp_path / "saved").network
+    assert torch.equal(loaded(input_ids=TOKENS).logits, found(input_ids=TOKENS).logits)
+    wrapped = adapters.lora(found, 2, 4.0)
+    assert any(weight.requires_grad for weight in wrapped.parameters())
+    assert wrapped(input_ids=TOKENS).logits.shape == (3, 12, found.config.vocab_size)
+
+
+@each_architecture
+def test_a_new_model_that_says_the_same(kind: str, cache: Any) -> None:
+    release, found, context = prepared("redistill[what=model,learning_rate=0.01]", kind, True)
+    assert type(found) is type(base(kind))
+    fresh = models.untrained(found, context.seed)
+    assert all(not torch.equal(weight, fresh.get_parameter(name)) for name, weight in found.named_parameters())
+    near, far = (divergence(network, release, context.corpus.heldout) for network in (found, fresh))
+    assert near < 0.9 * far
+
+
+@each_architecture
+def test_the_original_architecture_is_read_off_a_locked_one(kind: str) -> None:
+    changes = {"gpt2": {"n_inner": 20}, "llama": {"intermediate_size": 20, "mlp_bias": True}}.get(kind, {})
+    network = base(kind, tie_word_embeddings=True, **changes)
+    found = redistill.ordinary(dlr.lock(network, 2), 7)
+    assert found.config.to_dict() == network.config.to_dict()
+    fresh = models.untrained(network, 7).state_dict()
+    assert all(torch.equal(tensor, fresh[name]) for name, tensor in found.state_dict().items())
+
+
+def test_mlps_that_nobody_knows(cache: Any) -> None:
+    opt = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    attack: Attack = registry.create("attacks", "redistill")
+    _, _, context = prepared("redistill[steps=1]", "gpt2", False)
+    settings = {"model_type": "opt", **opt, "word_embed_proj_dim": 16, "ffn_dim": 32}
+    network = models.build(settings, context.corpus.tokenizer, 0, "cpu")
+    with pytest.raises(NftbenchError, match="it is not known where opt has its MLPs"):
+        attack.prepare(Release(network), context)
+
+
+def test_the_rate_is_the_owners(cache: Any) -> None:
+    (_, found, context), (_, same, _) = (
+        prepared(f"redistill[steps=3{end}]", "gpt2", False) for end in ("", ",learning_rate=0.003")
+    )
+    assert context.pretraining.learning_rate == 0.003
+    assert all(torch.equal(tensor, same.state_dict()[name]) for name, tensor in found.state_dict().items())
+
+
+# ---------------------------------------------------------------------------------------------------------- the losses
+
+
+@each_architecture
+def test_the_losses_are_their_equations(kind: str) -> None:
+    teacher, student = speaking(dlr.lock(base(kind), 2)), speaking(base(kind))
+    stacks = [one.base_model.h if kind == "gpt2" else one.base_model.layers for one in (teacher, student)]
+    inputs: dict[str, list[Tensor]] = {}
+    logits: dict[str, Tensor] = {}
+    for side, network, stack in zip(("teacher", "student"), (teacher, student), stacks, strict=True):
+        caught: list[Tensor] = []
+        for layer in stack:
+            layer.mlp.register_forward_pre_hook(lambda _, args, caught=caught: caught.append(args[0]))
+        with torch.no_grad():
+            logits[side] = network(input_ids=TOKENS).logits.double()
+        inputs[side] = [x.clone() for x in caught]
+
+    @torch.no_grad()
+    def error(side: str) -> float:
+        """Of all layers on one side's inputs."""
+        total = 0.0
+        for x, *layers in zip(inputs[side], *stacks, strict=True):
+            theirs, ours = (layer.mlp(x).double() for layer in layers)
+            total += float(((ours - theirs) ** 2).sum() / (theirs**2).sum())
+        return total
+
+    theirs, ours = (logits[side].log_softmax(-1) for side in ("teacher", "student"))
+    kl = float((theirs.exp() * (theirs - ours)).sum() / TOKENS.numel())
+    alone = distillation.module_loss(student, teacher, TOKENS)
+    assert float(alone.detach()) == pytest.approx(error("teacher"), rel=1e-5)
+    joint = distillation.joint_loss(student, teacher, TOKENS)
+    assert float(joint.detach()) == pytest.approx(kl + error("student"), rel=1e-5)
+    joint.backward()  # type: ignore[no-untyped-call]
+    assert all(weight.grad is None for weight in teacher.parameters())
+    assert all(weight.grad is not None for mlp in dlr.mlps(student).values() for weight in mlp.parameters())
+
+
+# ------------------------------------------------------------------------------------------------------------ the cost
+
+
+def flops(loss: Any, student: PreTrainedModel, teacher: PreTrainedModel) -> float:
+    tokens = torch.zeros(8, 32, dtype=torch.long)
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        loss(student, teacher, tokens).backward()
+    return float(counter.get_total_flops())
+
+
+@standard_or_locked
+def test_the_mlps_cost_both_phases(locked: bool, cache: Any) -> None:
+    release, found, context = prepared("redistill", "gpt2", locked, steps=10)
+    student = copy.deepcopy(found).requires_grad_(False)
+    for mlp in dlr.mlps(student).values():
+        mlp.requires_grad_(True)
+    phases = [flops(loss, student, release) for loss in (distillation.module_loss, distillation.joint_loss)]
+    assert context.ledger.steps == 10
+    assert context.ledger.flops == pytest.approx(7 * phases[0] + 3 * phases[1])
+
+
+def test_a_new_model_costs_the_teacher_too(cache: Any) -> None:
+    release, found, context = prepared("redistill[what=model,steps=4]", "gpt2", False)
+
+    def loss(student: nn.Module, teacher: nn.Module, tokens: Tensor) -> Tensor:
+        with torch.no_grad():
+            teacher(input_ids=tokens)
+        value: Tensor = student(input_ids=tokens).logits.sum()
+        return value
+
+    assert context.ledger.steps == 4
+    assert context.ledger.flops == pytest.approx(4 * flops(loss, found, release))
+
+
+@pytest.mark.parametrize("spec", ["redistill[steps=0]", "redistill[learning_rate=-1]"])
+def test_impossible_settings_are_refused(spec: str) -> None:
+    with pytest.raises(NftbenchError, match="steps must be at least 1 and learning_rate above 0"):
+        registry.create("attacks", spec)

@@ -1,0 +1,172 @@
+"""Replay: the text is the release's own, drawn token by token, and the loss is the weighted sum."""
+
+from __future__ import annotations
+
+import copy
+from importlib import import_module
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from nftbench.contract import Attack, Model, Release
+from nftbench.errors import NftbenchError
+from nftbench.models import networks as models
+from nftbench.models.architectures import dlr
+from nftbench.models.networks import seeded
+from nftbench.planning import registry
+from nftbench.testing import ARCHITECTURES, _FirstWord, _release, _task_context, _workplace, tiny_suite
+from nftbench.training.engine import Stepper
+
+replay = import_module("nftbench.attacks.replay")
+
+each_architecture = pytest.mark.parametrize("kind", list(ARCHITECTURES))
+
+
+def base(kind: str, **changes: Any) -> PreTrainedModel:
+    """A network with opinions: a fresh one finds every word as likely as any other."""
+    settings = {"model_type": kind, **ARCHITECTURES[kind], "vocab_size": 12, **changes}
+    network = models.build(settings, None, 0, "cpu").network
+    generator = torch.Generator().manual_seed(1)
+    for weight in network.parameters():
+        if weight.ndim == 2:
+            nn.init.normal_(weight, std=0.4, generator=generator)
+    return network.eval()
+
+
+def released(spec: str, kind: str = "gpt2") -> tuple[Attack, Release, Any, Any]:
+    """An attack, the tiny release, the attack's context and a task."""
+    attack: Attack = registry.create("attacks", spec)
+    with _workplace(tiny_suite(kind)) as place:
+        release, context = _release(place, attack)
+        return attack, release, context, _FirstWord().load(_task_context(place, release.model))
+
+
+# ------------------------------------------------------------------------------------------------------------ the text
+
+
+@each_architecture
+@pytest.mark.parametrize("locked", [False, True])
+def test_text_is_drawn_from_the_whole_past(kind: str, locked: bool) -> None:
+    """The same draws without a cache, each from a pass over all that was written before."""
+    network = dlr.lock(base(kind), 2).eval() if locked else base(kind)
+    with seeded(4):
+        found = replay.written(network, 3, 6, 20)
+    tokens = torch.full((6, 1), 3)
+    with seeded(4), torch.no_grad():
+        for _ in range(19):
+            shares = network(input_ids=tokens).logits[:, -1].softmax(-1)
+            tokens = torch.cat([tokens, torch.multinomial(shares, 1)], 1)
+    assert torch.equal(found, tokens)
+    assert len({tuple(row) for row in found.tolist()}) == 6
+
+
+def test_words_are_as_frequent_as_the_model_says() -> None:
+    network, count = base("gpt2"), 4000
+    with seeded(0):
+        text = replay.written(network, 3, count, 3)
+    with torch.no_grad():
+        first = network(input_ids=torch.tensor([[3]])).logits[0, -1].double().softmax(-1)
+        second = network(input_ids=torch.tensor([[3, word] for word in range(12)])).logits[:, -1].double().softmax(-1)
+    for column, shares in ((1, first), (2, first @ second)):
+        found = torch.bincount(text[:, column], minlength=12) / count
+        errors = (found - shares) / (shares * (1 - shares) / count).sqrt()
+        assert float(errors.abs().max()) < 4
+    assert float((first - 1 / 12).abs().max()) > 0.05
+
+
+def test_the_release_cannot_say_how_it_is_read() -> None:
+    """Generation settings are published with a release, and a text does not end where a document does."""
+    network, other = base("gpt2"), base("gpt2", eos_token_id=3, bos_token_id=3)
+    other.generation_config.update(top_k=1, temperature=0.1, repetition_penalty=5.0, eos_token_id=3, max_length=4)
+    texts = []
+    for one in (network, other):
+        with seeded(2):
+            texts.append(replay.written(one, 3, 50, 30))
+    assert torch.equal(*texts)
+    assert bool((texts[0][:, 1:-1] == 3).any())
+
+
+def test_text_fits_the_window(cache: Any) -> None:
+    attack, release, context, _ = released("replay[blocks=3,length=500]")
+    text = attack.prepare(release, context).text  # type: ignore[attr-defined]
+    assert text.shape == (3, 64)
+    assert (text[:, 0] == release.model.tokenizer.bos_token_id).all()  # type: ignore[union-attr]
+    again = attack.prepare(release, context).text  # type: ignore[attr-defined]
+    assert torch.equal(text, again)
+
+
+def test_a_release_without_words_is_refused(cache: Any) -> None:
+    attack, release, context, _ = released("replay")
+    with pytest.raises(NftbenchError, match="no token to begin a text with"):
+        attack.prepare(Release(Model(release.model.network)), context)
+
+
+# ------------------------------------------------------------------------------------------------------------ the loss
+
+
+class Sweeping:
+    """A context that shows what is swept."""
+
+    def sweep(self, model: Model, task: Any, **options: Any) -> Any:
+        assert not options
+        return task
+
+
+def mixed(spec: str) -> tuple[Any, Any, Release, Any]:
+    """The mixed task, the plain one, the release and the context."""
+    attack, release, context, task = released(spec)
+    return attack.adapt(attack.prepare(release, context), task, Sweeping()), task, release, context  # type: ignore[arg-type]
+
+
+def test_the_loss_is_the_weighted_sum(cache: Any) -> None:
+    both, task, release, _ = mixed("replay[share=0.3,blocks=10,length=9]")
+    network, rows = release.model.network, [0, 7, 13, 63]
+    tokens = both.text[[0, 7, 3, 3]]
+    with torch.no_grad():
+        found = both.loss(network, both.split("train").batch(rows))
+        likely = network(input_ids=tokens).logits[:, :-1].double().log_softmax(-1).gather(-1, tokens[:, 1:, None])
+        own = task.loss(network, task.split("train").batch(rows))
+    assert float(found) == pytest.approx(0.7 * float(own) - 0.3 * float(likely.mean()), rel=1e-5)
+
+
+def test_only_training_is_mixed(cache: Any) -> None:
+    both, task, release, _ = mixed("replay[blocks=4,length=5]")
+    assert len(both.split("train")) == len(task.split("train"))
+    for name in ("validation", "test"):
+        assert both.split(name) is task.split(name)
+    network = release.model.network
+    assert both.evaluate(network, both.split("test")) == task.evaluate(network, task.split("test"))
+
+
+def test_less_is_forgotten() -> None:
+    network = base("gpt2")
+    plain = _FirstWord().load(SimpleNamespace(model=Model(network)))  # type: ignore[arg-type]
+    with seeded(9):
+        text, heldout = replay.written(network, 3, 256, 24).split(128)
+
+    def losses(network: nn.Module) -> tuple[float, float]:
+        """On text of the release's that is not replayed, and on the task."""
+        with torch.no_grad():
+            own = plain.loss(network, plain.split("train").batch(range(64)))
+            return float(network(input_ids=heldout, labels=heldout).loss), float(own)
+
+    def trained(task: Any) -> tuple[float, float]:
+        own = copy.deepcopy(network)
+        stepper = Stepper(own, "adamw", 1e-2, factor=lambda step: 1.0, weight_decay=0.0, clip=1.0)
+        for _ in range(30):
+            stepper.step(task.loss(own, task.split("train").batch(range(64))))
+        return losses(own)
+
+    before, kept, forgot = losses(network), trained(replay._Mixed(plain, text, 0.7)), trained(plain)
+    assert before[0] <= kept[0] < forgot[0] - 0.2
+    assert kept[1] < before[1] - 0.5
+
+
+@pytest.mark.parametrize("spec", ["replay[share=0]", "replay[share=1]", "replay[blocks=0]", "replay[length=1]"])
+def test_impossible_settings_are_refused(spec: str) -> None:
+    with pytest.raises(NftbenchError):
+        registry.create("attacks", spec)

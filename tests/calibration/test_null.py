@@ -1,0 +1,232 @@
+"""The null judge: its counts against an independent test, its bound against search, its interval against repetition."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from scipy import stats
+
+from nftbench.calibration import null
+from nftbench.calibration.proof import Run
+from nftbench.cli.main import main
+from nftbench.planning.plan import plan
+from nftbench.records.record import Record
+from nftbench.records.store import Store
+from nftbench.scoring.intervals import difference
+from nftbench.suites.schema import Suite
+from nftbench.testing import tiny_suite
+from tests.factories import measurement, record
+
+Pairs = Mapping[int, tuple[float, float]]
+
+
+def drawn(seed: int, spread: float = 1.0, levels: float = 1.0, count: int = 12) -> Pairs:
+    """Undefended models around 85 points: grammars differ by `levels`, the models of one by `spread`."""
+    rng = np.random.default_rng(seed)
+    grammars, models = rng.normal(85, levels, count), rng.normal(0, spread, (count, 2))
+    return {base: (float(one), float(other)) for base, (one, other) in enumerate(grammars[:, None] + models)}
+
+
+def records_of(pairs: Pairs, utility: float = 0.75) -> list[Record]:
+    """The records of a null run in which the models end at these points."""
+    found = []
+    for base, models in pairs.items():
+        for name, end in zip(null.MODELS, models, strict=True):
+            made = [
+                record(name, "none", "minimal_pairs", base, utility, role="utility", validation=None),
+                record(name, "none", "topic", base, 0.3),
+                record(name, "full", "topic", base, end / 100),
+                record(name, "head", "topic", base, end / 100 - 0.1),
+            ]
+            found += [replace(one, release_sha256=f"{name}{base}") for one in made]
+    return found
+
+
+def run_of(records: list[Record]) -> Run:
+    planned = [(one.defense, one.attack, one.task, one.seed) for one in records]
+    suite = tiny_suite(name="tiny-null", seeds=sorted({one.seed for one in records}), ranking=[])
+    return Run(suite, tuple(planned), tuple(records))
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(null, "SAMPLE", 300)
+    monkeypatch.setattr(null, "BOARDS", 6)
+    monkeypatch.setattr(null, "SEEDS", 11)
+
+
+def test_every_choice_of_seeds_and_sides_is_judged_once() -> None:
+    pairs = drawn(0, count=6)
+    fakes = list(null.within(pairs, 3))
+    assert len(fakes) == len({(fake.defended, fake.reference) for fake in fakes}) == 20 * 8
+    for fake in fakes:
+        assert {*zip(fake.defended, fake.reference, strict=True)} <= {
+            pair for one, other in pairs.values() for pair in ((one, other), (other, one))
+        }
+
+
+def test_models_of_different_grammars_never_meet_themselves() -> None:
+    models = {base: one for base, (one, _) in drawn(1).items()}
+    for fake in itertools.islice(null.across(models, 5), 200):
+        assert len({*fake.defended, *fake.reference}) == 10
+        assert {models[unit] for unit in fake.units} == {*fake.defended, *fake.reference}
+
+
+def test_effects_are_those_of_scipys_tests() -> None:
+    pairs = drawn(2, levels=0.3, count=7)
+    found = null.rate("pairs", 3, null.within(pairs, 3))
+    expected = 0
+    for fake in null.within(pairs, 3):
+        paired = stats.ttest_rel(fake.reference, fake.defended).confidence_interval().low
+        welch = stats.ttest_ind(fake.reference, fake.defended, equal_var=False).confidence_interval().low
+        expected += min(paired, welch) > 0
+    assert (found.effects, found.fakes) == (expected, 35 * 8)
+    assert expected > 0
+
+
+def test_a_false_effect_is_as_rare_as_it_is_said_to_be() -> None:
+    """Paired differences alone would pass 2.5 % of the time; Welch's interval, the guard, lets through fewer."""
+    rates = [null.rate("pairs", 3, null.within(drawn(seed, levels=0.0, count=6), 3)).interval for seed in range(40)]
+    mean = float(np.mean([one.value for one in rates]))
+    rng = np.random.default_rng(0)
+    draws = rng.normal(size=(4000, 2, 3))
+    nominal = np.mean([difference(*map(list, one)).low > 0 for one in draws])
+    error = float(np.std([one.value for one in rates]) / np.sqrt(len(rates)) + np.sqrt(nominal / 4000))
+    assert abs(mean - nominal) < 3 * error
+    assert 0.005 < nominal < 0.025
+    covered = np.mean([one.low <= nominal <= one.high for one in rates])
+    assert covered >= 0.9
+
+
+@pytest.mark.parametrize("size", null.BOUNDS)
+def test_symmetry_bounds_the_rate_of_any_numbers(size: int) -> None:
+    """A search over sizes of differences, equal and extreme ones among them, finds no more sign patterns."""
+    rng = np.random.default_rng(size)
+    sizes = [
+        np.ones(size),
+        *(np.concatenate([np.ones(size - 1), [small]]) for small in (0.0, 0.1, 0.3)),
+        *rng.lognormal(0, 1.0, (60, size)),
+        *rng.uniform(0.8, 1.2, (20, size)),
+    ]
+    signs = [np.array(one) for one in itertools.product((-1, 1), repeat=size)]
+    most = max(np.mean([difference(list(pattern * one), [0.0] * size).low > 0 for pattern in signs]) for one in sizes)
+    assert most <= null.BOUNDS[size]
+    assert most == null.BOUNDS[size] or size == 3  # it is reached
+
+
+def test_the_jackknife_is_that_of_a_mean_for_a_mean() -> None:
+    values = [0.0, 0.05, 0.02, 0.01, 0.04]
+    left_out = [float(np.mean([*values[:index], *values[index + 1 :]])) for index in range(5)]
+    found = null._jackknife(float(np.mean(values)), left_out, bound=1.0)
+    expected = stats.t.interval(0.95, 4, np.mean(values), stats.sem(values))
+    assert (found.low, found.high) == pytest.approx((max(0.0, expected[0]), expected[1]))
+
+
+def test_a_rate_without_spread_reaches_up_to_the_bound() -> None:
+    found = null._jackknife(0.0, [0.0] * 12, bound=1 / 16)
+    assert (found.value, found.low, found.high) == (0.0, 0.0, 1 / 16)
+
+
+def test_undefended_models_pass(quick: None) -> None:
+    found = null.judge(tiny_suite(), run_of(records_of(drawn(3, count=11))))
+    assert found.failures == ()
+    assert [(one["design"], one["seeds"]) for one in found.numbers["rates"]] == [
+        ("pairs of one grammar", 3),
+        ("pairs of one grammar", 5),
+        ("across grammars", 3),
+        ("across grammars", 5),
+    ]
+    assert found.numbers["attacked"]["none"][0] == pytest.approx(drawn(3, count=11)[0][0])
+    free, barred = found.numbers["leaderboards"][1], found.numbers["leaderboards"][0]
+    assert barred["clears_bar"] == free["clears_bar"] == 1.0  # utility is the same everywhere here
+    assert barred["ranked"] == free["ranked"] <= 1 / 3
+
+
+def test_utility_that_differs_between_initialisations_is_told_from_chance_in_documents() -> None:
+    kept = {0: 0.70, 1: 0.75, 2: 0.80, 3: 0.74, 4: 0.76, 5: 0.75}  # of none's 0.75, over a floor of 0.25
+    records = [
+        replace(one, unattacked=measured, attacked=measured)
+        if (one.defense, one.role) == ("twin", "utility") and (measured := measurement(kept[one.seed]))
+        else one
+        for one in records_of(drawn(6, count=6))
+    ]
+    shares = 100 * (np.array([*kept.values()]) - 0.25) / 0.5
+    low, high = stats.t.interval(0.95, 5, shares.mean(), stats.sem(shares))
+    spread = shares.std(ddof=1)
+    chance = 100 * np.sqrt(2) * 0.01 / 0.5  # the standard error of either measurement is 0.01
+    needed = 95 + stats.t.ppf(0.975, 4) * spread / np.sqrt(5)
+    ((metric, *cells),) = null._utilities(run_of(records)).rows
+    assert metric == "minimal_pairs"
+    assert cells == [
+        f"{shares.mean():.2f} [{low:.2f}, {high:.2f}]", f"{spread:.2f}", f"{chance:.2f}", f"{needed:.1f}",
+    ]  # fmt: skip
+
+
+def test_a_metric_that_the_undefended_model_does_not_master_has_no_share_to_keep() -> None:
+    assert null._utilities(run_of(records_of(drawn(6, count=6), utility=0.25))).rows == ()
+
+
+def test_leaderboards_see_what_the_rates_see() -> None:
+    """The excess of a disguised row is the difference that the rates are made of, and a true effect is ranked."""
+    pairs = {base: (90.0 + base, 70.0 + base + base % 2) for base in range(5)}
+    run = run_of(records_of(pairs))
+    sides = dict.fromkeys(pairs, "twin")
+    board = null.score(null._disguised(run, sides), utility_bar=0.95, ranking=frozenset())
+    fake = next(one for one in board.scores if one.defense == "fake")
+    gaps = [one - other for one, other in pairs.values()]
+    assert fake.excess is not None
+    assert fake.excess.value == pytest.approx(np.mean(gaps))
+    assert (fake.standing, fake.verdict, fake.controls) == ("ranked", "holds", ("none", "control"))
+
+
+def test_a_benchmark_that_takes_models_for_defenses_fails(quick: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(null, "weakest", lambda gaps: difference([1.0, 1.0], [0.0, 0.0]))
+    found = null.judge(tiny_suite(), run_of(records_of(drawn(4, count=11))))
+    assert any("pairs of one grammar, 5 seeds: 100.0 % of the fakes" in one for one in found.failures)
+
+
+def test_a_twin_that_is_none_is_refused(quick: None) -> None:
+    records = [replace(one, release_sha256=f"{one.seed}") for one in records_of(drawn(5))]
+    found = null.judge(tiny_suite(), run_of(records))
+    assert "seed 0: none and its twin have the same weights" in found.failures
+
+
+def test_a_missing_cell_is_said(quick: None) -> None:
+    records = records_of(drawn(6))
+    run = run_of(records)
+    found = null.judge(tiny_suite(), replace(run, records=tuple(records[1:])))
+    assert found.failures == ("1 of 96 cells have no result, first none × none on minimal_pairs, seed 0",)
+
+
+def test_the_verb_plans_the_pairs_and_judges_what_is_there(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], quick: None
+) -> None:
+    """Every cell has its record already, so nothing is run."""
+    monkeypatch.chdir(tmp_path)
+    suite = tiny_suite(seeds=[3, 4, 5])
+    Path("tiny.yaml").write_text(yaml.safe_dump(suite.model_dump(mode="json")))
+    pairs = drawn(7)
+    whole = plan(null.derive(suite, (), ["full"]))
+    assert whole.suite.seeds == (3, 4, 5, 0, 1, 2, *range(6, 11))
+    assert {(str(cell.defense), str(cell.attack)) for cell in whole.cells} == {
+        (model, attack) for model in null.MODELS for attack in ("none", "full")
+    }
+    store = Store(Path("runs/tiny-null"), cache)
+    for cell in whole.cells:
+        model, attack, task = str(cell.defense), str(cell.attack), str(cell.task)
+        end = pairs[cell.seed][null.MODELS.index(model)] / 100 if attack == "full" else 0.3
+        made = record(model, attack, task, cell.seed, end, role=whole.role(cell), release_sha256=cell.release)
+        store.write(replace(made, key=cell.key, row=whole.row(cell.defense), unattacked=measurement(0.3)))
+    assert main(["calibrate", "tiny.yaml", "--proof", "null", "--attacks", "full"]) in (0, 1)
+    assert "0 jobs to run" in capsys.readouterr().out
+    content = json.loads(Path("runs/tiny-null/null.json").read_text())
+    assert content["attacked"]["twin"]["10"] == pytest.approx(pairs[10][1])
+    assert content["rates"][1]["fakes"] == 462 * 32
+    assert Suite.model_validate(json.loads(Path("runs/tiny-null/manifest.json").read_text())["suite"]).seeds[0] == 3

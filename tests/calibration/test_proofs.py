@@ -1,0 +1,160 @@
+"""The verb from its words to its page: every proof that measures, on a suite that takes a second."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import yaml
+
+from nftbench import calibration as validity
+from nftbench.calibration import dose, null
+from nftbench.calibration.proof import Finding
+from nftbench.cli import main as cli
+from nftbench.cli.main import main
+from nftbench.errors import NftbenchError
+from nftbench.planning import registry
+from nftbench.report.tables import Table
+from nftbench.testing import tiny_suite
+
+ORACLE = Path(__file__).parent / "oracle.py"
+SHAM = """
+from dataclasses import dataclass
+from typing import ClassVar
+
+from nftbench import Defense, Model, OwnerContext, Protected
+
+
+@dataclass(frozen=True)
+class Nothing(Defense):
+    stage: ClassVar[str] = "posttrain"
+
+    def protect(self, model: Model, context: OwnerContext) -> Protected:
+        return Protected(model)
+"""
+
+
+@pytest.fixture
+def tiny(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with a suite, in which the verb is called; no more seeds and doses than it takes."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(registry, "_added", dict(registry._added))
+    monkeypatch.setattr(dose, "FRACTIONS", (0.5, 0.9))
+    monkeypatch.setattr(null, "SEEDS", 11)
+    monkeypatch.setattr(null, "SAMPLE", 50)
+    monkeypatch.setattr(null, "BOARDS", 2)
+    suite = tiny_suite(
+        defenses=["none", "early_stop"],
+        attacks=["none", "linear_probe"],
+        budget={"durations": [2], "restarts": 1, "extension": 0},
+        seeds=[0, 1, 2],
+    )
+    Path("tiny.yaml").write_text(yaml.safe_dump(suite.model_dump(mode="json")))
+    return tmp_path
+
+
+def read(proof: str) -> dict[str, object]:
+    found: dict[str, object] = json.loads(Path(f"runs/tiny-{proof}/{proof}.json").read_text())
+    page = Path(f"runs/tiny-{proof}/{proof}.md").read_text()
+    word = {None: "reported", True: "valid", False: "not valid"}[found["valid"]]  # type: ignore[index]
+    assert page.startswith(f"# tiny-{proof}\n\ntiny-{proof}: {word}\n")
+    return found
+
+
+def test_doses_are_run_and_judged_and_judged_again(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    code = main(["calibrate", "tiny.yaml", "--proof", "dose", "--jobs", "1"])
+    found = read("dose")
+    monkeypatch.setattr(cli, "_carry_out", None)  # nothing is run
+    assert main(["calibrate", "tiny.yaml", "--proof", "dose", "--from", "runs/tiny-dose", "--out", "again"]) == code
+    again = json.loads(Path("again/dose.json").read_text())
+    assert {**again, "command": found["command"]} == found
+    assert main(["calibrate", "tiny.yaml", "--proof", "null", "--from", "runs/tiny-dose"]) == 2
+    assert [one["row"] for one in found["doses"]] == ["early_stop", "early_stop[fraction=0.9]"]  # type: ignore[attr-defined]
+    assert Path("runs/tiny-dose/dose.png").exists()
+
+
+def test_shams_are_run_and_judged(tiny: Path) -> None:
+    (tiny / "shams").mkdir()
+    (tiny / "shams/nothing.py").write_text(SHAM)
+    (tiny / "shams/__init__.py").write_text("")
+    words = ["--proof", "shams", "--shams", "shams", "--attacks", "linear_probe", "--jobs", "1"]
+    main(["calibrate", "tiny.yaml", *words])
+    (sham,) = read("shams")["shams"]  # type: ignore[misc]
+    assert sham["row"] == "nothing"
+    assert [one["attack"] for one in sham["attacks"]] == ["linear_probe"]
+    assert sham["attacks"][0]["lacks"]["value"] == 0.0  # it is the undefended model, bit for bit
+    assert main(["calibrate", "tiny.yaml", "--proof", "shams"]) == 2  # none is named
+    assert main(["calibrate", "tiny.yaml", "--proof", "shams", "--shams", "elsewhere"]) == 2
+
+
+WORDS = ["--proof", "oracle", "--plugin", str(ORACLE), "--defenses", "oracle[strength=0.25],oracle", "--jobs", "1"]
+
+
+def test_the_oracle_is_run_and_judged(tiny: Path) -> None:
+    main(["calibrate", "tiny.yaml", *WORDS])
+    assert [one["row"] for one in read("oracle")["grades"]] == ["oracle[strength=0.25]", "oracle"]  # type: ignore[attr-defined]
+
+
+@pytest.mark.slow
+def test_power_is_read_from_both_runs(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main(["calibrate", "tiny.yaml", *WORDS])
+    main(["calibrate", "tiny.yaml", "--proof", "null", "--jobs", "1"])
+    rates = read("null")["rates"]
+    assert len(rates) == 4  # type: ignore[arg-type]
+    assert main(["calibrate", "tiny.yaml", "--proof", "power"]) == 0
+    assert next(one["source"] for one in read("power")["spreads"]) == "two undefended models"  # type: ignore[attr-defined]
+    assert main(["calibrate", "tiny.yaml", "--proof", "power", "--from", "runs/tiny-null"]) == 2
+    assert "one run of the proof oracle" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "option"),
+    [
+        (["--proof", "null", "--defenses", "pmp"], "--defenses"),
+        (["--proof", "dose", "--shams", "shams"], "--shams"),
+        (["--defenses", "pmp"], "--defenses"),
+        (["--proof", "null", "--from", "runs/tiny-null", "--attacks", "full"], "--attacks"),
+        (["--proof", "oracle", "--from", "runs/tiny-oracle", "--device", "cpu"], "--device"),
+        (["--proof", "power", "--jobs", "1"], "--jobs"),
+        (["--proof", "spread", "--attacks", "full"], "--attacks"),
+        (["--proof", "attacks", "--set", "seeds=[1]"], "--set"),
+    ],
+)
+def test_an_option_that_a_proof_does_not_heed_is_refused(
+    tiny: Path, words: list[str], option: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["calibrate", "tiny.yaml", *words]) == 2
+    assert f" takes no {option}\n" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("proof", ["calibration", "null", "dose", "shams", "oracle"])
+def test_attacks_that_compare_nothing_are_refused(tiny: Path, proof: str) -> None:
+    registry.add_file(ORACLE)
+    for attacks in (["none"], ["scratch"], ["none", "authorized"]):
+        with pytest.raises(NftbenchError, match="needs an attack that trains the release"):
+            validity.PROOFS[proof].derive(tiny_suite(), ["oracle"], attacks)  # type: ignore[union-attr]
+    twice = ["none", "scratch", "linear_probe", "linear_probe"]
+    derived = validity.PROOFS[proof].derive(tiny_suite(), ["oracle"], twice)  # type: ignore[union-attr]
+    assert sorted(derived.attacks) == ["linear_probe", "none", "scratch"]
+
+
+def test_a_second_call_runs_nothing(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("shams.py").write_text(SHAM)
+    for _ in range(2):
+        main(["calibrate", "tiny.yaml", "--proof", "shams", "--plugin", "shams.py", "--attacks", "head", "--jobs", "1"])
+    assert "0 jobs to run" in capsys.readouterr().out
+
+
+def test_what_is_unbounded_is_null_in_json(tmp_path: Path) -> None:
+    finding = Finding("x", (Table("t", ("a",), (("1",),)),), {"interval": (1.0, -math.inf), "nan": {"of": math.nan}})
+    validity.write(finding, tmp_path, "x", "nftbench calibrate x")
+    found = json.loads((tmp_path / "x.json").read_text())
+    assert (found["interval"], found["nan"]) == ([1.0, None], {"of": None})
+
+
+def test_every_proof_is_known() -> None:
+    assert set(validity.PROOFS) == {
+        "calibration", "null", "dose", "shams", "oracle", "power", "attacks", "spread",
+    }  # fmt: skip

@@ -1,0 +1,114 @@
+"""What a run shows: one line a finished job, counts that add up, and a guess of the time left."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator, Sequence
+from itertools import chain
+
+import pytest
+from rich.console import Console
+
+from nftbench.cli import progress as display
+from nftbench.planning.plan import Job
+from nftbench.records.record import Cell, Record
+from nftbench.records.spec import Spec
+from nftbench.running.executors import Event
+from nftbench.scoring.score import Leaderboard
+from tests import factories
+
+
+def job(defense: str, attack: str) -> Job:
+    cells = (Cell(Spec(defense), Spec(attack), Spec("topic"), 0, f"{defense}-{attack}", defense),)
+    return Job(Spec(defense), Spec(attack), 0, cells)
+
+
+JOBS = [job(defense, attack) for defense in ("none", "pmp") for attack in ("none", "full")]
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Seconds by the clock, in a list of one."""
+    now = [100.0]
+    monkeypatch.setattr(display.time, "monotonic", lambda: now[0])
+    return now
+
+
+def events(
+    clock: list[float], stage: str, done: Job, seconds: float, records: Sequence[Record] = ()
+) -> Iterator[Event]:
+    yield Event("started", stage, done)  # type: ignore[arg-type]
+    clock[0] += seconds
+    yield Event("finished", stage, done, tuple(records))  # type: ignore[arg-type]
+
+
+def board(_: Sequence[Record]) -> Leaderboard:
+    return factories.scored(factories.suite())
+
+
+def test_plain_lines(clock: list[float], capsys: pytest.CaptureFixture[str]) -> None:
+    ok = factories.record("pmp", "full", "topic", 0, 0.8)
+    with display.shown(JOBS, 1, board, Console(file=io.StringIO())) as show:
+        for event in chain(
+            events(clock, "protect", JOBS[0], 0.1),
+            events(clock, "protect", JOBS[2], 75.0),
+            events(clock, "attack", JOBS[0], 4.2, [ok, ok, ok]),
+            events(clock, "attack", JOBS[3], 1.0, [ok, factories.failed(ok)]),
+            events(clock, "attack", JOBS[1], 0.5),
+        ):
+            show(event)
+    assert capsys.readouterr().out.splitlines() == [
+        "[0/4] pmp release seed 0: 1 min 15 s",
+        "[1/4] none none seed 0: 3 tasks, ok, 4.2 s",
+        "[2/4] pmp full seed 0: 2 tasks, 1 failed (boom), 1.0 s",
+        "[3/4] none full seed 0: no cells left to do, 0.5 s",
+    ]
+
+
+def test_progress_counts_and_guesses(clock: list[float]) -> None:
+    progress = display.Progress(JOBS, workers=2)
+    assert progress.seconds_left() is None
+    steps = [("protect", JOBS[0], 10.0), ("attack", JOBS[0], 2.0), ("attack", JOBS[1], 6.0)]
+    for stage, done, seconds in steps:
+        for event in events(
+            clock, stage, done, seconds, [factories.failed(factories.record("none", "full", "t", 0, 1))]
+        ):
+            progress.add(event)
+    assert (progress.done, progress.failed) == (2, 3)
+    assert progress.seconds_left() == pytest.approx((10 + 2 + 6) / 2)  # pmp's release, its two attacks
+    progress.add(Event("started", "attack", JOBS[2]))
+    assert [running.attack.name for running, _ in progress.running.values()] == ["none"]
+
+
+def test_live_panel_shows_what_runs_and_the_leaderboard(clock: list[float]) -> None:
+    asked: list[int] = []
+
+    def counting(news: Sequence[Record]) -> Leaderboard:
+        asked.append(len(news))
+        return board(news)
+
+    panel = display._Panel(display.Progress(JOBS, 1), counting, Console(file=io.StringIO()))
+    one = factories.record("none", "none", "topic", 0, 0.3)
+    for event in chain(events(clock, "attack", JOBS[0], 2.0, [one]), events(clock, "attack", JOBS[1], 2.0, [one])):
+        panel.add(event)
+    assert asked == [1]  # not again within BOARD_SECONDS
+    clock[0] += display.BOARD_SECONDS
+    for event in events(clock, "attack", JOBS[2], 2.0, [one]):
+        panel.add(event)
+    assert asked == [1, 2]
+    panel.add(Event("started", "attack", JOBS[3]))
+    clock[0] += 3
+    console = Console(file=io.StringIO(), width=160)
+    console.print(panel.render())
+    shown = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "3 of 4 jobs done, 0 cells not ok · 14.0 s so far" in shown
+    assert "pmp full seed 0  3.0 s" in shown
+    assert "early_stop" in shown
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(4.23, "4.2 s"), (59.99, "1 min 00 s"), (200, "3 min 20 s"), (3599.7, "1 h 00 min"), (7500, "2 h 05 min")],
+)
+def test_duration(seconds: float, text: str) -> None:
+    assert display.duration(seconds) == text

@@ -1,0 +1,531 @@
+"""The command line as a user meets it: what it prints, what it writes, and its exit codes."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from nftbench import suites
+from nftbench.cli.main import FIGURES, main
+from nftbench.planning import registry
+from nftbench.records.record import Record
+from nftbench.records.store import Store, digest
+from nftbench.suites.schema import Suite
+from nftbench.testing import tiny_suite
+from tests import factories
+from tests.conftest import PLUGIN
+
+SUITE = {
+    "defenses": ["none", "early_stop"],
+    "attacks": ["none", "full"],
+    "budget": {"durations": [2], "restarts": 1, "extension": 0},
+}
+MINE = """
+@dataclass(frozen=True)
+class Mine(Defense):
+    stage: ClassVar[str] = "posttrain"
+    shift: float = 0.0
+
+    def protect(self, model, context):
+        model.network.get_input_embeddings().weight.data.add_(self.shift)
+        return Protected(model)
+"""
+BROKEN = """
+@dataclass(frozen=True)
+class Broken(Defense):
+    stage: ClassVar[str] = "posttrain"
+
+    def protect(self, model, context):
+        raise RuntimeError("boom")
+"""
+HEAVY = ("torch", "transformers", "tokenizers", "datasets", "peft", "lm_eval", "numpy", "scipy", "pandas")
+
+Call = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def call(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Iterator[Call]:
+    """`call("run", "tiny.yaml")`: exit code, standard output and standard error, in a folder of its own."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(registry, "_added", {})
+    monkeypatch.setattr(sys, "argv", list(sys.argv))
+
+    def run(*words: object) -> tuple[int, str, str]:
+        capsys.readouterr()
+        code = main([str(word) for word in words])
+        return (code, *capsys.readouterr())
+
+    return run
+
+
+@pytest.fixture
+def tiny(tmp_path: Path) -> str:
+    return write_suite(tmp_path)
+
+
+def write_suite(folder: Path, **changes: Any) -> str:
+    suite: Suite = tiny_suite(**{**SUITE, **changes})
+    path = folder / "tiny.yaml"
+    path.write_text(yaml.safe_dump(suite.model_dump(mode="json")))
+    return path.name
+
+
+def write_plugin(folder: Path, name: str, source: str) -> str:
+    (folder / f"{name}.py").write_text(f'"""{name.title()}: a plugin of a test."""\n' + PLUGIN + source)
+    return f"{name}.py"
+
+
+def records(folder: str | Path = "runs/tiny") -> dict[str, Record]:
+    return Store(Path(folder), Path()).records()
+
+
+def cells(folder: str | Path = "runs/tiny") -> set[tuple[str, str, str, int]]:
+    return {(one.defense, one.attack, one.task, one.seed) for one in records(folder).values()}
+
+
+def planned(folder: str | Path = "runs/tiny") -> set[tuple[str, str, str, int]]:
+    manifest = json.loads((Path(folder) / "manifest.json").read_text())
+    return {(defense, attack, task, seed) for defense, attack, task, seed, _ in manifest["cells"]}
+
+
+def listed(text: str) -> set[str]:
+    """First words of the indented lines."""
+    return {line.split()[0] for line in text.splitlines() if line.startswith("  ")}
+
+
+def named_rows(plan: str) -> set[str]:
+    """The defenses that number the columns of a plan's table."""
+    return set(re.findall(r"^ ?\d+ (\S+)$", plan, re.MULTILINE))
+
+
+# ------------------------------------------------------------------------------------------------------- list, info
+
+
+def test_list_names_everything_with_a_line_about_it(call: Call) -> None:
+    code, out, _ = call("list")
+    assert code == 0
+    assert [line for line in out.splitlines() if not line.startswith(" ")] == [*registry.KINDS, "suites"]
+    assert {"none", "pmp", "lora", "scratch", "toy_topic", "small", "smoke"} <= listed(out)
+    assert any(line.startswith("  pmp") and "Private Mask Pre-Training" in line for line in out.splitlines())
+
+
+def test_list_of_one_kind(call: Call) -> None:
+    _, out, _ = call("list", "attacks")
+    assert listed(out) == set(registry.available("attacks"))
+
+
+@pytest.mark.parametrize(
+    ("words", "packages"), [(["--help"], set()), (["list"], {"pydantic", "pydantic_core", "yaml"})]
+)
+def test_light_verbs_load_what_they_need_and_no_more(words: list[str], packages: set[str]) -> None:
+    """The packages of the interpreter, of typer and of pydantic themselves are not ours to count."""
+    code = (
+        "import sys, importlib.metadata as metadata\n"
+        f"from nftbench.cli import main\nmain({words!r})\n"
+        "print(*{name.partition('.')[0] for name in sys.modules}, file=sys.stderr)"
+    )
+    loaded = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, check=True).stderr
+    known = {"pydantic", "pydantic_core", "yaml", "rich", "click", "filelock", *HEAVY}
+    assert set(loaded.split()) & known == packages
+
+
+def test_info_shows_paper_parameters_and_claim(call: Call) -> None:
+    code, out, _ = call("info", "pmp")
+    assert code == 0
+    for text in ("https://arxiv.org/abs/2602.00446", "ratio: float = 0.7", "stage: pretrain", "method+data", "pmp.py"):
+        assert text in out
+    assert "knowledge: attackers who know secret" in call("info", "authorized")[1]
+    assert "path: str (required)" in call("info", "checkpoint")[1]
+
+
+def test_info_shows_every_kind_of_a_name(call: Call) -> None:
+    _, out, _ = call("info", "none")
+    assert [line for line in out.splitlines() if line and not line.startswith(" ")] == ["defense none", "attack none"]
+
+
+def test_info_of_tasks_and_suites_shows_their_settings(call: Call, tiny: str) -> None:
+    assert "doc_to_choice: choices" in call("info", "toy_topic")[1]
+    settings = yaml.safe_load(call("info", tiny)[1].split("\n", 1)[1])
+    assert settings["budget"]["durations"] == [0, 2]
+
+
+@pytest.mark.parametrize("kind", registry.KINDS)
+def test_info_knows_every_kind(call: Call, kind: registry.Kind) -> None:
+    name = next(iter(registry.available(kind)))
+    code, out, _ = call("info", name)
+    assert code == 0
+    assert f"{kind.removesuffix('s')} {name}" in out
+
+
+def test_info_of_a_plugin_file(call: Call, tmp_path: Path) -> None:
+    code, out, _ = call("info", "mine", "--plugin", write_plugin(tmp_path, "mine", MINE))
+    assert code == 0
+    assert "Mine: a plugin of a test." in out
+    assert "shift: float = 0.0" in out
+
+
+@pytest.mark.parametrize("words", [[], ["-h"], ["--help"]])
+def test_help_without_a_verb(words: list[str], call: Call) -> None:
+    code, out, _ = call(*words)
+    assert code == 0
+    assert {"list", "info", "plan", "run", "report", "calibrate", "lm-eval"} <= listed(out)
+
+
+# -------------------------------------------------------------------------------------------------------- bad input
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["rnu", "tiny.yaml"], "Did you mean 'run'?"),
+        (["run"], "Missing argument 'SUITE'"),
+        (["run", "tiny.yaml", "--defence", "none"], "--defenses"),
+        (["run", "smal"], "no suite named 'smal'; did you mean 'small'?"),
+        (["run", "nowhere.yaml"], "nowhere.yaml: no such suite file"),
+        (["list", "defences"], "did you mean 'defenses'?"),
+        (["info", "pmpp"], "nothing is named 'pmpp'; did you mean 'pmp'?"),
+        (
+            ["run", "tiny.yaml", "--defenses", "erly_stop"],
+            "no defense is named 'erly_stop'; did you mean 'early_stop'?",
+        ),
+        (["run", "tiny.yaml", "--attacks", "lorra"], "no attack is named 'lorra'; did you mean 'lora'?"),
+        (["run", "tiny.yaml", "--tasks", "toy_topc"], "no task is named 'toy_topc'; did you mean 'toy_topic'?"),
+        (["run", "tiny.yaml", "--seeds", "0,5"], "tiny has no seed 5; its seeds: 0"),
+        (["run", "tiny.yaml", "--seeds", "one"], "'one' is not a seed"),
+        (["run", "tiny.yaml", "--seeds", ""], "--seeds '' names nothing"),
+        (["run", "tiny.yaml", "--attacks", ""], "--attacks '' names nothing"),
+        (["plan", "tiny.yaml", "--defenses", " "], "--defenses ' ' names nothing"),
+        (["plan", "tiny.yaml", "--tasks", ","], "--tasks ',' names nothing"),
+        (["run", "tiny.yaml", "--defenses", "early_stop[fraction=2]"], "fraction must lie between 0 and 1"),
+        (["run", "tiny.yaml", "--set", "budget.durration=[1]"], "did you mean 'durations'?"),
+        (["run", "tiny.yaml", "--set", "seeds"], "write key=value"),
+        (["run", "tiny.yaml", "--set", "seeds=[]"], "seeds:"),
+        (["run", "tiny.yaml", "--set", "model.n_layers=2"], "did you mean 'n_layer'?"),
+        (["run", "tiny.yaml", "--set", "model.n_head=3"], "divisible"),
+        (["plan", "tiny.yaml", "--defenses", "dlr_lock", "--set", "model.n_head=3"], "divisible"),
+        (["run", "tiny.yaml", "--set", "model.n_head=0"], "gpt2 cannot be built: ZeroDivisionError"),
+        (["run", "tiny.yaml", "--set", "model.n_layer=two"], "gpt2 cannot be built: "),
+        (["run", "tiny.yaml", "--plugin", "nowhere.py"], "nowhere.py: no such file"),
+        (["run", "tiny.yaml", "--data", "nowhere"], "'nowhere' does not exist"),
+        (["run", "tiny.yaml", "--device", "cdua"], "did you mean 'cuda'?"),
+        (["run", "tiny.yaml", "--device", "cuda:99"], "CUDA devices"),
+        (["run", "tiny.yaml", "--jobs", "0"], "--jobs"),
+        (["run", "tiny.yaml", "--limit", "0"], "--limit"),
+        (["run", "tiny.yaml", "--attacks", "authorized", "--defenses", "none"], "the defense keeps no secret"),
+        (["run", "wiki-small"], "give the folder with --data"),
+        (["run", "wiki-small", "--data", "."], "no file matches"),
+        (["report", "."], "manifest.json is missing"),
+    ],
+)
+def test_bad_input_is_one_line_and_changes_nothing(call: Call, tiny: str, words: list[str], said: str) -> None:
+    code, out, err = call(*words)
+    assert code == 2
+    assert out in ("", "tiny: planning; 0 records in runs/tiny\n")
+    assert err.startswith("nftbench: ")
+    assert said in err
+    assert err.count("\n") == 1
+    assert not Path("runs").exists()
+
+
+def test_a_manifest_of_something_else_is_refused(call: Call, tmp_path: Path) -> None:
+    (tmp_path / "manifest.json").write_text("{}")
+    code, _, err = call("report", ".")
+    assert code == 2
+    assert "'cells' is missing" in err
+
+
+# -------------------------------------------------------------------------------------------------------- plan, run
+
+
+def test_plan_counts_cells_and_says_what_is_skipped(
+    call: Call, tiny: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NFTBENCH_CACHE", str(tmp_path / "empty"))
+    code, out, _ = call("plan", tiny, "--attacks", "none,full,authorized")
+    assert code == 0
+    assert "tiny: 6 cells in 4 jobs; 0 settled" in out
+    assert "early_stop: the defense keeps no secret" in out
+    assert "no records yet" in out
+    assert re.search(r"│ full +│ 0/1 │ 0/1 │", out)
+    assert not Path("runs").exists()
+
+
+def test_plan_goes_by_records_where_there_are_some(call: Call, tiny: str) -> None:
+    call("run", tiny, "--jobs", 1, "--defenses", "none")
+    _, out, _ = call("plan", tiny)
+    assert "tiny: 6 cells in 4 jobs; 3 settled in runs/tiny" in out
+    assert "as its 3 records took" in out
+    call("run", tiny, "--jobs", 1)
+    assert "time: nothing is left to run" in call("plan", tiny)[1]
+
+
+def test_run_ends_in_a_leaderboard_and_resumes(call: Call, tiny: str) -> None:
+    code, out, err = call("run", tiny, "--jobs", 1)
+    assert (code, err) == (0, "")
+    assert cells() == planned()
+    assert len(cells()) == 6
+    assert out.startswith("tiny: planning; 0 records in runs/tiny\ntiny: 6 cells, 0 settled; 4 jobs to run\n")
+    assert "[4/4] early_stop full seed 0: 1 task, ok" in out
+    page = Path("runs/tiny/leaderboard.md").read_text()
+    assert "early_stop" in page
+    assert f"nftbench run {tiny} --jobs 1" in page
+    written = {path: path.stat().st_mtime_ns for path in Path("runs/tiny/records").iterdir()}
+    code, out, _ = call("run", tiny, "--jobs", 1)
+    assert code == 0
+    assert out.startswith("tiny: planning; 6 records in runs/tiny\ntiny: 6 cells, 6 settled; 0 jobs to run\n")
+    assert "seed 0:" not in out
+    assert {path: path.stat().st_mtime_ns for path in Path("runs/tiny/records").iterdir()} == written
+
+
+def test_figures_are_drawn_where_scores_changed_or_one_is_missing(call: Call, tiny: str) -> None:
+    def drawn() -> dict[str, int]:
+        return {path.name: path.stat().st_mtime_ns for path in Path("runs/tiny").glob("*.png")}
+
+    call("run", tiny, "--jobs", 1, "--defenses", "none")
+    call("run", tiny, "--jobs", 1)
+    first = drawn()
+    assert set(first) == set(FIGURES)
+    _, out, _ = call("run", tiny, "--jobs", 1)
+    assert drawn() == first
+    assert [line for line in out.splitlines() if line.endswith(".png")] == [f"runs/tiny/{name}" for name in FIGURES]
+    Path("runs/tiny/attacks.png").unlink()
+    call("run", tiny, "--jobs", 1)
+    second = drawn()
+    assert set(second) == set(FIGURES)
+    call("run", tiny, "--jobs", 1, "--set", "utility_bar=0.9")
+    assert drawn()["frontier.png"] > second["frontier.png"]
+
+
+def test_the_guess_without_records_is_near_what_the_suite_small_took(tmp_path: Path) -> None:
+    from nftbench.planning.plan import plan
+    from nftbench.running import estimate
+
+    small, nothing = plan(suites.read("small")), Store(tmp_path, tmp_path)
+    left = estimate.remaining(small, nothing, set())
+    guess = estimate._flops(small, left, estimate.parameters_of(small.suite)) / estimate.THROUGHPUT["cpu"]
+    found = records(Path(__file__).parents[2] / "results" / "small").values()
+    taken = sum(one.provenance["seconds"] for one in found)
+    # each release's time stands in all the cells of attack none
+    taken += sum({one.release: one.protection.seconds for one in found if one.protection}.values())
+    assert taken / 2 < guess < 2 * taken
+
+
+def test_what_a_job_prepares_is_counted_once_and_what_yardsticks_took_apart(tmp_path: Path) -> None:
+    """Two tasks: 10 s each after 100 s of preparation; the release is measured in 1 s, its cost in 7."""
+    from nftbench.planning.plan import plan
+    from nftbench.running import estimate
+
+    suite = tiny_suite(attacks=["none", "heal"], tasks=["toy_topic", "toy_tone"], yardsticks=["cost"])
+    whole, nothing = plan(suite), Store(tmp_path, tmp_path)
+    left = replace(estimate.remaining(whole, nothing, set()), releases=(), bases=())
+    seconds = {"heal": 10.0, "none": 1.0, "cost": 7.0}
+    found = [
+        replace(
+            factories.record("none", attack, str(cell.task), 1, 0.5, role=role, provenance={"seconds": took}),
+            cost=replace(factories.COST, preparation_seconds=100.0) if attack == "heal" else None,
+        )
+        for cell in whole.cells
+        for attack, role in [(str(cell.attack), whole.role(cell))]
+        for took in [seconds["cost" if role == "yardstick" else attack]]
+    ]
+    assert estimate._measured(whole, left, 1, found) == pytest.approx(2 * 10 + 100 + 3 * 1 + 7)
+
+
+def test_a_narrowed_run_is_part_of_the_whole_plan(call: Call, tiny: str) -> None:
+    code, _, _ = call("run", tiny, "--jobs", 1, "--defenses", "none", "--attacks", "full")
+    assert code == 0
+    assert cells() == {("none", "full", "toy_topic", 0)}
+    assert len(planned()) == 6
+    page = Path("runs/tiny/leaderboard.md").read_text()
+    assert "1 of 6 cells recorded" in page
+    assert "incomplete" in page
+    call("run", tiny, "--jobs", 1, "--defenses", "early_stop", "--attacks", "full")
+    assert "partial: by full on toy_topic alone" in Path("runs/tiny/leaderboard.md").read_text()
+
+
+def test_force_redoes_the_narrowed_cells_alone(call: Call, tiny: str) -> None:
+    call("run", tiny, "--jobs", 1)
+    before = {path.name: path.stat().st_mtime_ns for path in Path("runs/tiny/records").iterdir()}
+    call("run", tiny, "--jobs", 1, "--force", "--attacks", "full", "--defenses", "none")
+    after = {path.name: path.stat().st_mtime_ns for path in Path("runs/tiny/records").iterdir()}
+    assert before.keys() == after.keys()
+    changed = {name for name in after if after[name] != before[name]}
+    assert [name.startswith("none-full-toy_topic-0-") for name in changed] == [True]
+
+
+@pytest.mark.parametrize(
+    ("filters", "rows"),
+    [
+        ("early_stop", {"early_stop", "early_stop[fraction=0.3]"}),
+        ("early_stop[fraction=0.5]", {"early_stop"}),
+        ("early_stop[fraction=0.3],none", {"early_stop[fraction=0.3]", "none"}),
+        ("noise[scale=0.2]", {"noise[scale=0.2]"}),
+    ],
+)
+def test_filters(call: Call, tmp_path: Path, filters: str, rows: set[str]) -> None:
+    """A name is every row of that name, brackets are one row; what the suite lacks is added."""
+    suite = write_suite(tmp_path, defenses=["none", "early_stop", "early_stop[fraction=0.3]"])
+    _, out, _ = call("plan", suite, "--defenses", filters)
+    assert named_rows(out) == rows
+
+
+def test_utility_tasks_can_be_named(call: Call, tiny: str) -> None:
+    _, out, _ = call("plan", tiny, "--tasks", "toy_minimal_pairs")
+    assert "tiny: 2 cells in 2 jobs" in out
+
+
+def test_set_changes_the_suite(call: Call, tiny: str) -> None:
+    _, out, _ = call("plan", tiny, "--set", "seeds=[3,4,5]", "--set", "attacks=[none]")
+    assert "tiny: 12 cells in 6 jobs" in out
+
+
+def test_a_plugin_file_gets_a_row_beside_the_known_ones(call: Call, tiny: str, tmp_path: Path) -> None:
+    mine = write_plugin(tmp_path, "mine", MINE)
+    code, _, _ = call("run", tiny, "--jobs", 1, "--plugin", mine)
+    assert code == 0
+    assert {defense for defense, *_ in cells()} == {"none", "early_stop", "mine"}
+    assert "| mine |" in Path("runs/tiny/leaderboard.md").read_text()
+
+
+def test_a_plugin_named_with_parameters_is_that_row_alone(call: Call, tiny: str, tmp_path: Path) -> None:
+    mine = write_plugin(tmp_path, "mine", MINE)
+    _, out, _ = call("plan", tiny, "--plugin", mine, "--defenses", "mine[shift=0.5],none")
+    assert named_rows(out) == {"mine[shift=0.5]", "none"}
+
+
+def test_a_task_file_is_attacked_too(call: Call, tiny: str, tmp_path: Path) -> None:
+    folder = Path(str(registry.find("tasks", "toy_topic").path)).parent
+    (tmp_path / "toy.py").write_text((folder / "toy.py").read_text())
+    (tmp_path / "again.yaml").write_text((folder / "toy_topic.yaml").read_text().replace("toy_topic", "again"))
+    _, out, _ = call("plan", tiny, "--plugin", "again.yaml")
+    assert "tiny: 10 cells in 4 jobs" in out
+
+
+def test_a_cell_that_fails_is_said_and_loses_nothing_else(call: Call, tiny: str, tmp_path: Path) -> None:
+    broken = write_plugin(tmp_path, "broken", BROKEN)
+    code, _, err = call("run", tiny, "--jobs", 1, "--plugin", broken)
+    assert code == 1
+    assert "3 of 9 cells are not ok, first broken × none on toy_topic, seed 0: failed (RuntimeError: boom" in err
+    assert err.count("\n") == 1
+    assert [one.status for one in records().values() if one.defense != "broken"] == ["ok"] * 6
+
+
+def test_a_limited_run_is_never_ranked(call: Call, tiny: str) -> None:
+    code, _, _ = call("run", tiny, "--jobs", 1, "--limit", 8)
+    assert code == 0
+    assert all(one.limited for one in records().values())
+    assert "run under --limit" in Path("runs/tiny/leaderboard.md").read_text()
+
+
+def test_worker_processes_know_the_plugins(call: Call, tiny: str, tmp_path: Path) -> None:
+    mine = write_plugin(tmp_path, "mine", MINE)
+    code, _, _ = call("run", tiny, "--jobs", 2, "--plugin", mine, "--defenses", "mine,none")
+    assert code == 0
+    assert {defense for defense, *_ in cells()} == {"none", "mine"}
+
+
+def test_interrupted_runs_say_so_in_one_line(call: Call, tiny: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from nftbench.running import executors
+
+    def interrupted(*_: object) -> Iterator[executors.Event]:
+        raise KeyboardInterrupt
+        yield
+
+    monkeypatch.setattr(executors, "run", interrupted)
+    code, _, err = call("run", tiny, "--jobs", 1)
+    assert code == 130
+    assert err.startswith("nftbench: interrupted")
+    assert err.count("\n") == 1
+
+
+@pytest.mark.filterwarnings("default")
+def test_a_corrupt_record_is_one_line_and_done_again(call: Call, tiny: str) -> None:
+    call("run", tiny, "--jobs", 1)
+    victim = sorted(Path("runs/tiny/records").iterdir())[0]
+    victim.write_text(victim.read_text()[:100])
+    code, _, err = call("run", tiny, "--jobs", 1)
+    assert code == 0
+    assert err.startswith("nftbench: warning: ")
+    assert victim.name in err
+    assert err.count("\n") == 1
+    assert cells() == planned()
+
+
+# ----------------------------------------------------------------------------------------------------------- report
+
+
+def made() -> list[Record]:
+    """Records with keys that are fit for file names."""
+    return [replace(one, key=digest(one.key)) for one in factories.suite()]
+
+
+def write_results(folder: Path, found: Sequence[Record]) -> None:
+    """A folder as a run leaves it."""
+    store = Store(folder, folder)
+    for record in found:
+        store.write(record)
+    content = {
+        "suite": {"utility_bar": 0.95, "ranking": ["method", "data"]},
+        "command": "nftbench run tiny",
+        "cells": [[one.defense, one.attack, one.task, one.seed, one.key] for one in found],
+    }
+    store.write_manifest(content)
+
+
+def test_report_ranks_again_without_torch(tmp_path: Path) -> None:
+    write_results(tmp_path / "tiny", made())
+    code = (
+        "import sys\nfrom nftbench.cli import main\ncode = main(['report', sys.argv[1]])\n"
+        "print('torch' in sys.modules, file=sys.stderr)\nsys.exit(code)"
+    )
+    command = [sys.executable, "-P", "-c", code, str(tmp_path / "tiny")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stderr.strip() == "False"
+    assert "pmp" in done.stdout
+    page = (tmp_path / "tiny" / "leaderboard.md").read_text()
+    assert page.endswith("nftbench run tiny\n")
+    board = factories.scored(factories.suite())
+    content = json.loads((tmp_path / "tiny" / "leaderboard.json").read_text())
+    assert [row["defense"] for row in content["scores"]] == [score.defense for score in board.scores]
+
+
+def test_report_leaves_out_records_of_other_settings(call: Call, tmp_path: Path) -> None:
+    """A record of the same cell under another key would count as one that is there twice."""
+    write_results(tmp_path / "tiny", made())
+    stale = replace(made()[0], key="stale")
+    Store(tmp_path / "tiny", tmp_path).write(stale)
+    code, _, _ = call("report", "tiny")
+    assert code == 0
+    assert "recorded twice" not in (tmp_path / "tiny" / "leaderboard.md").read_text()
+
+
+# ----------------------------------------------------------------------------------------------------------- lm-eval
+
+
+def test_lm_eval_gets_every_argument_and_our_tasks(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    from lm_eval import __main__ as theirs
+
+    from nftbench import tasks
+
+    got: list[str] = []
+    monkeypatch.setattr(theirs, "cli_evaluate", lambda: got.extend(sys.argv))
+    code, _, _ = call("lm-eval", "run", "--model", "hf", "--tasks", "toy_topic", "--help")
+    assert code == 0
+    assert got == [
+        "lm-eval",
+        "run",
+        "--include_path",
+        tasks.__path__[0],
+        *["--model", "hf", "--tasks", "toy_topic", "--help"],
+    ]

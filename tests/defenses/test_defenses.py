@@ -1,0 +1,259 @@
+"""What single defenses promise of their own; what all promise is in test_contracts.py."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import assume, given, settings, strategies as st
+from torch import Tensor, nn
+
+from nftbench.contract import Model, Protected
+from nftbench.defenses import pmp
+from nftbench.planning import registry
+from nftbench.running.owner import Owner, make_base
+from nftbench.running.workspace import Workplace
+from nftbench.testing import ARCHITECTURES
+
+Place = Callable[..., Workplace]
+
+
+def protect(place: Place, spec: str, **changes: Any) -> tuple[Protected, Owner]:
+    owner = Owner(place(**changes), 0)
+    plugin = registry.create("defenses", spec)
+    model = owner.build() if plugin.stage == "pretrain" else make_base(owner._place, 0)
+    return plugin.protect(model, owner), owner
+
+
+def weights(model: Model) -> dict[str, Tensor]:
+    return {name: weight.detach() for name, weight in model.network.named_parameters()}
+
+
+def share(mask: Any) -> float:
+    return sum(int(kept.sum()) for kept in mask.values()) / sum(kept.numel() for kept in mask.values())
+
+
+# ----------------------------------------------------------------------------------------------------------------- pmp
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("spec", ["random_mask", "pmp[discovery_steps=3]", "pmp[criterion=random]"])
+def test_the_frozen_complement_is_bit_for_bit_its_initial_value(spec: str, architecture: str, place: Place) -> None:
+    changes = {"architecture": architecture} if architecture != "gpt2" else {}
+    protected, owner = protect(place, spec, **changes)
+    initial, released = weights(owner.build()), weights(protected.release)
+    assert protected.secret is not None
+    mask = protected.secret.mask
+    for name, weight in released.items():
+        assert torch.equal(weight[~mask[name]], initial[name][~mask[name]]), name
+    moved = sum(int((weight != initial[name])[mask[name]].sum()) for name, weight in released.items())
+    # Words that never occur get no gradient, and vectors no decay.
+    assert moved > 0.9 * sum(int(kept.sum()) for kept in mask.values())
+    assert 0.65 < share(mask) < 0.75
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    ratio=st.floats(0.01, 1.0),
+    sizes=st.lists(st.integers(1, 40), min_size=1, max_size=4),
+    seed=st.integers(0, 5),
+    scope=st.sampled_from(["global", "per_tensor"]),
+)
+def test_the_top_share_is_exact(ratio: float, sizes: list[int], seed: int, scope: str) -> None:
+    """Against sorting, with distinct scores."""
+    generator = torch.Generator().manual_seed(seed)
+    flat = torch.randperm(sum(sizes), generator=generator).float()
+    scores = {str(index): part for index, part in enumerate(flat.split(sizes))}
+    pools = [list(scores)] if scope == "global" else [[name] for name in scores]
+    assume(all(ratio * sum(len(scores[name]) for name in pool) >= 1 for pool in pools))
+    found = pmp.Pmp(ratio=ratio, scope=scope).top(scores)  # type: ignore[arg-type]
+    for pool in pools:
+        values = sorted((value for name in pool for value in scores[name].tolist()), reverse=True)
+        count = math.floor(ratio * len(values))
+        kept = {value for name in pool for value in scores[name][found[name]].tolist()}
+        assert kept == set(values[:count])
+
+
+def test_a_share_of_less_than_one_weight_is_no_crash() -> None:
+    """A norm of 16 weights and a ratio of 0.05, each tensor by itself."""
+    found = pmp.Pmp(ratio=0.05, scope="per_tensor").top({"norm": torch.arange(16.0)})
+    assert int(found["norm"].sum()) <= 1
+
+
+def test_ties_do_not_widen_the_mask() -> None:
+    """Embeddings of words that are not in the batch have a gradient of exactly zero."""
+    scores = {"table": torch.cat([torch.zeros(90), torch.ones(10)])}
+    assert int(pmp.Pmp(ratio=0.7).top(scores)["table"].sum()) == 70
+
+
+@pytest.mark.parametrize("scope", ["global", "per_tensor"])
+def test_ratio_1_keeps_everything_and_is_plain_pretraining(scope: str, place: Place) -> None:
+    protected, owner = protect(place, f"pmp[ratio=1,scope={scope},discovery_steps=2]")
+    assert protected.secret is not None
+    assert all(bool(kept.all()) for kept in protected.secret.mask.values())
+    plain = owner.pretrain(owner.build())
+    assert all(torch.equal(weight, weights(plain)[name]) for name, weight in weights(protected.release).items())
+
+
+class Told:
+    """An owner whose pre-training shows gradients as they are told, one entry for each step."""
+
+    seed = 0
+
+    def __init__(self, gradients: list[list[float]]) -> None:
+        self.gradients, self.looked, self.changes = gradients, 0, {}
+
+    def pretrain(self, model: Model, *, each_step: Any, **changes: Any) -> None:
+        self.changes = changes
+        for step, gradient in enumerate(self.gradients[: changes["steps"]], start=1):
+            weight = next(model.network.parameters())
+            weight.grad = torch.tensor(gradient)
+            self.looked = step
+            if each_step(model.network, step):
+                return
+
+
+class Vector(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.w = nn.Parameter(torch.zeros(4))
+
+
+FIRST, SECOND = [4.0, -3.0, 1.0, 0.5], [0.1, 0.2, -5.0, 6.0]
+
+
+@pytest.mark.parametrize(
+    ("told", "looked", "curve"),
+    [
+        ([FIRST] * 9, 3, (1.0, 1.0)),  # two overlaps in a row
+        ([FIRST, FIRST, SECOND, SECOND, SECOND, FIRST], 5, (1.0, 0.0, 1.0, 1.0)),  # patience starts anew
+        ([FIRST, SECOND] * 4, 6, (0.0,) * 5),  # never stable: ends with its steps
+    ],
+)
+def test_discovery_stops_by_patience(told: list[list[float]], looked: int, curve: tuple[float, ...]) -> None:
+    owner = Told(told)
+    plugin = pmp.Pmp(ratio=0.5, patience=2, discovery_steps=6)
+    model: Any = Model(Vector(), None)  # type: ignore[arg-type]
+    mask, series = plugin.discover(model, owner)  # type: ignore[arg-type]
+    assert owner.looked == looked
+    assert series.y == curve
+    assert series.x == tuple(range(2, looked + 1))
+    assert mask["w"].tolist() == [abs(value) >= 2.0 for value in told[looked - 1]]
+    assert owner.changes == {"steps": 6, "weight_decay": 0.0, "schedule": "constant"}
+    assert model.network.w.grad is None, "it looks at a copy"
+
+
+def test_the_record_holds_the_iou_curve_and_densities(place: Place, run_all: Any) -> None:
+    spec = "pmp[discovery_steps=4,patience=9]"
+    record = run_all(place(defenses=["none", spec]))[spec, "none", "toy_topic", 0]
+    assert record.protection is not None
+    (series,) = record.protection.series
+    assert series.x == (2.0, 3.0, 4.0)
+    assert all(0 <= value <= 1 for value in series.y)
+    densities = record.protection.density
+    assert set(densities) > {"transformer.wte.weight", "transformer.h.0.attn.c_attn.weight"}
+    assert all(0 <= value <= 1 for value in densities.values())
+
+
+def test_the_released_complement_decays_and_is_shrunk_to_its_ball(place: Place) -> None:
+    """The authors' code: after the last shrink only weight decay touches the complement."""
+    pretraining = {"steps": 20, "weight_decay": 0.5, "schedule": "constant", "learning_rate": 1e-2, "warmup": 0}
+    spec = "pmp[complement=released,discovery_steps=3,interval=8,radius=0.05]"
+    protected, owner = protect(place, spec, pretraining=pretraining)
+    assert protected.secret is not None
+    mask, initial, released = protected.secret.mask, weights(owner.build()), weights(protected.release)
+
+    def norm(found: dict[str, Tensor]) -> float:
+        return math.sqrt(sum(float(weight[~mask[name]].double().square().sum()) for name, weight in found.items()))
+
+    assert norm(initial) > 0.05, "there is something to shrink"
+    # Step 8 shrinks; by step 16 decay has kept it inside. Vectors (zero or one at first) do not decay.
+    decayed = {name: weight for name, weight in released.items() if weight.ndim >= 2}
+    whole = norm(released)
+    assert 0 < whole <= 0.05
+    for name, weight in decayed.items():
+        kept = mask[name]
+        if bool((~kept).any()):
+            ratio = weight[~kept] / initial[name][~kept]
+            assert float(ratio.std()) < 1e-4 * float(ratio.mean()), f"{name}: the complement is only scaled"
+    never, _ = protect(place, spec.replace("interval=8", "interval=50"), pretraining=pretraining)
+    name = "transformer.h.0.mlp.c_fc.weight"
+    kept = mask[name]
+    expected = initial[name][~kept] * (1 - 1e-2 * 0.5) ** 20
+    torch.testing.assert_close(weights(never.release)[name][~kept], expected, rtol=1e-4, atol=1e-7)
+    # The radius at step 8, then twelve decays of the matrices' part.
+    matrices = math.sqrt(sum(float(w[~mask[n]].double().square().sum()) for n, w in decayed.items()))
+    vectors = math.sqrt(max(whole**2 - matrices**2, 0.0))
+    assert math.hypot(matrices / (1 - 1e-2 * 0.5) ** 12, vectors) == pytest.approx(0.05, rel=1e-5)
+
+
+def test_the_released_variant_leaves_no_hook(place: Place) -> None:
+    protected, _ = protect(place, "pmp[complement=released,discovery_steps=2]")
+    assert not any(weight._backward_hooks for weight in protected.release.network.parameters())
+
+
+# ------------------------------------------------------------------------------------------------- trivial defenses
+
+
+@pytest.mark.parametrize("keep", [0.5, 0.7, 0.9])
+def test_narrow_is_the_width_that_comes_nearest(keep: float, place: Place) -> None:
+    changes: dict[str, Any] = {"model": {"n_embd": 32, "n_head": 2}}
+    protected, owner = protect(place, f"narrow[keep={keep}]", **changes)
+
+    def count(width: int) -> int:
+        return sum(weight.numel() for weight in owner.build(n_embd=width).network.parameters())
+
+    wanted, width = keep * count(32), protected.release.network.config.n_embd
+    assert width % 2 == 0
+    even_heads = range(4, 32, 4)
+    assert abs(count(width) - wanted) == min(abs(count(other) - wanted) for other in even_heads)
+    assert abs(count(width) / count(32) - keep) < 0.1
+
+
+@pytest.mark.parametrize("architecture", ["llama", "qwen3"])
+def test_narrow_works_with_rotary_embeddings(architecture: str, place: Place) -> None:
+    protected, owner = protect(place, "narrow", architecture=architecture)
+    assert protected.release.network.config.hidden_size < owner.build().network.config.hidden_size
+
+
+def test_noise_is_as_large_as_it_says(place: Place) -> None:
+    protected, owner = protect(place, "noise[scale=0.5]")
+    base = weights(make_base(owner._place, 0))
+    for name, weight in weights(protected.release).items():
+        if weight.numel() > 200:
+            noise = (weight - base[name]).square().mean().sqrt() / base[name].square().mean().sqrt()
+            assert float(noise) == pytest.approx(0.5, rel=0.2), name
+
+
+def test_reinit_sets_its_share_back(place: Place) -> None:
+    protected, owner = protect(place, "reinit[fraction=0.3]")
+    base, fresh = weights(make_base(owner._place, 0)), weights(owner.build())
+    back = total = 0
+    for name, weight in weights(protected.release).items():
+        assert bool(((weight == base[name]) | (weight == fresh[name])).all()), name
+        apart = base[name] != fresh[name]
+        back += int((weight == fresh[name])[apart].sum())
+        total += int(apart.sum())
+    assert back / total == pytest.approx(0.3, abs=0.03)
+
+
+def test_none_is_the_base(place: Place) -> None:
+    protected, owner = protect(place, "none")
+    base = weights(make_base(owner._place, 0))
+    assert all(torch.equal(weight, base[name]) for name, weight in weights(protected.release).items())
+
+
+def test_a_checkpoint_is_published_as_it_is(place: Place, tmp_path: Any) -> None:
+    from nftbench.models import networks as models
+
+    given = Owner(place(), 0).build()
+    changed = copy.deepcopy(given.network)
+    with torch.no_grad():
+        changed.get_input_embeddings().weight.mul_(2)
+    models.save(Model(changed, given.tokenizer), tmp_path / "given")
+    protected, _ = protect(place, f"checkpoint[path={tmp_path / 'given'}]")
+    assert all(torch.equal(weight, changed.get_parameter(name)) for name, weight in weights(protected.release).items())

@@ -1,0 +1,377 @@
+"""The condition-number paper's equations: against autograd, against numpy, and against what its theorems promise."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings, strategies as st
+from torch import Tensor
+
+from nftbench.errors import NftbenchError
+from nftbench.methods import conditioning
+from nftbench.methods.conditioning import Features, StepBounds
+
+SEEDS = st.integers(0, 10_000)
+SIZES = st.integers(2, 8)
+
+
+def _generator(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def _normal(seed: int, *shape: int) -> Tensor:
+    return torch.randn(*shape, generator=_generator(seed), dtype=torch.float64)
+
+
+def _rotation(seed: int, size: int) -> Tensor:
+    rotation: Tensor = torch.linalg.qr(_normal(seed, size, size))[0]
+    return rotation
+
+
+def _problem(seed: int, size: int) -> tuple[Tensor, Tensor]:
+    """theta and K such that H's eigenvalues lie well apart: all at least 10 % from their neighbours."""
+    gaps = 1.1 + torch.rand(size, generator=_generator(seed), dtype=torch.float64)
+    eigenvalues = gaps.cumprod(0) * 10 ** (4 * torch.rand(1, generator=_generator(seed + 1), dtype=torch.float64) - 2)
+    axes = _rotation(seed + 2, size)
+    theta = _normal(seed + 3, size, size) + 2 * torch.eye(size, dtype=torch.float64)
+    inverse = torch.linalg.inv(theta)
+    covariance = inverse.mT @ (axes * eigenvalues) @ axes.mT @ inverse
+    return theta, (covariance + covariance.mT) / 2
+
+
+def _rows(covariance: Tensor) -> Tensor:
+    """Inputs X [D, D] of this covariance."""
+    rows: Tensor = torch.linalg.cholesky(covariance).mT
+    return rows
+
+
+def _gradient(regularizer: Callable[[Tensor], Tensor], theta: Tensor, inputs: Tensor) -> Tensor:
+    """dR(H(theta))/dtheta, by autograd through the features."""
+    leaf = theta.clone().requires_grad_(True)
+    (found,) = torch.autograd.grad(regularizer(inputs @ leaf), leaf)
+    return found
+
+
+def _kappa(theta: Tensor, covariance: Tensor) -> float:
+    return conditioning.condition_number(conditioning.hessian(theta, covariance), ridge=0.0)
+
+
+def _error(found: Tensor, expected: Tensor) -> float:
+    return float((found - expected).abs().max() / expected.abs().max())
+
+
+# --------------------------------------------------------------------------------------------------------- definitions
+
+
+@pytest.mark.parametrize("shape", [(5, 5), (7, 4), (3, 6)])
+def test_regularizers_are_the_papers_equations(shape: tuple[int, int]) -> None:
+    """Those of F^T F, whose rank is that of the features."""
+    features = _normal(0, *shape)
+    values = np.linalg.svd((features.mT @ features).numpy(), compute_uv=False)
+    square, k = float((values**2).sum()), min(shape)
+    expected = values[0] ** 2 / 2 - square / (2 * shape[1])
+    assert float(conditioning.probe_r_well(features)) == pytest.approx(expected, rel=1e-10)
+    expected = 1 / (square / (2 * k) - values[k - 1] ** 2 / 2)
+    assert float(conditioning.probe_r_ill(features)) == pytest.approx(expected, rel=1e-10)
+
+
+@given(SEEDS, SIZES)
+@settings(max_examples=50, deadline=None)
+def test_upper_bounds_of_the_theorems(seed: int, size: int) -> None:
+    features = _normal(seed, size, size)
+    values = torch.linalg.svdvals(features).square()
+    log_kappa = float(torch.log(values[0] / values[-1]))
+    assert float(conditioning.probe_r_well(features)) >= 0
+    assert 1 / log_kappa <= float(values[0] ** 2 * conditioning.probe_r_ill(features)) * (1 + 1e-9)
+
+
+def test_regularizers_where_all_singular_values_are_equal() -> None:
+    assert float(conditioning.probe_r_well(3 * _rotation(0, 4))) == pytest.approx(0, abs=1e-12)
+    assert float(conditioning.probe_r_ill(3 * torch.eye(4, dtype=torch.float64))) == math.inf
+
+
+def test_condition_number_by_the_codes_convention() -> None:
+    matrix = torch.diag(torch.tensor([4.0, 1.0, 1e-7], dtype=torch.float64))
+    assert conditioning.condition_number(matrix) == pytest.approx((4 + 1e-6) / (1e-7 + 1e-6), rel=1e-9)
+    assert conditioning.condition_number(matrix, ridge=0.0, floor=1e-6) == pytest.approx(4.0, rel=1e-12)
+    assert conditioning.condition_number(matrix.float()) == pytest.approx((4 + 1e-6) / 1.1e-6, rel=1e-6)
+    with pytest.raises(NftbenchError, match="no eigenvalue"):
+        conditioning.condition_number(torch.zeros(2, 2))
+
+
+def test_condition_number_of_a_matrix_without_rank_hangs_on_the_ridge() -> None:
+    inputs = _normal(0, 40, 12)
+    inputs[:, 3] = inputs[:, 2]
+    matrix = conditioning.covariance(inputs)
+    largest = float(torch.linalg.eigvalsh(matrix)[-1])
+    true = conditioning.condition_number(matrix, ridge=0.0, floor=1e-9 * largest)
+    assert true < 100
+    code = conditioning.condition_number(matrix)
+    assert code == pytest.approx(largest / 1e-6, rel=1e-3) or code == pytest.approx(true, rel=1e-3)
+
+
+# ----------------------------------------------------------------------------------------------------------- gradients
+
+
+@given(SEEDS, SIZES)
+@settings(max_examples=50, deadline=None)
+def test_gradients_in_theta_are_those_of_the_theorem(seed: int, size: int) -> None:
+    """2 K theta (s_1 v_1 v_1^T - H / D), and of R_ill 2 K theta (s_k v_k v_k^T - H / k) R_ill^2 (Theorem 4.2)."""
+    theta, covariance = _problem(seed, size)
+    matrix = conditioning.hessian(theta, covariance)
+    values, vectors = torch.linalg.eigh(matrix)
+    spread = (values.square() - values[0].square()).sum() / (2 * size)
+    for regularizer, at, scale in ((conditioning.probe_r_well, -1, 1.0), (conditioning.probe_r_ill, 0, spread**-2)):
+        direction = values[at] * torch.outer(vectors[:, at], vectors[:, at]) - matrix / size
+        expected = 2 * covariance @ theta @ direction * scale
+        assert _error(_gradient(regularizer, theta, _rows(covariance)), expected) < 1e-8
+
+
+# -------------------------------------------------------------------------------------------------------------- steps
+
+
+@given(SEEDS, SIZES, st.floats(0.001, 0.99))
+@settings(max_examples=100, deadline=None)
+def test_steps_within_the_bounds_move_the_condition_number(seed: int, size: int, share: float) -> None:
+    theta, covariance = _problem(seed, size)
+    before = _kappa(theta, covariance)
+    bounds = conditioning.step_bounds(conditioning.hessian(theta, covariance))
+    gradient = conditioning.precondition(_gradient(conditioning.probe_r_well, theta, _rows(covariance)), covariance)
+    assert _kappa(theta - share * bounds.well * gradient, covariance) < before
+    gradient = conditioning.precondition(_gradient(conditioning.probe_r_ill, theta, _rows(covariance)), covariance)
+    assert _kappa(theta - share * bounds.ill * gradient, covariance) > before
+
+
+def test_published_bound_of_the_first_part_is_too_wide() -> None:
+    """H = diag(100, 1, 0.5): at half of the published bound the largest eigenvalue is gone."""
+    theta = torch.eye(3, dtype=torch.float64)
+    covariance = torch.diag(torch.tensor([100.0, 1.0, 0.5], dtype=torch.float64))
+    published = conditioning.published_step_bounds(covariance)
+    assert published.well == pytest.approx(0.015)
+    gradient = conditioning.precondition(_gradient(conditioning.probe_r_well, theta, _rows(covariance)), covariance)
+    halved = conditioning.hessian(theta - 0.5 * published.well * gradient, covariance)
+    assert float(torch.linalg.eigvalsh(halved)[0]) == pytest.approx(0, abs=1e-9)
+    assert _kappa(theta - 0.499 * published.well * gradient, covariance) > 1000  # it was 200, and should have fallen
+    assert conditioning.step_bounds(covariance).well < 0.5 * published.well
+
+
+def test_published_bound_of_the_second_part_has_no_unit() -> None:
+    covariance = torch.diag(torch.tensor([9.0, 4.0, 2.0], dtype=torch.float64))
+    assert conditioning.published_step_bounds(covariance).ill < 0
+    assert conditioning.step_bounds(covariance).ill > 0
+
+
+def test_bounds_are_scaled_by_the_hessian_as_the_step_needs() -> None:
+    """H -> c H makes G = dR_well/dH c times as large, and dR_ill/dH c^-3 times: bounds go with 1 / c and c^3."""
+    theta, covariance = _problem(3, 5)
+    matrix = conditioning.hessian(theta, covariance)
+    one, other = conditioning.step_bounds(matrix), conditioning.step_bounds(10 * matrix)
+    assert StepBounds(other.well * 10, other.ill / 1000) == pytest.approx(one, rel=1e-9)
+
+
+def test_the_codes_side_of_the_inverse_is_another_step() -> None:
+    theta, covariance = _problem(0, 4)
+    gradient = _gradient(conditioning.probe_r_ill, theta, _rows(covariance))
+    ours = conditioning.precondition(gradient, covariance)
+    assert _error(covariance @ ours, gradient) < 1e-9
+    codes = torch.linalg.solve(covariance, gradient.mT).mT  # solve(K, weight.grad) with weight = theta^T
+    assert _error(codes, ours) > 0.1
+
+
+# --------------------------------------------------------------------------------------------------------- dummy layer
+
+
+def test_dummy_layer_is_the_identity_and_inverts_on_the_way_back() -> None:
+    theta, covariance = _problem(5, 6)
+    weight = theta.mT.clone().requires_grad_(True)
+    seen = conditioning.preconditioned(weight, covariance, ridge=0.1)
+    assert torch.equal(seen, weight)
+    conditioning.probe_r_ill(_rows(covariance) @ seen.mT).backward()
+    gradient = _gradient(conditioning.probe_r_ill, theta, _rows(covariance))
+    expected = conditioning.precondition(gradient, covariance, ridge=0.1)
+    assert weight.grad is not None
+    assert _error(weight.grad.mT, expected) < 1e-9
+    assert (
+        _error(weight.grad.mT, torch.linalg.solve(covariance + 0.1 * torch.eye(6, dtype=torch.float64), gradient))
+        < 1e-9
+    )
+
+
+def test_dummy_layer_on_features() -> None:
+    features = _normal(0, 5, 7, 4).requires_grad_(True)
+    covariance = conditioning.covariance(features.detach().reshape(-1, 4))
+    incoming = _normal(1, 5, 7, 4)
+    conditioning.preconditioned(features, covariance, ridge=0.5).backward(incoming)
+    expected = incoming @ torch.linalg.inv(covariance + 0.5 * torch.eye(4))
+    assert features.grad is not None
+    assert _error(features.grad, expected) < 1e-10
+
+
+def test_dummy_layer_on_features_is_the_theorems_step_at_an_orthogonal_extractor() -> None:
+    inputs, theta = _normal(0, 50, 5) * torch.arange(1, 6), _rotation(1, 5)
+    covariance = conditioning.covariance(inputs)
+    leaf = theta.clone().requires_grad_(True)
+    features = inputs @ leaf
+    seen = conditioning.preconditioned(features, conditioning.covariance(features))
+    conditioning.probe_r_ill(seen).backward()
+    gradient = _gradient(conditioning.probe_r_ill, theta, _rows(covariance))
+    assert leaf.grad is not None
+    assert _error(leaf.grad, conditioning.precondition(gradient, covariance)) < 1e-9
+
+
+@pytest.mark.parametrize(("rows", "ridge"), [(4, 0.0), (4, 0.3), (30, 0.3)])
+def test_dummy_layer_by_rows_is_the_same_step(rows: int, ridge: float) -> None:
+    inputs, theta = _normal(0, rows, 6), _normal(1, 6, 6).requires_grad_(True)
+    seen = conditioning.preconditioned_rows(inputs @ theta, inputs, ridge=ridge)
+    conditioning.probe_r_ill(seen).backward()
+    detached, covariance = theta.detach(), conditioning.covariance(inputs)
+    gradient = _gradient(conditioning.probe_r_ill, detached, inputs)
+    inverse = torch.linalg.pinv(covariance + ridge * torch.eye(6, dtype=torch.float64), hermitian=True)
+    assert theta.grad is not None
+    assert _error(theta.grad, inverse @ gradient) < 1e-8
+
+
+def test_dummy_layer_keeps_single_precision() -> None:
+    features = _normal(0, 9, 4).float().requires_grad_(True)
+    covariance = conditioning.covariance(features.detach().double())
+    conditioning.preconditioned(features, covariance).sum().backward()
+    assert features.grad is not None
+    assert features.grad.dtype == torch.float32
+    assert _error(features.grad.double(), torch.ones(9, 4, dtype=torch.float64) @ torch.linalg.inv(covariance)) < 1e-5
+
+
+# ----------------------------------------------------------------------------------------------------------------- RIR
+
+
+def _numpy_kappa(features: np.ndarray[Any, Any]) -> float:
+    values = np.linalg.eigvalsh(features.T @ features + 1e-6 * np.eye(features.shape[1]))
+    values = values[values > 1e-6]
+    return float(values.max() / values.min())
+
+
+def test_rir_of_a_linear_extractor_against_numpy() -> None:
+    harmful, primary, theta = _normal(0, 60, 7), _normal(1, 80, 7) * torch.arange(1, 8), _normal(2, 7, 7)
+    found = conditioning.rir(harmful.float(), primary, theta)
+    h, p, t = harmful.float().double().numpy(), primary.numpy(), theta.numpy()
+    first, second = _numpy_kappa(h @ t) / _numpy_kappa(h), _numpy_kappa(p @ t) / _numpy_kappa(p)
+    assert found == pytest.approx((first, second, first / second), rel=1e-9)
+    assert conditioning.rir(harmful, primary, torch.eye(7)) == pytest.approx((1, 1, 1), rel=1e-12)
+
+
+def test_rir_in_groups_against_numpy() -> None:
+    before = Features(_normal(0, 300, 6), _normal(1, 250, 6))
+    theta = _normal(2, 6, 6)
+    after = Features(torch.tanh(before.harmful @ theta), torch.tanh(before.primary @ theta))
+    found = conditioning.rir_in_groups(before, after, count=7, seed=3)
+    generator = _generator(3)
+    groups = []
+    for _ in range(7):
+        rows = [torch.randperm(len(part), generator=generator)[:100].numpy() for part in before]
+        kappas = [
+            [_numpy_kappa(part.numpy()[chosen]) for part, chosen in zip(both, rows, strict=True)]
+            for both in (before, after)
+        ]
+        first, second = kappas[1][0] / kappas[0][0], kappas[1][1] / kappas[0][1]
+        groups.append((first, second, first / second))
+    assert found == pytest.approx(tuple(np.mean(groups, axis=0)), rel=1e-9)
+    assert found.ratio != pytest.approx(found.harmful / found.primary, rel=1e-6)
+
+
+def test_rir_in_groups_with_fewer_rows_than_features() -> None:
+    before = Features(_normal(0, 200, 130), _normal(1, 200, 130))
+    found = conditioning.rir_in_groups(before, before)
+    assert found == pytest.approx((1, 1, 1), rel=1e-12)
+
+
+def test_rir_in_groups_refuses_other_rows() -> None:
+    rows = _normal(0, 99, 4)
+    with pytest.raises(NftbenchError, match="a group takes 100 rows, and the harmful task has 99"):
+        conditioning.rir_in_groups(Features(rows, rows), Features(rows, rows))
+    with pytest.raises(NftbenchError, match="primary features are of 99 rows before and 98 after"):
+        conditioning.rir_in_groups(Features(rows, rows), Features(rows, rows[1:]), size=10)
+
+
+# -------------------------------------------------------------------------------------------------------------- probes
+
+
+def test_line_search_finds_the_minimum_along_the_gradient() -> None:
+    features, targets, weights = _normal(0, 30, 5), _normal(1, 30, 2), _normal(2, 5, 2)
+    gradient = features.mT @ (features @ weights - targets)
+    step = conditioning.line_search(features, gradient)
+
+    def loss(size: float) -> float:
+        return float((features @ (weights - size * gradient) - targets).square().sum())
+
+    best = float(step)
+    assert loss(best) < min(loss(best * 0.999), loss(best * 1.001), loss(0))
+    leaf = torch.tensor(best, dtype=torch.float64, requires_grad=True)
+    (slope,) = torch.autograd.grad((features @ (weights - leaf * gradient) - targets).square().sum(), leaf)
+    assert abs(float(slope)) < 1e-8 * loss(0)
+    assert float(conditioning.line_search(features, torch.zeros(5, 2, dtype=torch.float64))) == 0
+
+
+def test_norm_ratio_of_a_diagonal_problem_in_closed_form() -> None:
+    """From w_0 - w* = (1 / s_1, 1 / s_2), the worst case, each step multiplies the error by (s_1 - s_2) / (s_1 + s_2),
+    up to signs (Luenberger & Ye, section 8.2)."""
+    first, second = 5.0, 2.0
+    features = torch.diag(torch.tensor([first, second], dtype=torch.float64).sqrt())
+    start = torch.tensor([[1 / first], [1 / second]], dtype=torch.float64)
+    found = conditioning.norm_ratio(features, torch.zeros(2, 1, dtype=torch.float64), 6, start)
+    rate = ((first - second) / (first + second)) ** 2
+    assert found.tolist() == pytest.approx([rate**step for step in range(7)], rel=1e-9)
+
+
+def test_norm_ratio_falls_slower_where_the_condition_number_is_larger() -> None:
+    targets = _normal(1, 60, 1)
+    axes = torch.linalg.qr(_normal(0, 60, 6))[0]
+    ratios = [
+        conditioning.norm_ratio(axes * torch.linspace(1, 1 / math.sqrt(kappa), 6), targets, 40)[-1]
+        for kappa in (1.0, 10.0, 1000.0)
+    ]
+    assert float(ratios[0]) < 1e-20
+    assert float(ratios[0]) < float(ratios[1]) < float(ratios[2])
+
+
+def test_norm_ratio_without_full_rank_goes_to_the_nearest_minimum() -> None:
+    inputs = _normal(0, 8, 3) @ _normal(1, 3, 5)
+    found = conditioning.norm_ratio(inputs, _normal(2, 8, 2), 400, _normal(3, 5, 2))
+    assert float(found[0]) == 1
+    assert float(found[-1]) < 1e-9
+    assert bool((found[1:] <= found[:-1] * (1 + 1e-9) + 1e-20).all())
+
+
+def test_norm_ratio_refuses_a_probe_that_has_arrived() -> None:
+    with pytest.raises(NftbenchError, match="optimum"):
+        conditioning.norm_ratio(_normal(0, 9, 2), torch.zeros(9, 1), 3)
+
+
+# -------------------------------------------------------------------------------------------------------------- errors
+
+
+def test_what_cannot_be_inverted() -> None:
+    short = conditioning.covariance(_normal(0, 3, 5))
+    gradient = _normal(1, 5, 5)
+    with pytest.raises(NftbenchError, match="rank 3 and no inverse with ridge 0"):
+        conditioning.precondition(gradient, short)
+    assert bool(conditioning.precondition(gradient, short, ridge=1e-3).isfinite().all())
+    with pytest.raises(NftbenchError, match="square"):
+        conditioning.precondition(gradient, gradient[:4])
+    with pytest.raises(NftbenchError, match="ridge"):
+        conditioning.precondition(gradient, short, ridge=-1.0)
+    with pytest.raises(NftbenchError, match="full rank"):
+        conditioning.step_bounds(short)
+    with pytest.raises(NftbenchError, match="at least two"):
+        conditioning.step_bounds(torch.ones(1, 1))
+
+
+def test_too_many_features_to_invert_name_the_memory() -> None:
+    conditioning.check_size(18_000)
+    with pytest.raises(NftbenchError, match=r"50,000 features takes 55\.9 GiB .*8 GiB are allowed"):
+        conditioning.check_size(50_000)
+    with pytest.raises(NftbenchError, match=r"3 matrices of 50,000 x 50,000 in float64"):
+        conditioning.precondition(torch.empty(50_000, 1), torch.empty(1, 1).expand(50_000, 50_000))

@@ -1,0 +1,527 @@
+"""A Suite becomes Cells: what is planned and what is skipped, and what a key depends on."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nftbench.errors import NftbenchError
+from nftbench.planning import plan as plans, registry
+from nftbench.planning.plan import Plan, narrow, plan
+from nftbench.records.record import Cell
+from nftbench.suites.reading import parse
+from nftbench.suites.schema import Suite
+from nftbench.testing import tiny_suite
+
+WriteFile = Callable[[str, str], Path]
+
+DEFENSES = ["none", "early_stop", "random_mask", "pmp"]
+ATTACKS = ["none", "scratch", "full", "authorized"]
+TASKS = ["toy_topic", "toy_tone"]
+
+
+def suite(**changes: Any) -> Suite:
+    return tiny_suite(**{"defenses": DEFENSES, "attacks": ATTACKS, "tasks": TASKS, "seeds": [0, 1], **changes})
+
+
+def keys(found: Plan) -> dict[tuple[str, str, str, int], str]:
+    return {place(cell): cell.key for cell in found.cells}
+
+
+def place(cell: Cell) -> tuple[str, str, str, int]:
+    return str(cell.defense), str(cell.attack), str(cell.task), cell.seed
+
+
+def test_what_is_planned() -> None:
+    found = plan(suite())
+    expected = set()
+    for seed in (0, 1):
+        for defense in DEFENSES:
+            expected |= {(defense, "full", task, seed) for task in TASKS}
+            expected |= {(defense, "none", task, seed) for task in [*TASKS, "toy_minimal_pairs"]}
+        expected |= {("none", "scratch", task, seed) for task in TASKS}
+        for defense in ("random_mask", "pmp"):
+            expected |= {(defense, "authorized", task, seed) for task in TASKS}
+    assert set(keys(found)) == expected
+    assert len(found.cells) == len(expected) == len(set(keys(found).values()))
+
+
+def test_skips_say_why() -> None:
+    skips = {(skip.defense, skip.attack): skip.reason for skip in plan(suite()).skips}
+    assert skips == {
+        ("none", "authorized"): "the defense keeps no secret",
+        ("early_stop", "authorized"): "the defense keeps no secret",
+    }
+
+
+def test_an_attack_may_decline_a_defense(plugin: WriteFile) -> None:
+    plugin(
+        "choosy",
+        "@dataclass(frozen=True)\nclass Choosy(Attack):\n    against: ClassVar = frozenset({'pmp'})\n"
+        "    def applies(self, defense):\n"
+        "        return None if defense.keeps_secret else 'there is no mask to guess'\n"
+        "    def adapt(self, prepared, task, context):\n        return context.unchanged(prepared.model, task)\n",
+    )
+    found = plan(suite(attacks=["none", "choosy"], seeds=[0]))
+    assert {str(cell.defense) for cell in found.cells if str(cell.attack) == "choosy"} == {"random_mask", "pmp"}
+    assert {skip.reason for skip in found.skips} == {"there is no mask to guess"}
+
+
+KNOWS = (
+    "@dataclass(frozen=True)\nclass {name}(Attack):\n    knowledge: ClassVar = frozenset({knowledge})\n"
+    "    steps: int = 3\n"
+    "    def uses(self):\n        return {uses}\n"
+    "    def adapt(self, prepared, task, context):\n        return context.sweep(prepared.model, task)\n"
+)
+
+
+def knows(name: str, *knowledge: str, uses: tuple[str, ...] = ()) -> str:
+    return KNOWS.format(name=name.title(), knowledge=set(knowledge) or "()", uses=uses)
+
+
+LINEAR = {
+    "name": "tables",
+    "model": {"model_type": "linear", "input_dim": 10},
+    "corpus": {"source": "none"},
+    "pretraining": {"task": "diabetes[target=bmi]", "only": "head", "steps": 5, "warmup": 1},
+    "defenses": ["none", "condition_number[harmful=diabetes,epochs=5]"],
+    "tasks": ["diabetes"],
+    "utility": ["diabetes[target=s5]"],
+    "budget": {"learning_rates": {"adamw": [1e-2, 3e-2]}, "durations": [10]},
+    "seeds": [0],
+}
+
+
+def test_public_text_is_needed_where_an_attack_asks_for_it(plugin: WriteFile) -> None:
+    plugin("reads", knows("reads", "data"))
+    plugin("both", knows("both", "method", "data"))
+    plugin("plain", knows("plain", "method"))
+    attacks = ["none", "reads", "both", "plain"]
+    found = plan(parse({**LINEAR, "attacks": attacks}))
+    assert {str(cell.attack) for cell in found.cells} == {"none", "plain"}
+    expected = {(defense, attack) for defense in LINEAR["defenses"] for attack in ("reads", "both")}
+    assert {(skip.defense, skip.attack) for skip in found.skips} == expected
+    assert {skip.reason for skip in found.skips} == {"the suite has no public text"}
+    assert not plan(suite(attacks=attacks)).skips, "a suite with a corpus has it"
+
+
+def test_a_sibling_is_asked_of_defenses_with_a_secret(plugin: WriteFile) -> None:
+    plugin("later", knows("later", "sibling"))
+    found = plan(suite(attacks=["none", "later"], defenses=[*DEFENSES, "noise"]))
+    assert {str(cell.defense) for cell in found.cells if str(cell.attack) == "later"} == {"random_mask", "pmp"}
+    reason = "the defense keeps no secret that a second checkpoint could show"
+    assert {(skip.defense, skip.attack): skip.reason for skip in found.skips} == {
+        (defense, "later"): reason for defense in ("none", "early_stop", "noise")
+    }
+
+
+def test_knowledge_may_go_with_the_setting(plugin: WriteFile) -> None:
+    """One file, and each of its variants is planned for what it needs."""
+    source = knows("varies").replace("    knowledge: ClassVar = frozenset(())\n", "")
+    plugin(
+        "varies",
+        source.replace("steps: int = 3", "to: str = 'base'")
+        + "    @property\n    def knowledge(self):\n        return frozenset({self.to})\n",
+    )
+    found = plan(suite(attacks=["none", "varies", "varies[to=secret]", "varies[to=sibling]"], seeds=[0]))
+    tried = {(str(cell.defense), str(cell.attack)) for cell in found.cells if str(cell.attack) != "none"}
+    assert tried == {
+        *((defense, "varies") for defense in DEFENSES),
+        *((defense, f"varies[to={to}]") for defense in ("random_mask", "pmp") for to in ("secret", "sibling")),
+    }
+
+
+def test_reference_rows_are_added_and_scratch_is_planned_once_for_each(tmp_path: Path) -> None:
+    folders = [tmp_path / name for name in ("protected", "twin")]
+    for folder in folders:
+        folder.mkdir()
+        (folder / "config.json").write_text(folder.name)
+    audited, twin = (f"checkpoint[path={folder}]" for folder in folders)
+    audited = f"checkpoint[path={folders[0]},reference={folders[1]}]"
+    found = plan(suite(defenses=["none", "pmp", audited], seeds=[0]))
+    assert {str(cell.defense) for cell in found.cells} == {"none", "pmp", audited, twin}
+    assert found.row(registry.parse(audited)).reference == twin
+    assert found.row(registry.parse("pmp")).reference == "none"
+    scratch = [
+        place(cell)[0] for cell in found.cells if str(cell.attack) == "scratch" and str(cell.task) == "toy_topic"
+    ]
+    assert sorted(scratch) == sorted(["none", twin])
+
+
+def test_rows_carry_what_the_score_needs() -> None:
+    found = plan(suite())
+    rows = {name: found.row(registry.parse(name)) for name in DEFENSES}
+    assert [rows[name].trivial for name in DEFENSES] == [False, True, False, False]
+    assert rows["pmp"].claim is not None
+    assert rows["pmp"].claim.knowledge == {"method", "data"}
+    assert rows["none"].claim is None
+    assert {cell.task.name: found.role(cell) for cell in found.cells} == {
+        "toy_topic": "ranked",
+        "toy_tone": "ranked",
+        "toy_minimal_pairs": "utility",
+    }
+
+
+def test_whoever_names_tasks_is_told_them_and_is_no_rival_of_those_who_are_not(plugin: WriteFile) -> None:
+    plugin(
+        "confider",
+        """
+@dataclass(frozen=True)
+class Confider(Defense):
+    stage: ClassVar[str] = "posttrain"
+
+    def told(self):
+        return ("toy_topic",)
+
+    def protect(self, model, context):
+        return Protected(model)
+""",
+    )
+    row = plan(suite(defenses=["none", "confider"])).row(registry.parse("confider"))
+    assert (row.task_aware, row.told) == (True, ("toy_topic",))
+
+
+def test_the_two_zeros_are_always_planned(tmp_path: Path) -> None:
+    found = keys(plan(suite(defenses=["pmp"], attacks=["full"])))
+    assert {("none", "none", "toy_topic", 0), ("pmp", "none", "toy_topic", 0)} <= set(found)
+    (tmp_path / "config.json").write_text("{}")
+    audit = keys(plan(suite(defenses=[f"checkpoint[path={tmp_path}]"])))
+    assert "none" not in {defense for defense, *_ in audit}, "a checkpoint is scored against its own twin alone"
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"defenses": ["none", "pnp"]}, "did you mean 'pmp'?"),
+        ({"attacks": ["none", "fulll"]}, "did you mean 'full'?"),
+        ({"tasks": ["toy_topics"]}, "did you mean 'toy_topic'?"),
+        ({"utility": ["toy_minimal_pair"]}, "did you mean 'toy_minimal_pairs'?"),
+        ({"tasks": ["toy_topic[size=3]"]}, "has no parameter 'size'"),
+        ({"defenses": ["none", "checkpoint[path=nowhere]"]}, "neither a folder nor a hub id"),
+        ({"defenses": ["none", f"checkpoint[path={Path(__file__).parent}]"]}, "holds no model: it lacks a config.json"),
+    ],
+)
+def test_misspellings_end_the_plan(changes: dict[str, Any], expected: str) -> None:
+    with pytest.raises(NftbenchError) as caught:
+        plan(suite(**changes))
+    assert expected in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_defaults_written_out_are_the_same_row() -> None:
+    found = plan(suite(defenses=["none", "early_stop", "early_stop[fraction=0.5]", "pmp[ratio=0.70]"], seeds=[0]))
+    assert {str(cell.defense) for cell in found.cells} == {"none", "early_stop", "pmp"}
+
+
+def test_a_task_has_one_role() -> None:
+    with pytest.raises(NftbenchError, match="toy_topic is among both tasks and utility"):
+        suite(utility=["toy_minimal_pairs", "toy_topic"])
+
+
+# ---------------------------------------------------------------------------------------------------------------- keys
+
+CHANGED = {
+    "model": {"model": {"n_layer": 2}},
+    "grammar": {"corpus": {"grammar": 5}},
+    "sentences": {"corpus": {"sentences": 301}},
+    "block": {"corpus": {"block": 16}},
+    "heldout_blocks": {"corpus": {"heldout_blocks": 15}},
+    "steps": {"pretraining": {"steps": 21}},
+    "pretraining batch": {"pretraining": {"batch": 9}},
+    "pretraining rate": {"pretraining": {"learning_rate": 4e-3}},
+    "pretraining decay": {"pretraining": {"weight_decay": 0.0}},
+    "betas": {"pretraining": {"betas": [0.9, 0.99]}},
+    "pretraining clip": {"pretraining": {"clip": 2.0}},
+    "pretraining warmup": {"pretraining": {"warmup": 5}},
+    "schedule": {"pretraining": {"schedule": "linear"}},
+    "final": {"pretraining": {"final": 0.2}},
+    "decay": {"pretraining": {"decay": 0.45}},
+}
+BUDGET = {
+    "learning_rates": {"adamw": [1e-3, 2e-3]},
+    "durations": [2, 5],
+    "batch": 9,
+    "warmup": 3,
+    "clip": None,
+    "weight_decay": 0.1,
+    "decay": True,
+    "average": True,
+    "extension": 2,
+    "restarts": 2,
+    "preparation_steps": 201,
+    "max_train_documents": 33,
+    "max_validation_documents": 41,
+    "max_test_documents": 41,
+    "max_utility_documents": 43,
+}
+
+
+@pytest.mark.parametrize("changes", [*CHANGED.values(), *({"budget": {key: value}} for key, value in BUDGET.items())])
+def test_what_changes_a_number_changes_the_key(changes: dict[str, Any]) -> None:
+    small = {"defenses": ["none", "random_mask"], "attacks": ["none", "full"], "tasks": ["toy_topic"], "seeds": [0]}
+    before, after = keys(plan(suite(**small))), keys(plan(suite(**small, **changes)))
+    assert before.keys() == after.keys()
+    assert not set(before.values()) & set(after.values())
+
+
+def test_every_setting_of_budget_and_pretraining_is_tried() -> None:
+    """A field added to the suite must be thought of here: it changes the key, or it is known not to."""
+    from nftbench.suites.schema import Budget, CorpusSettings, Pretraining
+
+    assert set(Budget.model_fields) == {*BUDGET, "timeout"}
+    tried = {key for changes in CHANGED.values() for section in changes.values() for key in section}
+    assert set(Pretraining.model_fields) - tried == {"checkpoints", "task", "only"}
+    hub_and_text = {"source", "train", "heldout", "path", "name", "revision", "column", "vocabulary"}
+    assert set(CorpusSettings.model_fields) - tried == hub_and_text
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"name": "other"},
+        {"about": "words"},
+        {"utility_bar": 0.9},
+        {"ranking": ["method"]},
+        {"pretraining": {"checkpoints": [0.25, 0.5]}},
+        {"budget": {"timeout": 60}},
+        {"seeds": [1, 0, 7]},
+        {"defenses": ["pmp", "random_mask", "none", "early_stop", "noise"]},
+        {"tasks": ["toy_tone", "toy_topic", "toy_agreement"]},
+        {"attacks": ["authorized", "full", "scratch", "none", "lora"]},
+    ],
+)
+def test_what_changes_no_number_changes_no_key(changes: dict[str, Any]) -> None:
+    before, after = keys(plan(suite())), keys(plan(suite(**changes)))
+    assert {cell: after.get(cell) for cell in before} == before
+
+
+def test_seeds_tasks_device_and_limit_are_in_the_key() -> None:
+    found = plan(suite())
+    assert len(set(keys(found).values())) == len(found.cells)
+    for other in (plan(suite(), device="cuda"), plan(suite(), limit=8)):
+        assert not set(keys(other).values()) & set(keys(found).values())
+    assert keys(plan(suite(), device="cuda:1")) == keys(plan(suite(), device="cuda:0"))
+
+
+def test_a_plugins_parameters_are_in_the_key() -> None:
+    before = keys(plan(suite(defenses=["none", "pmp"])))
+    after = keys(plan(suite(defenses=["none", "pmp[ratio=0.5]"])))
+    changed = {cell[0] for cell, key in after.items() if before.get(cell) != key}
+    assert changed == {"pmp[ratio=0.5]"}
+    cells = plan(suite(attacks=["none", "full", "full[optimizer=sgd]"])).cells
+    assert len({cell.key for cell in cells}) == len(cells)
+
+
+def test_a_plugins_code_is_in_the_key_and_its_comments_are_not(plugin: WriteFile) -> None:
+    text = (
+        "@dataclass(frozen=True)\nclass Mine(Defense):\n    stage: ClassVar = 'posttrain'\n"
+        "    def protect(self, model, context):\n        return Protected(model)\n"
+    )
+    path = plugin("mine", text)
+    asked = suite(defenses=["none", "mine"], seeds=[0])
+    before = keys(plan(asked))
+    whole = path.read_text()
+    path.write_text('"""About."""\n# why\n' + whole)
+    assert keys(plan(asked)) == before
+    path.write_text(whole.replace("return", "model = model\n        return"))
+    after = keys(plan(asked))
+    assert {cell[0] for cell in before if before[cell] != after[cell]} == {"mine"}
+
+
+def test_what_an_attack_is_built_on_is_in_the_key(plugin: WriteFile) -> None:
+    """However deep: code and settings; not comments, and no other attack's cells."""
+    paths = {
+        "ground": plugin("ground", knows("ground", "method")),
+        "middle": plugin("middle", knows("middle", "method", uses=("ground[steps=4]",))),
+        "other": plugin("other", knows("other", "method")),
+    }
+    top = plugin("top", knows("top", "method", uses=("full", "middle")))
+    asked = suite(attacks=["none", "full", "ground", "middle", "other", "top"], defenses=["none"], seeds=[0])
+
+    def changed() -> set[str]:
+        after = keys(plan(asked))
+        found = {cell[1] for cell in after if after[cell] != before[cell]}
+        before.update(after)
+        return found
+
+    before = keys(plan(asked))
+    ground = paths["ground"].read_text()
+    paths["ground"].write_text('"""About."""\n# why\n' + ground)
+    assert changed() == set()
+    paths["ground"].write_text(ground.replace("return context", "task = task\n        return context"))
+    assert changed() == {"ground", "middle", "top"}
+    paths["other"].write_text(
+        paths["other"].read_text().replace("return context", "task = task\n        return context")
+    )
+    assert changed() == {"other"}
+    plugin_text = top.read_text()
+    top.write_text(plugin_text.replace("'middle'", "'middle', 'other'"))
+    assert changed() == {"top"}
+
+
+def test_an_attacks_settings_are_in_the_key_of_who_is_built_on_it() -> None:
+    specs = [f"pipeline[preparations={first},tuners=full]" for first in ("heal", "heal[steps=7]", "rebalance")]
+    found = plan(suite(attacks=["none", *specs], defenses=["none"], tasks=["toy_topic"], seeds=[0])).cells
+    assert len({cell.key for cell in found}) == len(found)
+    assert {str(cell.attack) for cell in found} == {"none", *specs}
+
+
+@pytest.mark.parametrize(
+    ("uses", "expected"),
+    [
+        (("authorized",), "top: it is built on 'authorized', which also knows secret"),
+        (("full", "deep"), "top: it is built on 'deep', which also knows base, data"),
+        (("ful",), "no attack is named 'ful'; did you mean 'full'?"),
+        (("full[optimiser=sgd]",), "has no parameter 'optimiser'; did you mean 'optimizer'?"),
+    ],
+)
+def test_an_attack_is_built_on_such_as_know_no_more(uses: tuple[str, ...], expected: str, plugin: WriteFile) -> None:
+    plugin("deep", knows("deep", "method", "data", "base"))
+    plugin("top", knows("top", "method", uses=uses))
+    with pytest.raises(NftbenchError) as caught:
+        plan(suite(attacks=["none", "top"]))
+    assert expected in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_attack_may_be_built_on_such_as_know_as_much(plugin: WriteFile) -> None:
+    plugin("deep", knows("deep", "method", "data"))
+    plugin("top", knows("top", "method", "data", "base", uses=("deep", "full")))
+    assert "top" in {str(cell.attack) for cell in plan(suite(attacks=["none", "top"])).cells}
+
+
+def test_a_checkpoints_files_are_in_the_key(tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    (folder / "model.safetensors").write_bytes(b"one")
+    asked = suite(defenses=["none", f"checkpoint[path={folder}]"], seeds=[0])
+    before = keys(plan(asked))
+    (folder / "model.safetensors").write_bytes(b"two")
+    after = keys(plan(asked))
+    assert {cell[0] for cell in before if before[cell] != after[cell]} == {f"checkpoint[path={folder}]"}
+
+
+def test_local_text_is_in_the_key_by_content(tmp_path: Path) -> None:
+    corpus = {"source": "text", "train": "t.txt", "heldout": "h.txt", "vocabulary": 300}
+    found = []
+    for name, text in (("one", "a b c"), ("same", "a b c"), ("two", "a b d")):
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / "t.txt").write_text(text)
+        (folder / "h.txt").write_text("held out")
+        found.append(keys(plan(suite(corpus=corpus, defenses=["none"], seeds=[0]), data=folder)))
+    assert found[0] == found[1]
+    assert not set(found[0].values()) & set(found[2].values())
+
+
+def test_the_protocol_is_in_the_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = keys(plan(suite()))
+    monkeypatch.setattr(plans, "PROTOCOL", plans.PROTOCOL + 1)
+    assert not set(before.values()) & set(keys(plan(suite())).values())
+
+
+def test_cells_of_one_defense_and_seed_share_a_release() -> None:
+    found = plan(suite())
+    releases: dict[tuple[str, int], set[str]] = {}
+    for cell in found.cells:
+        releases.setdefault((str(cell.defense), cell.seed), set()).add(cell.release)
+    assert all(len(one) == 1 for one in releases.values())
+    assert len({key for one in releases.values() for key in one}) == len(releases) == 8
+
+
+# ---------------------------------------------------------------------------------------------------- jobs, narrowing
+
+
+def test_jobs_hold_every_cell_once_in_the_order_of_seeds() -> None:
+    found = plan(suite())
+    jobs = found.jobs()
+    assert sorted(cell.key for job in jobs for cell in job.cells) == sorted(cell.key for cell in found.cells)
+    assert [job.seed for job in jobs] == sorted(job.seed for job in jobs)
+    assert len({job.key for job in jobs}) == len(jobs)
+    for job in jobs:
+        assert {(cell.defense, cell.attack, cell.seed) for cell in job.cells} == {(job.defense, job.attack, job.seed)}
+
+
+def test_narrowing() -> None:
+    whole = plan(suite(attacks=["none", "full", "full[optimizer=sgd]"]))
+    assert narrow(whole) == whole
+    part = narrow(whole, defenses=["pmp", "none"], attacks=["full"], tasks=["toy_tone"], seeds=[1])
+    assert {place(cell) for cell in part.cells} == {
+        (defense, attack, "toy_tone", 1) for defense in ("pmp", "none") for attack in ("full", "full[optimizer=sgd]")
+    }
+    for spec, wanted in (("full[optimizer=sgd]", "full[optimizer=sgd]"), ("full[optimizer=adamw]", "full")):
+        assert {str(cell.attack) for cell in narrow(whole, attacks=[spec]).cells} == {wanted}
+    assert set(keys(part).values()) <= set(keys(whole).values())
+
+
+@pytest.mark.parametrize(
+    ("filters", "expected"),
+    [
+        (
+            {"attacks": ["authorized"], "defenses": ["none"]},
+            "leave no cell (authorized against none: the defense keeps",
+        ),
+        ({"attacks": ["full[optimizer=sgd]"]}, "leave no cell"),
+        ({"defenses": ["pnp[ratio=1]"]}, "no defense is named 'pnp'; did you mean 'pmp'?"),
+        ({"tasks": ["toy_topic[shots=1]"]}, "a text task has no parameter 'shots'"),
+        ({"seeds": [5]}, "has no seed 5; its seeds: 0, 1"),
+    ],
+)
+def test_a_filter_that_matches_nothing_is_refused(filters: dict[str, Any], expected: str) -> None:
+    with pytest.raises(NftbenchError) as caught:
+        narrow(plan(suite()), **filters)
+    assert expected in str(caught.value)
+
+
+@pytest.mark.parametrize("attack", ["full[optimizer=muon]", "pipeline[tuners=full+full[optimizer=muon]]"])
+def test_an_optimizer_without_a_grid_is_refused(attack: str) -> None:
+    with pytest.raises(NftbenchError, match=r"full\[optimizer=muon\]: budget.learning_rates has no grid for 'muon'"):
+        plan(suite(attacks=["none", attack], budget={"learning_rates": {"adamw": [1e-3, 1e-2]}}))
+
+
+def test_the_manifest_is_json_and_lists_every_cell() -> None:
+    import json
+
+    found = plan(suite(), limit=3)
+    manifest = json.loads(json.dumps(found.manifest()))
+    assert [tuple(cell[:4]) for cell in manifest["cells"]] == [place(cell) for cell in found.cells]
+    assert manifest["limit"] == 3
+    assert ["none", "authorized", "the defense keeps no secret"] in manifest["skips"]
+    assert Suite.model_validate(manifest["suite"]) == found.suite
+
+
+def test_a_plan_is_frozen() -> None:
+    found = plan(suite())
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        found.cells = ()  # type: ignore[misc]
+    assert replace(found, cells=()).jobs() == []
+
+
+def test_a_finished_model_that_is_changed_has_no_sibling(plugin: WriteFile) -> None:
+    plugin(
+        "late",
+        "@dataclass(frozen=True)\nclass Late(Defense):\n    stage: ClassVar = 'posttrain'\n"
+        "    keeps_secret: ClassVar = True\n"
+        "    def protect(self, model, context):\n        return Protected(model)\n",
+    )
+    plugin("later", knows("later", "sibling"))
+    found = plan(suite(attacks=["none", "later"], defenses=["none", "late"], seeds=[0]))
+    reasons = {skip.defense: skip.reason for skip in found.skips}
+    assert reasons["late"] == "the defense changes a finished model: its run has no second checkpoint"
+
+
+def test_an_attack_is_not_built_on_itself_or_on_what_knows_more_below(plugin: WriteFile) -> None:
+    plugin("round", knows("round", uses=("back",)))
+    plugin("back", knows("back", uses=("round",)))
+    with pytest.raises(NftbenchError, match="round: it is built on itself"):
+        plan(suite(attacks=["none", "round"]))
+    plugin("low", knows("low", uses=("authorized",)))
+    plugin("high", knows("high", uses=("low",)))
+    with pytest.raises(NftbenchError, match="low: it is built on 'authorized', which also knows secret"):
+        plan(suite(attacks=["none", "high"]))

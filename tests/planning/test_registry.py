@@ -1,0 +1,338 @@
+"""Plugins by name: folders, entry points and files; what is broken hides no other, what is ambiguous is refused."""
+
+from __future__ import annotations
+
+import sys
+import tomllib
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import pytest
+from hypothesis import given, strategies as st
+
+import nftbench
+from nftbench import Attack
+from nftbench.errors import NftbenchError
+from nftbench.planning import registry
+from nftbench.planning.registry import KINDS
+from nftbench.records.spec import Spec
+
+WriteFile = Callable[[str, str], Path]
+ROOT = Path(nftbench.__file__).parent.parent
+
+MINE = """
+@dataclass(frozen=True)
+class Mine(Defense):
+    stage: ClassVar = "posttrain"
+    strength: float = 1.0
+
+    def protect(self, model, context):
+        return Protected(model)
+"""
+
+
+def source(kind: str) -> str:
+    base, method = {"defenses": ("Defense", "protect"), "attacks": ("Attack", "adapt"), "tasks": ("Task", "evaluate")}[
+        kind
+    ]
+    return f"@dataclass(frozen=True)\nclass {base}Of({base}):\n    def {method}(self, *_): ...\n"
+
+
+def refusal(kind: registry.Kind, text: str) -> str:
+    with pytest.raises(NftbenchError) as caught:
+        registry.create(kind, text)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+# --------------------------------------------------------------------------------------------------------------- specs
+
+
+@dataclass(frozen=True)
+class Everything(Attack):
+    count: int = 3
+    rate: float = 0.1
+    on: bool = False
+    kind: Literal["a", "b"] = "a"
+    layers: tuple[int, ...] = (1, 2)
+    limit: float | None = None
+
+
+@given(
+    count=st.integers(-9, 10**6),
+    rate=st.floats(allow_nan=False, allow_infinity=False),
+    on=st.booleans(),
+    kind=st.sampled_from(["a", "b"]),
+    layers=st.lists(st.integers(0, 99), min_size=1, max_size=4),
+)
+def test_a_printed_spec_creates_the_same_plugin(
+    count: int, rate: float, on: bool, kind: str, layers: list[int]
+) -> None:
+    from pydantic import TypeAdapter
+
+    one = Everything(count, rate, on, kind, tuple(layers))  # type: ignore[arg-type]
+    printed = str(registry.spec_of("everything", one))
+    values = {key: registry._as_list(Everything, key, value) for key, value in registry.parse(printed).parameters}
+    assert TypeAdapter(Everything).validate_python(values) == one
+
+
+def test_specs_are_short_and_canonical() -> None:
+    assert str(registry.spec_of("everything", Everything())) == "everything"
+    printed = str(registry.spec_of("everything", Everything(rate=1e-3, on=True, layers=(5, 6))))
+    assert printed == "everything[rate=0.001,on=true,layers=5+6]"
+    assert registry.parse(" lora[rank=16, targets=attention] ") == Spec(
+        "lora", (("rank", 16), ("targets", "attention"))
+    )
+    assert registry.parse("lora[]") == Spec("lora")
+    assert registry.split("a[b=c[d=1,e=2],f=3], g ,,h[i=1]") == ["a[b=c[d=1,e=2],f=3]", "g", "h[i=1]"]
+    assert registry.parse("a[b=c[d=1,e=2],f=3]") == Spec("a", (("b", "c[d=1,e=2]"), ("f", 3)))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "lora[rank=8",
+        "lora[rank]",
+        "lora[rank={]",
+        "lora[rank=8,rank=16]",
+    ],
+)
+def test_a_malformed_spec_is_refused(text: str) -> None:
+    assert text[:5] in refusal("attacks", text)
+
+
+@pytest.mark.parametrize(
+    ("kind", "text", "expected"),
+    [
+        ("attacks", "lora[rnak=8]", "lora has no parameter 'rnak'; did you mean 'rank'?"),
+        ("attacks", "lora[rank=many]", "rank: "),
+        ("attacks", "lora[rank=0]", "rank must be at least 1"),
+        ("attacks", "lora[targets=atention]", "targets: "),
+        ("attacks", "full[optimizer=adam]", "optimizer: "),
+        ("attacks", "fulll", "no attack is named 'fulll'; did you mean 'full'?"),
+        ("defenses", "random_masc", "no defense is named 'random_masc'; did you mean 'random_mask'?"),
+        ("defenses", "pmp[ratio=1.5]", "ratio must lie in (0, 1], not 1.5"),
+        ("defenses", "pmp[ratio=0]", "ratio must lie in (0, 1], not 0"),
+        ("defenses", "pmp[patience=0]", "at least 1"),
+        ("defenses", "random_mask[ratio=-1]", "ratio must lie in (0, 1], not -1"),
+        ("defenses", "narrow[keep=1]", "keep must lie between 0 and 1"),
+        ("defenses", "early_stop[fraction=1]", "fraction must lie between 0 and 1"),
+        ("defenses", "noise[scale=0]", "scale must be above 0"),
+        ("defenses", "checkpoint", "path: "),
+        ("tasks", "toy_topik", "no task is named 'toy_topik'; did you mean 'toy_topic'?"),
+        ("defenses", "", "no defense is named ''"),
+    ],
+)
+def test_misspellings_and_bad_values_are_named(kind: registry.Kind, text: str, expected: str) -> None:
+    assert expected in refusal(kind, text)
+
+
+def test_nan_is_no_parameter() -> None:
+    for text in ("pmp[ratio=.nan]", "random_mask[ratio=.nan]", "early_stop[fraction=.nan]", "narrow[keep=.nan]"):
+        assert "not nan" in refusal("defenses", text)
+
+
+# --------------------------------------------------------------------------------------------------------------- files
+
+
+def test_a_plugin_file_is_known_by_its_name(plugin: WriteFile) -> None:
+    path = plugin("mine", '"""Does mine.\n\nMore."""\n' + MINE)
+    found = registry.find("defenses", "mine")
+    assert found.path == path
+    assert registry.create("defenses", "mine[strength=2]").strength == 2.0
+    registry.add_file(path)  # twice the same file is no quarrel
+
+
+def test_a_file_may_hold_several_kinds(plugin: WriteFile) -> None:
+    plugin("both", source("defenses") + source("attacks"))
+    assert registry.load(registry.find("defenses", "both")).__name__ == "DefenseOf"
+    assert registry.load(registry.find("attacks", "both")).__name__ == "AttackOf"
+
+
+@pytest.mark.parametrize("name", ["none", "full"])
+def test_two_plugins_of_one_name_are_refused(name: str, plugin: WriteFile) -> None:
+    kind = "attacks" if name == "full" else "defenses"
+    with pytest.raises(NftbenchError, match=f"two {kind} are named '{name}': from nftbench and from "):
+        plugin(name, source(kind))
+    assert registry.find(kind, name).origin == "nftbench"  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("def f(:\n", "invalid syntax"),
+        ("x = 1\n", "holds no class with protect, adapt, evaluate, measure"),
+        (None, "no such file"),
+    ],
+)
+def test_a_file_that_is_no_plugin_is_refused(text: str | None, expected: str, tmp_path: Path) -> None:
+    path = tmp_path / "odd.py"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(NftbenchError, match=expected) as caught:
+        registry.add_file(path)
+    assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("import nowhere_to_be_found\n" + MINE, "ModuleNotFoundError: No module named 'nowhere_to_be_found'"),
+        (MINE.replace("(frozen=True)", ""), "is not a frozen dataclass"),
+        (MINE.replace("@dataclass(frozen=True)\n", ""), "is not a frozen dataclass"),
+        (MINE.replace("(Defense)", ""), "derive from nftbench.Defense"),
+        (MINE + MINE.replace("Mine", "Second"), "needs one class with the method 'protect', has 2"),
+    ],
+)
+def test_a_class_that_is_no_plugin_is_refused(text: str, expected: str, plugin: WriteFile) -> None:
+    plugin("mine", text)
+    assert expected in refusal("defenses", "mine")
+    assert registry.create("defenses", "none")
+
+
+@pytest.fixture
+def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
+    """Another installed package with entry points: a module and a dist-info on the path."""
+
+    def install(name: str, entries: str, **modules: str) -> Path:
+        site = tmp_path / name
+        info = site / f"{name}-1.0.dist-info"
+        info.mkdir(parents=True)
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
+        (info / "entry_points.txt").write_text(entries)
+        for module, text in modules.items():
+            (site / f"{module}.py").write_text(
+                "from dataclasses import dataclass\nfrom typing import ClassVar\nfrom nftbench import *\n" + text
+            )
+            monkeypatch.delitem(sys.modules, module, raising=False)
+        monkeypatch.syspath_prepend(str(site))
+        return site
+
+    return install
+
+
+def test_an_entry_point_of_another_package_is_a_plugin(package: Callable[..., Path]) -> None:
+    package(
+        "elsewhere",
+        "[nftbench.defenses]\nabroad = elsewhere_defense:Mine\n[nftbench.attacks]\nmodule = elsewhere_attack\n",
+        elsewhere_defense=MINE,
+        elsewhere_attack=source("attacks"),
+    )
+    assert registry.find("defenses", "abroad").origin == "elsewhere"
+    assert "elsewhere_defense" not in sys.modules, "finding imports nothing"
+    assert registry.create("defenses", "abroad[strength=3]").strength == 3.0
+    assert registry.create("attacks", "module")
+    before = registry.source_hash(registry.find("defenses", "abroad"))
+    assert len(before) == 64
+
+
+def test_a_broken_entry_point_hides_no_other(package: Callable[..., Path]) -> None:
+    package(
+        "broken",
+        "[nftbench.defenses]\nbad = broken_module:Nope\ngone = not_there:Mine\ngood = fine_module:Mine\n",
+        broken_module="raise RuntimeError('boom')\n",
+        fine_module=MINE,
+    )
+    assert {"bad", "gone", "good", "none"} <= set(registry.available("defenses"))
+    assert registry.create("defenses", "good")
+    assert "RuntimeError: boom" in refusal("defenses", "bad")
+    assert "not_there" in refusal("defenses", "gone")
+
+
+def test_an_entry_point_with_a_taken_name_is_refused(package: Callable[..., Path]) -> None:
+    package("usurper", "[nftbench.attacks]\nfull = usurper_module:Mine\n", usurper_module=source("attacks"))
+    with pytest.raises(NftbenchError, match="two attacks are named 'full': from nftbench and from usurper"):
+        registry.available("attacks")
+    assert registry.create("defenses", "none")
+
+
+def test_a_broken_file_in_the_folder_warns_and_hides_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "defenses"
+    folder.mkdir()
+    (folder / "broken.py").write_text("def protect(:\n")
+    (folder / "binary.py").write_bytes(b"\xff\xfe\x00")
+    (folder / "_private.py").write_text(source("defenses"))
+    (folder / "fine.py").write_text(source("defenses"))
+    import importlib.util
+    from types import SimpleNamespace
+
+    plain = importlib.util.find_spec
+
+    def spec(name: str, *rest: object) -> object:
+        return SimpleNamespace(submodule_search_locations=[str(folder)]) if name == "nftbench.defenses" else plain(name)
+
+    monkeypatch.setattr(importlib.util, "find_spec", spec)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        assert set(registry.available("defenses")) == {"fine"}
+    assert {Path(str(one.message).split(":")[0]).name for one in caught} == {"broken.py", "binary.py"}
+
+
+# ------------------------------------------------------------------------------------------------------------- hashing
+
+
+def test_comments_and_docstrings_do_not_change_the_source_hash(plugin: WriteFile) -> None:
+    path = plugin("mine", MINE)
+    found = registry.find("defenses", "mine")
+    before = registry.source_hash(found)
+    text = path.read_text()
+    path.write_text(
+        '"""Another docstring."""\n# a comment\n'
+        + text.replace("    stage", '    """About."""\n\n    # why\n    stage')
+    )
+    assert registry.source_hash(found) == before
+    path.write_text(text.replace("Protected(model)", "Protected(context.build())"))
+    assert registry.source_hash(found) != before
+    path.write_text(text.replace("strength: float = 1.0", "strength: float = 2.0"))
+    assert registry.source_hash(found) != before
+
+
+def test_the_hash_of_a_yaml_task_counts_its_python(tmp_path: Path) -> None:
+    (tmp_path / "helper.py").write_text("def make():\n    return 1\n")
+    path = tmp_path / "mine.yaml"
+    path.write_text("# About\ntask: mine\ncustom_dataset: !function helper.make\n")
+    one = registry.Plugin("tasks", "mine", str(path), path)
+    before = registry.source_hash(one)
+    (tmp_path / "helper.py").write_text("def make():\n    # why\n    return 1\n")
+    assert registry.source_hash(one) == before
+    (tmp_path / "helper.py").write_text("def make():\n    return 2\n")
+    assert registry.source_hash(one) != before
+    assert one.about == "About"
+
+
+# ----------------------------------------------------------------------------------------------------------- packaging
+
+
+def test_every_folder_of_python_is_packaged() -> None:
+    """A folder that is missing from `packages` would be missing from the wheel."""
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    folders = settings["package-dir"]
+    found = {"nftbench"}
+    for init in (ROOT / "nftbench").rglob("__init__.py"):
+        found.add(".".join(init.parent.relative_to(ROOT).parts))
+    found |= {f"nftbench.{kind}" for kind in KINDS}
+    assert set(settings["packages"]) == found
+    places = [folders.get(f"nftbench.{kind}", f"nftbench/{kind}") for kind in KINDS]  # yardsticks lie inside already
+    assert all((ROOT / place / "__init__.py").is_file() for place in places)
+    data = settings["package-data"]
+    for folder, package in ((ROOT / "nftbench" / "suites", "nftbench.suites"), (ROOT / "tasks", "nftbench.tasks")):
+        suffixes = {path.suffix for path in folder.iterdir() if path.is_file() and path.suffix != ".py"}
+        assert suffixes <= {pattern.removeprefix("*") for pattern in data[package]}, package
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_plugin_of_ours_says_what_it_is(kind: registry.Kind) -> None:
+    for plugin in registry.available(kind).values():
+        if plugin.origin == "nftbench":
+            assert plugin.about.rstrip().endswith("."), f"{plugin.path}: the first line is a sentence"
+
+
+def test_a_plus_within_brackets_parts_no_list() -> None:
+    spec = "pipeline[preparations=pipeline[preparations=heal+rebalance,tuners=full]+heal,tuners=full]"
+    found = registry.create("attacks", spec)
+    assert found.preparations == ("pipeline[preparations=heal+rebalance,tuners=full]", "heal")
+    assert str(registry.spec_of("pipeline", found)) == spec
+    assert registry.create("attacks", "pipeline[tuners=full+lora[alpha=1e+2]]").tuners == ("full", "lora[alpha=1e+2]")

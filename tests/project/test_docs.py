@@ -1,0 +1,344 @@
+"""The documents are true: they name what there is, their commands parse, their examples run, their links hold."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+import yaml
+from pydantic import BaseModel
+
+from nftbench import suites
+from nftbench.calibration import null
+from nftbench.calibration.report import interval as two_decimals
+from nftbench.cli.main import app
+from nftbench.contract import AttackerContext, Inspection, OwnerContext, TaskContext
+from nftbench.planning import registry
+from nftbench.report import tables
+from nftbench.scoring.intervals import Interval
+from nftbench.suites.schema import Budget, CorpusSettings, Pretraining, Suite
+from nftbench.testing import check_attack, check_defense, check_task, check_yardstick
+from tests.pages import rows
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGES = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("results/*.md"), *ROOT.glob("results/*/*.md")]
+VERBS: Any = typer.main.get_command(app)
+SECTIONS: dict[str, type[BaseModel]] = {
+    "The suite": Suite,
+    "`corpus`": CorpusSettings,
+    "`pretraining`": Pretraining,
+    "`budget`": Budget,
+}
+BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+COMMAND = re.compile(r"^(    )?(nftbench|make|python) \w|`(nftbench|make|python) [^`]+`", re.MULTILINE)
+
+
+def read(path: str | Path) -> str:
+    return (ROOT / path).read_text(encoding="utf-8")
+
+
+def blocks(page: str | Path, language: str = "") -> list[str]:
+    """The code blocks of a page in one language; those that name none are commands."""
+    return [code for name, code in BLOCK.findall(read(page)) if name == language]
+
+
+def documentation() -> set[str]:
+    """Every word that stands as code in README.md or docs/."""
+    text = "\n".join(read(page) for page in PAGES if page.parent in (ROOT, ROOT / "docs"))
+    spans = [*re.findall(r"`([^`\n]+)`", BLOCK.sub("", text)), *(code for _, code in BLOCK.findall(text))]
+    return {word for span in spans for word in re.findall(r"-*\w[\w-]*", span)}
+
+
+def commands() -> Iterator[tuple[str, list[str]]]:
+    for page in PAGES:
+        for block in blocks(page):
+            for line in block.splitlines():
+                if line.startswith("nftbench "):
+                    yield page.name, shlex.split(line)[1:]
+
+
+# ----------------------------------------------------------------------------------------------------- what there is
+
+
+@pytest.mark.parametrize("kind", registry.KINDS)
+def test_every_plugin_is_named(kind: registry.Kind) -> None:
+    own = {name for name, plugin in registry.available(kind).items() if plugin.origin == "nftbench"}
+    assert own <= documentation()
+
+
+def test_every_suite_is_named() -> None:
+    assert set(suites.names()) <= documentation()
+
+
+def test_every_verb_and_option_is_named() -> None:
+    options = {option for verb in VERBS.commands.values() for one in verb.params for option in one.opts}
+    named = documentation()
+    assert VERBS.commands.keys() <= named
+    assert {option for option in options if option.startswith("--")} <= named
+
+
+def test_every_flag_is_named_with_its_severity() -> None:
+    source = read("nftbench/flags.py")
+    raised = dict(re.findall(r'Flag\(\s*"(\w+)", "(\w+)', source))
+    rows = dict(re.findall(r"^\| `(\w+)` \| (unrank|warn|note) \|", read("docs/protocol.md"), re.MULTILINE))
+    assert rows == raised
+
+
+@pytest.mark.parametrize("protocol", [OwnerContext, AttackerContext, TaskContext, Inspection])
+def test_everything_that_a_context_offers_is_named(protocol: type[Any]) -> None:
+    names = {name for name in vars(protocol) if not name.startswith("_")}
+    _, _, text = read("docs/plugins.md").partition(f"`{protocol.__name__}` offers")
+    table = text.split("\n\n")[1]
+    assert names == set(re.findall(r"^\| `(\w+)", table, re.MULTILINE))
+
+
+@pytest.mark.parametrize("title", SECTIONS)
+def test_every_key_of_a_suite_is_described_with_its_default(title: str) -> None:
+    section = read("docs/suites.md").partition(f"## {title}\n")[2].partition("\n## ")[0]
+    rows = dict(re.findall(r"^\| `(\w+)` \| (.+?) \|", section, re.MULTILINE))
+    model = SECTIONS[title]
+    assert list(rows) == list(model.model_fields)
+    for key, field in model.model_fields.items():
+        if field.is_required():
+            assert rows[key] == "required", key
+            continue
+        default = field.get_default(call_default_factory=True)
+        stated = yaml.safe_load(rows[key].strip("`"))
+        if isinstance(default, BaseModel):
+            assert type(default).model_validate(stated) == default
+        else:
+            assert type(default)(stated) == default if isinstance(default, tuple | frozenset) else stated == default, (
+                key
+            )
+
+
+def test_the_file_tree_is_the_tree() -> None:
+    named = set(re.findall(r"^  (\w+(?:\.py|/))", read("docs/architecture.md"), re.MULTILINE))
+    present = {file.name for file in (ROOT / "nftbench").glob("*.py")} - {"__main__.py"}
+    present |= {f"{file.parent.name}/" for file in (ROOT / "nftbench").glob("*/__init__.py")}
+    assert named == present
+
+
+# ----------------------------------------------------------------------------------------------- commands and examples
+
+
+@pytest.mark.parametrize(
+    ("page", "words"), list(commands()), ids=lambda value: value if isinstance(value, str) else " ".join(value)
+)
+def test_commands_parse(page: str, words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for option, value in itertools.pairwise(words):
+        if option == "--data":
+            (tmp_path / value).mkdir(parents=True, exist_ok=True)
+    with VERBS.make_context("nftbench", list(words), resilient_parsing=words[0].startswith("-")) as group:
+        name, verb, rest = VERBS.resolve_command(group, words)
+        context = verb.make_context(name, rest, parent=group)
+    wanted = context.params.get("suite")
+    if wanted is not None and not wanted.endswith(".yaml"):
+        suites.read(wanted, context.params.get("changes") or ())
+
+
+def test_the_readme_shows_commands() -> None:
+    assert len([page for page, _ in commands() if page == "README.md"]) >= 5
+
+
+def test_make_targets_exist() -> None:
+    targets = set(re.findall(r"^([\w-]+):", read("Makefile"), re.MULTILINE))
+    spoken = {name for page in PAGES for name in re.findall(r"`make\s([\w-]+)", read(page))}
+    spoken |= {
+        line[5:] for page in PAGES for block in blocks(page) for line in block.splitlines() if line[:5] == "make "
+    }
+    assert spoken <= targets
+
+
+@pytest.mark.parametrize(("page", "index"), [("README.md", 0), ("docs/plugins.md", 0)])
+def test_the_defense_in_the_text_keeps_its_promises(page: str, index: int, example: Any) -> None:
+    code = blocks(page, "python")[index]
+    assert len(code.splitlines()) <= 35
+    check_defense(example(code), architectures=("gpt2",))
+
+
+@pytest.mark.slow
+def test_the_attack_in_the_text_keeps_its_promises(example: Any) -> None:
+    check_attack(example(blocks("docs/plugins.md", "python")[2]), architectures=("gpt2",))
+
+
+def test_the_yardstick_in_the_text_keeps_its_promises(example: Any) -> None:
+    check_yardstick(example(blocks("docs/plugins.md", "python")[3]), architectures=("gpt2",))
+
+
+def test_the_task_in_the_text_keeps_its_promises(example: Any, tmp_path: Path) -> None:
+    folder = tmp_path / "data" / "reviews"
+    folder.mkdir(parents=True)
+    rows = "".join(json.dumps({"text": f"film {number}", "label": number % 2}) + "\n" for number in range(40))
+    for split in ("train", "validation", "test"):
+        (folder / f"{split}.jsonl").write_text(rows)
+    check_task(example(blocks("docs/plugins.md", "yaml")[0], ".yaml"), architectures=("gpt2",), data=tmp_path / "data")
+
+
+@pytest.fixture
+def example(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cache: Path) -> Any:
+    """`example(code)`: the name of a plugin with this code, known as with --plugin until the test ends."""
+    monkeypatch.setattr(registry, "_added", dict(registry._added))
+
+    def write(code: str, suffix: str = ".py") -> str:
+        path = tmp_path / f"example{suffix}"
+        path.write_text(code, encoding="utf-8")
+        (plugin,) = registry.add_file(path)
+        return plugin.name
+
+    return write
+
+
+# ------------------------------------------------------------------------------------------------------ links, tables
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", read(page)):
+        if not target.startswith(("http://", "https://")):
+            assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_numbers_in_tables_have_their_command(page: Path) -> None:
+    """Measured numbers stand under a heading, or for a suite's results on a page, with the command that made them."""
+    whole = page.parent.parent.name == "results"
+    for section in [read(page)] if whole else re.split(r"^## ", read(page), flags=re.MULTILINE):
+        cells = [cell for line in section.splitlines() if line.startswith("|") for cell in line.split("|")]
+        if any(re.match(r"\s*[-<>≤≥]?\s*\d+\.\d", cell) for cell in cells):
+            assert COMMAND.search(section), section.split("\n", 1)[0]
+
+
+def test_the_claims_in_the_text_are_those_of_the_records() -> None:
+    """docs/reproduction.md shows the table of each paper suite that has been run, line by line."""
+    text = read("docs/reproduction.md")
+    for page in sorted((ROOT / "results").glob("paper-*/leaderboard.md")):
+        table = read(page).partition("## Claims\n")[2].partition("\n## ")[0]
+        lines = [line for line in table.splitlines() if line.startswith("|")]
+        assert len(lines) > 2, page
+        assert not [line for line in lines if line not in text], page
+
+
+# ------------------------------------------------------------------------------------------- numbers and their records
+
+SPOKEN = {
+    "pmp[complement=released,discovery_steps=200,radius=0.02]": "pmp[complement=released,…]",
+    "pmp[discovery_steps=200]": "pmp",
+    "dlr_lock[module_steps=200,joint_steps=100]": "dlr_lock",
+    "trap2[task=toy_topic,strength=0.1,learning_rate=0.003]": "trap2",
+    "condition_number[harmful=toy_topic,lambda_ill=10,lambda_well=1,balanced=true,learning_rate=0.001,epochs=40]": (
+        "condition_number"
+    ),
+    "early_stop": "early_stop[fraction=0.5]",
+    "oracle": "oracle[strength=0.5]",
+}
+"""What the text calls a row, where it does not write what the records do: they leave out defaults, it the rest."""
+
+
+def spoken(row: str) -> str:
+    return f"`{SPOKEN.get(row, row)}`"
+
+
+def published(path: str) -> Any:
+    return json.loads(read(f"results/{path}"))
+
+
+def interval(value: dict[str, Any] | None, scale: float = 1) -> str:
+    return tables.interval(Interval(**value) if value else None, scale)
+
+
+@pytest.mark.parametrize(("heading", "suite"), [("Two commands", "small"), ("The ranking", "standard")])
+def test_scores_in_the_readme_are_those_of_the_board(heading: str, suite: str) -> None:
+    made = []
+    for one in published(f"{suite}/leaderboard.json")["scores"]:
+        alone = [one["levels"]["release alone"]] if suite == "standard" else []
+        numbers = [interval(value) for value in (*alone, one["suppression"], one["excess"])]
+        name = spoken(one["defense"]) + " (trivial)" * (one["kind"] == "trivial")
+        made.append([name, *numbers, interval(one["retention"], 100), one["verdict"] or "–"])
+    shown = [[*cells, re.split(r"[:,]", claim)[0]] for *cells, claim in rows(read("README.md"), heading)]
+    assert [row for row in shown if row not in made] == []
+
+
+def test_the_table_of_fakes_is_that_of_the_null() -> None:
+    made = []
+    for one in published("small-null/null.json")["rates"]:
+        low, value, high = (100 * one["interval"][key] for key in ("low", "value", "high"))
+        rate = two_decimals(Interval(value, low, high))
+        made.append([one["design"], f"{one['seeds']}", rate, f"{100 * null.BOUNDS[one['seeds']]:g}"])
+    assert rows(read("docs/validity.md"), "Null: two undefended models") == made
+
+
+def test_the_table_of_doses_is_that_of_the_proof() -> None:
+    made = [
+        [spoken(one["row"]), interval(one["retention"], 100), interval(one["suppression"])]
+        for one in published("small-dose/dose.json")["doses"]
+    ]
+    shown = rows(read("docs/validity.md"), "Dose: less pre-training")
+    assert [row for row in shown if row not in made] == []
+
+
+def test_the_table_of_the_oracle_is_that_of_the_proof() -> None:
+    """The first table under the heading is of a pilot whose records were not kept."""
+    made = []
+    for one in published("small-oracle/oracle.json")["grades"]:
+        numbers = [interval(one["suppression"]), interval(one["excess"]), interval(one["retention"], 100)]
+        made.append([spoken(one["row"]), *numbers, one["verdict"]])
+    assert rows(read("docs/validity.md"), "Oracle: a defense that works", which=1) == made
+
+
+def test_the_table_of_power_is_that_of_the_proof() -> None:
+    found = published("small-power/power.json")
+    made = []
+    for one in found["spreads"]:
+        name = spoken(one["source"]) if one["source"].startswith("oracle") else f"{one['source']}, {one['seeds']} pairs"
+        made.append([name, *(f"{found['smallest'][one['source']][seeds]:.1f}" for seeds in ("3", "5"))])
+    assert rows(read("docs/validity.md"), "Power: the smallest effect that is seen") == made
+
+
+def test_the_table_of_masks_is_that_of_the_catalogue() -> None:
+    made: dict[str, list[str]] = {}
+    rank = ["`pmp`", "`pmp[complement=released,…]`", "`random_mask`"].index
+    recovered = published("full-catalogue/leaderboard.json")["recovered"]
+    for one in sorted(recovered, key=lambda one: rank(spoken(one["defense"]))):
+        estimator = one["attack"].removeprefix("mask_recovery[estimator=").removesuffix("]")
+        name = "`posterior` (default)" if estimator == "mask_recovery" else f"`{estimator}`"
+        if one["attack"].startswith("mask_recovery"):
+            numbers = [f"{one['metrics'][area]['value']:.3f}" for area in ("roc_auc", "roc_auc_within")]
+            made.setdefault(name, []).extend(numbers)
+    shown = {name: numbers for name, _, *numbers in rows(read("docs/validity.md"), "Masks: what finds them")}
+    assert shown == made
+
+
+def test_the_table_of_masks_at_two_widths_is_that_of_both_runs() -> None:
+    made: dict[str, list[str]] = {}
+    for variant in ("`pmp`", "`pmp[complement=released,…]`"):
+        for run in ("mask-recovery", "mask-recovery-96"):
+            for one in published(f"{run}/leaderboard.json")["recovered"]:
+                if spoken(one["defense"]) == variant:
+                    estimator = one["attack"].removeprefix("mask_recovery").strip("[]").removeprefix("estimator=")
+                    name = f"`{estimator or 'posterior'}`"
+                    found = [one["metrics"]["roc_auc"][end] for end in ("value", "low", "high")]
+                    made.setdefault(name, []).append("{:.3f} [{:.3f}, {:.3f}]".format(*found))
+    shown = {name: numbers for name, *numbers in rows(read("docs/validity.md"), "Masks: what finds them", which=1)}
+    assert shown == made
+
+
+def test_the_table_of_shams_is_that_of_the_proof() -> None:
+    made = [
+        [
+            f"`{one['row']}`",
+            interval(one["excess"]),
+            one["standing"],
+            ", ".join(f"`{attack}`" for attack in one["breakers"]) or "nothing",
+        ]
+        for one in published("small-shams/shams.json")["shams"]
+    ]
+    assert rows(read("docs/validity.md"), "Shams: what only looks protected") == made

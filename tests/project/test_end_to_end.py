@@ -1,0 +1,166 @@
+"""The whole way: from a YAML file to a leaderboard, the same bits twice, and an under-trained model that is none."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from nftbench import suites
+from nftbench.planning.plan import plan
+from nftbench.records.store import Store
+from nftbench.running import executors
+from nftbench.running.workspace import Workplace
+from nftbench.scoring.score import Leaderboard, score
+from nftbench.testing import tiny_suite
+
+DEFENSES = ["none", "early_stop", "noise", "random_mask", "pmp[discovery_steps=4]"]
+ATTACKS = ["none", "scratch", "full", "lora", "head", "authorized"]
+WHOLE: dict[str, Any] = {
+    "defenses": DEFENSES,
+    "attacks": ATTACKS,
+    "seeds": [0, 1],
+    # Bits per token, for so small a model knows no minimal pair, and steps enough to beat the unigram.
+    "utility": ["bits_per_token"],
+    "pretraining": {"steps": 100, "learning_rate": 1e-2},
+}
+
+
+def whole_run(folder: Path, cache: Path, **changes: Any) -> tuple[Workplace, Leaderboard]:
+    """Write a suite, read it, run it, score what lies in the results folder."""
+    folder.mkdir()
+    path = folder / "suite.yaml"
+    path.write_text(yaml.safe_dump(tiny_suite(**changes).model_dump(mode="json")))
+    place = Workplace(plan(suites.read(str(path))), Store(folder / "results", cache))
+    place.store.write_manifest(place.plan.manifest())
+    for _ in executors.run(place, place.plan.jobs(), 1):
+        pass
+    return place, board(place)
+
+
+def board(place: Workplace) -> Leaderboard:
+    manifest = place.store.manifest()
+    suite = suites.parse(manifest["suite"])
+    cells = [(defense, attack, task, seed) for defense, attack, task, seed, _ in manifest["cells"]]
+    records = list(place.store.records().values())
+    return score(records, utility_bar=suite.utility_bar, ranking=suite.ranking, planned=cells)
+
+
+@pytest.fixture(scope="module")
+def finished(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Workplace, Leaderboard]:
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    return whole_run(folder, cache, **WHOLE)
+
+
+def test_every_row_is_scored(finished: tuple[Workplace, Leaderboard]) -> None:
+    place, found = finished
+    rows = {one.defense: one for one in found.scores}
+    assert set(rows) == set(DEFENSES)
+    assert {one.status for one in place.store.records().values()} == {"ok"}
+    assert len(place.store.records()) == len(place.plan.cells)
+    for row in rows.values():
+        assert row.incomplete == ()
+        assert row.retention is not None
+        assert row.attacked is not None
+        assert row.suppression is not None
+    assert rows["none"].kind == "reference"
+    assert rows["none"].suppression is not None
+    assert rows["none"].suppression.value == 0
+    assert {rows[name].kind for name in ("early_stop", "noise")} == {"trivial"}
+    for name in ("random_mask", "pmp[discovery_steps=4]"):
+        assert rows[name].authorized_gain is not None
+        assert rows["none"].authorized_gain is None
+        assert any("preliminary" in str(reason) or "seed" in str(reason) for reason in rows[name].reasons), rows[
+            name
+        ].reasons
+    assert not any(one.standing == "ranked" for one in found.scores), "two seeds rank nobody"
+
+
+def test_the_leaderboard_agrees_with_the_records(finished: tuple[Workplace, Leaderboard]) -> None:
+    """Suppression, by hand from the records of the folder."""
+    place, found = finished
+    records = {
+        (one.defense, one.attack, one.seed): one for one in place.store.records().values() if one.role == "ranked"
+    }
+
+    def strongest(defense: str, seed: int) -> float:
+        rivals = [records[defense, attack, seed] for attack in ("none", "full", "lora", "head")]
+        rivals.append(records["none", "scratch", seed])
+        pick = max(rivals, key=lambda one: (one.validation.value, -(one.validation.loss or 0.0)))  # type: ignore[union-attr]
+        assert pick.attacked is not None
+        return 100 * pick.attacked.value
+
+    for row in found.scores:
+        if row.defense != "none":
+            by_seed = {seed: strongest("none", seed) - strongest(row.defense, seed) for seed in (0, 1)}
+            assert row.suppression_by_seed == pytest.approx(by_seed), row.defense
+
+
+def test_the_same_suite_twice_gives_the_same_bits(
+    finished: tuple[Workplace, Leaderboard], tmp_path: Path, bare: Callable[[Any], Any]
+) -> None:
+    place, _ = finished
+    again, _ = whole_run(tmp_path / "again", tmp_path / "cache", **WHOLE, name="other name")
+    first, second = place.store.records(), again.store.records()
+    assert first.keys() == second.keys()
+    from dataclasses import replace
+
+    for key, record in first.items():
+        assert replace(bare(record), suite="") == replace(bare(second[key]), suite="")
+
+
+def test_a_missing_or_failed_cell_leaves_the_row_incomplete(cache: Path, tmp_path: Path) -> None:
+    place, found = whole_run(
+        tmp_path / "part", cache, defenses=["none", "early_stop", "random_mask"], attacks=["none", "full", "scratch"]
+    )
+    assert all(one.incomplete == () for one in found.scores)
+    record = next(one for one in place.store.records().values() if (one.defense, one.attack) == ("random_mask", "full"))
+    place.store.forget([record.key])
+    rows = {one.defense: one for one in board(place).scores}
+    assert rows["random_mask"].incomplete
+    assert rows["random_mask"].standing == "unranked"
+    assert not rows["early_stop"].incomplete
+
+
+UNDERTRAINED = '''
+"""A model that was not trained to the end, offered as a defense."""
+from dataclasses import dataclass
+from typing import ClassVar
+from nftbench import Claim, Defense, Protected
+
+@dataclass(frozen=True)
+class Lazy(Defense):
+    stage: ClassVar = "pretrain"
+    claims: ClassVar = Claim(frozenset({"method", "data"}))
+
+    def protect(self, model, context):
+        return Protected(context.pretrain(model, each_step=lambda network, step: step == 3))
+'''
+
+
+def test_an_under_trained_model_is_not_ranked_as_a_defense(
+    cache: Path, tmp_path: Path, plugin: Callable[[str, str], Path]
+) -> None:
+    """Five seeds, all complete: what keeps it from a rank is the utility that it lost."""
+    plugin("lazy", UNDERTRAINED.split('"""', 2)[2])
+    pretraining = {"steps": 120, "learning_rate": 1e-2, "checkpoints": [0.5], "schedule": "constant"}
+    _, found = whole_run(
+        tmp_path / "lazy",
+        cache,
+        defenses=["none", "early_stop", "lazy"],
+        attacks=["none", "full", "scratch"],
+        utility=["bits_per_token"],
+        pretraining=pretraining,
+        seeds=[0, 1, 2, 3, 4],
+    )
+    lazy = next(one for one in found.scores if one.defense == "lazy")
+    assert lazy.incomplete == ()
+    assert lazy.retention is not None
+    assert lazy.retention.value < 0.95
+    assert not lazy.clears_bar
+    assert lazy.standing == "unranked"
+    assert lazy.rank is None
+    assert any("utility" in reason for reason in lazy.reasons), lazy.reasons

@@ -1,0 +1,109 @@
+"""The published form of results: the schema is the type, records obey it, and README.md names every field."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+
+from nftbench.contract import Protection, Series
+from nftbench.planning.plan import Plan
+from nftbench.records.record import Record
+from nftbench.records.store import Store
+from nftbench.report import tables
+from nftbench.running.provenance import collect
+from nftbench.testing import tiny_suite
+from tests import schema
+from tests.factories import COST, curve, failed, record, scored, scratch, suite
+
+RESULTS = schema.PATH.parent
+VALIDATOR = jsonschema.Draft202012Validator(json.loads(schema.PATH.read_text(encoding="utf-8")))
+
+
+def documented() -> set[str]:
+    """Everything that stands as code in the first column of a table."""
+    lines = (RESULTS / "README.md").read_text(encoding="utf-8").splitlines()
+    return {name for line in lines if line.startswith("| `") for name in re.findall(r"`([^`]+)`", line.split("|")[1])}
+
+
+def samples() -> list[Record]:
+    """Every kind of record."""
+    plain = record("pmp", "full", "topic", 0, 0.8, curve=curve(0.3, 0.8), cost=COST, restarts=curve(0.3))
+    protected = Protection(
+        10, 1.0, 1e-9, {"tie_word_embeddings": False}, True, {"w": 0.7}, (Series("IoU", (1,), (1,)),)
+    )
+    return [
+        record("pmp", "none", "topic", 0, 0.3),
+        plain,
+        failed(plain, "oom"),
+        replace(plain, protection=protected, recovery={"roc_auc": 0.5}),
+    ]
+
+
+def test_schema_is_the_type() -> None:
+    assert json.loads(schema.PATH.read_text(encoding="utf-8")) == schema.schema(), "run `make schema`"
+
+
+def test_schema_is_valid() -> None:
+    VALIDATOR.check_schema(VALIDATOR.schema)
+
+
+@pytest.mark.parametrize("number", range(len(samples())))
+def test_a_written_record_obeys(number: int, tmp_path: Path) -> None:
+    path = Store(tmp_path / "results", tmp_path / "cache").write(samples()[number])
+    VALIDATOR.validate(json.loads(path.read_text(encoding="utf-8")))
+
+
+@pytest.mark.parametrize(
+    "changes", [{"statu": "ok"}, {"status": "fine"}, {"seed": "0"}, {"attacked": {"value": 1.0}}, {"curve": None}]
+)
+def test_what_is_no_record_is_refused(changes: dict[str, Any], tmp_path: Path) -> None:
+    path = Store(tmp_path / "results", tmp_path / "cache").write(samples()[0])
+    content = json.loads(path.read_text(encoding="utf-8")) | changes
+    assert not VALIDATOR.is_valid(content)
+
+
+def test_published_records_obey() -> None:
+    for path in sorted(RESULTS.glob("*/records/*.json")):
+        problems = [error.message for error in VALIDATOR.iter_errors(json.loads(path.read_text(encoding="utf-8")))]
+        assert not problems, f"{path}: {problems[0]}"
+
+
+def test_published_records_are_whole() -> None:
+    """A folder holds a record for each cell of its manifest, and none that a quick or unfinished run left behind."""
+    for path in sorted(RESULTS.glob("*/manifest.json")):
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+        records = [json.loads(one.read_text(encoding="utf-8")) for one in path.parent.glob("records/*.json")]
+        planned = [*manifest["cells"], *manifest.get("readings", ())]
+        assert {one["key"] for one in records} == {cell[-1] for cell in planned}, path
+        assert not [one["key"] for one in records if one["limited"]], path
+
+
+def test_readme_names_every_field() -> None:
+    drawn = schema.schema()
+    fields = {name for part in (drawn, *drawn["$defs"].values()) for name in part["properties"]}
+    nested = {name for part in ("Claim", "Series") for name in drawn["$defs"][part]["properties"]}
+    assert fields - nested <= documented()
+
+
+def test_readme_names_every_key_of_the_manifest() -> None:
+    plan = Plan(tiny_suite(), (), ())
+    assert plan.manifest().keys() <= documented()
+
+
+def test_readme_names_every_column() -> None:
+    board = scored([*suite(), *scratch([0.4] * 5)])
+    fixed = (tables.main, tables.unranked, tables.details, tables.headroom, tables.flags, tables.claims, tables.merging)
+    found = [*(table(board) for table in fixed), *tables.tasks(board), *tables.aware(board), *tables.recovered(board)]
+    found += [tables.healed(board), *(table(board.scores[0]) for table in (tables.attacks, tables.breaking))]
+    columns = {column for table in found for column in table.header} | {tables.levels(board).header[-1]}
+    assert columns - {""} <= documented()
+
+
+def test_readme_names_the_provenance() -> None:
+    assert collect(tiny_suite(), "cpu", "nftbench run tiny", 1.0).keys() <= documented()

@@ -1,0 +1,81 @@
+"""Published pages are what today's code makes of the records beside them; figures are not compared.
+
+A folder of results/ with a leaderboard is a suite's, as `nftbench report` writes it; every other one is a proof's, as
+`nftbench calibrate` writes it. A proof that has no records of its own reads the folders that its command names.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+
+from nftbench import calibration as validity, suites
+from nftbench.cli.main import app, main
+from nftbench.report import figures
+
+RESULTS = Path(__file__).resolve().parents[2] / "results"
+VERBS: Any = typer.main.get_command(app)
+FOLDERS = sorted(path for path in RESULTS.iterdir() if path.is_dir())
+BOARDS = [folder for folder in FOLDERS if (folder / "leaderboard.md").exists()]
+# The null proof scores 400 leaderboards.
+PROOFS = [
+    pytest.param(folder, marks=pytest.mark.slow if folder.name.endswith("-null") else (), id=folder.name)
+    for folder in FOLDERS
+    if folder not in BOARDS
+]
+
+
+@pytest.mark.parametrize("folder", BOARDS, ids=lambda folder: folder.name)
+def test_a_leaderboard_is_that_of_its_records(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(figures, "write", lambda *_: [])
+    for name in ("manifest.json", "records"):
+        (tmp_path / name).symlink_to(folder / name)
+    assert main(["report", str(tmp_path)]) == 0
+    check(folder, tmp_path, "leaderboard.*", "defenses/*")
+
+
+@pytest.mark.parametrize("folder", PROOFS)
+def test_a_proof_is_what_its_judge_finds_in_the_records(folder: Path, tmp_path: Path) -> None:
+    proof = folder.name.rpartition("-")[2]
+    command = json.loads((folder / f"{proof}.json").read_text())["command"]
+    asked, judged = arguments(command), validity.find(proof)
+    if isinstance(judged, validity.Read):
+        read = asked["finished"] or judged.folders(asked["suite"])
+        found = judged.judge([validity.Run.read(RESULTS / one.name, tmp_path) for one in read])
+    else:
+        suite = suites.read(asked["suite"], asked["changes"] or ())
+        found = judged.found(suite, validity.Run.read(folder, tmp_path))
+    validity.write(found, tmp_path, proof, command)
+    check(folder, tmp_path, f"{proof}.md", f"{proof}.json")
+
+
+def arguments(command: str) -> dict[str, Any]:
+    """What a command line asks for, by the names of the verb's parameters; its paths need not be there."""
+    words = shlex.split(command)[1:]
+    with VERBS.make_context("nftbench", list(words), resilient_parsing=True) as group:
+        name, verb, rest = VERBS.resolve_command(group, words)
+        found: dict[str, Any] = verb.make_context(name, rest, parent=group, resilient_parsing=True).params
+    return found
+
+
+def check(published: Path, made: Path, *patterns: str) -> None:
+    """The same pages in both folders, and none else; of each that differs the first other line is said."""
+    names = {path.relative_to(folder) for folder in (published, made) for one in patterns for path in folder.glob(one)}
+    pairs = {name: itertools.zip_longest(lines(published / name), lines(made / name)) for name in sorted(names)}
+    other = {name: next((pair for pair in both if pair[0] != pair[1]), None) for name, both in pairs.items()}
+    said = [f"{name}\n  published: {pair[0]}\n  made: {pair[1]}" for name, pair in other.items() if pair]
+    assert names
+    assert not said, "\n".join(said)
+
+
+def lines(path: Path) -> list[str]:
+    """Numbers to nine decimals, for the last ones are those of a machine's mathematics library."""
+    text = path.read_text(encoding="utf-8") if path.exists() else ""
+    return re.sub(r"-?\d+\.\d{10,}(e-\d+)?", lambda number: f"{round(float(number[0]), 9) + 0.0}", text).splitlines()

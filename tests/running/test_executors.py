@@ -1,0 +1,260 @@
+"""Where jobs run must not matter: one worker or two, killed and resumed, two runs at once, workers that die."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nftbench.records.store import Store
+from nftbench.running import executors, referee as run
+from nftbench.running.workspace import Workplace
+
+Place = Callable[..., Workplace]
+WriteFile = Callable[[str, str], Path]
+RunAll = Callable[..., dict[tuple[str, str, str, int], Any]]
+Bare = Callable[[Any], Any]
+
+CHANGES: dict[str, Any] = {
+    "defenses": ["none", "early_stop", "random_mask", "pmp[discovery_steps=4]"],
+    "attacks": ["none", "scratch", "full", "lora", "head", "authorized"],
+    "seeds": [0, 1],
+}
+DRIVE = """
+import json, sys
+from pathlib import Path
+from nftbench.running import executors
+from nftbench.planning.plan import plan
+from nftbench.records.store import Store
+from nftbench.testing import tiny_suite
+from nftbench.running.workspace import Workplace
+
+if __name__ == "__main__":
+    results, cache, workers, changes = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), json.loads(sys.argv[4])
+    place = Workplace(plan(tiny_suite(**changes)), Store(results, cache))
+    print("ready", flush=True)
+    for event in executors.run(place, place.plan.jobs(), workers):
+        print(event.kind, event.stage, len(event.records), flush=True)
+"""
+
+
+@pytest.fixture
+def drive(tmp_path: Path, cache: Path) -> Callable[..., subprocess.Popen[str]]:
+    """`drive(results, cache, workers)`: a run of the suite above in a process of its own."""
+    import json
+
+    script = tmp_path / "drive.py"
+    script.write_text(DRIVE)
+
+    def start(results: Path, its_cache: Path, workers: int, changes: dict[str, Any] = CHANGES) -> Any:
+        return subprocess.Popen(
+            [sys.executable, str(script), str(results), str(its_cache), str(workers), json.dumps(changes)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+            env={**os.environ, "NFTBENCH_CACHE": str(cache)},
+        )
+
+    return start
+
+
+def finish(process: subprocess.Popen[str]) -> str:
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+    return out
+
+
+def session(leader: int) -> list[int]:
+    """Living processes of a session."""
+    found = []
+    for folder in Path("/proc").iterdir():
+        if folder.name.isdigit():
+            try:
+                fields = (folder / "stat").read_text().rpartition(")")[2].split()
+            except OSError:
+                continue
+            if int(fields[3]) == leader and fields[0] != "Z":
+                found.append(int(folder.name))
+    return found
+
+
+def records(results: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in (results / "records").glob("*.json")}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str, str, int], Any]:
+    """The records of one worker in this process, from a cache of its own."""
+    from nftbench.planning.plan import plan
+    from nftbench.testing import tiny_suite
+
+    folder = tmp_path_factory.mktemp("undisturbed")
+    place = Workplace(plan(tiny_suite(**CHANGES)), Store(folder / "results", folder / "cache"))
+    for _ in executors.run(place, place.plan.jobs(), 1):
+        pass
+    found = {(one.defense, one.attack, one.task, one.seed): one for one in place.store.records().values()}
+    assert {one.status for one in found.values()} == {"ok"}
+    assert len(found) == len(place.plan.cells)
+    return found
+
+
+def found_in(results: Path) -> dict[tuple[str, str, str, int], Any]:
+    store = Store(results, results)
+    return {(one.defense, one.attack, one.task, one.seed): one for one in store.records().values()}
+
+
+def assert_same(results: Path, expected: dict[Any, Any], bare: Bare) -> None:
+    found = found_in(results)
+    assert len(records(results)) == len(expected), "none lost, none doubled"
+    assert {place: bare(one) for place, one in found.items()} == {place: bare(one) for place, one in expected.items()}
+
+
+def test_two_workers_give_the_bits_of_one(undisturbed: dict[Any, Any], drive: Any, tmp_path: Path, bare: Bare) -> None:
+    out = finish(drive(tmp_path / "results", tmp_path / "cache", 2))
+    assert_same(tmp_path / "results", undisturbed, bare)
+    lines = out.split()
+    assert lines.count("started") == lines.count("finished")
+
+
+def kill_and_resume(drive: Any, folder: Path, moments: list[float], expected: dict[Any, Any], bare: Bare) -> None:
+    """`moments`: shares of the cells after which, with a jitter, the run is killed."""
+    results, cache = folder / "results", folder / "cache"
+    kept: dict[str, bytes] = {}
+    for moment in moments:
+        process = drive(results, cache, 2)
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n", process.stderr.read()
+        end = time.monotonic() + 120
+        while len(records(results)) < moment * len(expected) and process.poll() is None:
+            assert time.monotonic() < end
+            time.sleep(0.005)
+        time.sleep(random.uniform(0, 0.3))
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait(30)
+        end = time.monotonic() + 60  # a server killed while it imports torch ends when that is done
+        while session(process.pid):
+            assert time.monotonic() < end, f"orphans: {session(process.pid)}"
+            time.sleep(0.02)
+        before = records(results)
+        time.sleep(0.3)
+        assert records(results) == before, "somebody goes on writing after the kill"
+        assert all(before.get(name) == content for name, content in kept.items()), "a finished record was touched"
+        kept = before
+        process.stdout.close()
+        process.stderr.close()
+    finish(drive(results, cache, 2))
+    after = records(results)
+    assert all(after.get(name) == content for name, content in kept.items())
+    assert_same(results, expected, bare)
+    finish(drive(results, cache, 1))
+    assert records(results) == after, "a finished run writes nothing"
+
+
+def test_kill_9_at_random_moments_loses_nothing(
+    undisturbed: dict[Any, Any], drive: Any, tmp_path: Path, bare: Bare
+) -> None:
+    kill_and_resume(drive, tmp_path, [0.0, 0.3, 0.7], undisturbed, bare)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(3))
+def test_kill_9_many_times(seed: int, undisturbed: dict[Any, Any], drive: Any, tmp_path: Path, bare: Bare) -> None:
+    chance = random.Random(seed)
+    moments = sorted(chance.uniform(0, 0.95) for _ in range(6))
+    kill_and_resume(drive, tmp_path, moments, undisturbed, bare)
+
+
+def test_two_runs_at_once_neither_lose_nor_double_a_cell(
+    undisturbed: dict[Any, Any], drive: Any, tmp_path: Path, bare: Bare
+) -> None:
+    both = [drive(tmp_path / "results", tmp_path / "cache", 1) for _ in range(2)]
+    out = [finish(one) for one in both]
+    assert_same(tmp_path / "results", undisturbed, bare)
+    written = [int(line.split()[2]) for one in out for line in one.splitlines() if line.startswith("finished attack")]
+    assert sum(written) == len(undisturbed), "each cell was written by one of the two"
+
+
+def test_a_worker_that_dies_costs_only_its_own_cells(place: Place, plugin: WriteFile, run_all: RunAll) -> None:
+    path = plugin(
+        "dies",
+        "@dataclass(frozen=True)\nclass Dies(Attack):\n    def adapt(self, prepared, task, context):\n"
+        "        import os\n        os._exit(9)\n",
+    )
+    here = place(
+        attacks=["none", "full", "dies", "head"], defenses=["none", "early_stop"], tasks=["toy_topic", "toy_tone"]
+    )
+    found = run_all(here, workers=2, plugins=(str(path),))
+    assert len(found) == len(here.plan.cells)
+    for (_, attack, *_), record in found.items():
+        assert record.status == ("oom" if attack == "dies" else "ok"), record
+        assert attack != "dies" or "the worker process died" in (record.reason or "")
+
+
+def test_a_worker_that_dies_while_nobody_looks(place: Place, plugin: WriteFile) -> None:
+    """A display takes its time with an event; meanwhile a worker dies, and the next submit meets a broken pool."""
+    path = plugin(
+        "dies",
+        "@dataclass(frozen=True)\nclass Dies(Attack):\n    def adapt(self, prepared, task, context):\n"
+        "        import os\n        os._exit(9)\n",
+    )
+    here = place(attacks=["none", "dies", "full"])
+    for event in executors.run(here, here.plan.jobs(), 3, (str(path),)):
+        if event.kind == "started" and str(event.job.attack) == "dies" and event.stage == "attack":
+            time.sleep(3)
+    found = found_in(here.store.results)
+    assert len(found) == len(here.plan.cells)
+    assert all(record.status == ("oom" if attack == "dies" else "ok") for (_, attack, *_), record in found.items())
+
+
+def test_a_bad_defense_in_a_worker_fails_alone(place: Place, plugin: WriteFile, run_all: RunAll) -> None:
+    path = plugin(
+        "breaks",
+        "@dataclass(frozen=True)\nclass Breaks(Defense):\n    stage: ClassVar = 'posttrain'\n"
+        "    def protect(self, model, context):\n        raise ValueError('out of ideas')\n",
+    )
+    found = run_all(place(defenses=["none", "breaks"], attacks=["none", "full"]), workers=2, plugins=(str(path),))
+    assert len(found) == 6
+    for (defense, *_), record in found.items():
+        assert record.status == ("failed" if defense == "breaks" else "ok")
+        assert defense != "breaks" or (record.reason or "").startswith("ValueError: out of ideas")
+
+
+def test_events_tell_what_runs(place: Place) -> None:
+    here = place(attacks=["none", "full"], defenses=["none", "early_stop"])
+    events = list(executors.run(here, here.plan.jobs(), 1))
+    told = [(event.kind, event.stage, str(event.job.defense), str(event.job.attack)) for event in events]
+    assert told[:2] == [("started", "protect", "none", "none"), ("finished", "protect", "none", "none")]
+    finished = [event for event in events if event.kind == "finished" and event.stage == "attack"]
+    assert sum(len(event.records) for event in finished) == len(here.plan.cells)
+    again = list(executors.run(here, here.plan.jobs(), 1))
+    assert sum(len(event.records) for event in again) == 0, "nothing is left to do"
+
+
+def test_an_attack_step_that_cannot_run_costs_its_own_cells_only(
+    place: Place, run_all: RunAll, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever goes wrong outside the plugin's own methods: the job has records, and the others run."""
+    here = place(attacks=["none", "full", "head"])
+    plain = run._Referee.run
+
+    def breaking(self: Any, cells: Any) -> Any:
+        if str(self.job.attack) == "full":
+            raise OSError("no space left on device")
+        return plain(self, cells)
+
+    monkeypatch.setattr(run._Referee, "run", breaking)
+    found = run_all(here)
+    assert {attack: record.status for (_, attack, *_), record in found.items()} == {
+        "none": "ok",
+        "full": "failed",
+        "head": "ok",
+    }

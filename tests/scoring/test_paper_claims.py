@@ -1,0 +1,207 @@
+"""What a paper claims beside what was measured: every quantity against numbers worked out by hand."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nftbench import NftbenchError, Reading, report as reports
+from nftbench.planning.plan import plan
+from nftbench.records.record import Record
+from nftbench.report import markdown
+from nftbench.scoring.grid import arrange
+from nftbench.scoring.paper_claims import ClaimResult, examine
+from nftbench.suites.reading import parse
+from nftbench.suites.schema import PaperClaim
+from nftbench.testing import tiny_suite
+from tests.factories import RANKING, measurement, record, row, scored, suite, sweep
+
+COUNT = 3
+
+
+def reading(defense: str, seed: int, **values: float) -> Record:
+    found = record(defense, "none", "cost[batch=2]", seed, 0.0, role="yardstick")
+    return replace(found, attacked=None, unattacked=None, validation=None, reading=Reading(values))
+
+
+def examined(records: list[Record], **claim: Any) -> ClaimResult:
+    grid, _ = arrange(records, None, RANKING, 0.95)
+    readings = [one for one in records if one.role == "yardstick"]
+    (found,) = examine([PaperClaim.model_validate({"says": "so", **claim})], grid, readings)
+    return found
+
+
+def test_gain_of_one_row_less_that_of_another() -> None:
+    # none ends at 80, 82, 84 and pmp at 50, 53, 55; both begin at 30
+    none, pmp = ({"rows": [name], "read": "gain", "attacks": ["full"]} for name in ("none", "pmp"))
+    found = examined(suite(COUNT), read=none, minus=pmp, above=20)
+    assert found.measured is not None
+    assert found.measured.value == pytest.approx((30 + 29 + 29) / 3)
+    assert found.outcome == "holds"
+    assert examined(suite(COUNT), read=none, minus=pmp, below=20).outcome == "does not hold"
+    assert examined(suite(COUNT), read=none, minus=pmp, above=29.3).outcome == "not distinguishable"
+    assert examined(suite(COUNT), read=none, minus=pmp).outcome == "measured"
+
+
+def test_score_on_the_tasks_and_rows_that_the_claim_names() -> None:
+    found = examined(suite(COUNT), read={"rows": ["none", "pmp"], "read": "score", "tasks": ["topic"]}, above=0)
+    assert found.measured is not None
+    assert found.measured.value == pytest.approx(((80 + 50) / 2 + (82 + 53) / 2 + (84 + 55) / 2) / 3)
+
+
+def test_the_attack_is_picked_on_validation() -> None:
+    lucky = [record("pmp", "lora", "topic", seed, 0.9, validation=measurement(0.1)) for seed in range(COUNT)]
+    lucky = [replace(one, row=row("pmp")) for one in lucky]
+    found = examined([*suite(COUNT), *lucky], read={"rows": ["pmp"], "read": "score", "tasks": ["topic"]})
+    assert found.measured is not None
+    assert found.measured.value == pytest.approx((50 + 53 + 55) / 3)
+
+
+def test_kept_is_the_share_of_the_way_from_the_base() -> None:
+    # the base scores 30, the standalone update 70, merged 40, 50, 60: a quarter, a half, three quarters of the way
+    rows = [*sweep("none", (0.8,) * COUNT), *sweep("trap", (0.4, 0.5, 0.6), attack="merge", unattacked=0.7)]
+    found = examined(rows, read={"rows": ["trap"], "read": "kept", "attacks": ["merge"]}, below=1)
+    assert found.measured is not None
+    assert found.measured.value == pytest.approx(0.5)
+    assert found.outcome == "not distinguishable"  # three seeds so far apart reach beyond 1
+
+
+def test_utility_in_percent_of_the_reference() -> None:
+    rows = [*sweep("none", (0.8,) * COUNT), *sweep("pmp", (0.8,) * COUNT, utility=0.65)]
+    found = examined(rows, read={"rows": ["pmp"], "read": "utility"}, below=95)
+    assert found.measured is not None
+    assert found.measured.value == pytest.approx(100 * 0.4 / 0.5)
+    assert found.outcome == "holds"
+
+
+def test_readings_of_yardsticks_and_their_ratio() -> None:
+    readings = [reading("none", seed, bytes=2.0) for seed in range(COUNT)]
+    readings += [reading("pmp", seed, bytes=6.0 + seed) for seed in range(COUNT)]
+    mine, theirs = ({"rows": [name], "read": "cost.bytes"} for name in ("pmp", "none"))
+    found = examined([*suite(COUNT), *readings], read=mine, over=theirs, above=1)
+    assert found.measured is not None
+    assert found.measured.value == pytest.approx(3.5)
+    assert found.outcome == "holds"
+
+
+def test_readings_are_shown_as_means_over_seeds() -> None:
+    readings = [reading("pmp", seed, bytes=6.0 + seed) for seed in range(COUNT)]
+    board = scored([*suite(COUNT), *readings])
+    found = board.readings["cost[batch=2]"]["pmp"]["bytes"]
+    assert (found.value, found.count) == (pytest.approx(7.0), COUNT)
+    assert "| pmp | 7 [4.52, 9.48] |" in markdown.page(board, "nftbench run tiny")
+
+
+@pytest.mark.parametrize(
+    ("quantity", "reason"),
+    [
+        ({"rows": ["dlr"], "read": "gain"}, "no records of dlr"),
+        ({"rows": ["none", "dlr"], "read": "utility"}, "no records of dlr"),
+        ({"rows": ["pmp"], "read": "gain", "attacks": ["lora"]}, "not run on pmp: lora"),
+        ({"rows": ["pmp"], "read": "kept"}, "nothing to keep: unattacked pmp scores what none does"),
+        ({"rows": ["pmp"], "read": "cost.bytes"}, "cost was not read off pmp"),
+        ({"rows": ["none"], "read": "cost.bytes"}, "cost of none has no bytes"),
+        ({"rows": ["trap"], "read": "cost.flops"}, "cost of trap, seed 0: failed"),
+    ],
+)
+def test_what_is_not_measured_has_its_reason(quantity: dict[str, Any], reason: str) -> None:
+    readings = [reading("none", 0, flops=1.0), replace(reading("trap", 0), status="failed", reading=None)]
+    found = examined([*suite(COUNT), *readings], read=quantity)
+    assert (found.measured, found.outcome, found.reason) == (None, "not measured", reason)
+
+
+def test_a_comparison_names_the_side_that_is_lacking() -> None:
+    gain, lacking = ({"rows": [name], "read": "gain"} for name in ("pmp", "dlr"))
+    assert examined(suite(COUNT), read=gain, minus=lacking).reason == "no records of dlr"
+    assert examined(suite(COUNT), read=lacking, over=gain).reason == "no records of dlr"
+    apart = [reading("pmp", 0, bytes=2.0), reading("none", 1, bytes=2.0)]
+    mine, theirs = ({"rows": [name], "read": "cost.bytes"} for name in ("pmp", "none"))
+    assert examined([*suite(COUNT), *apart], read=mine, minus=theirs).reason == "no seed has both of its numbers"
+    both = {"rows": ["pmp", "none"], "read": "cost.bytes"}
+    assert examined([*suite(COUNT), *apart], read=both).reason == "no seed has it for all of pmp, none"
+
+
+def test_a_quotient_by_zero_says_so() -> None:
+    flat = sweep("flat", (0.4, 0.3, 0.4))  # gains 10, 0, 10 points
+    found = examined(
+        [*suite(COUNT), *flat], read={"rows": ["pmp"], "read": "gain"}, over={"rows": ["flat"], "read": "gain"}
+    )
+    assert (found.measured, found.outcome) == (None, "not measured")
+    assert found.reason == "a quotient by zero: gain of flat is 0 at seed 1"
+
+
+def test_a_failed_attack_is_no_measurement() -> None:
+    records = [
+        replace(one, status="failed", attacked=None) if one.defense == "pmp" and one.seed == 0 and one.trains else one
+        for one in suite(COUNT)
+    ]
+    found = examined(records, read={"rows": ["pmp"], "read": "gain"})
+    assert found.outcome == "not measured"
+    assert found.reason == "pmp × full on pairs, seed 0: failed, and 1 more"
+
+
+def test_a_claim_says_on_how_many_of_the_seeds_it_rests() -> None:
+    whole = examined(suite(COUNT), read={"rows": ["pmp"], "read": "gain"})
+    assert whole.measured is not None
+    assert (whole.measured.count, whole.planned, whole.reason) == (COUNT, COUNT, None)
+    readings = [reading("pmp", seed, bytes=2.0 + seed) for seed in range(2)]
+    board = scored(
+        [*suite(COUNT), *readings],
+        claims=[PaperClaim.model_validate({"says": "so", "read": {"rows": ["pmp"], "read": read}})
+                for read in ("cost.bytes", "gain", "cost.flops")],
+    )  # fmt: skip
+    page = markdown.page(board, "nftbench run tiny")
+    assert "| so | – | 2.5 [-3.85, 8.85] | 2 of 3 | – | measured |" in page
+    assert "| so | – | 22.7 [16.4, 28.9] | 3 | – | measured |" in page
+    assert "| so | – | – | 0 of 3 | – | not measured: cost of pmp has no flops |" in page
+
+
+def test_reports_show_the_claims(tmp_path: Path) -> None:
+    claim = PaperClaim.model_validate(
+        {"says": "It | resists", "paper": "a lot", "read": {"rows": ["pmp"], "read": "gain"}}
+    )
+    reports.write(scored(suite(COUNT), claims=[claim]), tmp_path, "nftbench reproduce it")
+    page = (tmp_path / "leaderboard.md").read_text()
+    assert "| It \\| resists | a lot | 22.7 [16.4, 28.9] | 3 | – | measured |" in page
+    assert "- **Claims**:" in page
+    (found,) = json.loads((tmp_path / "leaderboard.json").read_text())["claims"]
+    assert found["claim"]["says"] == "It | resists"
+    assert found["measured"]["value"] == pytest.approx((20 + 23 + 25) / 3)
+
+
+def test_one_seed_decides_nothing() -> None:
+    assert examined(suite(1), read={"rows": ["pmp"], "read": "gain"}, above=0).outcome == "measured"
+
+
+@pytest.mark.parametrize(
+    ("quantity", "message"),
+    [
+        ({"rows": ["pmq"], "read": "gain"}, "pmp"),
+        ({"rows": ["noise"], "read": "gain"}, "there is no 'noise'"),
+        ({"rows": ["none"], "read": "gian"}, "'gain'"),
+        ({"rows": ["none"], "read": "cost.bytes"}, "there is no 'cost'"),
+        ({"rows": ["none"], "read": "gain", "attacks": ["lora[rank=3]"]}, "lora"),
+    ],
+)
+def test_a_claim_about_what_the_suite_does_not_run_is_refused(quantity: dict[str, Any], message: str) -> None:
+    content = {**tiny_suite().model_dump(), "claims": [{"says": "so", "read": quantity}]}
+    with pytest.raises(NftbenchError, match=message):
+        plan(parse(content))
+
+
+def test_a_claim_may_write_a_row_in_any_way() -> None:
+    content = {**tiny_suite().model_dump(), "defenses": ["none", "pmp[discovery_steps=3]"]}
+    quantity = {"rows": ["pmp[ratio=0.7, discovery_steps=3]"], "read": "gain"}
+    (found,) = plan(parse({**content, "claims": [{"says": "so", "read": quantity}]})).claims
+    assert found.read.rows == ("pmp[discovery_steps=3]",)
+
+
+def test_a_claim_has_one_bound_and_one_comparison() -> None:
+    quantity = {"rows": ["none"], "read": "gain"}
+    for both in ({"minus": quantity, "over": quantity}, {"above": 0, "below": 1}):
+        with pytest.raises(ValueError, match="exclude one another"):
+            PaperClaim.model_validate({"says": "so", "read": quantity, **both})

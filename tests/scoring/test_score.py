@@ -1,0 +1,933 @@
+"""Every formula against numbers worked out by hand, the rules of the game, and the error rate of the verdict."""
+
+from __future__ import annotations
+
+import math
+import random
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings, strategies as st
+from scipy import stats
+
+from nftbench.contract import Claim, Cost, Point
+from nftbench.records.record import Record
+from nftbench.scoring.cost_to_break import Multiple, cost_to_break, median_multiple
+from nftbench.scoring.grid import kept_share, points, preference
+from nftbench.scoring.intervals import Interval, beats_zero, difference, holm, mean, ratio, shared_ranks, weakest
+from nftbench.scoring.score import Leaderboard, Score, level_name
+from nftbench.terms import Knowledge
+from tests import factories
+from tests.factories import (
+    COST,
+    TASKS,
+    curve,
+    failed,
+    measurement,
+    record,
+    row,
+    scored,
+    scratch,
+    suite,
+    sweep,
+)
+
+
+def of(board: Leaderboard, defense: str) -> Score:
+    return next(one for one in board.scores if one.defense == defense)
+
+
+# ------------------------------------------------------------------------------------------------------- statistics
+
+
+def test_mean_is_students_interval() -> None:
+    # m = 3, s = 1, t(2) = 4.30265: 3 ± 4.30265 / √3
+    found = mean([2.0, 3.0, 4.0])
+    assert (found.value, found.count) == (3.0, 3)
+    assert found.low == pytest.approx(3 - 2.48414, abs=1e-4)
+    assert found.high == pytest.approx(3 + 2.48414, abs=1e-4)
+    assert found.p == pytest.approx(stats.ttest_1samp([2, 3, 4], 0, alternative="greater").pvalue)
+
+
+def test_difference_shows_the_wider_interval() -> None:
+    # differences 2, 3, 4: paired 3 ± 2.484. Welch: variances 4 and 1, se² = 5/3, df = 2.941, and so wider
+    found = difference([3.0, 5.0, 7.0], [1.0, 2.0, 3.0])
+    welch = stats.ttest_ind([3, 5, 7], [1, 2, 3], equal_var=False).confidence_interval()
+    assert (found.low, found.high) == pytest.approx((welch.low, welch.high))
+    assert found.p == pytest.approx(
+        stats.ttest_ind([3, 5, 7], [1, 2, 3], equal_var=False, alternative="greater").pvalue
+    )
+    # seeds that move against each other: here the paired one is wider
+    against = difference([1.0, 2.0, 3.0], [3.0, 2.0, 1.0])
+    paired = stats.ttest_rel([1, 2, 3], [3, 2, 1]).confidence_interval()
+    assert (against.low, against.high) == pytest.approx((paired.low, paired.high))
+
+
+def test_degenerate_seeds() -> None:
+    assert mean([4.0]) == Interval(4.0, -math.inf, math.inf, 1, 1.0)
+    assert difference([4.0], [1.0]) == Interval(3.0, -math.inf, math.inf, 1, 1.0)
+    assert difference([2.0] * 3, [2.0] * 3) == Interval(0.0, 0.0, 0.0, 3, 1.0)
+    assert difference([2.0] * 3, [1.0] * 3) == Interval(1.0, 1.0, 1.0, 3, 0.0)
+
+
+def test_a_shared_float_error_is_no_effect() -> None:
+    assert 0.1 + 0.2 > 0.3
+    assert difference([0.1 + 0.2] * 5, [0.3] * 5) == Interval(0.0, 0.0, 0.0, 5, 1.0)
+
+
+def test_weakest_has_to_beat_every_control() -> None:
+    strong, vague = Interval(5.0, 4.0, 6.0, 5, 0.001), Interval(7.0, -1.0, 15.0, 5, 0.04)
+    assert weakest([strong, vague]) == Interval(5.0, -1.0, 6.0, 5, 0.04)
+
+
+def test_ratio_is_fiellers_interval() -> None:
+    """By the definition: the θ at which a paired t test does not tell the mean of first - θ · second from zero."""
+    first, second = [3.0, 4.5, 4.0, 5.0], [9.0, 11.0, 10.0, 12.0]
+    found = ratio(first, second)
+    assert found is not None
+    assert found.value == pytest.approx(16.5 / 42)
+    thetas = np.linspace(-1, 2, 30001)
+    p_values = stats.ttest_1samp(np.array(first) - thetas[:, None] * np.array(second), 0, axis=1).pvalue
+    inside = thetas[p_values >= 0.05]
+    assert (found.low, found.high) == pytest.approx((inside.min(), inside.max()), abs=2e-4)
+    assert found.count == 4
+    assert found.p == pytest.approx(stats.ttest_1samp(first, 0, alternative="greater").pvalue)
+
+
+def test_ratio_by_what_cannot_be_told_from_zero_is_none() -> None:
+    assert ratio([1.0, 2.0, 3.0], [1.0, -1.0, 2.0]) is None
+    assert ratio([1.0], [2.0]) is None
+    assert ratio([1.0, 1.0], [2.0, 2.0]) == Interval(0.5, 0.5, 0.5, 2, 0.0)
+    assert ratio([0.0, 0.0], [2.0, 2.0]) == Interval(0.0, 0.0, 0.0, 2, 1.0)
+    negative = ratio([1.0, 2.0, 3.0], [-4.0, -5.0, -6.0])
+    assert negative is not None
+    assert negative.p == pytest.approx(stats.ttest_1samp([1, 2, 3], 0, alternative="less").pvalue)
+
+
+pairs = st.lists(st.tuples(st.floats(-50, 50), st.floats(-50, 50)), min_size=2, max_size=6)
+
+
+@settings(max_examples=100, deadline=None)
+@given(pairs)
+def test_a_ratio_s_ends_are_where_the_test_turns(values: list[tuple[float, float]]) -> None:
+    first, second = np.array([[round(a, 3), round(b, 3)] for a, b in values]).T
+    second += 60  # far from zero, mostly
+    found = ratio(list(first), list(second))
+    if found is None:
+        test = stats.ttest_1samp(second, 0)
+        assert test.pvalue >= 0.05 - 1e-9
+        return
+    assert found.low - 1e-6 <= found.value <= found.high + 1e-6
+    for end in (found.low, found.high):
+        gaps = first - end * second
+        reach = stats.t.ppf(0.975, len(gaps) - 1) * gaps.std(ddof=1) / math.sqrt(len(gaps))
+        assert abs(gaps.mean()) == pytest.approx(reach, abs=1e-5 * (1 + abs(end)))
+
+
+def test_holm_by_hand() -> None:
+    # sorted .01 .02 .04 -> 3 × .01, max(.03, 2 × .02), max(.04, .04)
+    assert holm([0.02, 0.01, 0.04]) == pytest.approx([0.04, 0.03, 0.04])
+    assert holm([0.9, 0.8]) == [1.0, 1.0]
+    assert holm([]) == []
+
+
+@given(st.lists(st.floats(0, 1), max_size=8))
+def test_holm_never_lowers_a_p_value_and_keeps_the_order(p_values: list[float]) -> None:
+    adjusted = holm(p_values)
+    assert all(p <= new <= 1 for p, new in zip(p_values, adjusted, strict=True))
+    assert sorted(adjusted) == [new for _, new in sorted(zip(p_values, adjusted, strict=True))]
+
+
+def test_rows_that_cannot_be_told_apart_share_a_rank() -> None:
+    far = {seed: 30.0 + 0.1 * seed for seed in range(5)}
+    near = {seed: 20.0 + (-1) ** seed for seed in range(5)}
+    same = {seed: 19.9 + (-1) ** (seed // 2) for seed in range(5)}
+    assert shared_ranks([far, near, same]) == [1, 2, 2]
+    assert shared_ranks([]) == []
+    # one vague row at the bottom cannot be told from anything: nobody is above it
+    vague = {seed: 15.0 + 40 * (-1) ** seed for seed in range(5)}
+    assert shared_ranks([far, near, vague]) == [1, 1, 1]
+
+
+# ---------------------------------------------------------------------------------------------------------- formulas
+
+
+def test_points_and_retention() -> None:
+    assert points(measurement(0.83)) == pytest.approx(83.0)
+    assert points(measurement(1.5, higher=False)) == -150.0
+    assert kept_share(measurement(0.70), measurement(0.75)) == pytest.approx(0.45 / 0.50)
+    bits = [measurement(value, floor=7.0, higher=False) for value in (4.0, 3.0)]
+    assert kept_share(*bits) == pytest.approx(3.0 / 4.0)  # (unigram - U_d) / (unigram - U_none)
+
+
+def test_preference_looks_at_validation_then_loss_then_steps_and_never_at_test() -> None:
+    def one(value: float, loss: float | None, step: int, test: float) -> Record:
+        found = record("pmp", "full", "topic", 0, value, picked=Point(0.1, step, value, loss))
+        return replace(found, validation=measurement(value, loss=loss), attacked=measurement(test))
+
+    best = one(0.8, 0.5, 50, 0.1)
+    for worse in (one(0.7, 0.1, 1, 0.9), one(0.8, 0.6, 1, 0.9), one(0.8, 0.5, 60, 0.9), one(0.8, math.nan, 1, 0.9)):
+        assert preference(best) > preference(worse)
+
+
+def test_scores_by_hand() -> None:
+    board = scored(suite())
+    pmp, stopped, none = (of(board, name) for name in ("pmp", "early_stop", "none"))
+    assert board.problems == ()
+    # means over five seeds: undefended 82, early_stop 72, pmp 52
+    assert pmp.attacked is not None
+    assert pmp.attacked.value == pytest.approx(52.0)
+    assert pmp.suppression is not None
+    assert pmp.suppression.value == pytest.approx(30.0)
+    assert pmp.suppression.count == 5
+    assert stopped.suppression is not None
+    assert stopped.suppression.value == pytest.approx(10.0)
+    assert none.suppression is not None
+    assert none.suppression.value == 0.0
+    assert pmp.excess is not None
+    assert pmp.excess.value == pytest.approx(20.0)
+    assert pmp.excess_over == "early_stop"
+    assert pmp.gain is not None
+    assert pmp.gain.value == pytest.approx(22.0)
+    assert pmp.protected_fraction == pytest.approx(30 / 42)
+    assert pmp.retention is not None
+    assert pmp.retention.value == 1.0
+    assert pmp.recipe == "full"
+    assert pmp.recipe_suppression is not None
+    assert pmp.recipe_suppression.value == pytest.approx(30.0)
+    assert (pmp.standing, pmp.rank, pmp.verdict) == ("ranked", 1, "holds")
+    assert (stopped.standing, none.standing) == ("control", "control")
+    assert (stopped.rank, stopped.verdict, stopped.excess) == (None, None, None)
+    # S by seed: 30 29 29 31 31, standard deviation 1
+    assert pmp.seed_spread == pytest.approx(1.0)
+
+
+def test_worst_task_and_per_task_numbers() -> None:
+    records = suite(3)
+    records = [
+        replace(one, attacked=measurement(0.6), validation=measurement(0.6))
+        if (one.defense, one.attack, one.task) == ("pmp", "full", "topic")
+        else one
+        for one in records
+    ]
+    pmp = of(scored(records), "pmp")
+    assert pmp.worst_task is not None
+    assert pmp.worst_task.task == "topic"
+    assert pmp.worst_task.suppression is not None
+    assert pmp.worst_task.suppression.value == pytest.approx(82 - 60)
+    assert pmp.worst_task.unattacked == pytest.approx(30)
+    assert pmp.worst_task.attack == "full"
+
+
+def test_scratch_is_in_every_attackers_set() -> None:
+    records = [*suite(3, defended=(0.35, 0.35, 0.35))]
+    pmp = of(scored(records), "pmp")
+    assert pmp.attacked is not None
+    assert pmp.attacked.value == pytest.approx(40.0)  # scratch ends at 0.4, full at 0.35
+    assert pmp.tasks[0].attack == "scratch"
+
+
+def test_attack_none_is_in_every_attackers_set() -> None:
+    records = [*sweep("none", (0.8,) * 3), *sweep("pmp", (0.4,) * 3, unattacked=0.5)]
+    pmp = of(scored(records), "pmp")
+    assert pmp.attacked is not None
+    assert pmp.attacked.value == pytest.approx(50.0)
+    assert pmp.gain is not None
+    assert pmp.gain.value == 0.0
+
+
+def test_tasks_without_headroom_are_left_out_before_any_defense_is_looked_at() -> None:
+    flat = [replace(one, task="flat", key=one.key + "flat") for one in suite(3) if one.task == "topic"]
+    flat = [
+        replace(one, attacked=measurement(0.4), validation=measurement(0.4))
+        if one.attack in ("full", "scratch") and one.defense == "none"
+        else one
+        for one in flat
+    ]
+    board = scored([*suite(3), *flat])
+    assert [row.task for row in board.headroom if not row.kept] == ["flat"]
+    assert any("flat" in problem and "scratch" in problem for problem in board.problems)
+    assert of(board, "pmp").suppression == of(scored(suite(3)), "pmp").suppression
+    assert [task.task for task in of(board, "pmp").tasks] == list(TASKS)
+
+
+def test_retention_is_the_minimum_over_metrics_within_a_seed() -> None:
+    bits = [
+        record(defense, "none", "bits", seed, value, role="utility", attacked=measurement(value, floor=7, higher=False))
+        for defense, values in {"none": (3.0,) * 3, "early_stop": (3.0,) * 3, "pmp": (3.4, 3.0, 3.4)}.items()
+        for seed, value in enumerate(values)
+    ]
+    bits = [replace(one, unattacked=None, validation=None) for one in bits]
+    pmp = of(scored([*suite(3), *bits]), "pmp")
+    assert pmp.retention is not None
+    assert pmp.utilities["minimal_pairs"].value == 1.0
+    assert pmp.retention.value == pytest.approx((0.9 + 1.0 + 0.9) / 3)
+    assert not pmp.clears_bar
+    assert pmp.verdict == "refuted"
+    assert pmp.standing == "unranked"
+
+
+def test_utility_metric_on_which_the_reference_is_at_its_floor_is_left_out() -> None:
+    dead = [
+        record(defense, "none", "dead", seed, 0.25, role="utility", unattacked=measurement(0.25))
+        for defense in ("none", "early_stop", "pmp")
+        for seed in range(3)
+    ]
+    board = scored([*suite(3), *dead])
+    assert any("dead" in problem for problem in board.problems)
+    assert list(of(board, "pmp").utilities) == ["minimal_pairs"]
+    assert of(board, "pmp").clears_bar
+
+
+def test_a_trivial_defense_that_loses_utility_is_no_control() -> None:
+    records = [one for one in suite(5) if one.defense != "early_stop"]
+    records += sweep("early_stop", (0.5,) * 5, utility=0.5)
+    pmp = of(scored(records), "pmp")
+    assert pmp.excess_over == "none"
+    assert pmp.excess is not None
+    assert pmp.excess.value == pytest.approx(30.0)
+
+
+def test_another_reference_has_its_own_controls() -> None:
+    records = [*suite(5), *sweep("twin", (0.9,) * 5, claim=None), *sweep("checkpoint", (0.8,) * 5, reference="twin")]
+    score = of(scored(records), "checkpoint")
+    assert score.suppression is not None
+    assert score.suppression.value == pytest.approx(10.0)
+    assert score.excess_over == "twin"
+    assert of(scored(records), "twin").kind == "reference"
+
+
+def test_best_single_recipe_is_picked_on_validation() -> None:
+    records = suite(3)
+    for defense in ("none", "pmp", "early_stop"):
+        for seed in range(3):
+            records.append(record(defense, "lora", "pairs", seed, 0.55))
+            records.append(record(defense, "lora", "topic", seed, 0.45))
+    pmp = of(scored(records), "pmp")
+    assert pmp.recipe == "full"  # 52.7 on both against lora's 50
+    assert pmp.attacked is not None
+    assert pmp.attacked.value == pytest.approx((55 + (50 + 53 + 55) / 3) / 2)
+    assert pmp.recipe_suppression is not None
+    assert pmp.recipe_suppression.value == pytest.approx(82 - 158 / 3)
+
+
+def test_authorised_gain_is_scored_apart() -> None:
+    owner = [record("pmp", "authorized", task, seed, 0.9, knowledge=("secret",)) for task in TASKS for seed in range(3)]
+    pmp = of(scored([*suite(3), *owner]), "pmp")
+    assert pmp.authorized_gain is not None
+    assert pmp.authorized_gain.value == pytest.approx(60.0)
+    assert pmp.suppression == of(scored(suite(3)), "pmp").suppression
+    assert "secret" not in "".join(pmp.levels)
+
+
+def everywhere(attack: str, value: float, *rows: str, **changes: object) -> list[Record]:
+    """An attack on each of the rows, on all tasks and three seeds."""
+    return [
+        record(defense, attack, task, seed, value, **changes)
+        for defense in rows or ("none", "early_stop", "pmp")
+        for task in TASKS
+        for seed in range(3)
+    ]
+
+
+def test_a_column_for_each_knowledge_level() -> None:
+    sibling = everywhere("diff", 0.78, knowledge=("sibling",))
+    pmp = of(scored([*suite(3), *sibling]), "pmp")
+    assert list(pmp.levels) == ["release alone", "sibling", "method+data"]
+    assert pmp.levels["sibling"] is not None
+    assert pmp.levels["sibling"].value == pytest.approx(82 - 78)
+    assert pmp.levels["method+data"] == pmp.suppression
+    assert pmp.suppression is not None
+    assert pmp.suppression.value == pytest.approx(82 - 158 / 3)
+    assert pmp.untested == ()
+    assert level_name({"data", "method"}) == "method+data"
+
+
+def test_a_level_that_no_attack_on_the_row_uses_in_full_is_untested() -> None:
+    """It is not withstood because attackers who know less did not get through."""
+    records = [
+        *suite(3),
+        *everywhere("diff", 0.4, "none", "pmp", knowledge=("base",)),
+        *everywhere("replayed", 0.4, "none", knowledge=("method", "sibling")),
+        *everywhere("rewritten", 0.4, knowledge=("method",)),
+    ]
+    planned = [(one.defense, one.attack, one.task, one.seed) for one in records]
+    board = scored(records, planned=planned)
+    pmp, stopped, none = (of(board, name) for name in ("pmp", "early_stop", "none"))
+    assert pmp.untested == ("method+sibling",)
+    assert stopped.untested == ("base", "method+sibling")
+    assert none.untested == ()  # the reference withstands nothing by definition
+    assert list(pmp.levels) == ["release alone", "base", "method", "method+data"]
+    assert set(none.levels) >= {"method+sibling"}
+
+
+def test_what_a_level_grants_may_be_used_by_several_attacks() -> None:
+    both = [*everywhere("rewritten", 0.4, knowledge=("method",)), *everywhere("watched", 0.4, knowledge=("sibling",))]
+    claimed = claiming([*suite(3), *both], Claim(frozenset({"method", "sibling"})))
+    assert of(scored(claimed), "pmp").levels["method+sibling"] is not None
+    looked = [replace(one, trains=False) if one.attack == "watched" else one for one in claimed]
+    assert of(scored(looked), "pmp").untested == ("sibling", "method+sibling")  # looking on tests nothing
+
+
+def test_a_level_at_which_cells_are_missing_is_unknown_and_not_untested() -> None:
+    records = [*suite(3), *everywhere("diff", 0.4, knowledge=("base",))]
+    planned = [(one.defense, one.attack, one.task, one.seed) for one in records]
+    left = [one for one in records if (one.defense, one.attack) != ("pmp", "diff")]
+    pmp = of(scored(left, planned=planned), "pmp")
+    assert pmp.untested == ()
+    assert pmp.levels["base"] is None
+
+
+def test_attacks_written_against_a_row_are_named() -> None:
+    records = [
+        *suite(3),
+        *everywhere("rewritten", 0.4, knowledge=("method",), against=("pmp", "other")),
+        *everywhere("authorized", 0.4, "pmp", knowledge=("secret",), against=("pmp",)),
+    ]
+    broken = [failed(one) for one in everywhere("broken", 0.4, "pmp", against=("pmp",))]
+    assert of(scored([*records, *broken]), "pmp").adaptive == ("rewritten",)
+    assert of(scored(records), "early_stop").adaptive == ()
+
+
+def on_text(value: float) -> list[Record]:
+    """Training from scratch on public text first."""
+    return [
+        record("none", "scratch[text=true]", task, seed, value, knowledge=("data",))
+        for task in TASKS
+        for seed in range(3)
+    ]
+
+
+def test_scratch_on_text_is_open_to_everyone_and_is_not_the_floor() -> None:
+    plain, both = scored(suite(3)), scored([*suite(3), *on_text(0.6)])
+    assert both.headroom == plain.headroom
+    floor, text = of(plain, "pmp"), of(both, "pmp")
+    assert text.attacked is not None
+    assert text.attacked.value == pytest.approx(60.0)  # full ends at 50, 53, 55
+    assert text.tasks[0].attack == "scratch[text=true]"
+    # of the 82 - 40 points that there are above scratch, what the best attack of all leaves
+    assert text.protected_fraction == pytest.approx((82 - 60) / (82 - 40))
+    assert floor.protected_fraction == pytest.approx((82 - 158 / 3) / (82 - 40))
+    assert text.flags == floor.flags  # it is not skipped on the row, for it is run beside the reference alone
+
+
+def test_scratch_on_text_alone_leaves_headroom_unknown() -> None:
+    left = [one for one in suite(3) if one.attack != "scratch"]
+    board = scored([*left, *on_text(0.99)])
+    assert {(row.scratch, row.kept) for row in board.headroom} == {(None, True)}
+    assert any("no scratch row" in problem for problem in board.problems)
+
+
+def test_beyond_the_control_that_a_defense_names() -> None:
+    records = [*suite(3), *sweep("random_mask", (0.6,) * 3)]
+    records = [replace(one, row=row("pmp", control="random_mask")) if one.defense == "pmp" else one for one in records]
+    pmp = of(scored(records), "pmp")
+    assert pmp.beyond_control is not None
+    assert pmp.beyond_control.value == pytest.approx(60 - 158 / 3)
+
+
+def test_spread_of_attack_seeds() -> None:
+    restarts = (Point(0.1, 10, 0.50, None), Point(0.1, 10, 0.52, None, attack_seed=1), Point(0.1, 10, None, None))
+    records = [replace(one, restarts=restarts) if one.attack == "full" else one for one in suite(3)]
+    assert of(scored(records), "pmp").attack_spread == pytest.approx(math.sqrt(2))
+
+
+# ----------------------------------------------------------------------------------------------------- cost to break
+
+
+def test_cost_to_break_by_hand() -> None:
+    # undefended gains 50 points from 30: half is 55, first at step 20; 90 % is 75, first at step 30
+    theirs = record("none", "full", "topic", 0, 0.8, curve=curve(0.3, 0.5, 0.6, 0.8), cost=COST)
+    prepared = replace(COST, preparation_steps=7, preparation_flops=2000.0, preparation_seconds=5.0)
+    prepared = replace(prepared, peak_memory_bytes=3000)
+    mine = record("pmp", "full", "topic", 0, 0.6, curve=curve(0.3, 0.3, 0.4, 0.45, 0.6), cost=prepared)
+    half = cost_to_break([theirs], [mine], 30.0, 0.5)
+    assert half["steps"] == Multiple((7 + 40) / 20)
+    assert half["flops"] == Multiple((2000 + 40 * 100) / (20 * 100))
+    assert half["seconds"] == Multiple((5 + 40 * 0.5) / (20 * 0.5))
+    assert half["memory"] == Multiple(3.0)
+    most = cost_to_break([theirs], [mine], 30.0, 0.9)
+    assert most["steps"] == Multiple(47 / 30, censored=True)
+    assert str(most["steps"]) == "> 1.57×"
+    assert str(half["steps"]) == "2.35×"
+
+
+def test_cost_to_break_is_that_of_the_cheapest_attack() -> None:
+    """The one that ends highest may prepare for long, and would make the defense look dear."""
+    theirs = record("none", "full", "topic", 0, 0.8, curve=curve(0.3, 0.8), cost=COST)
+    plain = record("pmp", "full", "topic", 0, 0.7, curve=curve(0.3, 0.4, 0.7), cost=COST)
+    healed = replace(COST, preparation_steps=200, preparation_flops=2e4, preparation_seconds=100.0)
+    healed = replace(healed, peak_memory_bytes=500)
+    best = record("pmp", "heal", "topic", 0, 0.79, curve=curve(0.5, 0.79), cost=healed)
+    half = cost_to_break([theirs], [plain, best], 30.0, 0.5)
+    assert (half["steps"], half["flops"], half["memory"]) == (Multiple(2.0), Multiple(2.0), Multiple(0.5))
+    # only the healed one reaches 75; where nothing does, the largest budget was too little
+    assert cost_to_break([theirs], [plain, best], 30.0, 0.9)["steps"] == Multiple(21.0)
+    short = replace(best, curve=curve(0.5, 0.7))
+    assert cost_to_break([theirs], [plain, short], 30.0, 0.9)["steps"] == Multiple(21.0, censored=True)
+
+
+def test_an_attack_without_steps_bounds_the_cost_from_above() -> None:
+    theirs = record("none", "full", "topic", 0, 0.8, curve=curve(0.3, 0.8), cost=COST)
+    slow = record("pmp", "full", "topic", 0, 0.8, curve=curve(0.3, 0.4, 0.8), cost=COST)
+    probe = record("pmp", "probe", "topic", 0, 0.8, curve=curve(0.3, 0.8), cost=Cost(steps=10, seconds=1.0))
+    half = cost_to_break([theirs], [slow, probe], 30.0, 0.5)
+    assert half["steps"] == Multiple(2.0, at_most=True)
+    assert str(half["steps"]) == "≤ 2×"
+    assert cost_to_break([theirs], [probe], 30.0, 0.5) == {}  # broken, and nobody knows at what cost
+    assert cost_to_break([probe], [slow], 30.0, 0.5) == {}
+    both = cost_to_break([theirs, probe], [theirs, probe], 30.0, 0.5)
+    assert both["steps"] == Multiple(1.0)  # the undefended model takes what it takes
+
+
+def test_cost_to_break_is_unknown_where_nothing_is_gained_or_recorded() -> None:
+    flat = record("none", "full", "topic", 0, 0.3, curve=curve(0.3, 0.3), cost=COST)
+    assert cost_to_break([flat], [flat], 30.0, 0.5) == {}
+    assert cost_to_break([replace(flat, cost=None)], [flat], 30.0, 0.5) == {}
+    assert cost_to_break([], [], 30.0, 0.5) == {}
+    hole = replace(flat, curve=(Point(0.1, 0, None, None), Point(0.1, 10, math.nan, None)))
+    assert cost_to_break([hole], [flat], 30.0, 0.5) == {}
+
+
+climbs = st.lists(st.integers(0, 100), min_size=1, max_size=4)
+
+
+@settings(max_examples=80, deadline=None)
+@given(st.lists(climbs, min_size=1, max_size=3), st.lists(st.tuples(climbs, st.integers(0, 50)), max_size=4))
+def test_one_more_attack_never_makes_breaking_dearer(
+    undefended: list[list[int]], defended: list[tuple[list[int], int]]
+) -> None:
+    theirs = [record("none", "full", "topic", 0, 0.5, curve=curve(0.3, *(v / 100 for v in c)), cost=COST)
+              for c in undefended]  # fmt: skip
+    mine = [
+        record("pmp", "a", "topic", 0, 0.5, curve=curve(0.3, *(value / 100 for value in climb)),
+               cost=replace(COST, preparation_steps=extra))
+        for climb, extra in defended
+    ]  # fmt: skip
+    best = max(0.3, *(value / 100 for climb in undefended for value in climb))
+    target = 30 + 0.5 * (100 * best - 30)
+    fewer: Multiple | None = None
+    for count in range(1, len(mine) + 1):
+        found = cost_to_break(theirs, mine[:count], 30.0, 0.5).get("steps")
+        if best <= 0.3:
+            assert found is None
+            continue
+        # by hand: the least preparation + steps among the attacks that get there
+        firsts = [10 * (1 + next(i for i, v in enumerate(c) if v >= target)) for c in undefended if max(c) >= target]
+        costs = [extra + 10 * (1 + next(i for i, v in enumerate(climb) if v >= target))
+                 for climb, extra in defended[:count] if max(climb) >= target]  # fmt: skip
+        spent = costs or [extra + 10 * len(climb) for climb, extra in defended[:count]]
+        wanted = (min(costs) if costs else max(spent)) / min(firsts)
+        assert found == Multiple(pytest.approx(wanted), censored=not costs)  # type: ignore[arg-type]
+        if fewer is not None and not fewer.censored:
+            assert not found.censored
+            assert found.value <= fewer.value
+        fewer = found
+
+
+def test_median_multiple_keeps_censoring() -> None:
+    over, far = Multiple(4.0, censored=True), Multiple(9.0, censored=True)
+    assert median_multiple([]) is None
+    assert median_multiple([Multiple(1.0), Multiple(3.0), over]) == Multiple(3.0)
+    assert median_multiple([Multiple(1.0), far, over]) == over
+    assert median_multiple([Multiple(1.0), Multiple(2.0)]) == Multiple(1.0)
+    # what may be less pulls the median down only from at or above it
+    less = Multiple(9.0, at_most=True)
+    assert median_multiple([Multiple(1.0), Multiple(3.0), less]) == Multiple(3.0, at_most=True)
+    assert median_multiple([Multiple(1.0, at_most=True), Multiple(3.0), Multiple(9.0)]) == Multiple(3.0)
+
+
+def test_cost_to_break_in_full() -> None:
+    curves = {"none": curve(0.3, 0.8), "early_stop": curve(0.3, 0.8), "pmp": curve(0.3, 0.35, 0.56)}
+    records = [replace(one, curve=curves[one.defense], cost=COST) if one.attack == "full" else one for one in suite(3)]
+    board = scored(records)
+    assert of(board, "pmp").cost_to_break["steps"] == {0.5: Multiple(2.0), 0.9: Multiple(2.0, censored=True)}
+    assert of(board, "early_stop").cost_to_break["flops"] == {0.5: Multiple(1.0), 0.9: Multiple(1.0)}
+
+
+# -------------------------------------------------------------------------------------------------- status and seeds
+
+
+@pytest.mark.parametrize("status", ["failed", "oom", "timeout", "nonfinite"])
+@pytest.mark.parametrize("defense", ["pmp", "none", "early_stop"])
+def test_a_failed_cell_makes_the_row_incomplete_and_is_never_resistance(status: str, defense: str) -> None:
+    records = suite()
+    index = next(i for i, one in enumerate(records) if (one.defense, one.attack) == (defense, "full"))
+    records[index] = failed(records[index], status)
+    pmp = of(scored(records), "pmp")
+    assert (pmp.standing, pmp.rank, pmp.verdict) == ("unranked", None, "untested")
+    assert f"{defense} × full on pairs, seed 0: {status} (boom)" in pmp.reasons[0]
+    assert pmp.excess is None
+
+
+def test_what_is_not_a_result() -> None:
+    for change in (
+        {"limited": True},
+        {"attacked": measurement(math.nan)},
+        {"attacked": None},
+        {"validation": None},
+        {"validation": measurement(math.inf)},
+    ):
+        records = suite(3)
+        index = next(i for i, one in enumerate(records) if (one.defense, one.attack) == ("pmp", "full"))
+        records[index] = replace(records[index], **change)
+        assert of(scored(records), "pmp").standing == "unranked", change
+        assert of(scored(records), "pmp").suppression is None, change
+
+
+def test_a_missing_cell_makes_the_row_incomplete() -> None:
+    records = suite()
+    planned = [(one.defense, one.attack, one.task, one.seed) for one in records]
+    left = [one for one in records if (one.defense, one.attack, one.seed) != ("pmp", "full", 4)]
+    for plan in (planned, None):
+        pmp = of(scored(left, planned=plan), "pmp")
+        assert pmp.standing == "unranked"
+        assert "seed 4: missing" in pmp.reasons[0]
+        assert pmp.suppression is not None
+        assert pmp.suppression.count == 4  # what has run so far is shown
+    board = scored(left, planned=planned)
+    assert (board.records, board.planned) == (len(left), len(planned))
+
+
+def lora(values: dict[str, float]) -> list[Record]:
+    return [
+        record(defense, "lora", task, seed, value)
+        for defense, value in values.items()
+        for task in TASKS
+        for seed in range(5)
+    ]
+
+
+def test_a_narrowed_run_shows_what_row_and_reference_share_and_never_ranks_it() -> None:
+    records = [*suite(), *lora({"none": 0.85, "early_stop": 0.8, "pmp": 0.84})]
+    planned = [(one.defense, one.attack, one.task, one.seed) for one in records]
+    narrowed = [one for one in records if one.attack == "full" and one.defense in ("none", "pmp")]
+    pmp = of(scored(narrowed, planned=planned), "pmp")
+    assert (pmp.suppression, pmp.excess, pmp.standing, pmp.verdict) == (None, None, "unranked", "untested")
+    assert pmp.partial is not None
+    assert pmp.partial.suppression.value == pytest.approx(30.0)
+    assert (pmp.partial.attacks, pmp.partial.tasks) == (("full",), TASKS)
+    assert "partial: by full on pairs, topic alone" in pmp.reasons
+    assert of(scored(records, planned=planned), "pmp").partial is None
+
+
+def test_an_attack_that_one_of_the_two_lacks_is_no_part_of_a_partial_suppression() -> None:
+    """Else the reference would be beaten by an attack that this row was spared."""
+    records = [*suite(), *lora({"none": 0.9, "early_stop": 0.9, "pmp": 0.9})]
+    planned = [(one.defense, one.attack, one.task, one.seed) for one in records]
+    spared = [one for one in records if (one.defense, one.attack) != ("pmp", "lora")]
+    partial = of(scored(spared, planned=planned), "pmp").partial
+    assert partial is not None
+    assert partial.suppression.value == pytest.approx(30.0)
+    assert partial.attacks == ("full", "none", "scratch")
+    short = [one for one in spared if (one.defense, one.attack, one.task) != ("pmp", "full", "topic")]
+    partial = of(scored(short, planned=planned), "pmp").partial
+    assert partial is not None
+    assert partial.tasks == ("pairs",)
+
+
+@pytest.mark.parametrize("defense", ["pmp", "none"])
+def test_nothing_partial_is_said_where_an_attack_failed_or_none_fine_tuned(defense: str) -> None:
+    records = [*suite(), *lora({"none": 0.9, "early_stop": 0.9, "pmp": 0.9})]
+    planned = [(one.defense, one.attack, one.task, one.seed) for one in records]
+    index = next(i for i, one in enumerate(records) if (one.defense, one.attack) == (defense, "lora"))
+    broken = [failed(one) if i == index else one for i, one in enumerate(records)]
+    left = [one for one in broken if (one.attack, one.seed) != ("full", 4)]
+    assert of(scored(left, planned=planned), "pmp").partial is None
+    looked = [one for one in records if one.defense != defense or one.attack == "none"]
+    assert of(scored(looked, planned=planned), "pmp").partial is None
+
+
+def test_an_attack_that_only_the_reference_withstood_is_missing() -> None:
+    records = [*suite(), *(record("none", "lora", task, seed, 0.8) for task in TASKS for seed in range(5))]
+    assert "pmp × lora on pairs, seed 0: missing" in of(scored(records), "pmp").reasons[0]
+
+
+def test_planned_defense_without_records_may_be_a_control() -> None:
+    records = suite()
+    planned = [(one.defense, one.attack, one.task, one.seed) for one in records] + [("noise", "full", "topic", 0)]
+    assert of(scored(records, planned=planned), "pmp").standing == "unranked"
+
+
+def test_records_outside_the_plan_are_left_out() -> None:
+    records = suite()
+    planned = [(one.defense, one.attack, one.task, one.seed) for one in records]
+    board = scored([*records, record("pmp", "head", "topic", 7, 0.1)], planned=planned)
+    assert board.problems == ("1 records outside the plan are left out",)
+    assert of(board, "pmp") == of(scored(records, planned=planned), "pmp")
+
+
+def test_cells_recorded_twice_or_on_other_weights_do_not_count() -> None:
+    records = suite()
+    twice = [*records, replace(records[-1], key="other")]
+    assert "recorded twice" in of(scored(twice), "pmp").reasons[0]
+    assert of(scored([*records, records[-1]]), "pmp").standing == "ranked"
+    mixed = [replace(one, release_sha256=f"{one.attack}") if one.defense == "pmp" else one for one in records]
+    assert "different weights" in of(scored(mixed), "pmp").reasons[0]
+
+
+@pytest.mark.parametrize(
+    ("count", "standing", "verdict"),
+    [(1, "unranked", "untested"), (2, "unranked", "untested"), (3, "preliminary", "holds"), (5, "ranked", "holds")],
+)
+def test_seeds_needed(count: int, standing: str, verdict: str) -> None:
+    pmp = of(scored(suite(count)), "pmp")
+    assert pmp.standing == standing
+    assert pmp.verdict == verdict
+    if count == 1:
+        assert pmp.suppression == Interval(pytest.approx(30.0))  # type: ignore[arg-type]
+        assert any("1 base seed:" in reason for reason in pmp.reasons)
+
+
+def test_zero_variance() -> None:
+    values = {"none": 0.8, "early_stop": 0.8, "pmp": 0.8, "mask": 0.5}
+    board = scored([*scratch([0.4] * 5), *(one for row, value in values.items() for one in sweep(row, (value,) * 5))])
+    assert of(board, "pmp").verdict == "refuted"
+    assert of(board, "mask").verdict == "holds"
+    assert of(board, "pmp").excess == Interval(0.0, 0.0, 0.0, 5, 1.0)
+    assert [of(board, name).rank for name in ("mask", "pmp")] == [1, 2]
+
+
+def test_other_library_versions_are_not_ranked_together() -> None:
+    records = suite()
+    records[-1] = replace(records[-1], provenance={"versions": {"torch": "2.10.0"}})
+    board = scored(records)
+    assert any("torch 2.10.0, 2.9.0" in problem for problem in board.problems)
+    assert (of(board, "pmp").standing, of(board, "pmp").verdict) == ("unranked", "untested")
+
+
+def test_other_code_and_machines_are_said_and_still_ranked() -> None:
+    def made(commit: str | None, processor: str, threads: int) -> dict[str, object]:
+        return {**factories.VERSIONS, "commit": commit, "hardware": {"processor": processor, "threads": threads}}
+
+    records = [replace(one, provenance=made("a" * 40, "Xeon", 1)) for one in suite()]
+    assert scored(records).problems == ()
+    records[0] = replace(records[0], provenance=made("a" * 40 + "-dirty", "Xeon", 2))
+    board = scored(records)
+    (problem,) = board.problems
+    assert problem == f"records differ in commit ({'a' * 12}, {'a' * 12}-dirty), threads (1, 2): compare them with care"
+    assert of(board, "pmp").standing == "ranked"
+    records[0] = replace(records[0], provenance=made(None, "Epyc", 1))
+    assert "unknown), processor (Epyc, Xeon)" in scored(records).problems[0]
+
+
+def test_task_aware_rows_have_a_table_of_their_own() -> None:
+    records = [replace(one, row=replace(one.row, task_aware=True)) if one.defense == "pmp" else one for one in suite()]
+    assert of(scored(records), "pmp").standing == "unranked"
+
+
+def test_no_records_and_no_reference() -> None:
+    assert scored([]).scores == ()
+    pmp = of(scored(sweep("pmp", (0.5,) * 5)), "pmp")
+    assert pmp.suppression is None
+    assert pmp.standing == "unranked"
+    assert "none: no records" in pmp.reasons[0]
+
+
+# ----------------------------------------------------------------------------------------------------------- verdict
+
+
+def claiming(records: list[Record], claim: Claim | None) -> list[Record]:
+    return [replace(one, row=replace(one.row, claim=claim)) if one.defense == "pmp" else one for one in records]
+
+
+def test_no_claim_no_verdict() -> None:
+    pmp = of(scored(claiming(suite(), None)), "pmp")
+    assert (pmp.verdict, pmp.claim_p, pmp.standing) == (None, None, "ranked")
+
+
+def test_a_claim_that_no_attack_tried_is_untested_never_withstood() -> None:
+    unattacked = [one for one in suite() if one.attack != "full"]
+    assert of(scored(unattacked), "pmp").verdict == "untested"
+    sibling_only = [replace(one, knowledge=("sibling",)) if one.attack == "full" else one for one in suite()]
+    assert of(scored(sibling_only), "pmp").verdict == "untested"
+    assert of(scored(claiming(suite(), Claim(adaptation="merging"))), "pmp").verdict == "untested"
+
+
+def test_a_row_that_nothing_fine_tunes_has_no_suppression() -> None:
+    records = [one for one in suite() if (one.defense, one.attack) != ("pmp", "full")]
+    planned = [(one.defense, one.attack, one.task, one.seed) for one in records]
+    pmp = of(scored(records, planned=planned), "pmp")
+    assert (pmp.suppression, pmp.excess, pmp.standing, pmp.verdict) == (None, None, "unranked", "untested")
+    assert set(pmp.levels.values()) == {None}
+    assert all(task.suppression is None for task in pmp.tasks)
+
+
+def test_a_claim_holds_only_against_attackers_who_use_what_it_grants() -> None:
+    """Attackers who know less have not got through, and those of whom it speaks did not come."""
+    wide = Claim(frozenset({"method", "data"}))
+    assert of(scored(claiming(suite(), wide)), "pmp").verdict == "untested"
+    rewritten = [
+        record(defense, "rewritten", task, seed, 0.5, knowledge=("data", "method"))
+        for defense in ("none", "early_stop", "pmp")
+        for task in TASKS
+        for seed in range(5)
+    ]
+    assert of(scored(claiming([*suite(), *rewritten], wide)), "pmp").verdict == "holds"
+    # one who knows less and does get through refutes it all the same
+    weak = suite(5, defended=(0.8, 0.82, 0.84, 0.81, 0.83))
+    assert of(scored(claiming(weak, wide)), "pmp").verdict == "refuted"
+
+
+def test_a_claim_about_probes_is_judged_by_probes() -> None:
+    probes = [
+        record(defense, "probe", task, seed, value, adaptation="linear_probe")
+        for defense, value in {"none": 0.6, "early_stop": 0.6, "pmp": 0.4}.items()
+        for task in TASKS
+        for seed in range(5)
+    ]
+    tuned = [*sweep("none", (0.8,) * 5), *sweep("early_stop", (0.8,) * 5), *sweep("pmp", (0.8,) * 5), *probes]
+    assert of(scored(claiming(tuned, Claim(adaptation="linear_probe"))), "pmp").verdict == "holds"
+    assert of(scored(claiming(tuned, Claim())), "pmp").verdict == "refuted"
+
+
+@pytest.mark.parametrize(("knowledge", "verdict"), [("data", "holds"), ("method", "refuted")])
+def test_a_claim_is_judged_at_its_own_level_and_the_method_is_public(knowledge: Knowledge, verdict: str) -> None:
+    strong = [
+        record(defense, "rescale", task, seed, 0.8, knowledge=(knowledge,))
+        for defense in ("none", "early_stop", "pmp")
+        for task in TASKS
+        for seed in range(5)
+    ]
+    records = [*suite(), *strong]
+    assert of(scored(claiming(records, Claim())), "pmp").verdict == verdict
+    assert of(scored(claiming(records, Claim(frozenset({knowledge})))), "pmp").verdict == "refuted"
+
+
+def test_an_attack_left_at_an_edge_cannot_prove_a_claim() -> None:
+    records = [replace(one, at_edge=True) if (one.defense, one.attack) == ("pmp", "full") else one for one in suite()]
+    assert of(scored(records), "pmp").verdict == "untested"
+
+
+# -------------------------------------------------------------------------------------------------------- properties
+
+scores = st.lists(st.floats(0.3, 0.95).map(lambda value: round(value, 3)), min_size=3, max_size=3)
+
+
+@settings(max_examples=40, deadline=None)
+@given(scores, scores, scores, st.randoms(use_true_random=False))
+def test_the_order_of_records_never_changes_scores(
+    undefended: list[float], stopped: list[float], defended: list[float], shuffler: random.Random
+) -> None:
+    records = [*sweep("none", undefended), *scratch([0.2] * 3), *sweep("early_stop", stopped), *sweep("pmp", defended)]
+    mixed = shuffler.sample(records, len(records))
+    assert scored(mixed) == scored(records)
+
+
+@settings(max_examples=60, deadline=None)
+@given(scores, scores, scores, st.integers(0, 2), st.sampled_from(TASKS), st.sampled_from(["full", "lora", "none"]))
+def test_a_failed_attack_never_raises_suppression(
+    undefended: list[float], defended: list[float], second: list[float], seed: int, task: str, attack: str
+) -> None:
+    records = [*sweep("none", undefended), *scratch([0.2] * 3), *sweep("pmp", defended)]
+    for defense in ("none", "pmp"):
+        records += [record(defense, "lora", task, index, second[index]) for task in TASKS for index in range(3)]
+    index = next(
+        i
+        for i, one in enumerate(records)
+        if (one.defense, one.attack, one.task, one.seed) == ("pmp", attack, task, seed)
+    )
+    before = of(scored(records), "pmp")
+    after = of(scored([failed(one) if i == index else one for i, one in enumerate(records)]), "pmp")
+    assert after.partial is None
+    for name in ("suppression", "excess", "recipe_suppression", "claim_excess"):
+        old, new = getattr(before, name), getattr(after, name)
+        assert new is None or new.value <= old.value
+    assert after.standing == "unranked"
+    assert after.verdict == "untested"
+
+
+@settings(max_examples=40, deadline=None)
+@given(scores, scores, scores)
+def test_one_more_attack_never_lowers_what_the_attacker_reaches(
+    undefended: list[float], defended: list[float], more: list[float]
+) -> None:
+    records = [*sweep("none", undefended), *sweep("pmp", defended)]
+    before = of(scored(records), "pmp")
+    for defense in ("none", "pmp"):
+        records += [record(defense, "lora", task, seed, more[seed]) for task in TASKS for seed in range(3)]
+    after = of(scored(records), "pmp")
+    assert before.attacked is not None
+    assert after.attacked is not None
+    assert after.attacked.value >= before.attacked.value - 1e-9
+
+
+# -------------------------------------------------------------------------------------------------------- simulation
+
+
+def excess(attacked: Sequence[float], controls: Sequence[Sequence[float]]) -> Interval:
+    return weakest([difference(control, attacked) for control in controls])
+
+
+def wrong_verdicts(
+    draws: int, seeds: int, rows: int, controls: int, spread: float, generator: np.random.Generator
+) -> int:
+    """How often some row is said to hold although no row does anything: base seeds `spread`, and each run varies."""
+    wrong = 0
+    for _ in range(draws):
+        base = generator.normal(80, spread, seeds)
+        attacked = (base + generator.normal(0, 1.5, (rows + controls, seeds))).tolist()
+        p_values = [excess(mine, attacked[rows:]).p for mine in attacked[:rows]]
+        wrong += any(beats_zero(p) for p in holm(p_values))
+    return wrong
+
+
+@pytest.mark.parametrize(("rows", "controls", "spread"), [(1, 1, 0.0), (4, 1, 0.0), (4, 3, 3.0)])
+def test_without_an_effect_the_verdict_is_wrong_in_at_most_one_draw_in_twenty(
+    rows: int, controls: int, spread: float
+) -> None:
+    draws = 2000
+    wrong = wrong_verdicts(draws, 5, rows, controls, spread, np.random.default_rng(7))
+    assert wrong / draws <= 0.05 + 2 * math.sqrt(0.05 * 0.95 / draws)
+
+
+def test_the_interval_covers_what_it_says() -> None:
+    generator = np.random.default_rng(11)
+    draws = generator.normal(0, 1, (2000, 2, 5)).tolist()
+    covered = sum(gap.low <= 0 <= gap.high for gap in (difference(*pair) for pair in draws))
+    assert covered / 2000 >= 0.95 - 2 * math.sqrt(0.05 * 0.95 / 2000)
+
+
+def test_an_effect_is_found() -> None:
+    generator = np.random.default_rng(3)
+    found = 0
+    for _ in range(200):
+        base = generator.normal(80, 1, 5)
+        attacked = [(base + shift + generator.normal(0, 1, 5)).tolist() for shift in (0, -2, -10)]
+        found += beats_zero(holm([excess(attacked[2], attacked[:2]).p])[0])
+    assert found > 190
+
+
+def test_no_effect_through_whole_records() -> None:
+    generator = np.random.default_rng(5)
+    wrong = 0
+    for _ in range(60):
+        base = generator.normal(0.8, 0.03, 5)
+        runs = (base + generator.normal(0, 0.015, (4, 5))).tolist()
+        records = [
+            one
+            for name, run in zip(("none", "early_stop", "pmp", "mask"), runs, strict=True)
+            for one in sweep(name, run)
+        ]
+        wrong += any(one.verdict == "holds" for one in scored(records).scores)
+    assert wrong <= 6  # 3 expected at most; beyond 6 less likely than 4 %
+
+
+def test_scoring_loads_no_torch_and_no_scipy_stats() -> None:
+    heavy = ("torch", "scipy", "numpy", "pandas", "lm_eval")
+    imports = "import sys, nftbench.scoring.score, nftbench.scoring.flags"
+    code = f"{imports}; print([name for name in {heavy} if name in sys.modules])"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "[]"
+
+
+def test_without_a_trivial_defense_no_row_is_ranked_and_no_claim_holds() -> None:
+    """A run without controls shows suppression, but not that it is worth more than stopping early."""
+    none, mask = (0.8, 0.81, 0.79, 0.8, 0.8), (0.5, 0.52, 0.49, 0.5, 0.51)
+    alone = of(scored([*sweep("none", none), *scratch([0.4] * 5), *sweep("mask", mask)]), "mask")
+    assert (alone.standing, alone.verdict) == ("unranked", "untested")
+    assert "nothing to be beyond" in " ".join(alone.reasons)

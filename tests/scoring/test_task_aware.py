@@ -1,0 +1,212 @@
+"""The table of task-aware defenses, against numbers worked out by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from nftbench.contract import Claim, Protection
+from nftbench.records.record import Record
+from nftbench.scoring.grid import Grid, arrange
+from nftbench.scoring.intervals import difference
+from nftbench.scoring.side_tables.task_aware import AwareRow, Group, aware_table
+from nftbench.terms import Adaptation
+from tests.factories import RANKING, failed, record, row, scored
+
+PROBE, FLOAT32, RIDGE, FULL = "linear_probe", "linear_probe[precision=float32]", "linear_probe[solver=ridge]", "full"
+TOLD, OTHER, KEPT = "topic", "pairs", "tone"
+CLAIM = Claim(frozenset({"method", "data"}), "linear_probe")
+Scores = dict[tuple[str, str], Sequence[float]]
+"""By attack and task: the attacked score of each seed."""
+
+
+def _rows(defense: str, scores: Scores, claim: Claim | None = None, told: tuple[str, ...] = ()) -> list[Record]:
+    about = row(defense, claim=claim, task_aware=bool(told), told=told, stage="posttrain")
+    adaptations: dict[str, Adaptation] = {"linear_probe": "linear_probe"}
+    attacks: Scores = {("none", task): [0.3] * len(values) for (_, task), values in scores.items()} | scores
+    found = [
+        replace(
+            record(defense, attack, task, seed, value, role="benign" if task == KEPT else "ranked"),
+            row=about,
+            adaptation=adaptations.get(attack.partition("[")[0], "finetuning"),
+        )
+        for (attack, task), values in attacks.items()
+        for seed, value in enumerate(values)
+    ]
+    return [
+        *found,
+        *(replace(record(defense, "none", "bits", seed, 0.7), row=about, role="utility") for seed in range(3)),
+    ]
+
+
+UNDEFENDED: Scores = {
+    (attack, task): [0.80, 0.82, 0.84] for attack in (PROBE, FLOAT32, RIDGE, FULL) for task in (TOLD, OTHER, KEPT)
+}
+IMMUNE: Scores = UNDEFENDED | {
+    (PROBE, TOLD): [0.50, 0.53, 0.53],
+    (FLOAT32, TOLD): [0.48, 0.50, 0.52],
+    (PROBE, OTHER): [0.70, 0.72, 0.74],
+    (PROBE, KEPT): [0.79, 0.82, 0.82],
+}
+
+
+def _grid(*records: Sequence[Record]) -> Grid:
+    grid, problems = arrange([one for some in records for one in some], None, RANKING, 0.95)
+    assert not problems
+    return grid
+
+
+def _table(immune: Scores = IMMUNE, claim: Claim | None = CLAIM) -> tuple[AwareRow, ...]:
+    return aware_table(_grid(_rows("none", UNDEFENDED), _rows("immune", immune, claim, (TOLD,))))
+
+
+def _suppression(one: AwareRow, attack: str, group: Group) -> Any:
+    (found,) = [scores for scores in one.attacks if scores.attack == attack]
+    return found.groups[group].suppression
+
+
+def test_each_attack_on_each_group_of_tasks_by_hand() -> None:
+    (immune,) = _table()
+    assert immune.tasks == {"told": (TOLD,), "held_out": (OTHER,), "benign": (KEPT,)}
+    gap = _suppression(immune, PROBE, "told")
+    assert gap.value == pytest.approx(30.0)  # 30, 29 and 31
+    assert gap == difference([80.0, 82.0, 84.0], [50.0, 53.0, 53.0])
+    assert _suppression(immune, PROBE, "held_out").value == pytest.approx(10.0)
+    assert _suppression(immune, PROBE, "benign").value == pytest.approx(1.0)  # 1, 0 and 2
+    for attack in (RIDGE, FULL):
+        assert _suppression(immune, attack, "told").value == 0
+    scores = immune.attacks[1].groups["told"]
+    assert (scores.undefended.value, scores.attacked.value) == pytest.approx((82.0, 52.0))  # type: ignore[union-attr]
+
+
+def test_the_claims_own_attacks_come_first() -> None:
+    (immune,) = _table()
+    assert [(one.attack, one.claimed) for one in immune.attacks] == [
+        ("none", False),
+        (PROBE, True),
+        (FLOAT32, True),
+        (FULL, False),
+        (RIDGE, False),
+    ]
+
+
+def test_a_claim_that_holds_as_made_and_falls_to_another_solver() -> None:
+    (immune,) = _table()
+    assert (immune.claim, immune.adaptive) == ("holds", "refuted")
+    (withstands,) = _table(IMMUNE | {(RIDGE, TOLD): [0.50, 0.51, 0.51]})
+    assert (withstands.claim, withstands.adaptive) == ("holds", "holds")
+
+
+def test_fine_tuning_does_not_count_against_a_claim_about_probes() -> None:
+    worst = IMMUNE | {(RIDGE, TOLD): [0.50, 0.51, 0.51], (FULL, TOLD): [0.9, 0.9, 0.9]}
+    assert _table(worst)[0].adaptive == "holds"
+    (about_all,) = _table(worst, Claim(frozenset({"method", "data"})))
+    assert about_all.adaptive == "refuted"
+    assert [one.attack for one in about_all.attacks if one.claimed] == [FULL]
+
+
+def test_a_release_that_is_worse_at_everything_holds_nothing() -> None:
+    everywhere: Scores = {place: [value - 0.3 for value in values] for place, values in UNDEFENDED.items()}
+    (immune,) = _table(everywhere)
+    assert _suppression(immune, PROBE, "told").low > 0
+    assert (immune.claim, immune.adaptive) == ("refuted", "refuted")
+
+
+def test_without_benign_tasks_the_told_ones_decide() -> None:
+    def without(scores: Scores) -> Scores:
+        return {place: values for place, values in scores.items() if place[1] != KEPT}
+
+    records = (_rows("none", without(UNDEFENDED)), _rows("immune", without(IMMUNE), CLAIM, (TOLD,)))
+    (immune,) = aware_table(_grid(*records))
+    assert (immune.tasks["benign"], immune.claim) == ((), "holds")
+    assert _suppression(immune, PROBE, "benign") is None
+
+
+def test_holm_over_the_rows() -> None:
+    """Alone a p of 0.0138 will do; the smaller of two must be at most half of 2.5 %."""
+    weak = IMMUNE | {(PROBE, TOLD): [0.60, 0.70, 0.62], (FLOAT32, TOLD): [0.60, 0.70, 0.62]}
+    assert difference([80.0, 82.0, 84.0], [60.0, 70.0, 62.0]).p == pytest.approx(0.0138, abs=1e-4)
+    assert _table(weak)[0].claim == "holds"
+    records = (_rows("none", UNDEFENDED), *(_rows(name, weak, CLAIM, (TOLD,)) for name in ("one", "two")))
+    together = aware_table(_grid(*records))
+    assert [one.claim for one in together] == ["refuted", "refuted"]
+
+
+def _changed(attack: str, **changes: Any) -> list[Record]:
+    records = _rows("immune", IMMUNE, CLAIM, (TOLD,))
+    return [replace(one, **changes) if (one.attack, one.task) == (attack, TOLD) else one for one in records]
+
+
+NOTHING = _changed("none")
+FAULTS = {
+    "gradient": _changed("none", protection=Protection(1000, 1.0, gradient_error=0.5)),
+    "tokenizer": _changed("none", protection=Protection(1000, 1.0, tokenizer_changed=True)),
+    "edge": _changed(PROBE, at_edge=True),
+    "head": _changed(PROBE, retried="head"),
+    "versions": _changed(PROBE, provenance={"versions": {"torch": "2.8.0"}}),
+    "failed": [failed(one) if (one.attack, one.seed) == (FULL, 1) else one for one in NOTHING],
+    "missing": [one for one in NOTHING if (one.attack, one.task, one.seed) != (FULL, TOLD, 1)],
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_claim_that_was_not_tested_well_does_not_hold(fault: str) -> None:
+    """The verdict of the table and of the main one, which is the same."""
+    undefended = _rows("none", UNDEFENDED)
+    for records, verdict in ((NOTHING, "holds"), (FAULTS[fault], "untested")):
+        board = scored([*undefended, *records])
+        assert [one.claim for one in board.aware] == [verdict]
+        assert [one.verdict for one in board.scores if one.defense == "immune"] == [verdict]
+
+
+def test_an_attack_that_decides_nothing_may_stop_at_an_edge() -> None:
+    board = scored([*_rows("none", UNDEFENDED), *_changed(FULL, at_edge=True)])
+    assert [one.claim for one in board.aware] == ["holds"]
+
+
+def test_untested_where_seeds_cells_or_told_tasks_are_missing() -> None:
+    few: Scores = {place: values[:2] for place, values in IMMUNE.items()}
+    assert _table(few)[0].claim == "untested"
+    held = (_rows("none", UNDEFENDED), _rows("immune", IMMUNE, CLAIM, ("another",)))
+    (immune,) = aware_table(_grid(*held))
+    assert (immune.tasks["told"], immune.claim, immune.adaptive) == ((), "untested", "untested")
+    broken = _rows("immune", IMMUNE, CLAIM, (TOLD,))
+    broken = [failed(one) if (one.attack, one.task, one.seed) == (RIDGE, TOLD, 1) else one for one in broken]
+    (immune,) = aware_table(_grid(_rows("none", UNDEFENDED), broken))
+    assert (immune.claim, immune.adaptive) == ("holds", "untested")
+    assert _suppression(immune, RIDGE, "told") is None
+    plain: Scores = {place: values for place, values in IMMUNE.items() if place[0] in (RIDGE, FULL)}
+    others: Scores = {place: values for place, values in UNDEFENDED.items() if place[0] in (RIDGE, FULL)}
+    (immune,) = aware_table(_grid(_rows("none", others), _rows("immune", plain, CLAIM, (TOLD,))))
+    assert (immune.claim, immune.adaptive) == ("untested", "refuted")
+
+
+def test_only_defenses_that_are_told_tasks_and_claim_something() -> None:
+    merging = Claim(frozenset({"method"}), "merging")
+    records = [
+        _rows("none", UNDEFENDED),
+        _rows("plain", IMMUNE, CLAIM),
+        _rows("silent", IMMUNE, None, (TOLD,)),
+        _rows("unmergeable", IMMUNE, merging, (TOLD,)),
+    ]
+    assert aware_table(_grid(*records)) == ()
+
+
+def test_no_reference_no_scores() -> None:
+    (immune,) = aware_table(_grid(_rows("immune", IMMUNE, CLAIM, (TOLD,))))
+    assert (immune.claim, _suppression(immune, PROBE, "told")) == ("untested", None)
+
+
+def test_the_owners_attack_and_scratch_stay_out() -> None:
+    owner = [
+        replace(record("immune", "authorized", TOLD, seed, 0.9), knowledge=("secret",), row=row("immune", claim=CLAIM))
+        for seed in range(3)
+    ]
+    records = _rows("immune", IMMUNE, CLAIM, (TOLD,))
+    owner = [replace(one, row=records[0].row) for one in owner]
+    fresh = [record("none", "scratch", TOLD, seed, 0.4) for seed in range(3)]
+    (immune,) = aware_table(_grid(_rows("none", UNDEFENDED), fresh, records, owner))
+    assert {one.attack for one in immune.attacks} == {"none", PROBE, FLOAT32, RIDGE, FULL}

@@ -1,0 +1,62 @@
+"""Attacks that prepare on public text beside training from scratch on as much of it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from nftbench.records.record import Record
+from nftbench.report import tables
+from nftbench.scoring.side_tables.text_control import HealedRow
+from tests.factories import COST, TASKS, record, scored, suite
+
+SEEDS = 3
+
+
+def on_text(defense: str, attack: str, values: tuple[float, ...], steps: int = 200, **changes: object) -> list[Record]:
+    cost = replace(COST, preparation_steps=steps)
+    return [
+        record(defense, attack, task, seed, value, **{"knowledge": ("data",), "cost": cost, **changes})
+        for task in TASKS
+        for seed, value in enumerate(values)
+    ]
+
+
+HEALED = [one for row in ("none", "early_stop", "pmp") for one in on_text(row, "heal", (0.70, 0.72, 0.71))]
+AFRESH = on_text("none", "scratch[text=true]", (0.60, 0.65, 0.61))
+
+
+def table(records: list[Record]) -> tuple[HealedRow, ...]:
+    return scored([*suite(SEEDS), *records]).healed
+
+
+def test_what_a_healed_release_is_worth_beyond_its_text() -> None:
+    found = {row.defense: row for row in table([*HEALED, *AFRESH])}
+    assert list(found) == ["early_stop", "none", "pmp"]
+    pmp = found["pmp"]
+    assert (pmp.attack, pmp.control, pmp.steps) == ("heal", "scratch[text=true]", 200)
+    assert pmp.healed is not None
+    assert pmp.healed.value == pytest.approx(71.0)
+    assert pmp.afresh is not None
+    assert pmp.afresh.value == pytest.approx(62.0)
+    assert pmp.beyond is not None
+    assert pmp.beyond.value == pytest.approx(((70 - 60) + (72 - 65) + (71 - 61)) / 3)
+    assert pmp.beyond.count == SEEDS
+
+
+def test_only_where_both_are_there_and_had_as_much_of_the_text() -> None:
+    assert table(HEALED) == ()
+    assert table(AFRESH) == ()
+    assert table([*HEALED, *on_text("none", "scratch[text=true]", (0.6, 0.65, 0.61), steps=400)]) == ()
+    untold = [replace(one, knowledge=("data", "method")) for one in HEALED]
+    assert table([*untold, *AFRESH]) == ()
+    silent = [replace(one, cost=COST) for one in [*HEALED, *AFRESH]]
+    assert table(silent) == ()  # nobody prepared
+
+
+def test_table() -> None:
+    board = scored([*suite(SEEDS), *HEALED, *AFRESH])
+    line = next(row for row in tables.healed(board).rows if row[0] == "pmp")
+    assert line[:6] == ("pmp", "heal", "200", "71.0 [68.5, 73.5]", "scratch[text=true]", "62.0 [55.4, 68.6]")
+    assert tables.healed(scored(suite(SEEDS))).rows == ()

@@ -1,0 +1,179 @@
+"""A YAML file becomes a Suite, or one line that names the file, the key and the nearest valid name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from nftbench import suites
+from nftbench.errors import NftbenchError
+from nftbench.testing import tiny_suite
+
+TEXT = {"source": "text", "train": "wiki/*.txt", "heldout": "held.txt", "vocabulary": 300}
+CLAIM = {"says": "x", "read": {"rows": ["none"], "read": "score"}}
+
+
+def content(**changes: Any) -> dict[str, Any]:
+    found: dict[str, Any] = {**tiny_suite().model_dump(mode="json"), **changes}
+    return found
+
+
+def refused(changes: dict[str, Any]) -> str:
+    with pytest.raises(NftbenchError) as caught:
+        suites.parse(content(**changes), "mine.yaml")
+    message = str(caught.value)
+    assert "\n" not in message
+    assert message.startswith("mine.yaml: ")
+    return message
+
+
+def test_a_file_is_read_whole(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(yaml.safe_dump(content()))
+    assert suites.read(str(path)) == tiny_suite()
+
+
+@pytest.mark.parametrize("name", suites.names())
+def test_every_shipped_suite_can_be_read(name: str) -> None:
+    assert suites.read(name).name == name
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"taks": ["toy_topic"]}, "unknown key 'taks'; did you mean 'tasks'?"),
+        (
+            {"budget": {**content()["budget"], "duration": [1]}},
+            "unknown key 'budget.duration'; did you mean 'durations'?",
+        ),
+        ({"pretraining": {"steps": 5, "learning_rat": 1}}, "did you mean 'learning_rate'?"),
+        ({"corpus": {"sorce": "toy"}}, "unknown key 'corpus.sorce'; did you mean 'source'?"),
+        ({"claims": [{**CLAIM, "abov": 0}]}, "unknown key 'claims.0.abov'; did you mean 'above'?"),
+        (
+            {"claims": [CLAIM, {**CLAIM, "read": {"rows": ["none"], "reads": "score"}}]},
+            "unknown key 'claims.1.read.reads'; did you mean 'read'?",
+        ),
+        (
+            {"claims": [{**CLAIM, "minus": {"row": ["none"], "read": "score"}}]},
+            "unknown key 'claims.0.minus.row'; did you mean 'rows'?",
+        ),
+        ({"name": "../elsewhere"}, "name: "),
+        ({"seeds": []}, "seeds: "),
+        ({"seeds": [0, 1, 0]}, "seeds: 0 stands there twice"),
+        ({"seeds": [-1]}, "seeds.0: "),
+        ({"defenses": []}, "defenses: "),
+        ({"attacks": ["none", "full", "none"]}, "attacks: none stands there twice"),
+        ({"model": {"n_layer": 2}}, "model: needs model_type"),
+        ({"pretraining": {"steps": 0}}, "pretraining.steps: "),
+        ({"pretraining": {"steps": 9, "learning_rate": -1e-3}}, "pretraining.learning_rate: "),
+        ({"pretraining": {"steps": 9, "learning_rate": float("nan")}}, "pretraining.learning_rate: "),
+        ({"pretraining": {"steps": 9, "checkpoints": [1.5]}}, "pretraining.checkpoints.0: "),
+        ({"pretraining": {"steps": 9, "schedule": "cosin"}}, "pretraining.schedule: "),
+        ({"utility_bar": 95}, "utility_bar: "),
+        ({"ranking": ["methods"]}, "ranking"),
+        ({"corpus": {"source": "text"}}, "corpus: source text needs train, heldout, vocabulary"),
+        ({"pretraining": {"steps": 9, "warmup": 10}}, "pretraining.warmup 10 is longer than the 9 steps"),
+        ({"pretraining": {"steps": 10, "warmup": 8, "schedule": "wsd"}}, "the last 0.3 of the steps are longer than"),
+        ({"corpus": {**TEXT, "train": "/abs/a.txt"}}, "corpus: '/abs/a.txt' is no path or pattern under --data"),
+        ({"corpus": {**TEXT, "heldout": ""}}, "corpus: '' is no path or pattern under --data"),
+        ({"corpus": {"source": "hub", "train": "a", "heldout": "b", "vocabulary": 9}}, "corpus: source hub needs path"),
+    ],
+)
+def test_bad_settings_are_refused_by_name(changes: dict[str, Any], expected: str) -> None:
+    assert expected in refused(changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"learning_rates": {}}, "budget.learning_rates: "),
+        ({"warmup": 5}, "budget.warmup 5 is longer than the longest duration, 4"),
+        ({"learning_rates": {"adamw": [1e-3]}}, "budget.learning_rates: adamw needs at least two"),
+        ({"learning_rates": {"adamw": [1e-2, 1e-3]}}, "rising"),
+        ({"learning_rates": {"adamw": [1e-3, 1e-3]}}, "rising"),
+        ({"learning_rates": {"adamw": [-1e-3, 1e-3]}}, "budget.learning_rates.adamw.0: "),
+        ({"learning_rates": {"adam": [1e-3, 1e-2]}}, "budget.learning_rates.adam: "),
+        ({"durations": [0]}, "budget.durations: at least one duration must be above 0"),
+        ({"durations": []}, "budget.durations: at least one duration must be above 0"),
+        ({"durations": [-5]}, "budget.durations.0: "),
+        ({"restarts": 0}, "budget.restarts: "),
+        ({"timeout": 0}, "budget.timeout: "),
+    ],
+)
+def test_bad_budgets_are_refused_by_name(changes: dict[str, Any], expected: str) -> None:
+    assert expected in refused({"budget": {**content()["budget"], **changes}})
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"pretraining": {"steps": 10, "warmup": 10}},
+        {"pretraining": {"steps": 10, "warmup": 7, "schedule": "wsd"}},
+        {"budget": {"durations": [4], "warmup": 4}},
+        {"budget": {"durations": [4], "warmup": 9, "decay": True}},
+    ],
+)
+def test_a_warm_up_that_ends_with_the_run_stands(changes: dict[str, Any]) -> None:
+    assert tiny_suite(**changes)
+
+
+def test_step_0_is_always_among_the_durations() -> None:
+    assert tiny_suite(budget={"durations": [8, 2, 8]}).budget.durations == (0, 2, 8)
+
+
+def test_changes_are_laid_over_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(yaml.safe_dump(content()))
+    changed = suites.read(
+        str(path), ["budget.timeout=5", "seeds=[3, 4]", "budget.learning_rates.sgd=[1e-2, 1e-1]", "about=a=b"]
+    )
+    assert changed.budget.timeout == 5
+    assert changed.seeds == (3, 4)
+    assert changed.budget.learning_rates["sgd"] == (0.01, 0.1)
+    assert changed.about == "a=b"
+    assert changed.budget.durations == tiny_suite().budget.durations
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ("budget.timeot=5", "unknown key 'budget.timeot'; did you mean 'timeout'?"),
+        ("seeds", "write key=value"),
+        ("name.x=1", "'name' is not a section"),
+        ("seeds=[1", "the value is not YAML"),
+        ("budget=7", "budget: "),
+    ],
+)
+def test_bad_changes_are_refused(change: str, expected: str, tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(yaml.safe_dump(content()))
+    with pytest.raises(NftbenchError) as caught:
+        suites.read(str(path), [change])
+    assert expected in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["[1, 2", "- a\n- b\n", "", "just words", "!!python/object:os.system {}", "\x00\xff"])
+def test_what_is_no_suite_is_refused_in_one_line(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(text, encoding="latin-1")
+    with pytest.raises(NftbenchError) as caught:
+        suites.read(str(path))
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_suite_names_the_nearest(tmp_path: Path) -> None:
+    with pytest.raises(NftbenchError, match="did you mean 'smoke'"):
+        suites.read("smok")
+    with pytest.raises(NftbenchError, match="no such suite file"):
+        suites.read(str(tmp_path / "none.yaml"))
+
+
+def test_several_problems_are_all_named() -> None:
+    message = refused({"taks": [], "seeds": []})
+    assert "taks" in message
+    assert "seeds" in message

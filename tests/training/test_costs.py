@@ -1,0 +1,149 @@
+"""The probes: FLOPs and bytes of a step against numbers worked out by hand, and gradients that lie."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from nftbench.models.networks import build
+from nftbench.scoring.flags import GRADIENT_ERROR
+from nftbench.testing import ARCHITECTURES
+from nftbench.training.costs import gradient_error, saved_bytes, step_cost
+from nftbench.training.engine import Stepper
+
+X = torch.randn(4, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+
+def loss(network: nn.Module) -> Tensor:
+    return network(X.to(next(network.parameters()).dtype)).square().mean()  # type: ignore[no-any-return]
+
+
+def linear() -> nn.Linear:
+    torch.manual_seed(0)
+    return nn.Linear(3, 2)
+
+
+def stepper(network: nn.Module) -> Stepper:
+    return Stepper(network, "adamw", 1e-3, factor=lambda _: 1.0, weight_decay=0.0, clip=None)
+
+
+def test_flops_of_a_linear_layer_by_hand() -> None:
+    """Forward and the weight's gradient are 2·4·3·2 each; the input needs none."""
+    cost = step_cost(linear(), stepper, loss)
+    assert cost.step_flops == 2 * (2 * 4 * 3 * 2)
+    # 8 parameters, their gradients' owners, two moments of 8, one step counter for each of two tensors.
+    assert cost.saved_bytes > 0
+    assert cost.peak_memory_bytes > cost.saved_bytes
+
+
+def test_saved_bytes_count_each_storage_once_and_no_parameter() -> None:
+    network = linear()
+    x = X.float()
+    value, count = saved_bytes(network, lambda net: net(x).square().mean())
+    # The input (4·3 floats) for the weight's gradient, the output (4·2 floats) for the square's.
+    assert count == 4 * (12 + 8)
+    assert value.requires_grad
+    _, twice = saved_bytes(network, lambda net: (net(x) * net(x)).mean() + net(x).square().mean())
+    assert twice == 4 * (12 + 3 * 8)
+
+
+def test_attention_is_counted_in_flops() -> None:
+    """Fused CPU attention would count as zero: the count must grow with the square of the length."""
+    network = build({"model_type": "gpt2", **ARCHITECTURES["gpt2"], "vocab_size": 50}, None, 0, "cpu").network
+
+    def flops(length: int) -> float:
+        ids = torch.zeros(1, length, dtype=torch.long)
+        return step_cost(network, stepper, lambda net: net(input_ids=ids).logits.square().mean()).step_flops
+
+    short, long = flops(16), flops(32)
+    # Per layer two products of scores and two of values, forward once and backward twice: 3·2·2·length²·width.
+    quadratic = (long - 2 * short) / 2
+    assert quadratic == 3 * 2 * 2 * 16**2 * 16
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_honest_networks_have_true_gradients(architecture: str) -> None:
+    network = build(
+        {"model_type": architecture, **ARCHITECTURES[architecture], "vocab_size": 50}, None, 0, "cpu"
+    ).network
+    ids = torch.randint(50, (4, 12), generator=torch.Generator().manual_seed(0))
+
+    def value(net: nn.Module) -> Tensor:
+        return nn.functional.cross_entropy(net(input_ids=ids).logits.double().flatten(0, 1), ids.flatten())
+
+    before = {name: weight.clone() for name, weight in network.state_dict().items()}
+    assert max(gradient_error(network, value, seed) for seed in range(3)) < GRADIENT_ERROR
+    assert all(torch.equal(weight, before[name]) for name, weight in network.state_dict().items())
+
+
+class Lie(torch.autograd.Function):
+    """The identity, with a backward of its own."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, how: str) -> Tensor:
+        ctx.how = how
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        lies = {"zero": gradient * 0, "sign": -gradient, "nan": gradient * float("nan"), "half": gradient * 0.5}
+        return lies[ctx.how], None
+
+
+class Liar(nn.Linear):
+    how = "zero"
+
+    def forward(self, x: Tensor) -> Tensor:
+        return Lie.apply(super().forward(x), self.how)  # type: ignore[no-any-return, no-untyped-call]
+
+
+@pytest.mark.parametrize(
+    ("how", "least"),
+    [
+        ("zero", 0.99),
+        ("sign", 0.99),
+        ("half", 0.4),
+        ("nan", 2.0),
+    ],
+)
+def test_gradients_that_lie_are_seen(how: str, least: float) -> None:
+    network = Liar(3, 2)
+    network.how = how
+    assert gradient_error(network, loss, 0) >= least
+
+
+def test_a_detached_layer_is_seen() -> None:
+    class Detached(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x).detach() + 0 * self.weight.sum()
+
+    assert gradient_error(Detached(3, 2), loss, 0) > 0.9
+
+
+def test_another_function_while_training_is_seen() -> None:
+    """Its gradients are true to what it computes then, which is not what it is judged by."""
+
+    class TwoFaced(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(-x if self.training else x)
+
+    assert gradient_error(TwoFaced(3, 2), loss, 0) > 0.1
+
+
+def test_a_lie_in_single_precision_alone_is_seen() -> None:
+    """Differences are taken in float64, where it is honest."""
+
+    class SingleLiar(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            found = super().forward(x)
+            return Lie.apply(found, "zero") if found.dtype == torch.float32 else found  # type: ignore[no-any-return, no-untyped-call]
+
+    assert gradient_error(SingleLiar(3, 2), loss, 0) == 1
+
+
+def test_the_probe_repeats_itself() -> None:
+    network = linear()
+    assert gradient_error(network, loss, 3) == gradient_error(network, loss, 3)
