@@ -102,8 +102,8 @@ __all__ = [
     "WrappedTask",
     "Yardstick",
 ]
-_HOMES = ("nftbench.contract", "nftbench.records.spec")
-"""Where the names are defined, or imported to be used there."""
+_HOMES = ("nftbench.contract", "nftbench.records.spec", "nftbench.suites")
+"""Where the names are defined, or imported to be used there; the heaviest stands last."""
 
 
 def __getattr__(name: str) -> Any:

@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from nftbench.errors import NftbenchError
-from nftbench.suites import Budget, Pretraining, Suite
 from nftbench.terms import Adaptation, Knowledge, Optimizer, SplitName, Stage
 
 if TYPE_CHECKING:
@@ -19,6 +18,8 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from nftbench.suites import Budget, Pretraining, Suite
 
 
 Mask = Mapping[str, "Tensor"]

@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from nftbench.cli.main import app, main
+from nftbench.cli.verbs import app, main
 
 __all__ = ["app", "main"]

@@ -12,8 +12,8 @@ import yaml
 from nftbench import calibration as validity
 from nftbench.calibration import dose, null
 from nftbench.calibration.proof import Finding
-from nftbench.cli import main as cli
-from nftbench.cli.main import main
+from nftbench.cli import verbs as cli
+from nftbench.cli.verbs import main
 from nftbench.errors import NftbenchError
 from nftbench.planning import registry
 from nftbench.report.tables import Table

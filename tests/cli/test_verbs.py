@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from nftbench import suites
-from nftbench.cli.main import FIGURES, main
+from nftbench.cli.verbs import FIGURES, main
 from nftbench.planning import registry
 from nftbench.records.record import Record
 from nftbench.records.store import Store, digest

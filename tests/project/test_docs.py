@@ -18,7 +18,7 @@ from pydantic import BaseModel
 from nftbench import suites
 from nftbench.calibration import null
 from nftbench.calibration.report import interval as two_decimals
-from nftbench.cli.main import app
+from nftbench.cli.verbs import app
 from nftbench.contract import AttackerContext, Inspection, OwnerContext, TaskContext
 from nftbench.planning import registry
 from nftbench.report import tables
@@ -85,7 +85,7 @@ def test_every_verb_and_option_is_named() -> None:
 
 
 def test_every_flag_is_named_with_its_severity() -> None:
-    source = read("nftbench/flags.py")
+    source = read("nftbench/scoring/flags.py")
     raised = dict(re.findall(r'Flag\(\s*"(\w+)", "(\w+)', source))
     rows = dict(re.findall(r"^\| `(\w+)` \| (unrank|warn|note) \|", read("docs/protocol.md"), re.MULTILINE))
     assert rows == raised

@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING, Annotated, Any, TextIO
 import typer
 
 from nftbench.errors import NftbenchError, suggest
-from nftbench.records.record import Record
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -28,6 +27,7 @@ if TYPE_CHECKING:
     from nftbench.calibration import Measured, Read
     from nftbench.planning.plan import Plan
     from nftbench.planning.registry import Kind, Plugin
+    from nftbench.records.record import Record
     from nftbench.records.store import Store
     from nftbench.scoring.score import Leaderboard
     from nftbench.suites.schema import Suite
