@@ -30,7 +30,7 @@ Board = Callable[[Sequence[Record]], Leaderboard]
 
 
 @contextlib.contextmanager
-def shown(jobs: Sequence[Job], workers: int, board: Board, console: Console) -> Iterator[Callable[[Event], None]]:
+def display(jobs: Sequence[Job], workers: int, board: Board, console: Console) -> Iterator[Callable[[Event], None]]:
     """Show a run of these jobs; what is yielded takes its events."""
     progress = Progress(jobs, workers)
     if not console.is_terminal:

@@ -48,7 +48,7 @@ def board(_: Sequence[Record]) -> Leaderboard:
 
 def test_plain_lines(clock: list[float], capsys: pytest.CaptureFixture[str]) -> None:
     ok = factories.record("pmp", "full", "topic", 0, 0.8)
-    with display.shown(JOBS, 1, board, Console(file=io.StringIO())) as show:
+    with display.display(JOBS, 1, board, Console(file=io.StringIO())) as show:
         for event in chain(
             events(clock, "protect", JOBS[0], 0.1),
             events(clock, "protect", JOBS[2], 75.0),

@@ -18,7 +18,7 @@ from pydantic import BaseModel
 from nftbench import suites
 from nftbench.calibration import null
 from nftbench.calibration.report import interval as two_decimals
-from nftbench.cli.verbs import app
+from nftbench.cli import app
 from nftbench.contract import AttackerContext, Inspection, OwnerContext, TaskContext
 from nftbench.planning import registry
 from nftbench.report import tables
