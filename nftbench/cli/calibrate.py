@@ -25,13 +25,13 @@ def calibrate(
         typer.Option(
             "--proof",
             metavar="NAME",
-            help="null, dose, shams, oracle, power, attacks or spread; default: what each task can tell apart.",
+            help="`calibration`, `null`, `dose`, `shams`, `oracle`, `power`, `attacks` or `spread`.",
         ),
     ] = "calibration",
     defenses: Annotated[
         str | None,
         typer.Option(
-            "--defenses", metavar="A,B[x=1]", help="The defenses to be tried; default: those of --plugin files."
+            "--defenses", metavar="A,B[x=1]", help="The defenses to be tried; default: those of `--plugin` files."
         ),
     ] = None,
     attacks: Annotated[
@@ -43,10 +43,14 @@ def calibrate(
     ] = None,
     finished: Annotated[
         list[Path] | None,
-        typer.Option("--from", metavar="DIR", help="Judge this finished run and run nothing; power reads two."),
+        typer.Option(
+            "--from",
+            metavar="DIR",
+            help="Judge this finished run and run nothing; repeatable, because `power` reads two.",
+        ),
     ] = None,
 ) -> None:
-    """Prove that a suite tells its tasks apart; with --proof, that it finds what is there and nothing else."""
+    """Prove that a suite's tasks can tell models apart; with `--proof`, that it finds real effects and no others."""
     from nftbench import calibration, suites
     from nftbench.cli import execution
     from nftbench.planning import registry

@@ -12,7 +12,8 @@ from nftbench.errors import NftbenchError, suggest
 
 def list_(
     kind: Annotated[
-        str | None, typer.Argument(metavar="[defenses|attacks|tasks|yardsticks|suites]", help="Only this kind.")
+        str | None,
+        typer.Argument(metavar="[KIND]", help="Only this kind: defenses, attacks, tasks, yardsticks or suites."),
     ] = None,
 ) -> None:
     """List the defenses, attacks, tasks, yardsticks and suites."""

@@ -25,7 +25,8 @@ Defenses = Annotated[
     typer.Option(
         "--defenses",
         metavar="A,B[x=1]",
-        help="Only these defenses. A name without brackets means all its variants in the suite; others are added.",
+        help="Only these defenses, as in `pmp,noise[scale=0.2]`. A name without brackets means all its variants in the "
+        "suite. What the suite lacks is added.",
     ),
 ]
 Attacks = Annotated[
@@ -42,14 +43,14 @@ Out = Annotated[
     typer.Option(
         "--out",
         metavar="DIR",
-        help="Folder for records and reports; default: runs/<suite>, for calibrate runs/<suite>-<proof>.",
+        help="Folder for records and reports; default: `runs/<suite>`, for calibrate `runs/<suite>-<proof>`.",
     ),
 ]
 Jobs = Annotated[
     int | None,
     typer.Option("--jobs", min=1, metavar="N", help="Worker processes; default: one for each core, on cuda one."),
 ]
-Device = Annotated[str, typer.Option("--device", metavar="DEVICE", help="cpu, cuda, or one card as in cuda:1.")]
+Device = Annotated[str, typer.Option("--device", metavar="DEVICE", help="`cpu`, `cuda`, or one card as in `cuda:1`.")]
 Data = Annotated[
     Path | None,
     typer.Option(
@@ -64,7 +65,7 @@ Changes = Annotated[
     typer.Option(
         "--set",
         metavar="KEY=VALUE",
-        help="Change a key of the suite, as in --set budget.restarts=5; repeatable.",
+        help="Change a key of the suite, as in `--set budget.restarts=5`; repeatable.",
     ),
 ]
 Cache = Annotated[
@@ -72,7 +73,7 @@ Cache = Annotated[
     typer.Option(
         "--cache",
         metavar="DIR",
-        help="Folder of models and generated data; default: $NFTBENCH_CACHE or ~/.cache/nftbench.",
+        help="Folder of models and generated data; default: `$NFTBENCH_CACHE` or `~/.cache/nftbench`.",
     ),
 ]
 

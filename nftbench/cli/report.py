@@ -11,7 +11,9 @@ import typer
 from nftbench.cli.console import console
 
 
-def report(folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="What run wrote: runs/<suite>.")]) -> None:
+def report(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="A folder that run wrote, as `runs/<suite>`.")],
+) -> None:
     """Rank the defenses again from the records in a folder."""
     from nftbench.cli import execution
     from nftbench.records.store import Store, default_cache
