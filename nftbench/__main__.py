@@ -2,7 +2,7 @@
 
 import sys
 
-from nftbench.cli.verbs import main
+from nftbench.cli import main
 
 if __name__ == "__main__":
     sys.exit(main())

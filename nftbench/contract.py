@@ -46,72 +46,91 @@ Adapter = Callable[["PreTrainedModel", int], "nn.Module"]
 
 @dataclass(frozen=True)
 class Measurement:
-    """One number with its error, in the metric's own unit.
-
-    `stderr` is the standard error over the `count` documents; `floor` is what a model that knows nothing scores
-    (chance for accuracy, the unigram entropy for bits per token); `loss` is the mean negative log-likelihood of the
-    right answer in nats, which breaks ties between equal scores.
-    """
+    """One number with its error, in the metric's own unit."""
 
     metric: str
+    """The metric's name."""
     value: float
+    """The number."""
     stderr: float
+    """Its standard error over the documents."""
     count: int
+    """The number of documents."""
     floor: float
+    """The score of a model that knows nothing: chance for an accuracy, the unigram entropy for bits per token."""
     higher_is_better: bool = True
+    """False for bits."""
     loss: float | None = None
+    """Mean negative log-likelihood of the right answers, in nats. It decides between equal values."""
 
 
 @dataclass(frozen=True)
 class Series:
-    """A named curve: `y[i]` was measured at `x[i]`."""
+    """A curve: `y[i]` was measured at `x[i]`."""
 
     name: str
+    """The curve's name."""
     x: tuple[float, ...]
+    """Where it was measured."""
     y: tuple[float, ...]
+    """What was measured there."""
     x_label: str = "step"
+    """Name of the horizontal axis."""
     y_label: str = ""
+    """Name of the vertical axis."""
 
 
 @dataclass(frozen=True)
 class Point:
-    """One entry of an attack's curve. `score` and `loss` are of the validation split and None where not finite;
-    `train_loss` is the mean over the steps since the point before, in nats, None at step 0."""
+    """The scores of an attack at one learning rate, seed and step: one point of its curve."""
 
     learning_rate: float
+    """The learning rate of its trajectory; 0 at step 0."""
     step: int
+    """Optimizer steps so far."""
     score: float | None
+    """Score on the validation split; None where it is not finite."""
     loss: float | None
+    """Loss on the validation split, in nats; None where it is not finite."""
     train_loss: float | None = None
+    """Mean training loss over the steps since the point before, in nats; None at step 0."""
     attack_seed: int = 0
+    """0 in the sweep, 1 and up in the restarts."""
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What an attack spent. A step is one optimizer step on one batch.
-
-    `step_flops` are counted on one step by `torch.utils.flop_counter`, `saved_bytes` by saved-tensor hooks on that step
-    (each storage once, parameters left out); the totals run over sweep, extension and restarts. `preparation_*` is what
-    was spent beside the sweeps, and no part of the totals; `peak_memory_bytes` is the larger of the two.
-    """
+    """What an attack spent in all. A step is one optimizer step on one batch."""
 
     steps: int = 0
+    """Optimizer steps of the sweep, its extensions and the restarts."""
     seconds: float = 0.0
+    """Time of the sweep, its extensions and the restarts."""
     step_flops: float = 0.0
+    """FLOPs of the forward and backward pass of one step, by `torch.utils.flop_counter` under math attention."""
     step_seconds: float = 0.0
+    """Mean time of one step."""
     saved_bytes: int = 0
+    """Bytes that one step saves for the backward pass, each storage once, without the parameters."""
     peak_memory_bytes: int = 0
+    """Peak memory of sweeps and preparation. On the CPU it is the sum of parameters, gradients, optimizer state and
+    `saved_bytes`; on CUDA it is the allocator's peak."""
     preparation_steps: int = 0
+    """Optimizer steps in preparation, outside the sweeps; `steps` leaves them out. Older records lack it."""
     preparation_flops: float = 0.0
+    """FLOPs in preparation, outside the sweeps."""
     preparation_seconds: float = 0.0
+    """Time in preparation, outside the sweeps; `seconds` leaves it out."""
 
 
 @dataclass(frozen=True)
 class Claim:
-    """What a defense says it withstands: attackers with this knowledge who adapt the release in this way."""
+    """The attackers whom a defense claims to withstand."""
 
     knowledge: frozenset[Knowledge] = frozenset()
+    """What these attackers know beyond the release and the task."""
     adaptation: Adaptation = "finetuning"
+    """How they adapt the release."""
 
 
 # ----------------------------------------------------------------------------------------------------------- models
@@ -215,31 +234,36 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Protection:
-    """What the referee, who holds release and secret, found about a release; stored with the cells of attack `none`."""
+    """What the referee, who holds release and secret, found about a release. Only cells of attack `none` store it."""
 
     parameters: int
+    """The number of parameters of the release."""
     seconds: float
+    """Time that the defense took."""
     gradient_error: float | None = None
-    """Largest relative disagreement of autograd with central differences over random directions, in float64; that of
-    gradients in float32 with these, where it is larger than rounding."""
+    """Largest relative difference between autograd and central differences over random directions, in float64. A
+    difference above 0.1 between gradients in float32 and in float64 counts as well."""
     config_changed: Mapping[str, Any] = field(default_factory=dict)
-    """Fields of the release's configuration that differ from the base's."""
+    """The fields of the configuration that differ from the base's, with the release's values."""
     tokenizer_changed: bool = False
-    """Whether its tokenizer has another vocabulary than the corpus's, or reads a word of it otherwise."""
+    """True where the tokenizer differs from the corpus's in vocabulary or rules, or encodes some text differently."""
     density: Mapping[str, float] = field(default_factory=dict)
-    """Share of each tensor that the secret mask keeps trainable; empty without a mask."""
+    """Share of each tensor that the secret mask leaves trainable; empty without a mask."""
     series: tuple[Series, ...] = ()
+    """Curves that the defense reports."""
     own_code: bool = False
-    """Whether attackers run its owner's own code: an architecture that is neither transformers' nor nftbench's, in the
-    place of which none of these reads its weights as well."""
+    """True where attackers have to run the owner's own code, because no architecture of transformers or nftbench reads
+    the weights equally well. Older records lack it."""
 
 
 @dataclass(frozen=True)
 class Reading:
-    """What a yardstick read off a release: named values, in units that the yardstick documents, and curves."""
+    """What a yardstick, a paper's own metric, read off a release."""
 
     values: Mapping[str, float]
+    """Finite numbers by name; the yardstick's docstring (`nftbench info NAME`) gives their units."""
     series: tuple[Series, ...] = ()
+    """Curves."""
 
 
 # ---------------------------------------------------------------------------------------------------------- plugins

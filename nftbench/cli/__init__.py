@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from nftbench.cli.verbs import app, main
+from nftbench.cli.entry import app, main
 
 __all__ = ["app", "main"]

@@ -21,28 +21,31 @@ from nftbench.running.executors import Event, Stage
 from nftbench.scoring.score import Leaderboard
 
 BOARD_SECONDS = 5.0
-"""The leaderboard so far is scored anew at most this often …"""
+"""The live leaderboard is scored again after this time at the earliest."""
 BOARD_SHARE = 0.02
-"""… and takes at most this share of the time."""
+"""Scoring the live leaderboard takes at most this share of the time."""
 
-Board = Callable[[Sequence[Record]], Leaderboard]
-"""The leaderboard so far, told the records that are new since it was last asked."""
+ScoreSoFar = Callable[[Sequence[Record]], Leaderboard]
+"""Takes the records that are new since its last call; returns the leaderboard of all records so far."""
 
 
 @contextlib.contextmanager
-def shown(jobs: Sequence[Job], workers: int, board: Board, console: Console) -> Iterator[Callable[[Event], None]]:
-    """Show a run of these jobs; what is yielded takes its events."""
+def display(
+    jobs: Sequence[Job], workers: int, score: ScoreSoFar, console: Console
+) -> Iterator[Callable[[Event], None]]:
+    """Show a run of these jobs; yields the function that takes the run's events."""
     progress = Progress(jobs, workers)
     if not console.is_terminal:
         yield lambda event: _print(progress, event)
         return
-    panel = _Panel(progress, board, console)
+    panel = _Panel(progress, score, console)
     with Live(get_renderable=panel.render, console=console, refresh_per_second=2):
         yield panel.add
 
 
 class Progress:
-    """What is done, what runs now, and how long the rest may take."""
+    """Counts of finished steps, the steps that run now, and a guess of the time left. A step protects a release or runs
+    the job of one attack."""
 
     def __init__(self, jobs: Sequence[Job], workers: int) -> None:
         self.total, self.workers = len(jobs), workers
@@ -53,13 +56,13 @@ class Progress:
         self.spent: dict[tuple[str, str], list[float]] = {}
 
     def add(self, event: Event) -> float:
-        """Take in an event; the seconds that a finished step took."""
+        """Count an event; returns the seconds that a finished step took, 0 for one that starts."""
         step = (event.stage, event.job.key)
         if event.kind == "started":
             self.running[step] = (event.job, time.monotonic())
             return 0.0
-        _, begun = self.running.pop(step, (event.job, time.monotonic()))
-        seconds = time.monotonic() - begun
+        _, started = self.running.pop(step, (event.job, time.monotonic()))
+        seconds = time.monotonic() - started
         kind = _kind(event.stage, event.job)
         self.waiting[kind] -= 1
         self.spent.setdefault(kind, []).append(seconds)
@@ -68,66 +71,70 @@ class Progress:
         return seconds
 
     def seconds_left(self) -> float | None:
-        """From the steps of this run: each kind of step takes as long as it took, or as its stage's others did."""
+        """The guess for the rest of the run; None while it cannot be made.
+
+        A waiting step counts the mean time of finished steps of its kind, else of its stage.
+        """
         left = 0.0
         for (stage, name), count in self.waiting.items():
-            known = self.spent.get((stage, name)) or [
+            finished = self.spent.get((stage, name)) or [
                 seconds for (other, _), each in self.spent.items() if other == stage for seconds in each
             ]
-            if count and not known:
+            if count and not finished:
                 return None
-            left += count * statistics.fmean(known) if count else 0.0
+            left += count * statistics.fmean(finished) if count else 0.0
         return left / self.workers
 
 
 class _Panel:
-    """The live display: counts, what runs now, the leaderboard so far."""
+    """The live display: counts, what runs now, the leaderboard of all records so far."""
 
-    def __init__(self, progress: Progress, board: Board, console: Console) -> None:
-        self.progress, self.board, self.console = progress, board, console
-        self.begun = self.next_board = time.monotonic()
-        self.news: list[Record] = []
+    def __init__(self, progress: Progress, score: ScoreSoFar, console: Console) -> None:
+        self.progress, self.score, self.console = progress, score, console
+        self.started = self.next_ranking = time.monotonic()
+        self.new_records: list[Record] = []
         self.ranking: RenderableType = Text()
 
     def add(self, event: Event) -> None:
         seconds = self.progress.add(event)
         if event.kind == "started":
             return
-        self.news += event.records
+        self.new_records += event.records
         if any(record.status != "ok" for record in event.records):
             self.console.print(Text(_line(self.progress, event, seconds)))
-        if self.news and time.monotonic() >= self.next_board:
-            begun = time.monotonic()
-            self.ranking = terminal.ranking(self.board(self.news))
-            self.news = []
+        if self.new_records and time.monotonic() >= self.next_ranking:
+            started = time.monotonic()
+            self.ranking = terminal.ranking(self.score(self.new_records))
+            self.new_records = []
             ended = time.monotonic()
-            self.next_board = ended + max(BOARD_SECONDS, (ended - begun) / BOARD_SHARE)
+            self.next_ranking = ended + max(BOARD_SECONDS, (ended - started) / BOARD_SHARE)
 
     def render(self) -> RenderableType:
         progress, now = self.progress, time.monotonic()
         left = progress.seconds_left()
         counts = f"{progress.done} of {progress.total} jobs done, {progress.failed} cells not ok"
-        times = f"{duration(now - self.begun)} so far, {f'about {duration(left)}' if left is not None else '?'} left"
+        times = f"{duration(now - self.started)} so far, {f'about {duration(left)}' if left is not None else '?'} left"
         running = Table.grid(padding=(0, 2))
-        for (stage, _), (job, begun) in list(progress.running.items()):  # the run goes on while this is drawn
-            running.add_row(Text(f"  {_title(stage, job)}"), Text(duration(now - begun), style="dim"))
+        # a copy, because the run goes on while this is drawn
+        for (stage, _), (job, started) in list(progress.running.items()):
+            running.add_row(Text(f"  {_title(stage, job)}"), Text(duration(now - started), style="dim"))
         return Group(Text(f"{counts} · {times}", style="bold"), running, self.ranking)
 
 
 def _print(progress: Progress, event: Event) -> None:
     seconds = progress.add(event)
-    # a release that lay in the cache already is no news
+    # a release that is in the cache already takes no time and needs no line
     if event.kind == "finished" and (event.stage == "attack" or seconds >= 1):
         print(_line(progress, event, seconds), flush=True)
 
 
 def _line(progress: Progress, event: Event, seconds: float) -> str:
     head = f"[{progress.done}/{progress.total}] {_title(event.stage, event.job)}"
-    return f"{head}: {f'{_found(event.records)}, ' if event.stage == 'attack' else ''}{duration(seconds)}"
+    return f"{head}: {f'{_outcome(event.records)}, ' if event.stage == 'attack' else ''}{duration(seconds)}"
 
 
-def _found(records: Sequence[Record]) -> str:
-    """`3 tasks, ok`, or how many are not and the first reason."""
+def _outcome(records: Sequence[Record]) -> str:
+    """`3 tasks, ok`, or the number that failed with the first reason."""
     if not records:
         return "no cells left to do"
     tasks = f"{len(records)} task{'s' * (len(records) > 1)}"

@@ -24,24 +24,30 @@ class CorpusSettings(_Section):
     models without a tokenizer, pre-trained on the task that `pretraining.task` names."""
 
     source: Literal["toy", "text", "hub", "none"] = "toy"
+    """`toy`: generated text; `text`: local files under `--data`; `hub`: a data set of the Hugging Face hub; `none`: no
+    text and no tokenizer, for models that learn the task `pretraining.task`."""
     grammar: int = 0
-    """toy: the first grammar seed; base seed s speaks grammar `grammar + s`."""
+    """toy: the first grammar seed; base seed *s* uses grammar `grammar` + *s*."""
     sentences: Count = 60_000
-    """toy: sentences generated for pre-training."""
+    """toy: the number of sentences generated for pre-training."""
     train: str | None = None
-    """text: files under --data, a glob; hub: split expression."""
+    """text: a path or pattern under `--data`, plain or packed by xz or gzip; hub: a split, as in `train[:1%]`."""
     heldout: str | None = None
-    """text, hub: the held-out text on which bits per token are measured."""
+    """text, hub: the same for the text on which bits per token or byte are measured."""
     path: str | None = None
     """hub: the data set's id."""
     name: str | None = None
+    """hub: its configuration."""
     revision: str | None = None
+    """hub: its commit."""
     column: str = "text"
+    """hub: the column that holds the text."""
     vocabulary: Count | None = None
-    """text, hub: size of the BPE vocabulary trained on the training text."""
+    """text, hub: size of the byte-level BPE vocabulary that is trained on the training text."""
     block: Count = 32
     """Tokens in one packed block."""
     heldout_blocks: Count = 512
+    """The largest number of blocks that are held out."""
 
     @model_validator(mode="after")
     def _named(self) -> CorpusSettings:
@@ -66,52 +72,72 @@ class Pretraining(_Section):
     """The one pre-training recipe: AdamW, linear warm-up, then `schedule` down to the share `final` of the rate."""
 
     steps: Count
+    """Optimizer steps."""
     batch: Count = 32
+    """Blocks in a batch."""
     learning_rate: Positive = 1e-3
+    """The learning rate after the warm-up."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.1
+    """Weight decay of matrices; vectors do not decay."""
     betas: tuple[float, float] = (0.9, 0.95)
+    """AdamW's betas."""
     clip: Positive = 1.0
+    """The norm to which gradients are clipped."""
     warmup: Annotated[int, Field(ge=0)] = 100
+    """Steps of linear warm-up, at most `steps`; with `wsd` the warm-up and the final decay together must fit."""
     schedule: Literal["constant", "cosine", "linear", "wsd"] = "cosine"
-    """`wsd` (warm-up, stable, decay; Hu et al. 2024, MiniCPM, section 4) stays constant but for its last `decay`."""
+    """`constant`, `linear`, `cosine`, or `wsd`: constant, then a final decay (Hu et al. 2024, MiniCPM, section 4)."""
     decay: Fraction = 0.3
+    """wsd: the share of the steps over which the learning rate falls."""
     final: Annotated[float, Field(ge=0, le=1)] = 0.1
-    """The share of the learning rate at which a run ends: a tenth in Chinchilla's and Llama's runs."""
+    """The share of the learning rate at which a run ends, a tenth as in Chinchilla's and Llama's runs; unused by
+    `constant`."""
     task: str | None = None
-    """What is learned where there is no corpus: the training split of this task."""
+    """With `corpus.source: none`: the task whose training split is learned instead of text."""
     only: str | None = None
-    """Only parameters with this in their name are trained (`head`: the extractor stays the identity)."""
+    """Only parameters with this text in their name are trained; `head` keeps the feature extractor the identity."""
     checkpoints: tuple[Fraction, ...] = ()
-    """Fractions of the undefended run at which a copy is kept (`early_stop` reads them)."""
+    """Fractions of the undefended run at which a copy is kept, so that `early_stop` costs no training."""
 
 
 class Budget(_Section):
     """What every attacker may spend on every release."""
 
     learning_rates: dict[Optimizer, tuple[Positive, ...]] = Field(min_length=1)
+    """A rising grid of at least two rates for each optimizer: `adamw`, `sgd`, `muon`."""
     durations: tuple[Annotated[int, Field(ge=0)], ...]
-    """Optimizer steps at which the one trajectory of a learning rate is read; 0 is always among them."""
+    """Optimizer steps at which the trajectory of a learning rate is read; 0 is always one of them."""
     batch: Count = 32
+    """Documents in a batch."""
     warmup: Annotated[int, Field(ge=0)] = 10
+    """Steps of linear warm-up, at most the longest duration; the learning rate is constant after them."""
     clip: Positive | None = 1.0
+    """The norm to which gradients are clipped; `null` for none."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    """Weight decay of matrices."""
     decay: bool = False
-    """The learning rate falls linearly to nothing after the warm-up: each duration is then a run of its own, and the
-    warm-up takes at most half of it."""
+    """The learning rate falls linearly to 0 after the warm-up. Each duration is then a run of its own, and the warm-up
+    takes at most half of it."""
     average: bool = False
     """What is read at a duration is the mean of the weights over the last quarter of the steps up to it."""
     extension: Annotated[int, Field(ge=0)] = 3
-    """At most so many learning rates are added on a side whose edge is best."""
+    """The largest number of rates that are added on a side of the grid whose edge is best."""
     restarts: Count = 3
+    """Fresh attack seeds with which the chosen recipe is run again."""
     preparation_steps: Count = 200
     """Optimizer steps on public text that an attack may take before its sweep."""
     max_train_documents: Count | None = None
+    """The largest number of documents to train on."""
     max_validation_documents: Count | None = None
+    """The largest number of documents to choose by. Choosing among many points on few documents is luck."""
     max_test_documents: Count | None = None
+    """The largest number of documents to report on."""
     max_utility_documents: Count | None = None
-    """Of tasks that are only measured: once a release, so that more of them cost little."""
+    """The largest number of documents of a utility task. It is measured once for each release, so more of them cost
+    little."""
     timeout: Positive = 3600.0
-    """Seconds for each sweep, and as many for what an attack trains in preparation."""
+    """Seconds for each sweep, and as many for all training in preparation, checked after each step. A cell may take
+    several times as long. It changes no key."""
 
     @field_validator("learning_rates")
     @classmethod
@@ -133,26 +159,34 @@ class Quantity(_Section):
     """A number for each base seed, read off the records of a row."""
 
     rows: tuple[str, ...] = Field(min_length=1)
-    """Defenses; the mean over several."""
+    """Defenses of the suite; the mean over several."""
     read: str
-    """`score`, `gain` or `kept` of attacked tasks; `utility`; or `yardstick.value`."""
+    """`score`: points of the best attack; `gain`: the same less the unattacked score; `kept`: the attacked score's
+    share of the way from the reference's score to the unattacked one; `utility`: percent of the reference's; or a
+    yardstick's value, as in `rir.rir`."""
     attacks: tuple[str, ...] = ()
-    """The best of these on validation, or of all that train on the release."""
+    """The best of these on validation; empty: of all in the main ranking that use the release."""
     tasks: tuple[str, ...] = ()
-    """The mean over these, or over all ranked ones; of `utility` the metrics."""
+    """The mean over these; empty: over all ranked tasks, or for `utility` over all its metrics."""
 
 
 class PaperClaim(_Section):
     """A sentence that a paper claims, and the measurement that would bear it out."""
 
     says: str
+    """The claim, as a sentence."""
     paper: str = ""
-    """The paper's own number, in its words."""
+    """The paper's own number, in words; [paper], [code] or [2nd] is where it was read."""
     read: Quantity
+    """What is measured: a quantity."""
     minus: Quantity | None = None
+    """A quantity that is subtracted, seed by seed; excludes `over`."""
     over: Quantity | None = None
+    """A quantity to divide by, seed by seed; excludes `minus`."""
     above: float | None = None
+    """The claim holds if the interval lies above this bound; without a bound the measurement is only shown."""
     below: float | None = None
+    """The claim holds if the interval lies below this bound; excludes `above`."""
 
     @model_validator(mode="after")
     def _one_of_each(self) -> PaperClaim:
@@ -167,27 +201,38 @@ class Suite(_Section):
     """The named grid to run."""
 
     name: str = Field(pattern=r"^\w[\w. -]*$")
-    """Of the folder of results too, so that it is no path."""
+    """The name of the suite in its records, and of its folder of results."""
     about: str = ""
+    """One line for `nftbench list`."""
     model: dict[str, Any]
-    """`model_type` and other fields of a Hugging Face configuration; the vocabulary comes from the tokenizer."""
+    """The architecture."""
     corpus: CorpusSettings = CorpusSettings()
+    """The pre-training text; empty is the toy language."""
     pretraining: Pretraining
+    """The one pre-training recipe."""
     defenses: tuple[str, ...] = Field(min_length=1)
+    """Specs such as `pmp[ratio=0.5]`. The row against which another is scored (`none`) is added if it is missing."""
     attacks: tuple[str, ...] = Field(min_length=1)
+    """Specs such as `lora[rank=16]`; `none` is always planned."""
     tasks: tuple[str, ...] = Field(min_length=1)
+    """What attackers fine-tune on: a task plugin, or any task of lm-eval that has documents to train on."""
     benign: tuple[str, ...] = ()
-    """Tasks that must stay trainable: attacked as the others are, and shown beside task-aware defenses."""
+    """Tasks that must stay trainable. They are attacked too, and shown beside task-aware defenses, but are never part
+    of a suppression."""
     utility: tuple[str, ...] = Field(min_length=1)
+    """Tasks that are only measured, on the release as it is."""
     yardsticks: tuple[str, ...] = ()
-    """Papers' own metrics, read off each release to which they apply."""
+    """Papers' own metrics, such as `rir`, read off each release to which they apply; never part of a score."""
     paper: str = ""
-    """Whose claims the suite is about."""
+    """The paper whose claims the suite measures."""
     claims: tuple[PaperClaim, ...] = ()
+    """Sentences, each with the measurement that would confirm it."""
     budget: Budget
+    """What an attacker may spend."""
     seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field(min_length=1)
+    """Base seeds, the unit of all statistics: three make a rank preliminary, five a rank."""
     utility_bar: Fraction = 0.95
-    """A ranked row's retention must clear this with its lower bound."""
+    """Share of base utility that the lower bound of a ranked row must keep."""
     ranking: frozenset[Knowledge] = frozenset({"method", "data"})
     """What the attackers of the main ranking know."""
 

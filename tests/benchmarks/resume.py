@@ -30,7 +30,7 @@ def counted_import(*args: Any, **options: Any) -> Any:
 def run() -> object:
     """The exit code of nftbench's command line."""
     try:
-        from nftbench.cli.verbs import main
+        from nftbench.cli import main
 
         main()
     except SystemExit as end:

@@ -13,7 +13,7 @@ import pytest
 
 from nftbench.calibration import attacks
 from nftbench.calibration.proof import Run
-from nftbench.cli.verbs import main
+from nftbench.cli import main
 from nftbench.errors import NftbenchError
 from nftbench.records.record import Record
 from nftbench.scoring.score import score

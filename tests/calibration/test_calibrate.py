@@ -14,7 +14,7 @@ from rich.console import Console
 
 from nftbench.calibration import calibration, report, write
 from nftbench.calibration.proof import Finding, Run
-from nftbench.cli.verbs import main
+from nftbench.cli import main
 from nftbench.planning.plan import Plan, plan
 from nftbench.records.record import Cell, Record
 from nftbench.testing import tiny_suite

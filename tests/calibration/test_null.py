@@ -15,7 +15,7 @@ from scipy import stats
 
 from nftbench.calibration import null
 from nftbench.calibration.proof import Run
-from nftbench.cli.verbs import main
+from nftbench.cli import main
 from nftbench.planning.plan import plan
 from nftbench.records.record import Record
 from nftbench.records.store import Store

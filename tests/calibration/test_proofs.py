@@ -12,8 +12,7 @@ import yaml
 from nftbench import calibration as validity
 from nftbench.calibration import dose, null
 from nftbench.calibration.proof import Finding
-from nftbench.cli import verbs as cli
-from nftbench.cli.verbs import main
+from nftbench.cli import execution, main
 from nftbench.errors import NftbenchError
 from nftbench.planning import registry
 from nftbench.report.tables import Table
@@ -66,7 +65,7 @@ def read(proof: str) -> dict[str, object]:
 def test_doses_are_run_and_judged_and_judged_again(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     code = main(["calibrate", "tiny.yaml", "--proof", "dose", "--jobs", "1"])
     found = read("dose")
-    monkeypatch.setattr(cli, "_carry_out", None)  # nothing is run
+    monkeypatch.setattr(execution, "carry_out", None)  # nothing is run
     assert main(["calibrate", "tiny.yaml", "--proof", "dose", "--from", "runs/tiny-dose", "--out", "again"]) == code
     again = json.loads(Path("again/dose.json").read_text())
     assert {**again, "command": found["command"]} == found

@@ -9,7 +9,7 @@ from itertools import chain
 import pytest
 from rich.console import Console
 
-from nftbench.cli import progress as display
+from nftbench.cli import progress
 from nftbench.planning.plan import Job
 from nftbench.records.record import Cell, Record
 from nftbench.records.spec import Spec
@@ -30,7 +30,7 @@ JOBS = [job(defense, attack) for defense in ("none", "pmp") for attack in ("none
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """Seconds by the clock, in a list of one."""
     now = [100.0]
-    monkeypatch.setattr(display.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
     return now
 
 
@@ -48,7 +48,7 @@ def board(_: Sequence[Record]) -> Leaderboard:
 
 def test_plain_lines(clock: list[float], capsys: pytest.CaptureFixture[str]) -> None:
     ok = factories.record("pmp", "full", "topic", 0, 0.8)
-    with display.shown(JOBS, 1, board, Console(file=io.StringIO())) as show:
+    with progress.display(JOBS, 1, board, Console(file=io.StringIO())) as show:
         for event in chain(
             events(clock, "protect", JOBS[0], 0.1),
             events(clock, "protect", JOBS[2], 75.0),
@@ -66,18 +66,18 @@ def test_plain_lines(clock: list[float], capsys: pytest.CaptureFixture[str]) -> 
 
 
 def test_progress_counts_and_guesses(clock: list[float]) -> None:
-    progress = display.Progress(JOBS, workers=2)
-    assert progress.seconds_left() is None
+    counts = progress.Progress(JOBS, workers=2)
+    assert counts.seconds_left() is None
     steps = [("protect", JOBS[0], 10.0), ("attack", JOBS[0], 2.0), ("attack", JOBS[1], 6.0)]
     for stage, done, seconds in steps:
         for event in events(
             clock, stage, done, seconds, [factories.failed(factories.record("none", "full", "t", 0, 1))]
         ):
-            progress.add(event)
-    assert (progress.done, progress.failed) == (2, 3)
-    assert progress.seconds_left() == pytest.approx((10 + 2 + 6) / 2)  # pmp's release, its two attacks
-    progress.add(Event("started", "attack", JOBS[2]))
-    assert [running.attack.name for running, _ in progress.running.values()] == ["none"]
+            counts.add(event)
+    assert (counts.done, counts.failed) == (2, 3)
+    assert counts.seconds_left() == pytest.approx((10 + 2 + 6) / 2)  # pmp's release, its two attacks
+    counts.add(Event("started", "attack", JOBS[2]))
+    assert [running.attack.name for running, _ in counts.running.values()] == ["none"]
 
 
 def test_live_panel_shows_what_runs_and_the_leaderboard(clock: list[float]) -> None:
@@ -87,12 +87,12 @@ def test_live_panel_shows_what_runs_and_the_leaderboard(clock: list[float]) -> N
         asked.append(len(news))
         return board(news)
 
-    panel = display._Panel(display.Progress(JOBS, 1), counting, Console(file=io.StringIO()))
+    panel = progress._Panel(progress.Progress(JOBS, 1), counting, Console(file=io.StringIO()))
     one = factories.record("none", "none", "topic", 0, 0.3)
     for event in chain(events(clock, "attack", JOBS[0], 2.0, [one]), events(clock, "attack", JOBS[1], 2.0, [one])):
         panel.add(event)
     assert asked == [1]  # not again within BOARD_SECONDS
-    clock[0] += display.BOARD_SECONDS
+    clock[0] += progress.BOARD_SECONDS
     for event in events(clock, "attack", JOBS[2], 2.0, [one]):
         panel.add(event)
     assert asked == [1, 2]
@@ -111,4 +111,4 @@ def test_live_panel_shows_what_runs_and_the_leaderboard(clock: list[float]) -> N
     [(4.23, "4.2 s"), (59.99, "1 min 00 s"), (200, "3 min 20 s"), (3599.7, "1 h 00 min"), (7500, "2 h 05 min")],
 )
 def test_duration(seconds: float, text: str) -> None:
-    assert display.duration(seconds) == text
+    assert progress.duration(seconds) == text

@@ -15,7 +15,8 @@ import pytest
 import yaml
 
 from nftbench import suites
-from nftbench.cli.verbs import FIGURES, main
+from nftbench.cli import main
+from nftbench.cli.execution import FIGURES
 from nftbench.planning import registry
 from nftbench.records.record import Record
 from nftbench.records.store import Store, digest

@@ -17,7 +17,7 @@ import pytest
 import typer
 
 from nftbench import calibration as validity, suites
-from nftbench.cli.verbs import app, main
+from nftbench.cli import app, main
 from nftbench.report import figures
 
 RESULTS = Path(__file__).resolve().parents[2] / "results"

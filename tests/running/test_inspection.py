@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from nftbench import NftbenchError
-from nftbench.cli.verbs import main
+from nftbench.cli import main
 from nftbench.planning.plan import plan
 from nftbench.testing import BrokenPromiseError, check_attack, check_defense, check_yardstick, tiny_suite
 

@@ -1,15 +1,15 @@
-"""What `nftbench info` says of a suite with claims."""
+"""What `nftbench info` shows of a suite with claims."""
 
 from __future__ import annotations
 
 import yaml
 
 from nftbench import suites
-from nftbench.cli import info
+from nftbench.cli import descriptions
 
 
 def test_a_suite_s_claims_are_one_line_each() -> None:
-    text = info.describe("paper-pmp")
+    text = descriptions.describe("paper-pmp")
     settings = yaml.safe_load(text.split("\n", 1)[1])
     claims = suites.read("paper-pmp").claims
     assert len(settings["claims"]) == len(claims)

@@ -1,4 +1,4 @@
-"""What a plugin or a suite is, as text: its paper, parameters, claims and knowledge, its file."""
+"""The text of `nftbench info`: a plugin's paper, parameters, claims, knowledge and file, or a suite's settings."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ from nftbench.terms import KNOWLEDGE
 
 
 def describe(name: str) -> str:
-    """Everything that goes by this name; `none` is a defense and an attack.
+    """The text about everything of this name; `none`, for example, is a defense and an attack.
 
     Raises:
-        NftbenchError: nothing is named so; names the nearest one.
+        NftbenchError: nothing has this name; the message suggests the nearest one.
     """
-    found = [_plugin(plugins[name]) for kind in KINDS if name in (plugins := registry.available(kind))]
+    texts = [_plugin(plugins[name]) for kind in KINDS if name in (plugins := registry.available(kind))]
     if name in suites.names() or name.endswith((".yaml", ".yml")):
-        found.append(_suite(name))
-    if not found:
-        found.append(_stock_task(name))
-    return "\n\n".join(found)
+        texts.append(_suite(name))
+    if not texts:
+        texts.append(_stock_task(name))
+    return "\n\n".join(texts)
 
 
 def _stock_task(name: str) -> str:
-    """One of lm-eval's own tasks."""
+    """The text about one of lm-eval's own tasks."""
     try:
         return _plugin(registry.find("tasks", name))
     except NftbenchError:
@@ -75,7 +75,7 @@ def _section(title: str, parts: list[str]) -> str:
 
 
 def _own_doc(cls: type[Any]) -> str:
-    """The class's docstring; a dataclass without one has its signature there."""
+    """The class's docstring, empty where it has none: a dataclass then has its signature in its place."""
     text = cls.__doc__ or ""
     return "" if text.startswith(f"{cls.__name__}(") else textwrap.dedent(f"    {text}")
 
@@ -99,7 +99,7 @@ def _defense(cls: type[Any]) -> str:
     claim = cls.claims
     lines = [
         f"stage: {cls.stage}",
-        f"claims: {f'to withstand {claim.adaptation} by {_who(claim.knowledge)}' if claim else 'nothing'}",
+        f"claims: {f'to withstand {claim.adaptation} by {_attackers(claim.knowledge)}' if claim else 'nothing'}",
         "trivial: a control that a claim must beat" if cls.trivial else "",
         "keeps a secret: yes" if cls.keeps_secret else "",
         "task-aware: has a table of its own" if cls.task_aware else "",
@@ -109,7 +109,7 @@ def _defense(cls: type[Any]) -> str:
 
 def _attack(cls: type[Any]) -> str:
     lines = [
-        f"knowledge: {_who(_default_of(cls).knowledge)}{_varies(cls)}",
+        f"knowledge: {_attackers(_by_default(cls).knowledge)}{_varies(cls)}",
         f"adaptation: {cls.adaptation}",
         f"against: {', '.join(sorted(cls.against)) or 'no defense in particular'}",
         "" if cls.uses_release else "ignores the release: planned once, under the reference row",
@@ -118,8 +118,11 @@ def _attack(cls: type[Any]) -> str:
     return "\n".join(filter(None, lines))
 
 
-def _default_of(cls: type[Any]) -> Any:
-    """The attack with its default parameters, for what may depend on them; the class itself where one is required."""
+def _by_default(cls: type[Any]) -> Any:
+    """The attack with its default parameters, or the class itself where a parameter has no default.
+
+    An attack's knowledge may depend on its parameters.
+    """
     required = any(one.init and one.default is MISSING and one.default_factory is MISSING for one in fields(cls))
     return cls if required else cls()
 
@@ -132,7 +135,7 @@ def _task(cls: type[Any]) -> str:
     return "" if cls.trainable is True else "utility task: only measured"
 
 
-def _who(knowledge: frozenset[str]) -> str:
+def _attackers(knowledge: frozenset[str]) -> str:
     known = "+".join(sorted(knowledge, key=KNOWLEDGE.index))
     return f"attackers who know {known}" if known else "attackers who have the release and the task alone"
 

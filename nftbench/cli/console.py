@@ -1,0 +1,31 @@
+"""What a verb tells its user: tables on standard output, one line on standard error, an exit code."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+BAD_CELLS = 1
+"""Exit code of a run in which a cell is not ok, and of a proof that is not valid."""
+BAD_INPUT = 2
+"""Exit code of a command line that cannot be carried out."""
+INTERRUPTED = 130
+"""Exit code after Ctrl-C."""
+PIPE_WIDTH = 160
+"""Columns of standard output where it is no terminal: enough for every table."""
+
+
+def console() -> Console:
+    """Standard output for rich's tables."""
+    from rich.console import Console
+
+    output = Console()
+    return output if output.is_terminal else Console(width=PIPE_WIDTH)
+
+
+def complain(message: str) -> None:
+    """Print the message as one line on standard error."""
+    print(f"nftbench: {' '.join(message.split())}", file=sys.stderr)

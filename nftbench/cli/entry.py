@@ -1,0 +1,83 @@
+"""The entry point: the verbs by name, and what becomes of errors, warnings and Ctrl-C.
+
+Each verb imports what it needs when it is called, so that `--help` and `list` load nothing heavy.
+"""
+
+from __future__ import annotations
+
+import shlex
+import sys
+import warnings
+from collections.abc import Sequence
+from typing import Annotated, TextIO
+
+import typer
+
+from nftbench.cli import calibrate, catalogue, lm_eval, report, run
+from nftbench.cli.console import BAD_INPUT, INTERRUPTED, complain
+from nftbench.cli.options import with_options
+from nftbench.errors import NftbenchError
+
+# Without rich's markup typer's help costs half as much and can be piped.
+app = typer.Typer(
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+@app.callback(invoke_without_command=True)
+def nftbench(
+    context: typer.Context, version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False
+) -> None:
+    """How much a claim of non-fine-tunability is worth: defenses, attacks and one protocol."""
+    if version:
+        from nftbench import __version__
+
+        typer.echo(__version__)
+    elif context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+
+
+app.command("list")(catalogue.list_)
+app.command()(catalogue.info)
+app.command()(with_options(run.plan))
+app.command()(with_options(run.run))
+app.command()(with_options(run.reproduce))
+app.command()(report.report)
+app.command()(with_options(calibrate.calibrate))
+app.command("lm-eval", add_help_option=False, context_settings=lm_eval.SETTINGS)(lm_eval.lm_eval)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command line (`sys.argv` by default) and return its exit code.
+
+    Bad input is one line on standard error and exit code 2. A run in which a cell is not ok ends with 1, an
+    interrupted one with 130. A verb finds the command line as text in its context's `obj`.
+    """
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    with warnings.catch_warnings():
+        warnings.showwarning = _show_warning
+        try:
+            code = app(words, prog_name="nftbench", standalone_mode=False, obj=shlex.join(["nftbench", *words]))
+        except (NftbenchError, OSError) as error:
+            complain(str(error))
+            return BAD_INPUT
+        except typer.TyperException as error:
+            complain(error.format_message())
+            return BAD_INPUT
+    if code == INTERRUPTED:  # typer's code for Ctrl-C
+        complain("interrupted; every finished record stays, and the same command goes on from there")
+    return int(code or 0)
+
+
+def _show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    complain(f"warning: {message}")

@@ -1,0 +1,245 @@
+"""How a suite is run from the command line: `prepare` plans it, `carry_out` runs it, `publish` writes the reports."""
+
+from __future__ import annotations
+
+import gc
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from nftbench.cli.console import console
+from nftbench.cli.options import RunOptions, Selection
+from nftbench.errors import NftbenchError, suggest
+
+if TYPE_CHECKING:
+    from nftbench.planning.plan import Job, Plan
+    from nftbench.planning.registry import Kind, Plugin
+    from nftbench.records.record import Record
+    from nftbench.records.store import Store
+    from nftbench.scoring.score import Leaderboard
+    from nftbench.suites.schema import Suite
+
+FIGURES = ("frontier.png", "attacks.png", "budget.png")
+"""What nftbench.report.figures draws; importing it to ask would load matplotlib."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """A planned run: the whole plan of the suite, the part that the command line selects, and where records go."""
+
+    whole: Plan
+    part: Plan
+    store: Store
+
+
+# ---------------------------------------------------------------------------------------------------------- prepare
+
+
+def prepare(suite_name: str, selection: Selection, options: RunOptions) -> Work:
+    """Read the suite, add the plugins that the command line names beyond it, plan it, select.
+
+    Planning imports plugins, and these import torch, so a line is printed before that.
+
+    Raises:
+        NftbenchError: something in the command line is wrong; nothing has been written.
+    """
+    from nftbench import suites
+    from nftbench.planning import registry
+    from nftbench.planning.plan import narrow, plan
+
+    use_cache(options.cache)
+    device = available_device(options.device)
+    names, seeds = selection.names(), selection.base_seeds()
+    suite = suites.read(suite_name, options.changes or ())
+    check_corpus(suite, options.data)
+    added = [plugin for file in options.plugin or () for plugin in registry.add_file(file)]
+    store = open_store(options.out, suite.name)
+    count = len([*store.results.glob("records/*.json")])
+    typer.echo(f"{suite.name}: planning; {count} records in {store.results}")
+    whole = plan(_with_additions(suite, added, names), device=device, data=options.data, limit=selection.limit)
+    part = narrow(whole, defenses=names["defenses"], attacks=names["attacks"], tasks=names["tasks"], seeds=seeds)
+    return Work(whole, part, store)
+
+
+def open_store(out: Path | None, name: str) -> Store:
+    """The store with its records in `out`, or in runs/`name`."""
+    from nftbench.records.store import Store, default_cache
+
+    return Store(out or Path("runs") / name, default_cache())
+
+
+def use_cache(cache: Path | None) -> None:
+    """Set the cache folder in the environment, where workers and the generators of task documents read it too."""
+    if cache is not None:
+        os.environ["NFTBENCH_CACHE"] = str(cache.resolve())
+
+
+def available_device(text: str) -> str:
+    """The device that --device names.
+
+    Raises:
+        NftbenchError: it is no device, or this machine lacks it.
+    """
+    kind, _, number = text.partition(":")
+    if text == "cpu":
+        return text
+    if kind != "cuda" or (":" in text and not number.isdecimal()):
+        raise NftbenchError(f"--device {text}: no such device{suggest(text, ('cpu', 'cuda'))}")
+    import torch
+
+    if int(number or 0) >= torch.cuda.device_count():
+        raise NftbenchError(f"--device {text}: torch {torch.__version__} sees {torch.cuda.device_count()} CUDA devices")
+    return text
+
+
+def check_corpus(suite: Suite, data: Path | None) -> None:
+    """Refuse a suite whose local pre-training text is missing: every cell would fail.
+
+    Raises:
+        NftbenchError: there is no --data, or no file in it matches.
+    """
+    if suite.corpus.source != "text":
+        return
+    if data is None:
+        raise NftbenchError(f"{suite.name}: its pre-training text is local: give the folder with --data")
+    for pattern in (suite.corpus.train, suite.corpus.heldout):
+        if pattern is not None and not any(data.glob(pattern)):
+            raise NftbenchError(f"{suite.name}: corpus: no file matches {data / pattern}")
+
+
+def _with_additions(suite: Suite, added: Sequence[Plugin], names: Mapping[Kind, Sequence[str]]) -> Suite:
+    """The suite with the plugins of --plugin files, and with the selected plugins that it does not list."""
+    from nftbench.planning import registry
+    from nftbench.planning.plan import asked, exact
+
+    for kind in registry.KINDS:
+        selected, from_files = names.get(kind, ()), [plugin.name for plugin in added if plugin.kind == kind]
+        if not selected and not from_files:
+            continue
+        listed = getattr(suite, kind)
+        present = {asked(kind, text) for text in (*listed, *(suite.utility if kind == "tasks" else ()))}
+        present_names = {spec.name for spec in present}
+        specs = {text: asked(kind, text) for text in selected}
+        new = [
+            text for text, spec in specs.items() if (spec not in present if exact(text) else text not in present_names)
+        ]
+        covered = present_names | {spec.name for spec in specs.values()}
+        new += [name for name in from_files if name not in covered]
+        suite = suite.model_copy(update={kind: (*listed, *new)})
+    return suite
+
+
+# -------------------------------------------------------------------------------------------------------- carry out
+
+
+def carry_out(work: Work, options: RunOptions, command: str) -> dict[str, Record]:
+    """Run every selected cell that is not settled; returns all records of the whole plan by key."""
+    store, suite = work.store, work.whole.suite
+    manifest = {**work.whole.manifest(), "command": command}
+    # Keep imported objects out of collections while records are read: walking all of torch takes a quarter second.
+    gc.freeze()
+    records = planned_records(store, manifest)
+    settled, jobs = _unsettled(work.part, records)
+    if jobs:
+        _check_model(suite)
+    typer.echo(f"{suite.name}: {len(work.part.cells)} cells, {len(settled)} settled; {len(jobs)} jobs to run")
+    store.write_manifest(manifest)
+    if not jobs:
+        return records
+    _run_jobs(work, jobs, options, command, records)
+    return planned_records(store, manifest)
+
+
+def _unsettled(part: Plan, records: Mapping[str, Record]) -> tuple[set[str], list[Job]]:
+    """The keys of settled cells, and the jobs in which a cell is not settled."""
+    from nftbench.records.store import SETTLED
+
+    settled = {cell.key for cell in part.cells if cell.key in records and records[cell.key].status in SETTLED}
+    return settled, [job for job in part.jobs() if any(cell.key not in settled for cell in job.cells)]
+
+
+def _check_model(suite: Suite) -> None:
+    """Refuse a model that cannot be built: every cell would fail."""
+    from nftbench.running import estimate
+
+    estimate.parameters_of(suite)
+
+
+def _run_jobs(
+    work: Work, jobs: Sequence[Job], options: RunOptions, command: str, records: Mapping[str, Record]
+) -> None:
+    """Run the jobs and show their progress, with the leaderboard so far, which begins from `records`."""
+    from nftbench.cli import progress, workers
+    from nftbench.running import executors
+    from nftbench.running.workspace import Workplace
+
+    manifest, so_far = work.whole.manifest(), dict(records)
+
+    def leaderboard(new: Sequence[Record]) -> Leaderboard:
+        so_far.update((record.key, record) for record in new)
+        return rank(so_far, manifest)
+
+    count = min(workers.count(options.jobs, work.part.device), len(jobs))
+    files = [str(Path(file).resolve()) for file in options.plugin or ()]
+    if count > 1:
+        workers.start_server()
+    try:
+        with progress.display(jobs, count, leaderboard, console()) as show:
+            for event in executors.run(Workplace(work.whole, work.store, command), jobs, count, files):
+                show(event)
+    except KeyboardInterrupt:
+        workers.stop()
+        raise
+
+
+# ---------------------------------------------------------------------------------------------------- rank, publish
+
+
+def planned_records(store: Store, manifest: Mapping[str, Any]) -> dict[str, Record]:
+    """The records that the manifest names, by key. The folder may hold others, of earlier settings.
+
+    Raises:
+        NftbenchError: the manifest has no cells.
+    """
+    if "cells" not in manifest:
+        raise NftbenchError(f"{store.results / 'manifest.json'}: 'cells' is missing; nftbench run writes it")
+    keys = {key for *_, key in [*manifest["cells"], *manifest.get("readings", ())]}
+    return {key: record for key, record in store.records().items() if key in keys}
+
+
+def rank(records: Mapping[str, Record], manifest: Mapping[str, Any]) -> Leaderboard:
+    """The leaderboard of a manifest's records."""
+    from nftbench.scoring.score import score
+    from nftbench.suites.schema import PaperClaim
+
+    suite = manifest["suite"]
+    return score(
+        list(records.values()),
+        utility_bar=suite["utility_bar"],
+        ranking=frozenset(suite["ranking"]),
+        about=suite.get("about", ""),
+        planned=[(defense, attack, task, seed) for defense, attack, task, seed, _ in manifest["cells"]],
+        claims=[PaperClaim.model_validate(claim) for claim in manifest.get("claims", ())],
+        skips=manifest.get("skips", ()),
+    )
+
+
+def publish(
+    leaderboard: Leaderboard, records: Mapping[str, Record], folder: Path, command: str, redraw: bool = False
+) -> list[Path]:
+    """Write the reports and return their paths. Figures take seconds, so they are drawn only where the scores have
+    changed, where one is missing, or with `redraw`."""
+    from nftbench import report
+
+    scores, pictures = folder / "leaderboard.json", [folder / name for name in FIGURES]
+    before = scores.read_bytes() if scores.exists() else b""
+    written = report.write(leaderboard, folder, command)
+    if not redraw and scores.read_bytes() == before and all(path.exists() for path in pictures):
+        return [*written, *pictures]
+    from nftbench.report import figures
+
+    return [*written, *figures.write(leaderboard, list(records.values()), folder)]

@@ -1,0 +1,163 @@
+"""The options that several verbs share. An option's name, type, default and help stand here and nowhere else.
+
+A verb takes a group of options as one parameter, a dataclass of this module, and `with_options` tells typer about the
+group's fields. README.md's tables are made from the same texts.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields, is_dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from nftbench.errors import NftbenchError
+
+if TYPE_CHECKING:
+    from nftbench.planning.registry import Kind
+
+SuiteName = Annotated[str, typer.Argument(metavar="SUITE", help="A suite of nftbench, or the path of a YAML file.")]
+Defenses = Annotated[
+    str | None,
+    typer.Option(
+        "--defenses",
+        metavar="A,B[x=1]",
+        help="Only these defenses, as in `pmp,noise[scale=0.2]`. A name without brackets means all its variants in the "
+        "suite. What the suite lacks is added.",
+    ),
+]
+Attacks = Annotated[
+    str | None, typer.Option("--attacks", metavar="A,B[x=1]", help="Only these attacks, named like defenses.")
+]
+Tasks = Annotated[str | None, typer.Option("--tasks", metavar="A,B", help="Only these tasks, named like defenses.")]
+Seeds = Annotated[str | None, typer.Option("--seeds", metavar="0,1", help="Only these base seeds of the suite.")]
+Limit = Annotated[
+    int | None,
+    typer.Option("--limit", min=1, metavar="N", help="At most N documents of each split. Such a run is never ranked."),
+]
+Out = Annotated[
+    Path | None,
+    typer.Option(
+        "--out",
+        metavar="DIR",
+        help="Folder for records and reports; default: `runs/<suite>`, for calibrate `runs/<suite>-<proof>`.",
+    ),
+]
+Jobs = Annotated[
+    int | None,
+    typer.Option("--jobs", min=1, metavar="N", help="Worker processes; default: one for each core, on cuda one."),
+]
+Device = Annotated[str, typer.Option("--device", metavar="DEVICE", help="`cpu`, `cuda`, or one card as in `cuda:1`.")]
+Data = Annotated[
+    Path | None,
+    typer.Option(
+        "--data", metavar="DIR", exists=True, file_okay=False, help="Folder of local data; default: the hub is asked."
+    ),
+]
+Plugins = Annotated[
+    list[str] | None, typer.Option("--plugin", metavar="FILE", help="Add the plugins of a file; repeatable.")
+]
+Changes = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="Change a key of the suite, as in `--set budget.restarts=5`; repeatable.",
+    ),
+]
+Cache = Annotated[
+    Path | None,
+    typer.Option(
+        "--cache",
+        metavar="DIR",
+        help="Folder of models and generated data; default: `$NFTBENCH_CACHE` or `~/.cache/nftbench`.",
+    ),
+]
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The part of a suite that a command line asks for."""
+
+    defenses: Defenses = None
+    attacks: Attacks = None
+    tasks: Tasks = None
+    seeds: Seeds = None
+    limit: Limit = None
+
+    def names(self) -> Mapping[Kind, Sequence[str]]:
+        """The specs asked for of each kind; an empty list asks for all.
+
+        Raises:
+            NftbenchError: an option is given and names nothing.
+        """
+        return {
+            "defenses": parts("--defenses", self.defenses),
+            "attacks": parts("--attacks", self.attacks),
+            "tasks": parts("--tasks", self.tasks),
+        }
+
+    def base_seeds(self) -> Sequence[int]:
+        """The base seeds asked for; an empty list asks for all.
+
+        Raises:
+            NftbenchError: the option is given and names nothing, or something that is no number.
+        """
+        seeds = parts("--seeds", self.seeds)
+        for seed in seeds:
+            if not seed.isdecimal():
+                raise NftbenchError(f"--seeds {self.seeds}: {seed!r} is not a seed; write 0,1,2")
+        return [int(seed) for seed in seeds]
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """What every verb that plans a suite takes: changes of the suite, folders, and how to compute."""
+
+    out: Out = None
+    jobs: Jobs = None
+    device: Device = "cpu"
+    data: Data = None
+    plugin: Plugins = None
+    changes: Changes = None
+    cache: Cache = None
+
+
+def parts(option: str, text: str | None) -> list[str]:
+    """The specs between the commas of an option's value; none without the option.
+
+    Raises:
+        NftbenchError: the option is given and names nothing.
+    """
+    from nftbench.planning.registry import split
+
+    specs = split(text or "")
+    if text is not None and not specs:
+        raise NftbenchError(f"{option} {text!r} names nothing; leave it out for the whole suite")
+    return specs
+
+
+def with_options(verb: Callable[..., None]) -> Callable[..., None]:
+    """The verb as typer reads it: a parameter that is a dataclass of options becomes the dataclass's fields."""
+    groups: dict[str, type[Any]] = {}
+    parameters: list[inspect.Parameter] = []
+    for parameter in inspect.signature(verb, eval_str=True).parameters.values():
+        if is_dataclass(parameter.annotation) and isinstance(parameter.annotation, type):
+            groups[parameter.name] = parameter.annotation
+            parameters += inspect.signature(parameter.annotation, eval_str=True).parameters.values()
+        else:
+            parameters.append(parameter)
+
+    def call(**values: Any) -> None:
+        for name, group in groups.items():
+            values[name] = group(**{field.name: values.pop(field.name) for field in fields(group)})
+        verb(**values)
+
+    # keyword-only, so that an argument without a default may follow one that has a default
+    keywords = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in parameters]
+    call.__signature__ = inspect.Signature(keywords)  # type: ignore[attr-defined]
+    call.__name__, call.__doc__ = verb.__name__, verb.__doc__
+    return call

@@ -1,0 +1,29 @@
+"""The verb `report`: rank again from the records in a folder."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from nftbench.cli.console import console
+
+
+def report(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="A folder that run wrote, as `runs/<suite>`.")],
+) -> None:
+    """Rank the defenses again from the records in a folder."""
+    from nftbench.cli import execution
+    from nftbench.records.store import Store, default_cache
+    from nftbench.report import terminal
+
+    store = Store(folder, default_cache())
+    manifest = store.manifest()
+    records = execution.planned_records(store, manifest)
+    leaderboard = execution.rank(records, manifest)
+    console().print(terminal.summary(leaderboard))
+    command = manifest.get("command") or f"nftbench report {shlex.quote(str(folder))}"
+    for path in execution.publish(leaderboard, records, folder, command, redraw=True):
+        typer.echo(path)

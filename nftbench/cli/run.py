@@ -1,0 +1,96 @@
+"""The verbs `plan`, `run` and `reproduce`: a suite is planned, carried out and ranked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from nftbench.cli.console import BAD_CELLS, complain, console
+from nftbench.cli.options import RunOptions, Seeds, Selection, SuiteName
+from nftbench.errors import NftbenchError, suggest
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from nftbench.cli.execution import Work
+    from nftbench.records.record import Record
+    from nftbench.scoring.score import Leaderboard
+
+
+def plan(suite: SuiteName, selection: Selection, options: RunOptions) -> None:
+    """Show the cells of a run, how many are done, and about how long the rest would take; run nothing."""
+    from nftbench.cli import execution, workers
+
+    work = execution.prepare(suite, selection, options)
+    from nftbench.running import estimate  # after the line that planning prints, because it loads torch
+
+    count = workers.count(options.jobs, work.part.device)
+    console().print(estimate.overview(work.part, work.store, count))
+
+
+def run(
+    context: typer.Context,
+    suite: SuiteName,
+    selection: Selection,
+    options: RunOptions,
+    force: Annotated[bool, typer.Option("--force", help="Delete the records of these cells first.")] = False,
+) -> None:
+    """Run a suite, or what is left of it, and rank its defenses."""
+    from nftbench.cli import execution
+    from nftbench.report import terminal
+
+    work = execution.prepare(suite, selection, options)
+    if force:
+        work.store.forget([cell.key for cell in work.part.cells])
+    _run(work, options, context.obj, terminal.summary)
+
+
+def reproduce(
+    context: typer.Context,
+    paper: Annotated[
+        str,
+        typer.Argument(
+            metavar="PAPER", help="The name of a paper's suite without `paper-`, as in pmp; nftbench list has them."
+        ),
+    ],
+    options: RunOptions,
+    seeds: Seeds = None,
+) -> None:
+    """Run a paper's suite and show each of its claims beside what was measured."""
+    from nftbench import suites
+    from nftbench.cli import execution
+    from nftbench.report import terminal
+
+    papers = [name.removeprefix("paper-") for name in suites.names() if name.startswith("paper-")]
+    if paper not in papers:
+        raise NftbenchError(f"no paper is named {paper!r}{suggest(paper, papers)}")
+    work = execution.prepare(f"paper-{paper}", Selection(seeds=seeds), options)
+    _run(work, options, context.obj, terminal.claims)
+
+
+def _run(work: Work, options: RunOptions, command: str, shown: Callable[[Leaderboard], RenderableType]) -> None:
+    """Carry out, show and publish; ends in the exit code."""
+    from nftbench.cli import execution
+
+    records = execution.carry_out(work, options, command)
+    leaderboard = execution.rank(records, work.store.manifest())
+    console().print(shown(leaderboard))
+    for path in execution.publish(leaderboard, records, work.store.results, command):
+        typer.echo(path)
+    raise typer.Exit(_exit_code(work, records))
+
+
+def _exit_code(work: Work, records: Mapping[str, Record]) -> int:
+    """0, or 1 after a line about the cells that are not ok."""
+    cells = work.part.cells
+    bad = [cell for cell in cells if cell.key not in records or records[cell.key].status != "ok"]
+    if not bad:
+        return 0
+    first, record = bad[0], records.get(bad[0].key)
+    reason = f"{record.status} ({record.reason})" if record else "no record"
+    title = f"{first.defense} × {first.attack} on {first.task}, seed {first.seed}"
+    folder = work.store.results / "records"
+    complain(f"{len(bad)} of {len(cells)} cells are not ok, first {title}: {reason}; records in {folder}")
+    return BAD_CELLS

@@ -1,0 +1,45 @@
+"""Worker processes: how many, how they are started, how they are stopped."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+from multiprocessing import forkserver
+
+MEMORY = 2 * 1024**3
+"""Bytes that one worker may need: torch and transformers alone take half a gigabyte."""
+
+
+def count(jobs: int | None, device: str) -> int:
+    """As many as --jobs says; else one for each core, if memory allows, because a cell computes on one thread; on cuda
+    one, so that its cell has the card alone."""
+    if jobs is not None:
+        return jobs
+    if device != "cpu":
+        return 1
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return max(1, min(cores, memory // MEMORY))
+
+
+def start_server() -> None:
+    """Start the process that workers are forked from. It and they ignore Ctrl-C: the main process handles it, and they
+    would all print at once."""
+    multiprocessing.get_context("forkserver").set_forkserver_preload(["nftbench.running.referee"])
+    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.signal(signal.SIGINT, handler)
+
+
+def stop() -> None:
+    """Stop the server and all workers at once. Otherwise the interpreter would wait at exit for the cells that are
+    running, and the server would still fork the workers that it was asked for."""
+    server = getattr(forkserver, "_forkserver", None)  # the standard library has no public way to stop it
+    pid = getattr(server, "_forkserver_pid", None)
+    if pid is not None:
+        os.kill(pid, signal.SIGKILL)
+    for process in multiprocessing.active_children():
+        process.terminate()
