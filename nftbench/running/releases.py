@@ -294,7 +294,7 @@ def _text(corpus: Corpus, words: int, device: str) -> torch.Tensor:
 def _reads_otherwise(tokenizer: PreTrainedTokenizerBase, corpus: Corpus) -> bool:
     """Whether a tokenizer has other words, other rules, or reads a word or the beginning of a text in another way."""
     usual = corpus.tokenizer
-    if corpora.reading_rules(tokenizer) != corpora.reading_rules(usual):
+    if corpora.tokenization_rules(tokenizer) != corpora.tokenization_rules(usual):
         return True
     beginnings = [usual.decode(block[: 2 + index % len(block)]) for index, block in enumerate(corpus.heldout[:64])]
     texts = [*sorted(usual.get_vocab()), *beginnings]
