@@ -71,7 +71,7 @@ class Prompted(nn.Module):
         prompt = input_ids.new_tensor(self.prompt(width))
         kept = logits_to_keep or width
         logits = []
-        # Keep the number of tokens in a pass at the caller's, who does not know of the prompt's length.
+        # Split the batch so that a pass has about as many tokens as the caller planned without the prompt.
         most = max(1, input_ids.numel() // (len(prompt) + width))
         for first in range(0, len(input_ids), most):
             rows = input_ids[first : first + most]

@@ -72,8 +72,8 @@ class Merge(Attack):
     def merges(
         self, base: PreTrainedModel, members: list[Weights], spent: int
     ) -> Iterator[tuple[nn.Module, float, int]]:
-        """The base plus each merged update. All operators are linear in the common coefficient, so that each density is
-        merged only once."""
+        """The base plus each merged update. All operators are linear in the common coefficient, so one merge for each
+        density is enough."""
         for density in DENSITIES[self.operator]:
             merged = combine(self.operator, members, density)
             for coefficient in COEFFICIENTS:

@@ -1,4 +1,4 @@
-"""Pruning, then full fine-tuning: the weights of smallest magnitude are set to zero once and trained like all others.
+"""Pruning, then full fine-tuning: the weights of smallest magnitude are set to zero, then all weights are trained.
 
 Magnitude pruning (Han et al. 2015, https://arxiv.org/abs/1506.02626, section 3), over all tensors together or in each.
 It removes what a defense hides in weights that the model hardly needs.

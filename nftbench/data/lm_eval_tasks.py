@@ -38,9 +38,9 @@ from nftbench.errors import NftbenchError, suggest
 from nftbench.terms import SplitName
 
 VALIDATION_SHARE, MAX_VALIDATION = 0.1, 2000
-"""If a task has no validation split, this share of the training rows replaces it, at most so many."""
+"""The share of the training rows, and the largest number of them, that replace a missing validation split."""
 SURE_OF_CLASSES = 32
-"""A random sample of at least so many documents must have more than one class; in smaller ones chance may leave one."""
+"""A random sample of at least this many documents must have several classes. Smaller ones may have one by chance."""
 OUTPUT_TYPES = ("multiple_choice", "loglikelihood")
 
 

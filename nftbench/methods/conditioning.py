@@ -4,8 +4,8 @@ Source: Zheng et al. 2025, "Model Immunization from a Condition Number Perspecti
 https://arxiv.org/abs/2505.23760 (called "the paper" below), and its code,
 github.com/amberyzheng/model-immunization-cond-num at commit dc536a8 ("the code").
 
-Notation: inputs X [N, D], extractor theta [D, D], features F = X theta, and covariance K = X^T X [D, D], which as in
-the paper is neither centred nor divided by N. Fitting a probe by least squares has the Hessian
+Notation: inputs X [N, D], extractor theta [D, D], features F = X theta, and covariance K = X^T X [D, D]. As in the
+paper, K is neither centred nor divided by N. Fitting a probe by least squares has the Hessian
 H(theta) = theta^T K theta [D, D] (Eq. 9), up to a factor that does not change the condition number. The singular values
 of H are s_1 >= … >= s_k > 0, where k is its rank.
 

@@ -262,9 +262,9 @@ def features(
 ) -> Scores:
     """The inputs of a classifier, ten numbers for each weight [..., 10].
 
-    Five are of the weight: the logarithm of |w| relative to the initialisation, the log-odds of `likelihood`, the
-    logarithms of mean |g| (`size`) and of mean g^2 (`information`), and the hint. The others are their means over the
-    tensor.
+    The first five are those of the weight: the logarithm of |w| relative to the initialisation, the log-odds of
+    `likelihood`, the logarithms of mean |g| (`size`) and mean g^2 (`information`), and the hint. The other five are
+    their means over the tensor.
     """
     weights, begun, spreads = _weights(network), _weights(fresh), _spreads(fresh)
     odds = likelihood(network, fresh, hint)

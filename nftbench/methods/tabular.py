@@ -110,8 +110,8 @@ class Loaded(Task):
 def r_squared(network: nn.Module, split: Split) -> Measurement:
     """The coefficient of determination R² = 1 - Σ (y - ŷ)² / Σ (y - mean)²: 1 at best, 0 for predicting the mean.
 
-    Predictions are clamped to the range of the split's targets. A column that is constant in training leaves a weight
-    undetermined, and a single test row where it varies would otherwise outweigh all others. Unlike squared errors, R²
+    Predictions are clamped to the range of the split's targets. If a column is constant in training, its weight is
+    arbitrary, and a single test row with another value would otherwise outweigh all others. Unlike squared errors, R²
     can be compared and averaged over targets of different units.
 
     The standard error is the jackknife's over rows, and `loss` is half the mean squared error.

@@ -1,4 +1,4 @@
-"""Build, load and save models. Only this module calls `from_pretrained`.
+"""Build, load and save models. Only this module calls `from_pretrained` for a model.
 
 Weights are read from safetensors files alone, and code that comes with a model is never run: pickled weights and remote
 code could execute anything on the machine that measures.

@@ -60,9 +60,9 @@ def sweep(
     The grid of learning rates is extended while its best rate lies at an edge. The best point is then run again with
     `budget.restarts` new attack seeds, and the best of these runs is the outcome.
 
-    A release may resist only by numerical trouble. If no trained point has a finite score, or some have none and no
-    other point beats not training, the sweep is repeated in float32, in float64, with stronger clipping, and on the
-    output head alone, until an attempt beats not training.
+    A release may resist only by numerical trouble. This is suspected if no trained point has a finite score, or if some
+    have none and no other point beats not training. The sweep is then repeated in float32, in float64, with stronger
+    clipping, and on the output head alone, until an attempt beats not training.
 
     Args:
         adapter: makes the network to train from a copy of the release and the attack seed (LoRA, an untied head).

@@ -1,8 +1,8 @@
 """Cost: the memory, FLOPs and time of training a release, relative to the undefended model, and their KL divergence.
 
-DLR-Lock (Sakamoto et al. 2026, https://arxiv.org/abs/2605.10777) resists by three mechanisms: memory that grows with
-depth, a backward pass that is slow relative to the forward pass, and a smaller gain for the same budget. The first two
-are measured here, and the third is visible in the attacks' records.
+DLR-Lock (Sakamoto et al. 2026, https://arxiv.org/abs/2605.10777) claims three effects. Memory grows with depth, the
+backward pass is slow relative to the forward pass, and an attack gains less for the same budget. The first two are
+measured here, and the third is visible in the attacks' records.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Early bird: how soon PMP's mask of large gradients stabilises, and whether it can be found again from public steps.
 
 The referee runs stage I of PMP (https://arxiv.org/abs/2602.00446) from the release's initial weights, on batches in a
-new order. This is warm-up pre-training, in which each step's mask is the top share of |gradient| over all weights. The
+new order. Stage I is warm-up pre-training, and the mask of a step marks the largest |gradient| over all weights. The
 paper stops when five pairs of consecutive masks in a row overlap by an IoU of at least 0.99.
 """
 

@@ -27,8 +27,8 @@ class Landscape(Yardstick):
     Directions lie in the `mask` (the weights that authorised fine-tuning moves), in its `complement`, or in all weights
     (`all`, as in unauthorised fine-tuning). All have the same norm, so that their curvatures can be compared.
 
-    - `rise_*`: the mean rise of the loss over `directions` random directions and their opposites, at the last of
-      `radii`; a direction's entries are scaled by the root mean square of their tensor
+    - `rise_*`: the mean rise of the loss at the last of `radii`, over `directions` random directions and their
+      opposites; a direction is scaled in each tensor by the root mean square of its weights
     - `curvature_ratio`: `rise_complement` over `rise_mask`
     - `drop_*`: the fall of the loss after the first of `steps` down the gradient
 
