@@ -396,8 +396,8 @@ def _balance_pairs(tables: Sequence[Tensor]) -> None:
 def merge_units(units: Units) -> None:
     """Merge units with the same inner weights into as few as possible. The others get weights of zero.
 
-    Without a linear factor one unit suffices, with the sum of the output weights. With linear factors, k such units write
-    φ(inner) times a linear map of rank at most k, and as many units as its rank remain.
+    Without a linear factor one unit suffices, with the sum of the output weights. With linear factors, k such units
+    write φ(inner) times a linear map of rank at most k, and as many units as its rank remain.
     """
     inner, output = units.inner.table, units.output.weight.double()
     linear = None if units.linear is None else units.linear.table

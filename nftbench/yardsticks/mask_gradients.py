@@ -76,7 +76,7 @@ def _histogram(sizes: Tensor) -> Tensor:
 
 
 def auc(inside: Tensor, outside: Tensor) -> float:
-    """Area under the ROC curve for separating the two groups by size: the Mann-Whitney U over the number of pairs."""
+    """Area under the ROC curve for separating the two groups by size: the Mann-Whitney U, divided by the pairs."""
     ordered = outside.sort().values
     below, upto = (torch.searchsorted(ordered, inside, right=right).double() for right in (False, True))
     return float((below + upto).mean()) / (2 * len(outside))

@@ -132,7 +132,7 @@ def mlps(network: nn.Module) -> dict[str, nn.Module]:
 
 
 class _Locked:
-    """Mixin for a family's decoder. It replaces the MLPs after they are built, when their sizes are known."""
+    """Mixin for a family's decoder. It replaces the MLPs after they are built, because it must know their sizes."""
 
     def __init__(self, config: Any) -> None:
         super().__init__(config)  # type: ignore[call-arg]
