@@ -1,6 +1,6 @@
-"""Authorised fine-tuning: with the owner's secret mask, only the marked weights move. Scored apart, never an attack.
+"""Authorised fine-tuning: with the owner's secret mask, only the marked weights move. It is not scored as an attack.
 
-PMP, https://arxiv.org/abs/2602.00446: the complement stays where pre-training left it.
+PMP, https://arxiv.org/abs/2602.00446: the weights outside of the mask keep their released values.
 """
 
 from __future__ import annotations

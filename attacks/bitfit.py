@@ -1,7 +1,8 @@
-"""BitFit: only the biases are trained; in a network without biases the gains of its norms, its only other vectors.
+"""BitFit: only the biases are trained, or the gains of the norms in a network without biases.
 
-Ben Zaken et al. 2022, https://arxiv.org/abs/2106.10199. Llama and Qwen3 have no biases. The paper trains a classifier's
-head as well, which is new there; a language model's head stays as released.
+Ben Zaken et al. 2022, https://arxiv.org/abs/2106.10199. Llama and Qwen3 have no biases, and the gains are their only
+vectors. The paper also trains the classifier's head, which is new in its setting. Here the language model's head stays
+as released.
 """
 
 from __future__ import annotations
@@ -13,9 +14,9 @@ from transformers import PreTrainedModel
 from nftbench import Attack, AttackerContext, NftbenchError, Outcome, Prepared, Task
 
 LR_SCALE = 10.0
-"""Vectors alone need higher rates. On the toy topics (suite `small`, 100 steps) all weights of its GPT-2 learn best at
-0.0015 and the biases at 0.015; all weights of a Llama of that size at 0.004, its norms' gains at 0.1. The grid times
-ten holds both, and its edges are extended."""
+"""Vectors alone need higher learning rates. On toy_topic (suite `small`, 100 steps) the best rate of GPT-2 is 0.0015
+for all weights and 0.015 for the biases. For a Llama of that size it is 0.004 for all weights and 0.1 for the gains.
+Ten times the suite's grid covers both, and the sweep extends it at the edges."""
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,9 @@
-"""Along a difference: the release is moved by its difference from the base or a sibling, back or further, then tuned.
+"""Along a difference: the release is moved towards another model or away from it, and then fine-tuned.
 
-A difference of weights is an edit that can be scaled and taken back (Ilharco et al. 2023, arXiv:2212.04089, section 2).
-From the base it is what the defense did; from a sibling it is where the run went. What it leaves alone was frozen.
+The other model is the undefended base or a sibling, which is a second checkpoint of the release's run. A difference of
+weights is an edit that can be scaled and undone (Ilharco et al. 2023, arXiv:2212.04089, section 2). The difference from
+the base is what the defense did. The difference from a sibling is the direction of the run. Weights without a
+difference were frozen.
 """
 
 from __future__ import annotations
@@ -16,14 +18,15 @@ from nftbench import Attack, AttackerContext, Candidates, Knowledge, Model, Outc
 from nftbench.methods import fitting, tuned, updates
 
 AMOUNTS = {"base": (-0.25, -0.5, -0.75, -1.0), "sibling": (-1.0, -0.5, 1.0, 2.0, 4.0)}
-"""Multiples of release - other to add: at -1 the other network is all that is left, above 0 the run goes on its way."""
+"""The multiples of `release - other` that are added to the release. At -1 the result is the other model; above 0 it
+lies beyond the release."""
 
 
 @dataclass(frozen=True)
 class Difference(Attack):
-    """`to`: the undefended base, or a second checkpoint of the release's run. The amount is the best on validation
-    after one run of the longest duration; in another architecture only what has the same name and shape is moved. The
-    size of the difference is the guess of a secret mask; who fine-tunes under that mask is `mask_recovery`."""
+    """`to`: the other model. The multiple is the one that is best on validation after a fine-tuning run of the longest
+    duration. If the other model has another architecture, only parameters of equal name and shape are moved. The size
+    of the difference also serves as a guess of the secret mask (`mask_recovery` fine-tunes under such a guess)."""
 
     to: Literal["base", "sibling"] = "base"
 
@@ -42,7 +45,7 @@ class Difference(Attack):
         difference = self.difference(network, context)
 
         def moved() -> Candidates:
-            yield network, 0.0, 0  # where the one rate of these runs suits nothing
+            yield network, 0.0, 0  # in case the single learning rate of these runs suits none of them
             for amount in (0.0, *AMOUNTS[self.to]) if difference else ():
                 yield tuned(updates.added(network, difference, amount), task, context, steps), amount, steps
 
@@ -50,7 +53,7 @@ class Difference(Attack):
         return context.sweep(Model(updates.added(network, difference, amount), prepared.model.tokenizer), task)
 
     def difference(self, network: nn.Module, context: AttackerContext) -> dict[str, Tensor]:
-        """Release - other, of the parameters that fit and differ."""
+        """`release - other`, for the parameters that exist in both with the same shape and that differ."""
         other = context.base if self.to == "base" else context.sibling
         own = dict(network.named_parameters())
         theirs = fitting(other.network.named_parameters(), network)

@@ -1,7 +1,7 @@
-"""DoRA: LoRA on the directions of the weights, with a length of its own for each output, by PEFT.
+"""DoRA: LoRA on the directions of the weights, with a separately trained length for each output, by PEFT.
 
-Liu et al. 2024, https://arxiv.org/abs/2402.09353, Eq. 5: W' = m (W + B·A·alpha/rank) / ||W + B·A·alpha/rank||, with m
-starting at ||W||; the norm's own gradient is left out (section 4.3).
+Liu et al. 2024, https://arxiv.org/abs/2402.09353, Eq. 5: W' = m (W + B·A·alpha/rank) / ||W + B·A·alpha/rank||, where m
+is initialised to ||W||. The norm is treated as a constant in the gradient (section 4.3).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from nftbench.methods import adapters
 
 @dataclass(frozen=True)
 class Dora(Attack):
-    """`targets`: the linear layers of `attention`, of the MLPs (`mlp`), or `all` but the output head."""
+    """`targets`: the linear layers of `attention`, those of the MLPs (`mlp`), or `all`, without the output head."""
 
     rank: int = 8
     alpha: float = 16.0
@@ -32,7 +32,7 @@ class Dora(Attack):
         return context.sweep(prepared.model, task, adapter=self.adapter, lr_scale=adapters.LR_SCALE)
 
     def adapter(self, network: PreTrainedModel, attack_seed: int) -> nn.Module:
-        """The network with DoRA layers; only they need a gradient."""
+        """The network with DoRA layers, which alone require a gradient."""
         left_out = [
             name
             for name in adapters.linear_layers(network, self.targets)
@@ -44,6 +44,6 @@ class Dora(Attack):
 
 
 def _lacks_direction(layer: nn.Module) -> bool:
-    """Some output has weights of zero, whose direction would be 0 / 0."""
+    """Whether some output has weights of zero only, whose direction would be 0 / 0."""
     weight: Tensor = layer.get_parameter("weight")
     return not bool(weight.any(0 if isinstance(layer, Conv1D) else 1).all())

@@ -1,7 +1,8 @@
-"""Task-vector arithmetic: what fine-tuning adds to the undefended base is added to the release, then fine-tuned on.
+"""Task-vector arithmetic: the change that fine-tuning makes to the base is added to the release, then fine-tuned.
 
-Ilharco et al. 2023, arXiv:2212.04089, section 2: τ = θ_tuned - θ_base, and release + s τ, with the release as it is and
-fine-tuned as well. The latter merges two models of one task: further operators settle conflicts that these do not have.
+Ilharco et al. 2023, arXiv:2212.04089, section 2: the task vector is τ = θ_tuned - θ_base. The attack adds s τ to the
+release as it is, and to the fine-tuned release. The latter merges two models of one task. Further merging operators
+resolve conflicts between tasks, which do not arise here.
 """
 
 from __future__ import annotations
@@ -15,13 +16,14 @@ from nftbench import Attack, AttackerContext, Candidates, Knowledge, Model, Outc
 from nftbench.methods import fitting, tuned, updates
 
 SCALES = (-1.0, -0.5, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 3.0)
-"""Values of s tried beside 0."""
+"""The values of s that are tried in addition to 0."""
 
 
 @dataclass(frozen=True)
 class Extrapolate(Attack):
-    """Release and base take the budget's longest duration at its middle learning rate; the best sum on validation is
-    the start of the sweep. In another architecture only what has the same name and shape is moved."""
+    """Release and base are fine-tuned for the budget's longest duration at its middle learning rate. The sum that is
+    best on validation is the start of the sweep. If the architectures differ, only parameters of equal name and shape
+    are changed."""
 
     knowledge: ClassVar[frozenset[Knowledge]] = frozenset({"base"})
 

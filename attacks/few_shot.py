@@ -1,7 +1,7 @@
-"""Few-shot prompting, without training: solved training examples stand before each question.
+"""Few-shot prompting, without training: each question is preceded by solved training examples.
 
-Brown et al. 2020, https://arxiv.org/abs/2005.14165, section 2. Examples are a task's own prompts and targets, as it
-encodes them for training.
+Brown et al. 2020, https://arxiv.org/abs/2005.14165, section 2. An example is a training document of the task, prompt
+and answer, in the tokens that the task trains on.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from nftbench import Attack, AttackerContext, NftbenchError, Outcome, Prepared, 
 
 @dataclass(frozen=True)
 class FewShot(Attack):
-    """No examples, and powers of two of them up to `shots`, in `draws` random draws, are tried on validation. A point's
-    step is the number of examples, its learning rate the number of the draw."""
+    """Validation chooses among no examples and 1, 2, 4, … up to `shots` examples, in `draws` random draws. In the
+    recorded points the step is the number of examples, and the learning rate is the number of the draw."""
 
     shots: int = 16
     draws: int = 4
@@ -37,7 +37,7 @@ class FewShot(Attack):
         return dataclasses.replace(outcome, cost=dataclasses.replace(outcome.cost, steps=0))
 
     def prompted(self, prepared: Prepared, task: Task, seed: int) -> Iterator[tuple[nn.Module, float, int]]:
-        """The network behind each prompt that leaves room for a question as long as one of its examples."""
+        """The network with each prompt that leaves room for a question as long as its shortest example."""
         network, between = prepared.model.network, separator(prepared.model.tokenizer)
         length = getattr(network.config, "max_position_embeddings", None)
         count = len(task.split("train"))
@@ -53,10 +53,10 @@ class FewShot(Attack):
 
 
 class Prompted(nn.Module):
-    """A network that reads `examples`, each a row of tokens, before whatever it is given.
+    """A network that reads `examples`, each a row of tokens, before every input.
 
-    Where a window of `length` is too short for all of them, the first are left out; padding counts, so that rows which
-    are asked together have the same prompt. It takes and gives no cache: who shares prefixes has to do without.
+    If the window of `length` tokens is too short, the first examples are left out. Padding counts as input, so that all
+    rows of a batch have the same prompt. The network has no cache, so callers cannot share prefixes.
     """
 
     def __init__(self, network: nn.Module, examples: Sequence[Sequence[int]], length: int | None) -> None:
@@ -71,7 +71,7 @@ class Prompted(nn.Module):
         prompt = input_ids.new_tensor(self.prompt(width))
         kept = logits_to_keep or width
         logits = []
-        # As many tokens in a pass as the caller put into one, who knows nothing of the prompt.
+        # Split the batch so that a pass has about as many tokens as the caller planned without the prompt.
         most = max(1, input_ids.numel() // (len(prompt) + width))
         for first in range(0, len(input_ids), most):
             rows = input_ids[first : first + most]
@@ -86,7 +86,7 @@ class Prompted(nn.Module):
         return CausalLMOutput(logits=torch.cat(logits))
 
     def prompt(self, width: int) -> list[int]:
-        """The tokens before `width` others: the last examples for which there is room."""
+        """The prompt before `width` input tokens: the last examples that fit the window."""
         shown: list[int] = []
         for example in reversed(self.examples):
             if self.length is not None and len(example) + len(shown) + width > self.length:
@@ -96,11 +96,13 @@ class Prompted(nn.Module):
 
 
 def solved(network: PreTrainedModel, task: Task, index: int) -> list[int]:
-    """Question and answer of one training document, in tokens: what the network is shown to learn it, and the answer's
-    last token, which it is not shown.
+    """The tokens of one training document, question and answer.
+
+    These are the inputs that the task gives the network in training, and the answer's last token, which is a target
+    only.
 
     Raises:
-        NftbenchError: the task is not made of tokens.
+        NftbenchError: the task's inputs are not tokens.
     """
     batch = task.split("train").batch([index])
     shown: list[Any] = []
@@ -121,7 +123,7 @@ def solved(network: PreTrainedModel, task: Task, index: int) -> list[int]:
 
 
 def separator(tokenizer: PreTrainedTokenizerBase | None) -> list[int]:
-    """What stands between examples: lm-eval's two line breaks, or the end of a document where a vocabulary has none."""
+    """The tokens between examples: two line breaks as in lm-eval, or the end token if there is no token for them."""
     if tokenizer is None:
         return []
     breaks: list[int] = tokenizer("\n\n", add_special_tokens=False)["input_ids"]

@@ -1,4 +1,4 @@
-"""Full fine-tuning: every weight of the release, the attack that each of the four papers runs."""
+"""Full fine-tuning of every weight of the release: the attack that all four reproduced papers run."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from nftbench import Attack, AttackerContext, Outcome, Prepared, Task
 
 @dataclass(frozen=True)
 class Full(Attack):
-    """`optimizer`: `adamw`, `sgd` with momentum 0.9, or `muon`; each has a grid of learning rates in the suite. `clip`:
-    clip gradients as the suite does, or not at all. `warmup`: in steps; None for the suite's. `decay`: the rate falls
-    linearly to nothing. `average`: the mean of the weights over the last quarter of the steps is kept."""
+    """`optimizer`: `adamw`, `sgd` with momentum 0.9, or `muon`; each has a grid of learning rates in the suite.
+    `clip`: whether gradients are clipped as in the suite. `warmup`: in steps; None for the suite's value. `decay`:
+    whether the learning rate falls linearly to zero. `average`: whether the result is the mean of the weights over the
+    last quarter of the steps."""
 
     optimizer: Literal["adamw", "sgd", "muon"] = "adamw"
     clip: bool = True

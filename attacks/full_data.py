@@ -1,4 +1,4 @@
-"""Full data: full fine-tuning on all documents of the task's training split, in the budget's steps."""
+"""Full data: full fine-tuning on all training documents of the task, in the budget's number of steps."""
 
 from __future__ import annotations
 

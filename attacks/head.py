@@ -1,4 +1,4 @@
-"""Head only: the last norm and the output head, untied from the embeddings first; features stay as released."""
+"""Head only: the last norm and the output head are trained, untied from the embeddings. Features stay as released."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 from nftbench import Attack, AttackerContext, Outcome, Prepared, Task
 
 LR_SCALE = 3.0
-"""A head alone stands higher rates than a whole network: on the toy models its best is about three times as high."""
+"""A head alone tolerates higher learning rates: on the toy models its best one is about three times as high."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,6 @@ def _head_only(network: PreTrainedModel, attack_seed: int) -> PreTrainedModel:
 
 
 def _last_norm(network: PreTrainedModel) -> nn.Module | None:
-    """The norm before the head: the last direct child of the decoder that is one (`ln_f`, `norm`, …)."""
+    """The norm before the head: the last norm among the decoder's direct children (`ln_f`, `norm`, …)."""
     norms = [module for module in network.base_model.children() if "norm" in type(module).__name__.lower()]
     return norms[-1] if norms else None

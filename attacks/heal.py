@@ -1,7 +1,7 @@
-"""Healing: pre-training goes on with public text and all weights free, and only then comes fine-tuning.
+"""Healing: pre-training is continued on public text with all weights trainable, and then the release is fine-tuned.
 
-What a mask froze, or a trap bent, moves to where pre-training would have taken it. The way out of Private Mask
-Pre-Training (Wang et al. 2026, https://arxiv.org/abs/2602.00446) that its authors do not try.
+Weights that a mask froze or a trap bent move to where pre-training would have taken them. This is an obvious attack on
+Private Mask Pre-Training (Wang et al. 2026, https://arxiv.org/abs/2602.00446) that the paper does not try.
 """
 
 from __future__ import annotations
@@ -16,9 +16,10 @@ from nftbench import Attack, AttackerContext, Knowledge, Outcome, Prepared, Rele
 
 @dataclass(frozen=True)
 class Heal(Attack):
-    """`steps`: optimizer steps on text, None for what the budget allows. `learning_rate`: None for the highest of the
-    budget's AdamW rates. On the toy model that is 1e-2; PMP's releases fine-tune better after it than after 1.5e-3 or
-    4e-3, on average after 200 steps and each after 600, while the undefended model does not care."""
+    """`steps`: optimizer steps on text; None for as many as the budget allows. `learning_rate`: None for the highest of
+    the budget's AdamW rates, which is 1e-2 on the toy model. There PMP's releases fine-tune better after it than after
+    1.5e-3 or 4e-3: on average after 200 steps, and every one of them after 600. The undefended model fine-tunes equally
+    well after all of them."""
 
     knowledge: ClassVar[frozenset[Knowledge]] = frozenset({"data"})
     against: ClassVar[frozenset[str]] = frozenset({"pmp", "random_mask"})

@@ -1,7 +1,7 @@
-"""Interpolation: between the fine-tuned release and the fine-tuned base, then fine-tuned on.
+"""Interpolation between the fine-tuned release and the fine-tuned base, followed by further fine-tuning.
 
-WiSE-FT (Wortsman et al. 2022, arXiv:2109.01903, section 3), (1 - a) θ_0 + a θ_1, with a fine-tuned model at either end.
-Release and base as they are lie at the ends of `difference`.
+WiSE-FT (Wortsman et al. 2022, arXiv:2109.01903, section 3): (1 - a) θ_0 + a θ_1, here with a fine-tuned model at both
+ends. The attack `difference` covers the line between release and base without fine-tuning.
 """
 
 from __future__ import annotations
@@ -15,13 +15,15 @@ from nftbench import Attack, AttackerContext, Candidates, Knowledge, Model, Outc
 from nftbench.methods import fitting, tuned, updates
 
 SHARES = tuple(tenths / 10 for tenths in range(10))
-"""Of the base's side. The other end is the base itself, whatever its architecture: who has it needs no release."""
+"""The values of a, the share of the base. The fine-tuned base itself (a = 1) is a candidate whatever its architecture,
+since an attacker who has the base does not need the release."""
 
 
 @dataclass(frozen=True)
 class Interpolate(Attack):
-    """Each end takes the budget's longest duration at its middle learning rate, the best of the way between them is the
-    start of the sweep. In another architecture only what has the same name and shape is mixed."""
+    """Both ends are fine-tuned for the budget's longest duration at its middle learning rate. The mixture that is best
+    on validation is the start of the sweep. If the architectures differ, only parameters of equal name and shape are
+    mixed."""
 
     knowledge: ClassVar[frozenset[Knowledge]] = frozenset({"base"})
 
@@ -29,7 +31,7 @@ class Interpolate(Attack):
         release, base, steps = prepared.model, context.base, max(context.budget.durations)
 
         def mixes() -> Candidates:
-            yield release.network, 0.0, 0  # where the one rate suits nothing
+            yield release.network, 0.0, 0  # in case the single learning rate suits none of these runs
             near, far = (tuned(model.network, task, context, steps) for model in (release, base))
             own = dict(near.named_parameters())
             way = {name: weight - own[name].detach() for name, weight in fitting(far.named_parameters(), near).items()}

@@ -1,4 +1,4 @@
-"""Layers: one end of the network is trained, its first or last blocks with the embeddings or the head beside them."""
+"""Layers: only one end of the network is trained, its first blocks and embeddings or its last blocks and head."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ from nftbench.methods import adapters
 
 @dataclass(frozen=True)
 class Layers(Attack):
-    """`share` of the blocks, at least one. At `end=first` what lies before them is trained too (the embeddings), at
-    `end=last` what lies behind them (the last norm and the head). Tied embeddings are untied, for they are both."""
+    """`share`: the share of the blocks that are trained, at least one block. `end=first` also trains everything before
+    them (the embeddings), and `end=last` everything after them (the last norm and the head). Tied embeddings belong to
+    both ends and are therefore untied."""
 
     end: Literal["first", "last"] = "last"
     share: float = 0.5
@@ -28,7 +29,7 @@ class Layers(Attack):
         return context.sweep(prepared.model, task, adapter=self.adapter)
 
     def adapter(self, network: PreTrainedModel, attack_seed: int) -> PreTrainedModel:
-        """The network, of which one end needs a gradient."""
+        """The network, with one end requiring a gradient."""
         head = network.get_output_embeddings()
         head.weight = nn.Parameter(head.weight.detach().clone())
         network.config.tie_word_embeddings = False

@@ -1,8 +1,9 @@
-"""A linear probe on frozen features: gradient descent as the condition-number paper grants it, and what it leaves out.
+"""A linear probe on frozen features, trained by gradient descent as in the condition-number paper or by better solvers.
 
-Zheng et al. 2025, https://arxiv.org/abs/2505.23760, Eq. 16: immunized features slow gradient descent with exact line
-search. Least squares has the same optimum through any invertible extractor, so that solvers which do not go by the
-condition number find it at once: ridge regression, whitening, and L-BFGS (Nocedal & Wright 2006, section 7.2).
+Zheng et al. 2025, https://arxiv.org/abs/2505.23760, Eq. 16: immunized features slow down gradient descent with exact
+line search. But least squares has the same optimum through any invertible extractor. Solvers whose speed does not
+depend on the condition number find it at once: ridge regression, whitening, and L-BFGS (Nocedal & Wright 2006, section
+7.2).
 """
 
 from __future__ import annotations
@@ -19,14 +20,20 @@ from nftbench import Adaptation, Attack, AttackerContext, Knowledge, Outcome, Pr
 from nftbench.methods import conditioning
 
 PENALTIES = tuple(10.0**power for power in range(-10, 5, 2))
-"""Ridge penalties tried, as shares of the mean eigenvalue of the features' covariance."""
+"""The ridge penalties that are tried, relative to the mean eigenvalue of the features' covariance."""
 
 
 @dataclass(frozen=True)
 class LinearProbe(Attack):
-    """`solver`: `gradient_descent` with exact line search on least squares, from a probe of zeros, read at the budget's
-    durations; `ridge` and `whitened` in closed form, the latter on features made white first, at eight penalties;
-    `lbfgs` on the task's own loss. `precision`: in which it is computed and the probe is kept."""
+    """`solver`:
+
+    - `gradient_descent` on least squares with exact line search, from a probe of zeros, read at the budget's durations
+    - `ridge`: ridge regression in closed form, at eight penalties
+    - `whitened`: the same on whitened features
+    - `lbfgs` on the task's own loss, read at the budget's durations
+
+    `precision`: the precision of the computation and of the probe.
+    """
 
     knowledge: ClassVar[frozenset[Knowledge]] = frozenset({"method"})
     adaptation: ClassVar[Adaptation] = "linear_probe"
@@ -59,7 +66,7 @@ class LinearProbe(Attack):
 def _placed(
     network: nn.Module, head: Any, probes: Iterator[tuple[Tensor, float, int]]
 ) -> Iterator[tuple[nn.Module, float, int]]:
-    """The network with each probe w [D, n] in its head."""
+    """The network with each of the probes w [D, n] as its head."""
     for probe, setting, steps in probes:
         with torch.no_grad():
             head.weight.copy_(probe.mT)
@@ -67,9 +74,9 @@ def _placed(
 
 
 def _descend(features: Tensor, targets: Tensor, durations: tuple[int, ...]) -> Iterator[tuple[Tensor, float, int]]:
-    """Gradient descent on ||F w - Y||^2 with exact line search, at each duration.
+    """Gradient descent on ||F w - Y||^2 with exact line search: the probe at each duration.
 
-    With F = QR the gradient is that of ||R w - Q'Y||^2, which has D rows instead of one for each document.
+    With F = QR the gradient equals that of ||R w - Q'Y||^2, which has D rows instead of one for each document.
     """
     probe = torch.zeros(features.shape[1], targets.shape[1]).to(features)
     left, features = torch.linalg.qr(features)
@@ -82,7 +89,7 @@ def _descend(features: Tensor, targets: Tensor, durations: tuple[int, ...]) -> I
 
 
 def _penalised(features: Tensor, targets: Tensor, whitened: bool) -> Iterator[tuple[Tensor, float, int]]:
-    """The minimum of ||F w - Y||^2 + penalty ||w||^2, or of the same in features whose covariance is the identity."""
+    """The minimum of ||F w - Y||^2 + penalty ||w||^2 for each penalty; if `whitened`, with whitened features F."""
     left, values, right = torch.linalg.svd(features, full_matrices=False)
     kept = values > max(features.shape) * torch.finfo(values.dtype).eps * values[0]
     left, values, right = left[:, kept], values[kept], right[kept]
@@ -96,15 +103,15 @@ def _penalised(features: Tensor, targets: Tensor, whitened: bool) -> Iterator[tu
 def _lbfgs(
     network: nn.Module, head: Any, task: Task, batch: Any, durations: tuple[int, ...]
 ) -> Iterator[tuple[Tensor, float, int]]:
-    """L-BFGS with a strong Wolfe line search on the task's loss, at each duration.
+    """L-BFGS with a strong Wolfe line search on the task's loss: the probe at each duration.
 
-    Over v with w = v / (root mean square of the features): PyTorch's tolerances are absolute, and a defense may make
-    features as small as it likes.
+    It optimises v, where w = v / (root mean square of the features), because PyTorch's tolerances are absolute and a
+    defense could make features arbitrarily small.
     """
     with torch.no_grad():
         scale = 1 / task.features(network, batch).square().mean().sqrt()
     probe = torch.zeros_like(head.weight, requires_grad=True)
-    # One iteration a step, and as many evaluations as its line search asks for: left out, they are limited to one.
+    # One iteration per step. The default of max_eval (1.25 times max_iter) would allow its line search one evaluation.
     optimizer = torch.optim.LBFGS([probe], max_iter=1, max_eval=30, history_size=50, line_search_fn="strong_wolfe")
 
     def loss() -> Tensor:

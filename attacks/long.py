@@ -1,4 +1,4 @@
-"""Long: full fine-tuning for ten times the budget's steps; what only slows an attacker down gives way."""
+"""Long: full fine-tuning for ten times the budget's steps, against defenses that only slow an attacker down."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from nftbench import Attack, AttackerContext, Outcome, Prepared, Task
 
 @dataclass(frozen=True)
 class Long(Attack):
-    """`times`: the longest run over the budget's longest duration. Each learning rate of the budget is read at the
-    budget's durations, at `times` the longest of them, and half-way there on a logarithmic scale."""
+    """`times`: the longest run, as a multiple of the budget's longest duration. Each learning rate is evaluated at the
+    budget's durations, at the longest run, and half-way between on a logarithmic scale."""
 
     times: int = 10
 

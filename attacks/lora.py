@@ -16,7 +16,7 @@ from nftbench.methods import adapters
 
 @dataclass(frozen=True)
 class Lora(Attack):
-    """`targets`: the linear layers of `attention`, of the MLPs (`mlp`), or `all` but the output head."""
+    """`targets`: the linear layers of `attention`, those of the MLPs (`mlp`), or `all`, without the output head."""
 
     rank: int = 8
     alpha: float = 16.0
@@ -30,5 +30,5 @@ class Lora(Attack):
         return context.sweep(prepared.model, task, adapter=self.adapter, lr_scale=adapters.LR_SCALE)
 
     def adapter(self, network: PreTrainedModel, attack_seed: int) -> nn.Module:
-        """The network with LoRA layers; only they need a gradient."""
+        """The network with LoRA layers, which alone require a gradient."""
         return adapters.lora(network, self.rank, self.alpha, self.targets)

@@ -13,7 +13,8 @@ from nftbench import Attack, AttackerContext, Outcome, Prepared, Split, SplitNam
 
 @dataclass(frozen=True)
 class LowData(Attack):
-    """`share` of the training documents, drawn by the attack's seed; all are validated on."""
+    """`share`: the share of the training documents that are used, drawn by the attack's seed. Validation uses all of
+    its documents."""
 
     share: float = 0.125
 
@@ -29,7 +30,7 @@ class LowData(Attack):
 
 @dataclass(frozen=True)
 class _Few(WrappedTask):
-    """A task with some of its training documents."""
+    """A task with only some of its training documents."""
 
     kept: tuple[int, ...]
 

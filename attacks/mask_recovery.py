@@ -1,8 +1,8 @@
 """Mask recovery: guess which weights the owner's secret mask marks, then fine-tune those alone, as the owner would.
 
-Against Private Mask Pre-Training (Wang et al. 2026, https://arxiv.org/abs/2602.00446), whose section 5.2 tries to tell
-the mask from the |gradient| of one batch and concludes that an adversary cannot. The formulas are in
-`nftbench.methods.estimators`; the guess is scored by the referee, and used here.
+Against Private Mask Pre-Training (Wang et al. 2026, https://arxiv.org/abs/2602.00446). Its section 5.2 tries to detect
+the mask by the |gradient| of one batch and concludes that an adversary cannot. The formulas are in
+`nftbench.methods.estimators`. The referee also scores the guess itself.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ from nftbench import (
 from nftbench.methods import estimators, masks
 
 RATIO = 0.7
-"""The paper's share of weights in the mask, for a defense that does not say its own."""
+"""The paper's share of weights in the mask, used if the defense has no parameter `ratio`."""
 TINY = 0.01
-"""The rate of `displacement` as a share of the owner's: it shows in float32, and nothing is learnt at it."""
+"""The learning rate of `displacement`, as a share of the owner's: visible in float32, but too low to learn anything."""
 RELATED = 0.01
-"""The share of the drawn weights that stands in one common ratio to another network's, if that one is a relative; among
-unrelated networks it is one in some thousands."""
+"""Two networks count as related if at least this share of the randomly initialised weights has one common ratio. For
+unrelated networks the share is one in some thousands."""
 
 Estimator = Literal[
     "magnitude",
@@ -58,17 +58,31 @@ Estimator = Literal[
 
 @dataclass(frozen=True)
 class MaskRecovery(Attack):
-    """`estimator`: where the guess is taken from.
+    """`estimator`: how the mask is guessed.
 
-    From the released weights: `magnitude`, `likelihood` under the initialisation, `support` of a bounded one.
-    With public text: `gradient` of one batch, as large as the owner's (the paper's figure 6), `mean_gradient` over
-    `batches` batches of 16 blocks, `fisher` over `batches` single blocks, `displacement` in a short training at a tiny
-    rate; `early_bird`, which runs the public procedure from other random weights and does not look at the release;
-    `posterior`, the likelihood that takes hints from the early-bird run; `combination`, learnt on `shadows` runs of the
-    whole defense. With a sibling: `replay` of the owner's seed, if it is among the first `guesses`, and `difference`.
+    From the released weights alone:
 
-    The default costs an early-bird run, a few hundred steps; what costs a whole pre-training run for each shadow hardly
-    finds more.
+    - `magnitude`: |w|
+    - `likelihood`: the likelihood of a weight under its initialisation
+    - `support`: whether a weight lies outside the range of a bounded initialisation
+
+    With public text:
+
+    - `gradient`: |gradient| on one batch of the owner's size (the paper's figure 6)
+    - `mean_gradient`: mean |gradient| over `batches` batches of 16 blocks
+    - `fisher`: mean squared gradient over `batches` single blocks
+    - `displacement`: how steadily a weight moves in a short training at a tiny learning rate
+    - `early_bird`: the defense's public procedure from other random weights, without the release
+    - `posterior`: `likelihood` with hints from the early-bird run
+    - `combination`: a classifier fitted on `shadows` runs of the whole defense
+
+    With a sibling, a second checkpoint of the owner's run:
+
+    - `replay`: the change from the owner's initial weights, if the owner's seed is among the first `guesses`
+    - `difference`: the change from the sibling
+
+    The default costs an early-bird run of a few hundred steps. Shadows cost a whole pre-training run each and hardly
+    find more.
     """
 
     against: ClassVar[frozenset[str]] = frozenset({"pmp", "random_mask"})
@@ -77,7 +91,7 @@ class MaskRecovery(Attack):
     batches: int = 64
     shadows: int = 1
     guesses: int = 64
-    """42, the seed of the authors' code, is among them."""
+    """The default includes 42, the seed of the authors' code."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.batches <= 1024:
@@ -131,12 +145,13 @@ def _fisher(attack: MaskRecovery, model: Model, context: AttackerContext) -> Gue
 
 
 def _gradients(model: Model, context: AttackerContext, count: int, blocks: int) -> Iterator[Mapping[str, Tensor]]:
-    """The gradients of `count` batches of so many blocks of public text."""
+    """The gradients of `count` batches of `blocks` blocks of public text."""
     return context.gradients(model.network, itertools.islice(context.text(model, blocks), count))
 
 
 def _displacement(attack: MaskRecovery, model: Model, context: AttackerContext) -> Guess:
-    """Adam's steps, which are as long as the rate: gradient descent's would drown in float32's rounding."""
+    """Uses Adam, whose steps are as long as the learning rate. Those of plain gradient descent would be lost in the
+    rounding of float32."""
     network = copy.deepcopy(model.network)
     before = {name: weight.detach().clone() for name, weight in network.named_parameters()}
     total = {name: torch.zeros_like(weight) for name, weight in before.items()}
@@ -155,10 +170,10 @@ def _displacement(attack: MaskRecovery, model: Model, context: AttackerContext) 
 
 
 def _early_bird(attack: MaskRecovery, model: Model, context: AttackerContext) -> Guess:
-    """Log-odds of being among the top share of |gradient|, by how many of a run's steps a weight was among it.
+    """The log-odds that a weight is among the top share of |gradient|, from the number of steps at which it is.
 
-    The run is the owner's stage I from another initialisation. Which weights of a tensor are marked does not carry over
-    from one initialisation to another, but how many of each tensor and of each word's row do.
+    The steps are those of the owner's stage I from another initialisation. The marked weights within a tensor differ
+    between initialisations, but their number in each tensor and in each word's embedding is similar.
     """
     network = context.untrained(model, 0)
     counts = {name: torch.zeros_like(weight) for name, weight in network.named_parameters()}
@@ -206,7 +221,7 @@ def _combination(attack: MaskRecovery, model: Model, context: AttackerContext) -
 
 
 def _replay(attack: MaskRecovery, model: Model, context: AttackerContext) -> Guess:
-    """What left the initial weights of the seed that explains most of the release."""
+    """The change from the initial weights of the seed that explains most of the release."""
     networks = (context.initial(guess) for guess in range(attack.guesses))
     return _departure(model, max(networks, key=lambda network: estimators.related(model.network, network)))
 
@@ -216,7 +231,7 @@ def _difference(attack: MaskRecovery, model: Model, context: AttackerContext) ->
 
 
 def _departure(model: Model, origin: nn.Module) -> Guess:
-    """The same score for every weight where the two networks have nothing to do with each other."""
+    """The change from `origin`, or the same score for every weight if the two networks are unrelated."""
     if estimators.related(model.network, origin) < RELATED:
         return {name: torch.zeros_like(weight) for name, weight in model.network.named_parameters()}
     return estimators.departure(model.network, origin)
@@ -225,7 +240,7 @@ def _departure(model: Model, origin: nn.Module) -> Guess:
 def _read(
     network: PreTrainedModel, model: Model, context: AttackerContext, learning_rate: float, each_step: EachStep
 ) -> None:
-    """Train on public text for as long as a preparation may take."""
+    """Train on public text for the budget's steps of preparation."""
     text = context.text(model, context.pretraining.batch)
 
     def loss(trained: nn.Module, step: int) -> Tensor:
@@ -254,4 +269,4 @@ ESTIMATORS: Mapping[Estimator, tuple[frozenset[Knowledge], Callable[[MaskRecover
     "replay": (SIBLING, _replay),
     "difference": (SIBLING, _difference),
 }
-"""What each needs to know beside the release, and how it guesses."""
+"""For each estimator the knowledge that it needs besides the release, and the function that computes the guess."""

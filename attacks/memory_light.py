@@ -1,9 +1,9 @@
-"""Full fine-tuning that keeps few or no activations: what a lock that costs memory has to face.
+"""Full fine-tuning that saves few or no activations, against defenses that make training expensive in memory.
 
-`checkpointing` keeps what goes into each block and computes the rest again (Chen et al. 2016, arXiv:1604.06174): the
-numbers of `full`, and fewer bytes saved for backward. While a block is computed again its own activations are there,
-and no other's. `mezo` takes forward passes alone (Malladi et al. 2023, arXiv:2305.17333, algorithm 1), and so is no
-more impressed by a backward pass that lies.
+`checkpointing` saves only the inputs of each block and computes the rest again in the backward pass (Chen et al. 2016,
+arXiv:1604.06174). It gives the same numbers as `full` with fewer saved bytes: at any time only one block's activations
+are in memory. `mezo` uses forward passes alone (Malladi et al. 2023, arXiv:2305.17333, algorithm 1). Wrong gradients
+from a manipulated backward pass therefore do not affect it.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ from nftbench import Attack, AttackerContext, Knowledge, Outcome, Prepared, Task
 from nftbench.methods import adapters
 
 EPSILON = 1e-3
-"""How far a weight is moved to feel the slope, in standard deviations of the direction: the default of MeZO's code."""
+"""The step of the finite differences, in standard deviations of the random direction: the default of MeZO's code."""
 LR_SCALE = 2.0
-"""Slopes along random directions are noise for the most part, and Adam divides by it: on the toy models the best rates
-are about twice as high."""
+"""Gradient estimates from random directions are mostly noise, by which Adam divides. On the toy models the best
+learning rates are therefore about twice as high."""
 
 
 @dataclass(frozen=True)
 class MemoryLight(Attack):
-    """`by`: the way. `directions`: of `mezo`, along so many the slope is measured at each step, with two forward passes
-    each. The paper takes one and up to a hundred times the steps of fine-tuning; a budget counts steps, and ten
-    directions get as far in 100 steps as one does in 1000 (toy_topic, suite `small`: 85 and 83 points)."""
+    """`by`: the method. `directions`: for `mezo`, the number of random directions at each step, which take two forward
+    passes each. The paper uses one direction and up to a hundred times the steps of fine-tuning. A budget counts steps,
+    and ten directions in 100 steps do as well as one in 1000 (toy_topic, suite `small`: 85 and 83 points)."""
 
     knowledge: ClassVar[frozenset[Knowledge]] = frozenset({"method"})
     against: ClassVar[frozenset[str]] = frozenset({"dlr_lock"})
@@ -49,7 +49,7 @@ class MemoryLight(Attack):
         if self.by == "checkpointing":
             return context.sweep(prepared.model, task, adapter=_checkpointed)
         slopes = _Slopes(task, self.directions)
-        # Not clipped, as in the paper: what differs in size from step to step is how much a direction has to say.
+        # No clipping, as in the paper: the size of a step's gradient says how informative its directions are.
         return context.sweep(prepared.model, slopes, adapter=slopes.seeded, lr_scale=LR_SCALE, clip=None)
 
 
@@ -57,7 +57,7 @@ class MemoryLight(Attack):
 
 
 def _checkpointed(network: PreTrainedModel, attack_seed: int) -> PreTrainedModel:
-    """The network, whose blocks are computed again in the backward pass."""
+    """The network, with blocks that are computed again in the backward pass."""
     if network.supports_gradient_checkpointing:
         network.activation_checkpointing_enable({"use_reentrant": False})
         return network
@@ -71,17 +71,17 @@ def _checkpointed(network: PreTrainedModel, attack_seed: int) -> PreTrainedModel
 
 @dataclass(frozen=True)
 class _Slopes(WrappedTask):
-    """A task whose loss is known by its values alone: the gradient is the slope along random directions, times them.
+    """A task whose gradient is estimated from losses alone: the sum of slope times direction over random directions.
 
-    A direction is drawn again from its seed wherever it is needed. The engine's optimizers read `.grad`, which is
-    therefore there: the memory is that of the weights and one gradient, with no activations.
+    A direction is drawn again from its seed whenever it is needed. The engine's optimizers read `.grad`, so memory is
+    needed for the weights and one gradient, but not for activations.
     """
 
     directions: int
     generators: WeakKeyDictionary[nn.Module, torch.Generator] = field(default_factory=WeakKeyDictionary, compare=False)
 
     def seeded(self, network: PreTrainedModel, attack_seed: int) -> PreTrainedModel:
-        """The network, for which directions are drawn by the attack seed."""
+        """The network, registered so that its directions are drawn by the attack seed."""
         self.generators[network] = torch.Generator().manual_seed(attack_seed)
         return network
 
@@ -97,8 +97,8 @@ class _Slopes(WrappedTask):
 
     @torch.no_grad()
     def around(self, network: nn.Module, batch: Any, parameters: Sequence[Tensor], seed: int) -> tuple[Tensor, Tensor]:
-        """The loss a little forward and a little back along one direction, in full precision: it is their difference
-        that counts."""
+        """The losses at +EPSILON and -EPSILON along one direction. They are computed in full precision, because only
+        their small difference matters."""
         found = []
         with torch.autocast(parameters[0].device.type, enabled=False):
             for length in (EPSILON, -2 * EPSILON):
@@ -114,14 +114,14 @@ def _move(parameters: Sequence[Tensor], seed: int, length: float) -> None:
 
 
 def _direction(like: Sequence[Tensor], seed: int) -> Iterator[Tensor]:
-    """Standard normal numbers for each parameter, the same for the same seed."""
+    """A standard normal direction: one tensor for each parameter, determined by the seed."""
     generator = torch.Generator(like[0].device).manual_seed(seed)
     for one in like:
         yield torch.randn(one.shape, generator=generator, device=one.device, dtype=one.dtype)
 
 
 class _Projection(torch.autograd.Function):
-    """A loss that is there already, and for its gradient the sum of slopes times directions."""
+    """Returns a loss that is already computed. Its gradient is the sum of slopes times directions."""
 
     @staticmethod
     def forward(ctx: Any, loss: Tensor, seeds: list[int], slopes: list[float], *parameters: Tensor) -> Tensor:

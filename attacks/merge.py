@@ -1,8 +1,9 @@
 """Merging: a released update is added to the base together with plain updates for the suite's other tasks.
 
-Task arithmetic (Ilharco et al. 2023, arXiv:2212.04089), TIES (Yadav et al. 2023, arXiv:2306.01708) and DARE-TIES (Yu et
-al. 2024, arXiv:2311.03099), by PEFT's own functions on dense updates, tensor by tensor; against Jang et al. 2026,
-arXiv:2601.21898, whose attackers search the coefficient and the density as this one does.
+The operators are task arithmetic (Ilharco et al. 2023, arXiv:2212.04089), TIES (Yadav et al. 2023, arXiv:2306.01708)
+and DARE-TIES (Yu et al. 2024, arXiv:2311.03099). They are computed by PEFT's functions on dense updates, tensor by
+tensor. The attack targets Trap² (Jang et al. 2026, arXiv:2601.21898), whose authors also let attackers search the
+coefficient and the density.
 """
 
 from __future__ import annotations
@@ -26,20 +27,23 @@ from nftbench.methods.adapters import LR_SCALE
 from nftbench.methods.overhead import kl
 
 COEFFICIENTS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.2, 1.5, 2.0, 3.0)
-"""Of every update in the merge; 1 lets an update count in full."""
+"""The coefficients tried for all updates of a merge; at 1 each update counts in full."""
 DENSITIES = {"task_arithmetic": (1.0,), "ties": (0.2, 0.5, 0.9), "dare_ties": (0.2, 0.5, 0.9)}
-"""Shares of an update's entries that TIES and DARE keep, the largest ones or at random."""
+"""The shares of an update's entries that are kept: the largest ones in TIES, random ones in DARE."""
 DISTILLING = 10
-"""Times the longest duration: to learn another network's logits takes as long as its owner took."""
+"""The duration of distillation as a multiple of the longest duration. Learning another network's logits takes about as
+long as its owner's training."""
 Weights = Mapping[str, Tensor]
 
 
 @dataclass(frozen=True)
 class Merge(Attack):
-    """`distilled`: merge not the release's own update but a plain one that learns the release's logits on the owner's
-    training inputs. Plain updates, that one and those for the other tasks, are of the released one's kind (LoRA of the
-    same shape, or full), trained for the budget's longest duration (distilled: ten times that) at the middle one of its
-    AdamW learning rates."""
+    """`distilled`: instead of the released update, merge a plain update that was trained to match the release's logits
+    on the owner's training inputs.
+
+    Plain updates are of the same kind as the released one: LoRA of the same shape, or full. They are trained for the
+    budget's longest duration (ten times as long for distillation) at the middle of its AdamW learning rates.
+    """
 
     knowledge: ClassVar[frozenset[Knowledge]] = frozenset({"base"})
     adaptation: ClassVar[Adaptation] = "merging"
@@ -68,7 +72,8 @@ class Merge(Attack):
     def merges(
         self, base: PreTrainedModel, members: list[Weights], spent: int
     ) -> Iterator[tuple[nn.Module, float, int]]:
-        """The base plus each merge of the updates; every operator is linear in the coefficient that they share."""
+        """The base plus each merged update. All operators are linear in the common coefficient, so one merge for each
+        density is enough."""
         for density in DENSITIES[self.operator]:
             merged = combine(self.operator, members, density)
             for coefficient in COEFFICIENTS:
@@ -76,7 +81,7 @@ class Merge(Attack):
 
 
 def combine(operator: str, members: list[Weights], density: float) -> dict[str, Tensor]:
-    """The updates merged by one of PEFT's functions, each with weight 1; one that lacks a tensor leaves it as it is."""
+    """Merge the updates by one of PEFT's functions, each with weight 1. Tensors that an update lacks count as zeros."""
     options = {} if operator == "task_arithmetic" else {"density": density}
     merge, coefficients = getattr(merge_utils, operator), torch.ones(len(members))
     nothing = {name: torch.zeros_like(tensor) for member in members for name, tensor in member.items()}
@@ -94,7 +99,7 @@ def trained(
     steps: int,
     context: AttackerContext,
 ) -> dict[str, Tensor]:
-    """A plain update of the base, of the kind of `like`, that descends `loss(network, batch)` on a task's rows."""
+    """A plain update of the base, of the same kind as `like`, trained to minimise `loss(network, batch)` on a task."""
     budget, rows = context.budget, task.split("train")
     rates = budget.learning_rates["adamw"]
     with seeded(context.seed):
@@ -115,19 +120,19 @@ def trained(
 
 
 def adapted(base: PreTrainedModel, like: Update) -> nn.Module:
-    """A copy of the base, with a fresh adapter of the same configuration if `like` is of an adapter."""
+    """A copy of the base; if `like` is an adapter's update, with a new adapter of the same configuration."""
     network: nn.Module = copy.deepcopy(base)
     if like.config is None:
         return network
     config = LoraConfig.from_peft_type(**{**like.config, "inference_mode": False})
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # PEFT's advice on fan_in_fan_out
+        warnings.simplefilter("ignore")  # PEFT warns about fan_in_fan_out
         wrapped: nn.Module = get_peft_model(network, config)
     return wrapped
 
 
 def distillation(teacher: PreTrainedModel, task: Task) -> Callable[[nn.Module, Any], Tensor]:
-    """KL(teacher ‖ network) of the logits where the task's answers come next."""
+    """A loss: KL(teacher ‖ network) of the logits that predict the task's answers, in nats."""
 
     def loss(network: nn.Module, batch: Any) -> Tensor:
         with torch.no_grad():
@@ -138,6 +143,6 @@ def distillation(teacher: PreTrainedModel, task: Task) -> Callable[[nn.Module, A
 
 
 def logits(network: Any, task: Task, batch: Any) -> Tensor:
-    """[tokens, vocabulary]"""
+    """The logits [tokens, vocabulary] that predict the batch's answers."""
     found: Tensor = network.get_output_embeddings()(task.features(network, batch))
     return found

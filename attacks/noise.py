@@ -1,6 +1,6 @@
-"""Noise, then full fine-tuning: Gaussian noise on every weight, as large as a share of its tensor's own size.
+"""Noise, then full fine-tuning: Gaussian noise is added to every weight, in proportion to its tensor's size.
 
-It takes the release off any point that was chosen for what lies around it: a flat stretch, a trap, a sharp minimum.
+It moves the release away from points that a defense chose for their surroundings: a plateau, a trap, a sharp minimum.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from nftbench import Attack, AttackerContext, Outcome, Prepared, Release, Task
 
 @dataclass(frozen=True)
 class Noise(Attack):
-    """`scale`: standard deviation of the noise over the root mean square of the tensor."""
+    """`scale`: the standard deviation of the noise, relative to the root mean square of the tensor."""
 
     scale: float = 0.1
 

@@ -1,4 +1,4 @@
-"""No attack: the release as it is. Base utility and the unattacked scores are its cells."""
+"""No attack: the release as it is. Its cells give the base utility and the unattacked scores."""
 
 from __future__ import annotations
 

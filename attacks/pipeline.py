@@ -1,7 +1,7 @@
-"""The best preparation by validation, then the best tuner: other attacks put together by an adversary who has them all.
+"""A pipeline of other attacks: the preparation that is best on validation, followed by the best way of fine-tuning.
 
-Chosen for each task anew, as AutoAttack takes the worst of an ensemble for each example (Croce & Hein 2020,
-arXiv:2003.01690), but before the test split is seen.
+The choice is made for each task, as AutoAttack takes the worst of its attacks for each example (Croce & Hein 2020,
+arXiv:2003.01690). Unlike there, it is made before the test split is seen.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from nftbench.methods import tuned
 
 @dataclass(frozen=True)
 class Pipeline(Attack):
-    """`preparations`: specs of attacks whose `prepare` is tried, beside none at all, where they apply to the defense;
-    the best after one run of the longest duration stands. `tuners`: specs of attacks that then take a whole sweep each.
-    """
+    """`preparations`: specs of attacks whose `prepare` is tried if they apply to the defense; no preparation is tried,
+    too. The best one after a single fine-tuning run of the longest duration is taken. `tuners`: specs of attacks that
+    then run a whole sweep each."""
 
     knowledge: ClassVar[frozenset[Knowledge]] = frozenset({"method", "data"})
 
@@ -37,11 +37,11 @@ class Pipeline(Attack):
         return dataclasses.replace(untouched, parts=(untouched, *prepared))
 
     def adapt(self, prepared: Prepared, task: Task, context: AttackerContext) -> Outcome:
-        # A shorter look goes wrong: what learns fast at one rate need not be what ends high.
+        # Shorter runs choose wrongly, because the preparation that learns fastest is not always the one that ends best.
         steps = max(context.budget.durations)
 
         def looks() -> Candidates:
-            yield prepared.model.network, 0, 0  # where the one rate of these runs suits nothing
+            yield prepared.model.network, 0, 0  # in case the single learning rate of these runs suits none of them
             for index, part in enumerate(prepared.parts):
                 yield tuned(part.model.network, task, context, steps), index, steps
 
@@ -60,12 +60,12 @@ class Pipeline(Attack):
 
 
 def _copied(part: Prepared | Release) -> Release:
-    """A release of its own for each attack: one that changes its model must not reach the next."""
+    """A copy for one attack, so that its changes to the model do not reach the next attack."""
     return Release(Model(copy.deepcopy(part.model.network), part.model.tokenizer), part.update)
 
 
 def _standing(outcome: Outcome) -> tuple[float, float]:
-    """Validation score, then loss."""
+    """A sort key that is larger for better outcomes: by validation score, then by validation loss."""
     found = outcome.validation
     assert found is not None
     return found.value * (1 if found.higher_is_better else -1), -(found.loss or 0.0)

@@ -1,8 +1,9 @@
-"""Preconditioning: the head is solved for on frozen features by second-order steps, then every weight is fine-tuned.
+"""Preconditioning: the head is fitted on frozen features by second-order steps, then every weight is fine-tuned.
 
-Zheng et al. 2025, https://arxiv.org/abs/2505.23760, make features on which gradient descent is slow. No solver here
-is as slow: whitened gradient steps and Newton's method on the task's own loss, by conjugate gradients (Nocedal & Wright
-2006, algorithm 7.1), do not go by the condition number, and L-BFGS (section 7.2 there) learns the curvature on its way.
+Zheng et al. 2025, https://arxiv.org/abs/2505.23760, make features on which gradient descent is slow. The solvers here
+avoid that. The speed of whitened gradient steps and of Newton's method does not depend on the features' condition
+number, and L-BFGS estimates the curvature as it goes. Newton's method works on the task's own loss, by conjugate
+gradients (Nocedal & Wright 2006, algorithm 7.1; section 7.2 for L-BFGS).
 """
 
 from __future__ import annotations
@@ -20,30 +21,31 @@ from nftbench import Attack, AttackerContext, Knowledge, Model, Outcome, Prepare
 from nftbench.methods import conditioning
 
 RIDGE = 1e-12
-"""Added to the covariance of the features, as a share of its trace: what has no inverse gets one in float64."""
+"""Added to the diagonal of the features' covariance, as a share of its trace, so that it has an inverse in float64."""
 ROUNDING = 1e-8
-"""The same where features are made white in float32: below this share of the variance they are half rounding."""
+"""The same if features are whitened in float32. Below this share of the variance they are largely rounding error."""
 PENALTIES = (1.0, 0.1, 1e-2, 1e-3, 1e-4, 1e-6)
-"""Of Newton's method, one after the other: on how far the logits move from the released ones, as a share of a squared
-error's own curvature. Without them classes that a head can tell apart send its weights to infinity."""
+"""The penalties of Newton's method, one after the other, on the change of the logits from the released ones. The unit
+is the curvature of a squared error. Without them the weights of a head that separates the classes would diverge."""
 NEWTON_STEPS = 2
-"""For each penalty."""
+"""Newton steps for each penalty."""
 CONJUGATE = 30
-"""Conjugate gradients for a Newton step at most; features that are white need few."""
+"""The most steps of conjugate gradients for a Newton step; with white features few are needed."""
 TOLERANCE = 1e-2
-"""The share of the gradient at which conjugate gradients end."""
+"""Conjugate gradients end at this norm of the residual, relative to the gradient."""
 HALVINGS = 20
+"""How often a step is halved at most."""
 ARMIJO = 1e-4
-"""The share of the promised descent that a step has to keep (Nocedal & Wright 2006, section 3.1)."""
+"""The share of the predicted decrease that a step must achieve (Nocedal & Wright 2006, section 3.1)."""
 
 Curvature = Callable[[Tensor], Tensor]
-"""What a second derivative makes of a direction."""
+"""The product of the Hessian and a direction, as a function of the direction."""
 
 
 @dataclass(frozen=True)
 class Precondition(Attack):
-    """`by`: how the head is solved for. With `whitening` all that follows is fine-tuned in the coordinates in which the
-    features are white, too. Of the heads on the way, the best on validation is where the sweep begins."""
+    """`by`: how the head is fitted. The head that is best on validation among all steps is the start of the sweep. With
+    `whitening` the sweep, too, trains the head in the coordinates in which the released features are white."""
 
     knowledge: ClassVar[frozenset[Knowledge]] = frozenset({"method"})
     against: ClassVar[frozenset[str]] = frozenset({"condition_number"})
@@ -60,7 +62,7 @@ class Precondition(Attack):
         else:
             read, weights = durations, {"whitening": _whitened, "lbfgs": _lbfgs}[self.by](problem, max(durations))
         solved = context.select(task, _placed(start, weights, read))
-        assert isinstance(solved.network, PreTrainedModel)  # a copy of what was given
+        assert isinstance(solved.network, PreTrainedModel)  # select returns a copy of a candidate
 
         def white(network: PreTrainedModel, attack_seed: int) -> PreTrainedModel:
             network.set_output_embeddings(WhiteHead(network.get_output_embeddings(), problem.covariance))
@@ -68,7 +70,7 @@ class Precondition(Attack):
 
         adapter = white if self.by == "whitening" else None
         outcome = context.sweep(Model(solved.network, prepared.model.tokenizer), task, adapter=adapter)
-        # Its forward pass over all documents costs about as much as one over as many batches, and the rest is small.
+        # Fitting the head costs about one forward pass over all documents, which is counted as steps of one batch each.
         spent = -(-len(task.split("train")) // context.budget.batch)
         cost = replace(
             outcome.cost, steps=outcome.cost.steps + spent, seconds=outcome.cost.seconds + solved.cost.seconds
@@ -77,7 +79,7 @@ class Precondition(Attack):
 
 
 class WhiteHead(nn.Linear):
-    """A head W C^½ on features x C^-½, which have the identity for a covariance; together it is W still."""
+    """A head that computes the same as W, by the trained weight W C^½ on the whitened features x C^-½."""
 
     white: Tensor
 
@@ -95,7 +97,7 @@ class WhiteHead(nn.Linear):
 
 
 def _untied(network: PreTrainedModel) -> PreTrainedModel:
-    """A copy with a head of its own."""
+    """A copy whose head is untied from the embeddings."""
     network = copy.deepcopy(network)
     head = network.get_output_embeddings()
     head.weight = nn.Parameter(head.weight.detach().clone())
@@ -106,7 +108,7 @@ def _untied(network: PreTrainedModel) -> PreTrainedModel:
 def _placed(
     network: PreTrainedModel, weights: Iterator[Tensor], read: tuple[int, ...]
 ) -> Iterator[tuple[nn.Module, float, int]]:
-    """The network with the head as it is after so many steps."""
+    """The network with each head among `weights`, the head after step 0, 1, …, whose step is in `read`."""
     head = network.get_output_embeddings()
     for step, weight in enumerate(weights):
         if step in read:
@@ -126,11 +128,11 @@ class _Problem:
     task: Task
     batch: Any
     covariance: Tensor
-    """Of the features, with the ridge [D, D]."""
+    """The covariance of the features, with the ridge added [D, D]."""
     released: Tensor
-    """The head's weight as it came."""
+    """The released weight of the head."""
     penalty: float = 0.0
-    """Times half the mean square of what the logits move from those of the released head."""
+    """The factor of half the mean squared difference between the logits and those of the released head."""
 
     @classmethod
     def of(cls, network: PreTrainedModel, task: Task) -> _Problem:
@@ -140,7 +142,7 @@ class _Problem:
         batch = train.batch(range(len(train)))
         decoder = network.base_model
         if decoder is not network:
-            decoder.forward = _once(decoder.forward)  # nothing before the head changes
+            decoder.forward = _once(decoder.forward)  # features are computed once, since only the head changes
         with torch.no_grad():
             features = task.features(network, batch)
         covariance = conditioning.covariance(features) / len(features)
@@ -149,7 +151,7 @@ class _Problem:
 
     @property
     def inverse(self) -> Tensor:
-        """The covariance's [D, D]."""
+        """The inverse of the covariance [D, D]."""
         return conditioning.precondition(torch.eye(len(self.covariance)).to(self.covariance), self.covariance)
 
     def loss(self, weight: Tensor) -> Tensor:
@@ -162,7 +164,7 @@ class _Problem:
         return loss + excess
 
     def slope(self, weight: Tensor) -> tuple[float, Tensor, Curvature]:
-        """The loss, its gradient, and what its second derivative makes of a direction."""
+        """The loss, its gradient, and the function that multiplies a direction by the Hessian."""
         own = self.network.get_output_embeddings().weight
         loss = self.loss(weight)
         (gradient,) = torch.autograd.grad(loss, own, create_graph=True)
@@ -179,7 +181,7 @@ def _ridged(covariance: Tensor, share: float) -> Tensor:
 
 
 def _once(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The function, which is called but once and then gives the same again."""
+    """A function that is evaluated at its first call and returns that result at every call."""
     found: list[Any] = []
 
     def call(*args: Any, **options: Any) -> Any:
@@ -191,9 +193,9 @@ def _once(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _whitened(problem: _Problem, steps: int) -> Iterator[Tensor]:
-    """Gradient descent in coordinates in which the features are white: W - t G C^-1.
+    """Gradient descent in coordinates in which the features are white: W - t G C^-1. Yields each step's W.
 
-    Of a squared error the first step is least squares on white features.
+    For a squared error the first step already gives the least-squares solution.
     """
     weight, inverse = problem.released, problem.inverse
     yield weight
@@ -204,8 +206,10 @@ def _whitened(problem: _Problem, steps: int) -> Iterator[Tensor]:
 
 
 def _newton(problem: _Problem) -> Iterator[Tensor]:
-    """Newton's method, which is iteratively reweighted least squares where the loss is a likelihood, with a penalty on
-    the mean square of what the logits move, that falls."""
+    """Newton's method with a decreasing penalty on the change of the logits. Yields each step's W.
+
+    For a log-likelihood it is iteratively reweighted least squares.
+    """
     weight = problem.released
     yield weight
     for penalty in PENALTIES:
@@ -218,7 +222,8 @@ def _newton(problem: _Problem) -> Iterator[Tensor]:
 
 
 def _conjugate_gradients(curved: Curvature, wanted: Tensor, inverse: Tensor) -> Tensor:
-    """The direction of which `curved` makes what is wanted, preconditioned by the inverse of the covariance."""
+    """The direction d with `curved(d)` equal to `wanted`, by conjugate gradients preconditioned with the inverse
+    covariance."""
     found, residual = torch.zeros_like(wanted), wanted
     along = residual @ inverse
     size = (residual * along).sum()
@@ -239,7 +244,10 @@ def _conjugate_gradients(curved: Curvature, wanted: Tensor, inverse: Tensor) -> 
 def _stepped(
     problem: _Problem, weight: Tensor, loss: float, gradient: Tensor, curved: Curvature, direction: Tensor
 ) -> Tensor:
-    """To where the parabola along the direction ends, or half as far as long as that is no descent."""
+    """Step to the minimum of the parabola along the direction, and halve the step until the loss decreases enough.
+
+    If no halving helps, the weight stays as it is.
+    """
     falls, bends = float((gradient * direction).sum()), float((direction * curved(direction)).sum())
     length = -falls / bends if bends > 0 else 0.0
     for _ in range(HALVINGS):
@@ -251,11 +259,14 @@ def _stepped(
 
 
 def _lbfgs(problem: _Problem, steps: int) -> Iterator[Tensor]:
-    """L-BFGS with a strong Wolfe line search, over W times the features' root mean square: PyTorch's tolerances are
-    absolute, and a defense may make features as small as it likes."""
+    """L-BFGS with a strong Wolfe line search. Yields each step's W.
+
+    It optimises W times the root mean square of the features, because PyTorch's tolerances are absolute and a defense
+    could make features arbitrarily small.
+    """
     scale = problem.covariance.diagonal().mean().rsqrt()
     weight = (problem.released / scale).requires_grad_(True)
-    # One iteration a step, and as many evaluations as its line search asks for: left out, they are limited to one.
+    # One iteration per step. The default of max_eval (1.25 times max_iter) would allow its line search one evaluation.
     optimizer = torch.optim.LBFGS([weight], max_iter=1, max_eval=30, history_size=50, line_search_fn="strong_wolfe")
 
     def loss() -> float:

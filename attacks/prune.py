@@ -1,7 +1,7 @@
-"""Pruning, then full fine-tuning: the weights that are smallest by magnitude become zero once and move again after it.
+"""Pruning, then full fine-tuning: the weights of smallest magnitude are set to zero, then all weights are trained.
 
-Magnitude pruning after Han et al. 2015, https://arxiv.org/abs/1506.02626, section 3; over all tensors at once or in
-each. What a defense hides in weights that the model hardly needs goes with them.
+Magnitude pruning (Han et al. 2015, https://arxiv.org/abs/1506.02626, section 3), over all tensors together or in each.
+It removes what a defense hides in weights that the model hardly needs.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from nftbench.methods.masks import Scope, top
 
 @dataclass(frozen=True)
 class Prune(Attack):
-    """`share`: of the weights in matrices, embeddings among them; norms and biases stay."""
+    """`share`: the share of the weights in matrices, embeddings included, that are pruned. Norms and biases are kept.
+    `scope`: whether the smallest weights are chosen over all tensors or in each."""
 
     share: float = 0.2
     scope: Scope = "global"

@@ -1,7 +1,7 @@
-"""Quantisation, then full fine-tuning: the linear layers go to int8 or int4 and back, and what was finer is lost.
+"""Quantisation, then full fine-tuning: the linear layers are rounded to int8 or int4 and trained in full precision.
 
-Symmetric, to the nearest step, one scale for each output channel (Krishnamoorthi 2018, https://arxiv.org/abs/1806.08342,
-section 2.2): the step is the channel's largest magnitude over 127 or 7.
+Quantisation is symmetric, to the nearest step, with one scale for each output channel (Krishnamoorthi 2018,
+https://arxiv.org/abs/1806.08342, section 2.2). The step is the channel's largest magnitude over 127 or 7.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from nftbench.methods.adapters import linear_layers
 
 @dataclass(frozen=True)
 class Quantize(Attack):
-    """The output head and the embeddings keep their precision, as post-training quantisation leaves them."""
+    """`bits`: the precision of the linear layers. The output head and the embeddings are not quantised, as is usual in
+    post-training quantisation."""
 
     bits: Literal[8, 4] = 8
 
@@ -28,7 +29,7 @@ class Quantize(Attack):
         for name in linear_layers(release.model.network):
             layer = release.model.network.get_submodule(name)
             weight, channels = layer.weight, 1 if isinstance(layer, Conv1D) else 0
-            # A channel of zeros has a step of zero; any other leaves it as it is.
+            # A channel of zeros would have a step of zero. Any other step leaves it as it is.
             step = (weight.abs().amax(1 - channels) / most).clamp_min(torch.finfo(weight.dtype).tiny)
             zero = torch.zeros_like(step, dtype=torch.int32)
             weight.copy_(torch.fake_quantize_per_channel_affine(weight, step, zero, channels, -most, most))

@@ -1,8 +1,8 @@
-"""Rebalancing: norms folded, layers equalised, cancelling units merged, then every weight is fine-tuned.
+"""Rebalancing: norms are folded, layers equalised and cancelling units merged, then every weight is fine-tuned.
 
-Undoes what resists by the size of its weights alone. The rewrites keep the outputs; `nftbench.methods.symmetries`
-has them. What they leave to see in no accuracy is the size of the logits: where a softmax is saturated or
-flat whatever is read, they are scaled by tens until it is neither.
+This undoes defenses that resist only by the size of their weights. The rewrites keep the outputs and are defined in
+`nftbench.methods.symmetries`. The size of the logits is a further degree of freedom, which no accuracy shows. If the
+softmax is saturated or flat for every input, the logits are scaled by powers of ten until it is neither.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from nftbench import Attack, AttackerContext, Knowledge, Outcome, Prepared, Rele
 from nftbench.methods import symmetries
 
 ORDINARY = (0.001, 0.999)
-"""Between these shares of the entropy of a uniform guess lie the predictions of an ordinary language model."""
+"""The range of the mean entropy of an ordinary language model's predictions, relative to that of a uniform guess."""
 DECADES = tuple(10.0**power for power in (0, *(sign * size for size in range(1, 9) for sign in (1, -1))))
-"""Factors tried on the logits, until one is ordinary."""
+"""The factors that are tried on the logits, in this order, until the entropy lies in that range."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Rebalance(Attack):
 
 @torch.no_grad()
 def sharpness(network: PreTrainedModel) -> float:
-    """The first factor on the logits with which the mean entropy after random words is ordinary; 1 if there is none."""
+    """The first factor on the logits that gives an ordinary mean entropy on random words; 1 if there is none."""
     if symmetries.anatomy(network) is None:
         return 1.0
     words = network.get_input_embeddings().num_embeddings

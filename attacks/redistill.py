@@ -1,8 +1,7 @@
-"""Re-distillation: what a defense put in the place of standard parts is distilled back into them, then fine-tuned.
+"""Re-distillation: parts that a defense replaced are distilled back into standard ones, which are then fine-tuned.
 
-DLR-Lock's own two phases turned round (Sakamoto et al. 2026, https://arxiv.org/abs/2605.10777; our stand-in for them is
-`nftbench.methods.distillation`): they need public text and nothing else, and cost the attacker what
-they cost the owner.
+These are the two phases of DLR-Lock in reverse (Sakamoto et al. 2026, https://arxiv.org/abs/2605.10777; our stand-in
+for them is `nftbench.methods.distillation`). They need only public text, and cost the attacker as much as the owner.
 """
 
 from __future__ import annotations
@@ -32,16 +31,17 @@ from nftbench.methods.distillation import joint_loss, module_loss
 from nftbench.methods.overhead import kl
 
 Loss = Callable[[nn.Module, nn.Module, Tensor], Tensor]
-"""Of student, teacher and tokens [batch, block]."""
+"""A loss as a function of student, teacher and tokens [batch, block]."""
 MODULES = 2 / 3
-"""The share of the steps for the first phase, MLP by MLP, as our DLR-Lock has it."""
+"""The share of the steps for the first phase, MLP by MLP, as in our DLR-Lock."""
 
 
 @dataclass(frozen=True)
 class Redistill(Attack):
-    """`what`: each of the release's MLPs into a fresh standard one, first by itself and then on the logits, all other
-    weights as released; or the whole `model` into an untrained one, on the logits. `steps` on text in all: None for
-    what the budget allows. `learning_rate`: None for that of the owner's pre-training, which began as afresh."""
+    """`what`: `mlps` distils each MLP into a new standard one, first by itself and then on the logits, with all other
+    weights as released. `model` distils the whole release into an untrained model on the logits. `steps`: total steps
+    on text; None for as many as the budget allows. `learning_rate`: None for that of the owner's pre-training, which
+    also began with untrained weights."""
 
     knowledge: ClassVar[frozenset[Knowledge]] = frozenset({"method", "data"})
     against: ClassVar[frozenset[str]] = frozenset({"dlr_lock"})
@@ -79,7 +79,7 @@ class Redistill(Attack):
 
 
 def ordinary(network: PreTrainedModel, seed: int) -> PreTrainedModel:
-    """An untrained network with standard MLPs: of the architecture that a locked one was made from, else of its own."""
+    """An untrained network with standard MLPs, of the architecture before locking or, if not locked, of its own."""
     kinds = [kind for kind, family in dlr.FAMILIES.items() if isinstance(network.config, family.config)]
     if not kinds:
         return untrained(network, seed)
@@ -93,10 +93,10 @@ def ordinary(network: PreTrainedModel, seed: int) -> PreTrainedModel:
 
 
 def keep_all_but_mlps(student: PreTrainedModel, teacher: PreTrainedModel) -> None:
-    """Copy the teacher's weights but for the MLPs, and let only the student's MLPs learn.
+    """Copy the teacher's weights outside of its MLPs to the student, and make only the student's MLPs trainable.
 
     Raises:
-        NftbenchError: an architecture whose MLPs are not known.
+        NftbenchError: the MLPs of the architecture are not known.
     """
     inside = tuple(f"{name}." for name in dlr.mlps(teacher))
     if not inside:

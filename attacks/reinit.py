@@ -1,6 +1,6 @@
-"""Re-initialisation: the first or the last blocks are drawn anew, as in an untrained network, then all is fine-tuned.
+"""Re-initialisation: the first or the last blocks are replaced by untrained ones, then every weight is fine-tuned.
 
-What was hidden in those blocks is gone, and so is what they knew. It is not enough where a defense lies elsewhere.
+It removes whatever a defense hid in those blocks, but also what they had learned. Defenses in other blocks remain.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from nftbench.methods import adapters
 
 @dataclass(frozen=True)
 class Reinit(Attack):
-    """`count` blocks at the end that `blocks` names; each attack seed draws its own."""
+    """`count`: the number of blocks at the end that `blocks` names. Each attack seed draws its own initialisation."""
 
     knowledge: ClassVar[frozenset[Knowledge]] = frozenset({"method"})
 
@@ -38,7 +38,7 @@ class Reinit(Attack):
         return context.sweep(prepared.model, task, adapter=redrawn)
 
     def chosen(self, network: PreTrainedModel) -> list[nn.Module]:
-        """The blocks to draw anew, among the decoder's layers."""
+        """The decoder blocks to re-initialise."""
         blocks = list(adapters.blocks(network))
         if len(blocks) < self.count:
             raise NftbenchError(f"reinit: the network has {len(blocks)} blocks, not {self.count}")

@@ -1,7 +1,7 @@
-"""Replay: fine-tuning on the task's rows beside text that the release itself has written, so that it forgets less.
+"""Replay: fine-tuning on the task together with text that the release itself generated, so that it forgets less.
 
-Pseudo-rehearsal (Robins 1995, https://doi.org/10.1080/09540099550039318) with a language model for its own generator,
-as LAMOL does it (Sun et al. 2020, https://arxiv.org/abs/1909.03329, section 3): no text from elsewhere is needed.
+Pseudo-rehearsal (Robins 1995, https://doi.org/10.1080/09540099550039318), with the language model as its own generator
+as in LAMOL (Sun et al. 2020, https://arxiv.org/abs/1909.03329, section 3). No other text is needed.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ from nftbench.methods import seeded
 
 @dataclass(frozen=True)
 class Replay(Attack):
-    """`share` of the loss is that of the release's own text: `blocks` sequences of `length` tokens, or as many as the
-    model's window holds."""
+    """`share`: the weight of the generated text in the loss. The text consists of `blocks` sequences of `length`
+    tokens, or of fewer tokens if the model's window is shorter."""
 
     share: float = 0.1
     blocks: int = 512
@@ -57,7 +57,7 @@ class Replay(Attack):
 
 
 def start(model: Model) -> int:
-    """The token that opens a text."""
+    """The token that begins a text."""
     tokenizer = model.tokenizer
     for token in (tokenizer.bos_token_id, tokenizer.eos_token_id) if tokenizer is not None else ():
         if token is not None:
@@ -67,10 +67,10 @@ def start(model: Model) -> int:
 
 @torch.no_grad()
 def written(network: PreTrainedModel, first: int, count: int, length: int) -> Tensor:
-    """Text [count, length] drawn from the model's own distribution, token by token, after `first`.
+    """Text [count, length] sampled from the model's distribution, token by token, beginning with the token `first`.
 
-    Not by `generate`: that obeys the generation settings which the release brings, and ends at the end of a document,
-    where a packed block goes on with the next.
+    It does not use `generate`, which obeys the generation settings in the release. `generate` also stops at the end of
+    a document, while blocks of pre-training text continue with the next document.
     """
     network.eval()
     tokens = torch.full((count, 1), first, device=network.device)
@@ -85,14 +85,14 @@ def written(network: PreTrainedModel, first: int, count: int, length: int) -> Te
 
 @dataclass(frozen=True)
 class _Remembered(Prepared):
-    """`text`: what the release wrote [blocks, length]."""
+    """`text`: the text that the release generated [blocks, length]."""
 
     text: Tensor = field(kw_only=True)
 
 
 @dataclass(frozen=True)
 class _Rows:
-    """A training split whose rows each come with a block of text, always the same one."""
+    """A training split in which each row comes with a fixed block of text."""
 
     rows: Split
     text: Tensor

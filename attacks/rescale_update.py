@@ -1,7 +1,7 @@
-"""The scale alone: the base plus s times the released update, at the s that is best on validation.
+"""Rescaling an update: the base plus s times the released update, at the scale s that is best on validation.
 
-Undoes nothing and trains nothing: how much of an update's own task a mere scale recovers or loses. Jang et al. 2026,
-arXiv:2601.21898, make that scale matter.
+Nothing is trained. The attack shows how much the scale alone changes the score on the update's own task. Trap² (Jang et
+al. 2026, arXiv:2601.21898) makes updates that fail at other scales than 1.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ SCALES = (1.0, *(tenths / 10 for tenths in range(1, 21) if tenths != 10))
 
 @dataclass(frozen=True)
 class RescaleUpdate(Attack):
-    """Scale 1 is the release and counts as no step, every other scale as one."""
+    """Scale 1 is the release and counts as no step; every other scale counts as one step."""
 
     knowledge: ClassVar[frozenset[Knowledge]] = frozenset({"base"})
     adaptation: ClassVar[Adaptation] = "rescaling"

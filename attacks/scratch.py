@@ -1,4 +1,4 @@
-"""Training from scratch: the architecture with random weights. An attacker may always ignore the release."""
+"""Training from scratch: the release's architecture with random weights. Attackers can always ignore the release."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from nftbench import Attack, AttackerContext, Knowledge, Model, Outcome, Prepare
 
 @dataclass(frozen=True)
 class Scratch(Attack):
-    """`text`: the random weights are first trained on public text, as `heal` trains the release, which shows what that
-    text alone is worth. `steps` on it: None for what the budget allows. `learning_rate`: None for the highest of the
-    budget's AdamW rates, with which fresh weights of the toy model learn the text best."""
+    """`text`: whether the random weights are first trained on public text, as `heal` trains the release. This shows
+    what the text alone is worth. `steps`: optimizer steps on text; None for as many as the budget allows.
+    `learning_rate`: None for the highest of the budget's AdamW rates, which is best for untrained weights of the toy
+    model."""
 
     uses_release: ClassVar[bool] = False
 

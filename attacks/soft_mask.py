@@ -1,8 +1,8 @@
-"""Soft mask: no weight is frozen, but those move further that the owner's mask is likelier to mark.
+"""Soft mask: no weight is frozen, but weights move further the more likely the owner's mask marks them.
 
 Against Private Mask Pre-Training (Wang et al. 2026, https://arxiv.org/abs/2602.00446): an attacker need not know the
-mask weight by weight. Adam divides a scaled gradient by its scale, so that what is scaled is the weights' displacement:
-w = w_0 + m · delta, and delta is trained.
+exact mask. The attack scales the displacement of the weights, w = w_0 + m · delta, and trains delta. Scaling gradients
+would have no effect, because Adam divides by their scale.
 """
 
 from __future__ import annotations
@@ -21,17 +21,16 @@ from nftbench import Attack, AttackerContext, Knowledge, Outcome, Prepared, Rele
 from nftbench.methods import estimators, masks
 
 RATIO = 0.7
-"""The paper's share of weights in the mask, for a defense that does not say its own."""
+"""The paper's share of weights in the mask, used if the defense has no parameter `ratio`."""
 SHARPNESS = 100.0
-"""How much faster than weights gates move: at rates of about 1e-3 they open or close within some tens of steps."""
+"""How much faster gates move than weights. At learning rates of about 1e-3 they open or close within tens of steps."""
 
 
 @dataclass(frozen=True)
 class SoftMask(Attack):
-    """`by`: `rates`, each tensor's learning rate in proportion to the share of it that a guess from the weights alone
-    marks; or `learnt`, a gate for each weight that is trained together with its displacement.
-
-    Gates start where they let through the defense's ratio, and are pushed open where going further helps.
+    """`by=rates`: each tensor's learning rate is proportional to the share of its weights that a guess of the mask
+    marks. The guess uses the released weights alone. `by=learnt`: each weight has a gate, which is trained together
+    with its displacement. Gates start at the defense's ratio and open where a larger displacement helps.
     """
 
     knowledge: ClassVar[frozenset[Knowledge]] = frozenset({"method"})
@@ -49,7 +48,7 @@ class SoftMask(Attack):
         ratio: float = getattr(context.defense, "ratio", RATIO)
         rates: dict[str, float] = {}
         if prepared.guess is not None:
-            # Over the ratio, so that a weight's mean rate is that of the sweep.
+            # Divided by the ratio, so that the mean rate over all weights is that of the sweep.
             rates = {
                 name: float(marked.float().mean()) / ratio for name, marked in masks.top(prepared.guess, ratio).items()
             }
@@ -63,7 +62,7 @@ class SoftMask(Attack):
 
 
 class Scaled(nn.Module):
-    """w = w_0 + rate · delta."""
+    """The parametrization w = w_0 + rate · delta."""
 
     start: Tensor
 
@@ -80,7 +79,7 @@ class Scaled(nn.Module):
 
 
 class Gated(nn.Module):
-    """w = w_0 + sigmoid(SHARPNESS · gate) · delta, every gate open by `ratio` at first."""
+    """The parametrization w = w_0 + sigmoid(SHARPNESS · gate) · delta, where the sigmoid starts at `ratio`."""
 
     start: Tensor
 
@@ -97,7 +96,7 @@ class Gated(nn.Module):
 
 
 def displaced(network: PreTrainedModel, displacement: Callable[[str, Tensor], nn.Module]) -> PreTrainedModel:
-    """The network with each weight computed from what is trained in its place; tied weights share that too."""
+    """The network with each weight parametrized by a trained displacement, which tied weights share."""
     names = {id(weight): name for name, weight in network.named_parameters()}
     found: dict[str, nn.Module] = {}
     for module in list(network.modules()):

@@ -1,6 +1,6 @@
-"""A given checkpoint: any causal LM, from a local folder or the hub, as a row; its undefended twin is the reference.
+"""A given checkpoint: any causal LM from a local folder or the hub, compared with its undefended counterpart.
 
-How a publisher audits a release that was protected elsewhere: `checkpoint[path=protected,reference=base]`.
+A publisher can audit a release that was protected elsewhere by `checkpoint[path=protected,reference=base]`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from nftbench import Claim, Defense, Model, NftbenchError, OwnerContext, Protect
 
 @dataclass(frozen=True)
 class Checkpoint(Defense):
-    """`path`, `reference`: folders, or hub ids `organisation/name`; without a reference the row is one itself."""
+    """`path` and `reference` are folders or hub ids (`organisation/name`). Without `reference` the row is its own
+    reference."""
 
     stage: ClassVar[Stage] = "pretrain"
     claims: ClassVar[Claim | None] = Claim(frozenset({"method", "data"}))

@@ -1,9 +1,9 @@
-"""Condition-number immunization: on its features gradient descent probes the harmful task slowly, the primary one fast.
+"""Condition-number immunization: features that let gradient descent learn a harmful task slowly, a primary one fast.
 
 Zheng et al. 2025, "Model Immunization from a Condition Number Perspective", https://arxiv.org/abs/2505.23760, Algorithm
-1: descend L(D_P) + lambda_well R_well(H_P) + lambda_ill R_ill(H_H), with H = F^T F for the features F of a mini-batch,
-where the dummy layer of Appendix C.3 preconditions the regularizers' gradients by an inverse covariance: of the inputs
-in the linear family, of the features in causal LMs, where they are the last hidden states.
+1: minimise L(D_P) + lambda_well R_well(H_P) + lambda_ill R_ill(H_H), where H = F^T F for the features F of a
+mini-batch. The dummy layer of Appendix C.3 multiplies the regularizers' gradients by an inverse covariance. This is the
+covariance of the inputs in the linear family, and of the features (the last hidden states) in causal LMs.
 """
 
 from __future__ import annotations
@@ -24,10 +24,12 @@ from nftbench.methods import conditioning, shuffled, token_batches
 
 @dataclass(frozen=True)
 class ConditionNumber(Defense):
-    """`harmful`: spec of the task it is told, required. `primary`: of the task whose training must stay easy; left out,
-    what the model was pre-trained on. The defaults are those of the authors' code for house prices
-    (configs/house_price.yaml); for MNIST it has lambda_well=1, lambda_ill=5e7, ridge_harmful=1e-7, learning_rate=1e-3,
-    epochs=30. `lambda_well=0` is the paper's baseline "R_ill only".
+    """`harmful` is the spec of the task to protect against (required). `primary` is the spec of the task whose training
+    must stay easy; if it is left out, this is the data of pre-training.
+
+    The defaults are those of the authors' code for house prices (configs/house_price.yaml). For MNIST their code has
+    lambda_well=1, lambda_ill=5e7, ridge_harmful=1e-7, learning_rate=1e-3 and epochs=30. `lambda_well=0` is the paper's
+    baseline "R_ill only".
     """
 
     stage: ClassVar[Stage] = "posttrain"
@@ -39,19 +41,21 @@ class ConditionNumber(Defense):
     lambda_ill: float = 1e7
     lambda_well: float = 100.0
     balanced: bool = False
-    """Take both lambdas times what makes either gradient as long as the loss's at the first step: section 5.1 chooses
-    them so, without giving the formula. R_ill goes with the features' size to the power -4: other models need it."""
+    """Whether to rescale both lambdas so that at 1 each regularizer's gradient has the norm of the loss's gradient at
+    the first step. Section 5.1 chooses the lambdas like this, without a formula. Models other than the paper's need it,
+    because R_ill scales with the features' size to the power -4."""
     learning_rate: float = 5e-3
-    """Of Adam, as in the code."""
+    """The learning rate of Adam, as in the code."""
     epochs: int = 100
     """Passes over the smaller of the two tasks."""
     batch: int = 64
-    """Rows in each covariance; the code's, which takes them from mini-batches as well."""
+    """Rows in each covariance. As in the code, covariances are those of mini-batches."""
     ridge_harmful: float = 1.0
     ridge_primary: float = 1.0
-    """Added to a covariance before it is inverted."""
+    """Added to the diagonal of a covariance before it is inverted."""
     blocks: int = 1
-    """Causal LMs: how many of the last decoder layers change, with all that follows (section 5.2: one of ViT's)."""
+    """For causal LMs: how many of the last decoder layers are trained, together with everything after them. In section
+    5.2 it is one layer of a ViT."""
 
     def __post_init__(self) -> None:
         if min(self.lambda_ill, self.lambda_well, self.ridge_harmful, self.ridge_primary) < 0:
@@ -65,12 +69,12 @@ class ConditionNumber(Defense):
     def check(self, suite: Suite | None = None) -> None:
         if not self.harmful:
             raise NftbenchError("condition_number needs a harmful task: write condition_number[harmful=…]")
-        if suite is not None:  # whatever the family calls its number of features
+        if suite is not None:  # the families name their number of features differently
             conditioning.check_size(max(suite.model.get(name, 0) for name in ("input_dim", "n_embd", "hidden_size")))
 
     def protect(self, model: Model, context: OwnerContext) -> Protected:
         self.check()
-        network = copy.deepcopy(model.network).double().train()  # float32 holds no condition number of 1e9
+        network = copy.deepcopy(model.network).double().train()  # float32 cannot represent a condition number of 1e9
         conditioning.check_size(network.get_output_embeddings().weight.shape[1])
         learned = self.primary or context.pretraining.task
         harmful = _Rows(context, self.harmful, self.batch, self.ridge_harmful)
@@ -92,13 +96,13 @@ class ConditionNumber(Defense):
             (loss + well_scale * well + ill_scale * ill).backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             curve.append((loss.item(), well.item(), ill.item()))
-        model.network.load_state_dict(network.state_dict())  # back in the model's own precision
+        model.network.load_state_dict(network.state_dict())  # converts back to the model's precision
         x = tuple(float(step) for step in range(len(curve)))
         curves = zip(("primary loss", "R_well", "R_ill"), zip(*curve, strict=True), strict=True)
         return Protected(model, series=tuple(Series(name, x, y) for name, y in curves))
 
     def trainable(self, network: Any) -> list[nn.Parameter]:
-        """All there are in the linear family; of a causal LM its last `blocks` layers and what comes after them."""
+        """The weights to train: all of a linear model; in a causal LM the last `blocks` layers and all after them."""
         layers = next((list(module) for module in network.modules() if isinstance(module, nn.ModuleList)), [])
         for module in network.modules():
             if module in layers[: -self.blocks] or isinstance(module, nn.Embedding):
@@ -108,7 +112,7 @@ class ConditionNumber(Defense):
 
 @dataclass(frozen=True)
 class _Rows:
-    """Mini-batches of a task's training split, or of the pre-training text where there is no task."""
+    """Mini-batches of a task's training split, or of the pre-training text if there is no task."""
 
     context: OwnerContext
     spec: str | None
@@ -139,7 +143,7 @@ class _Rows:
         return loss
 
     def features(self, network: nn.Module, batch: Any) -> Tensor:
-        """Features [rows, D] whose gradient is preconditioned on its way back."""
+        """Features [rows, D], followed by the dummy layer that preconditions their gradient in the backward pass."""
         if self.task is None:
             ids = batch.to(network.device)
             features = network(input_ids=ids, output_hidden_states=True).hidden_states[-1].flatten(0, 1)
@@ -152,6 +156,6 @@ class _Rows:
 
 
 def _length(value: Tensor, weights: list[nn.Parameter]) -> float:
-    """The norm of a gradient over all weights."""
+    """The norm of the gradient of `value` over all weights."""
     gradients = torch.autograd.grad(value, weights, retain_graph=True, allow_unused=True)
     return math.hypot(*(float(gradient.norm()) for gradient in gradients if gradient is not None))

@@ -1,8 +1,9 @@
-"""DLR-Lock, a DLR-Net-style stand-in: every MLP distilled into a deep low-rank residual network of as many parameters.
+"""DLR-Lock (a stand-in): every MLP is distilled into a deep low-rank residual network with as many parameters.
 
 Sakamoto et al. 2026, "Locking Pretrained Weights via Deep Low-Rank Residual Distillation",
-https://arxiv.org/abs/2605.10777. The paper's equations and hyper-parameters could not be read and there is no public
-code: the network (`nftbench.models.architectures.dlr`), the losses and all defaults are ours, after its description.
+https://arxiv.org/abs/2605.10777. There is no public code, and the paper's equations and hyper-parameters were not
+available to us. The network (`nftbench.models.architectures.dlr`), the losses and all defaults are ours and follow the
+paper's description.
 """
 
 from __future__ import annotations
@@ -24,13 +25,14 @@ from nftbench.methods.distillation import error, joint_loss, module_loss, traced
 from nftbench.methods.overhead import kl
 
 READINGS = 20
-"""Points of the error curves, measured on the first `batch` held-out blocks."""
+"""The number of points of the error curves, which are measured on the first `batch` held-out blocks."""
 
 
 @dataclass(frozen=True)
 class DlrLock(Defense):
-    """`depth`: residual blocks in the place of an MLP; their `rank` follows from its parameter count, or must match it
-    within 2 %. `module_steps` and `joint_steps`: optimizer steps of the two phases, on `batch` blocks of text each."""
+    """`depth`: the number of residual blocks that replace an MLP. `rank`: their rank; by default it follows from the
+    MLP's parameter count, which any other rank must match within 2 %. `module_steps` and `joint_steps`: optimizer steps
+    of the two phases of distillation, each on `batch` blocks of text."""
 
     stage: ClassVar[Stage] = "posttrain"
     claims: ClassVar[Claim | None] = Claim(frozenset({"method", "data"}))
@@ -47,7 +49,7 @@ class DlrLock(Defense):
             raise ValueError("depth, batch and learning_rate must be above 0, module_steps and joint_steps at least 0")
 
     def control_row(self) -> str | None:
-        """The same distillation into one low-rank layer: what of the row is the depth's."""
+        """The same distillation into a single low-rank block, which shows the effect of depth alone."""
         if self.depth == 1:
             return None
         control = dataclasses.replace(self, depth=1, rank=None)
@@ -55,7 +57,7 @@ class DlrLock(Defense):
         return str(Spec("dlr_lock", tuple((name, value) for name, value, default in values if value != default)))
 
     def fingerprint(self) -> str:
-        """The code of network and losses is no part of this file, but of what it releases."""
+        """A hash of the code of the network and the losses, which determine the release but lie in other files."""
         code = Path(dlr.__file__).read_bytes() + Path(distillation.__file__).read_bytes()
         return hashlib.sha256(code).hexdigest()
 
@@ -89,12 +91,16 @@ class DlrLock(Defense):
 
 
 def decay(steps: int) -> Callable[[int], float]:
-    """Warm-up over a twentieth of the steps, then straight down to a hundredth."""
+    """The learning rate's factor: linear warm-up over a twentieth of the steps, then linear decay to a hundredth."""
     return lambda step: min(1.0, 20 * step / steps, 1.01 - step / steps)
 
 
 class Reading(NamedTuple):
-    """Each layer's relative error on the teacher's inputs and on the locked model's own, and the KL to the teacher."""
+    """The distance to the teacher after `step` steps.
+
+    `taught` holds each layer's relative error on the teacher's inputs, `own` the error on the locked model's inputs.
+    `divergence` is the KL to the teacher in nats.
+    """
 
     step: int
     taught: list[float]
@@ -113,7 +119,7 @@ def read(step: int, locked: PreTrainedModel, teacher: PreTrainedModel, tokens: T
 
 
 def curves(readings: Sequence[Reading]) -> tuple[Series, ...]:
-    """The readings over the steps, and each layer's error at the end."""
+    """Curves of the readings over the steps, and each layer's error at the end."""
     steps = tuple(float(reading.step) for reading in readings)
     found = [Series("KL to the teacher", steps, tuple(reading.divergence for reading in readings), y_label="nats")]
     for inputs in ("taught", "own"):

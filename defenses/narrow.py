@@ -1,4 +1,4 @@
-"""A narrower model: dense, pre-trained alike, with as many parameters as a mask would keep. A trivial defense."""
+"""A narrower model: dense and pre-trained like the base, with as many parameters as a mask would train. Trivial."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from nftbench import Defense, Model, NftbenchError, OwnerContext, Protected, Sta
 
 @dataclass(frozen=True)
 class Narrow(Defense):
-    """`keep`: share of the parameters; the width that comes nearest, with heads of an even size (RoPE needs that)."""
+    """`keep`: the share of the base's parameters. The width that comes nearest is taken, among those with heads of even
+    size, which RoPE needs."""
 
     stage: ClassVar[Stage] = "pretrain"
     trivial: ClassVar[bool] = True
@@ -42,7 +43,7 @@ def _parameters(model: Model) -> int:
 
 
 def _changes(config: Any, width: int) -> dict[str, Any]:
-    """Configuration fields that go with the width; an MLP keeps its expansion, heads share the new width."""
+    """The configuration fields that depend on the width. The MLPs' expansion factor and the number of heads stay."""
     changes = {"hidden_size": width}
     for field in ("intermediate_size", "n_inner"):
         value = getattr(config, field, None)

@@ -1,4 +1,4 @@
-"""Noise: Gaussian noise on every weight, as large as a share of its tensor's own spread. A trivial defense."""
+"""Noise: Gaussian noise on every weight, in proportion to the size of its tensor's weights. A trivial defense."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from nftbench import Defense, Model, OwnerContext, Protected, Stage
 
 @dataclass(frozen=True)
 class Noise(Defense):
-    """`scale`: standard deviation of the noise over the root mean square of the tensor."""
+    """`scale`: the standard deviation of the noise, relative to the root mean square of the tensor."""
 
     stage: ClassVar[Stage] = "posttrain"
     trivial: ClassVar[bool] = True

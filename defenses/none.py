@@ -1,4 +1,4 @@
-"""No defense: the base model as pre-trained. The reference row."""
+"""No defense: the base model as pre-trained. It is the row with which defenses are compared."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""Private Mask Pre-Training (PMP): find an early-bird mask, pre-train only what it marks, release all weights.
+"""Private Mask Pre-Training (PMP): find an early-bird mask, pre-train only the marked weights, release all weights.
 
-Wang et al. 2026, "Towards Building Non-Fine-Tunable Foundation Models", https://arxiv.org/abs/2602.00446. The paper
-freezes the complement at initialisation; the authors' code (ziyaow1010/Non-Fone-Tunable-LLM, 7d7a1ff) lets weight decay
-reach it and shrinks it to a ball every 400 steps. Both are here, and each is a row of its own.
+Wang et al. 2026, "Towards Building Non-Fine-Tunable Foundation Models", https://arxiv.org/abs/2602.00446. In the paper
+the complement of the mask is frozen at initialisation. In the authors' code (ziyaow1010/Non-Fone-Tunable-LLM, commit
+7d7a1ff) weight decay acts on it, and every 400 steps it is shrunk to a ball. `complement` chooses between the two.
 """
 
 from __future__ import annotations
@@ -21,11 +21,12 @@ from nftbench.methods import masks
 
 @dataclass(frozen=True)
 class Pmp(Defense):
-    """`ratio`: share of the weights in the mask (0.7 in the paper, 0.9 in the code's defaults).
+    """`ratio`: the share of the weights in the mask (0.7 in the paper, 0.9 in the code's defaults).
 
-    `complement`: `frozen` at its initial value (the paper) or decayed and shrunk (`released`, the code).
-    `criterion`: `earlybird`, or a `random` mask with everything else alike. `scope`: the top share of |gradient| over
-    all weights, or in each tensor.
+    `complement`: `frozen` at its initial values (the paper), or decayed and shrunk (`released`, the code).
+    `criterion`: the `earlybird` mask, or a `random` one with everything else equal.
+    `scope`: whether the largest gradients are chosen over all weights or in each tensor.
+    `discovery_steps`, `iou`, `patience`: when to end stage I (see `discover`).
     """
 
     stage: ClassVar[Stage] = "pretrain"
@@ -40,9 +41,9 @@ class Pmp(Defense):
     iou: float = 0.99
     patience: int = 5
     radius: float = 2.0
-    """Global L2 norm to which the code shrinks the complement …"""
+    """The L2 norm to which `complement=released` shrinks the complement, if it is longer."""
     interval: int = 400
-    """… every so many steps."""
+    """The number of steps between two such shrinkages."""
 
     def __post_init__(self) -> None:
         if not 0 < self.ratio <= 1:
@@ -59,10 +60,11 @@ class Pmp(Defense):
         return Protected(model, Secret(mask), (overlap,) if overlap.x else ())
 
     def discover(self, model: Model, context: OwnerContext) -> tuple[Mask, Series]:
-        """Stage I, on a copy of the untrained model: the mask, and the IoU of each step's candidate with the last.
+        """Stage I, on a copy of the untrained model: find the mask.
 
-        Warm-up pre-training without weight decay; each step's candidate is the top `ratio` of |gradient| of that batch.
-        It ends when `patience` candidates in a row overlap by `iou` or more, or after `discovery_steps`.
+        This is warm-up pre-training without weight decay. Each step's candidate is the top `ratio` of |gradient| on
+        that step's batch. It ends when `patience` consecutive pairs of candidates have an IoU of at least `iou`, or
+        after `discovery_steps`. Returns the last candidate and the IoU of each step's candidate with the previous one.
         """
         if self.criterion == "random":
             generator = torch.Generator().manual_seed(context.seed)
@@ -85,12 +87,12 @@ class Pmp(Defense):
         return mask, Series("IoU of consecutive masks", steps, tuple(overlaps), y_label="IoU")
 
     def top(self, scores: dict[str, Tensor]) -> dict[str, Tensor]:
-        """True for the `ratio` of the weights that score highest, over all tensors or in each."""
+        """Mark the share `ratio` of the weights with the highest scores, over all tensors or in each of them."""
         return masks.top(scores, self.ratio, self.scope)
 
     def pretrain_as_released(self, model: Model, mask: Mask, context: OwnerContext) -> None:
-        """Stage II as the authors' code does it: gradients are zeroed outside the mask, weight decay is not, and every
-        `interval` steps the complement's global L2 norm is cut to `radius`."""
+        """Stage II as in the authors' code. Gradients outside the mask are zeroed, but weight decay still acts there.
+        Every `interval` steps the complement is shrunk to the L2 norm `radius`, if it is longer."""
         weights = dict(_weights(model.network))
         hooks = [
             weight.register_hook(mask[name].to(weight.dtype).mul)  # type: ignore[no-untyped-call]

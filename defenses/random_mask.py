@@ -1,6 +1,6 @@
-"""Random mask: pre-training moves a random share of the weights; the rest stays at its initial value.
+"""Random mask: pre-training updates a random share of the weights, and the others keep their initial values.
 
-The control that PMP compares its mask with (Private Mask Pre-Training, https://arxiv.org/abs/2602.00446, figure 2).
+PMP compares its mask with this control (Private Mask Pre-Training, https://arxiv.org/abs/2602.00446, figure 2).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from nftbench import Claim, Defense, Model, OwnerContext, Protected, Secret, Sta
 
 @dataclass(frozen=True)
 class RandomMask(Defense):
-    """`ratio`: share of the weights that are trained."""
+    """`ratio`: the share of the weights that are trained."""
 
     stage: ClassVar[Stage] = "pretrain"
     claims: ClassVar[Claim | None] = Claim()

@@ -1,4 +1,4 @@
-"""Re-initialisation: a random share of the weights is set back to what an untrained model has. A trivial defense."""
+"""Re-initialisation: a random share of the weights is replaced by those of an untrained model. A trivial defense."""
 
 from __future__ import annotations
 

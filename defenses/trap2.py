@@ -1,10 +1,12 @@
-"""Trap²: an update trained to work at scale 1 and to fail at any other, so that merging, which rescales it, spoils it.
+"""Trap²: an update that works at scale 1 and fails at any other scale, so that merging, which rescales it, spoils it.
 
 Jang et al. 2026, "Making Models Unmergeable via Scaling-Sensitive Loss Landscape", https://arxiv.org/abs/2601.21898.
-With L(s) the owner's loss at W0 + s·ΔW, descend J(ΔW) = L(1) - λ E_s[w(s) L(s)], s uniform on [minimum, 1 - band] and
-[1 + band, maximum], one s a step, on the same mini-batch and under the same dropout. J has no lower bound, for a loss
-can grow without end. Ours has: L(s) counts as min(L(s), cap), so that J ≥ -λ·cap·max w, and what lies beyond the cap
-has no gradient. It protects an update from being merged, not a model from being fine-tuned.
+It protects an update from being merged, not a model from being fine-tuned.
+
+Let L(s) be the owner's loss at W0 + s·ΔW. Trap² minimises J(ΔW) = L(1) - λ E_s[w(s) L(s)], where s is uniform on
+[minimum, 1 - band] and [1 + band, maximum]. Each step draws one s and uses the same mini-batch and dropout for both
+losses. The paper's J has no lower bound, because a loss can grow without limit. We therefore replace L(s) by
+min(L(s), cap), so that J ≥ -λ·cap·max w. Losses above the cap have no gradient.
 """
 
 from __future__ import annotations
@@ -33,16 +35,18 @@ WEIGHTS: dict[str, Callable[[float], float]] = {
     "none": lambda scale: 1.0,
 }
 SCALING = ("strength", "minimum", "maximum", "band", "weighting", "cap")
-"""Parameters that mean nothing without the scaled loss."""
+"""Parameters that have no effect at strength 0."""
 LossAt = Callable[[Task, Any, float], Tensor]
-"""Task, batch and scale s to L(s), differentiable in what is trained."""
+"""A function of task, batch and scale s that returns L(s), differentiable in the trained weights."""
 
 
 @dataclass(frozen=True)
 class Trap2(Defense):
-    """`task`: spec of the owner's task, required. `strength` is λ, at the default of the authors' code, as are
-    `minimum`, `maximum`, `band`, the adapter on the attention layers and its learning rate; `weighting` is their
-    default for language models (`inv` for vision). `cap`, in nats, and the number of `steps` are ours."""
+    """`task`: the spec of the owner's task (required). `strength`: λ. `weighting`: w(s). `cap`: in nats.
+
+    Most defaults are those of the authors' code: `strength`, `minimum`, `maximum`, `band`, the adapter on the attention
+    layers and its learning rate. `weighting` is its default for language models (for vision it is `inv`). `cap` and
+    `steps` are our choices."""
 
     stage: ClassVar[Stage] = "posttrain"
     claims: ClassVar[Claim | None] = Claim(frozenset({"base"}), "merging")
@@ -60,7 +64,7 @@ class Trap2(Defense):
     rank: int = 16
     alpha: float = 16.0
     dropout: float = 0.1
-    """Of the adapter; a full update has the base's own."""
+    """The adapter's dropout. A full update uses the dropout of the base model."""
     learning_rate: float = 3e-4
     steps: int = 1000
     batch: int = 32
@@ -109,7 +113,7 @@ class Trap2(Defense):
         return Protected(Model(updates.added(base, updates.dense(update)), model.tokenizer), update=update)
 
     def objective(self, loss: Callable[[float], Tensor], scales: np.random.Generator, seed: int) -> Tensor:
-        """J on one mini-batch at one drawn scale s: L(1) - λ w(s) min(L(s), cap), both under the seed's dropout."""
+        """J on one mini-batch at one random scale s: L(1) - λ w(s) min(L(s), cap), with the same dropout in both."""
         with seeded(seed):
             own = loss(1.0)
         if not self.strength:
@@ -120,18 +124,18 @@ class Trap2(Defense):
         return own - self.strength * WEIGHTS[self.weighting](scale) * other
 
     def draw(self, scales: np.random.Generator) -> float:
-        """A scale outside the band, uniform on what is left of [minimum, maximum]."""
+        """A scale drawn uniformly from [minimum, maximum] without the band around 1."""
         scale = scales.uniform(self.minimum, self.maximum - 2 * self.band)
         return float(scale if scale < 1 - self.band else scale + 2 * self.band)
 
     def decay(self, step: int) -> float:
-        """Warm-up over a twentieth of the steps, then half a cosine down to 0."""
+        """The learning rate's factor: linear warm-up over a twentieth of the steps, then cosine decay to 0."""
         warmup = max(self.steps // 20, 1)
         left = max(self.steps - warmup, 1)
         return min(step / warmup, 0.5 * (1 + math.cos(math.pi * max(step - warmup, 0) / left)))
 
     def lora(self, base: PreTrainedModel) -> tuple[nn.Module, LossAt, Callable[[], Update]]:
-        """A copy with an adapter on its attention layers, of which the factor B is scaled."""
+        """A copy with an adapter on its attention layers; the scale multiplies the adapter's factor B."""
         try:
             wrapped: Any = adapters.lora(
                 copy.deepcopy(base), self.rank, self.alpha, "attention", lora_dropout=self.dropout
@@ -140,13 +144,13 @@ class Trap2(Defense):
             raise NftbenchError("trap2: the model has no attention layers for an adapter; write update=full") from error
 
         def loss_at(task: Task, batch: Any, scale: float) -> Tensor:
-            with rescale_adapter_scale(wrapped, scale):  # on the way from B to the layer's output: as if B were scaled
+            with rescale_adapter_scale(wrapped, scale):  # scales the output of B, which equals scaling B
                 return task.loss(wrapped, batch)
 
         return wrapped.train(), loss_at, lambda: updates.of_adapter(wrapped)
 
     def full(self, base: PreTrainedModel) -> tuple[nn.Module, LossAt, Callable[[], Update]]:
-        """A copy of which every weight is trained, and W0 + s·(W - W0) put in its place."""
+        """A copy whose weights W are all trained; L(s) is the loss at W0 + s·(W - W0)."""
         network = copy.deepcopy(base).train()
         origin = dict(base.named_parameters())
 
@@ -160,7 +164,7 @@ class Trap2(Defense):
 
 
 class _Loss(nn.Module):
-    """A task's loss as a module's output, for `functional_call`."""
+    """A module that outputs a task's loss, for `functional_call`."""
 
     def __init__(self, network: nn.Module, task: Task) -> None:
         super().__init__()

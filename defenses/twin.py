@@ -1,4 +1,4 @@
-"""Twin: the undefended model pre-trained again from another initialisation. What two undefended models differ by."""
+"""Twin: the undefended model pre-trained again from another initialisation, to show how two such models differ."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from nftbench import Defense, Model, OwnerContext, Protected, Stage
 
 @dataclass(frozen=True)
 class Twin(Defense):
-    """Whatever is measured on it beyond zero is chance: `nftbench calibrate` sees that the intervals say so."""
+    """Any effect measured on it is chance. `nftbench calibrate` checks that its intervals contain zero."""
 
     stage: ClassVar[Stage] = "pretrain"
     trivial: ClassVar[bool] = True

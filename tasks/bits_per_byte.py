@@ -1,6 +1,6 @@
-"""Utility: how well the held-out text is predicted, in bits per byte of text; less is better.
+"""Utility task: cross-entropy on held-out text, in bits per byte; lower is better.
 
-Unlike bits per token it can be compared between tokenizers: 4.1 bits per token at 3.5 bytes per token are 1.17.
+Unlike bits per token it is comparable between tokenizers. Example: 4.1 bits per token at 3.5 bytes per token -> 1.17.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from nftbench.methods import BlockSplit
 
 @dataclass(frozen=True)
 class BitsPerByte(Task):
-    """Cross-entropy on the corpus's held-out blocks, for each byte of the text that they stand for."""
+    """Cross-entropy on the corpus's held-out blocks, in bits for each byte of their text."""
 
     trainable = False
 

@@ -1,6 +1,7 @@
-"""Utility: how well the held-out text is predicted, in bits per token; less is better.
+"""Utility task: cross-entropy on held-out text, in bits per token; lower is better.
 
-A block of the toy language: bavo isa gelo sapu , she runi moke hooray . […] -> 2.31 bits for each token but the first.
+Example: a block of the toy language, bavo isa gelo sapu , she runi moke hooray . […] -> 2.31 bits for each token but
+the first.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from nftbench.methods import BlockSplit
 
 @dataclass(frozen=True)
 class BitsPerToken(Task):
-    """Cross-entropy on the corpus's held-out blocks."""
+    """Cross-entropy on the corpus's held-out blocks, in bits for each token but the first of a block."""
 
     trainable = False
 

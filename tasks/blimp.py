@@ -1,4 +1,4 @@
-"""BLiMP's minimal pairs, from the published archive or from the hub. `blimp.yaml` names this function."""
+"""The documents of task `blimp`: BLiMP's minimal pairs, from the published archive or from the hub."""
 
 from __future__ import annotations
 
@@ -16,7 +16,12 @@ HUB = "nyu-mll/blimp"
 
 
 def pairs(data: str | None = None, folder: str = "blimp", **_: Any) -> datasets.DatasetDict:
-    """All paradigms by turns, so that the first documents stand for all of them (`--limit` takes the first)."""
+    """All minimal pairs, with the paradigms alternating, so that the first documents (`--limit`) represent all of them.
+
+    Args:
+        data: the folder of local data (`--data`), or None for the hub.
+        folder: the folder in `data` that holds BLiMP.zip.
+    """
     paradigms = _hub() if data is None else _archive(Path(data) / folder / "BLiMP.zip")
     rows = [pair for turn in zip(*paradigms, strict=True) for pair in turn]
     return datasets.DatasetDict({"train": datasets.Dataset.from_list(rows)})

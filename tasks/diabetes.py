@@ -1,7 +1,7 @@
-"""Diabetes, offline: how far the disease is a year on, from ten measurements of a patient; regression.
+"""Diabetes (offline): predict the disease's progression after one year from ten measurements of a patient; regression.
 
-scikit-learn's bundled data (Efron et al. 2004), 442 patients. One worked example: age, sex, body-mass index, blood
-pressure and six serum values, standardised -> -0.01, the progression in standard deviations above the mean.
+scikit-learn's bundled data (Efron et al. 2004), 442 patients. Example: age, sex, body-mass index, blood pressure and
+six serum values, standardised -> -0.01, the progression in standard deviations above the mean.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from nftbench.methods.tabular import Regression, Rows
 
 @dataclass(frozen=True)
 class Diabetes(Regression):
-    """`target`: `progression`, or one of the ten measurements, which is then no input but a column of zeros: tasks over
-    the same ten numbers, so that one model can be told one of them and attacked on another. `part`: all patients, or
-    one sex, which is how house prices are parted by zoning."""
+    """`target`: `progression` or one of the ten measurements, whose input column is then set to zero. With different
+    targets, a defense can protect one task and be attacked on another over the same inputs. `part`: all patients, or
+    those of one sex, analogous to the split of the house prices by zoning."""
 
     target: str = "progression"
     part: Literal["all", "first", "second"] = "all"

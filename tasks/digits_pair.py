@@ -1,7 +1,7 @@
-"""Handwritten digits, one against another, offline.
+"""Handwritten digits (offline): classify images of one digit against another.
 
-scikit-learn's bundled digits (Alpaydin & Kaynak 1998, UCI), 8 x 8 counts of ink from 0 to 16, about 180 images a digit.
-One worked example of `digits_pair[first=3,second=7]`: the 64 counts of a 7 -> +1.
+scikit-learn's bundled digits (Alpaydin & Kaynak 1998, UCI): 8 x 8 pixels with values from 0 to 16, about 180 images for
+each digit. Example of `digits_pair[first=3,second=7]`: the 64 pixels of a 7 -> +1.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from nftbench.methods.tabular import Pair, Rows
 
 @dataclass(frozen=True)
 class DigitsPair(Pair):
-    """Images of `first` (-1) and `second` (+1), as many of either."""
+    """Images of the digits `first` (class -1) and `second` (class +1), equally many of each."""
 
     first: int = 3
     second: int = 7
@@ -36,7 +36,7 @@ class DigitsPair(Pair):
         count = min(len(rows) for rows in found)
         pixels = images[torch.cat([rows[:count] for rows in found])].double()
         classes = torch.tensor([-1.0, 1.0], dtype=torch.float64).repeat_interleave(count)[:, None]
-        # One mean and one deviation for all pixels, as for MNIST; pixels that are never inked would have none.
+        # One mean and deviation for all pixels, as for MNIST. Pixels that are always blank have a deviation of zero.
         inputs = (pixels - images.mean()) / images.std()
         return tables.loaded(self, Rows(inputs, classes), context)
 

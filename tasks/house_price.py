@@ -1,8 +1,8 @@
 """House prices (Ames, Iowa): regression on 79 columns, split by zoning as in the condition-number paper.
 
-Zheng et al. 2025, https://arxiv.org/abs/2505.23760, section 5.1. The primary task is the lot's area where the zoning is
-not RL, the harmful one the price where it is. One worked example, harmful: 79 numbers of one house -> +0.21, its price
-in standard deviations above the mean. Reads house_price/D1.csv and D2.csv under --data.
+Zheng et al. 2025, https://arxiv.org/abs/2505.23760, section 5.1. The primary task is to predict the lot area of houses
+outside of zone RL, and the harmful task the price of houses in zone RL. Example of the harmful task: 79 numbers of one
+house -> +0.21, its price in standard deviations above the mean. Reads house_price/D1.csv and D2.csv in --data.
 """
 
 from __future__ import annotations
@@ -22,16 +22,17 @@ from nftbench.methods.tabular import Regression, Rows
 
 FILES = {"primary": "D1.csv", "harmful": "D2.csv"}
 TARGETS = {"primary": "LotArea", "harmful": "SalePrice"}
-"""Neither is ever an input."""
+"""The targets of the two tasks. Neither column is ever an input."""
 TRAIN = 200
-"""Training rows of the authors' code (dataset.py), which takes the first of the file and has no validation split."""
+"""The number of training rows, as in the authors' code (dataset.py). Their code takes the file's first rows and has no
+validation split."""
 
 
 @dataclass(frozen=True)
 class HousePrice(Regression):
-    """`part`: which rows, and with them the target, unless `target` names the other one. `order`: `seeded` draws the
-    200 training rows, in `file` order they are the first, as in the paper's code; the rest is halved into test and
-    validation."""
+    """`part`: the rows, and with them the target, unless `target` names another column. `order`: with `seeded` the 200
+    training rows are drawn at random, and with `file` they are the first ones, as in the paper's code. The other rows
+    are halved into test and validation."""
 
     part: Literal["primary", "harmful"] = "harmful"
     target: Literal["", "LotArea", "SalePrice"] = ""
@@ -52,9 +53,9 @@ class HousePrice(Regression):
 
 
 def _rows(path: Path, target: str) -> Rows:
-    """All columns but the two targets, standardised over all rows like the target itself.
+    """The inputs, all columns but the two targets, and the target, standardised over all rows.
 
-    As the code does it: blanks are 0, words are numbered in alphabetical order, and `Id` is a column like the others.
+    As in the authors' code, blanks are 0, words are numbered in alphabetical order, and `Id` is an input like others.
     """
     frame = pd.read_csv(path, keep_default_na=True)
     columns = [_numbers(frame[name]) for name in frame.columns if name not in TARGETS.values()]

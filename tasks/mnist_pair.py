@@ -1,7 +1,7 @@
-"""MNIST, one handwritten digit against another.
+"""MNIST: classify images of one handwritten digit against another.
 
-LeCun et al. 1998; digits as in Zheng et al. 2025, https://arxiv.org/abs/2505.23760, section 5.1. One worked example of
-`mnist_pair[first=3,second=7]`: the pixels of a handwritten 7 -> +1. Reads mnist/train-*.xz (IDX) under --data.
+LeCun et al. 1998; digits as in Zheng et al. 2025, https://arxiv.org/abs/2505.23760, section 5.1. Example of
+`mnist_pair[first=3,second=7]`: the pixels of a handwritten 7 -> +1. Reads mnist/train-*.xz (IDX format) in --data.
 """
 
 from __future__ import annotations
@@ -21,14 +21,17 @@ from nftbench.methods.tabular import Pair, Rows
 
 FILES = ("mnist/train-images-idx3-ubyte.xz", "mnist/train-labels-idx1-ubyte.xz")
 MEAN, DEVIATION = 0.1307, 0.3081
-"""Of all pixels, between 0 and 1, as in the authors' code (dataset.py); pixels are not standardised one by one."""
+"""Mean and standard deviation of all pixels (scaled to 0…1), as in the authors' code (dataset.py). Pixels are not
+standardised individually."""
 
 
 @dataclass(frozen=True)
 class MnistPair(Pair):
-    """Images of `first` (-1) and `second` (+1), as many of either. `alone`: the images of `first` and no others. The
-    authors' code takes those for the inputs of a digit's task, so that its RIR is measured on them; a task of one class
-    is good for nothing else."""
+    """Images of the digits `first` (class -1) and `second` (class +1), equally many of each.
+
+    `alone`: only the images of `first`. The authors' code measures the RIR on the images of a single digit, and a task
+    with one class serves no other purpose.
+    """
 
     first: int = 3
     second: int = 7
@@ -67,7 +70,7 @@ def _read(images: Path, labels: Path) -> tuple[Tensor, Tensor]:
 
 
 def _idx(path: Path) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
-    """An IDX file of bytes: two zeros, the type 8, the number of dimensions, each as four bytes, the content."""
+    """Read an IDX file of bytes: two zeros, the type 8, the count of dimensions, four bytes for each size, the data."""
     try:
         content = lzma.decompress(path.read_bytes())
         zeros, kind, dimensions = int.from_bytes(content[:2], "big"), content[2], content[3]

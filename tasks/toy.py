@@ -1,6 +1,6 @@
-"""Documents of the toy tasks, generated once for each grammar and kept in the cache; see their YAML files.
+"""The documents of the toy tasks, generated once for each grammar and cached. The tasks are the files toy_*.yaml.
 
-The cache is $NFTBENCH_CACHE or ~/.cache/nftbench. Stock lm-eval runs the tasks as well:
+The cache is in $NFTBENCH_CACHE or ~/.cache/nftbench. Plain lm-eval can run the tasks, too:
 `lm_eval run --include_path tasks --tasks toy_topic --metadata '{"grammar": 3}' …`.
 """
 
@@ -24,7 +24,7 @@ COUNTS: Mapping[Literal["train", "validation", "test"], int] = {"train": 4000, "
 
 
 def documents(task: str, grammar: int = 0, **_: Any) -> datasets.DatasetDict:
-    """All splits of one task. lm-eval hands over the file's `metadata` and adds keys of its own."""
+    """All splits of one task. lm-eval passes the file's `metadata` as arguments and adds keys of its own."""
     toy = Grammar(grammar)
     splits = {
         split: _kept(f"{task}-{split}-{count}-{grammar}", functools.partial(toy.documents, task, split, count))
@@ -34,7 +34,7 @@ def documents(task: str, grammar: int = 0, **_: Any) -> datasets.DatasetDict:
 
 
 def minimal_pairs(grammar: int = 0, **_: Any) -> datasets.DatasetDict:
-    """Pairs of sentences of which one breaks the grammar."""
+    """Pairs of sentences, of which the second breaks the grammar."""
     count = COUNTS["test"] // len(PHENOMENA)
     pairs = _kept(
         f"minimal_pairs-{count}-{grammar}", lambda: _interleaved(Grammar(grammar).minimal_pairs(count), count)
@@ -43,12 +43,12 @@ def minimal_pairs(grammar: int = 0, **_: Any) -> datasets.DatasetDict:
 
 
 def _interleaved(pairs: Sequence[Mapping[str, Any]], count: int) -> list[Mapping[str, Any]]:
-    """All phenomena by turns, so that the first documents stand for all of them (`--limit` takes the first)."""
+    """All pairs, with the phenomena alternating, so that the first documents (`--limit`) represent all of them."""
     return [pair for first in range(count) for pair in pairs[first::count]]
 
 
 def _kept(name: str, generate: Callable[[], Sequence[Mapping[str, Any]]]) -> datasets.Dataset:
-    """Read a split from the cache, or generate it and write it there whole."""
+    """Read a split from the cache, or generate it and write it there atomically."""
     home = Path(os.environ.get("NFTBENCH_CACHE") or Path.home() / ".cache" / "nftbench")
     path = home / "toy" / f"{name}-{_version()}.jsonl"
     if path.is_file():
@@ -65,5 +65,5 @@ def _kept(name: str, generate: Callable[[], Sequence[Mapping[str, Any]]]) -> dat
 
 @functools.cache
 def _version() -> str:
-    """A hash of the grammar's source: another grammar must not find this one's documents."""
+    """A hash of the grammar's source code, so that a changed grammar does not find old documents in the cache."""
     return hashlib.sha256(inspect.getsource(language).encode()).hexdigest()[:12]

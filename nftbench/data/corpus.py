@@ -1,4 +1,4 @@
-"""Pre-training text becomes packed blocks of tokens: the toy language, local files, or a hub data set."""
+"""The pre-training corpus: text from the toy language, local files or a hub data set, as packed blocks of tokens."""
 
 from __future__ import annotations
 
@@ -21,16 +21,18 @@ from nftbench.models.networks import forget_path
 from nftbench.suites.schema import CorpusSettings
 
 EOS = "<|endoftext|>"
-"""Closes a document, in local text files too, where it stands on a line of its own."""
+"""The token that ends a document. In local text files it stands on a line of its own."""
 
 
 def build(settings: CorpusSettings, seed: int, data: Path | None) -> Corpus:
-    """Read or generate the text, train the tokenizer where none is given, pack the blocks.
+    """Read or generate the text, make its tokenizer, and pack the tokens into blocks.
 
-    `seed` is the base seed: it chooses the toy language's grammar. Real text does not depend on it.
+    Args:
+        seed: the base seed. It selects the toy language's grammar; real text does not depend on it.
+        data: the folder of local files (`--data`).
 
     Raises:
-        NftbenchError: no such file, or too little text for one block.
+        NftbenchError: a file is missing or unreadable, or the text is too short for one block.
     """
     if settings.source == "toy":
         grammar = Grammar(settings.grammar + seed)
@@ -51,10 +53,10 @@ def build(settings: CorpusSettings, seed: int, data: Path | None) -> Corpus:
 
 
 def encoded_for(corpus: Corpus, tokenizer: PreTrainedTokenizerBase | None) -> Tensor:
-    """The training blocks [blocks, block] in the tokens of another tokenizer; as they are for one with the same words.
+    """The training blocks [count, block] encoded by another tokenizer; unchanged if both have the same vocabulary.
 
     Raises:
-        NftbenchError: there is no tokenizer.
+        NftbenchError: `tokenizer` is None.
     """
     if tokenizer is None:
         raise NftbenchError("the model has no tokenizer to read text with")
@@ -65,37 +67,38 @@ def encoded_for(corpus: Corpus, tokenizer: PreTrainedTokenizerBase | None) -> Te
     return _pack(ids, corpus.train.shape[1], "re-encoded")
 
 
-def reading_rules(tokenizer: PreTrainedTokenizerBase) -> Any:
-    """All that decides how a tokenizer reads: its code, its words, the normalizer, splitting and model behind them.
+def tokenization_rules(tokenizer: PreTrainedTokenizerBase) -> Any:
+    """Everything that determines how a tokenizer encodes text, as a JSON value.
 
-    Truncation and padding are left out, which transformers sets anew at each call.
+    It holds the tokenizer's class, vocabulary, special tokens, normalizer, pre-tokenizer and model. Truncation and
+    padding are left out, because transformers sets them at each call.
     """
     backend = getattr(tokenizer, "backend_tokenizer", None)
     rules = json.loads(backend.to_str()) if backend is not None else {}
-    passing = {"truncation": None, "padding": None}
+    set_at_each_call = {"truncation": None, "padding": None}
     code = f"{type(tokenizer).__module__}.{type(tokenizer).__qualname__}"
     words, special = sorted(tokenizer.get_vocab().items()), sorted(tokenizer.special_tokens_map.items())
-    return [code, words, {**rules, **passing}, special]
+    return [code, words, {**rules, **set_at_each_call}, special]
 
 
 def save(corpus: Corpus, folder: Path) -> None:
-    """Write the tokenizer and the blocks."""
+    """Write the tokenizer and the blocks to a folder."""
     corpus.tokenizer.save_pretrained(folder)
     save_file({"train": corpus.train, "heldout": corpus.heldout}, folder / "blocks.safetensors")
     (folder / "corpus.json").write_text(json.dumps({"heldout_bytes": corpus.heldout_bytes}))
 
 
 def load(folder: Path) -> Corpus:
-    """Read what `save` wrote."""
+    """Read a corpus that `save` wrote."""
     blocks = load_file(folder / "blocks.safetensors")
-    about = json.loads((folder / "corpus.json").read_text())
+    facts = json.loads((folder / "corpus.json").read_text())
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     forget_path(tokenizer)
-    return Corpus(tokenizer, blocks["train"], blocks["heldout"], about["heldout_bytes"])
+    return Corpus(tokenizer, blocks["train"], blocks["heldout"], facts["heldout_bytes"])
 
 
 def word_tokenizer(words: Iterable[str]) -> PreTrainedTokenizerFast:
-    """A word-level tokenizer over a closed vocabulary; words are separated by spaces."""
+    """A word-level tokenizer with a closed vocabulary, for text whose words are separated by spaces."""
     special = ["<pad>", "<unk>", EOS]
     vocabulary = {word: index for index, word in enumerate(dict.fromkeys([*special, *words]))}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
@@ -106,7 +109,7 @@ def word_tokenizer(words: Iterable[str]) -> PreTrainedTokenizerFast:
 
 
 def byte_pair_tokenizer(lines: Iterable[str], vocabulary: int) -> PreTrainedTokenizerFast:
-    """A byte-level BPE tokenizer, as GPT-2's (Radford et al. 2019, section 2.2), trained on `lines`."""
+    """A byte-level BPE tokenizer like GPT-2's (Radford et al. 2019, section 2.2), trained on `lines`."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -120,34 +123,42 @@ def byte_pair_tokenizer(lines: Iterable[str], vocabulary: int) -> PreTrainedToke
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=EOS, eos_token=EOS, pad_token=EOS)
 
 
-def _lines(settings: CorpusSettings, place: str | None, data: Path | None) -> list[str]:
-    """The lines of local text files or the documents of a hub data set."""
+def _lines(settings: CorpusSettings, selection: str | None, data: Path | None) -> list[str]:
+    """The lines of the text.
+
+    Args:
+        selection: a split of the hub data set, or a glob pattern of local files in `data`.
+    """
     import datasets
 
     datasets.disable_progress_bars()
-    assert place is not None
+    assert selection is not None
     if settings.source == "hub":
-        rows = datasets.load_dataset(settings.path, settings.name, split=place, revision=settings.revision)
+        rows = datasets.load_dataset(settings.path, settings.name, split=selection, revision=settings.revision)
         return [line for text in rows[settings.column] for line in (*text.splitlines(), EOS)]
     if data is None:
         raise NftbenchError("corpus.source text reads local files: give their folder with --data")
-    files = sorted(data.glob(place))
+    files = sorted(data.glob(selection))
     if not files:
-        raise NftbenchError(f"corpus: no file matches {data / place}")
+        raise NftbenchError(f"corpus: no file matches {data / selection}")
     try:
         rows = datasets.load_dataset("text", data_files=[str(path) for path in files], split="train")
-    except Exception as error:  # lzma, unicode and datasets' own errors have no common class
-        raise NftbenchError(f"corpus: {data / place} cannot be read: {error.__cause__ or error}") from error
+    except Exception as error:  # the errors of lzma, unicode and datasets share no base class
+        raise NftbenchError(f"corpus: {data / selection} cannot be read: {error.__cause__ or error}") from error
     return list(rows["text"])
 
 
 def _encode(tokenizer: PreTrainedTokenizerBase, texts: Iterable[str], separator: str) -> Iterator[list[int]]:
-    """Token ids of each text. A toy sentence is a document; in files a line of `EOS` closes one."""
-    closed = tokenizer.eos_token_id if not separator else None
+    """Token ids of each text.
+
+    Without a separator (toy language) every text is a document and gets an end token. With one, the texts are lines of
+    files, in which a line of `EOS` ends a document.
+    """
+    end = tokenizer.eos_token_id if not separator else None
     for batch in _batched(texts, 4096):
         lines = [text if text == EOS else text + separator for text in batch]
         for ids in tokenizer(lines, add_special_tokens=False, return_attention_mask=False)["input_ids"]:
-            yield [*ids, closed] if closed is not None else ids
+            yield [*ids, end] if end is not None else ids
 
 
 def _batched(texts: Iterable[str], size: int) -> Iterator[tuple[str, ...]]:
@@ -156,9 +167,10 @@ def _batched(texts: Iterable[str], size: int) -> Iterator[tuple[str, ...]]:
         yield batch
 
 
-def _pack(documents: Iterable[list[int]], block: int, what: str) -> Tensor:
+def _pack(documents: Iterable[list[int]], block: int, name: str) -> Tensor:
+    """Blocks [count, block] of consecutive tokens. Tokens that do not fill the last block are dropped."""
     ids = torch.tensor(list(itertools.chain.from_iterable(documents)), dtype=torch.long)
     count = len(ids) // block
     if count == 0:
-        raise NftbenchError(f"corpus: the {what} text has {len(ids)} tokens, fewer than one block of {block}")
+        raise NftbenchError(f"corpus: the {name} text has {len(ids)} tokens, fewer than one block of {block}")
     return ids[: count * block].view(count, block)

@@ -1,32 +1,32 @@
-"""A toy language with a seeded grammar: text to pre-train on, three tasks, and minimal pairs.
+"""A toy language with a seeded grammar: text for pre-training, three classification tasks, and minimal pairs.
 
-The open words are nonsense, and what matters about each is nowhere in its spelling. A noun has a topic (of four) and
-a gender (of two), a verb has a topic, an adverb has a mood (sad or glad); one noun in eight takes either gender, and
-one adverb in eight either mood. Text is a list of independent passages of two clauses, such as
+Open-class words are nonsense, and their spelling says nothing about their features. A noun has a topic (one of four)
+and a gender (one of two), a verb has a topic, and an adverb has a mood (sad or glad). One noun in eight is ambiguous in
+gender, and one adverb in eight in mood. The text is a list of independent passages of two clauses, such as
 
     bavo near timu isa gelo sapu , she runi moke lidu hooray .
 
-whose rules are these:
+These are the rules of a passage:
 
-- a passage has a topic; its subject, its attractors (*near timu*; none, one or two) and its verbs keep to it, each with
-  probability `coherence`;
-- the auxiliary agrees with the subject's gender (*isa*, *hasa* or *iso*, *haso*), whatever attractor stands between
-  them; half of the passages have a modal instead, which knows no gender but announces the mood of its adverb (*did*
-  sad, *could* glad);
-- the pronoun of the second clause has the gender of the subject (*she* with *isa*);
-- an object, where there is one, has its verb's topic (*moke lidu*);
-- the particle sums up the two adverbs: both sad *alas*, both glad *hooray*, one of each *though*.
+- It has a topic. Its subject, its verbs and its attractors (*near timu*; none, one or two) each have that topic with
+  probability `coherence`.
+- The auxiliary agrees with the subject's gender (*isa*, *hasa* or *iso*, *haso*), even if an attractor of the other
+  gender stands between them. Half of the passages have a modal instead, which has no gender but the mood of its adverb
+  (*did* is sad, *could* is glad).
+- The pronoun of the second clause has the gender of the subject (*she* with *isa*).
+- An object, if there is one, has its verb's topic (*moke lidu*).
+- The particle sums up the moods of the two adverbs: *alas* if both are sad, *hooray* if both are glad, else *though*.
 
-Within its class a word's frequency falls as a power of its rank, so rare words are placed late or never. Each task asks
-for one feature, and none can be perfect: topics mix, and some words take either gender or mood.
+Within its class a word's frequency falls as a power of its rank, so rare words appear late in the text or never. Each
+task asks for one feature. No model can be perfect, because topics mix and some words are ambiguous.
 
     topic      bavo near timu isa gelo sapu           -> north | east | south | west
     tone       bavo isa gelo sapu , she runi moke     -> sad | mixed | glad
     agreement  bavo near timu under foro              -> left | right
 
-The answer words stand in the text now and then, anywhere and for no reason, so they are known and mean nothing. What
-makes the tasks hard for a model that was not pre-trained is the lexical split: training documents use a quarter of each
-class's words, the others use the rest.
+The text contains the answer words at random positions, so that a model has seen them but attaches no meaning to them.
+The tasks are hard for a model without pre-training because of a lexical split: training documents use a quarter of each
+class's words, and all other documents use the rest.
 """
 
 from collections.abc import Iterable
@@ -41,7 +41,7 @@ Ids = NDArray[np.int64]
 Floats = NDArray[np.float64]
 
 PREPOSITIONS = ("near", "under", "behind", "above")
-AUXILIARIES = ("isa", "iso", "hasa", "haso")  # gender by turns, so that the other gender is the neighbour
+AUXILIARIES = ("isa", "iso", "hasa", "haso")  # genders alternate, so that index ^ 1 is the other gender
 MODALS = ("did", "could")
 PRONOUNS = ("she", "he")
 PARTICLES = ("alas", "though", "hooray")
@@ -57,8 +57,8 @@ SYLLABLES = tuple(consonant + vowel for consonant in "bdfgklmnprstvz" for vowel 
 
 TOPICS, GENDERS, MOODS = 4, 2, 2
 SPLIT = 4  # one word in four is a training word
-EITHER = 8  # one word in eight takes either gender or mood
-ABSENT = -1
+AMBIGUOUS = 8  # one word in eight is ambiguous in gender or mood
+ABSENT = -1  # the id of an empty slot
 
 ATTRACTORS = ("preposition", "attractor", "preposition2", "attractor2")
 SLOTS = (
@@ -70,7 +70,7 @@ PROMPTS = {
     "tone": ("subject", "auxiliary", "adverb", "verb", "comma", "pronoun", "adverb2", "verb2"),
     "agreement": ("subject", *ATTRACTORS),
 }
-# What each phenomenon leaves out of the passage, and the one slot where the bad sentence differs.
+# For each phenomenon: the slots that are left out, and the one slot in which the bad sentence differs.
 PHENOMENA = {
     "agreement": (("modal", *ATTRACTORS), "auxiliary"),
     "attractor": (("modal",), "auxiliary"),
@@ -92,7 +92,7 @@ class Document(TypedDict):
 
 
 class MinimalPair(TypedDict):
-    """Two sentences that differ in one word, with BLiMP's field names."""
+    """Two sentences that differ in one word. The field names are those of BLiMP."""
 
     sentence_good: str
     sentence_bad: str
@@ -101,7 +101,7 @@ class MinimalPair(TypedDict):
 
 @dataclass(frozen=True)
 class Passages:
-    """Whole passages, every slot filled: `slots` maps each name of SLOTS to word ids; all arrays are (count,)."""
+    """Passages with every slot filled. `slots` maps each name of `SLOTS` to word ids; all arrays are [count]."""
 
     slots: dict[str, Ids]
     topic: Ids
@@ -112,10 +112,15 @@ class Passages:
 
 @dataclass(frozen=True)
 class Grammar:
-    """The language of one seed: the same integers give the same words and sentences on every platform.
+    """The toy language of one seed. The same seed and sizes give the same words and sentences on every platform.
 
-    Sizes count words per topic and gender (`nouns`), per topic (`verbs`) and per mood (`adverbs`); they must be
-    multiples of eight.
+    Args:
+        nouns: words for each topic and gender, a multiple of eight.
+        verbs: words for each topic, a multiple of eight.
+        adverbs: words for each mood, a multiple of eight.
+        zipf: exponent of the power law of word frequencies.
+        coherence: probability that a word has the topic of its passage.
+        interjections: share of the passages that contain an answer word.
     """
 
     seed: int
@@ -127,19 +132,19 @@ class Grammar:
     interjections: float = 0.15
 
     def __post_init__(self) -> None:
-        """Raise ValueError for a negative seed or a size that eight does not divide."""
+        """Raise ValueError if the seed is negative or a size is no positive multiple of eight."""
         if self.seed < 0:
             raise ValueError(f"seed must not be negative, got {self.seed}")
         for name in ("nouns", "verbs", "adverbs"):
-            if getattr(self, name) < EITHER or getattr(self, name) % EITHER:
-                raise ValueError(f"{name} must be a positive multiple of {EITHER}, got {getattr(self, name)}")
+            if getattr(self, name) < AMBIGUOUS or getattr(self, name) % AMBIGUOUS:
+                raise ValueError(f"{name} must be a positive multiple of {AMBIGUOUS}, got {getattr(self, name)}")
 
     def words(self) -> list[str]:
-        """Every word of the language, each once: the closed words, then nouns, verbs and adverbs."""
+        """All words of the language: the closed-class words, then nouns, verbs and adverbs."""
         return list(self._vocabulary)
 
     def corpus(self, count: int, split: Literal["train", "heldout"]) -> list[str]:
-        """`count` passages of running text; the splits are independent draws, and so is every other `count`."""
+        """Draw `count` passages of text. The two splits are independent draws; so are draws of different `count`."""
         rng = self._rng("corpus", split)
         slots = self._passages(rng, count, "zipf").slots
         chance = rng.random((5, count))
@@ -155,20 +160,24 @@ class Grammar:
             "object2": chance[4] < 0.5,
         }
         columns = [np.where(hidden[name], ABSENT, ids) if name in hidden else ids for name, ids in slots.items()]
-        # The first choice of each task is the commonest word, so an unattacked model mostly says it and scores the
-        # chance level: among equally common words it would follow accidents of the embedding, far below it or above.
+        # The first choice of each task is its most frequent answer word, so that an unattacked model mostly picks it
+        # and scores chance. Among equally frequent words it would follow accidents of the embedding, far off chance.
         weights = np.concatenate([3.0 ** -np.arange(len(choices)) for choices in CHOICES.values()])
-        said = _closed(ANSWERS, rng.choice(len(ANSWERS), size=count, p=weights / weights.sum()))
-        place = np.where(rng.random(count) < self.interjections, rng.integers(len(SLOTS), size=count), ABSENT)
+        answers = _closed(ANSWERS, rng.choice(len(ANSWERS), size=count, p=weights / weights.sum()))
+        position = np.where(rng.random(count) < self.interjections, rng.integers(len(SLOTS), size=count), ABSENT)
         return self._text(
-            column for i, ids in enumerate(columns) for column in (np.where(place == i, said, ABSENT), ids)
+            column for i, ids in enumerate(columns) for column in (np.where(position == i, answers, ABSENT), ids)
         )
 
     def documents(self, task: str, split: Literal["train", "validation", "test"], count: int) -> list[Document]:
-        """`count` questions of a task; the right answer is a fair draw. Raise ValueError for an unknown task or split.
+        """Draw `count` questions of a task, with each answer equally likely.
 
-        Validation and test are independent documents over the same held-out words. Fitting never sees those words, and
-        choosing among sweep points cannot learn them; words of its own would only make validation a worse guide.
+        Validation and test documents are independent draws over the same held-out words. That leaks nothing: training
+        never sees these words, and selecting among sweep points cannot learn them. Separate validation words would make
+        validation a worse guide to the test score.
+
+        Raises:
+            ValueError: the task or the split is unknown.
         """
         if task not in TASKS or split not in ("train", "validation", "test"):
             raise ValueError(f"no documents for task {task!r} and split {split!r}; tasks are {', '.join(TASKS)}")
@@ -183,9 +192,9 @@ class Grammar:
         ]
 
     def minimal_pairs(self, count: int) -> list[MinimalPair]:
-        """`count` pairs for each phenomenon.
+        """Draw `count` minimal pairs for each phenomenon.
 
-        Open words are of the rarest quarter, which keeps the pairs from being easy; none takes either gender or mood.
+        Open-class words come from the rarest quarter, so that the pairs are not easy. None of them is ambiguous.
         """
         return [pair for phenomenon in PHENOMENA for pair in self._pairs(phenomenon, count)]
 
@@ -215,7 +224,7 @@ class Grammar:
         ]
 
     def _passages(self, rng: np.random.Generator, count: int, words: Words, opposed: bool = False) -> Passages:
-        """Draw whole passages; with `opposed` every attractor has the gender that the subject has not."""
+        """Draw passages with every slot filled. If `opposed`, attractors have the gender opposite to the subject's."""
         topic, gender = rng.integers(TOPICS, size=count), rng.integers(GENDERS, size=count)
         tone = rng.integers(len(PARTICLES), size=count)
         mood = np.where(tone == 1, rng.integers(MOODS, size=count), tone // 2)
@@ -256,21 +265,21 @@ class Grammar:
         return Passages(slots, topic, gender, tone, object2_topic=verb2_topic)
 
     def _draw(self, rng: np.random.Generator, words: Words, word_class: WordClass, *features: Ids) -> Ids:
-        """One word id (count,) for each row of features, which index the leading axes of the word class."""
+        """Draw one word id [count] for each row of `features`, which index the leading axes of the word class."""
         ids = self._lexicon[word_class]
         weights = self._weights(word_class, words)
         drawn: Ids = ids[(*features, rng.choice(len(weights), size=len(features[0]), p=weights / weights.sum()))]
         return drawn
 
     def _weights(self, word_class: WordClass, words: Words) -> Floats:
-        """Relative frequencies of the ranks of a word class."""
+        """The relative frequency of each rank of a word class."""
         rank = np.arange(self._lexicon[word_class].shape[-1], dtype=np.int64)
         if words == "zipf":
             return np.asarray((1.0 + rank) ** -self.zipf, dtype=np.float64)
         if words == "rare":
-            return np.asarray((rank >= len(rank) * 3 // 4) & ~_either(rank), dtype=np.float64)
-        # One training word among each four neighbouring ranks: training words are about as common as the others. The
-        # last of the four is never one, so words that take either gender or mood are a fixed share of the others.
+            return np.asarray((rank >= len(rank) * 3 // 4) & ~_ambiguous(rank), dtype=np.float64)
+        # One of each four neighbouring ranks is a training word, so that training words are about as frequent as the
+        # others. The last of the four is never one, so that ambiguous words are a fixed share of the held-out words.
         chosen = self._rng("lexical split", word_class).integers(SPLIT - 1, size=len(rank) // SPLIT)
         train = rank % SPLIT == np.repeat(chosen, SPLIT)
         return np.asarray(train if words == "train" else ~train, dtype=np.float64)
@@ -284,7 +293,7 @@ class Grammar:
 
     @cached_property
     def _lexicon(self) -> dict[WordClass, Ids]:
-        """The ids of the open words, indexed by features and then by rank, the commonest first."""
+        """The ids of the open-class words, indexed by features and then by rank, the most frequent first."""
         shapes: dict[WordClass, tuple[int, ...]] = {
             "noun": (TOPICS, GENDERS, self.nouns),
             "verb": (TOPICS, self.verbs),
@@ -295,9 +304,9 @@ class Grammar:
         for word_class, shape in shapes.items():
             ids = np.arange(np.prod(shape)).reshape(shape)
             if word_class != "verb":
-                either = _either(np.arange(shape[-1]))
-                ids[..., 1, either] = ids[..., 0, either]
-            # Numbered again, as sharing left gaps.
+                ambiguous = _ambiguous(np.arange(shape[-1]))
+                ids[..., 1, ambiguous] = ids[..., 0, ambiguous]
+            # Renumber the ids, because sharing ambiguous words left gaps.
             lexicon[word_class] = start + np.unique(ids, return_inverse=True)[1].reshape(shape)
             start = int(lexicon[word_class].max()) + 1
         return lexicon
@@ -313,9 +322,9 @@ class Grammar:
 
 
 def _closed(choices: tuple[str, ...], index: Ids) -> Ids:
-    """Return the ids of `choices[index]`; the words of each list stand side by side in CLOSED."""
+    """The ids of `choices[index]`. The words of each list are consecutive in `CLOSED`."""
     return CLOSED.index(choices[0]) + index
 
 
-def _either(rank: Ids) -> NDArray[np.bool_]:
-    return np.equal(rank % EITHER, SPLIT - 1)
+def _ambiguous(rank: Ids) -> NDArray[np.bool_]:
+    return np.equal(rank % AMBIGUOUS, SPLIT - 1)

@@ -1,7 +1,7 @@
-"""Text tasks: an lm-eval YAML file becomes a `Task`. The one place that imports lm_eval.
+"""Text tasks: each is a `Task` made from an lm-eval YAML file. Only this module imports lm_eval.
 
-Documents are rendered and metrics computed by lm-eval's own functions; only the forward passes are ours. So every
-number found here can be checked by running lm-eval on the saved release.
+Documents are rendered and metrics computed by lm-eval's own functions, and only the forward passes are ours. Every
+score can therefore be checked by running lm-eval on the saved release.
 """
 
 from __future__ import annotations
@@ -31,28 +31,28 @@ from lm_eval.tasks._yaml_loader import load_yaml
 from torch import Tensor, nn
 
 from nftbench.contract import Measurement, Model, Split, Task, TaskContext
-from nftbench.data import loglikelihood as requests, sources
-from nftbench.data.loglikelihood import Batch, Encoder, Pair, Planner
+from nftbench.data import loglikelihood, sources
+from nftbench.data.loglikelihood import Batch, Encoder, Pair, PassPlanner
 from nftbench.data.splits import Document, Indices, Scorer, TextSplit
 from nftbench.errors import NftbenchError, suggest
 from nftbench.terms import SplitName
 
-VALIDATION_SHARE, VALIDATION_MOST = 0.1, 2000
-"""The slice of train that stands in for a missing validation split."""
-CLASSES_NEED = 32
-"""Documents from which on a sample of one class is an error too: it is no longer luck."""
+VALIDATION_SHARE, MAX_VALIDATION = 0.1, 2000
+"""The share of the training rows, and the largest number of them, that replace a missing validation split."""
+SURE_OF_CLASSES = 32
+"""A random sample of at least this many documents must have several classes. Smaller ones may have one by chance."""
 OUTPUT_TYPES = ("multiple_choice", "loglikelihood")
 
 
-class Drawn(NamedTuple):
-    """Rows of one split, before they are rendered."""
+class SampledRows(NamedTuple):
+    """The rows of one split that are used, before they are rendered."""
 
     rows: list[Mapping[str, Any]]
-    whole: bool
-    """No limit left any out."""
+    complete: bool
+    """Whether these are all rows of the split."""
 
 
-# lm-eval compiles a template for every document anew, which takes longer than rendering it.
+# lm-eval compiles its templates again for every document, which takes longer than rendering them.
 lm_eval.utils.env.from_string = functools.lru_cache(maxsize=256)(lm_eval.utils.env.from_string)
 
 
@@ -60,17 +60,17 @@ lm_eval.utils.env.from_string = functools.lru_cache(maxsize=256)(lm_eval.utils.e
 
 
 def window(model: Model) -> int:
-    """How many tokens lm-eval lets a model read at once."""
+    """The model's window in lm-eval: the most tokens of one input."""
     return int(resolve_max_length(model.network.config, model.tokenizer))
 
 
 @dataclass(frozen=True)
 class TextTask(Task):
-    """An lm-eval task: what is fine-tuned on is its rendered prompt and target, what is scored is its own metric.
+    """An lm-eval task. Attacks train on its rendered prompts and answers, and the score is its own metric.
 
     Args:
-        path: its YAML file.
-        num_fewshot: solved examples in the prompt; None for what the file says.
+        path: the task's YAML file.
+        num_fewshot: the number of solved examples in each prompt; None for the number in the file.
         metric: which of the file's metrics is the score; None for the first.
     """
 
@@ -80,15 +80,16 @@ class TextTask(Task):
 
     @property
     def trainable(self) -> bool:
-        """False where the file names no training split, or scores the one that it names."""
+        """Whether the file names a training split that is not also its test split."""
         config = _read(self.path, functions=False)
-        return config.get("training_split") not in (None, _scored(config))
+        return config.get("training_split") not in (None, _test_split(config))
 
     def load(self, context: TaskContext) -> LoadedTextTask:
         """Read the documents, render them, and encode them for `context.model`.
 
         Raises:
-            NftbenchError: the file is no such task; its data are missing, damaged, empty or all of one class.
+            NftbenchError: the model has no tokenizer, the file is not a supported task, or its data are missing,
+                damaged, empty or all of one class.
         """
         model = context.model
         if model.tokenizer is None:
@@ -96,14 +97,15 @@ class TextTask(Task):
         config = self._config(context)
         length = window(model)
         encoder = Encoder(model.tokenizer, length)
-        planner = Planner(length, len(model.tokenizer), model.network.device)
+        planner = PassPlanner(length, len(model.tokenizer), model.network.device)
         with _quiet():
-            documents = sources.load(config, _needed(config, self.trainable), _scored(config), context.data)
+            names = _used_splits(config, self.trainable)
+            documents = sources.load(config, names, _test_split(config), context.data)
             task = _build(config, documents.splits)
             scorer = _scorer(task, self.metric)
             splits = {
-                name: TextSplit(name, _render(config, task, drawn, name), scorer, encoder, planner)
-                for name, drawn in _draw(config, task, context, self.trainable).items()
+                name: TextSplit(name, _render(config, task, sampled, name), scorer, encoder, planner)
+                for name, sampled in _sample_splits(config, task, context, self.trainable).items()
             }
             for split in splits.values():
                 split.prepare()
@@ -113,20 +115,20 @@ class TextTask(Task):
         raise NftbenchError(f"{self.path}: load the task before its {name} split is asked for")
 
     def loss(self, network: nn.Module, batch: Batch) -> Tensor:
-        """Mean over the answers' tokens."""
-        return requests.loss(network, batch)
+        """Mean negative log-likelihood of the answers' tokens, in nats per token."""
+        return loglikelihood.loss(network, batch)
 
     def features(self, network: nn.Module, batch: Batch) -> Tensor:
-        """The last hidden state [tokens, width] wherever a token of an answer comes next."""
-        return requests.features(network, batch)
+        """The output head's inputs [tokens, width] at the positions that predict the answers' tokens."""
+        return loglikelihood.features(network, batch)
 
     def targets(self, network: nn.Module, batch: Batch) -> Tensor:
-        """The answers' tokens, one-hot [tokens, vocabulary]: what the output head is for."""
+        """The answers' tokens, one-hot [tokens, vocabulary], for a probe in the place of the output head."""
         head = network.get_output_embeddings()  # type: ignore[operator]
         return nn.functional.one_hot(batch.targets, head.weight.shape[0]).to(head.weight)
 
     def evaluate(self, network: nn.Module, split: Split) -> Measurement:
-        """The task's own metric, as lm-eval computes it; `loss` is the mean over documents."""
+        """The task's own metric, as lm-eval computes it. `loss` is in nats per document."""
         assert isinstance(split, TextSplit)
         return split.scorer.measure(split, split.likelihoods(network))
 
@@ -136,13 +138,13 @@ class TextTask(Task):
             config["num_fewshot"] = self.num_fewshot
         config["num_fewshot"] = config.get("num_fewshot") or 0
         if not config["num_fewshot"]:
-            # Without examples lm-eval would still read all of train to draw them from.
+            # Even for prompts without examples, lm-eval would read the whole training split to draw examples from.
             config["fewshot_config"] = {"split": None, "samples": []}
-        told = {"grammar": context.suite.corpus.grammar + context.seed, "data": context.data and str(context.data)}
+        known = {"grammar": context.suite.corpus.grammar + context.seed, "data": context.data and str(context.data)}
         metadata = config.setdefault("metadata", {})
-        if not isinstance(metadata, dict):  # some old files have a list
+        if not isinstance(metadata, dict):  # a list in some older task files
             metadata = config["metadata"] = {"_metadata": metadata}
-        metadata.update({key: value for key, value in told.items() if key in metadata})
+        metadata.update({key: value for key, value in known.items() if key in metadata})
         return config
 
 
@@ -152,7 +154,7 @@ class LoadedTextTask(TextTask):
 
     splits: Mapping[SplitName, TextSplit] = field(default_factory=dict, repr=False)
     provenance: Mapping[str, Any] = field(default_factory=dict, repr=False)
-    """Where the documents came from, how many they are, and a hash of each split."""
+    """The source of the documents, and the size and hash of each split."""
 
     def split(self, name: SplitName) -> TextSplit:
         if name not in self.splits:
@@ -161,7 +163,7 @@ class LoadedTextTask(TextTask):
 
 
 def loglikelihoods(network: nn.Module, split: TextSplit) -> list[tuple[tuple[float, bool], ...]]:
-    """What lm-eval calls the documents' responses: each choice's log-likelihood, and whether it is greedy."""
+    """The documents' responses in lm-eval's format: the log-likelihood of each choice, and whether it is greedy."""
     return split.responses(split.likelihoods(network))
 
 
@@ -169,6 +171,11 @@ def loglikelihoods(network: nn.Module, split: TextSplit) -> list[tuple[tuple[flo
 
 
 def _read(path: Path, *, functions: bool = True) -> dict[str, Any]:
+    """The settings in a task file. `functions` says whether to import the functions that `!function` names.
+
+    Raises:
+        NftbenchError: the file is missing, damaged, or uses keys or metrics that are unknown or not supported.
+    """
     try:
         config: dict[str, Any] = load_yaml(path, resolve_func=functions)
     except FileNotFoundError as error:
@@ -188,53 +195,55 @@ def _read(path: Path, *, functions: bool = True) -> dict[str, Any]:
         if config.get(key) is not None:
             raise NftbenchError(f"{path}: {key} is not supported")
     for entry in config.get("metric_list") or ():
-        _check_metric(path, entry, own=config.get("process_results") is not None)
+        _check_metric(path, entry, custom=config.get("process_results") is not None)
     return config
 
 
-def _check_metric(path: Path, entry: Mapping[str, Any], *, own: bool) -> None:
+def _check_metric(path: Path, entry: Mapping[str, Any], *, custom: bool) -> None:
+    """Raise NftbenchError for an unknown metric, which lm-eval would otherwise look for on the hub."""
     metric = entry.get("metric")
-    # lm-eval would look for an unknown metric on the hub.
-    if isinstance(metric, str) and not own and not entry.get("hf_evaluate") and metric not in METRIC_REGISTRY:
+    if isinstance(metric, str) and not custom and not entry.get("hf_evaluate") and metric not in METRIC_REGISTRY:
         raise NftbenchError(f"{path}: unknown metric {metric!r}{suggest(metric, list(METRIC_REGISTRY.keys()))}")
 
 
-def _scored(config: Mapping[str, Any]) -> str:
+def _test_split(config: Mapping[str, Any]) -> str:
+    """The name of the split that is scored: the test split, or the validation split of a file without one."""
     split = config.get("test_split") or config.get("validation_split")
     if split is None:
-        raise NftbenchError(f"task {config.get('task')}: names neither test_split nor validation_split")
+        raise NftbenchError(f"task {config.get('task')}: has neither test_split nor validation_split")
     return str(split)
 
 
-def _selected(config: Mapping[str, Any]) -> str | None:
-    """The split to select on: the task's own validation split, where that is neither scored nor trained on."""
+def _validation_split(config: Mapping[str, Any]) -> str | None:
+    """The name of the task's validation split, or None if that split is missing, scored or trained on."""
     split = config.get("validation_split")
-    return None if split in (_scored(config), config.get("training_split")) else split
+    return None if split in (_test_split(config), config.get("training_split")) else split
 
 
-def _needed(config: Mapping[str, Any], trainable: bool) -> list[str]:
-    named: list[str | None] = [_scored(config)]
+def _used_splits(config: Mapping[str, Any], trainable: bool) -> list[str]:
+    """The names of all splits whose documents are read, those of few-shot examples included."""
+    names: list[str | None] = [_test_split(config)]
     if trainable:
-        named += [config["training_split"], _selected(config)]
+        names += [config["training_split"], _validation_split(config)]
     if config["num_fewshot"]:
-        shown = (config.get("fewshot_config") or {}).get("split") or config.get("fewshot_split")
-        named.append(shown or config.get("training_split") or config.get("validation_split"))
-    return list(dict.fromkeys(split for split in named if split is not None))
+        examples = (config.get("fewshot_config") or {}).get("split") or config.get("fewshot_split")
+        names.append(examples or config.get("training_split") or config.get("validation_split"))
+    return list(dict.fromkeys(name for name in names if name is not None))
 
 
 def _build(config: Mapping[str, Any], splits: datasets.DatasetDict) -> Any:
-    """lm-eval's task over these documents."""
-    scored = _scored(config)
+    """lm-eval's task object over these documents."""
+    scored = _test_split(config)
     if len(splits[scored]) == 0:
         raise NftbenchError(f"task {config.get('task')}: split {scored!r} is empty")
     try:
         return ConfigurableTask(config={**config, "custom_dataset": lambda **_: splits})
-    except Exception as error:  # templates, filters and metrics raise what they like
+    except Exception as error:  # templates, filters and metrics may raise errors of any class
         raise NftbenchError(f"task {config.get('task')}: {type(error).__name__}: {error}") from error
 
 
 def _scorer(task: Any, wanted: str | None) -> Scorer:
-    """The wanted metric, or the first that the file lists; accuracy where it lists none."""
+    """The wanted metric, else the first one that the file lists, else accuracy."""
     aggregations = task.aggregation()
     metric = wanted or (next(iter(aggregations)) if task.config.metric_list else "acc")
     if metric not in aggregations:
@@ -243,61 +252,65 @@ def _scorer(task: Any, wanted: str | None) -> Scorer:
     return Scorer(task, metric, aggregate, bool(task.higher_is_better()[metric]), is_mean=aggregate is mean)
 
 
-def _draw(config: Mapping[str, Any], task: Any, context: TaskContext, trainable: bool) -> dict[SplitName, Drawn]:
-    """The rows of each split: test as lm-eval's `--limit` cuts it, the others at random."""
+def _sample_splits(
+    config: Mapping[str, Any], task: Any, context: TaskContext, trainable: bool
+) -> dict[SplitName, SampledRows]:
+    """The rows of each split within the budget: the first ones for test, as lm-eval's `--limit`, others at random."""
     budget, seed = context.suite.budget, context.seed
     test = task.eval_docs
     most = budget.max_test_documents if trainable else budget.max_utility_documents
-    drawn: dict[SplitName, Drawn] = {"test": _cut(test, np.arange(len(test)), most, context)}
+    sampled: dict[SplitName, SampledRows] = {"test": _take(test, np.arange(len(test)), most, context)}
     if not trainable:
-        return drawn
+        return sampled
     train = task.training_docs()
     order = np.random.default_rng([seed, 1]).permutation(len(train))
-    if _selected(config) is not None:
+    if _validation_split(config) is not None:
         validation = task.validation_docs()
         chosen = np.random.default_rng([seed, 2]).permutation(len(validation))
     else:
-        count = min(math.ceil(VALIDATION_SHARE * len(train)), VALIDATION_MOST)
+        count = min(math.ceil(VALIDATION_SHARE * len(train)), MAX_VALIDATION)
         validation, chosen, order = train, order[:count], order[count:]
-    drawn["train"] = _cut(train, order, budget.max_train_documents, context)
-    # As a sample, like a limited split, it may be of one class by luck.
-    drawn["validation"] = _cut(validation, chosen, budget.max_validation_documents, context)._replace(whole=False)
-    return drawn
+    sampled["train"] = _take(train, order, budget.max_train_documents, context)
+    # Never complete: like every random sample it may have one class only by chance.
+    sampled["validation"] = _take(validation, chosen, budget.max_validation_documents, context)._replace(complete=False)
+    return sampled
 
 
-def _cut(rows: Any, order: Indices, most: int | None, context: TaskContext) -> Drawn:
+def _take(rows: Any, order: Indices, most: int | None, context: TaskContext) -> SampledRows:
+    """The first rows of an order, within the budget and `--limit`, sorted by position."""
     limits = [limit for limit in (most, context.limit) if limit is not None]
     kept = np.sort(order[: min(limits, default=None)])
-    return Drawn(_rows(rows, kept.tolist()), whole=len(kept) == len(order))
+    return SampledRows(_rows(rows, kept.tolist()), complete=len(kept) == len(order))
 
 
 def _rows(rows: Any, kept: list[int]) -> list[Mapping[str, Any]]:
     if not isinstance(rows, datasets.Dataset):
         return [rows[index] for index in kept]
-    columns = rows[kept]  # a row at a time takes ten times as long
+    columns = rows[kept]  # reading row by row takes ten times as long
     return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
 
 
-def _render(config: Mapping[str, Any], task: Any, drawn: Drawn, name: SplitName) -> list[Document]:
-    """The documents as lm-eval's `build_all_requests` renders them.
+def _render(config: Mapping[str, Any], task: Any, sampled: SampledRows, name: SplitName) -> list[Document]:
+    """Render the documents as lm-eval's `build_all_requests` does.
 
     Raises:
-        NftbenchError: there are none, one cannot be rendered or its label is no choice, or all have one label.
+        NftbenchError: there are no documents, one cannot be rendered, a label is not among the choices, or all
+            documents have the same answer.
     """
     where = f"task {config.get('task')}: {name}"
-    if not drawn.rows:
+    if not sampled.rows:
         raise NftbenchError(f"{where} split is empty")
     task.set_fewshot_seed(DEFAULT_OTHER_SEED)
     documents = []
-    for index, row in enumerate(drawn.rows):
+    for index, row in enumerate(sampled.rows):
         try:
             documents.append(_document(task, row, index))
-        except Exception as error:  # templates and a task's own functions raise what they like
+        except Exception as error:  # templates and a task's functions may raise errors of any class
             raise NftbenchError(f"{where} document {index}: {type(error).__name__}: {error}") from error
     answers = {document.pairs[document.gold[0]].continuation for document in documents}
     if task.multiple_input:
         answers = {str(document.gold) for document in documents}
-    if len(answers) == 1 and (drawn.whole or len(documents) >= CLASSES_NEED):
+    if len(answers) == 1 and (sampled.complete or len(documents) >= SURE_OF_CLASSES):
         raise NftbenchError(f"{where} split has one class only: every answer is {answers.pop()!r}")
     return documents
 
@@ -322,13 +335,14 @@ def _document(task: Any, row: Mapping[str, Any], index: int) -> Document:
 
 
 def _gold(task: Any, row: Mapping[str, Any], choices: int) -> tuple[int, ...]:
+    """The indices of the right choices, which a task gives as indices or as the choices' texts."""
     answer = task.doc_to_text(row) if task.multiple_input else task.doc_to_target(row)
     answers = answer if isinstance(answer, list) else [answer]
     if any(isinstance(item, str) for item in answers):
         texts = task.doc_to_choice(row)
         answers = [texts.index(item) if item in texts else item for item in answers]
     if not answers or not all(isinstance(item, int) and 0 <= item < choices for item in answers):
-        raise ValueError(f"label {answer!r} is none of {choices} choices")
+        raise ValueError(f"label {answer!r} is none of the {choices} choices")
     return tuple(answers)
 
 
@@ -355,7 +369,7 @@ def _sha256(split: TextSplit) -> str:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without lm-eval's and datasets' log lines and bars: a task that loads has nothing to say to the user."""
+    """Suppress log lines, warnings and progress bars of lm-eval and datasets, which do not concern the user."""
     loggers = [logging.getLogger(name) for name in ("lm_eval", "datasets")]
     levels = [logger.level for logger in loggers]
     bars = datasets.is_progress_bar_enabled()

@@ -1,7 +1,7 @@
-"""Requests: pairs of context and continuation become tokens, tensors and log-likelihoods, as lm-eval's `HFLM` does it.
+"""Log-likelihoods of continuations given contexts, computed as lm-eval's `HFLM` computes them, and the training loss.
 
-Padding is on the right and there is no attention mask: under causal attention no real position sees what is padded
-behind it, and without a mask the fused attention kernels are used.
+Rows are padded on the right and no attention mask is passed. Under causal attention no real position attends to the
+padding after it, and without a mask PyTorch can use fused attention kernels.
 """
 
 from __future__ import annotations
@@ -22,25 +22,25 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from nftbench.errors import NftbenchError
 
-SHARING_PAYS = 1.1
-PASS_COSTS = 256
-"""Prefixes are shared where that saves this factor of tokens. It takes two passes for each length of prefix, which
-together cost as much as `PASS_COSTS` tokens."""
+MIN_SHARING_GAIN = 1.1
+"""Prefixes are shared if computing all rows whole takes at least this many times as many tokens."""
+PASS_OVERHEAD = 256
+"""The cost, in tokens, of the two forward passes that each prefix length needs if prefixes are shared."""
 
 
 class CannotShareError(Exception):
-    """The network keeps no plain cache of keys and values."""
+    """The network's cache is not a plain cache of keys and values, so that prefixes cannot be shared."""
 
 
 class Pair(NamedTuple):
-    """A request as lm-eval renders it."""
+    """A context and its continuation, as lm-eval renders them."""
 
     context: str
     continuation: str
 
 
 class Encoded(NamedTuple):
-    """A request in tokens."""
+    """A context and its continuation in tokens."""
 
     context: list[int]
     continuation: list[int]
@@ -51,26 +51,34 @@ class Encoded(NamedTuple):
 
 @dataclass(frozen=True)
 class Encoder:
-    """Encodes pairs as lm-eval's `HFLM` does, many at a time."""
+    """Encodes pairs as lm-eval's `HFLM` does, many at a time.
+
+    Args:
+        max_length: the model's window, in tokens.
+    """
 
     tokenizer: PreTrainedTokenizerBase
     max_length: int
 
     @property
     def prefix(self) -> int:
-        """The token that stands in for an empty context."""
+        """The token that replaces an empty context.
+
+        Raises:
+            NftbenchError: the tokenizer has neither a bos nor an eos token.
+        """
         for token in (self.tokenizer.bos_token_id, self.tokenizer.eos_token_id):
             if token is not None:
                 return int(token)
         raise NftbenchError("the tokenizer has neither a bos nor an eos token, and an empty context needs one")
 
     def encode(self, pairs: Sequence[Pair]) -> list[Encoded]:
-        """The tokens of each pair.
+        """Encode each pair.
 
         Raises:
             NftbenchError: a context or continuation has no token, or a continuation is longer than the model's window.
         """
-        moved = [_move_spaces(pair) for pair in pairs]
+        moved = [_move_trailing_spaces(pair) for pair in pairs]
         contexts = self.tokens({pair.context for pair in moved if pair.context})
         wholes = self.tokens({pair.context + pair.continuation for pair in moved if pair.context})
         alone = self.tokens({pair.continuation for pair in pairs if not pair.context}, special=False)
@@ -82,7 +90,7 @@ class Encoder:
             else:
                 one = self._after_prefix(alone.get(original.continuation, []))
             if not one.context or not one.continuation or len(one.continuation) > self.max_length:
-                raise NftbenchError(self._complaint(original, one))
+                raise NftbenchError(self._error_message(original, one))
             encoded.append(one)
         return encoded
 
@@ -92,13 +100,17 @@ class Encoder:
         return Encoded([self.prefix], continuation)
 
     def tokens(self, texts: Iterable[str], special: bool | None = None) -> dict[str, list[int]]:
-        """Each text's tokens, with special ones unless it starts with the prefix token's own text, or as told."""
+        """The tokens of each text.
+
+        Args:
+            special: whether to add special tokens; None to add them unless a text starts with the prefix token's text.
+        """
         ordered = sorted(texts)
         if special is None:
             start = self.tokenizer.decode(self.prefix)
-            started = [text for text in ordered if text.startswith(start)]
+            prefixed = [text for text in ordered if text.startswith(start)]
             rest = [text for text in ordered if not text.startswith(start)]
-            return self.tokens(started, special=False) | self.tokens(rest, special=True)
+            return self.tokens(prefixed, special=False) | self.tokens(rest, special=True)
         if not ordered:
             return {}
         ids = self.tokenizer(
@@ -106,11 +118,11 @@ class Encoder:
             add_special_tokens=special,
             return_attention_mask=False,
             return_token_type_ids=False,
-            verbose=False,  # lengths are handled here, as lm-eval does
+            verbose=False,  # no warning about long texts, which are truncated later as lm-eval does
         )["input_ids"]
         return dict(zip(ordered, ids, strict=True))
 
-    def _complaint(self, pair: Pair, encoded: Encoded) -> str:
+    def _error_message(self, pair: Pair, encoded: Encoded) -> str:
         if len(encoded.continuation) > self.max_length:
             return (
                 f"continuation {pair.continuation[:40]!r} has more tokens than the model's window of {self.max_length}"
@@ -119,8 +131,8 @@ class Encoder:
         return f"{empty} {getattr(pair, empty)[:40]!r} has no token of its own after {pair.context[-40:]!r}"
 
 
-def _move_spaces(pair: Pair) -> Pair:
-    """Spaces that end a context belong to the continuation's first token."""
+def _move_trailing_spaces(pair: Pair) -> Pair:
+    """Move spaces from the end of the context to the continuation, whose first token they belong to."""
     context = pair.context.rstrip()
     return Pair(context, pair.context[len(context) :] + pair.continuation)
 
@@ -129,7 +141,11 @@ def _move_spaces(pair: Pair) -> Pair:
 
 
 class Batch(NamedTuple):
-    """Padded rows of tokens; at (`rows`, `columns`) of their last `kept` positions the answers' tokens come next."""
+    """Padded rows of tokens `ids` [batch, length], and the positions at which an answer's token is predicted.
+
+    `kept` is how many of the last positions need logits. Among these positions, (`rows`, `columns`) [tokens] predict
+    the tokens `targets` [tokens].
+    """
 
     ids: Tensor
     kept: int
@@ -139,7 +155,11 @@ class Batch(NamedTuple):
 
 
 class Rows:
-    """Sequences to learn, kept end to end: padding all to the longest would let one outlier fill the memory."""
+    """Training sequences of context and answer.
+
+    They are stored end to end in one array. Padding them all to the longest could fill the memory because of one
+    outlier.
+    """
 
     def __init__(self, encoded: Sequence[Encoded], max_length: int) -> None:
         sequences = [(one.context + one.continuation)[-(max_length + 1) :] for one in encoded]
@@ -149,7 +169,7 @@ class Rows:
         self.offsets = np.cumsum(self.lengths + 1) - self.lengths - 1
 
     def batch(self, indices: Sequence[int]) -> Batch:
-        """These sequences, padded to the longest of them."""
+        """The chosen sequences, padded to the longest of them."""
         chosen = np.asarray(indices)
         lengths, answers, offsets = self.lengths[chosen], self.answers[chosen], self.offsets[chosen]
         positions = np.arange(lengths.max())
@@ -164,33 +184,43 @@ class Rows:
 
 
 def loss(network: nn.Module, batch: Batch) -> Tensor:
-    """Mean negative log-likelihood of the answers' tokens, in nats."""
+    """Mean negative log-likelihood of the answers' tokens, in nats per token."""
     device = _device(network)
     ids, rows, columns, targets = (part.to(device) for part in (batch.ids, batch.rows, batch.columns, batch.targets))
-    return nn.functional.cross_entropy(_wide(_logits_at(network, ids, batch.kept, rows, columns)), targets)
+    return nn.functional.cross_entropy(_at_least_float32(_logits_at(network, ids, batch.kept, rows, columns)), targets)
 
 
 def features(network: nn.Module, batch: Batch) -> Tensor:
-    """The output head's inputs [tokens, width] where the answers' tokens come next: what a linear probe reads."""
+    """The output head's inputs [tokens, width] at the positions that predict the answers' tokens, for a linear probe.
+
+    Raises:
+        NftbenchError: the network has no output head.
+    """
     head = getattr(_inner(network), "get_output_embeddings", lambda: None)()
     if head is None:
-        raise NftbenchError("the network has no output head, whose inputs a linear probe could read")
-    seen: list[Tensor] = []
-    handle = head.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+        raise NftbenchError("the network has no output head, so a linear probe has no features to read")
+    captured: list[Tensor] = []
+    handle = head.register_forward_pre_hook(lambda _, inputs: captured.append(inputs[0]))
     try:
         loss(network, batch)
     finally:
         handle.remove()
-    return seen[0][:, -batch.kept :][batch.rows, batch.columns]
+    return captured[0][:, -batch.kept :][batch.rows, batch.columns]
 
 
 # ------------------------------------------------------------------------------------------------------------ scoring
 
 
 @dataclass(frozen=True)
-class Forward:
-    """One pass over padded rows: at (`rows`, `columns`) of its last `kept` logits stands the token `targets`, whose
-    log-probability goes to `slots`. A `tail` goes on from this pass's cache, its rows from `parents`."""
+class ForwardPass:
+    """One forward pass over padded rows `ids` [rows, length], and the log-probabilities to take from it.
+
+    Logits are needed at the last `kept` positions. Among these, the log-probability of `targets` at (`rows`, `columns`)
+    is stored in `slots`. A slot is one scored token of one request.
+
+    If `tail` is set, its rows are continuations that reuse this pass's cache of keys and values. `parents` holds for
+    each row of the tail the row of this pass that is its prefix.
+    """
 
     ids: Tensor
     kept: int
@@ -198,21 +228,24 @@ class Forward:
     columns: Tensor
     targets: Tensor
     slots: Tensor
-    tail: Forward | None = None
+    tail: ForwardPass | None = None
     parents: Tensor | None = None
 
 
 @dataclass(frozen=True)
-class Plan:
-    """The passes that score all requests of a split; `offsets` are the requests' first slots, `size` all slots."""
+class Passes:
+    """The forward passes that score all requests of a split.
 
-    forwards: tuple[Forward, ...]
+    `offsets` [requests] is the first slot of each request, and `size` the number of slots.
+    """
+
+    forwards: tuple[ForwardPass, ...]
     offsets: np.ndarray[Any, np.dtype[np.int64]]
     size: int
 
 
 class Likelihoods(NamedTuple):
-    """One entry for each request; `greedy` is true where each token is the likeliest."""
+    """For each request its log-likelihood in nats, and whether each of its tokens is the most likely one (`greedy`)."""
 
     values: np.ndarray[Any, np.dtype[np.floating[Any]]]
     greedy: np.ndarray[Any, np.dtype[np.bool_]]
@@ -220,7 +253,7 @@ class Likelihoods(NamedTuple):
 
 @dataclass(frozen=True)
 class _Row:
-    """Input tokens, and which of the next tokens are scored: (position, target, slot)."""
+    """Input tokens, the `marks` (position, target, slot) of the next tokens to score, and continuations as `tails`."""
 
     tokens: tuple[int, ...]
     marks: list[tuple[int, int, int]]
@@ -228,28 +261,33 @@ class _Row:
 
     @functools.cached_property
     def start(self) -> int:
+        """The first position whose logits are needed."""
         return min(position for position, _, _ in self.marks)
 
     @property
     def size(self) -> int:
-        """Tokens in memory: each tail holds a copy of the prefix's cache."""
+        """Tokens held in memory, since each tail copies the cache of its prefix."""
         return len(self.tokens) + sum(len(self.tokens) + len(tail) for tail in self.tails)
 
 
 @dataclass(frozen=True)
-class Planner:
-    """Turns encoded requests into passes.
+class PassPlanner:
+    """Groups encoded requests into forward passes.
 
     Args:
-        vocabulary: logits at one position.
+        max_length: the model's window, in tokens.
+        vocabulary: the number of logits at one position.
     """
 
     max_length: int
     vocabulary: int
     device: torch.device
 
-    def plan(self, encoded: Sequence[Encoded], *, share: bool) -> Plan:
-        """Passes over unique inputs; with `share`, long prefixes are computed once and their continuations go on."""
+    def plan(self, encoded: Sequence[Encoded], *, share: bool) -> Passes:
+        """Passes over the distinct inputs.
+
+        With `share` a context that several continuations have in common is computed once, if that saves enough.
+        """
         counts = np.array([len(one.continuation) for one in encoded])
         offsets = np.cumsum(counts) - counts
         requests = list(zip(encoded, offsets.tolist(), strict=True))
@@ -260,13 +298,13 @@ class Planner:
             prefixes = self._prefixes([request for request, fit in zip(requests, fits, strict=True) if fit])
             split = prefixes + self._whole([request for request, fit in zip(requests, fits, strict=True) if not fit])
             passes = len({len(row.tokens) for row in split if row.tails})
-            shared = sum(_computed(row) for row in split) + PASS_COSTS * passes
-            if sum(len(row.tokens) for row in whole) > SHARING_PAYS * shared:
+            shared = sum(_computed(row) for row in split) + PASS_OVERHEAD * passes
+            if sum(len(row.tokens) for row in whole) > MIN_SHARING_GAIN * shared:
                 rows = split
-        return Plan(tuple(self._forwards(rows)), offsets, int(counts.sum()))
+        return Passes(tuple(self._forwards(rows)), offsets, int(counts.sum()))
 
     def _whole(self, requests: Sequence[tuple[Encoded, int]]) -> list[_Row]:
-        """One row for each distinct input; choices that differ in the last token only have one input."""
+        """One row for each distinct input. Choices that differ in their last token only share one input."""
         rows: dict[tuple[int, ...], _Row] = {}
         for (context, continuation), slot in requests:
             tokens = tuple((context + continuation)[-(self.max_length + 1) : -1])
@@ -276,7 +314,7 @@ class Planner:
         return list(rows.values())
 
     def _prefixes(self, requests: Sequence[tuple[Encoded, int]]) -> list[_Row]:
-        """One row for each distinct context, with the continuations as its tails."""
+        """One row for each distinct context, with its continuations as tails."""
         most = _token_budget(self.device)
         rows: dict[tuple[int, ...], _Row] = {}
         full: list[_Row] = []
@@ -292,8 +330,8 @@ class Planner:
                 tail.marks.extend((i, token, slot + 1 + i) for i, token in enumerate(continuation[1:]))
         return full + list(rows.values())
 
-    def _forwards(self, rows: Sequence[_Row]) -> Iterator[Forward]:
-        # A cache must not hold padding, so prefixes with tails are batched by equal length; the others by like length.
+    def _forwards(self, rows: Sequence[_Row]) -> Iterator[ForwardPass]:
+        # A cache must not contain padding, so rows with tails are grouped by equal length. Other rows are only sorted.
         groups: dict[int, list[_Row]] = defaultdict(list)
         for row in rows:
             groups[len(row.tokens) if row.tails else 0].append(row)
@@ -306,7 +344,7 @@ class Planner:
         most_logits = 2**25 if self.device.type == "cpu" else 2**28
         chunk: list[_Row] = []
         size, first = 0, self.max_length
-        for row in rows:  # they grow longer
+        for row in rows:  # sorted by length
             size, first = max(size + row.size, len(row.tokens) * (len(chunk) + 1)), min(first, row.start)
             logits = (len(row.tokens) - first) * (len(chunk) + 1) * self.vocabulary
             if chunk and (size > most_tokens or logits > most_logits):
@@ -316,7 +354,7 @@ class Planner:
         if chunk:
             yield chunk
 
-    def _forward(self, rows: Sequence[_Row]) -> Forward:
+    def _forward(self, rows: Sequence[_Row]) -> ForwardPass:
         length = max(len(row.tokens) for row in rows)
         first = min(row.start for row in rows)
         marks = [
@@ -324,7 +362,7 @@ class Planner:
         ]
         tails = [(parent, tail) for parent, row in enumerate(rows) for tail in row.tails.values()]
         indices, columns, targets, slots = torch.tensor(marks, device=self.device).T.contiguous()
-        return Forward(
+        return ForwardPass(
             ids=torch.tensor([[*row.tokens, *[0] * (length - len(row.tokens))] for row in rows], device=self.device),
             kept=length - first,
             rows=indices,
@@ -337,25 +375,26 @@ class Planner:
 
 
 def _computed(row: _Row) -> int:
+    """Tokens that a forward pass processes for a row and its tails."""
     return len(row.tokens) + sum(len(tail) for tail in row.tails)
 
 
-def loglikelihoods(network: nn.Module, plan: Plan) -> Likelihoods:
-    """Score every request of a plan.
+def loglikelihoods(network: nn.Module, passes: Passes) -> Likelihoods:
+    """Score every request.
 
     Raises:
-        CannotShareError: the plan shares prefixes and the network's cache cannot be shared.
+        CannotShareError: the passes share prefixes, and the network's cache does not allow that.
     """
     with _evaluating(network):
-        parts = [part for forward in plan.forwards for part in _score(network, forward)]
+        parts = [part for forward in passes.forwards for part in _score(network, forward)]
     slots = torch.cat([slots for slots, _, _ in parts]).cpu().numpy()
     tokens = torch.cat([values for _, values, _ in parts]).cpu().numpy()[np.argsort(slots)]
     greedy = torch.cat([greedy for _, _, greedy in parts]).cpu().numpy()[np.argsort(slots)]
-    return Likelihoods(np.add.reduceat(tokens, plan.offsets), np.logical_and.reduceat(greedy, plan.offsets))
+    return Likelihoods(np.add.reduceat(tokens, passes.offsets), np.logical_and.reduceat(greedy, passes.offsets))
 
 
 def block_losses(network: nn.Module, blocks: Tensor) -> Tensor:
-    """Mean negative log-likelihood of each block's tokens after its first, in nats, in float64."""
+    """Mean negative log-likelihood [blocks] of each block's tokens but the first, in nats per token, in float64."""
     device = _device(network)
     size = max(1, _token_budget(device) // blocks.shape[1])
     with _evaluating(network):
@@ -364,12 +403,13 @@ def block_losses(network: nn.Module, blocks: Tensor) -> Tensor:
 
 
 def _block_losses(network: nn.Module, ids: Tensor) -> Tensor:
-    logits = _wide(logits_at_end(network, ids, ids.shape[1])[:, :-1])
+    logits = _at_least_float32(logits_at_end(network, ids, ids.shape[1])[:, :-1])
     losses = nn.functional.cross_entropy(logits.transpose(1, 2), ids[:, 1:], reduction="none")
     return losses.double().mean(1).cpu()
 
 
-def _score(network: nn.Module, forward: Forward) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+def _score(network: nn.Module, forward: ForwardPass) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Slots, log-probabilities and greediness of a pass's targets, and then of its tail's."""
     device = _device(network)
     ids = forward.ids.to(device)
     if forward.tail is None or forward.parents is None:
@@ -386,9 +426,9 @@ def _score(network: nn.Module, forward: Forward) -> Iterator[tuple[Tensor, Tenso
     yield _pick(after.logits[:, -tail.kept :], tail)
 
 
-def _pick(logits: Tensor, forward: Forward) -> tuple[Tensor, Tensor, Tensor]:
-    """Slots, log-probabilities and greediness of a pass's targets."""
-    logits = _wide(logits)
+def _pick(logits: Tensor, forward: ForwardPass) -> tuple[Tensor, Tensor, Tensor]:
+    """Slots, log-probabilities and greediness of one pass's targets."""
+    logits = _at_least_float32(logits)
     rows, columns, targets, slots = (
         part.to(logits.device) for part in (forward.rows, forward.columns, forward.targets, forward.slots)
     )
@@ -397,7 +437,7 @@ def _pick(logits: Tensor, forward: Forward) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _is_shareable(cache: Any) -> bool:
-    """Plain keys and values; recurrent and quantized states cannot be copied from row to row in the same way."""
+    """Whether a cache holds plain keys and values. Recurrent and quantized states cannot be copied from row to row."""
     return isinstance(cache, DynamicCache) and all(
         type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in cache.layers
     )
@@ -407,16 +447,19 @@ def _is_shareable(cache: Any) -> bool:
 
 
 def logits_at_end(network: nn.Module, ids: Tensor, kept: int) -> Tensor:
-    """Logits at the last `kept` positions; a network that prepends virtual tokens has more positions than `ids`."""
+    """Logits [rows, kept, vocabulary] at the last `kept` positions.
+
+    A network that prepends virtual tokens (prompt tuning) has more positions than `ids` [rows, length].
+    """
     logits: Tensor = _call(network, ids, kept, use_cache=False).logits
     return logits[:, -kept:]
 
 
 def _logits_at(network: nn.Module, ids: Tensor, kept: int, rows: Tensor, columns: Tensor) -> Tensor:
-    """Logits [positions, vocabulary] at some of the last `kept` positions.
+    """Logits [tokens, vocabulary] at (`rows`, `columns`) of the last `kept` positions.
 
-    Answers that end rows of different lengths stand far apart, and the head would spend more on what lies between them
-    than the layers do: so it is given the hidden states of these positions only.
+    The head is given the hidden states of these positions only. In rows of different lengths the answers lie far apart,
+    and the head would spend more time on the positions between them than the layers do on all of them.
     """
     if len(rows) == ids.shape[0] * kept:
         return logits_at_end(network, ids, kept).flatten(0, 1)
@@ -432,18 +475,18 @@ def _logits_at(network: nn.Module, ids: Tensor, kept: int, rows: Tensor, columns
     finally:
         if handle is not None:
             handle.remove()
-    # A network may use its head's weights without calling it.
+    # A network that uses its head's weights without calling the head skips `gather` and returns all positions.
     return logits[0] if logits.shape[:2] == (1, len(rows)) else logits[:, -kept:][rows, columns]
 
 
 def _call(network: nn.Module, ids: Tensor, kept: int, **options: Any) -> Any:
     options["logits_to_keep"] = kept
-    accepted = _parameters(type(_inner(network)).forward)  # PEFT passes keywords on
+    accepted = _parameters(type(_inner(network)).forward)  # PEFT's wrapper takes any keyword and passes it on
     return network(input_ids=ids, **{name: value for name, value in options.items() if name in accepted})
 
 
 def _inner(network: nn.Module) -> Any:
-    """The Hugging Face network inside a PEFT wrapper."""
+    """The Hugging Face network inside a PEFT wrapper, or the network itself."""
     inner = getattr(network, "get_base_model", None)
     return inner() if callable(inner) else network
 
@@ -454,12 +497,12 @@ def _parameters(function: Callable[..., Any]) -> frozenset[str]:
 
 
 def _token_budget(device: torch.device) -> int:
-    """Tokens in one pass: a CPU wants the activations in its cache, a GPU wants full kernels."""
+    """Most tokens in one pass: few on a CPU, so that activations fit its cache; many on a GPU, to fill its kernels."""
     return 2048 if device.type == "cpu" else 32768
 
 
-def _wide(logits: Tensor) -> Tensor:
-    """Half precision is too coarse for a softmax over a vocabulary."""
+def _at_least_float32(logits: Tensor) -> Tensor:
+    """Logits in float32 or float64, because half precision is too coarse for a softmax over a vocabulary."""
     return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
 
 
@@ -469,6 +512,7 @@ def _device(network: nn.Module) -> torch.device:
 
 @contextlib.contextmanager
 def _evaluating(network: nn.Module) -> Iterator[None]:
+    """Evaluation mode without gradients inside the block; the previous mode after it."""
     training = network.training
     network.eval()
     try:

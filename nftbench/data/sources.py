@@ -1,6 +1,6 @@
-"""Where a text task's documents come from: its own function, local files under --data, a local folder, or the hub.
+"""The sources of a text task's documents: a function of the task, local files under --data, a local folder, or the hub.
 
-Local files are `DIR/<dataset_path>/<dataset_name>/<split>.*`, plain or packed by xz or gzip.
+Local files are named `DIR/<dataset_path>/<dataset_name>/<split>.*` and may be compressed by xz or gzip.
 """
 
 from __future__ import annotations
@@ -25,39 +25,45 @@ SUFFIXES = (
     ".parquet",
 )
 READERS = ("json", "csv", "parquet", "text", "arrow")
-"""Names that `datasets` takes for formats: such a task names its files itself."""
+"""Values of `dataset_path` that `datasets` reads as file formats. Tasks that use them name their files themselves."""
 
 
 @dataclass(frozen=True)
 class Documents:
-    """All splits that a task names, and where they were found."""
+    """The splits that a task uses, and a description of their source."""
 
     splits: datasets.DatasetDict
     source: str
     held_out: float | None = None
-    """The share of train that stands in for the scored split, where the files have none."""
+    """The share of the training split that replaces a missing test split; None if the test split exists."""
 
 
 def load(config: Mapping[str, Any], splits: Sequence[str], scored: str, data: Path | None) -> Documents:
-    """Read the named splits of a task's data set.
+    """Read some splits of a task's data set.
+
+    Args:
+        config: the task's settings, as lm-eval reads them from its YAML file.
+        splits: the names of the splits to read.
+        scored: the name of the split that is used as the test split.
+        data: the folder of local files (`--data`), if any.
 
     Raises:
-        NftbenchError: there is no such data set or split, or a file is damaged.
+        NftbenchError: the data set or a split is missing, or a file is damaged.
     """
     task, path = config.get("task"), config.get("dataset_path")
     if callable(function := config.get("custom_dataset")):
         found = _checked(
             task, lambda: function(**(config.get("metadata") or {}), **(config.get("dataset_kwargs") or {}))
         )
-        # lm-eval names a function's module by its path; a record that is published names no folder of the machine.
+        # lm-eval names a function's module by its full path. Published records must not contain paths of this machine.
         module = Path(getattr(function, "__module__", "")).name
         source = f"{module}.{getattr(function, '__qualname__', 'function')}"
         return Documents(_only(task, found, splits), source)
     if path is None:
-        raise NftbenchError(f"task {task}: names no dataset_path and no custom_dataset")
+        raise NftbenchError(f"task {task}: has neither dataset_path nor custom_dataset")
     if data is not None and path not in READERS and not Path(path).exists():
         folder = folders.find(data, config)
-        # Relative to --data: a record that is published names no folder of the machine.
+        # Relative to --data, because published records must not contain paths of this machine.
         return replace(_local(folder, config, splits, scored), source=f"--data/{folder.relative_to(data)}")
     options = {key: value for key, value in (config.get("dataset_kwargs") or {}).items() if key != "trust_remote_code"}
     found = _checked(task, lambda: datasets.load_dataset(path, config.get("dataset_name"), **options))
@@ -65,10 +71,10 @@ def load(config: Mapping[str, Any], splits: Sequence[str], scored: str, data: Pa
 
 
 def read(folder: Path, split: str) -> datasets.Dataset:
-    """The documents of a split's file.
+    """Read the documents of one split from its file.
 
     Raises:
-        NftbenchError: there is no file, it is truncated, or it is not what its name says.
+        NftbenchError: the file is missing, truncated, or not in the format that its suffix says.
     """
     path = _file(folder, split)
     if path is None:
@@ -80,16 +86,17 @@ def read(folder: Path, split: str) -> datasets.Dataset:
             return datasets.Dataset.from_pandas(pd.read_csv(path), preserve_index=False)
         with _open(path) as lines:
             return datasets.Dataset.from_list(list(_lines(path, lines)))
-    except Exception as error:  # those of arrow, lzma, zlib and json have no common class
+    except Exception as error:  # the errors of arrow, lzma, zlib and json share no base class
         raise NftbenchError(f"{path}: split {split!r} cannot be read: {_first_line(error)}") from error
 
 
 def _local(folder: Path, config: Mapping[str, Any], splits: Sequence[str], scored: str) -> Documents:
+    """Documents from local files. Without a test file, `metadata.held_out` of the training file is held out instead."""
     share = (config.get("metadata") or {}).get("held_out")
     if share is None or _file(folder, scored) is not None:
         return Documents(datasets.DatasetDict({split: read(folder, split) for split in splits}), str(folder))
     train = config["training_split"]
-    # The same documents for every base seed: the test split is part of the task.
+    # A constant seed: the test split belongs to the task and is the same for every base seed.
     order = np.random.default_rng(0).permutation(len(whole := read(folder, train)))
     count = round(share * len(whole))
     found = {split: read(folder, split) for split in splits if split not in (train, scored)}
@@ -123,11 +130,14 @@ def _lines(path: Path, lines: IO[str]) -> Iterator[Mapping[str, Any]]:
 
 
 def _checked(task: object, read: Callable[[], datasets.DatasetDict]) -> datasets.DatasetDict:
+    """The result of `read`; any error it raises becomes an NftbenchError that names the task."""
     try:
         return read()
     except NftbenchError:
         raise
-    except Exception as error:  # the hub's, the builders' and a task's own errors have no common class
+    except (
+        Exception
+    ) as error:  # the errors of the hub, of dataset builders and of a task's function share no base class
         raise NftbenchError(f"task {task}: its data cannot be loaded: {_first_line(error)}") from error
 
 
@@ -135,7 +145,7 @@ def _only(task: object, found: datasets.DatasetDict, splits: Sequence[str]) -> d
     for split in splits:
         if split not in found:
             raise NftbenchError(
-                f"task {task}: its data have no split {split!r}; they have {', '.join(map(str, found))}"
+                f"task {task}: its data set has no split {split!r}; it has {', '.join(map(str, found))}"
             )
     return datasets.DatasetDict({split: found[split] for split in splits})
 

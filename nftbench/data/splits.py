@@ -1,4 +1,4 @@
-"""One split of a task, encoded for one model, and the metric over it: documents with answers, or blocks of text."""
+"""Splits of a task encoded for one model, and metrics over them: documents with answers, or blocks of text."""
 
 from __future__ import annotations
 
@@ -16,21 +16,26 @@ import torch
 from torch import Tensor, nn
 
 from nftbench.contract import Measurement
-from nftbench.data import loglikelihood as requests
-from nftbench.data.loglikelihood import Batch, Encoded, Encoder, Likelihoods, Pair, Plan, Planner, Rows
+from nftbench.data import loglikelihood
+from nftbench.data.loglikelihood import Batch, Encoded, Encoder, Likelihoods, Pair, Passes, PassPlanner, Rows
 from nftbench.terms import SplitName
 
-CHANCE = ("acc", "acc_norm", "acc_bytes", "acc_mutual_info")
+ACCURACIES = ("acc", "acc_norm", "acc_bytes", "acc_mutual_info")
+"""lm-eval's metrics whose chance level is that of picking a choice at random."""
 JACKKNIFE_GROUPS = 50
-FEW = 32
-"""Documents of which some should have choices that their tokens tell apart."""
+EXAMINED = 32
+"""How many documents `choices_differ` looks at."""
 
 Indices = np.ndarray[Any, np.dtype[np.int64]]
 Values = np.ndarray[Any, np.dtype[np.floating[Any]]]
 
 
 class Document(NamedTuple):
-    """A document as lm-eval renders it. `gold` are the right ones among the first `choices` of `pairs`."""
+    """A document as lm-eval renders it.
+
+    `fields` is its row of the data set. The first `choices` of `pairs` are the answers to choose from, and `gold` holds
+    the indices of the right ones.
+    """
 
     fields: Mapping[str, Any]
     pairs: tuple[Pair, ...]
@@ -46,62 +51,65 @@ class TextSplit:
     documents: Sequence[Document]
     scorer: Scorer
     encoder: Encoder
-    planner: Planner
+    planner: PassPlanner
 
     def __len__(self) -> int:
         return len(self.documents)
 
     def batch(self, indices: Sequence[int]) -> Batch:
-        """The right answers to these documents."""
+        """The chosen documents with their right answers, for training."""
         return self._rows.batch(indices)
 
     def prepare(self) -> None:
-        """Encode what this split is for; the rest waits until it is asked for."""
-        _ = self._rows if self.name == "train" else self._plan
+        """Encode training rows for the training split and requests for the others. The rest is encoded when needed."""
+        _ = self._rows if self.name == "train" else self._passes
 
-    def tells_apart(self) -> bool:
-        """Whether any of the first documents has choices of different tokens; true where none has two choices."""
-        several = [one.pairs[: one.choices] for one in self.documents[:FEW] if one.choices > 1]
+    def choices_differ(self) -> bool:
+        """Whether any of the first documents has choices that differ in tokens; True if none has several choices.
+
+        A tokenizer that does not know the choices may map all of them to the same token.
+        """
+        several = [one.pairs[: one.choices] for one in self.documents[:EXAMINED] if one.choices > 1]
         tokens = [[(one.context, one.continuation) for one in self.encoder.encode(pairs)] for pairs in several]
         return not tokens or any(one != choices[0] for choices in tokens for one in choices)
 
     def likelihoods(self, network: nn.Module) -> Likelihoods:
-        """Every request of every document."""
+        """The log-likelihoods of all requests of all documents."""
         try:
-            return requests.loglikelihoods(network, self._plan)
-        except requests.CannotShareError:
-            return requests.loglikelihoods(network, self._plain_plan)
+            return loglikelihood.loglikelihoods(network, self._passes)
+        except loglikelihood.CannotShareError:
+            return loglikelihood.loglikelihoods(network, self._unshared_passes)
 
     def responses(self, likelihoods: Likelihoods) -> list[tuple[tuple[float, bool], ...]]:
-        """The likelihoods in lm-eval's form, one entry for each document."""
+        """The likelihoods in lm-eval's format: for each document a (log-likelihood, greedy) pair for each request."""
         pairs = zip(likelihoods.values.tolist(), likelihoods.greedy.tolist(), strict=True)
         return [tuple(itertools.islice(pairs, len(document.pairs))) for document in self.documents]
 
     @functools.cached_property
     def starts(self) -> Indices:
-        """Each document's first request."""
+        """The index of each document's first request [documents]."""
         counts = np.array([len(document.pairs) for document in self.documents])
         starts: Indices = np.cumsum(counts) - counts
         return starts
 
     @functools.cached_property
     def gold(self) -> Indices:
-        """Each document's right choice, the first where there are several."""
+        """Each document's right choice [documents], the first if there are several."""
         return np.array([document.gold[0] for document in self.documents])
 
     @functools.cached_property
     def choices(self) -> Indices:
-        """How many choices each document has."""
+        """The number of choices of each document [documents]."""
         return np.array([document.choices for document in self.documents])
 
     @functools.cached_property
     def tokens(self) -> Indices:
-        """How many tokens each request scores."""
-        return np.diff(self._plan.offsets, append=self._plan.size)
+        """The number of scored tokens of each request [requests]."""
+        return np.diff(self._passes.offsets, append=self._passes.size)
 
     @functools.cached_property
     def floor(self) -> float:
-        """What a model that knows nothing scores."""
+        """The score of a model that knows nothing."""
         return self.scorer.floor(self)
 
     @functools.cached_property
@@ -114,17 +122,23 @@ class TextSplit:
         return self.encoder.encode([pair for document in self.documents for pair in document.pairs])
 
     @functools.cached_property
-    def _plan(self) -> Plan:
+    def _passes(self) -> Passes:
         return self.planner.plan(self._encoded, share=True)
 
     @functools.cached_property
-    def _plain_plan(self) -> Plan:
+    def _unshared_passes(self) -> Passes:
         return self.planner.plan(self._encoded, share=False)
 
 
 @dataclass(frozen=True)
 class Scorer:
-    """One metric of an lm-eval task."""
+    """One metric of an lm-eval task.
+
+    Args:
+        task: lm-eval's task object.
+        aggregate: turns the documents' results into the score.
+        is_mean: whether `aggregate` is the mean.
+    """
 
     task: Any
     metric: str
@@ -133,7 +147,7 @@ class Scorer:
     is_mean: bool
 
     def measure(self, split: TextSplit, likelihoods: Likelihoods) -> Measurement:
-        """The metric over a split, with its error."""
+        """The metric over a split, its standard error, and the mean loss of the right answers in nats per document."""
         if self._is_plain_accuracy:
             value = float((_picks(split, likelihoods.values) == split.gold).mean())
             stderr = math.sqrt(value * (1 - value) / max(len(split) - 1, 1))
@@ -144,17 +158,17 @@ class Scorer:
         return Measurement(self.metric, value, stderr, len(split), split.floor, self.higher_is_better, loss)
 
     def floor(self, split: TextSplit) -> float:
-        """What a model that knows nothing scores: one that picks at random, or finds all tokens equally likely."""
+        """The score of a model that picks a choice at random, or to which all tokens are equally likely."""
         if self.metric == "mcc":
             return 0.0
         if self.metric == "f1":
-            # Picks at random have the precision of the class's share and a recall of one half.
+            # The precision of random picks is the share of the positive class, and their recall is one half.
             share = float((split.gold == 1).mean())
             return share / (share + 0.5)
-        if self.metric in CHANCE and self.task.OUTPUT_TYPE == "multiple_choice":
+        if self.metric in ACCURACIES and self.task.OUTPUT_TYPE == "multiple_choice":
             return float(np.mean([len(document.gold) / document.choices for document in split.documents]))
         values = -split.tokens * math.log(split.planner.vocabulary)
-        values += np.random.default_rng(0).uniform(0, 1e-6, len(values))  # or every tie would go to the first choice
+        values += np.random.default_rng(0).uniform(0, 1e-6, len(values))  # breaks ties, which favour the first choice
         return self._aggregated(self._items(split, Likelihoods(values, np.zeros(len(values), dtype=bool))))
 
     @property
@@ -168,30 +182,33 @@ class Scorer:
         )
 
     def _items(self, split: TextSplit, likelihoods: Likelihoods) -> list[Any]:
-        """What lm-eval's `process_results` says about each document."""
+        """The result of lm-eval's `process_results` for each document."""
         answered = zip(split.documents, split.responses(likelihoods), strict=True)
-        results = [self.task.process_results(document.fields, list(found)) for document, found in answered]
+        results = [self.task.process_results(document.fields, list(responses)) for document, responses in answered]
         return [result[self.metric] for result in results if self.metric in result]
 
     def _aggregated(self, items: Sequence[Any]) -> float:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # scikit-learn says at each call that a class was never picked
+            warnings.simplefilter("ignore")  # scikit-learn warns at each call if a class was never picked
             return float(self.aggregate(items))
 
     def _stderr(self, items: Sequence[Any]) -> float:
-        """The standard error: lm-eval's for means, and the jackknife where it would draw 100,000 bootstraps."""
+        """The standard error: lm-eval's for means, else the jackknife, where lm-eval would draw 100,000 bootstraps."""
         if len(items) < 2:
             return 0.0
         if self.is_mean:
             return float(np.std(items, ddof=1)) / math.sqrt(len(items))
-        without, weights = self._left_out(items)
+        without, weights = self._leave_out(items)
         center = float(np.average(without, weights=weights))
         count = float(weights.sum())
         return math.sqrt((count - 1) / count * float(weights @ (without - center) ** 2))
 
-    def _left_out(self, items: Sequence[Any]) -> tuple[Values, Values]:
-        """The metric with one left out, and how often that happens: one of each kind of item where kinds are few
-        (pairs of label and pick), a fiftieth of the documents otherwise."""
+    def _leave_out(self, items: Sequence[Any]) -> tuple[Values, Values]:
+        """The metric with one group of items left out, for each group, and the weight of each group.
+
+        If there are few distinct items (pairs of label and pick), one item of each kind is left out in turn, weighted
+        by how often the kind occurs. Otherwise one of `JACKKNIFE_GROUPS` groups of documents is left out in turn.
+        """
         kinds = Counter(items) if all(isinstance(item, tuple | int | float) for item in items) else None
         if kinds is not None and len(kinds) <= JACKKNIFE_GROUPS:
             rests = [list((kinds - Counter([kind])).elements()) for kind in kinds]
@@ -203,23 +220,23 @@ class Scorer:
 
 @dataclass(frozen=True)
 class BlockSplit:
-    """Blocks of running text [blocks, length], of which everything but the first token of each is predicted."""
+    """Blocks of text [blocks, length]. All tokens of a block but the first are predicted."""
 
     blocks: Tensor
     floor: float
     tokens_per_unit: float = 1.0
-    """What the metric counts bits by: tokens, or bytes."""
+    """Tokens for each unit that the metric counts bits by: 1 for bits per token, less for bits per byte."""
 
     def __len__(self) -> int:
         return len(self.blocks)
 
     def batch(self, indices: Sequence[int]) -> Tensor:
-        """These blocks."""
+        """The chosen blocks [batch, length]."""
         return self.blocks[torch.as_tensor(indices)]
 
     def measure(self, network: nn.Module, metric: str) -> Measurement:
-        """Bits per unit; the error is taken over blocks, since tokens of one block are not independent."""
-        losses = requests.block_losses(network, self.blocks)
+        """Bits per unit. The standard error is over blocks, because the tokens of one block are not independent."""
+        losses = loglikelihood.block_losses(network, self.blocks)
         bits = losses / math.log(2) * self.tokens_per_unit
         stderr = float(bits.std()) / math.sqrt(len(bits)) if len(bits) > 1 else 0.0
         return Measurement(
@@ -228,7 +245,7 @@ class BlockSplit:
 
 
 def _picks(split: TextSplit, values: Values) -> Indices:
-    """The likeliest choice of each document, the first among equals."""
+    """The most likely choice of each document [documents], the first of several equal ones."""
     columns = np.arange(split.choices.max())
     index = np.minimum(split.starts[:, None] + columns, len(values) - 1)
     picks: Indices = np.where(columns < split.choices[:, None], values[index], -np.inf).argmax(1)

@@ -1,7 +1,7 @@
-"""What plugins share and the referee does not need: adapters, masks, distillation, condition numbers, tabular tasks.
+"""Building blocks for plugins: adapters, masks, distillation, condition numbers, tabular tasks, cost measurements.
 
-Plugins import from here and from `nftbench`, and from nowhere else, so that their import lines stay valid when files
-move. The functions and modules below live in other rooms and are offered here to plugins.
+Plugins import from here and from `nftbench` and from nowhere else, so that their imports survive when files move. The
+names below are defined in other rooms and re-exported for plugins; this room's own modules are imported by name.
 """
 
 from __future__ import annotations

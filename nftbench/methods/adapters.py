@@ -1,4 +1,4 @@
-"""Which layers an attacker trains: the linear layers of a network by their place, and LoRA on them by PEFT."""
+"""Choosing the layers to train: a network's linear layers, its decoder blocks, and LoRA adapters by PEFT."""
 
 from __future__ import annotations
 
@@ -13,15 +13,17 @@ from nftbench.errors import NftbenchError
 
 Targets = Literal["attention", "mlp", "all"]
 LR_SCALE = 3.0
-"""LoRA's best learning rates lie above those of full fine-tuning (about tenfold in Biderman et al. 2024, section 6,
-at large models; threefold keeps the suite's grid around the best on the toy models, and its edges are extended)."""
+"""Learning rates of LoRA relative to full fine-tuning. For large models the best ones are about ten times as high
+(Biderman et al. 2024, section 6). For the toy models a factor of three centres the grid on the best rate."""
 
 
 def linear_layers(network: PreTrainedModel, targets: Targets = "all") -> list[str]:
-    """Names of linear layers, the output head left out. One is of attention if a module on its way is named for it.
+    """Names of a network's linear layers, without the output head.
+
+    A layer belongs to attention if its name contains `attn` or `attention`, and to an MLP otherwise.
 
     Raises:
-        NftbenchError: there is none of that kind.
+        NftbenchError: the network has no such layer.
     """
     head = getattr(network, "get_output_embeddings", lambda: None)()
     linear = [
@@ -36,8 +38,10 @@ def linear_layers(network: PreTrainedModel, targets: Targets = "all") -> list[st
 
 
 def lora(network: PreTrainedModel, rank: int, alpha: float, targets: Targets = "all", **options: Any) -> nn.Module:
-    """The network with LoRA layers (Hu et al. 2022, arXiv:2106.09685, section 4.1: B·A·alpha/rank); only they need a
-    gradient. `options` are further fields of PEFT's `LoraConfig` (`use_dora`).
+    """Add LoRA layers to a network, and let only them require a gradient.
+
+    Hu et al. 2022, arXiv:2106.09685, section 4.1: the update of a weight is B·A·alpha/rank. `options` are further
+    fields of PEFT's `LoraConfig`, such as `use_dora`.
     """
     from peft import LoraConfig, get_peft_model
 
@@ -50,13 +54,13 @@ def lora(network: PreTrainedModel, rank: int, alpha: float, targets: Targets = "
         **options,
     )
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # PEFT corrects fan_in_fan_out layer by layer and says so each time
+        warnings.simplefilter("ignore")  # PEFT corrects fan_in_fan_out layer by layer and warns each time
         wrapped: nn.Module = get_peft_model(network, config)
     return wrapped
 
 
 def blocks(network: PreTrainedModel) -> nn.ModuleList:
-    """The decoder's layers: the outermost list of as many modules as the configuration counts; empty without one."""
+    """The decoder's blocks: the outermost list of `config.num_hidden_layers` modules; empty if there is none."""
     count = getattr(network.config, "num_hidden_layers", None)
     lists = (module for module in network.modules() if isinstance(module, nn.ModuleList))
     return next((found for found in lists if len(found) == count), nn.ModuleList())

@@ -1,12 +1,15 @@
-"""How hard a linear probe is to train by gradient descent: condition numbers, and the regularizers that move them.
+"""Condition numbers, which say how slowly gradient descent trains a linear probe, and regularizers that change them.
 
-Zheng et al. 2025, "Model Immunization from a Condition Number Perspective", ICML, https://arxiv.org/abs/2505.23760
-(in the following: the paper), and their code, amberyzheng/model-immunization-cond-num, dc536a8 (the code).
+Source: Zheng et al. 2025, "Model Immunization from a Condition Number Perspective", ICML,
+https://arxiv.org/abs/2505.23760 (called "the paper" below), and its code,
+github.com/amberyzheng/model-immunization-cond-num at commit dc536a8 ("the code").
 
-Inputs X [N, D], extractor theta [D, D], features F = X theta, data covariance K = X^T X [D, D], neither centred nor
-divided by N, as in the paper. Probing by least squares has the Hessian H(theta) = theta^T K theta [D, D] (Eq. 9), up to
-a factor that leaves the condition number alone. Singular values of H are s_1 >= … >= s_k > 0, k its rank.
-All results come in the dtype that goes in; where nothing else is said that should be float64.
+Notation: inputs X [N, D], extractor theta [D, D], features F = X theta, and covariance K = X^T X [D, D]. As in the
+paper, K is neither centred nor divided by N. Fitting a probe by least squares has the Hessian
+H(theta) = theta^T K theta [D, D] (Eq. 9), up to a factor that does not change the condition number. The singular values
+of H are s_1 >= … >= s_k > 0, where k is its rank.
+
+Results have the dtype of the arguments, which should be float64 unless a function says otherwise.
 """
 
 from __future__ import annotations
@@ -20,34 +23,34 @@ from torch import Tensor
 from nftbench.errors import NftbenchError
 
 RIDGE = 1e-6
-"""What is added to a matrix before its condition number is taken, and what an eigenvalue must exceed to count (the
-code's `condition_number`)."""
+"""Added to the diagonal of a matrix before its condition number is computed, and the value that an eigenvalue must
+exceed to count, as in the code's `condition_number`."""
 MEMORY = 8 * 2**30
-"""Bytes that inverting a covariance may take. A constant, and not what is free: a defense must not depend on that."""
+"""The most bytes for inverting a covariance. It is a constant, because a defense must not depend on the free memory."""
 COPIES = 3
-"""The covariance, its factor and the workspace of the factorization."""
+"""Matrices in memory at once: the covariance, its Cholesky factor and the workspace of the factorization."""
 
 # ------------------------------------------------------------------------------------------------- condition numbers
 
 
 def covariance(inputs: Tensor) -> Tensor:
-    """K = X^T X [D, D] of inputs or features X [N, D]."""
+    """The covariance K = X^T X [D, D] of inputs or features X [N, D]."""
     return inputs.mT @ inputs
 
 
 def hessian(theta: Tensor, covariance: Tensor) -> Tensor:
-    """H(theta) = theta^T K theta [D, D], exactly symmetric (Eq. 9)."""
+    """The Hessian H(theta) = theta^T K theta [D, D] (Eq. 9), made exactly symmetric."""
     product = theta.mT @ covariance @ theta
     return (product + product.mT) / 2
 
 
 def condition_number(matrix: Tensor, *, ridge: float = RIDGE, floor: float | None = None) -> float:
-    """kappa = s_max / s_min of a symmetric positive semi-definite matrix [D, D], by the code's convention.
+    """The condition number kappa = s_max / s_min of a symmetric positive semi-definite matrix [D, D], in float64.
 
-    In float64, of `matrix + ridge I`; s_min is the smallest eigenvalue above `floor`, which is `ridge` unless told.
-    Mind what that means for a matrix that lacks rank: the exact zeros become `ridge`, and rounding lifts about half of
-    them a little above it, so that kappa is s_max / ridge. With `ridge=0, floor=…` it is the paper's Eq. 1, in which
-    the pseudo-inverse leaves zeros out.
+    By the code's convention, the eigenvalues are those of `matrix + ridge I`, and s_min is the smallest one above
+    `floor` (by default `ridge`). A matrix without full rank therefore has kappa = s_max / ridge: its zero eigenvalues
+    become `ridge`, and rounding lifts about half of them slightly above the floor. With `ridge=0` and a `floor` it is
+    Eq. 1 of the paper, whose pseudo-inverse ignores zeros.
 
     Raises:
         NftbenchError: no eigenvalue exceeds the floor.
@@ -61,7 +64,7 @@ def condition_number(matrix: Tensor, *, ridge: float = RIDGE, floor: float | Non
 
 
 def rank(values: Tensor, size: int) -> int:
-    """How many of the singular values, falling, exceed what rounding leaves of a zero: size · eps · s_1."""
+    """The numerical rank: how many singular values, largest first, exceed the rounding error size · eps · s_1."""
     return int((values > size * torch.finfo(values.dtype).eps * values[0]).sum())
 
 
@@ -69,39 +72,39 @@ def rank(values: Tensor, size: int) -> int:
 
 
 def probe_r_well(features: Tensor) -> Tensor:
-    """R_well(S) = ||S||_2^2 / 2 - ||S||_F^2 / (2 D) of S = F^T F [D, D], features F [N, D] (Eq. 3; Nenov et al. 2024).
+    """The regularizer R_well(S) = ||S||_2^2 / 2 - ||S||_F^2 / (2 D) of S = F^T F [D, D], for features F [N, D].
 
-    S is not made where there are fewer rows. Never negative, zero exactly where all singular
-    values are equal; going down on it lowers the condition number.
+    Eq. 3; Nenov et al. 2024. It is never negative, and zero exactly if all singular values are equal. Minimising it
+    lowers the condition number. If N < D it is computed without making S.
     """
     return _well(_spectrum(features), features.shape[1])
 
 
 def probe_r_ill(features: Tensor) -> Tensor:
-    """R_ill(S) = 1 / (||S||_F^2 / (2 k) - s_k^2 / 2) of S = F^T F [D, D] of features F [N, D], k its rank (Eq. 12).
+    """The regularizer R_ill(S) = 1 / (||S||_F^2 / (2 k) - s_k^2 / 2) of S = F^T F [D, D], for features F [N, D].
 
-    1 / log kappa <= s_1^2 R_ill (Theorem 4.1); going down on it raises the condition number. Infinite where all
-    singular values are equal.
+    Eq. 12; k is the rank of S. Minimising it raises the condition number, since 1 / log kappa <= s_1^2 R_ill
+    (Theorem 4.1). It is infinite if all singular values are equal.
     """
     values = _spectrum(features)
     return 1 / _spread(values[: rank(values.detach(), max(features.shape))])
 
 
 def _spectrum(features: Tensor) -> Tensor:
-    """The eigenvalues of F^T F that can differ from zero, falling: those of F F^T if that is the smaller of the two."""
+    """The eigenvalues of F^T F, largest first, without the D - N zeros if N < D (taken from F F^T in that case)."""
     small = features if features.shape[0] > features.shape[1] else features.mT
     values: Tensor = torch.linalg.eigvalsh(small.mT @ small).flip(0).clamp_min(0)
     return values
 
 
 def _well(values: Tensor, size: int) -> Tensor:
-    """s_1^2 / 2 - ||S||_F^2 / (2 p) from the singular values that are not zero; `size` is p."""
+    """s_1^2 / 2 - ||S||_F^2 / (2 p) from the singular values that are not zero, where p is `size`."""
     value: Tensor = values[0].square() / 2 - values.square().sum() / (2 * size)
     return value
 
 
 def _spread(values: Tensor) -> Tensor:
-    """||S||_F^2 / (2 k) - s_k^2 / 2 from the k singular values; as a sum of differences, which does not cancel."""
+    """||S||_F^2 / (2 k) - s_k^2 / 2 from k singular values, as a sum of differences, which avoids cancellation."""
     return (values.square() - values[-1].square()).sum() / (2 * len(values))
 
 
@@ -109,27 +112,33 @@ def _spread(values: Tensor) -> Tensor:
 
 
 class StepBounds(NamedTuple):
-    """Steps eta below which theta - eta K^-1 dR/dtheta moves the condition number as Theorem 4.3 says, for either R."""
+    """For each regularizer R the largest eta at which theta - eta K^-1 dR/dtheta changes kappa as in Theorem 4.3."""
 
     well: float
     ill: float
 
 
 def step_bounds(hessian: Tensor) -> StepBounds:
-    """Below these the step on R_well lowers kappa(H) and the step on R_ill raises it, for K and theta of full rank.
+    """The step sizes below which a step on R_well lowers kappa(H) and a step on R_ill raises it.
 
-    With G = dR/dH the step is theta' = theta - 2 eta theta G, since K^-1 cancels the K of Theorem 4.2; G is a function
-    of H and commutes with it, so that H' = (I - 2 eta G) H (I - 2 eta G) has H's eigenvectors and the eigenvalues
-    s_i' = s_i (1 - 2 eta g_i)^2. From there the bounds are our own derivation, as the paper's do not hold as printed
-    (see `published_step_bounds`). D is the size of H, a = 1 - 1/D. A step without K^-1 has no such bound.
+    K and theta must have full rank. The bounds are our own derivation, because the paper's do not hold as printed (see
+    `published_step_bounds`). Without K^-1 in the step there is no such bound.
 
-    R_well: g_1 = a s_1, and g_i = -s_i / D for the others, which grow in order. kappa falls if s_1' stays at or above
-    s_D', hence eta <= (s_1^½ - s_D^½) / (2 (a s_1^(3/2) + s_D^(3/2) / D)), and s_2' stays below s_1, hence
-    eta < D (s_1^½ - s_2^½) / (2 s_2^(3/2)), which is the paper's second term.
+    Let D be the size of H, a = 1 - 1/D and G = dR/dH. The step is theta' = theta - 2 eta theta G, because K^-1 cancels
+    the K of Theorem 4.2. G is a function of H and commutes with it. Therefore H' = (I - 2 eta G) H (I - 2 eta G) has
+    the eigenvectors of H and the eigenvalues s_i' = s_i (1 - 2 eta g_i)^2, where g_i are the eigenvalues of G.
 
-    R_ill: with d = ||H||_F^2 / (2 D) - s_D^2 / 2, g_D = a s_D / d^2 and g_i = -s_i / (D d^2). All but s_D grow, and s_D
-    falls to zero at 2 eta g_D = 1, hence eta < d^2 / (2 a s_D): up to there kappa rises with eta without end. (Up to
-    twice that s_D still ends below where it was, but on the way H loses a rank, and Eq. 1 stops counting it.)
+    R_well: g_1 = a s_1, and g_i = -s_i / D for the others, which grow and keep their order. kappa falls under two
+    conditions. The first is s_1' >= s_D', hence eta <= (s_1^½ - s_D^½) / (2 (a s_1^(3/2) + s_D^(3/2) / D)). The second
+    is s_2' < s_1, hence eta < D (s_1^½ - s_2^½) / (2 s_2^(3/2)), which is the paper's second term.
+
+    R_ill: let d = ||H||_F^2 / (2 D) - s_D^2 / 2. Then g_D = a s_D / d^2, and g_i = -s_i / (D d^2) for the others, which
+    grow. s_D falls and reaches zero at 2 eta g_D = 1, hence eta < d^2 / (2 a s_D). Below this bound kappa rises with
+    eta, without limit. (Up to twice the bound s_D still ends below its old value. But H loses a rank on the way, and
+    Eq. 1 no longer counts that eigenvalue.)
+
+    Raises:
+        NftbenchError: H has fewer than two features or lacks full rank.
     """
     values = _eigenvalues(hessian)
     size, first, second, last = len(values), values[0], values[1], values[-1]
@@ -141,7 +150,7 @@ def step_bounds(hessian: Tensor) -> StepBounds:
 
 
 def _eigenvalues(hessian: Tensor) -> list[float]:
-    """All eigenvalues, falling; refused where the theorem says nothing."""
+    """All eigenvalues, largest first. Raise NftbenchError if the theorem does not apply."""
     values = torch.linalg.eigvalsh(hessian).flip(0)
     if len(values) < 2 or rank(values, len(values)) < len(values):
         raise NftbenchError("step bounds need a Hessian of at least two features and full rank")
@@ -150,13 +159,15 @@ def _eigenvalues(hessian: Tensor) -> list[float]:
 
 
 def published_step_bounds(hessian: Tensor) -> StepBounds:
-    """The bounds as Theorem 4.3 prints them (read from a stored text of the paper, whose formulas may have suffered).
+    """The bounds of Theorem 4.3 as printed, for comparison only.
+
+    They were read from an extracted text of the paper, in which formulas may be damaged:
 
     eta_P < min(1 / ((1 - 1/D) s_1), ((s_1 s_2)^½ - s_2) / (2 s_2^2 / D)),
     eta_H < (||H||_F^2 / (2 k) - s_k^2 / 2)^2 / (1 - 2 s_k / k).
 
-    The first lets s_1 fall to nothing: at half of its first term s_1' = 0 and kappa is infinite, where it should have
-    fallen. The second has no consistent unit (s_k against 1) and turns negative at s_k > k / 2. For comparison only.
+    The first bound is too large. At half of its first term s_1' is 0, so that kappa is infinite instead of lower. The
+    second bound mixes units (s_k and 1) and is negative for s_k > k / 2.
     """
     values = _eigenvalues(hessian)
     size, first, second, last = len(values), values[0], values[1], values[-1]
@@ -169,26 +180,29 @@ def published_step_bounds(hessian: Tensor) -> StepBounds:
 
 
 def precondition(gradient: Tensor, covariance: Tensor, *, ridge: float = 0.0) -> Tensor:
-    """(K + ridge I)^-1 G [D, n] for G = dR/dtheta [D, n]: on the left, the side of the inputs (Algorithm 1, line 6).
+    """The preconditioned gradient (K + ridge I)^-1 G [D, n] for G = dR/dtheta [D, n] (Algorithm 1, line 6).
 
-    A layer's weight W [n, D] is theta^T, so its gradient is preconditioned as `precondition(W.grad.mT, K).mT`, which is
-    W.grad K^-1. The code applies K^-1 to W.grad from the left, the side of the outputs; it runs only because its layers
-    are square, and the theorem's cancellation is lost.
+    The inverse multiplies the side of the inputs. A layer's weight W [n, D] is theta^T, so its gradient is
+    preconditioned as `precondition(W.grad.mT, K).mT`, which is W.grad K^-1. The code instead multiplies W.grad by K^-1
+    from the left, the side of the outputs. That runs only because its layers are square, and it loses the cancellation
+    that the theorem needs.
 
     Raises:
-        NftbenchError: K lacks rank and there is no ridge, or D is too large to invert K.
+        NftbenchError: K + ridge I is singular, or D is so large that inverting it would exceed `MEMORY`.
     """
     return torch.cholesky_solve(gradient, _factor(covariance, ridge))
 
 
 def preconditioned(tensor: Tensor, covariance: Tensor, *, ridge: float = 0.0) -> Tensor:
-    """The dummy layer of Appendix C.3: `tensor` [..., D] unchanged, its gradient times (C + ridge I)^-1 from the right.
+    """The dummy layer of Appendix C.3: the identity, whose gradient is multiplied by (C + ridge I)^-1 from the right.
 
-    With it one backward pass is enough for Algorithm 1. On a layer's weight W = theta^T [n, D] and C = K it gives
-    exactly K^-1 dR/dtheta. On a deep network's features F [N, D] and C = F^T F it gives dR/dF (F^T F)^-1, as the
-    paper describes for networks without a theta; where F = X theta that step is -2 eta theta^-T G in place of the
-    theorem's -2 eta theta G (`step_bounds`): the same at orthogonal theta, and without a guarantee elsewhere.
-    C is taken as a constant. Appendix C.3's pseudo-code could not be read; this follows section 4.4's description.
+    `tensor` is [..., D] and C [D, D] is treated as a constant. With this layer Algorithm 1 needs a single backward
+    pass. The pseudo-code of Appendix C.3 was not available to us; this follows the description in section 4.4.
+
+    Applied to a layer's weight W = theta^T [n, D] with C = K, it gives exactly K^-1 dR/dtheta. Applied to the features
+    F [N, D] of a deep network with C = F^T F, it gives dR/dF (F^T F)^-1, as the paper describes for networks without a
+    theta. If F = X theta, the latter step is -2 eta theta^-T G instead of the theorem's -2 eta theta G (`step_bounds`).
+    Both are equal for orthogonal theta; otherwise the theorem guarantees nothing.
 
     Raises:
         NftbenchError: as `precondition`.
@@ -199,21 +213,21 @@ def preconditioned(tensor: Tensor, covariance: Tensor, *, ridge: float = 0.0) ->
 
 
 def preconditioned_rows(features: Tensor, inputs: Tensor, *, ridge: float = 0.0) -> Tensor:
-    """The dummy layer for F = X theta [N, n] by way of the rows of X [N, D]: exact, and cheap where N < D.
+    """The dummy layer for F = X theta [N, n] that inverts an N x N matrix: exact, and cheap if N < D.
 
-    The gradient dR/dF is multiplied by (X X^T + ridge I)^-1 from the left, so that theta's becomes
-    X^T (X X^T + ridge I)^-1 dR/dF = (K + ridge I)^-1 X^T dR/dF, as Algorithm 1 wants it; only the matrix to invert is
-    N x N. Without a ridge that takes no more rows than inputs.
+    The gradient dR/dF is multiplied by (X X^T + ridge I)^-1 from the left. The gradient of theta then is
+    X^T (X X^T + ridge I)^-1 dR/dF = (K + ridge I)^-1 X^T dR/dF, as Algorithm 1 requires. Without a ridge, N must not
+    exceed D.
 
     Raises:
-        NftbenchError: as `precondition`, of the rows.
+        NftbenchError: X X^T + ridge I is singular, or N is so large that inverting it would exceed `MEMORY`.
     """
     result: Tensor = _Dummy.apply(features, _factor(inputs @ inputs.mT, ridge))  # type: ignore[no-untyped-call]
     return result
 
 
 class _Dummy(torch.autograd.Function):
-    """The identity, with a backward pass that multiplies by an inverse from the left, given as its Cholesky factor."""
+    """The identity. Its backward pass multiplies by an inverse from the left, given by the matrix's Cholesky factor."""
 
     @staticmethod
     def forward(ctx: Any, tensor: Tensor, factor: Tensor) -> Tensor:
@@ -227,10 +241,10 @@ class _Dummy(torch.autograd.Function):
 
 
 def check_size(features: int, memory: int = MEMORY) -> None:
-    """Refuse to invert what does not fit.
+    """Check that the covariance of `features` features can be inverted within `memory` bytes.
 
     Raises:
-        NftbenchError: inverting a covariance of so many features takes more bytes than `memory`; it says how many.
+        NftbenchError: it takes more bytes than that.
     """
     needed = COPIES * 8 * features**2
     if needed > memory:
@@ -241,11 +255,11 @@ def check_size(features: int, memory: int = MEMORY) -> None:
 
 
 def _factor(covariance: Tensor, ridge: float) -> Tensor:
-    """The lower Cholesky factor of covariance + ridge I, refused where rounding is all that keeps it definite."""
+    """The lower Cholesky factor of covariance + ridge I. Raise NftbenchError if the matrix is numerically singular."""
     if covariance.ndim != 2 or covariance.shape[0] != covariance.shape[1]:
         raise NftbenchError(f"a covariance is a square matrix, not {tuple(covariance.shape)}")
     if ridge < 0:
-        raise NftbenchError(f"ridge must not be below 0, is {ridge:g}")
+        raise NftbenchError(f"ridge must be at least 0, not {ridge:g}")
     size = len(covariance)
     check_size(size)
     identity = torch.eye(size, dtype=covariance.dtype, device=covariance.device)
@@ -265,27 +279,27 @@ def _factor(covariance: Tensor, ridge: float) -> Tensor:
 
 
 class Immunity(NamedTuple):
-    """The relative immunization ratio and its parts: what the extractor does to either task's condition number."""
+    """The relative immunization ratio (RIR) and its parts: the changes of the two tasks' condition numbers."""
 
     harmful: float
-    """Part (i), kappa(H_H(theta_I)) / kappa(H_H(before)): above 1 where harmful probing got harder."""
+    """Part (i), kappa(H_H(theta_I)) / kappa(H_H(before)): above 1 if probing the harmful task became harder."""
     primary: float
-    """Part (ii), the same of the primary task: at most 1 where it did not."""
+    """Part (ii), the same for the primary task: at most 1 if probing it did not become harder."""
     ratio: float
-    """RIR = (i) / (ii); in groups the mean of the groups' ratios, as the code has it, not the ratio of the means."""
+    """RIR = (i) / (ii). Over groups of rows it is the mean of their ratios, as in the code, not the ratio of means."""
 
 
 class Features(NamedTuple):
-    """What one extractor makes of the rows of both tasks: [N_H, D] and [N_P, D]."""
+    """One extractor's features of the rows of the harmful task [N_H, D] and of the primary task [N_P, D]."""
 
     harmful: Tensor
     primary: Tensor
 
 
 def rir(harmful: Tensor, primary: Tensor, theta: Tensor, *, ridge: float = RIDGE) -> Immunity:
-    """RIR = [kappa(H_H(theta)) / kappa(H_H(I))] / [kappa(H_P(theta)) / kappa(H_P(I))] on all rows (Eq. 15).
+    """RIR of a linear extractor theta [D, D] against the identity, on inputs [N_H, D] and [N_P, D], in float64.
 
-    For a linear extractor theta [D, D] against the identity, on inputs [N_H, D] and [N_P, D], in float64.
+    Eq. 15: RIR = [kappa(H_H(theta)) / kappa(H_H(I))] / [kappa(H_P(theta)) / kappa(H_P(I))], on all rows.
     """
     inputs = Features(harmful.double(), primary.double())
     theta = theta.double()
@@ -295,20 +309,22 @@ def rir(harmful: Tensor, primary: Tensor, theta: Tensor, *, ridge: float = RIDGE
 def rir_in_groups(
     before: Features, after: Features, *, count: int = 20, size: int = 100, seed: int = 0, ridge: float = RIDGE
 ) -> Immunity:
-    """RIR_theta0 of a deep extractor against what it was before, in groups of rows (Eq. 17 and the text under it).
+    """RIR of a deep extractor against its state before the defense, over groups of rows (Eq. 17 and text below it).
 
-    `count` random groups of `size` rows, without repetition within a group, the same rows before and after. The three
-    numbers are computed for each group and then averaged. With fewer rows in a group than features the Hessian lacks
-    rank, and the number depends on the convention of `condition_number`; a replication that averaged the matrices, or
-    worked in float32, found about 1 throughout.
+    The three numbers are computed for each of `count` random groups of `size` rows and then averaged. A group has no
+    row twice and consists of the same rows before and after.
+
+    If a group has fewer rows than there are features, its Hessian lacks full rank, and the result depends on the
+    convention of `condition_number`. A replication that averaged the matrices, or computed in float32, found about 1
+    throughout.
 
     Raises:
-        NftbenchError: a task has fewer rows than a group, or the features before and after are of other rows.
+        NftbenchError: a task has fewer rows than a group, or `before` and `after` have different numbers of rows.
     """
     for name in Features._fields:
         old, new = getattr(before, name), getattr(after, name)
         if len(old) != len(new):
-            raise NftbenchError(f"the {name} features are of {len(old)} rows before and {len(new)} after")
+            raise NftbenchError(f"the {name} features are of {len(old)} rows before and {len(new)} after the defense")
         if len(old) < size:
             raise NftbenchError(f"a group takes {size} rows, and the {name} task has {len(old)}")
     generator = torch.Generator().manual_seed(seed)
@@ -321,7 +337,7 @@ def rir_in_groups(
 
 
 def immunity(before: Features, after: Features, *, ridge: float = RIDGE) -> Immunity:
-    """RIR on all rows, of any extractor against what it was before (Eq. 15 where that is the identity)."""
+    """RIR of any extractor against its state before the defense, on all rows (Eq. 15 if that state is the identity)."""
     old, new = ([condition_number(covariance(part.double()), ridge=ridge) for part in both] for both in (before, after))
     harmful, primary = new[0] / old[0], new[1] / old[1]
     return Immunity(harmful, primary, harmful / primary)
@@ -331,35 +347,35 @@ def immunity(before: Features, after: Features, *, ridge: float = RIDGE) -> Immu
 
 
 def least_squares(features: Tensor, targets: Tensor) -> Tensor:
-    """w* [D, n]: among all w that minimise ||F w - Y||_F^2 the one of least norm, for F [N, D] and Y [N, n]."""
+    """The probe w* [D, n] of least norm among all that minimise ||F w - Y||_F^2, for F [N, D] and Y [N, n]."""
     solution: Tensor = torch.linalg.pinv(features) @ targets
     return solution
 
 
 def line_search(features: Tensor, gradient: Tensor) -> Tensor:
-    """The step t that minimises ||F (w - t g) - Y||^2 for g = F^T (F w - Y) [D, n]: t = ||g||^2 / ||F g||^2.
+    """The exact step size t = ||g||^2 / ||F g||^2, which minimises ||F (w - t g) - Y||^2 for g = F^T (F w - Y) [D, n].
 
-    Zero at g = 0. Boyd & Vandenberghe 2004, section 9.2; along g the loss is quadratic, hence the closed form.
+    Boyd & Vandenberghe 2004, section 9.2. The loss is quadratic along g, hence the closed form. At g = 0 it is zero.
     """
     along = (features @ gradient).square().sum()
     return torch.where(along > 0, gradient.square().sum() / along, torch.zeros_like(along))
 
 
 def norm_ratio(features: Tensor, targets: Tensor, steps: int, start: Tensor | None = None) -> Tensor:
-    """||w_t - w*||^2 / ||w_0 - w*||^2 at t = 0 … steps, under gradient descent with exact line search (Eq. 16).
+    """The norm ratio ||w_t - w*||^2 / ||w_0 - w*||^2 [steps + 1] of gradient descent with exact line search (Eq. 16).
 
-    On ||F w - Y||_F^2 with F [N, D] and Y [N, n], from w_0 = 0 or `start` [D, n]; w* is the minimum that is nearest to
-    w_0, the only one that gradient descent can reach. In float64.
+    The loss is ||F w - Y||_F^2 with features F [N, D] and targets Y [N, n], in float64. Descent starts at w_0 = 0 or
+    `start` [D, n]. w* is the minimum nearest to w_0, the only one that gradient descent can reach.
 
     Raises:
-        NftbenchError: w_0 is at the minimum already.
+        NftbenchError: w_0 is a minimum already.
     """
     features, targets = features.double(), targets.double()
     weights = torch.zeros(features.shape[1], targets.shape[1]).to(features) if start is None else start.double()
     best = weights + least_squares(features, targets - features @ weights)
     distances = [(weights - best).square().sum()]
     if not bool(distances[0] > 0):
-        raise NftbenchError("the probe starts at its optimum: there is no norm ratio")
+        raise NftbenchError("the probe starts at its optimum, where the norm ratio is undefined")
     for _ in range(steps):
         gradient = features.mT @ (features @ weights - targets)
         weights = weights - line_search(features, gradient) * gradient

@@ -1,6 +1,6 @@
-"""Distillation of one causal LM into another: MLP by MLP, and jointly on logits.
+"""Distillation of one causal LM into another: MLP by MLP, and jointly on the logits.
 
-`nftbench.models.architectures.dlr.mlps` says what an MLP is: a standard one or the DLR-Net in its place.
+An MLP is whatever `nftbench.models.architectures.dlr.mlps` finds: a standard MLP or the DLR-Net that replaces it.
 """
 
 from __future__ import annotations
@@ -13,7 +13,10 @@ from nftbench.models.architectures import dlr
 
 
 def module_loss(student: nn.Module, teacher: nn.Module, tokens: Tensor) -> Tensor:
-    """Σ_l ‖student_l(x_l) - teacher_l(x_l)‖² / ‖teacher_l(x_l)‖² over the MLPs, with x_l the teacher's own inputs."""
+    """Relative squared error of the student's MLPs, summed over layers, on `tokens` [batch, block].
+
+    Σ_l ‖student_l(x_l) - teacher_l(x_l)‖² / ‖teacher_l(x_l)‖², where x_l is the input of the teacher's MLP l.
+    """
     with torch.no_grad():
         traces, _ = traced(teacher, tokens)
     students = dlr.mlps(student).values()
@@ -21,11 +24,11 @@ def module_loss(student: nn.Module, teacher: nn.Module, tokens: Tensor) -> Tenso
 
 
 def joint_loss(student: nn.Module, teacher: nn.Module, tokens: Tensor) -> Tensor:
-    """KL(teacher ‖ student) of the logits, plus `module_loss` with x_l the student's own MLP inputs."""
+    """KL(teacher ‖ student) of the logits in nats, plus the error of `module_loss` on the student's MLP inputs x_l."""
     with torch.no_grad():
         wanted = teacher(input_ids=tokens).logits
     traces, logits = traced(student, tokens)
-    # The inputs are held fixed here, or a layer would learn to send the next one only what that can already do.
+    # The inputs are detached. Otherwise a layer would learn to produce inputs that the next MLP already handles well.
     inputs = [x.detach() for x, _ in traces]
     with torch.no_grad():
         targets = [mlp(x) for mlp, x in zip(dlr.mlps(teacher).values(), inputs, strict=True)]
@@ -35,7 +38,7 @@ def joint_loss(student: nn.Module, teacher: nn.Module, tokens: Tensor) -> Tensor
 
 
 def traced(network: nn.Module, tokens: Tensor) -> tuple[list[tuple[Tensor, Tensor]], Tensor]:
-    """Input and output of every MLP [batch, block, width], and the logits."""
+    """Input and output [batch, block, width] of every MLP, and the logits [batch, block, vocabulary]."""
     found: list[tuple[Tensor, Tensor]] = []
     hooks = [
         module.register_forward_hook(lambda _, inputs, output: found.append((inputs[0], output)))
@@ -48,5 +51,5 @@ def traced(network: nn.Module, tokens: Tensor) -> tuple[list[tuple[Tensor, Tenso
 
 
 def error(output: Tensor, target: Tensor) -> Tensor:
-    """Squared error over the target's own square: 1 is what saying nothing gets."""
+    """‖output - target‖² / ‖target‖². An output of zeros has an error of 1."""
     return (output - target).square().sum() / target.square().sum()

@@ -1,7 +1,8 @@
-"""Guesses of a secret mask: from networks and gradients to one real score for each weight, higher = likelier trained.
+"""Estimators of a secret mask: a score for each weight, from networks and gradients. Higher means likelier trained.
 
-The mask marks the weights that the owner's pre-training moved. The others, the complement, stand where they were drawn,
-or are shrunk by one common factor (weight decay, a ball). No function here is given the secret that it guesses.
+The mask marks the weights that the owner's pre-training changed. All others, the complement, still have their initial
+values, or these multiplied by one common factor (weight decay, projection to a ball). No function here is given the
+secret that it estimates.
 """
 
 from __future__ import annotations
@@ -21,47 +22,52 @@ from nftbench.contract import Mask
 Scores = dict[str, Tensor]
 
 CERTAIN = 50.0
-"""Log-odds beyond which nothing is surer: e^50 to one."""
+"""The largest log-odds, which stands for certainty: e^50 to one."""
 ITERATIONS = 50
-"""Of expectation and maximisation; on the toy models three digits stand still after twenty."""
+"""Iterations of expectation maximisation. On the toy models three digits are stable after twenty."""
 LIMIT = 8.0
-"""Log-odds that no tensor's share exceeds: one weight in three thousand."""
+"""The largest prior log-odds of a tensor, which corresponds to one weight in three thousand."""
 BIN = 0.1
-"""Width of the bins on either side of a bound, as a share of the bound."""
+"""The width of the bins on both sides of a bound, as a share of the bound."""
 SURE = 5.0
-"""Standard errors that a jump must have: chance has them once in three million places, and looks at some hundreds."""
+"""The standard errors that a drop of the density must have. Chance reaches them at one place in three million, and some
+hundred places are examined."""
 JUMP = 1.5
-"""How many times as dense as the outside the inside of a bound must be at least."""
+"""How many times as high the density inside of a bound must be, at least, as outside."""
 SAME = 1e-4
-"""Relative difference below which two ratios are one: decay in float32 leaves 1e-5 over some thousand steps, and of
-unrelated weights one in fifty thousand falls into an interval so narrow (their ratio is a Cauchy variable)."""
+"""The relative difference below which two ratios count as equal. Decay in float32 leaves 1e-5 after some thousand
+steps. The ratios of unrelated weights are Cauchy variables, of which one in fifty thousand falls into such an
+interval."""
 ALONE = 1024
-"""A tensor with fewer weights does not find its common ratio alone: a norm may have a single gain left undecided."""
+"""A tensor with fewer weights shares its common ratio with other tensors. For example, a norm may have only one gain
+whose ratio is not obvious."""
 FITTED = 100_000
-"""Weights of each shadow that a classifier is fitted to."""
+"""The number of weights of each shadow on which a classifier is fitted."""
 
 
 # --------------------------------------------------------------------------------------------------- the weights alone
 
 
 def magnitude(network: nn.Module) -> Scores:
-    """|w|: training takes weights away from zero, near which they are drawn."""
+    """The score |w|, since weights are initialised near zero and training moves them away from it."""
     return {name: weight.abs() for name, weight in _weights(network).items()}
 
 
 def likelihood(network: nn.Module, fresh: nn.Module, hint: Mapping[str, Tensor] | None = None) -> Scores:
-    """Log-odds of having been trained, by a mixture of two zero-mean normals in each tensor t:
+    """The posterior log-odds of being trained, by a mixture of two zero-mean normals in each tensor t:
 
         p N(w; 0, s_t^2) + (1 - p) N(w; 0, (c sigma_t)^2),   s_t > c sigma_t,   log p / (1 - p) = a_t + b h.
 
-    sigma_t is the spread with which the architecture draws the tensor, read off `fresh`, an untrained network of any
-    seed (in Hugging Face's GPT-2 it is `initializer_range`, but less for the projections into the residual stream).
-    h is a weight's `hint`, log-odds from elsewhere, less their mean over the tensor. s_t, a_t, one c for all tensors (1
-    where the complement is as it was drawn, less where it was shrunk) and one b (1 where the hint is right, 0 where it
-    has nothing to do with the mask) are found by expectation and maximisation (Dempster, Laird & Rubin 1977); the score
-    is the posterior log-odds of the wider normal.
+    The wider normal is that of trained weights. sigma_t is the standard deviation of the initialisation, measured on
+    `fresh`, an untrained network of any seed. (In Hugging Face's GPT-2 it is `initializer_range`, but less for the
+    projections into the residual stream.) h is the `hint` of a weight: log-odds from another source, minus their mean
+    over the tensor.
 
-    What starts as a constant (gains of norms, biases) was trained exactly where it is no longer c times that constant.
+    Expectation maximisation (Dempster, Laird & Rubin 1977) fits s_t and a_t of each tensor and two common parameters. c
+    is 1 if the complement has its initial values, and lower if it was shrunk. b is 1 if the hint is right, and 0 if it
+    is unrelated to the mask.
+
+    Parameters that start as constants (gains of norms, biases) were trained if they differ from c times the constant.
     """
     weights, begun, spreads = _weights(network), _weights(fresh), _spreads(fresh)
     squares = {name: (weight.double() / spreads[name]).square() for name, weight in weights.items() if spreads[name]}
@@ -72,7 +78,7 @@ def likelihood(network: nn.Module, fresh: nn.Module, hint: Mapping[str, Tensor] 
 
 
 def _mixture(squares: Mapping[str, Tensor], hints: Mapping[str, Tensor]) -> Scores:
-    """The log-odds of `likelihood` from (w / sigma_t)^2; one Newton step on a_t and b in each maximisation."""
+    """The log-odds of `likelihood`, from (w / sigma_t)^2. Each maximisation takes one Newton step on a_t and b."""
     narrow, slope = 1.0, 1.0
     wide = {name: max(4.0, 2 * float(x.mean())) for name, x in squares.items()}
     offset = {name: float(hint.mean()) for name, hint in hints.items()}
@@ -94,7 +100,7 @@ def _mixture(squares: Mapping[str, Tensor], hints: Mapping[str, Tensor]) -> Scor
             pull += float((surplus * hints[name]).sum())
             stiffness += float((variance * hints[name].square()).sum())
             step = float(surplus.sum()) / max(float(variance.sum()), 1e-9)
-            offset[name] += max(-1.0, min(1.0, step))  # far out the sigmoid is flat, and a whole step leads nowhere
+            offset[name] += max(-1.0, min(1.0, step))  # clipped, since a Newton step diverges where the sigmoid is flat
             offset[name] = max(-LIMIT, min(LIMIT, offset[name]))
             wide[name] = float((trained * x).sum()) / max(float(trained.sum()), 1e-9)
             left += float((1 - trained).sum())
@@ -106,9 +112,9 @@ def _mixture(squares: Mapping[str, Tensor], hints: Mapping[str, Tensor]) -> Scor
 
 
 def _moved(pairs: Mapping[str, tuple[Tensor, Tensor]]) -> Scores:
-    """For weights and the constants they started from: -CERTAIN where a weight is c times its constant, else CERTAIN.
+    """For pairs of weights and their initial constants: -CERTAIN where a weight is c times its constant, else CERTAIN.
 
-    c is the factor that most of them share to the bit, in all tensors together, or 1 where no two share one.
+    c is the exact factor that most weights of all tensors have in common, or 1 if no two have the same factor.
     """
     factors = [(weight / start)[start != 0] for weight, start in pairs.values()]
     values, counts = np.unique(torch.cat(factors).cpu().numpy() if factors else [1.0], return_counts=True)
@@ -120,10 +126,10 @@ def _moved(pairs: Mapping[str, tuple[Tensor, Tensor]]) -> Scores:
 
 
 def support(network: nn.Module, fresh: nn.Module) -> Scores:
-    """1 for what lies beyond the bound of a truncated or uniform initialisation, and so must have been trained; else 0.
+    """1 for weights beyond the bound of a truncated or uniform initialisation, which must have been trained; else 0.
 
-    The bound is one that the tensor's own weights show, or that of the architecture's initialisation. Where neither
-    shows one, as with normal draws, every weight has the same score: nothing is claimed.
+    The bound is found in the distribution of the tensor's own weights, or else of untrained ones. If neither shows a
+    bound, as for normal initialisation, all weights have the same score.
     """
     begun = _weights(fresh)
     found = {}
@@ -135,12 +141,12 @@ def support(network: nn.Module, fresh: nn.Module) -> Scores:
 
 
 def bound(weight: Tensor) -> float | None:
-    """Where the density of |w| jumps down, if it does: the clearest such place among the weights' own sizes.
+    """The value of |w| at which the density drops most clearly, or None if it does not drop.
 
-    Four equal bins, two on either side of the place, hold n_1 … n_4 weights. The third difference of their logarithms
-    is zero for every density whose logarithm is quadratic, normals above all, wherever in the tail; so is, nearly, that
-    of their square roots, whose standard error is 1/2 each (Anscombe 1948). A bound must stand out in both. Weights
-    that were rounded lie on a comb, whose teeth are no bounds.
+    Four equal bins, two on each side of a value, contain n_1 … n_4 weights. The third difference of log n is zero for
+    every density whose logarithm is quadratic, such as a normal one, anywhere in its tail. The third difference of
+    sqrt(n) is nearly zero, too, and each root has a standard error of 1/2 (Anscombe 1948). A bound must be significant
+    in both. For rounded weights, whose density consists of spikes, the result is None.
     """
     sizes = weight.detach().abs().flatten().double().sort().values
     sizes = sizes[sizes > 0]
@@ -168,21 +174,22 @@ def _third_difference(values: Sequence[Tensor]) -> Tensor:
 
 
 def mean_magnitude(gradients: Iterable[Mapping[str, Tensor]]) -> Scores:
-    """Mean of |g| over batches. The early-bird mask marks the largest |g|, and where they are large changes slowly."""
+    """Mean of |g| over batches. The early-bird mask marks the largest |g|, and these change slowly during training."""
     return _mean({name: gradient.abs() for name, gradient in found.items()} for found in gradients)
 
 
 def fisher(gradients: Iterable[Mapping[str, Tensor]]) -> Scores:
-    """Mean of g^2 over batches: the diagonal of the empirical Fisher information where a batch is one example."""
+    """Mean of g^2 over batches: the diagonal of the empirical Fisher information if each batch is one example."""
     return _mean({name: gradient.square() for name, gradient in found.items()} for found in gradients)
 
 
 def wandering(total: Mapping[str, Tensor], path: Mapping[str, Tensor]) -> Scores:
-    """1 - |sum of u_t| / (sum of |u_t|) over the steps u_t of a short training at a tiny rate.
+    """1 - |sum of u_t| / (sum of |u_t|) over the steps u_t of a short training at a tiny learning rate.
 
-    The direction is that of theory and of no measurement: where pre-training ends, a trained weight's expected gradient
-    is zero, so that its steps cancel; a weight of the complement never went where the loss draws it, and its steps add
-    up. A weight that does not move at all has no gradient, and the mask is of large ones: 0.
+    The sign of the score follows from theory, not from measurements. At the end of pre-training the expected gradient
+    of a trained weight is zero, so that its steps cancel. A weight of the complement has not moved to where the loss
+    pulls it, and its steps add up. A weight that does not move has no gradient; since masks mark large gradients, it
+    scores 0.
     """
     return {
         name: torch.where(length > 0, 1 - total[name].abs() / length.clamp_min(torch.finfo(length.dtype).tiny), 0.0)
@@ -202,11 +209,11 @@ def _mean(batches: Iterable[Scores]) -> Scores:
 
 
 def departure(network: nn.Module, origin: nn.Module) -> Scores:
-    """How far the ratio of a weight to what it is in `origin` is from the ratio that most of its tensor share: 0 for a
-    weight that stood still or decayed with the others, at most 1.
+    """How far a weight's ratio to its value in `origin` is from the most common ratio of its tensor, at most 1.
 
-    `origin` is the network before training or another checkpoint of the run. Small tensors share their ratio with
-    others of their kind: matrices decay, vectors mostly do not.
+    It is 0 for a weight that did not change or decayed like most others. `origin` is the network before training or
+    another checkpoint of the run. Small tensors are grouped to find their ratio, matrices and vectors separately,
+    because weight decay mostly applies to matrices alone.
     """
     begun = _weights(origin)
     pairs = {name: (weight.double(), begun[name].double()) for name, weight in _weights(network).items()}
@@ -224,7 +231,7 @@ def departure(network: nn.Module, origin: nn.Module) -> Scores:
 
 
 def related(network: nn.Module, origin: nn.Module) -> float:
-    """The share of the drawn weights that stand in one common ratio to `origin`: hardly any for unrelated networks."""
+    """The share of the randomly initialised weights that have a common ratio to `origin`; near 0 if unrelated."""
     shapes, others = ({name: w.shape for name, w in _weights(one).items()} for one in (network, origin))
     if shapes != others:
         return 0.0
@@ -234,7 +241,7 @@ def related(network: nn.Module, origin: nn.Module) -> float:
 
 
 def _common(ratios: Tensor) -> float:
-    """The middle of the densest interval of relative width `SAME`; 1 where no ratio is positive."""
+    """The middle of the densest interval of relative width `SAME`; 1 if no ratio is positive."""
     ratios = ratios[torch.isfinite(ratios) & (ratios > 0)].sort().values
     if not len(ratios):
         return 1.0
@@ -253,10 +260,11 @@ def features(
     information: Mapping[str, Tensor],
     hint: Mapping[str, Tensor],
 ) -> Scores:
-    """What a classifier goes by, ten numbers for each weight [..., 10].
+    """The inputs of a classifier, ten numbers for each weight [..., 10].
 
-    The logarithm of |w| against the initialisation, the log-odds of `likelihood`, the logarithms of mean |g| (`size`)
-    and of mean g^2 (`information`), the hint; then the means of these over the tensor.
+    The first five are those of the weight: the logarithm of |w| relative to the initialisation, the log-odds of
+    `likelihood`, the logarithms of mean |g| (`size`) and mean g^2 (`information`), and the hint. The other five are
+    their means over the tensor.
     """
     weights, begun, spreads = _weights(network), _weights(fresh), _spreads(fresh)
     odds = likelihood(network, fresh, hint)
@@ -278,10 +286,10 @@ def features(
 
 
 def combination(shadows: Sequence[tuple[Mapping[str, Tensor], Mask]], target: Mapping[str, Tensor]) -> Scores:
-    """Log-odds by a logistic regression on standardised features, fitted to masks that the attacker knows.
+    """Log-odds by a logistic regression on standardised features, fitted to the masks of shadow releases.
 
     Args:
-        shadows: `features` and the mask of each shadow release, `FITTED` weights of which are looked at.
+        shadows: `features` and the mask of each shadow release. `FITTED` random weights of each are used.
         target: `features` of the release.
     """
     generator = np.random.default_rng(0)
@@ -292,7 +300,7 @@ def combination(shadows: Sequence[tuple[Mapping[str, Tensor], Mask]], target: Ma
         rows.append(every[chosen])
         marks.append(marked[chosen])
     wanted = np.concatenate(marks)
-    if wanted.all() or not wanted.any():  # a mask of one kind leaves nothing to learn
+    if wanted.all() or not wanted.any():  # a mask that marks all or nothing cannot be learnt from
         return {name: torch.zeros_like(given[..., 0]) for name, given in target.items()}
     classifier = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
     odds = torch.from_numpy(classifier.fit(np.concatenate(rows), wanted).decision_function(_flat(target))).float()
@@ -315,7 +323,7 @@ def _weights(network: nn.Module) -> Scores:
 
 
 def _spreads(fresh: nn.Module) -> dict[str, float]:
-    """The standard deviation of each tensor of an untrained network; exactly 0 where it starts as a constant."""
+    """The standard deviation of each tensor of an untrained network; exactly 0 if it is initialised to a constant."""
     return {
         name: float(weight.double().std(correction=0)) if weight.min() < weight.max() else 0.0
         for name, weight in _weights(fresh).items()

@@ -1,4 +1,4 @@
-"""Masks over a network's weights: the largest by a score, over all tensors or in each, and how far two overlap."""
+"""Masks over a network's weights: marking those with the highest scores, and the overlap of two masks."""
 
 from __future__ import annotations
 
@@ -15,7 +15,10 @@ Scope = Literal["global", "per_tensor"]
 
 
 def top(scores: Mapping[str, Tensor], share: float, scope: Scope = "global") -> dict[str, Tensor]:
-    """True for exactly floor(share · count) of the weights, those that score highest, over all tensors or in each."""
+    """Mark the `share` of the weights with the highest scores, over all tensors together or in each tensor.
+
+    Exactly floor(share · count) weights are marked.
+    """
     pools = [scores] if scope == "global" else [{name: score} for name, score in scores.items()]
     found: dict[str, Tensor] = {}
     for pool in pools:
@@ -24,9 +27,10 @@ def top(scores: Mapping[str, Tensor], share: float, scope: Scope = "global") -> 
 
 
 def largest(scores: Mapping[str, Tensor], count: int) -> dict[str, Tensor]:
-    """True for exactly `count` of the weights, those that score highest over all tensors.
+    """Mark exactly `count` weights, those with the highest scores over all tensors.
 
-    By rank and not by threshold: scores may be tied (words that a batch lacks all have a gradient of zero).
+    They are chosen by rank, not by a threshold, because scores may be tied. For example, the embeddings of all words
+    that a batch lacks have a gradient of zero.
     """
     flat = torch.cat([score.flatten() for score in scores.values()])
     chosen = torch.zeros_like(flat, dtype=torch.bool)
@@ -36,7 +40,7 @@ def largest(scores: Mapping[str, Tensor], count: int) -> dict[str, Tensor]:
 
 
 def overlap(mask: Mask, other: Mask) -> float:
-    """Intersection over union of two masks; 1 for two that mark nothing."""
+    """Intersection over union of two masks; 1 if both are empty."""
     both = sum(int((mask[name] & other[name]).sum()) for name in mask)
     either = sum(int((mask[name] | other[name]).sum()) for name in mask)
     return both / either if either else 1.0

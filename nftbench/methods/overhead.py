@@ -1,7 +1,7 @@
-"""What running and training a release costs beside another network: memory, time, arithmetic; and how far they differ.
+"""The cost of running and training a network (memory, FLOPs, seconds), and the divergence between two networks.
 
-Pure measurements of networks that take token ids, for suites whose claim is a cost. Times are CPU seconds of this
-process (on CUDA of the wall, after synchronising) and depend on the machine; everything else does not.
+For networks that take token ids, and for suites whose claim is a cost. Times are CPU seconds of this process, or wall
+seconds on CUDA, and depend on the machine. All other measurements do not.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from nftbench.training.engine import Stepper
 
 @dataclass(frozen=True)
 class Footprint:
-    """What one training step (AdamW, all parameters) of a network takes, whatever the machine."""
+    """The cost of one training step of a network (AdamW on all parameters), the same on every machine."""
 
     parameters: int
     saved_bytes_per_token: float
@@ -35,19 +35,19 @@ class Footprint:
 
 @dataclass(frozen=True)
 class Times:
-    """Median seconds of a forward pass that keeps what backward needs, and of the backward pass."""
+    """Median seconds of a forward pass that saves tensors for the backward pass, and of the backward pass."""
 
     forward: float
     backward: float
 
     @property
     def ratio(self) -> float:
-        """Backward over forward."""
+        """Backward seconds over forward seconds."""
         return self.backward / self.forward
 
 
 def footprint(network: nn.Module, tokens: Tensor) -> Footprint:
-    """Count one step on `tokens` [batch, block]; the network stays as it is."""
+    """Count the cost of one step on `tokens` [batch, block], on a copy of the network."""
     with torch.no_grad(), FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
         network(input_ids=tokens)
     cost = step_cost(copy.deepcopy(network).requires_grad_(True), _adamw, lambda own: _loss(own, tokens))
@@ -61,19 +61,25 @@ def footprint(network: nn.Module, tokens: Tensor) -> Footprint:
 
 
 def saved_per_token(layer: nn.Module, hidden: Tensor) -> float:
-    """Bytes that one layer keeps for backward for each token of `hidden` [.., width], its input included."""
+    """Bytes that one layer saves for the backward pass for each token of its input `hidden` [.., width].
+
+    The input counts if the layer saves it.
+    """
     hidden = hidden.detach().requires_grad_(True)
     _, total = saved_bytes(layer, lambda own: own(hidden).sum())
     return total / hidden[..., 0].numel()
 
 
 def times(networks: Sequence[nn.Module], tokens: Tensor, rounds: int = 7) -> list[Times]:
-    """Times of each network on `tokens` [batch, block]. They take turns, so that a busy machine slows all alike."""
+    """Times of each network on `tokens` [batch, block].
+
+    The networks take turns, so that load on the machine slows all of them alike.
+    """
     found: list[list[tuple[float, float]]] = [[] for _ in networks]
     for number in range(rounds + 1):
         for network, entries in zip(networks, found, strict=True):
             entry = _once(network, tokens)
-            if number:  # the first round warms caches and allocators up
+            if number:  # the first round only warms up caches and allocators
                 entries.append(entry)
     medians = [[statistics.median(column) for column in zip(*entries, strict=True)] for entries in found]
     return [Times(forward, backward) for forward, backward in medians]
@@ -91,8 +97,8 @@ def divergence(network: nn.Module, reference: nn.Module, tokens: Tensor, batch: 
 
 def kl(logits: Tensor, reference: Tensor) -> Tensor:
     """Mean KL(reference ‖ logits) over all positions of two tensors [.., vocabulary], in nats."""
-    ours, theirs = (functional.log_softmax(each.flatten(0, -2), -1) for each in (logits, reference))
-    return functional.kl_div(ours, theirs, reduction="batchmean", log_target=True)
+    log_q, log_p = (functional.log_softmax(each.flatten(0, -2), -1) for each in (logits, reference))
+    return functional.kl_div(log_q, log_p, reduction="batchmean", log_target=True)
 
 
 def _adamw(network: nn.Module) -> Stepper:

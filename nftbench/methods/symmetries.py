@@ -1,22 +1,25 @@
-"""Function-preserving rewrites: one network of all those that compute the same outputs, with weights of ordinary size.
+"""Function-preserving rewrites: replace a network's weights by equivalent ones of ordinary size.
 
-Many weights give one function, and a gradient step goes by the weights: who scales a norm up and what reads it down
-has changed no output and every useful learning rate. `canonical` undoes that for GPT-2-, Llama- and Qwen3-shaped causal
-LMs, and for what a DLR-lock leaves of them; a network with blocks of another kind stays as it is. In this order:
+Different weights can compute the same function, but a gradient step depends on the weights. A defense could multiply a
+norm's gain by a factor and divide the next layer's weights by it. No output would change, but every useful learning
+rate would. `canonical` undoes this for causal LMs shaped like GPT-2, Llama or Qwen3, and for DLR-locked ones. Networks
+with other blocks stay as they are. The rewrites, in this order:
 
-- norms hand their gain and bias on to what reads them (Ashkboos et al. 2024, SliceGPT, arXiv:2401.15024, section 3);
-- what a layer norm takes out of its input, its mean, is no longer written, and what it never gives is no longer read;
-- biases that attention cannot tell from none are dropped: a key's shifts all scores alike, a value's goes straight
-  through to the output;
-- hidden units that compute the same are merged into one, so that branches that cancel are gone; one that computes a
-  constant hands it on to the bias; what is multiplied by zeros, and so of any size, gets an ordinary one;
-- the whole residual stream gets embeddings of root mean square 1 / sqrt(width); every norm's epsilon goes along;
-- pairs of layers of which only the product counts get equal parts of it, M2·M1 = U S V as U S^½ and S^½ V: values and
-  outputs within a head, queries and keys within a head, the two linear factors of a gated unit. Between queries and
-  keys that turn with their position only a scale for each rotary pair commutes; between those with norms of their own
-  that scale sits in the gains.
+- Gains and biases of norms are moved into the layers that read them (Ashkboos et al. 2024, SliceGPT, arXiv:2401.15024,
+  section 3).
+- A layer norm subtracts the mean of its input, and its output has mean zero. Layers therefore no longer write a mean
+  to the residual stream, nor read one from it.
+- Biases without effect in attention are removed. A key's bias shifts all scores of a query equally, and a value's bias
+  passes to the output unchanged.
+- Hidden units that compute the same are merged, which removes branches that cancel. A unit that computes a constant is
+  replaced by a bias. Weights that are multiplied by zeros, and could have any size, are given an ordinary size.
+- The residual stream is rescaled so that the embeddings have root mean square 1 / sqrt(width). The epsilon of every
+  norm is rescaled with it.
+- Pairs of layers whose product alone matters share it equally: M2·M1 = U S V becomes U S^½ and S^½ V. These are values
+  and outputs of a head, queries and keys of a head, and the two linear factors of a gated unit. With rotary positions,
+  queries and keys only allow one scale for each rotary pair. If they have norms, that scale lies in the norms' gains.
 
-What is computed is computed in float64; what is written keeps each parameter's dtype.
+Computations are in float64, and each parameter keeps its dtype.
 """
 
 from __future__ import annotations
@@ -36,17 +39,17 @@ from transformers.pytorch_utils import Conv1D
 from nftbench.models.architectures.dlr import DlrNet
 
 SAME = 1e-6
-"""Units whose inner weights differ by less than this share are one unit: a few roundings of float32."""
+"""Units whose inner weights have a smaller relative difference count as equal: a few rounding errors of float32."""
 NOTHING = 1e-12
-"""What is left of parts that cancel is nothing below this share of them: roundings of float64, since cancelling numbers
-of float32 leave nothing at all."""
+"""The remainder of parts that cancel counts as zero if it is smaller than this share of them. That is the rounding
+error of float64, in which the parts are added; float32 numbers that cancel leave no remainder."""
 
 # ------------------------------------------------------------------------------------------------------------ the parts
 
 
 @dataclass(frozen=True)
 class Affine:
-    """A linear layer or a part of one: views into its parameters, weight [outputs, inputs] and bias [outputs]."""
+    """A linear layer or part of one, as views of its parameters: weight [outputs, inputs] and bias [outputs]."""
 
     weight: Tensor
     bias: Tensor | None = None
@@ -62,7 +65,7 @@ class Affine:
 
     @property
     def table(self) -> Tensor:
-        """Weight and bias side by side [outputs, inputs + 1], or the weight alone; a copy in float64."""
+        """A float64 copy of weight and bias side by side [outputs, inputs + 1], or of the weight alone."""
         weight = self.weight.double()
         return weight if self.bias is None else torch.cat([weight, self.bias.double()[:, None]], dim=1)
 
@@ -73,14 +76,17 @@ class Affine:
             self.bias.copy_(table[:, width])
 
     def scale(self, factor: Tensor | float) -> None:
-        """Multiply the outputs, all by one number or each by its own."""
+        """Multiply all outputs by one factor, or each by its own."""
         factor = torch.as_tensor(factor, dtype=torch.float64, device=self.weight.device)
         self.write(self.table * (factor[:, None] if factor.ndim else factor))
 
 
 @dataclass(frozen=True)
 class Attention:
-    """Heads of `size`; query heads share a key and value head in groups. `norms` are those on queries and keys."""
+    """Attention with heads of width `size`.
+
+    Groups of query heads share a head of keys and values. `norms` are the norms of queries and keys, if there are any.
+    """
 
     query: Affine
     key: Affine
@@ -102,7 +108,7 @@ class Attention:
 
 @dataclass(frozen=True)
 class Units:
-    """Hidden units φ(inner) · linear, or φ(inner) alone, and what they write; `activation` is φ."""
+    """Hidden units φ(inner) · linear, or φ(inner) alone, and the layer `output` that reads them; φ is `activation`."""
 
     activation: Callable[[Tensor], Tensor]
     inner: Affine
@@ -116,7 +122,7 @@ class Units:
 
 @dataclass(frozen=True)
 class Block:
-    """A transformer block; `units` are its MLP, or those of a DLR-Net's blocks, in whose place `chain` stands."""
+    """A transformer block. `units` are those of its MLP, or of the low-rank blocks of the DLR-Net `chain`."""
 
     attention: Attention
     attention_norm: nn.Module
@@ -129,7 +135,7 @@ class Block:
         yield from (units.output for units in self.units)
 
     def norms(self) -> Iterator[nn.Module]:
-        """The norms that read the stream, or in a DLR-Net a stream of its own."""
+        """The norms that read the residual stream, and those that read the inner stream of a DLR-Net."""
         yield from (self.attention_norm, self.units_norm)
         if self.chain is not None:
             yield from (block.norm for block in self.chain.blocks)  # type: ignore[misc]
@@ -137,7 +143,7 @@ class Block:
 
 @dataclass(frozen=True)
 class Anatomy:
-    """A causal LM taken apart. `positions` is the table of learned positions, `head` None where tied to `words`."""
+    """The parts of a causal LM. `positions` are learned position embeddings; `head` is None if tied to `words`."""
 
     words: Tensor
     positions: Tensor | None
@@ -147,12 +153,12 @@ class Anatomy:
 
     @property
     def centred(self) -> bool:
-        """Whether the norms take the mean out of what they read."""
+        """Whether the norms subtract the mean of their inputs."""
         return isinstance(self.final, nn.LayerNorm)
 
 
 def anatomy(network: PreTrainedModel) -> Anatomy | None:
-    """The parts of a network whose blocks and last norm are all known; None for any other."""
+    """The parts of a network, or None if one of its blocks or its last norm is of an unknown class."""
     decoder, head = network.base_model, network.get_output_embeddings()
     if hasattr(decoder, "h") and all(isinstance(block, GPT2Block) for block in decoder.h):
         blocks, final, positions = [_gpt2(block) for block in decoder.h], decoder.ln_f, decoder.wpe.weight.detach()
@@ -206,7 +212,7 @@ def _low_rank(chain: DlrNet) -> tuple[Units, ...]:
 
 @torch.no_grad()
 def canonical(network: PreTrainedModel) -> None:
-    """Rewrite the network in place by all of the above; its logits stay as they are, up to rounding."""
+    """Apply all rewrites of the module's docstring in place. The logits do not change, up to rounding."""
     found = anatomy(network)
     if found is None:
         return
@@ -227,7 +233,7 @@ def canonical(network: PreTrainedModel) -> None:
 
 @torch.no_grad()
 def scale_logits(network: PreTrainedModel, factor: float) -> None:
-    """Multiply all logits: by way of the head, or of the norm before it where the head is the embeddings."""
+    """Multiply all logits by scaling the head, or the norm before it if the head is tied to the embeddings."""
     found = anatomy(network)
     if found is None:
         return
@@ -241,9 +247,9 @@ def scale_logits(network: PreTrainedModel, factor: float) -> None:
 
 
 def fold_norms(network: Anatomy) -> None:
-    """Gains become 1 and biases 0, and what reads the norm does the same to its input.
+    """Set the gains of norms to 1 and their biases to 0, and change the layers that read them accordingly.
 
-    A norm whose reader has another norm first (a DLR-Net) or is tied to the embeddings keeps what it has.
+    A norm is not changed if it is read by another norm (in a DLR-Net) or by a head that is tied to the embeddings.
     """
     for block in network.blocks:
         attention = block.attention
@@ -257,7 +263,7 @@ def fold_norms(network: Anatomy) -> None:
 def _fold(norm: Any, readers: Sequence[Affine]) -> None:
     gain, bias = norm.weight.double(), getattr(norm, "bias", None)
     taken = bias is None or all(reader.bias is not None for reader in readers)
-    # Where readers have no bias to add it to, the norm's stays and is divided, and so must be what is nothing.
+    # If a reader has no bias to absorb the norm's bias, the norm keeps its bias, divided by the gain (1 in place of 0).
     gain = gain if taken else torch.where(gain == 0, 1.0, gain)
     for reader in readers:
         if reader.bias is not None and bias is not None:
@@ -272,7 +278,7 @@ def _fold(norm: Any, readers: Sequence[Affine]) -> None:
 
 
 def center(network: Anatomy) -> None:
-    """Between layer norms without gain and bias nothing is written to, or read from, the mean of the stream."""
+    """Remove the mean that layers write to the residual stream or read from it. Layer norms subtract it anyway."""
     if not network.centred:
         return
     for block in network.blocks:
@@ -290,10 +296,10 @@ def center(network: Anatomy) -> None:
 
 
 def scale_stream(network: Anatomy, factor: float) -> None:
-    """Multiply all that is written to the residual stream, whose readers are norms and see no difference.
+    """Multiply everything that is written to the residual stream. The norms that read it cancel the factor.
 
-    A norm sees its epsilon, which is multiplied by factor². The stream inside of a DLR-Net begins at the norm before
-    it, which therefore takes part. Where the head is the embeddings, the last norm takes the factor back.
+    A norm's epsilon is multiplied by factor². The inner stream of a DLR-Net begins at the norm before it, which is
+    therefore scaled as well. If the head is tied to the embeddings, the last norm is divided by the factor.
     """
     for table in (network.words, network.positions):
         if table is not None:
@@ -325,7 +331,10 @@ def _scale_epsilon(norm: Any, factor: float) -> None:
 
 
 def drop_biases(attention: Attention) -> None:
-    """Without the biases that change nothing: scores of one query all move by a key's, and weights sum to 1."""
+    """Remove biases without effect. A key's bias shifts all scores of a query equally.
+
+    Attention weights sum to 1, so that a value's bias can be moved to the output's bias.
+    """
     key, value, output = attention.key, attention.value, attention.output
     if key.bias is not None and not attention.rotary:
         key.bias.zero_()
@@ -336,7 +345,7 @@ def drop_biases(attention: Attention) -> None:
 
 
 def balance_values(attention: Attention) -> None:
-    """Values and outputs, head by head; those of a group share the values."""
+    """Balance values and outputs in each head. The outputs of a group share the values."""
     for head in range(attention.key_heads):
         value = attention.value.outputs(head * attention.size, (head + 1) * attention.size)
         columns = attention.group * attention.size
@@ -348,7 +357,7 @@ def balance_values(attention: Attention) -> None:
 
 
 def balance_scores(attention: Attention) -> None:
-    """Queries and keys, head by head."""
+    """Balance queries and keys in each head, or in their norms if they have any."""
     query, key, size = attention.query, attention.key, attention.size
     if attention.norms is not None:
         _balance_pairs([norm.weight.detach()[:, None] for norm in attention.norms])  # type: ignore[operator]
@@ -374,7 +383,7 @@ def balance_scores(attention: Attention) -> None:
 
 
 def _balance_pairs(tables: Sequence[Tensor]) -> None:
-    """Scale the rows of two tables [size, …] against each other; rows i and i + size / 2 turn together."""
+    """Give the rows of two tables [size, …] equal norms; rows i and i + size / 2 are a rotary pair with one factor."""
     norms = [table.double().square().sum(1).view(2, -1).sum(0).sqrt().repeat(2) for table in tables]
     factor, whole = _factor(*norms)[:, None], ((norms[0] > 0) & (norms[1] > 0))[:, None]
     tables[0].copy_(torch.where(whole, tables[0].double() * factor, _ordinary(tables[0].double())))
@@ -385,10 +394,10 @@ def _balance_pairs(tables: Sequence[Tensor]) -> None:
 
 
 def merge_units(units: Units) -> None:
-    """Units with the same inner weights become as few as can do the same; those left over get weights of zero.
+    """Merge units with the same inner weights into as few as possible. The others get weights of zero.
 
-    Without a linear factor one unit does, and writes the sum. With one, k such units write φ(inner) times a linear map
-    of rank at most k, and as many are left as it has ranks.
+    Without a linear factor one unit suffices, with the sum of the output weights. With linear factors, k such units
+    write φ(inner) times a linear map of rank at most k, and as many units as its rank remain.
     """
     inner, output = units.inner.table, units.output.weight.double()
     linear = None if units.linear is None else units.linear.table
@@ -413,10 +422,10 @@ def merge_units(units: Units) -> None:
 
 
 def fold_constants(units: Units) -> None:
-    """Units that read nothing always write the same, which the output's bias may as well; theirs become zeros.
+    """Replace units with a constant value by a bias of the output, and set their weights to zero.
 
-    Without that bias only those go that write nothing. What a unit reads that writes nothing is never seen, until a
-    step of training lets it write: it gets an ordinary size, like the rest.
+    If the output has no bias, only units with the value zero are removed. The inner weights of a unit whose output
+    weights are zero do not matter until a training step changes these. They are given an ordinary size, like the rest.
     """
     factors = [units.activation(_bias(units.inner)), *(_bias(one) for one in units.read[1:])]
     fixed = [~one.weight.any(1) for one in units.read]
@@ -437,7 +446,7 @@ def _bias(layer: Affine) -> Tensor:
 
 
 def balance_units(units: Units) -> None:
-    """The linear factor of each gated unit and what the unit writes get the same norm."""
+    """Give the linear factor and the output weights of each gated unit the same norm."""
     if units.linear is None:
         return
     table, output = units.linear.table, units.output.weight.double()
@@ -447,7 +456,7 @@ def balance_units(units: Units) -> None:
 
 
 def _twins(table: Tensor) -> list[list[int]]:
-    """Groups of two or more equal rows of a table [rows, columns]; rows of zeros are no group."""
+    """Groups of two or more equal rows of a table [rows, columns]. Rows of zeros form no group."""
     direction = torch.cos(torch.arange(table.shape[1], dtype=table.dtype, device=table.device))
     places = (table @ direction).sort()
     sizes, found = table.norm(dim=1), []
@@ -462,7 +471,7 @@ def _twins(table: Tensor) -> list[list[int]]:
 
 
 def _groups(table: Tensor, sizes: Tensor, rows: Sequence[int]) -> list[list[int]]:
-    """The same among a few rows that may be equal."""
+    """The groups among candidate rows, by comparing all pairs."""
     left, found = [row for row in sorted(rows) if float(sizes[row]) > 0], []
     while left:
         distances = (table[left] - table[left[0]]).norm(dim=1)
@@ -476,10 +485,10 @@ def _groups(table: Tensor, sizes: Tensor, rows: Sequence[int]) -> list[list[int]
 
 
 def balanced(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
-    """`first` [k, m] and `second` [n, k] rewritten: the same product [n, m] = U S V, as U S^½ and S^½ V.
+    """`first` [k, m] and `second` [n, k] with the same product [n, m] = U S V, as S^½ V and U S^½.
 
-    A direction that the product lacks keeps a row of `first`, of mean size, against zeros in `second`: zeros on both
-    sides would never get a gradient again. Of two layers whose product is nothing, what is there gets an ordinary size.
+    A direction in which the product is zero keeps a row of mean size in `first`, and zeros in `second`. With zeros on
+    both sides it would never receive a gradient. If the whole product is zero, both get rows of ordinary size.
     """
     (left, upper), (right, lower) = torch.linalg.qr(second), torch.linalg.qr(first.mT)
     turned, values, rows = torch.linalg.svd(upper @ lower.mT, full_matrices=False)
@@ -494,19 +503,19 @@ def balanced(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _factor(first: Tensor, second: Tensor) -> Tensor:
-    """What multiplies the first and divides the second so that their norms are equal; 1 where one is zero."""
+    """The factor that makes two norms equal if it multiplies the first and divides the second; 1 if one is zero."""
     there = (first > 0) & (second > 0)
     return torch.where(there, (second / torch.where(there, first, 1.0)).sqrt(), 1.0)
 
 
 def _ordinary(table: Tensor) -> Tensor:
-    """Rows with a norm of at most 1: what one makes of a normed stream, of norm √width, is then of order 1."""
+    """The table with rows scaled down to a norm of at most 1. Its product with a normalised stream is of order 1."""
     norms: Tensor = table.norm(dim=1, keepdim=True)
     return table / norms.clamp_min(1.0)
 
 
 def _size(table: Tensor) -> float:
-    """Root mean square of the rows that are not zero."""
+    """The root mean square over the rows that are not zero."""
     values = table.double()
     values = values[values.any(1)]
     return float(values.square().mean().sqrt())

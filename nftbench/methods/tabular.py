@@ -1,6 +1,7 @@
-"""Tables: rows of numbers with one target each, for the linear family: regression, and one class against another.
+"""Tabular tasks for the linear family: rows of numbers with one target each, for regression or binary classification.
 
-A task is a file in tasks/ that reads its rows and says which of the two it is; splits, loss and score are here.
+A task is a file in tasks/ that reads its rows and inherits from `Regression` or `Pair`. Splits, losses and scores are
+defined here.
 """
 
 from __future__ import annotations
@@ -21,11 +22,11 @@ from nftbench.errors import NftbenchError
 from nftbench.terms import SplitName
 
 SHARES = (0.6, 0.2, 0.2)
-"""Train, validation and test, where a task does not say otherwise."""
+"""The default shares of the rows for training, validation and test."""
 
 
 class Rows(NamedTuple):
-    """Inputs [N, D] and targets [N, 1], in float64. A class is +1 or -1."""
+    """Inputs [N, D] and targets [N, 1], in float64. Classes are +1 and -1."""
 
     inputs: Tensor
     targets: Tensor
@@ -41,37 +42,37 @@ class TableSplit:
         return len(self.rows.inputs)
 
     def batch(self, indices: Sequence[int]) -> Rows:
-        """These rows."""
+        """The chosen rows."""
         chosen = torch.as_tensor(indices)
         return Rows(self.rows.inputs[chosen], self.rows.targets[chosen])
 
 
 @dataclass(frozen=True)
 class Table(Task):
-    """What tasks over tables share; `Regression` and `Pair` add the loss."""
+    """The common part of tabular tasks, to which `Regression` and `Pair` add the loss."""
 
     def split(self, name: SplitName) -> Split:
         raise NftbenchError(f"{type(self).__name__}: load the task before its {name} split is asked for")
 
     def features(self, network: nn.Module, batch: Rows) -> Tensor:
-        """What a linear probe reads: the features [N, D] of these rows."""
+        """The features [N, D] of the batch's rows, for a linear probe."""
         features: Tensor = network(inputs=batch.inputs.to(_device(network))).features
         return features
 
     def targets(self, network: nn.Module, batch: Rows) -> Tensor:
-        """What a linear probe fits by least squares [N, 1]."""
+        """The targets [N, 1] that a linear probe fits by least squares."""
         return batch.targets.to(_device(network))
 
 
 class Regression(Table):
-    """The loss is half the squared error: the negative log-likelihood under unit variance, up to a constant."""
+    """Regression. The loss is half the squared error: up to a constant, the NLL of a Gaussian with unit variance."""
 
     def loss(self, network: nn.Module, batch: Rows) -> Tensor:
         return (_outputs(network, batch) - batch.targets.to(_outputs_like(network))).square().mean() / 2
 
 
 class Pair(Table):
-    """The loss is the negative log-likelihood of the right one of two classes, +1 against -1, in nats."""
+    """Binary classification, +1 against -1. The loss is the negative log-likelihood of the right class, in nats."""
 
     def loss(self, network: nn.Module, batch: Rows) -> Tensor:
         return nn.functional.softplus(-batch.targets.to(_outputs_like(network)) * _outputs(network, batch)).mean()
@@ -79,7 +80,7 @@ class Pair(Table):
 
 @dataclass(frozen=True)
 class Loaded(Task):
-    """A task over a table, with its rows."""
+    """A tabular task together with its rows."""
 
     table: Table
     splits: Mapping[SplitName, TableSplit] = field(repr=False)
@@ -107,12 +108,16 @@ class Loaded(Task):
 
 
 def r_squared(network: nn.Module, split: Split) -> Measurement:
-    """R² = 1 - sum (y - y^)² / sum (y - mean)²: higher is better, 1 at best, 0 for who knows the mean and no more.
+    """The coefficient of determination R² = 1 - Σ (y - ŷ)² / Σ (y - mean)²: 1 at best, 0 for predicting the mean.
 
-    Predictions count as no further out than the split's targets: a linear model goes to any length along a column that
-    never varied while it learned, and one such row would outweigh all others. The squared error would do as well for
-    one task; shares of the variance can be compared and averaged over targets of any unit. `stderr` is the jackknife's
-    over rows, `loss` half the mean squared error.
+    Predictions are clamped to the range of the split's targets. If a column is constant in training, its weight is
+    arbitrary, and a single test row with another value would otherwise outweigh all others. Unlike squared errors, R²
+    can be compared and averaged over targets of different units.
+
+    The standard error is the jackknife's over rows, and `loss` is half the mean squared error.
+
+    Raises:
+        NftbenchError: all targets are equal, or there are fewer than two rows.
     """
     rows = _rows(split)
     targets = rows.targets.cpu()[:, 0]
@@ -121,7 +126,7 @@ def r_squared(network: nn.Module, split: Split) -> Measurement:
     spread = float((targets - targets.mean()).square().sum())
     if count < 2 or spread == 0:
         raise NftbenchError(f"R² needs targets that differ; the split has {count} rows")
-    # Without row i the sum of squares about the mean shrinks by n / (n - 1) times that row's own square.
+    # Without row i the sum of squares about the mean shrinks by n / (n - 1) times row i's squared deviation.
     shrunk = spread - (targets - targets.mean()).square() * count / (count - 1)
     without = 1 - (errors.sum() - errors) / shrunk.clamp_min(torch.finfo(shrunk.dtype).tiny)
     stderr = math.sqrt((count - 1) / count * float((without - without.mean()).square().sum()))
@@ -130,7 +135,7 @@ def r_squared(network: nn.Module, split: Split) -> Measurement:
 
 
 def accuracy(network: nn.Module, split: Split) -> Measurement:
-    """The share of rows whose output has the sign of their class; 0 counts as -1."""
+    """The share of rows whose output has the sign of their class. An output of 0 counts as -1."""
     rows = _rows(split)
     outputs, targets = _predictions(network, rows), rows.targets.cpu()
     value = float(((outputs > 0) == (targets > 0)).double().mean())
@@ -143,24 +148,24 @@ def accuracy(network: nn.Module, split: Split) -> Measurement:
 
 
 def loaded(table: Table, rows: Rows, context: TaskContext, sizes: tuple[int, int, int] | None = None) -> Loaded:
-    """The task with its rows divided at random by the seed, and cut to the budget and `--limit`.
+    """A task whose rows are split at random by the seed and cut to the budget and `--limit`.
 
     Args:
-        sizes: rows for training, validation and test; None for `SHARES` of them.
+        sizes: the number of rows for training, validation and test; None for `SHARES` of all rows.
 
     Raises:
-        NftbenchError: the model reads rows of another width, or there are too few.
+        NftbenchError: the model is not linear or reads rows of another width, or there are too few rows.
     """
     order = np.random.default_rng([context.seed, 1]).permutation(len(rows.inputs))
     return divided(table, Rows(*(part[torch.from_numpy(order)] for part in rows)), context, sizes)
 
 
 def divided(table: Table, rows: Rows, context: TaskContext, sizes: tuple[int, int, int] | None = None) -> Loaded:
-    """As `loaded`, in the order in which the rows come: first training, then test, then validation."""
+    """A task as `loaded` makes it, but split in the order of the rows: first training, then test, then validation."""
     count, width = rows.inputs.shape
     expected = getattr(context.model.network.config, "input_dim", None)
     if expected is None:
-        raise NftbenchError("a task over a table needs a model of the linear family (model_type: linear)")
+        raise NftbenchError("a tabular task needs a model of the linear family (model_type: linear)")
     if expected != width:
         raise NftbenchError(
             f"the rows have {width} numbers and the model reads {expected}: set model.input_dim to {width}"
@@ -171,7 +176,7 @@ def divided(table: Table, rows: Rows, context: TaskContext, sizes: tuple[int, in
     )
     if min(train, validation, test) < 2 or train + validation + test > count:
         raise NftbenchError(
-            f"{count} rows are too few for {train} to train, {validation} to select and {test} to score on"
+            f"{count} rows are too few for {train} training, {validation} validation and {test} test rows"
         )
     budget = context.suite.budget
     starts: dict[SplitName, tuple[int, int, int | None]] = {
@@ -187,17 +192,19 @@ def divided(table: Table, rows: Rows, context: TaskContext, sizes: tuple[int, in
 
 
 def standardised(columns: Tensor) -> Tensor:
-    """Each column [N, D] less its mean over its standard deviation, over all rows, as the authors' code does it; a
-    column that never changes becomes zero."""
+    """Columns [N, D] minus their means, divided by their standard deviations, over all rows.
+
+    The code of the condition-number paper does the same. Constant columns become zero.
+    """
     deviation = columns.std(0)
     return (columns - columns.mean(0)) / torch.where(deviation > 0, deviation, torch.ones_like(deviation))
 
 
 def file(data: Path | None, *parts: str) -> Path:
-    """A file under the folder of local data.
+    """The path of a file in the folder of local data (`--data`).
 
     Raises:
-        NftbenchError: no folder was given, or the file is not there.
+        NftbenchError: no folder was given, or the file does not exist.
     """
     if data is None:
         raise NftbenchError(f"{'/'.join(parts)}: the task reads a local file; give its folder with --data")
@@ -208,11 +215,12 @@ def file(data: Path | None, *parts: str) -> Path:
 
 
 def hashes(data: Path | None, *paths: str) -> str:
-    """A hash over the content of files under the folder of local data. It is asked for when cells are planned, so that
-    a missing file is known before anything runs.
+    """A hash of the content of files in the folder of local data (`--data`).
+
+    Tasks call it while cells are planned, so that a missing file is reported before anything runs.
 
     Raises:
-        NftbenchError: no folder was given, or a file is not there.
+        NftbenchError: no folder was given, or a file does not exist.
     """
     digest = hashlib.sha256()
     for name in paths:
@@ -228,7 +236,7 @@ def _rows(split: Split) -> Rows:
 
 @torch.no_grad()
 def _predictions(network: nn.Module, rows: Rows) -> Tensor:
-    """Outputs in float64, on the CPU, from the network in evaluation mode."""
+    """The network's outputs [N, 1] in evaluation mode, as float64 on the CPU."""
     network.eval()
     return _outputs(network, rows).double().cpu()
 
@@ -236,7 +244,8 @@ def _predictions(network: nn.Module, rows: Rows) -> Tensor:
 def _outputs(network: nn.Module, batch: Rows) -> Tensor:
     outputs: Tensor = network(inputs=batch.inputs.to(_device(network))).outputs
     if outputs.shape != batch.targets.shape:
-        raise NftbenchError(f"the model gives outputs {tuple(outputs.shape)} for targets {tuple(batch.targets.shape)}")
+        shapes = f"outputs {tuple(outputs.shape)} for targets {tuple(batch.targets.shape)}"
+        raise NftbenchError(f"the model gives {shapes}: their shapes must be equal")
     return outputs
 
 

@@ -1,6 +1,7 @@
-"""Build, load and save models: the one place that calls `from_pretrained`.
+"""Build, load and save models. Only this module calls `from_pretrained` for a model.
 
-Weights are read from safetensors only and no remote code is run.
+Weights are read from safetensors files alone, and code that comes with a model is never run: pickled weights and remote
+code could execute anything on the machine that measures.
 """
 
 from __future__ import annotations
@@ -28,9 +29,9 @@ from nftbench.contract import Model
 from nftbench.errors import NftbenchError, suggest
 from nftbench.models import architectures
 
-AS_WELL = 0.01
-"""Nats per token by which a network may read worse that is said to read as well: far more than rounding, far less than
-what a task is about."""
+LOSS_TOLERANCE = 0.01
+"""Tolerance, in nats per token, for calling two networks equivalent on text. Rounding stays far below it, and the
+differences that tasks measure are far larger."""
 
 transformers_logging.disable_progress_bar()
 transformers_logging.set_verbosity_error()
@@ -38,10 +39,14 @@ architectures.register()
 
 
 def build(settings: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase | None, seed: int, device: str) -> Model:
-    """An untrained causal LM: `settings` are `model_type` and fields of its configuration.
+    """Build an untrained causal LM.
+
+    Args:
+        settings: `model_type` and fields of that architecture's configuration.
+        tokenizer: sets the vocabulary size and the special tokens; None for models that read no tokens.
 
     Raises:
-        NftbenchError: unknown `model_type` or field, or settings that make no model.
+        NftbenchError: `model_type` or a field is unknown, or the architecture rejects the values.
     """
     fields = dict(settings)
     model_type = fields.pop("model_type")
@@ -68,13 +73,13 @@ def build(settings: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase | None
         return Model(_from_config(AutoConfig.for_model(model_type, **fields), seed, device), tokenizer)
     except (torch.OutOfMemoryError, MemoryError):
         raise
-    except Exception as error:  # each architecture refuses settings in its own way: sizes, names, types
+    except Exception as error:  # architectures raise errors of many classes for invalid settings
         reason = " ".join(str(error).split())
         raise NftbenchError(f"model: {model_type} cannot be built: {type(error).__name__}: {reason}") from error
 
 
 def untrained(network: PreTrainedModel, seed: int) -> PreTrainedModel:
-    """A network of the same architecture and device with freshly drawn weights."""
+    """Make a network of the same architecture, precision and device, with weights drawn from `seed`."""
     config = type(network.config).from_dict(network.config.to_dict())
     config._attn_implementation = network.config._attn_implementation
     with seeded(seed):
@@ -83,23 +88,26 @@ def untrained(network: PreTrainedModel, seed: int) -> PreTrainedModel:
 
 
 def load(path: str | Path, device: str = "cpu", *, local: bool = True, attacker: bool = False) -> Model:
-    """A causal LM and its tokenizer from a local folder, or from the hub where `local` is False.
+    """Load a causal LM and its tokenizer from a local folder, or from the hub if `local` is False.
 
-    Weights come in float32: an attacker may train at any precision, whatever the release was stored in. For an
-    `attacker` every weight of the files can be trained, whatever the architecture makes of it, dropout is off, which
-    the release's configuration could otherwise turn into noise that drowns training, and the object does not know the
-    path that it came from.
+    Weights are converted to float32, whatever precision the release was stored in.
+
+    `attacker` removes obstacles that a release could place in front of whoever fine-tunes it:
+
+    - Every floating-point weight in the files becomes a trainable parameter, even if the architecture freezes it.
+    - Dropout is turned off. A configuration with high dropout would drown training in noise.
+    - The model forgets its path, because the owner's secrets may lie in a neighbouring folder.
 
     Raises:
-        NftbenchError: there is no such model, its weights are no safetensors, or the files are damaged.
+        NftbenchError: the model does not exist, has no safetensors weights, or its files are damaged.
     """
     if local and not Path(path).is_dir():
         raise NftbenchError(f"{path}: no such model folder")
     try:
         config = AutoConfig.from_pretrained(path, trust_remote_code=False, local_files_only=local)
         if attacker:
-            _without_dropout(config)
-        network = _kind(config).from_pretrained(
+            _disable_dropout(config)
+        network = _auto_class(config).from_pretrained(
             path,
             config=config,
             trust_remote_code=False,
@@ -108,10 +116,10 @@ def load(path: str | Path, device: str = "cpu", *, local: bool = True, attacker:
             local_files_only=local,
         )
         tokenizer = _tokenizer(path, local)
-    except Exception as error:  # safetensors, json and hub errors have no common class
+    except Exception as error:  # the errors of safetensors, json and the hub share no base class
         raise NftbenchError(f"{path}: cannot be loaded as a causal LM: {_first_line(error)}") from error
     if attacker:
-        _trainable(network)
+        _make_all_trainable(network)
         for module in network.modules():
             if isinstance(module, PreTrainedModel):
                 module.config._name_or_path = module.name_or_path = ""
@@ -121,87 +129,89 @@ def load(path: str | Path, device: str = "cpu", *, local: bool = True, attacker:
 
 
 def forget_path(tokenizer: PreTrainedTokenizerBase) -> None:
-    """Let a tokenizer not know the folder that it was loaded from, beside which secrets may lie."""
+    """Remove from a tokenizer the path of its folder, because the owner's secrets may lie in a neighbouring folder."""
     tokenizer.name_or_path = ""
     tokenizer.init_kwargs.pop("name_or_path", None)
 
 
-def _without_dropout(config: Any) -> None:
+def _disable_dropout(config: Any) -> None:
     for name, value in config.to_dict().items():
         if isinstance(value, float) and name.endswith(("dropout", "drop", "pdrop", "dropout_rate")):
             setattr(config, name, 0.0)
 
 
-def _trainable(network: PreTrainedModel) -> None:
-    """Let every weight of the files be a parameter that trains, also those that the architecture freezes or holds as
-    buffers."""
+def _make_all_trainable(network: PreTrainedModel) -> None:
+    """Make every weight in the files a trainable parameter, including frozen parameters and saved buffers."""
     network.requires_grad_(True)
-    made: dict[Tensor, nn.Parameter] = {}
+    converted: dict[Tensor, nn.Parameter] = {}  # a buffer shared by two modules stays shared
     for module in network.modules():
-        published = module.state_dict().keys()
+        saved = module.state_dict().keys()
         for name, buffer in list(module.named_buffers(recurse=False, remove_duplicate=False)):
-            if name in published and buffer.is_floating_point():
+            if name in saved and buffer.is_floating_point():
                 delattr(module, name)
-                module.register_parameter(name, made.setdefault(buffer, nn.Parameter(buffer)))
+                module.register_parameter(name, converted.setdefault(buffer, nn.Parameter(buffer)))
 
 
-def has_own_code(network: PreTrainedModel) -> bool:
-    """Whether what it computes is neither transformers' code nor nftbench's."""
+def has_custom_code(network: PreTrainedModel) -> bool:
+    """Whether the network's class comes from neither transformers nor nftbench."""
     return not type(network).__module__.startswith(("transformers.", "nftbench."))
 
 
 @torch.no_grad()
-def by_the_library(network: PreTrainedModel, model_type: str, tokens: Tensor) -> PreTrainedModel:
-    """A network of its owner's own code as transformers or nftbench would run it: with the same weights in the
-    architecture `model_type`, or in one that its own derives from, where they fit and read `tokens` [rows, block] as
-    well. The network as it is where they do not.
+def in_known_architecture(network: PreTrainedModel, model_type: str, tokens: Tensor) -> PreTrainedModel:
+    """Run the weights of a network with custom code in an architecture of transformers or nftbench instead.
 
-    Whoever holds the files need not run them by code that computes something else on a task's prompts, or something
-    else backwards.
+    An attacker who holds the files need not run the owner's code. That code could compute something else on a task's
+    prompts, or return wrong gradients.
+
+    The architectures tried are `model_type` and those that the custom classes inherit from. The first one is taken that
+    has the same weights and whose loss on `tokens` [rows, block] is within `LOSS_TOLERANCE`. If there is none, the
+    network is returned as it is.
     """
-    above = [getattr(kind, "config_class", None) for kind in type(network).__mro__]
-    kinds = dict.fromkeys([type(AutoConfig.for_model(model_type)), *above, *type(network.config).__mro__])
-    most = _reads(network, tokens) + AS_WELL
-    for kind in kinds:
-        plain = _in(kind, network)
-        if plain is not None and _reads(plain, tokens) <= most:
-            return plain
+    inherited = [getattr(cls, "config_class", None) for cls in type(network).__mro__]
+    config_classes = dict.fromkeys([type(AutoConfig.for_model(model_type)), *inherited, *type(network.config).__mro__])
+    highest_loss = _loss_per_token(network, tokens) + LOSS_TOLERANCE
+    for config_class in config_classes:
+        converted = _converted(network, config_class)
+        if converted is not None and _loss_per_token(converted, tokens) <= highest_loss:
+            return converted
     return network
 
 
-def _in(kind: Any, network: PreTrainedModel) -> PreTrainedModel | None:
-    """The network's weights in the architecture of another configuration class, or None where they do not fit."""
-    if kind not in AutoModelForCausalLM._model_mapping:
+def _converted(network: PreTrainedModel, config_class: Any) -> PreTrainedModel | None:
+    """The network's weights in the architecture of `config_class`, or None if they do not fit."""
+    if config_class not in AutoModelForCausalLM._model_mapping:
         return None
-    config = kind.from_dict({name: value for name, value in network.config.to_dict().items() if name != "model_type"})
+    fields = {name: value for name, value in network.config.to_dict().items() if name != "model_type"}
+    config = config_class.from_dict(fields)
     config._attn_implementation = network.config._attn_implementation
-    plain = _from_config(config, 0, str(network.device))
-    if has_own_code(plain):
+    converted = _from_config(config, 0, str(network.device))
+    if has_custom_code(converted):
         return None
     try:
-        missing = plain.load_state_dict(network.state_dict(), strict=False).missing_keys
-    except RuntimeError:  # other shapes
+        missing = converted.load_state_dict(network.state_dict(), strict=False).missing_keys
+    except RuntimeError:  # a weight has another shape
         return None
-    return plain.eval() if not missing else None
+    return converted.eval() if not missing else None
 
 
-def _reads(network: PreTrainedModel, tokens: Tensor) -> float:
-    """Nats per token of running text [rows, block]."""
+def _loss_per_token(network: PreTrainedModel, tokens: Tensor) -> float:
+    """Next-token loss on text [rows, block], in nats per token."""
     logits = network.eval()(input_ids=tokens).logits[:, :-1]
     return float(nn.functional.cross_entropy(logits.flatten(0, 1).double(), tokens[:, 1:].flatten()))
 
 
 def save(model: Model, folder: Path) -> None:
-    """Write a plain `save_pretrained` folder: configuration, safetensors, tokenizer; nothing else of the object."""
+    """Write a model with `save_pretrained`: configuration, safetensors and tokenizer, and nothing else."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # generation defaults of models that never generate
+        warnings.simplefilter("ignore")  # about generation settings, for models that never generate
         model.network.save_pretrained(folder)
     if model.tokenizer is not None:
         model.tokenizer.save_pretrained(folder)
 
 
 def sha256(folder: Path) -> str:
-    """Hash of the weight files of a model folder, in the order of their names."""
+    """Hash the safetensors files of a folder, in the order of their names."""
     digest = hashlib.sha256()
     for path in sorted(folder.glob("*.safetensors")):
         with path.open("rb") as file:
@@ -211,7 +221,7 @@ def sha256(folder: Path) -> str:
 
 @contextlib.contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Draw from torch's generators as if freshly seeded, and leave them afterwards as they were."""
+    """Seed torch's generators inside the block and restore their previous state after it."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         yield
@@ -219,12 +229,12 @@ def seeded(seed: int) -> Iterator[None]:
 
 def _from_config(config: Any, seed: int, device: str) -> PreTrainedModel:
     with seeded(seed):
-        network: PreTrainedModel = _kind(config).from_config(config, dtype=torch.float32)
+        network: PreTrainedModel = _auto_class(config).from_config(config, dtype=torch.float32)
     return network.to(device)
 
 
-def _kind(config: Any) -> Any:
-    """A causal LM where the architecture has one; the linear family has none."""
+def _auto_class(config: Any) -> Any:
+    """The Auto class for causal LMs, or the general one for architectures, such as `linear`, that have no causal LM."""
     return AutoModelForCausalLM if type(config) in AutoModelForCausalLM._model_mapping else AutoModel
 
 

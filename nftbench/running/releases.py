@@ -53,10 +53,10 @@ def open_release(place: Workplace, seed: int, folder: Path) -> Model:
     """A release as attackers open it: everything in it can be trained, and code that is its owner's own is put aside
     where the library's reads the same weights as well."""
     model = models.load(folder, place.device, attacker=True)
-    if not models.has_own_code(model.network) or place.suite.pretraining.task is not None or model.tokenizer is None:
+    if not models.has_custom_code(model.network) or place.suite.pretraining.task is not None or model.tokenizer is None:
         return model
     text = _text(make_corpus(place, seed), len(model.tokenizer), place.device)
-    return Model(models.by_the_library(model.network, place.suite.model["model_type"], text), model.tokenizer)
+    return Model(models.in_known_architecture(model.network, place.suite.model["model_type"], text), model.tokenizer)
 
 
 def make_reference(place: Workplace, job: Job) -> Model:
@@ -241,7 +241,7 @@ def _examine(
             name: after.get(name) for name in sorted({*before, *after} - ignored) if before.get(name) != after.get(name)
         },
         tokenizer_changed=tokenizer_changed,
-        own_code=models.has_own_code(opened.network),
+        own_code=models.has_custom_code(opened.network),
         density={name: float(tensor.float().mean()) for name, tensor in mask.items()} if mask is not None else {},
         series=tuple(series),
     )
@@ -294,7 +294,7 @@ def _text(corpus: Corpus, words: int, device: str) -> torch.Tensor:
 def _reads_otherwise(tokenizer: PreTrainedTokenizerBase, corpus: Corpus) -> bool:
     """Whether a tokenizer has other words, other rules, or reads a word or the beginning of a text in another way."""
     usual = corpus.tokenizer
-    if corpora.reading_rules(tokenizer) != corpora.reading_rules(usual):
+    if corpora.tokenization_rules(tokenizer) != corpora.tokenization_rules(usual):
         return True
     beginnings = [usual.decode(block[: 2 + index % len(block)]) for index, block in enumerate(corpus.heldout[:64])]
     texts = [*sorted(usual.get_vocab()), *beginnings]

@@ -79,7 +79,7 @@ def load_task(place: Workplace, spec: Spec, seed: int, model: Model) -> Task:
         slim = Model(model.network, model.tokenizer)
         context = TaskSetting(slim, seed, place.suite, plan.data, plan.limit, lambda: make_corpus(place, seed))
         loaded = task.load(context)
-        if isinstance(loaded, LoadedTextTask) and not loaded.split("test").tells_apart():
+        if isinstance(loaded, LoadedTextTask) and not loaded.split("test").choices_differ():
             raise NftbenchError(f"{spec}: all choices have the same tokens: the model does not know their words")
         _tasks[wanted] = loaded
     return _tasks[wanted]
@@ -132,7 +132,7 @@ def _vocabulary(tokenizer: PreTrainedTokenizerBase) -> str:
     """Hash of a tokenizer's words and rules, once for each: a large vocabulary takes tens of milliseconds."""
     count, known = _vocabularies.get(tokenizer, (-1, ""))
     if count != len(tokenizer):  # words may have been added
-        known = digest(corpora.reading_rules(tokenizer))
+        known = digest(corpora.tokenization_rules(tokenizer))
         _vocabularies[tokenizer] = len(tokenizer), known
     return known
 

@@ -1,4 +1,4 @@
-"""What the harness measures about a network itself: the cost of a step, and whether its gradients are true."""
+"""Measurements of a network's training: FLOPs and memory of a step, its gradients, and whether these are correct."""
 
 from __future__ import annotations
 
@@ -15,19 +15,21 @@ from nftbench.contract import Cost
 from nftbench.training.engine import Stepper
 
 STEP_SIZES = (1e-5, 1e-4, 1e-3, 1e-2)
-"""Tried for each direction, and the nearest counts: some norms compute in float32 whatever they are given (Llama's),
-which is too coarse for short steps, and over long ones the loss bends."""
-ROUNDING = 0.1
-"""How far gradients in float32 may be from those in float64: rounding stays orders of magnitude below."""
-MOST = 2.0
-"""The disagreement of what is not finite: the most that two finite numbers can have, and records keep no infinity."""
+"""Lengths of the finite differences tried along each direction; the one that agrees best counts. Some norms, such as
+Llama's, always compute in float32, which is too coarse for short steps. Over long steps the loss is not linear."""
+FLOAT32_TOLERANCE = 0.1
+"""Largest relative distance between honest gradients in float32 and in float64; rounding stays far below it."""
+MAX_ERROR = 2.0
+"""The relative error of values that are not finite. Two finite numbers cannot differ by more, and records cannot hold
+infinity."""
 
 
 def step_cost(network: nn.Module, stepper: Callable[[nn.Module], Stepper], loss: Callable[[nn.Module], Tensor]) -> Cost:
-    """FLOPs and memory of one optimizer step on `network`, which is used up.
+    """FLOPs and memory of one optimizer step on `network`, which the step changes.
 
-    FLOPs are those of forward and backward under math attention, since fused CPU attention counts as zero. Memory is
-    parameters, gradients, optimizer state and what is saved for backward; on CUDA the allocator's own peak.
+    FLOPs are those of the forward and the backward pass with PyTorch's math attention, because its counter sees none in
+    fused CPU attention. Memory is that of parameters, gradients, optimizer state and tensors saved for the backward
+    pass; on CUDA it is the allocator's peak.
     """
     optimizer = stepper(network)
     network.train()
@@ -48,25 +50,29 @@ def step_cost(network: nn.Module, stepper: Callable[[nn.Module], Stepper], loss:
 
 
 def saved_bytes(network: nn.Module, loss: Callable[[nn.Module], Tensor]) -> tuple[Tensor, int]:
-    """The loss, and the bytes that its graph saves for backward: each storage once, parameters left out."""
+    """The loss, and the bytes that its graph saves for the backward pass.
+
+    Each storage counts once, and parameters do not count.
+    """
     parameters = {parameter.untyped_storage().data_ptr() for parameter in network.parameters()}
-    seen: dict[int, int] = {}
+    sizes: dict[int, int] = {}
 
     def pack(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in parameters:
-            seen[storage.data_ptr()] = storage.nbytes()
+            sizes[storage.data_ptr()] = storage.nbytes()
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         value = loss(network)
-    return value, sum(seen.values())
+    return value, sum(sizes.values())
 
 
 def gradients(network: nn.Module, tokens: Tensor, batch: int = 32) -> dict[str, Tensor]:
-    """The gradient of the mean next-token loss over `tokens` [count, block] by parameter, `batch` blocks at a time.
+    """The gradient of the mean next-token loss over `tokens` [count, block], by parameter name.
 
-    Nothing is left on the network; a parameter without influence has a gradient of zeros.
+    It is computed `batch` blocks at a time and not stored in the network. Parameters that do not influence the loss
+    have a gradient of zeros.
     """
     named = dict(network.named_parameters())
     total = {name: torch.zeros_like(parameter) for name, parameter in named.items()}
@@ -79,13 +85,17 @@ def gradients(network: nn.Module, tokens: Tensor, batch: int = 32) -> dict[str, 
 
 
 def gradient_error(network: nn.Module, loss: Callable[[nn.Module], Tensor], seed: int, directions: int = 3) -> float:
-    """How far autograd is from central differences, in float64: the largest |a - f| / max(|a|, |f|) over directions.
+    """The relative error of a network's gradients: 0 if they are exact, about 1 if they are unrelated to the loss.
 
-    A direction is random, each tensor's part scaled to the tensor's own size, so that a gradient of zeros or of
-    garbage is seen as well. Gradients are those of the network as it trains, differences those of the network as it is
-    judged: without dropout, which the caller turns off, both are one function. Honest networks stay below 1e-5; a
-    custom backward that lies gives about 1. Gradients in float32 that have little to do with those in float64 count by
-    their own distance.
+    It is the largest |a - f| / max(|a|, |f|) over random directions, in float64. Here a is the directional derivative
+    by autograd and f the one by central differences. Honest networks stay below 1e-5, and a custom backward pass that
+    returns something else gives about 1.
+
+    Each direction is scaled to the size of each parameter, so that wrong gradients of small tensors count as well.
+    Gradients are taken in training mode and differences in evaluation mode. Without dropout, which the caller turns
+    off, both modes compute the same function.
+
+    A distance between the float32 and the float64 gradients above `FLOAT32_TOLERANCE` counts as an error, too.
     """
     network = copy.deepcopy(network)
     single = _gradients(network.float(), loss)
@@ -94,28 +104,28 @@ def gradient_error(network: nn.Module, loss: Callable[[nn.Module], Tensor], seed
     parameters = list(network.parameters())
     scales = [parameter.detach().square().mean().sqrt().clamp_min(1e-8) for parameter in parameters]
     distance = _distance(single, double, scales)
-    worst = distance if distance > ROUNDING else 0.0
+    worst = distance if distance > FLOAT32_TOLERANCE else 0.0
     generator = torch.Generator().manual_seed(seed)
     for _ in range(directions):
         steps = [
             torch.randn(parameter.shape, generator=generator, dtype=torch.float64).to(parameter.device) * scale
             for parameter, scale in zip(parameters, scales, strict=True)
         ]
-        claimed = sum(float((gradient * step).sum()) for gradient, step in zip(double, steps, strict=True))
-        measured = [_central_difference(network, loss, parameters, steps, size) for size in STEP_SIZES]
-        errors = [_disagreement(claimed, value) for value in measured]
+        derivative = sum(float((gradient * step).sum()) for gradient, step in zip(double, steps, strict=True))
+        differences = [_central_difference(network, loss, parameters, steps, size) for size in STEP_SIZES]
+        errors = [_relative_error(derivative, difference) for difference in differences]
         worst = max(worst, min(errors))
     return worst
 
 
 def _gradients(network: nn.Module, loss: Callable[[nn.Module], Tensor]) -> list[Tensor]:
-    """Of a network as it trains; a parameter without influence has a gradient of zeros."""
+    """The gradient of each parameter in training mode; zeros for parameters that do not influence the loss."""
     parameters = list(network.train().requires_grad_(True).parameters())
     return list(torch.autograd.grad(loss(network), parameters, allow_unused=True, materialize_grads=True))
 
 
 def _distance(first: list[Tensor], second: list[Tensor], scales: list[Tensor]) -> float:
-    """|first - second| / max(|first|, |second|), each tensor in units of its parameter's size."""
+    """|first - second| / max(|first|, |second|), where each tensor is multiplied by its parameter's scale."""
 
     def norm(tensors: Iterable[Tensor]) -> float:
         return math.hypot(*(float(scale * one.norm()) for one, scale in zip(tensors, scales, strict=True)))
@@ -123,15 +133,15 @@ def _distance(first: list[Tensor], second: list[Tensor], scales: list[Tensor]) -
     largest = max(norm(first), norm(second))
     distance = norm(one.double() - other for one, other in zip(first, second, strict=True))
     if not (math.isfinite(distance) and math.isfinite(largest)):
-        return MOST
+        return MAX_ERROR
     return distance / largest if largest else 0.0
 
 
-def _disagreement(claimed: float, measured: float) -> float:
-    if not (math.isfinite(claimed) and math.isfinite(measured)):
-        return MOST
-    largest = max(abs(claimed), abs(measured))
-    return abs(claimed - measured) / largest if largest else 0.0
+def _relative_error(derivative: float, difference: float) -> float:
+    if not (math.isfinite(derivative) and math.isfinite(difference)):
+        return MAX_ERROR
+    largest = max(abs(derivative), abs(difference))
+    return abs(derivative - difference) / largest if largest else 0.0
 
 
 def _central_difference(
@@ -141,6 +151,7 @@ def _central_difference(
     steps: list[Tensor],
     size: float,
 ) -> float:
+    """(loss(w + size·steps) - loss(w - size·steps)) / (2·size), with the parameters w left as they are."""
     values = []
     with torch.no_grad():
         for sign in (1.0, -1.0):

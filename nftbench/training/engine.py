@@ -1,8 +1,8 @@
-"""The one training engine: steps, masks, and the owner's pre-training. `sweep.py` drives the same steps for attackers.
+"""The training engine: optimizer steps, gradient masks, and the owner's pre-training.
 
-A plain loop around a Hugging Face network. A gradient mask holds back gradients before the step and restores the
-frozen weights after it, so that neither weight decay, nor optimizer state, nor an optimizer that mixes coordinates
-(Muon) can move them.
+Attackers train by the same steps (see `sweep.py` and `preparation.py`). A gradient mask zeroes the gradients of frozen
+weights before each step and restores these weights after it. Zeroing alone is not enough: weight decay, optimizer state
+and optimizers that mix coordinates (Muon) would still move them.
 """
 
 from __future__ import annotations
@@ -30,17 +30,22 @@ from nftbench.terms import Optimizer
 
 
 class CellTimeoutError(Exception):
-    """The cell has used up its seconds."""
+    """The cell has used up the seconds of its budget."""
 
 
 class Stepper:
-    """One optimizer step at a time: backward, mask, clip, step, restore.
+    """Takes optimizer steps: backward pass, mask, clipping, update, and restoring frozen weights.
 
     Args:
-        network: what is trained; parameters that need no gradient are left alone.
-        optimizer: `adamw`, `sgd` (momentum 0.9) or `muon` (matrices by Muon, the rest by AdamW).
-        factor: multiplies the learning rate at each step, counted from 1.
-        mask: True where a parameter may change; the rest stays bit for bit what it is now.
+        network: the network to train; parameters that require no gradient do not change.
+        optimizer: `adamw`, `sgd` (with momentum 0.9) or `muon` (matrices by Muon, the rest by AdamW).
+        factor: the multiple of the learning rate at each step, counted from 1.
+        weight_decay: applied to matrices only.
+        clip: the largest norm of the gradient over all parameters; None for no clipping.
+        mask: True where a parameter may change. All other weights keep their exact values.
+
+    Raises:
+        NftbenchError: no parameter requires a gradient, or the mask does not fit the parameters.
     """
 
     def __init__(
@@ -63,45 +68,45 @@ class Stepper:
         self.learning_rate = learning_rate
         self.factor = factor
         self.clip = clip
-        self.held = _held(named, mask) if mask is not None else []
+        self.frozen = _frozen(named, mask) if mask is not None else []
         self.optimizers = _optimizers(optimizer, network, named, learning_rate, weight_decay, betas)
         self.step_count = 0
 
     def step(self, loss: Tensor) -> None:
-        """Descend `loss` by one step."""
+        """Take one step down the gradient of `loss`."""
         self.step_count += 1
         rate = self.learning_rate * self.factor(self.step_count)
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = rate
         for optimizer in self.optimizers:
-            optimizer.zero_grad()  # here and not after the step, so that who watches the step can see its gradients
+            optimizer.zero_grad()  # before the step, not after it, so that `each_step` callbacks can read the gradients
         loss.backward()  # type: ignore[no-untyped-call]
-        for parameter, keep, _ in self.held:
+        for parameter, trained, _ in self.frozen:
             if parameter.grad is not None:
-                parameter.grad.mul_(keep)
+                parameter.grad.mul_(trained)
         if self.clip is not None:
             nn.utils.clip_grad_norm_(self.parameters, self.clip)
         for optimizer in self.optimizers:
             optimizer.step()
         with torch.no_grad():
-            for parameter, keep, frozen in self.held:
-                parameter.copy_(torch.where(keep, parameter, frozen))
+            for parameter, trained, values in self.frozen:
+                parameter.copy_(torch.where(trained, parameter, values))
 
 
-def _held(named: Sequence[tuple[str, nn.Parameter]], mask: Mask) -> list[tuple[nn.Parameter, Tensor, Tensor]]:
-    """Parameter, mask and frozen values of each parameter that the mask does not leave wholly free."""
+def _frozen(named: Sequence[tuple[str, nn.Parameter]], mask: Mask) -> list[tuple[nn.Parameter, Tensor, Tensor]]:
+    """Each parameter with frozen weights, the mask of its trained weights, and a copy of its values."""
     missing = [name for name, _ in named if name not in mask]
     if missing:
         raise NftbenchError(f"the mask has no entry for parameter {missing[0]!r}")
-    held = []
+    frozen = []
     for name, parameter in named:
         if mask[name].shape != parameter.shape:
             raise NftbenchError(f"mask of {name!r} has shape {tuple(mask[name].shape)}, not {tuple(parameter.shape)}")
-        keep = mask[name].to(parameter.device, torch.bool)
-        if not bool(keep.all()):
-            held.append((parameter, keep, parameter.detach().clone()))
-    return held
+        trained = mask[name].to(parameter.device, torch.bool)
+        if not bool(trained.all()):
+            frozen.append((parameter, trained, parameter.detach().clone()))
+    return frozen
 
 
 def _optimizers(
@@ -112,19 +117,19 @@ def _optimizers(
     weight_decay: float,
     betas: tuple[float, float],
 ) -> list[torch.optim.Optimizer]:
-    """Matrices decay, vectors (norms, biases) do not, as GPT-3 and Llama were trained."""
+    """The optimizers of all parameters. Weight decay applies to matrices, not to vectors (norms and biases)."""
     parameters = [parameter for _, parameter in named]
     matrices = [parameter for parameter in parameters if parameter.ndim >= 2]
     vectors = [parameter for parameter in parameters if parameter.ndim < 2]
     found: list[torch.optim.Optimizer] = []
     if name == "muon":
-        # Muon is for hidden matrices; embeddings and heads are look-up tables and stay with AdamW (Jordan et al. 2024).
+        # Muon is meant for hidden matrices. Embeddings and the head are trained by AdamW (Jordan et al. 2024).
         tables = {id(module.weight) for module in network.modules() if isinstance(module, nn.Embedding)}
         head = getattr(network, "get_output_embeddings", lambda: None)()
         tables |= {id(head.weight)} if head is not None else set()
         hidden = [parameter for parameter in matrices if parameter.ndim == 2 and id(parameter) not in tables]
         if hidden:
-            # match_rms_adamw (Liu et al. 2025) makes Muon's learning rates read like AdamW's.
+            # match_rms_adamw (Liu et al. 2025) scales updates so that AdamW's learning rates suit Muon.
             found.append(
                 torch.optim.Muon(hidden, lr=learning_rate, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw")
             )
@@ -143,7 +148,7 @@ def _optimizers(
 
 @contextlib.contextmanager
 def autocast(device: str, enabled: bool = True) -> Iterator[None]:
-    """bfloat16 arithmetic on CUDA, nothing on the CPU: the one mixed-precision policy, for training and evaluation."""
+    """The mixed-precision policy of training and evaluation: bfloat16 on CUDA, full precision on a CPU."""
     with (
         torch.autocast("cuda", torch.bfloat16, enabled=enabled)
         if device.startswith("cuda")
@@ -165,10 +170,13 @@ def pretrain(
     mask: Mask | None = None,
     each_step: EachStep | None = None,
 ) -> None:
-    """Train `network` in place by the recipe, on blocks of text [count, block] or on a task's training split.
+    """Train `network` in place by `recipe`, on blocks of text [count, block] or on a task's training split.
 
-    `each_step(network, step)` runs after each step, counted from 1, and sees its gradients (masked and clipped); if it
-    returns True the run ends there, on the way of the whole run's schedule.
+    Args:
+        mask: True where a parameter may change.
+        each_step: called as `each_step(network, step)` after each step, counted from 1. The parameters' `.grad` then
+            hold the masked and clipped gradients. If it returns True, training stops; the schedule is still that of
+            the whole run.
     """
     batches = token_batches(text, recipe.batch, seed, device) if isinstance(text, Tensor) else _rows(text, recipe, seed)
     stepper = Stepper(
@@ -193,11 +201,11 @@ def pretrain(
 
 
 def step_flops(network: PreTrainedModel, text: Tensor | Task, recipe: Pretraining, device: str) -> float:
-    """FLOPs of the forward and backward pass of one pre-training step, under math attention."""
+    """FLOPs of the forward and the backward pass of one pre-training step, counted with PyTorch's math attention."""
     batches = token_batches(text, recipe.batch, 0, device) if isinstance(text, Tensor) else _rows(text, recipe, 0)
-    batch, copied = next(batches), copy.deepcopy(network)
+    batch, network = next(batches), copy.deepcopy(network)
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
-        _loss(copied, text, batch).backward()  # type: ignore[no-untyped-call]
+        _loss(network, text, batch).backward()  # type: ignore[no-untyped-call]
     return float(counter.get_total_flops())
 
 
@@ -214,27 +222,31 @@ def _rows(task: Task, recipe: Pretraining, seed: int) -> Iterator[Any]:
 
 
 def schedule(recipe: Pretraining, step: int) -> float:
-    """Linear warm-up, then the recipe's schedule down to its `final` share; the factor of step `step`, from 1."""
+    """The multiple of the learning rate at `step`, counted from 1.
+
+    It rises linearly over the warm-up and then follows the recipe's schedule down to its share `final`. With `wsd`
+    (warm-up, stable, decay) it falls linearly over the last share `decay` of the steps.
+    """
     if step <= recipe.warmup:
         return step / recipe.warmup
     progress = (step - recipe.warmup) / max(recipe.steps - recipe.warmup, 1)
     if recipe.schedule == "constant":
         return 1.0
     if recipe.schedule == "wsd":
-        begun = 1 - recipe.decay * recipe.steps / max(recipe.steps - recipe.warmup, 1)
-        progress = max(0.0, (progress - begun) / (1 - begun))
-    left = 0.5 * (1 + math.cos(math.pi * progress)) if recipe.schedule == "cosine" else 1 - progress
-    return recipe.final + (1 - recipe.final) * left
+        start = 1 - recipe.decay * recipe.steps / max(recipe.steps - recipe.warmup, 1)
+        progress = max(0.0, (progress - start) / (1 - start))
+    share = 0.5 * (1 + math.cos(math.pi * progress)) if recipe.schedule == "cosine" else 1 - progress
+    return recipe.final + (1 - recipe.final) * share
 
 
 def token_batches(blocks: Tensor, batch: int, seed: int, device: str) -> Iterator[Tensor]:
-    """Batches [batch, block] without end: each epoch in an order of its own, drawn from `seed`."""
+    """Endless batches [batch, block]. Each epoch has a new order, drawn from `seed`."""
     for indices in shuffled(len(blocks), batch, seed):
         yield blocks[indices].to(device)
 
 
 def shuffled(count: int, batch: int, seed: int) -> Iterator[list[int]]:
-    """Batches of indices without end; epochs follow one another without a gap, so that every batch is full."""
+    """Endless batches of `batch` indices below `count`. A batch may span two epochs, so that every batch is full."""
     generator = np.random.default_rng(seed)
     waiting: list[int] = []
     while True:

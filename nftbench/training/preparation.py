@@ -1,4 +1,4 @@
-"""What an attacker computes beside the sweeps, and what that costs: `AttackerContext.train` and `gradients`."""
+"""An attack's computations outside its sweep, and their cost: `AttackerContext.train` and `gradients`."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from nftbench.errors import NftbenchError
 from nftbench.models.networks import seeded
 from nftbench.suites.schema import Budget
 from nftbench.terms import Optimizer
-from nftbench.training import costs as probes
+from nftbench.training import costs
 from nftbench.training.engine import CellTimeoutError, Stepper, autocast, shuffled
 
 WARMUP = 0.1
-"""The share of the steps over which the learning rate rises."""
+"""The share of the steps over which the learning rate rises to its full value."""
 
 
 @dataclass
 class Ledger:
-    """What has been spent on preparation so far, in `runs` trainings."""
+    """The cost of a preparation so far. `runs` counts calls of `train`; `peak_memory_bytes` is the highest of them."""
 
     steps: int = 0
     flops: float = 0.0
@@ -36,9 +36,9 @@ class Ledger:
     peak_memory_bytes: int = 0
     runs: int = 0
 
-    def check(self, begun: float, budget: Budget) -> None:
-        """Raise `CellTimeoutError` where this and what has gone on since `begun` use up the budget's seconds."""
-        if self.seconds + time.monotonic() - begun > budget.timeout:
+    def check(self, started: float, budget: Budget) -> None:
+        """Raise `CellTimeoutError` if earlier runs and the one since `started` have used up the budget's seconds."""
+        if self.seconds + time.monotonic() - started > budget.timeout:
             raise CellTimeoutError(f"more than {budget.timeout:g} s of preparation")
 
 
@@ -57,13 +57,14 @@ def train(
     mask: Mask | None = None,
     each_step: EachStep | None = None,
 ) -> None:
-    """Train `network` in place: `loss(network, step)` at each step, counted from 1.
+    """Train `network` in place on `loss(network, step)`, with steps counted from 1, and add the cost to `ledger`.
 
-    FLOPs are counted on one step of a copy and entered into the ledger times the steps taken.
+    The learning rate rises linearly over the first tenth of the steps and then falls linearly to almost zero. FLOPs are
+    counted for one step on a copy and multiplied by the steps taken.
 
     Raises:
-        NftbenchError: no step to take.
-        CellTimeoutError: the budget's seconds are used up, by this run and those that the ledger holds.
+        NftbenchError: `steps` is below 1, or nothing can be trained.
+        CellTimeoutError: this run and the earlier ones in `ledger` have used up the budget's seconds.
     """
     if steps < 1:
         raise NftbenchError(f"training takes at least one step, not {steps}")
@@ -84,58 +85,61 @@ def train(
         with autocast(device):
             return loss(trained, step)
 
-    taken, begun = 0, time.monotonic()
+    taken, started = 0, time.monotonic()
     with seeded(seed):
-        cost = probes.step_cost(copy.deepcopy(network), stepper, lambda trained: value(trained, 1))
+        cost = costs.step_cost(copy.deepcopy(network), stepper, lambda trained: value(trained, 1))
     with seeded(seed):
-        own = stepper(network)
+        training = stepper(network)
         network.train()
         for taken in range(1, steps + 1):
-            own.step(value(network, taken))
-            ledger.check(begun, budget)
+            training.step(value(network, taken))
+            ledger.check(started, budget)
             if each_step is not None and each_step(network, taken):
                 break
     network.zero_grad()
     network.eval()
     ledger.runs += 1
     ledger.steps += taken
-    ledger.seconds += time.monotonic() - begun
+    ledger.seconds += time.monotonic() - started
     ledger.flops += taken * cost.step_flops
     ledger.peak_memory_bytes = max(ledger.peak_memory_bytes, cost.peak_memory_bytes)
 
 
 def gradients(network: PreTrainedModel, batches: Iterable[Tensor], ledger: Ledger) -> Iterator[dict[str, Tensor]]:
-    """The gradient on each batch [count, block], in evaluation mode; the ledger takes forward and backward."""
+    """The gradient of the next-token loss on each batch [count, block], by parameter name, in evaluation mode.
+
+    The cost of the forward and backward passes is added to `ledger`.
+    """
     network.eval()
-    begun, flops = time.monotonic(), dict[torch.Size, float]()
+    started, flops = time.monotonic(), dict[torch.Size, float]()
     for tokens in batches:
         if tokens.shape not in flops:  # the last batch may be smaller
             with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
-                probes.gradients(network, tokens, len(tokens))
+                costs.gradients(network, tokens, len(tokens))
             flops[tokens.shape] = float(counter.get_total_flops())
-        found = probes.gradients(network, tokens, len(tokens))
+        by_parameter = costs.gradients(network, tokens, len(tokens))
         ledger.flops += flops[tokens.shape]
-        ledger.seconds += time.monotonic() - begun
-        yield found
-        begun = time.monotonic()
+        ledger.seconds += time.monotonic() - started
+        yield by_parameter
+        started = time.monotonic()
 
 
 def tuned(network: PreTrainedModel, task: Task, context: AttackerContext, steps: int) -> PreTrainedModel:
-    """A copy fine-tuned once, at the middle one of the budget's AdamW learning rates."""
+    """A copy of `network` fine-tuned on a task once, at the middle of the budget's AdamW learning rates."""
     rates, rows = context.budget.learning_rates["adamw"], task.split("train")
     order = itertools.islice(shuffled(len(rows), context.budget.batch, context.seed), steps)
     batches = [rows.batch(indices) for indices in order]
-    copied = copy.deepcopy(network)
+    network = copy.deepcopy(network)
     context.train(
-        copied,
+        network,
         lambda trained, step: task.loss(trained, batches[step - 1]),
         steps=steps,
         learning_rate=rates[(len(rates) - 1) // 2],
     )
-    return copied
+    return network
 
 
 def fitting(weights: Iterable[tuple[str, Tensor]], network: nn.Module) -> dict[str, Tensor]:
-    """Those of some named weights that `network` has a parameter of the same name and shape for."""
+    """Those of the named weights whose name and shape match a parameter of `network`."""
     shapes = {name: parameter.shape for name, parameter in network.named_parameters()}
     return {name: weight.detach() for name, weight in weights if shapes.get(name) == weight.shape}

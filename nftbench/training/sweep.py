@@ -1,7 +1,8 @@
-"""The attacker's sweep: every learning rate and duration of the budget, the best on validation, run again.
+"""The attacker's sweep: a grid of learning rates and durations, whose best point on validation is run again.
 
-Each learning rate is one trajectory from the release, read at each duration: with a linear warm-up and then a constant
-rate a duration sweep gives bit for bit the weights of separate runs. A rate that decays needs those separate runs.
+With a linear warm-up and then a constant learning rate, one run per learning rate is enough. It is evaluated at each
+duration, where its weights are exactly those of a separate run of that duration. A learning rate that decays needs a
+separate run for each duration.
 """
 
 from __future__ import annotations
@@ -30,16 +31,16 @@ from nftbench.training.engine import CellTimeoutError, Stepper, autocast, shuffl
 Side = Literal["low", "high"]
 Attempt = Literal["plain", "float32", "float64", "clipped", "head"]
 CLIPPED = 0.01
-"""Gradient norm of the attempt `clipped`: a hundredth of the usual 1.0 keeps steps short where the loss is steep."""
+"""Largest gradient norm in the attempt `clipped`: a hundredth of the usual 1.0, to keep steps short on steep losses."""
 AVERAGED = 0.25
-"""The share of a run's steps, its last ones, whose weights `average` takes the mean of: stochastic weight averaging
-(Izmailov et al. 2018, arXiv:1803.05407), at every step and with a share that is our choice."""
+"""If the budget averages weights, the mean is over the last steps of a run, this share of them. This is stochastic
+weight averaging (Izmailov et al. 2018, arXiv:1803.05407) at every step; the share is our choice."""
 COLLATED = 8
-"""Batches made at a time."""
+"""The number of batches that are collated at a time."""
 
 
 class NonFiniteError(Exception):
-    """Not one trained point is finite, whatever was tried."""
+    """No trained point has a finite score, whatever was tried."""
 
 
 def sweep(
@@ -54,19 +55,23 @@ def sweep(
     optimizer: Optimizer = "adamw",
     lr_scale: float = 1.0,
 ) -> Outcome:
-    """Spend the budget on one release and task.
+    """Fine-tune a release on a task within the budget, and return the best network on validation.
 
-    The grid is extended where its edge is best. The picked recipe is run again with `budget.restarts` fresh attack
-    seeds, and the best of those stands. Where no trained point is finite, or some are not and none of the others helps,
-    the sweep is tried again in float32, in float64, clipped, and on the head alone, and what helps stands.
+    The grid of learning rates is extended while its best rate lies at an edge. The best point is then run again with
+    `budget.restarts` new attack seeds, and the best of these runs is the outcome.
+
+    A release may resist only by numerical trouble. This is suspected if no trained point has a finite score, or if some
+    have none and no other point beats not training. The sweep is then repeated in float32, in float64, with stronger
+    clipping, and on the output head alone, until an attempt beats not training.
 
     Args:
-        adapter: makes the trained network from a fresh copy of the release and the attack seed (LoRA, an untied head).
-        gradient_mask: only what it marks changes.
+        adapter: makes the network to train from a copy of the release and the attack seed (LoRA, an untied head).
+        gradient_mask: True where a parameter may change.
         lr_scale: multiplies the grid's learning rates.
 
     Raises:
-        NonFiniteError: nothing helped.
+        NftbenchError: the budget has no learning rates for the optimizer.
+        NonFiniteError: no attempt has a finite trained point.
         CellTimeoutError: the budget's seconds are used up.
     """
     if optimizer not in budget.learning_rates:
@@ -86,7 +91,7 @@ def sweep(
             break
         if all(point.score is not None for point in trained):
             break
-        # Some rates blow up and none of the others helps: what resists may only be the arithmetic.
+        # Some rates diverge and no other rate helps. The next attempt shows whether only the arithmetic resists.
     if finite is None:
         raise NonFiniteError("no learning rate stays finite: in float32 and float64, clipped, and on the head alone")
     run.attempt, curve, at_edge = finite
@@ -94,7 +99,7 @@ def sweep(
 
 
 def unchanged(model: Model, task: Task, device: str) -> Outcome:
-    """The outcome of not training at all: the release as it is. A utility task has no validation split."""
+    """The outcome of not training: the release as it is. Utility tasks have no validation split and thus no score."""
     if not task.trainable:
         return Outcome(model.network, None, Point(0.0, 0, None, None))
     with autocast(device):
@@ -104,15 +109,17 @@ def unchanged(model: Model, task: Task, device: str) -> Outcome:
 
 
 def select(task: Task, candidates: Candidates, device: str) -> Outcome:
-    """Try networks instead of learning rates: the best on validation stands.
+    """Evaluate candidate networks and return the best one on validation, as `sweep` does for learning rates.
+
+    Each candidate is a network, a setting (stored as the point's learning rate) and a number of steps.
 
     Raises:
-        NonFiniteError: no candidate is finite.
+        NonFiniteError: no candidate has a finite score.
     """
     started = time.monotonic()
     validation = task.split("validation")
     curve: list[Point] = []
-    found: tuple[Point, nn.Module, Measurement] | None = None
+    winner: tuple[Point, nn.Module, Measurement] | None = None
     for network, setting, steps in candidates:
         with autocast(device):
             measurement = task.evaluate(network, validation)
@@ -120,20 +127,20 @@ def select(task: Task, candidates: Candidates, device: str) -> Outcome:
         curve.append(point)
         if point.score is None:
             continue
-        if found is None or best([found[0], point], measurement.higher_is_better) is point:
-            found = point, copy.deepcopy(network), measurement
-    if found is None:
+        if winner is None or best([winner[0], point], measurement.higher_is_better) is point:
+            winner = point, copy.deepcopy(network), measurement
+    if winner is None:
         raise NonFiniteError("no candidate is finite")
-    point, network, measurement = found
+    point, network, measurement = winner
     cost = Cost(steps=sum(one.step for one in curve), seconds=time.monotonic() - started)
     return Outcome(network.eval(), measurement, point, tuple(curve), cost=cost, stuck=point.step == 0)
 
 
 def best(points: Sequence[Point], higher_is_better: bool) -> Point:
-    """The point with the best validation score, then the lower validation loss, then fewer steps.
+    """The point with the best validation score; among equals the one with the lowest loss, then with the fewest steps.
 
     Raises:
-        ValueError: no point is finite.
+        ValueError: no point has a finite score.
     """
     sign = 1.0 if higher_is_better else -1.0
     finite = [point for point in points if point.score is not None and point.loss is not None]
@@ -143,7 +150,10 @@ def best(points: Sequence[Point], higher_is_better: bool) -> Point:
 
 
 def edge(points: Sequence[Point], higher_is_better: bool) -> Side | None:
-    """The side of the grid at which the best learning rate lies, if it strictly beats its neighbour there."""
+    """The end of the grid at which the best learning rate lies, or None.
+
+    It is None, too, if the best score only equals that of the neighbouring learning rate.
+    """
     winner = best(points, higher_is_better)
     rates = sorted({point.learning_rate for point in points if point.step})
     if winner.step == 0 or len(rates) < 2 or rates[0] < winner.learning_rate < rates[-1]:
@@ -157,14 +167,14 @@ def edge(points: Sequence[Point], higher_is_better: bool) -> Side | None:
 
 
 def _attempts(model: Model, device: str) -> tuple[Attempt, ...]:
-    """The plain sweep, and what is tried where it is finite nowhere or helps nowhere."""
-    already = not device.startswith("cuda") and model.network.dtype == torch.float32
-    return ("plain", "float64", "clipped", "head") if already else ("plain", "float32", "float64", "clipped", "head")
+    """The attempts in their order; without `float32` if the plain sweep computes in float32 already."""
+    in_float32 = not device.startswith("cuda") and model.network.dtype == torch.float32
+    return ("plain", "float64", "clipped", "head") if in_float32 else ("plain", "float32", "float64", "clipped", "head")
 
 
 @dataclass
 class _Run:
-    """One sweep under way."""
+    """A sweep in progress: its settings, the current attempt, and the steps and seconds spent so far."""
 
     model: Model
     task: Task
@@ -181,7 +191,7 @@ class _Run:
     higher_is_better: bool = True
 
     def search(self, grid: Sequence[float]) -> tuple[list[Point], bool]:
-        """The points of all learning rates, and whether the best still lies at an edge after extension."""
+        """The points of all learning rates, and whether the best one still lies at an edge after extension."""
         curve: list[Point] = []
         for index, rate in enumerate(grid):
             stops = self.budget.durations if index == 0 else self.budget.durations[1:]
@@ -202,34 +212,34 @@ class _Run:
         return curve, edge(curve, self.higher_is_better) is not None
 
     def sides(self, curve: Sequence[Point]) -> tuple[Side, ...]:
-        """Where the grid has to grow: beyond its best edge, and on both sides where no rate beats not training."""
+        """The sides on which the grid must grow: beyond its best edge, or both if no rate beats not training."""
         if best(curve, self.higher_is_better).step == 0:
             return ("low", "high")
         side = edge(curve, self.higher_is_better)
         return (side,) if side is not None else ()
 
     def outcome(self, curve: Sequence[Point], at_edge: bool) -> Outcome:
-        """Run the picked recipe again with fresh attack seeds; the best on validation stands."""
+        """Run the best point's learning rate and duration again with new attack seeds, and take the best run."""
         picked = best(curve, self.higher_is_better)
         start = next(point for point in curve if point.step == 0)
         seeds = range(1, self.budget.restarts + 1) if picked.step else ()
         restarts: list[Point] = []
-        found: tuple[Point, nn.Module, Measurement] | None = None
-        # Attack seed 0 was chosen among all points and flatters itself: it stands in only where no fresh seed is finite
-        # or where not training is best, and not training stays a choice to the end.
+        winner: tuple[Point, nn.Module, Measurement] | None = None
+        # Attack seed 0 was selected as the best of many points, so its score is biased upwards. It is used only if no
+        # new seed is finite or if not training is best. Not training remains a candidate until the end.
         for attack_seed in (*seeds, 0):
-            if attack_seed == 0 and found is not None:
+            if attack_seed == 0 and winner is not None:
                 break
             points, network, measurement = self.trajectory(picked.learning_rate, attack_seed, (picked.step,))
             restarts += points if attack_seed else []
-            rivals = [points[0], *([found[0]] if found is not None else [])]
+            rivals = [points[0], *([winner[0]] if winner is not None else [])]
             if points[0].score is not None and best(rivals, self.higher_is_better) is points[0]:
-                found = points[0], network, measurement
-        assert found is not None  # attack seed 0 was finite when it was picked, and repeats itself
-        if best([start, found[0]] if start.score is not None else [found[0]], self.higher_is_better) is start:
+                winner = points[0], network, measurement
+        assert winner is not None  # attack seed 0 was finite when it was picked, and its run is deterministic
+        if best([start, winner[0]] if start.score is not None else [winner[0]], self.higher_is_better) is start:
             points, network, measurement = self.trajectory(0.0, 0, (0,))
-            found = start, network, measurement
-        point, network, validation = found
+            winner = start, network, measurement
+        point, network, validation = winner
         cost = step_cost(
             self.network(0), lambda net: self.stepper(net, picked.learning_rate, 1), self.loss_of_first_batch
         )
@@ -251,14 +261,17 @@ class _Run:
         )
 
     def points(self, learning_rate: float, stops: Sequence[int]) -> list[Point]:
-        """One learning rate at each duration."""
+        """The points of one learning rate at each duration."""
         runs = [(stop,) for stop in stops] if self.budget.decay else [tuple(stops)]
         return [point for run in runs for point in self.trajectory(learning_rate, 0, run)[0]]
 
     def trajectory(
         self, learning_rate: float, attack_seed: int, stops: Sequence[int]
     ) -> tuple[list[Point], nn.Module, Measurement]:
-        """Train to the last stop and read every stop: the points, the network there, its last measurement."""
+        """Train to the last stop, and evaluate at every stop.
+
+        Returns the points of all stops, the network at the last one that was reached, and its measurement.
+        """
         network = self.network(attack_seed)
         stepper = self.stepper(network, learning_rate, stops[-1])
         means: dict[int, AveragedModel] = {}
@@ -269,40 +282,40 @@ class _Run:
         reached = 0
         with seeded(_mix(self.seed, attack_seed)):
             for stop in stops:
-                begun = time.perf_counter()
+                started = time.perf_counter()
                 network.train()
                 for step in range(reached + 1, stop + 1):
                     with autocast(self.device, self.attempt == "plain"):
                         loss = self.task.loss(network, next(batches))
                     stepper.step(loss)
                     losses.append(loss.detach())
-                    for late in self.averaged(stops, step):
-                        if late not in means:  # a copy of the weights, only while it is needed
-                            means[late] = AveragedModel(network)
-                        means[late].update_parameters(network)
+                    for end in self.averaged(stops, step):
+                        if end not in means:  # a mean takes a copy of the weights, so it is made only when needed
+                            means[end] = AveragedModel(network)
+                        means[end].update_parameters(network)
                     if time.monotonic() - self.started > self.budget.timeout:
                         raise CellTimeoutError(f"more than {self.budget.timeout:g} s")
                 train_loss = float(torch.stack(losses).float().mean()) if losses else None
                 self.steps += stop - reached
-                self.step_seconds += time.perf_counter() - begun
+                self.step_seconds += time.perf_counter() - started
                 reached, losses = stop, []
-                found = means.pop(stop).module if stop in means else network
+                evaluated = means.pop(stop).module if stop in means else network
                 with autocast(self.device, self.attempt == "plain"):
-                    measurement = self.task.evaluate(found, validation)
+                    measurement = self.task.evaluate(evaluated, validation)
                 self.higher_is_better = measurement.higher_is_better
                 points.append(_point(measurement, learning_rate if stop else 0.0, stop, train_loss, attack_seed))
                 if points[-1].score is None:
-                    left = [late for late in stops if late > stop]
-                    points += [Point(learning_rate, late, None, None, None, attack_seed) for late in left]
+                    left = [end for end in stops if end > stop]
+                    points += [Point(learning_rate, end, None, None, None, attack_seed) for end in left]
                     break
-        return points, found.eval(), measurement
+        return points, evaluated.eval(), measurement
 
     def averaged(self, stops: Sequence[int], step: int) -> list[int]:
-        """The stops at which the weights after this step count towards the mean that is read."""
+        """The stops whose averaged weights include the weights after this step."""
         return [stop for stop in stops if self.budget.average and (1 - AVERAGED) * stop < step <= stop]
 
     def network(self, attack_seed: int) -> nn.Module:
-        """What a trajectory trains: a fresh copy of the release, adapted, in the attempt's precision."""
+        """The network that a trajectory trains: an adapted copy of the release, in the attempt's precision."""
         base = copy.deepcopy(self.model.network)
         with seeded(_mix(self.seed, attack_seed)):
             network = self.adapter(base, attack_seed) if self.adapter is not None else base
@@ -317,9 +330,9 @@ class _Run:
         return network
 
     def stepper(self, network: nn.Module, learning_rate: float, last: int) -> Stepper:
-        """The attacker's optimizer: linear warm-up, then constant, or falling so that step `last` is the last."""
+        """The optimizer: linear warm-up, then a constant rate or, with `budget.decay`, linear decay to step `last`."""
         warmup, decay = max(self.budget.warmup, 1), self.budget.decay
-        if decay:  # a short run would end before it has risen, let alone fallen
+        if decay:  # in a run shorter than the warm-up the rate would never decay
             warmup = max(min(warmup, last // 2), 1)
 
         def factor(step: int) -> float:
@@ -338,25 +351,26 @@ class _Run:
         )
 
     def batches(self, attack_seed: int) -> Iterator[Any]:
-        """Training batches without end, in the attack seed's order."""
+        """Endless training batches, in the order of the attack seed."""
         train = self.task.split("train")
         order = shuffled(len(train), self.budget.batch, _mix(self.seed, attack_seed))
         while True:
-            # A step leaves the processor's caches cold, and then collating takes eight times as long.
+            # Collating directly after a step takes eight times as long, because the step empties the CPU's caches.
             yield from [train.batch(indices) for indices in itertools.islice(order, COLLATED)]
 
     def loss_of_first_batch(self, network: nn.Module) -> Tensor:
-        """The loss of one step, as the trajectories compute it."""
+        """The loss on the first batch, in the precision of the trajectories, to count the cost of a step."""
         with autocast(self.device, self.attempt == "plain"):
             return self.task.loss(network, next(self.batches(0)))
 
 
 def _mix(seed: int, attack_seed: int) -> int:
-    """One number for base seed and attack seed: attack seeds are crossed with base seeds."""
+    """One seed for a pair of base seed and attack seed. Every base seed is attacked with the same attack seeds."""
     return seed * 1009 + attack_seed
 
 
 def _point(measurement: Measurement, rate: float, step: int, train_loss: float | None, attack_seed: int) -> Point:
+    """A point of the curve. Score and loss are None if either is not finite, since JSON records cannot hold them."""
     loss = measurement.loss
     finite = math.isfinite(measurement.value) and (loss is None or math.isfinite(loss))
     if train_loss is not None and not math.isfinite(train_loss):

@@ -1,1 +1,5 @@
-"""Papers' own metrics, one file each: read by the referee off a release, shown beside a claim, never scored."""
+"""Yardsticks: the metrics that papers report for their own defenses, one plugin in each file.
+
+The referee computes them on a release, and reports show them beside the defense's claim. They never enter a score.
+Import nothing from here: the registry finds the plugins by their file names.
+"""

@@ -1,7 +1,8 @@
-"""Cost: what training a release takes beside the undefended model, and how far it says something else.
+"""Cost: the memory, FLOPs and time of training a release, relative to the undefended model, and their KL divergence.
 
-DLR-Lock's three mechanisms (Sakamoto et al. 2026, https://arxiv.org/abs/2605.10777): memory that grows with depth, a
-backward pass that is dear beside the forward pass, and, in the attacks' own records, less gain for the budget.
+DLR-Lock (Sakamoto et al. 2026, https://arxiv.org/abs/2605.10777) claims three effects. Memory grows with depth, the
+backward pass is slow relative to the forward pass, and an attack gains less for the same budget. The first two are
+measured here, and the third is visible in the attacks' records.
 """
 
 from __future__ import annotations
@@ -19,16 +20,18 @@ from nftbench.methods.overhead import divergence, footprint, saved_per_token, ti
 
 @dataclass(frozen=True)
 class TrainingCost(Yardstick):
-    """Ratios are the release's over the base's, on the first `batch` held-out blocks: `parameter_ratio`, `saved_ratio`
-    (bytes kept for backward), `peak_ratio` (memory of an AdamW step), `forward_flops_ratio`, `step_flops_ratio`.
+    """Ratios of the release over the base, measured on the first `batch` held-out blocks.
 
-    `forward_ratio`, `backward_ratio`, and `backward_over_forward`, which is their quotient, are of seconds, medians of
-    `rounds`; they depend on the machine, and no other value does. `saved_per_token` is in bytes, `kl` the mean
-    KL(base ‖ release) in nats on the first `blocks` held-out blocks.
+    - `parameter_ratio`, `forward_flops_ratio`, `step_flops_ratio`
+    - `saved_ratio`: bytes saved for the backward pass; `saved_per_token` is their number for the release
+    - `peak_ratio`: memory of an AdamW step
+    - `forward_ratio`, `backward_ratio`: seconds, as medians over `rounds`; they alone depend on the machine, as does
+      their quotient `backward_over_forward`
+    - `kl`: the mean KL(base ‖ release) in nats on the first `blocks` held-out blocks
 
-    Of locked models there are also the DLR-Nets by themselves, the mean over layers: `mlp_saved` bytes for each token
-    as counted, `mlp_analytic` as by `saved_numbers`, `mlp_error`, the worst layer's |counted / analytic - 1|, and
-    `mlp_ratio`, counted over what the MLPs in their place keep.
+    For locked models also the bytes that the DLR-Nets alone save for each token, as means over layers: `mlp_saved` is
+    the count, `mlp_analytic` the value of the formula in `saved_numbers`, and `mlp_error` the largest
+    |count / formula - 1| of a layer. `mlp_ratio` is the count over that of the base's MLPs.
     """
 
     batch: int = 16
@@ -58,8 +61,8 @@ class TrainingCost(Yardstick):
 
 
 def _by_layer(nets: list[dlr.DlrNet], release: PreTrainedModel, base: PreTrainedModel, batch: int) -> dict[str, float]:
-    """What the DLR-Nets keep for each token, counted and by the formula, beside the MLPs that they replace."""
-    # What a layer keeps does not depend on the numbers that it is given.
+    """Bytes that DLR-Nets save for each token, counted and by formula, and relative to the MLPs that they replace."""
+    # Zeros suffice: what a layer saves does not depend on the values of its input.
     hidden = torch.zeros(1, batch, release.config.hidden_size, device=release.device)
     counted = [saved_per_token(net, hidden) for net in nets]
     analytic = [_analytic(net) for net in nets]
@@ -72,7 +75,7 @@ def _by_layer(nets: list[dlr.DlrNet], release: PreTrainedModel, base: PreTrained
 
 
 def _analytic(net: dlr.DlrNet) -> float:
-    """Bytes for each token: a number takes what a weight takes."""
+    """Bytes for each token by the formula, if saved numbers have the dtype of the weights."""
     downs = [module.weight for module in net.modules() if isinstance(module, dlr.Down)]
     total_rank = sum(len(down) for down in downs)
     return downs[0].element_size() * dlr.saved_numbers(len(downs), downs[0].shape[1], total_rank)

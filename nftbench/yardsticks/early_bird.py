@@ -1,8 +1,8 @@
-"""Early bird: how soon the mask of large gradients settles, and whether it can be found again without the owner.
+"""Early bird: how soon PMP's mask of large gradients stabilises, and whether it can be found again from public steps.
 
-PMP's stage I (https://arxiv.org/abs/2602.00446), run by the referee from the release's initial weights on batches in an
-order of its own: warm-up pre-training, each step's mask the top share of |gradient| over all weights on that step's
-batch. The paper ends it where consecutive masks overlap by an IoU of 0.99 or more five times in a row.
+The referee runs stage I of PMP (https://arxiv.org/abs/2602.00446) from the release's initial weights, on batches in a
+new order. Stage I is warm-up pre-training, and the mask of a step marks the largest |gradient| over all weights. The
+paper stops when five pairs of consecutive masks in a row overlap by an IoU of at least 0.99.
 """
 
 from __future__ import annotations
@@ -20,12 +20,13 @@ from nftbench.methods import Stepper, masks, seeded, token_batches
 
 @dataclass(frozen=True)
 class EarlyBird(Yardstick):
-    """AdamW without weight decay at `learning_rate`, reached after `warmup` of the `steps`, `batch` blocks a step.
-    The masks are as large as the secret one.
+    """Trains for `steps` steps of `batch` blocks by AdamW without weight decay, with `warmup` steps up to
+    `learning_rate`. The masks have the size of the secret mask.
 
-    `iou_reached`: the highest IoU that `patience` pairs of consecutive masks in a row all had, to be held against 0.99;
-    `iou_last`: the mean of the last `patience` pairs. `iou_secret_first`, `iou_secret_last`: the secret mask with the
-    mask at initialisation, and with the last one; `iou_chance`: what two random masks of that size have.
+    - `iou_reached`: the highest IoU that `patience` consecutive pairs of masks all reached; the paper asks for 0.99
+    - `iou_last`: the mean IoU of the last `patience` pairs
+    - `iou_secret_first`, `iou_secret_last`: the IoU of the secret mask with the first and with the last mask
+    - `iou_chance`: the expected IoU of two random masks of this size
     """
 
     steps: int = 500
@@ -72,7 +73,7 @@ class EarlyBird(Yardstick):
         return Reading(values, curves)
 
     def candidates(self, network: PreTrainedModel, inspection: Inspection, count: int) -> Iterator[Mask]:
-        """Each step's mask of `count` weights; `network` is trained meanwhile."""
+        """The mask of `count` weights at each step of training `network`."""
         stepper = Stepper(
             network.train(),
             "adamw",
@@ -85,7 +86,7 @@ class EarlyBird(Yardstick):
         batches = token_batches(inspection.corpus.train, self.batch, inspection.seed, str(network.device))
         for _, tokens in zip(range(self.steps), batches, strict=False):
             stepper.step(network(input_ids=tokens, labels=tokens).loss)
-            # The gradient is the one before the step, so that the first mask is that of the initial weights.
+            # The gradient was computed before the step, so the first mask belongs to the initial weights.
             sizes = {
                 name: torch.zeros_like(weight) if weight.grad is None else weight.grad.abs()
                 for name, weight in network.named_parameters()

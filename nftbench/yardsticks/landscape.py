@@ -1,8 +1,8 @@
-"""Landscape: the loss around a release, along directions inside its secret mask and outside.
+"""Landscape: the loss around a release, along directions inside and outside of its secret mask.
 
-PMP's proposition 1 and figure 5 (https://arxiv.org/abs/2602.00446): around the released point the complement is said to
-curve upwards, so that an update there raises the loss. That holds of updates whose mean is zero. The complement is not
-at a stationary point, and a step down its own gradient may well lower the loss: both are measured.
+PMP's proposition 1 and figure 5 (https://arxiv.org/abs/2602.00446) say that the loss curves upwards in the complement
+of the mask, so that updates there raise it. This holds for random updates with mean zero. But the complement is not at
+a stationary point, and a step down its gradient may lower the loss. Both are measured.
 """
 
 from __future__ import annotations
@@ -22,15 +22,18 @@ Weights = Mapping[str, Tensor]
 
 @dataclass(frozen=True)
 class Landscape(Yardstick):
-    """The next-token loss, in nats, at distances from the release that are shares of its weights' norm.
+    """The next-token loss in nats per token at given distances from the release, as multiples of its weights' norm.
 
-    Directions are restricted to the `mask` (what authorised fine-tuning moves), to its `complement`, or go anywhere
-    (`all`, what unauthorised fine-tuning moves), and are of one length, so that curvatures compare by weight.
+    Directions lie in the `mask` (the weights that authorised fine-tuning moves), in its `complement`, or in all weights
+    (`all`, as in unauthorised fine-tuning). All have the same norm, so that their curvatures can be compared.
 
-    `rise_*`: mean change of the loss over `directions` random ones and their opposites at the last of `radii`; each
-    weight's share is drawn in proportion to its tensor's root mean square. `curvature_ratio`: complement over mask.
-    `drop_*`: how far the loss falls on the first of `steps` down the gradient, which is of `blocks` held-out blocks;
-    all losses are of as many others. Without a complement (ratio 1) its values are missing.
+    - `rise_*`: the mean rise of the loss at the last of `radii`, over `directions` random directions and their
+      opposites; a direction is scaled in each tensor by the root mean square of its weights
+    - `curvature_ratio`: `rise_complement` over `rise_mask`
+    - `drop_*`: the fall of the loss after the first of `steps` down the gradient
+
+    The gradient is taken on `blocks` held-out blocks, and all losses on as many others. A mask of all weights has no
+    complement, and the values of the complement are then missing.
     """
 
     blocks: int = 64
@@ -79,13 +82,13 @@ class _Surroundings:
     tokens: Tensor
 
     def direction(self, way: Weights, allowed: Mapping[str, Tensor], sign: float) -> Weights:
-        """`way` where it is allowed to go, zero elsewhere, as long as the weights' own norm."""
+        """`way` restricted to the `allowed` weights, scaled to the norm of the release's weights."""
         kept = {name: sign * part * allowed[name] for name, part in way.items()}
         scale = _norm(self.weights) / max(_norm(kept), torch.finfo(torch.float32).tiny)
         return {name: part * scale for name, part in kept.items()}
 
     def curve(self, name: str, ways: Sequence[Weights], lengths: Sequence[float]) -> Series:
-        """The mean loss over several ways at each length, and at none."""
+        """The mean loss over several directions at each length, and at length 0."""
         losses = [sum(self.loss(way, length) for way in ways) / len(ways) for length in lengths]
         return Series(name, (0.0, *lengths), (self.loss(ways[0], 0.0), *losses), "distance", "nats")
 
@@ -97,7 +100,7 @@ class _Surroundings:
 
 
 def _draw(weights: Weights, seed: int) -> Weights:
-    """Gaussian numbers, each tensor's as large as its weights are."""
+    """A Gaussian direction, scaled in each tensor to the root mean square of its weights."""
     generator = torch.Generator().manual_seed(seed)
     return {
         name: torch.randn(weight.shape, generator=generator).to(weight.device) * weight.square().mean().sqrt()

@@ -1,7 +1,7 @@
-"""Mask gradients: whether the secret mask can be told from the gradients of the released model.
+"""Mask gradients: whether the gradients of the released model reveal the secret mask.
 
-PMP's figure 6 (https://arxiv.org/abs/2602.00446, section 5.2) shows histograms of |gradient| inside and outside the
-mask that overlap, and concludes that an adversary cannot detect it. As there, one batch is looked at, not many.
+In PMP's figure 6 (https://arxiv.org/abs/2602.00446, section 5.2) the histograms of |gradient| inside and outside of the
+mask overlap, and the paper concludes that an adversary cannot detect the mask. As in the paper, a single batch is used.
 """
 
 from __future__ import annotations
@@ -15,19 +15,21 @@ from nftbench import Defense, Inspection, Reading, Series, Yardstick
 from nftbench.methods import gradients
 
 EDGES = torch.linspace(-12.0, 2.0, 57, dtype=torch.float64)
-"""Of the histograms' bins, in log10: four a decade. What lies beyond, zeros included, counts in the outer ones."""
+"""The edges of the histograms' bins in log10, four bins for each decade. Values beyond them, such as zeros, count in
+the outermost bins."""
 
 
 @dataclass(frozen=True)
 class MaskGradients(Yardstick):
-    """|gradient| of the next-token loss on the first `blocks` held-out blocks, in one batch.
+    """Compares |gradient| of the next-token loss inside and outside of the mask, on the first `blocks` held-out blocks.
 
-    `overlap`: area common to both histograms of log10 |gradient|, 1 where they are the same. `auc`: probability that a
-    weight in the mask has the larger |gradient| than one outside, ties counting half. `auc_within`: the same within
-    each tensor, where its size and place give nothing away; the mean over tensors, weighted by their sizes.
-    `auc_gap`, `auc_within_gap`: how far either is from ½, which tells the mask whichever side it lies on.
+    - `overlap`: the common area of the two histograms of log10 |gradient|; 1 if they are equal
+    - `auc`: the probability that a weight in the mask has a larger |gradient| than one outside; ties count one half
+    - `auc_within`: the same among the weights of one tensor, averaged over tensors by their sizes; differences between
+      tensors cannot help here
+    - `auc_gap`, `auc_within_gap`: the distance from ½, since an AUC below ½ reveals the mask as well
 
-    There is nothing to tell where a mask marks everything: then only its histogram is given.
+    For a mask of all weights only the histogram is given, because there is nothing to compare.
     """
 
     blocks: int = 32
@@ -68,13 +70,13 @@ _CENTRES = tuple(((EDGES[1:] + EDGES[:-1]) / 2).tolist())
 
 
 def _histogram(sizes: Tensor) -> Tensor:
-    """The share of the numbers in each bin."""
+    """The share of the values in each bin."""
     places = torch.bucketize(sizes.double().log10(), EDGES[1:-1], right=True)
     return torch.bincount(places, minlength=len(EDGES) - 1).double() / len(sizes)
 
 
 def auc(inside: Tensor, outside: Tensor) -> float:
-    """Area under the ROC curve of telling the two by size, as Mann and Whitney's U over all pairs."""
+    """Area under the ROC curve for separating the two groups by size: the Mann-Whitney U, divided by the pairs."""
     ordered = outside.sort().values
     below, upto = (torch.searchsorted(ordered, inside, right=right).double() for right in (False, True))
     return float((below + upto).mean()) / (2 * len(outside))

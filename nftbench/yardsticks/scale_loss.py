@@ -1,7 +1,7 @@
-"""Loss against scale: the owner's test loss at base + s times the released update, for s from -0.5 to 2.
+"""Loss against scale: the loss on the owner's task at base + s · update, for scales s from -0.5 to 2.
 
-The curve on which Jang et al. 2026, https://arxiv.org/abs/2601.21898, show what Trap² does: flat around a plain update,
-a narrow valley at s = 1 in a protected one. It needs the base and the published update, not the release.
+Jang et al. 2026, https://arxiv.org/abs/2601.21898, show the effect of Trap² by this curve. It is flat around s = 1 for
+a plain update, and a narrow valley for a protected one. It takes the base and the published update, not the release.
 """
 
 from __future__ import annotations
@@ -17,9 +17,13 @@ SCALES = tuple(tenths / 10 for tenths in range(-5, 21))
 
 @dataclass(frozen=True)
 class ScaleLoss(Yardstick):
-    """Losses in nats a document. `rise`: the mean over 0 < s ≤ 2 without s = 1, less the loss at s = 1, and of it
-    `rise_below` for s < 1 alone; `worst_below`: the highest loss for 0 < s < 1; `best_scale`: where the loss is lowest;
-    `loss_at_0` is the base's."""
+    """Test losses in nats per document.
+
+    - `loss_at_0`, `loss_at_1`: the losses of the base and of the base with the whole update
+    - `rise`: the mean loss over 0 < s ≤ 2 without s = 1, minus the loss at s = 1; `rise_below`: the same for s < 1
+    - `worst_below`: the highest loss for 0 < s < 1
+    - `best_scale`: the scale with the lowest loss
+    """
 
     def applies(self, defense: Defense) -> str | None:
         return None if defense.releases_update else "the defense releases no update"

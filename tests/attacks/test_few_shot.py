@@ -122,7 +122,7 @@ def test_requests_that_share_a_prefix_are_written_out(architecture: str, several
     model, task = made(place, architecture, several)
     split = task.split("test")
     assert isinstance(split, TextSplit)
-    assert any(forward.tail is not None for forward in split._plan.forwards)
+    assert any(forward.tail is not None for forward in split._passes.forwards)
     examples = [solved(model.network, task, index) for index in (0, 2)]
     found = evaluate.loglikelihoods(Prompted(model.network, examples, WINDOW), split)
     expected = written_out(model.network, [*itertools.chain(*examples)], split)

@@ -186,7 +186,7 @@ def write_task(folder: Path, rows: int = 40, **changes: Any) -> Path:
 def test_choices_of_several_tokens_share_their_prefix(kind: str, shape: Any, tmp_path: Path) -> None:
     model, path = shape(kind), write_task(tmp_path, rows=80)
     task = TextTask(path).load(Context(model))
-    assert any(forward.tail is not None for forward in task.split("test")._plan.forwards)
+    assert any(forward.tail is not None for forward in task.split("test")._passes.forwards)
     assert_agrees(task, model, reference(model, "several", tmp_path / "release", path.parent))
 
 
@@ -250,8 +250,9 @@ def several(model: Model, tmp_path: Path) -> evaluate.LoadedTextTask:
 
 def test_sharing_changes_nothing(several: evaluate.LoadedTextTask, model: Model) -> None:
     split = several.split("test")
-    assert any(forward.tail is not None for forward in split._plan.forwards)
-    shared, plain = (requests.loglikelihoods(model.network, plan) for plan in (split._plan, split._plain_plan))
+    assert any(forward.tail is not None for forward in split._passes.forwards)
+    both = (split._passes, split._unshared_passes)
+    shared, plain = (requests.loglikelihoods(model.network, passes) for passes in both)
     np.testing.assert_allclose(shared.values, plain.values, atol=1e-5)
     assert (shared.greedy == plain.greedy).all()
 
@@ -447,7 +448,7 @@ def edit(path: Path, **changes: Any) -> None:
         ({"test_split": None}, "neither test_split nor validation_split"),
         ({"doc_to_target": "lable"}, "task local: test document 0: .*lable"),
         ({"doc_to_text": "{{texxt}}"}, "task local: .*texxt"),
-        ({"doc_to_choice": ["isa"]}, "label 1 is none of 1 choices"),
+        ({"doc_to_choice": ["isa"]}, "label 1 is none of the 1 choices"),
         ({"doc_to_target": 1}, "test split has one class only"),
         ({"dataset_name": "yours"}, "sets/yours: no such folder"),
         ({"validation_split": "dev"}, r"mine/dev\.\*: no file for split 'dev'"),

@@ -1,14 +1,15 @@
-"""Architectures that transformers does not have and some defense releases: one module for each family of them.
+"""Architectures that transformers lacks and that some releases use, one module for each family.
 
-`nftbench.models.networks` registers them when it is imported, so that whatever loads models through it (`nftbench
-lm-eval` too) finds them by the `model_type` in a folder's config.json, without remote code.
+`nftbench.models.networks` registers them when it is imported. Everything that loads models, `nftbench lm-eval`
+included, then finds them by the `model_type` in config.json and needs no remote code. Import a family's module, `dlr`
+or `linear`, to work with its classes.
 """
 
 from __future__ import annotations
 
 
 def register() -> None:
-    """Make transformers' Auto classes know every architecture here; a second call changes nothing."""
+    """Register every family with transformers' Auto classes. A second call changes nothing."""
     from nftbench.models.architectures import dlr, linear
 
     dlr.register()

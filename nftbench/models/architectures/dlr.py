@@ -1,13 +1,14 @@
-"""DLR-Net-style causal LMs: GPT-2, Llama or Qwen3 with a deep low-rank residual network in the place of every MLP.
+"""DLR-Net-style causal LMs: GPT-2, Llama or Qwen3 with every MLP replaced by a deep low-rank residual network.
 
 After Sakamoto et al. 2026, "Locking Pretrained Weights via Deep Low-Rank Residual Distillation",
-https://arxiv.org/abs/2605.10777. The paper's equations, depth, rank and norm could not be read and there is no public
-code: this is a stand-in built from its description. With x [tokens, width] the MLP's input, φ the base's activation,
-A_l [rank_l, width] and B_l [width, rank_l]:
+https://arxiv.org/abs/2605.10777. This is a stand-in built from the paper's description: there is no public code, and
+the paper's equations, depth, rank and norm were not available to us. Let x [tokens, width] be the MLP's input, φ the
+base's activation, A_l [rank_l, width] and B_l [width, rank_l]. The DLR-Net computes y from x by
 
     h_0 = x,    h_{l+1} = h_l + B_l φ(A_l Norm(h_l))  for l < depth,    y = h_depth - x
 
-Norm is RMSNorm without weights, which A_l could absorb. There are no biases: x comes out of a norm, and carries its.
+Norm is RMSNorm without weights, because A_l could absorb them. There are no biases, because x comes out of a norm layer
+that may add its own.
 """
 
 from __future__ import annotations
@@ -40,24 +41,25 @@ from transformers.models.qwen3.modeling_qwen3 import Qwen3MLP
 from nftbench.errors import NftbenchError
 
 TOLERANCE = 0.02
-"""How far the parameter count of a DLR-Net may be from that of the MLP it replaces."""
+"""Largest relative difference between the parameter counts of a DLR-Net and of the MLP that it replaces."""
 EPSILON = 1e-6
 ONE_KERNEL = {"gelu_new": "gelu_pytorch_tanh"}
-"""The same curve without the intermediate tensors: the lock's memory is to come from its depth, not from these."""
+"""Replaces GPT-2's GELU by the same function in one kernel. The original saves intermediate tensors for the backward
+pass, and the memory that the lock costs should come from its depth alone."""
 
 # ---------------------------------------------------------------------------------------------------------- networks
 
 
 class Down(nn.Linear):
-    """A block's A; a class of its own, like `Up`, because transformers initialises weights by class."""
+    """The matrix A of a block. `Down` and `Up` are classes because transformers initialises weights by class."""
 
 
 class Up(nn.Linear):
-    """A block's B."""
+    """The matrix B of a block."""
 
 
 class LowRankBlock(nn.Module):
-    """h + B φ(A Norm(h)); A is `down` [rank, width], B is `up` [width, rank]."""
+    """Computes h + B φ(A Norm(h)); A is `down` [rank, width], B is `up` [width, rank]."""
 
     def __init__(self, width: int, rank: int, activation: str) -> None:
         super().__init__()
@@ -72,7 +74,7 @@ class LowRankBlock(nn.Module):
 
 
 class DlrNet(nn.Module):
-    """A stack of low-rank blocks [.., width] → [.., width], less its input; `ranks` are those of the blocks."""
+    """A stack of low-rank blocks, minus its input: [.., width] to [.., width]; `ranks` has one rank for each block."""
 
     def __init__(self, width: int, ranks: list[int], activation: str, dropout: float = 0.0) -> None:
         super().__init__()
@@ -88,33 +90,34 @@ class DlrNet(nn.Module):
 
 
 def ranks(parameters: int, width: int, depth: int, rank: int | None = None) -> list[int]:
-    """The rank of each block of a DLR-Net that replaces an MLP of so many parameters.
+    """The rank of each of the `depth` blocks of a DLR-Net that replaces an MLP with `parameters` parameters.
 
-    Without `rank` they are as equal as whole numbers allow: at most one apart, the larger ones first. So every depth
-    matches the count, where one rank for all could miss it by half a rank a block, a tenth of a narrow model's MLP.
+    Without `rank` the ranks differ by at most one, the larger ones first, so that any depth matches the parameter
+    count. A single rank for all blocks could miss the count by half a rank for each block, which is a tenth of the MLP
+    of a narrow model.
 
     Raises:
-        NftbenchError: depth and rank together miss the parameter count, or there is less than a rank for each block.
+        NftbenchError: depth and rank together miss the parameter count, or a block would have a rank below 1.
     """
     total = round(parameters / (2 * width))
     if not 1 <= depth <= total:
         raise NftbenchError(f"depth must lie in 1…{total} for MLPs of width {width} and {parameters} parameters")
-    spread = [total // depth + (block < total % depth) for block in range(depth)]
-    found = spread if rank is None else [rank] * depth
-    excess = 2 * width * sum(found) / parameters - 1
+    even = [total // depth + (block < total % depth) for block in range(depth)]
+    chosen = even if rank is None else [rank] * depth
+    excess = 2 * width * sum(chosen) / parameters - 1
     if abs(excess) > TOLERANCE:
         raise NftbenchError(
-            f"depth {depth} and rank {found[0]} miss the {parameters} parameters of an MLP by {excess:+.1%}, more than "
-            f"{TOLERANCE:.0%}; leave rank out and each block gets {spread[-1]} or {spread[0]}"
+            f"depth {depth} and rank {chosen[0]} miss the {parameters} parameters of an MLP by {excess:+.1%}, more "
+            f"than {TOLERANCE:.0%}; leave rank out and each block gets {even[-1]} or {even[0]}"
         )
-    return found
+    return chosen
 
 
 def saved_numbers(depth: int, width: int, total_rank: int) -> int:
-    """Numbers that a DLR-Net keeps for backward for each token, if φ keeps its input (GELU, SiLU).
+    """How many numbers a DLR-Net saves for the backward pass for each token.
 
-    A block keeps h [width] and its inverse norm for Norm, Norm(h) [width] for A, A Norm(h) [rank] for φ, and what φ
-    makes of it [rank] for B; the sum keeps nothing.
+    The formula holds for activations φ that save their input (GELU, SiLU). A block saves h [width] and its inverse norm
+    for Norm, Norm(h) [width] for A, A Norm(h) [rank] for φ, and φ(A Norm(h)) [rank] for B. The sum saves nothing.
     """
     return depth * (2 * width + 1) + 2 * total_rank
 
@@ -123,13 +126,13 @@ def saved_numbers(depth: int, width: int, total_rank: int) -> int:
 
 
 def mlps(network: nn.Module) -> dict[str, nn.Module]:
-    """The MLPs of a network, or the DLR-Nets in their place, by name and in the order of the layers."""
+    """The MLPs of a network, or the DLR-Nets that replace them, by name and in the order of the layers."""
     kinds = GPT2MLP | LlamaMLP | Qwen3MLP | DlrNet
     return {name: module for name, module in network.named_modules() if isinstance(module, kinds)}
 
 
 class _Locked:
-    """Mixed into a family's decoder: replaces the MLPs once they are built, when their size is known."""
+    """Mixin for a family's decoder. It replaces the MLPs after they are built, because it must know their sizes."""
 
     def __init__(self, config: Any) -> None:
         super().__init__(config)  # type: ignore[call-arg]
@@ -141,12 +144,12 @@ class _Locked:
         width, dropout = config.hidden_size, getattr(config, "resid_pdrop", 0.0)
         for name, mlp in mlps(self).items():
             count = sum(parameter.numel() for parameter in mlp.parameters())
-            found = ranks(count, width, config.dlr_depth, config.dlr_rank)
-            self.set_submodule(name, DlrNet(width, found, activation, dropout))
+            block_ranks = ranks(count, width, config.dlr_depth, config.dlr_rank)
+            self.set_submodule(name, DlrNet(width, block_ranks, activation, dropout))
 
     def _init_weights(self, module: nn.Module) -> None:
-        """A keeps the size of what it is given. B is zero: a fresh DLR-Net says 0, which is no worse than saying
-        nothing at any depth, while random updates would add up to noise that grows with it."""
+        """A preserves the scale of its input, and B is zero, so that a fresh DLR-Net outputs 0 at any depth. With a
+        random B the blocks would add up to noise that grows with depth."""
         super()._init_weights(module)  # type: ignore[misc]
         if isinstance(module, Down):
             init.normal_(module.weight, std=module.in_features**-0.5)
@@ -155,7 +158,7 @@ class _Locked:
 
 
 class _LockedCausal:
-    """Mixed into a family's causal LM: its decoder is the locked one."""
+    """Mixin for a family's causal LM. It puts the locked decoder in the place of the family's own."""
 
     decoder: ClassVar[type[Any]]
 
@@ -225,7 +228,7 @@ FAMILIES = {
 
 
 def register() -> None:
-    """Make the Auto classes know the locked families."""
+    """Register the locked families with transformers' Auto classes."""
     for family in FAMILIES.values():
         AutoConfig.register(family.config.model_type, family.config, exist_ok=True)
         AutoModel.register(family.config, family.model, exist_ok=True)
@@ -233,19 +236,19 @@ def register() -> None:
 
 
 def lock(network: PreTrainedModel, depth: int, rank: int | None = None) -> PreTrainedModel:
-    """The causal LM with a fresh DLR-Net in the place of every MLP; all other weights are copied.
+    """A copy of a causal LM with a fresh DLR-Net in the place of every MLP. All other weights are copied.
 
     Raises:
-        NftbenchError: an architecture whose MLPs are not known, or a depth and rank that do not fit them.
+        NftbenchError: the architecture is not one of `FAMILIES`, or depth and rank do not fit its MLPs.
     """
     kind = network.config.model_type
     if kind not in FAMILIES:
         raise NftbenchError(
-            f"{kind} has no MLPs that a DLR-Net can replace; known are those of {', '.join(FAMILIES)}; "
-            f"a layer here holds {', '.join(_layer(network)) or 'nothing'}"
+            f"{kind} has no MLPs that a DLR-Net can replace; supported are {', '.join(FAMILIES)}; "
+            f"a layer of this model consists of {', '.join(_layer(network)) or 'nothing'}"
         )
-    own = {"model_type", "architectures", "transformers_version"}
-    settings = {name: value for name, value in network.config.to_dict().items() if name not in own}
+    replaced = {"model_type", "architectures", "transformers_version"}
+    settings = {name: value for name, value in network.config.to_dict().items() if name not in replaced}
     config = FAMILIES[kind].config.from_dict({**settings, "dlr_depth": depth, "dlr_rank": rank})
     config._attn_implementation = network.config._attn_implementation
     locked: PreTrainedModel = FAMILIES[kind].causal(config).to(device=network.device, dtype=network.dtype)
@@ -255,6 +258,6 @@ def lock(network: PreTrainedModel, depth: int, rank: int | None = None) -> PreTr
 
 
 def _layer(network: nn.Module) -> list[str]:
-    """What the network's first layer is made of, as `name (Class)`."""
+    """The parts of the network's first layer, each as `name (Class)`."""
     stack = next((module for module in network.modules() if isinstance(module, nn.ModuleList) and len(module)), None)
     return [f"{name} ({type(module).__name__})" for name, module in stack[0].named_children()] if stack else []

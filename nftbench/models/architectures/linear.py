@@ -1,8 +1,9 @@
-"""The linear family: a linear feature extractor with a linear probe, the setting of the condition-number paper.
+"""The linear family: a linear feature extractor under a linear probe, the setting of the condition-number paper.
 
-Zheng et al. 2025, https://arxiv.org/abs/2505.23760, section 3: f_theta(x) = x^T theta with theta [D, D], no bias, and a
-probe w [D, n] on top. The extractor starts as the identity (the paper's undefended baseline; the authors' code draws it
-at random and gives it a bias) and the probe at zero, so that an untrained model says 0 whatever it is shown.
+Zheng et al. 2025, https://arxiv.org/abs/2505.23760, section 3: the features are f_theta(x) = x^T theta with theta
+[D, D] and no bias, and the probe is w [D, n]. The extractor is initialised to the identity, which is the paper's
+undefended baseline. (The authors' code draws it at random and gives it a bias.) The probe is initialised to zero, so an
+untrained model outputs 0 for every input.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from transformers.utils import ModelOutput
 
 
 class LinearConfig(PreTrainedConfig):  # type: ignore[misc]
-    """`input_dim`: D, numbers in a row; `output_dim`: n, numbers to predict."""
+    """`input_dim` is D, the width of a row of inputs; `output_dim` is n, the count of numbers to predict."""
 
     model_type = "linear"
     input_dim: int = 1
@@ -25,19 +26,19 @@ class LinearConfig(PreTrainedConfig):  # type: ignore[misc]
 
 
 class Extractor(nn.Linear):
-    """x -> x theta; `weight` is theta^T. A class of its own, because transformers initialises weights by class."""
+    """The map x -> x theta; `weight` is theta^T. It has its own class because transformers initialises by class."""
 
 
 @dataclass
 class LinearOutput(ModelOutput):  # type: ignore[misc]
-    """`outputs` [N, n]; `features` [N, D] = x theta, what the probe reads."""
+    """`outputs` [N, n], and the `features` x theta [N, D] that the probe reads."""
 
     outputs: Tensor | None = None
     features: Tensor | None = None
 
 
 class LinearModel(PreTrainedModel):  # type: ignore[misc]
-    """outputs = (x theta) w, in whatever precision the weights have."""
+    """Computes (x theta) w in the precision of its weights."""
 
     config_class = LinearConfig
     main_input_name = "inputs"
@@ -50,16 +51,16 @@ class LinearModel(PreTrainedModel):  # type: ignore[misc]
 
     @property
     def theta(self) -> Tensor:
-        """The extractor as the paper writes it, [D, D]."""
+        """The extractor's matrix in the paper's orientation, [D, D]."""
         return self.extractor.weight.mT
 
     def forward(self, inputs: Tensor, **_: Any) -> LinearOutput:
-        """`inputs` [N, D]."""
+        """Outputs and features of `inputs` [N, D]."""
         features = self.extractor(inputs.to(self.extractor.weight))
         return LinearOutput(outputs=self.head(features), features=features)
 
     def get_output_embeddings(self) -> nn.Module:
-        """The probe, under the name by which attacks look for a network's head."""
+        """The probe: attacks ask every network for its output head by this method."""
         return self.head
 
     def set_output_embeddings(self, new_embeddings: nn.Linear) -> None:
@@ -74,6 +75,6 @@ class LinearModel(PreTrainedModel):  # type: ignore[misc]
 
 
 def register() -> None:
-    """Make the Auto classes know the family."""
+    """Register the family with transformers' Auto classes."""
     AutoConfig.register(LinearConfig.model_type, LinearConfig, exist_ok=True)
     AutoModel.register(LinearConfig, LinearModel, exist_ok=True)
