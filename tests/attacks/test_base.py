@@ -25,7 +25,7 @@ from nftbench.running import attacker
 from nftbench.running.attacker import Attacker
 from nftbench.running.owner import Owner
 from nftbench.running.workspace import AttackersTask, Workplace
-from nftbench.testing import ARCHITECTURES, _FirstWord, _task_context
+from nftbench.testing import ARCHITECTURES, FirstWord, task_context
 from nftbench.training.preparation import Ledger, tuned
 from nftbench.training.sweep import unchanged
 from tests.by_heart import by_heart
@@ -97,7 +97,7 @@ def scene(place: Place) -> Callable[..., Scene]:
         here = place(architecture=architecture, **changes)
         base = Owner(here, 0).build()
         start = Model(models.build(here.suite.model, base.tokenizer, 99, "cpu").network, base.tokenizer)
-        task = _FirstWord().load(_task_context(here, base))
+        task = FirstWord().load(task_context(here, base))
         by_heart(base.network, task)
         base.network.eval()
         return Scene(here, base, start, task)

@@ -22,7 +22,7 @@ from nftbench.running.attacker import Attacker
 from nftbench.running.owner import make_base
 from nftbench.running.referee import _Referee
 from nftbench.running.workspace import Workplace, load_task
-from nftbench.testing import ARCHITECTURES, _FirstWord, _Questions, tiny_suite
+from nftbench.testing import ARCHITECTURES, FirstWord, Questions, tiny_suite
 
 Place = Callable[..., Workplace]
 ATTACKS = ("full", "low_data", "full_data")
@@ -90,7 +90,7 @@ def test_all_attacks_are_chosen_and_scored_by_the_same_documents(
 
 
 @dataclass(frozen=True)
-class Counted(_Questions):
+class Counted(Questions):
     """Rows that remember which of them were asked for."""
 
     asked: list[int] = field(default_factory=list)
@@ -104,9 +104,9 @@ def trained_on(share: float, seed: int) -> set[int]:
     """The training rows, of 64, that a whole sweep of `low_data` asks for."""
     network = build({"model_type": "gpt2", **ARCHITECTURES["gpt2"], "vocab_size": 20}, None, 0, "cpu").network
     model = Model(network)
-    task = _FirstWord().load(SimpleNamespace(model=model))  # type: ignore[arg-type]
+    task = FirstWord().load(SimpleNamespace(model=model))  # type: ignore[arg-type]
     rows = task.split("train")
-    assert isinstance(rows, _Questions)
+    assert isinstance(rows, Questions)
     counted = Counted(rows.ids, rows.answers)
     task.splits["train"] = counted  # type: ignore[attr-defined]
     context = Attacker(seed=seed, budget=tiny_suite().budget, device="cpu")

@@ -18,7 +18,7 @@ from nftbench.planning import registry
 from nftbench.running.attacker import Attacker
 from nftbench.running.owner import Owner
 from nftbench.running.workspace import Workplace
-from nftbench.testing import ARCHITECTURES, _release, _workplace, tiny_suite
+from nftbench.testing import ARCHITECTURES, attack_inputs, temporary_workplace, tiny_suite
 
 STEPS = 25
 Place = Callable[..., Workplace]
@@ -30,8 +30,8 @@ each_architecture = pytest.mark.parametrize("architecture", list(ARCHITECTURES))
 def attacked(spec: str, architecture: str = "gpt2") -> tuple[Attack, Release, Attacker]:
     """An attack, the undefended tiny release and the attack's context."""
     attack: Attack = registry.create("attacks", spec)
-    with _workplace(tiny_suite(architecture, budget={"preparation_steps": STEPS})) as place:
-        release, context = _release(place, attack)
+    with temporary_workplace(tiny_suite(architecture, budget={"preparation_steps": STEPS})) as place:
+        release, context = attack_inputs(place, attack)
     return attack, release, context
 
 

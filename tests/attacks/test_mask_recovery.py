@@ -7,7 +7,6 @@ import dataclasses
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
 from types import SimpleNamespace
 from typing import Any, ClassVar, get_args
 
@@ -17,7 +16,7 @@ from hypothesis import given, settings, strategies as st
 from scipy import stats
 from torch import Tensor, nn
 
-from nftbench import Defense, Model, Protected, Release, Secret, testing
+from nftbench import Defense, Model, Protected, Release, Secret
 from nftbench.attacks import mask_recovery
 from nftbench.attacks.mask_recovery import ESTIMATORS, MaskRecovery
 from nftbench.methods import estimators, masks
@@ -27,7 +26,7 @@ from nftbench.running import mask_accuracy as recovery
 from nftbench.running.attacker import Attacker
 from nftbench.running.owner import Owner
 from nftbench.running.workspace import AttackersTask, Workplace
-from nftbench.testing import ARCHITECTURES, check_attack, tiny_suite
+from nftbench.testing import ARCHITECTURES, FirstWord, Undefended, check_attack, task_context
 
 Place = Callable[..., Workplace]
 WriteFile = Callable[[str, str], Any]
@@ -418,16 +417,11 @@ def test_a_shadow_with_a_mask_of_one_kind_teaches_nothing(marked: bool) -> None:
 # -------------------------------------------------------------------------------------------------------- whole attacks
 
 
-@pytest.fixture
-def brief(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The contract's suite with three steps of preparation."""
-    monkeypatch.setattr(testing, "tiny_suite", partial(tiny_suite, budget={"preparation_steps": 3}))
-
-
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize("estimator", NAMES)
-def test_every_estimator_keeps_the_contract(estimator: str, architecture: str, brief: None, cache: Any) -> None:
-    check_attack(f"mask_recovery[estimator={estimator},batches=2,guesses=2]", architectures=[architecture])
+def test_every_estimator_keeps_the_contract(estimator: str, architecture: str, cache: Any) -> None:
+    spec = f"mask_recovery[estimator={estimator},batches=2,guesses=2]"
+    check_attack(spec, architectures=[architecture], budget={"preparation_steps": 3})
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -458,7 +452,7 @@ def test_it_is_planned_where_there_is_something_to_guess() -> None:
         stage: ClassVar[Any] = "posttrain"
 
     assert all(MaskRecovery(name).applies(Leaky()) is None for name in ESTIMATORS)
-    assert "no secret" in str(MaskRecovery().applies(testing._Undefended()))
+    assert "no secret" in str(MaskRecovery().applies(Undefended()))
     assert MaskRecovery().applies(Later()) is None
     assert "trained base" in str(MaskRecovery("combination").applies(Later())), "no shadow can be run"
 
@@ -478,7 +472,7 @@ def test_only_the_top_of_the_guess_moves(place: Place) -> None:
     context = Attacker(5, here.suite.budget, "cpu", _defense=defense, _suite=here.suite)
     attack = MaskRecovery("magnitude")
     prepared = attack.prepare(Release(release), context)
-    task = testing._FirstWord().load(testing._task_context(here, release))
+    task = FirstWord().load(task_context(here, release))
     outcome = attack.adapt(
         prepared,
         AttackersTask(task),

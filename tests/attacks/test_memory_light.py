@@ -20,7 +20,7 @@ from nftbench.running.attacker import Attacker
 from nftbench.running.owner import Owner
 from nftbench.running.workspace import TaskSetting, Workplace, make_corpus
 from nftbench.terms import SplitName
-from nftbench.testing import ARCHITECTURES, _FirstWord
+from nftbench.testing import ARCHITECTURES, FirstWord
 from nftbench.training.costs import saved_bytes
 
 Place = Callable[..., Workplace]
@@ -29,7 +29,7 @@ Place = Callable[..., Workplace]
 def setting(place: Place, architecture: str) -> tuple[Prepared, Task, Attacker]:
     here = place(**({"architecture": architecture} if architecture != "gpt2" else {}))
     model = Owner(here, 0).build()
-    task = _FirstWord().load(TaskSetting(model, 0, here.suite, None, None, lambda: make_corpus(here, 0)))
+    task = FirstWord().load(TaskSetting(model, 0, here.suite, None, None, lambda: make_corpus(here, 0)))
     return Prepared(model), task, Attacker(seed=0, budget=here.suite.budget, device="cpu")
 
 
@@ -150,7 +150,7 @@ def test_mezo_saves_nothing_and_runs_no_backward_pass(place: Place) -> None:
         def backward(ctx: Any, *gradients: Tensor) -> Tensor:
             raise AssertionError("a backward pass through the network")
 
-    class Guarded(_FirstWord):
+    class Guarded(FirstWord):
         def loss(self, network: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
             found: Tensor = Raises.apply(super().loss(network, batch))  # type: ignore[no-untyped-call]
             return found

@@ -20,7 +20,7 @@ from nftbench.models.networks import build, seeded
 from nftbench.planning import registry
 from nftbench.running import attacker
 from nftbench.running.attacker import Attacker
-from nftbench.testing import ARCHITECTURES, _FirstWord, tiny_suite
+from nftbench.testing import ARCHITECTURES, FirstWord, tiny_suite
 from nftbench.training.sweep import _Run
 
 KINDS = (*ARCHITECTURES, "dlr-gpt2", "dlr-llama", "dlr-qwen3")
@@ -61,7 +61,7 @@ def moved_by(spec: str, network: PreTrainedModel, monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setattr(attacker, "sweep", sweep)
     context = Attacker(seed=0, budget=tiny_suite().budget, device="cpu")
-    task = _FirstWord().load(Given(Model(network)))  # type: ignore[arg-type]
+    task = FirstWord().load(Given(Model(network)))  # type: ignore[arg-type]
     registry.create("attacks", spec).adapt(Prepared(Model(network)), task, context)
     before = network.state_dict()
     trained = asked["network"]
@@ -152,7 +152,7 @@ def test_an_adapters_training_leaves_the_network_as_it_is(
 
 
 def test_dora_learns_lengths_and_directions() -> None:
-    network, task = network_of("gpt2"), _FirstWord().load(Given(Model(network_of("gpt2"))))  # type: ignore[arg-type]
+    network, task = network_of("gpt2"), FirstWord().load(Given(Model(network_of("gpt2"))))  # type: ignore[arg-type]
     adapter = registry.create("attacks", "dora[rank=2,targets=mlp]").adapter
     here = _Run(Model(network), task, tiny_suite().budget, 0, "cpu", adapter, None, "adamw")
     start = dict(here.network(1).named_parameters())
@@ -203,4 +203,4 @@ def test_a_network_without_vectors_is_told_so() -> None:
     bitfit = registry.create("attacks", "bitfit")
     context = Attacker(seed=0, budget=tiny_suite().budget, device="cpu")
     with pytest.raises(NftbenchError, match="neither biases nor norms"):
-        bitfit.adapt(Prepared(Model(linear())), _FirstWord().load(Given(Model(network_of("gpt2")))), context)  # type: ignore[arg-type]
+        bitfit.adapt(Prepared(Model(linear())), FirstWord().load(Given(Model(network_of("gpt2")))), context)  # type: ignore[arg-type]

@@ -18,7 +18,7 @@ from nftbench.running.attacker import Attacker
 from nftbench.running.owner import Owner
 from nftbench.running.workspace import AttackersTask, Workplace, make_corpus
 from nftbench.suites.schema import Suite
-from nftbench.testing import _FirstWord, _task_context, tiny_suite
+from nftbench.testing import FirstWord, task_context, tiny_suite
 from nftbench.training.preparation import Ledger
 from tests.by_heart import by_heart
 
@@ -82,7 +82,7 @@ def pipeline(**parameters: Any) -> Attack:
 def scene(place: Workplace) -> tuple[Model, Task, Callable[[Attack], Attacker]]:
     """A release that knows the task by heart, the task, and the context of an attack on it."""
     model = Owner(place, 0).build()
-    task = _FirstWord().load(_task_context(place, model))
+    task = FirstWord().load(task_context(place, model))
     by_heart(model.network, task)
 
     def context(attack: Attack) -> Attacker:

@@ -22,7 +22,7 @@ from nftbench.running.owner import Owner
 from nftbench.running.workspace import TaskSetting, Workplace, make_corpus
 from nftbench.suites.schema import Budget
 from nftbench.terms import SplitName
-from nftbench.testing import ARCHITECTURES, _FirstWord
+from nftbench.testing import ARCHITECTURES, FirstWord
 
 Place = Callable[..., Workplace]
 SOLVERS = ("whitening", "newton", "lbfgs")
@@ -159,7 +159,7 @@ def test_a_white_head_is_the_head_on_white_features() -> None:
 def test_a_causal_lm_gets_a_better_head_and_keeps_its_embeddings(architecture: str, by: str, place: Place) -> None:
     here = place(**({"architecture": architecture} if architecture != "gpt2" else {}))
     model = Owner(here, 0).build()
-    task = _FirstWord().load(TaskSetting(model, 0, here.suite, None, None, lambda: make_corpus(here, 0)))
+    task = FirstWord().load(TaskSetting(model, 0, here.suite, None, None, lambda: make_corpus(here, 0)))
     problem = precondition._Problem.of(precondition._untied(model.network), task)
     solvers = {"whitening": precondition._whitened, "lbfgs": precondition._lbfgs}
     weights = precondition._newton(problem) if by == "newton" else solvers[by](problem, 8)

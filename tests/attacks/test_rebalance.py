@@ -17,7 +17,7 @@ from nftbench.planning import registry
 from nftbench.running.attacker import Attacker
 from nftbench.running.owner import make_base
 from nftbench.running.workspace import TaskSetting, Workplace, make_corpus
-from nftbench.testing import ARCHITECTURES, _FirstWord
+from nftbench.testing import ARCHITECTURES, FirstWord
 
 Place = Callable[..., Workplace]
 IDS = torch.randint(50, (4, 12), generator=torch.Generator().manual_seed(0))
@@ -48,7 +48,7 @@ def planted(network: PreTrainedModel) -> PreTrainedModel:
 def attacked(here: Workplace, network: PreTrainedModel) -> Outcome:
     plugin: Attack = registry.create("attacks", "rebalance")
     model = Model(copy.deepcopy(network))
-    task = _FirstWord().load(TaskSetting(model, 0, here.suite, None, None, lambda: make_corpus(here, 0)))
+    task = FirstWord().load(TaskSetting(model, 0, here.suite, None, None, lambda: make_corpus(here, 0)))
     context = Attacker(seed=0, budget=here.suite.budget, device="cpu")
     return plugin.adapt(plugin.prepare(Release(model), context), task, context)
 

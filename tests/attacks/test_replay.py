@@ -18,7 +18,7 @@ from nftbench.models import networks as models
 from nftbench.models.architectures import dlr
 from nftbench.models.networks import seeded
 from nftbench.planning import registry
-from nftbench.testing import ARCHITECTURES, _FirstWord, _release, _task_context, _workplace, tiny_suite
+from nftbench.testing import ARCHITECTURES, FirstWord, attack_inputs, task_context, temporary_workplace, tiny_suite
 from nftbench.training.engine import Stepper
 
 replay = import_module("nftbench.attacks.replay")
@@ -40,9 +40,9 @@ def base(kind: str, **changes: Any) -> PreTrainedModel:
 def released(spec: str, kind: str = "gpt2") -> tuple[Attack, Release, Any, Any]:
     """An attack, the tiny release, the attack's context and a task."""
     attack: Attack = registry.create("attacks", spec)
-    with _workplace(tiny_suite(kind)) as place:
-        release, context = _release(place, attack)
-        return attack, release, context, _FirstWord().load(_task_context(place, release.model))
+    with temporary_workplace(tiny_suite(kind)) as place:
+        release, context = attack_inputs(place, attack)
+        return attack, release, context, FirstWord().load(task_context(place, release.model))
 
 
 # ------------------------------------------------------------------------------------------------------------ the text
@@ -144,7 +144,7 @@ def test_only_training_is_mixed(cache: Any) -> None:
 
 def test_less_is_forgotten() -> None:
     network = base("gpt2")
-    plain = _FirstWord().load(SimpleNamespace(model=Model(network)))  # type: ignore[arg-type]
+    plain = FirstWord().load(SimpleNamespace(model=Model(network)))  # type: ignore[arg-type]
     with seeded(9):
         text, heldout = replay.written(network, 3, 256, 24).split(128)
 

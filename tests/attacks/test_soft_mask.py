@@ -114,7 +114,7 @@ def test_rates_are_the_densities_of_the_guess(place: Place) -> None:
     here = place()
     owner = Owner(here, 0)
     release = owner.build()
-    context = Attacker(5, here.suite.budget, "cpu", _defense=testing._Masked(), _suite=here.suite)
+    context = Attacker(5, here.suite.budget, "cpu", _defense=testing.RandomMask(), _suite=here.suite)
     attack = SoftMask()
     prepared = attack.prepare(Release(release), context)
     generator = torch.Generator().manual_seed(0)
@@ -122,7 +122,7 @@ def test_rates_are_the_densities_of_the_guess(place: Place) -> None:
         name: torch.rand(weight.shape, generator=generator) + 0.3 * (weight.ndim < 2)
         for name, weight in release.network.named_parameters()
     }
-    task = AttackersTask(testing._FirstWord().load(testing._task_context(here, release)))
+    task = AttackersTask(testing.FirstWord().load(testing.task_context(here, release)))
     outcome = attack.adapt(Prepared(release, guess), task, context)
     assert prepared.guess is not None
     flat = torch.cat([scores.flatten() for scores in guess.values()])
@@ -148,7 +148,7 @@ def test_every_attempt_of_the_sweep_can_train_it(by: str, attempt: str, place: P
     """Where nothing stays finite a sweep goes to double precision, clips, and trains the head alone."""
     here = place()
     model = Owner(here, 0).build()
-    task = testing._FirstWord().load(testing._task_context(here, model))
+    task = testing.FirstWord().load(testing.task_context(here, model))
     one = _Run(model, task, here.suite.budget, 0, "cpu", lambda net, seed: displaced(net, KINDS[by]), None, "adamw")
     one.attempt = attempt  # type: ignore[assignment]
     before, after = model.network, one.trajectory(1e-2, 0, (0, 3))[1]
@@ -164,7 +164,7 @@ def test_every_attempt_of_the_sweep_can_train_it(by: str, attempt: str, place: P
 def test_averaged_weights_are_those_of_the_displacement(place: Place) -> None:
     here = place()
     model = Owner(here, 0).build()
-    task = testing._FirstWord().load(testing._task_context(here, model))
+    task = testing.FirstWord().load(testing.task_context(here, model))
     budget = here.suite.budget.model_copy(update={"average": True})
     outcome = sweep(model, task, budget, 0, "cpu", adapter=lambda net, seed: displaced(net, KINDS["rates"]))
     assert task.evaluate(outcome.network, task.split("validation")) == outcome.validation

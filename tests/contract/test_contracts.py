@@ -108,9 +108,9 @@ def test_our_tasks(name: str, cache: Path) -> None:
 def test_a_checkpoint(cache: Path, tmp_path: Path) -> None:
     from nftbench.models import networks as models
     from nftbench.running.owner import Owner
-    from nftbench.testing import _workplace, tiny_suite
+    from nftbench.testing import temporary_workplace, tiny_suite
 
-    with _workplace(tiny_suite()) as place:
+    with temporary_workplace(tiny_suite()) as place:
         models.save(Owner(place, 0).build(), tmp_path / "given")
     check_defense(f"checkpoint[path={tmp_path / 'given'}]", architectures=["gpt2"])
 
@@ -367,10 +367,10 @@ def test_a_longer_attack_says_so(cache: Path) -> None:
 
 def changed(**methods: Any) -> Any:
     """The built-in task of the contract, with some methods of its own."""
-    from nftbench.testing import _FirstWord
+    from nftbench.testing import FirstWord
 
     @dataclass(frozen=True)
-    class Changed(_FirstWord):
+    class Changed(FirstWord):
         pass
 
     for name, method in methods.items():
@@ -381,10 +381,10 @@ def changed(**methods: Any) -> Any:
 def off_by(**fields: Any) -> Callable[..., Measurement]:
     from dataclasses import replace
 
-    from nftbench.testing import _FirstWord
+    from nftbench.testing import FirstWord
 
     def evaluate(self: Any, network: nn.Module, split: Any) -> Measurement:
-        return replace(_FirstWord.evaluate(self, network, split), **fields)
+        return replace(FirstWord.evaluate(self, network, split), **fields)
 
     return evaluate
 

@@ -22,7 +22,7 @@ from nftbench.planning.plan import plan
 from nftbench.records.store import Store
 from nftbench.running.owner import Owner
 from nftbench.running.workspace import Workplace, load_task
-from nftbench.testing import _workplace, tiny_suite
+from nftbench.testing import temporary_workplace, tiny_suite
 
 IMMUNIZED = "condition_number[harmful=toy_topic,lambda_ill=1,lambda_well=1,balanced=true,epochs=1]"
 Array = np.ndarray[Any, np.dtype[np.float64]]
@@ -100,7 +100,7 @@ def test_nothing_changed_is_a_ratio_of_one() -> None:
 
 def test_a_language_model_is_read_in_groups_of_rows(cache: Path) -> None:
     """The harmful task's rows against tokens of text; of an undefended model's own features the ratio is 1."""
-    with _workplace(tiny_suite()) as place:
+    with temporary_workplace(tiny_suite()) as place:
         owner = Owner(place, 0)
         base = owner.build()
         release = Model(copy.deepcopy(base.network), base.tokenizer)

@@ -1,0 +1,153 @@
+"""`check_attack`: what an attack promises, held against an undefended tiny model."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, get_args
+
+import torch
+from torch.optim.optimizer import register_optimizer_step_post_hook
+
+from nftbench.contract import Attack, Model, Outcome, Prepared, Protected, Release, Task
+from nftbench.errors import NftbenchError
+from nftbench.models import networks as models, updates
+from nftbench.running.attacker import Attacker
+from nftbench.running.owner import Owner
+from nftbench.running.workspace import AttackersTask, Workplace, derive
+from nftbench.terms import KNOWLEDGE, OF_UPDATES, Adaptation
+from nftbench.testing.comparison import identical, keeps_random_state
+from nftbench.testing.form import well_formed
+from nftbench.testing.promises import BrokenPromiseError, promise
+from nftbench.testing.stand_ins import FirstWord, RandomMask, Undefended
+from nftbench.testing.tiny import ARCHITECTURES, task_context, temporary_workplace, tiny_suite
+from nftbench.training.preparation import Ledger
+
+
+def check_attack(
+    attack: Attack | str,
+    *,
+    architectures: Sequence[str] = tuple(ARCHITECTURES),
+    allowance: float = 1.0,
+    **changes: Any,
+) -> None:
+    """Attack an undefended tiny model of each architecture twice and hold the attack to its protocol.
+
+    Args:
+        allowance: how many times the suite's steps the attack openly takes (10 for one that trains ten times as long).
+        changes: fields of the tiny suite that the attack runs in.
+
+    Raises:
+        BrokenPromiseError: it names the promise.
+    """
+    plugin: Attack = well_formed("attacks", attack)
+    unknown = set(plugin.knowledge) - set(KNOWLEDGE)
+    promise(not unknown, f"knowledge is among {', '.join(KNOWLEDGE)}; not: {', '.join(sorted(unknown))}")
+    promise(plugin.adaptation in get_args(Adaptation), f"adaptation is among {', '.join(get_args(Adaptation))}")
+    for architecture in architectures:
+        with temporary_workplace(tiny_suite(architecture, **changes)) as place:
+            release, context = attack_inputs(place, plugin)
+            task = FirstWord().load(task_context(place, release.model))
+            reached = [_adapt(plugin, release, task, context) for _ in range(2)]
+            (outcome, trained, beside), (again, *_) = reached
+            _check_outcome(plugin, outcome, release, task, context, trained, beside, allowance)
+            same = outcome.curve == again.curve and identical(outcome.network.state_dict(), again.network.state_dict())
+            promise(same, f"the same seed gives the same outcome ({architecture})")
+
+
+def attack_inputs(place: Workplace, plugin: Attack) -> tuple[Release, Attacker]:
+    """What an attack's `prepare` is given: a pre-trained tiny model as downloaded, and a context.
+
+    The context holds what the attack says that it knows. The model has a secret mask where the attack needs one.
+    """
+    owner, knowledge, masked = Owner(place, 0), plugin.knowledge, RandomMask()
+    secretive = bool(knowledge & {"secret", "sibling"}) or plugin.applies(Undefended()) is not None
+    protected = masked.protect(owner.build(), owner) if secretive else Protected(owner.pretrain(owner.build()))
+    model, sibling = protected.release, owner.sibling(protected.release)
+    folder = place.store.make("releases", "tiny", lambda draft: models.save(model, draft))
+
+    context = Attacker(
+        seed=derive(0, "attack"),
+        budget=place.suite.budget,
+        device=place.device,
+        _corpus=owner.corpus if "data" in knowledge else None,
+        _secret=protected.secret if "secret" in knowledge else None,
+        _defense=(masked if secretive else Undefended()) if "method" in knowledge else None,
+        _suite=place.suite if knowledge & {"method", "sibling"} else None,
+        _sibling=sibling if "sibling" in knowledge else None,
+        _uses=plugin.uses(),
+    )
+    release = Release(models.load(folder, attacker=True))
+    if "base" in plugin.knowledge:
+        base = owner.build()
+        update = updates.difference(release.model.network, base.network)
+        others = {"other": AttackersTask(FirstWord().load(task_context(place, base)))}
+        return replace(release, update=update), replace(context, _base=base, others=others)
+    return release, context
+
+
+def _adapt(plugin: Attack, release: Release, task: Task, context: Attacker) -> tuple[Outcome, int, Ledger]:
+    """One attack on a copy of the release, the optimizer steps of `adapt`, and what it spent beside the sweep."""
+    own = replace(release, model=Model(copy.deepcopy(release.model.network), release.model.tokenizer))
+    steps: Counter[type] = Counter()
+    beside = replace(context, ledger=Ledger())  # as the referee gives `adapt` one of its own
+    with keeps_random_state("prepare"):
+        prepared = plugin.prepare(own, context)
+    promise(isinstance(prepared, Prepared), f"prepare returns Prepared, not {type(prepared).__name__}")
+    before = {name: tensor.clone() for name, tensor in prepared.model.network.state_dict().items()}
+    handle = register_optimizer_step_post_hook(lambda optimizer, *_: steps.update([type(optimizer)]))
+    try:
+        with keeps_random_state("adapt"):
+            outcome = plugin.adapt(prepared, AttackersTask(task), beside)
+    except NftbenchError as error:
+        raise BrokenPromiseError(f"adapt runs on an undefended model: {error}") from error
+    finally:
+        handle.remove()
+    promise(isinstance(outcome, Outcome), f"adapt returns Outcome, not {type(outcome).__name__}")
+    promise(
+        identical(before, prepared.model.network.state_dict()),
+        "adapt leaves the prepared model as it is, for the next task",
+    )
+    # Muon goes together with an AdamW for the rest, so that one step of the engine counts once for each.
+    return outcome, max(steps.values(), default=0), beside.ledger
+
+
+def _check_outcome(
+    plugin: Attack,
+    outcome: Outcome,
+    release: Release,
+    task: Task,
+    context: Attacker,
+    steps: int,
+    beside: Ledger,
+    allowance: float,
+) -> None:
+    for name, weight in outcome.network.named_parameters():
+        promise(bool(torch.isfinite(weight).all()), f"the attacked weights are finite: {name}")
+    attacked = task.evaluate(outcome.network, task.split("test"))
+    promise(math.isfinite(attacked.value), "the attacked model's score is finite")
+    promise(outcome.validation is not None, "the outcome has a validation measurement")
+    validation = task.evaluate(outcome.network, task.split("validation"))
+    promise(validation == outcome.validation, "the outcome's network is the one that its validation measured")
+    if plugin.adaptation in OF_UPDATES:  # what it tries are coefficients, and what it trains are other updates
+        return
+    # What is solved without an optimizer (least squares) has its steps in the curve alone.
+    taken = steps or max((point.step for point in outcome.curve), default=0)
+    promise(plugin.trains == (taken > 0), f"trains is {plugin.trains}, and adapt took {taken} steps")
+    if not plugin.trains:
+        return
+    # FLOPs and memory are counted on one step more, of each sweep and of each training beside it.
+    more = 1 + len(plugin.uses()) + beside.runs
+    counted = outcome.cost.steps + beside.steps
+    promise(steps <= counted + more, f"the cost counts every step: {counted} of {steps}")
+    budget = context.budget
+    widest = max(len(grid) for grid in budget.learning_rates.values()) + 2 * budget.extension
+    most = allowance * max(budget.durations) * (widest + budget.restarts)
+    promise(steps <= most + more, f"adapt keeps to the budget: {steps} steps of at most {most:g}")
+    start = [point.loss for point in outcome.curve if point.step == 0]
+    moved = [point.loss for point in outcome.curve if point.step and point.loss is not None]
+    promise(bool(start), "the curve has step 0")
+    promise(any(loss not in start for loss in moved), "training changes the undefended model")
