@@ -71,7 +71,7 @@ def sweep(
     """
     if optimizer not in budget.learning_rates:
         raise NftbenchError(f"budget.learning_rates has no grid for {optimizer!r}")
-    run = _Run(model, task, budget, seed, device, adapter, gradient_mask, optimizer)
+    run = Sweep(model, task, budget, seed, device, adapter, gradient_mask, optimizer)
     grid = [rate * lr_scale for rate in budget.learning_rates[optimizer]]
     finite: tuple[Attempt, list[Point], bool] | None = None
     for attempt in _attempts(model, device):
@@ -163,7 +163,7 @@ def _attempts(model: Model, device: str) -> tuple[Attempt, ...]:
 
 
 @dataclass
-class _Run:
+class Sweep:
     """One sweep under way."""
 
     model: Model

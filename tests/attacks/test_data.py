@@ -20,7 +20,7 @@ from nftbench.planning import registry
 from nftbench.running import referee as run, workspace as workplace
 from nftbench.running.attacker import Attacker
 from nftbench.running.owner import make_base
-from nftbench.running.referee import _Referee
+from nftbench.running.referee import Referee
 from nftbench.running.workspace import Workplace, load_task
 from nftbench.testing import ARCHITECTURES, FirstWord, Questions, tiny_suite
 
@@ -34,9 +34,8 @@ def no_task_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def sliced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+def sliced(tmp_path: Path, added: Callable[[Path], str]) -> str:
     """A text task of 60 training documents and none to validate on."""
-    monkeypatch.setattr(registry, "_added", dict(registry._added))
     for split, count in (("train", 60), ("test", 20)):
         rows = [{"text": f"bavo {split} {row}", "label": row % 2} for row in range(count)]
         (tmp_path / f"{split}.jsonl").write_text("\n".join(map(json.dumps, rows)))
@@ -54,8 +53,7 @@ def sliced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     }
     path = tmp_path / "sliced.yaml"
     path.write_text(yaml.safe_dump(config))
-    registry.add_file(path)
-    return "sliced"
+    return added(path)
 
 
 def texts(task: Task, name: Any) -> list[tuple[str, int]]:
@@ -68,7 +66,7 @@ def given(place: Workplace, attack: str) -> Task:
     """The task as the referee loads it for an attack."""
     job = next(job for job in place.plan.jobs() if str(job.attack) == attack)
     release, cell = Release(make_base(place, 0)), job.cells[0]
-    return _Referee(place, job).theirs(cell, release, load_task(place, cell.task, cell.seed, release.model))
+    return Referee(place, job).theirs(cell, release, load_task(place, cell.task, cell.seed, release.model))
 
 
 @pytest.mark.parametrize(("spec", "all_of_it"), [("toy_topic", 4000), ("sliced", 54)])

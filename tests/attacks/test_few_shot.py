@@ -48,9 +48,8 @@ def made(place: Place, architecture: str = "gpt2", spec: str = "toy_topic") -> t
 
 
 @pytest.fixture
-def several(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+def several(tmp_path: Path, added: Callable[[Path], str]) -> str:
     """A task whose choices have up to three words, so that the requests of a document share its prompt."""
-    monkeypatch.setattr(registry, "_added", dict(registry._added))
     words = Grammar(0).words()[20:]
     for split in ("train", "test"):
         rows = [
@@ -79,8 +78,7 @@ def several(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     }
     path = tmp_path / "several.yaml"
     path.write_text(yaml.safe_dump(config))
-    registry.add_file(path)
-    return "several"
+    return added(path)
 
 
 def written_out(network: PreTrainedModel, prompt: Sequence[int], split: TextSplit) -> list[list[float]]:

@@ -13,26 +13,20 @@ from nftbench.contract import Model, Prepared
 from nftbench.errors import NftbenchError
 from nftbench.models.networks import build
 from nftbench.planning import registry
-from nftbench.running import attacker
-from nftbench.running.attacker import Attacker
 from nftbench.suites.schema import Budget
 from nftbench.testing import ARCHITECTURES
+from tests.watched import Watched
 
 BUDGET = Budget(learning_rates={"adamw": (1e-3, 1e-2)}, durations=(10, 30), clip=0.5, warmup=7)
 OTHER = Budget(learning_rates={"adamw": (1e-3, 1e-2)}, durations=(8,), clip=None, warmup=0, decay=True, average=True)
 
 
-def asked_by(spec: str, budget: Budget, monkeypatch: pytest.MonkeyPatch) -> tuple[Budget, dict[str, Any]]:
+def asked_by(spec: str, budget: Budget) -> tuple[Budget, dict[str, Any]]:
     """The budget that the attack's sweep is given, and the sweep's other options."""
-    asked: dict[str, Any] = {}
-
-    def sweep(model: Model, task: Any, given: Budget, seed: int, device: str, **options: Any) -> None:
-        asked.update(budget=given, **options)
-
-    monkeypatch.setattr(attacker, "sweep", sweep)
-    context = Attacker(seed=0, budget=budget, device="cpu")
+    context = Watched(seed=0, budget=budget, device="cpu")
     registry.create("attacks", spec).adapt(Prepared(Model(None)), None, context)  # type: ignore[arg-type]
-    return asked.pop("budget"), asked
+    (asked,) = context.asked
+    return asked.budget, asked.options
 
 
 @pytest.mark.parametrize(
@@ -50,21 +44,17 @@ def asked_by(spec: str, budget: Budget, monkeypatch: pytest.MonkeyPatch) -> tupl
         ("long[times=4]", {"durations": (0, 10, 30, 60, 120)}),
     ],
 )
-def test_what_an_attack_changes_of_the_budget(
-    spec: str, changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    budget, options = asked_by(spec, BUDGET, monkeypatch)
+def test_an_attack_changes_what_it_names_of_the_budget_and_nothing_else(spec: str, changes: dict[str, Any]) -> None:
+    budget, options = asked_by(spec, BUDGET)
     assert budget == BUDGET.model_copy(update=changes)
-    assert options["optimizer"] == ("sgd" if "sgd" in spec else "adamw")
-    assert options["lr_scale"] == 1
-    assert options["adapter"] is None
-    assert options["gradient_mask"] is None
+    assert options.pop("optimizer", "adamw") == ("sgd" if "sgd" in spec else "adamw")
+    assert options == {}
 
 
-def test_what_it_does_not_name_is_the_suites(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert asked_by("full", OTHER, monkeypatch)[0] == OTHER
-    assert asked_by("full[warmup=3]", OTHER, monkeypatch)[0] == OTHER.model_copy(update={"warmup": 3})
-    long, _ = asked_by("long", OTHER, monkeypatch)
+def test_what_it_does_not_name_is_the_suites() -> None:
+    assert asked_by("full", OTHER)[0] == OTHER
+    assert asked_by("full[warmup=3]", OTHER)[0] == OTHER.model_copy(update={"warmup": 3})
+    long, _ = asked_by("long", OTHER)
     assert long == OTHER.model_copy(update={"durations": (0, 8, 25, 80)})
 
 

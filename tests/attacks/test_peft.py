@@ -12,16 +12,16 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from nftbench.contract import Model, Outcome, Prepared, TaskContext
+from nftbench.contract import Model, Prepared, TaskContext
 from nftbench.errors import NftbenchError
 from nftbench.methods import adapters
 from nftbench.models.architectures import dlr
 from nftbench.models.networks import build, seeded
 from nftbench.planning import registry
-from nftbench.running import attacker
 from nftbench.running.attacker import Attacker
 from nftbench.testing import ARCHITECTURES, FirstWord, tiny_suite
-from nftbench.training.sweep import _Run
+from nftbench.training.engine import Stepper
+from tests.watched import Watched
 
 KINDS = (*ARCHITECTURES, "dlr-gpt2", "dlr-llama", "dlr-qwen3")
 
@@ -49,26 +49,30 @@ def logits(network: nn.Module) -> Tensor:
     return found
 
 
-def moved_by(spec: str, network: PreTrainedModel, monkeypatch: pytest.MonkeyPatch) -> tuple[set[str], float]:
+def after_steps(network: PreTrainedModel, adapter: Any) -> tuple[dict[str, Tensor], nn.Module]:
+    """The adapted network's weights before three steps on the task, and the network after them."""
+    task = FirstWord().load(Given(Model(network)))  # type: ignore[arg-type]
+    with seeded(1):
+        adapted = adapter(copy.deepcopy(network), 1)
+    before = {name: weight.detach().clone() for name, weight in adapted.named_parameters()}
+    stepper = Stepper(adapted, "adamw", 1e-2, factor=lambda step: 1.0, weight_decay=0.0, clip=1.0)
+    for _ in range(3):
+        stepper.step(task.loss(adapted, task.split("train").batch(range(8))))
+    return before, adapted
+
+
+def moved_by(spec: str, network: PreTrainedModel) -> tuple[set[str], float]:
     """The parameters that some steps of the attack move, and by how much it raises the suite's learning rates."""
-    asked: dict[str, Any] = {}
-
-    def sweep(model: Model, task: Any, budget: Any, seed: int, device: str, **options: Any) -> Outcome:
-        asked.update(options)
-        here = _Run(model, task, budget, seed, device, options["adapter"], None, "adamw")
-        _, asked["network"], _ = here.trajectory(1e-2, 1, (3,))
-        return Outcome(asked["network"], None, None)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(attacker, "sweep", sweep)
-    context = Attacker(seed=0, budget=tiny_suite().budget, device="cpu")
+    context = Watched(seed=0, budget=tiny_suite().budget, device="cpu")
     task = FirstWord().load(Given(Model(network)))  # type: ignore[arg-type]
     registry.create("attacks", spec).adapt(Prepared(Model(network)), task, context)
-    before = network.state_dict()
-    trained = asked["network"]
-    after = trained.state_dict() if not hasattr(trained, "get_base_model") else trained.get_base_model().state_dict()
-    assert asked["lr_scale"] >= 1
-    moved = {name for name, weight in after.items() if name in before and not torch.equal(weight, before[name])}
-    return moved, asked["lr_scale"]
+    (asked,) = context.asked
+    before, (_, trained) = network.state_dict(), after_steps(network, asked.options["adapter"])
+    after: Any = trained.get_base_model() if hasattr(trained, "get_base_model") else trained  # type: ignore[operator]
+    moved = {
+        name for name, weight in after.state_dict().items() if name in before and not torch.equal(weight, before[name])
+    }
+    return moved, asked.options.get("lr_scale", 1.0)
 
 
 class Given(TaskContext):
@@ -143,20 +147,15 @@ def test_a_network_without_such_layers_is_named() -> None:
 
 @pytest.mark.parametrize("spec", ["lora[rank=2]", "dora[rank=2]"])
 @pytest.mark.parametrize("kind", ["gpt2", "llama"])
-def test_an_adapters_training_leaves_the_network_as_it_is(
-    kind: str, spec: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    moved, scale = moved_by(spec, network_of(kind), monkeypatch)
+def test_an_adapters_training_leaves_the_network_as_it_is(kind: str, spec: str) -> None:
+    moved, scale = moved_by(spec, network_of(kind))
     assert moved == set()
     assert scale == adapters.LR_SCALE
 
 
 def test_dora_learns_lengths_and_directions() -> None:
-    network, task = network_of("gpt2"), FirstWord().load(Given(Model(network_of("gpt2"))))  # type: ignore[arg-type]
     adapter = registry.create("attacks", "dora[rank=2,targets=mlp]").adapter
-    here = _Run(Model(network), task, tiny_suite().budget, 0, "cpu", adapter, None, "adamw")
-    start = dict(here.network(1).named_parameters())
-    _, trained, _ = here.trajectory(1e-2, 1, (3,))
+    start, trained = after_steps(network_of("gpt2"), adapter)
     moved = {name for name, weight in trained.named_parameters() if not torch.equal(weight, start[name])}
     assert moved == {name for name in start if "lora_" in name}
     assert any("magnitude" in name for name in moved)
@@ -187,12 +186,12 @@ def test_a_rank_is_at_least_one(spec: str) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_bitfit_moves_the_biases_or_where_there_are_none_the_gains(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bitfit_moves_the_biases_or_where_there_are_none_the_gains(kind: str) -> None:
     network = network_of(kind)
     vectors = {name for name, weight in network.named_parameters() if weight.ndim == 1}
     biases = {name for name in vectors if name.endswith(".bias")}
     assert bool(biases) == kind.endswith("gpt2")
-    moved, scale = moved_by("bitfit", network, monkeypatch)
+    moved, scale = moved_by("bitfit", network)
     assert moved == (biases or vectors)
     assert scale == 10
     if not biases:

@@ -19,7 +19,7 @@ from nftbench.running.owner import Owner
 from nftbench.running.workspace import AttackersTask, Workplace
 from nftbench.testing import ARCHITECTURES, check_attack
 from nftbench.training.engine import Stepper
-from nftbench.training.sweep import _Run, sweep
+from nftbench.training.sweep import Sweep, sweep
 
 Place = Callable[..., Workplace]
 RunAll = Callable[..., dict[tuple[str, str, str, int], Any]]
@@ -149,7 +149,7 @@ def test_every_attempt_of_the_sweep_can_train_it(by: str, attempt: str, place: P
     here = place()
     model = Owner(here, 0).build()
     task = testing.FirstWord().load(testing.task_context(here, model))
-    one = _Run(model, task, here.suite.budget, 0, "cpu", lambda net, seed: displaced(net, KINDS[by]), None, "adamw")
+    one = Sweep(model, task, here.suite.budget, 0, "cpu", lambda net, seed: displaced(net, KINDS[by]), None, "adamw")
     one.attempt = attempt  # type: ignore[assignment]
     before, after = model.network, one.trajectory(1e-2, 0, (0, 3))[1]
     moved = {

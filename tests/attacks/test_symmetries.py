@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from types import MethodType
 from typing import Any
 
 import pytest
@@ -42,22 +43,19 @@ TOKENS = torch.randint(50, (3, 20), generator=torch.Generator().manual_seed(0))
 each_shape = pytest.mark.parametrize("shape", SHAPES)
 
 
-@pytest.fixture(autouse=True)
-def exact_norms(monkeypatch: pytest.MonkeyPatch) -> None:
-    """RMS norms that compute in the precision of their input: those of transformers go by way of float32."""
-
-    def forward(self: Any, hidden: Tensor) -> Tensor:
-        scaled: Tensor = hidden * torch.rsqrt(hidden.square().mean(-1, keepdim=True) + self.variance_epsilon)
-        return self.weight * scaled
-
-    monkeypatch.setattr(LlamaRMSNorm, "forward", forward)
-    monkeypatch.setattr(Qwen3RMSNorm, "forward", forward)
+def exact(norm: Any, hidden: Tensor) -> Tensor:
+    """The RMS norm in the precision of its input: that of transformers computes in float32."""
+    scaled: Tensor = hidden * torch.rsqrt(hidden.square().mean(-1, keepdim=True) + norm.variance_epsilon)
+    return norm.weight * scaled
 
 
 @torch.no_grad()
 def drawn(shape: str, seed: int = 0, **changes: Any) -> PreTrainedModel:
     """A model in float64 with weights that say something, and random gains and biases."""
     network = models.build({**SHAPES[shape], "vocab_size": 50, **changes}, None, 0, "cpu").network.double().eval()
+    for module in network.modules():
+        if isinstance(module, LlamaRMSNorm | Qwen3RMSNorm):
+            module.forward = MethodType(exact, module)  # a copy of the network gets a method of its own
     generator = torch.Generator().manual_seed(seed)
     for parameter in network.parameters():
         noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)

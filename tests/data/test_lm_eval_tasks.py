@@ -256,12 +256,17 @@ def test_sharing_changes_nothing(several: evaluate.LoadedTextTask, model: Model)
     assert (shared.greedy == plain.greedy).all()
 
 
-def test_network_without_a_plain_cache_is_scored_whole(
-    several: evaluate.LoadedTextTask, model: Model, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_network_without_a_plain_cache_is_scored_whole(several: evaluate.LoadedTextTask, model: Model) -> None:
+    def without_cache(_: Any, __: Any, output: Any) -> Any:
+        dropped.append(output.past_key_values)
+        output.past_key_values = None
+        return output
+
+    dropped: list[Any] = []
     expected = evaluate.loglikelihoods(model.network, several.split("test"))
-    monkeypatch.setattr(requests, "_is_shareable", lambda cache: False)
+    model.network.register_forward_hook(without_cache)
     found = evaluate.loglikelihoods(model.network, several.split("test"))
+    assert any(cache is not None for cache in dropped), "sharing was tried"
     np.testing.assert_allclose(np.array(found), np.array(expected), atol=1e-5)
 
 
@@ -518,11 +523,17 @@ def test_answer_without_a_token_is_an_error(model: Model, tmp_path: Path) -> Non
         TextTask(path).load(Context(model, data=tmp_path))
 
 
-def test_toy_documents_are_written_once(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_toy_documents_are_written_once(model: Model, cache: Path) -> None:
+    def written() -> dict[Path, int]:
+        return {path: path.stat().st_mtime_ns for path in cache.rglob("*") if path.is_file()}
+
     path = FOLDER / f"{TOY[0]}.yaml"
+    before = written()
     first = TextTask(path).load(Context(model, seed=5, limit=5)).provenance
-    monkeypatch.setattr(Grammar, "documents", lambda *_: pytest.fail("generated again"))
+    files = written()
+    assert files.keys() > before.keys()
     assert TextTask(path).load(Context(model, seed=5, limit=5)).provenance == first
+    assert written() == files
 
 
 # ----------------------------------------------------------------------------------------------------------- real data
