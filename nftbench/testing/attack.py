@@ -7,7 +7,7 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, get_args
+from typing import get_args
 
 import torch
 from torch.optim.optimizer import register_optimizer_step_post_hook
@@ -28,17 +28,12 @@ from nftbench.training.preparation import Ledger
 
 
 def check_attack(
-    attack: Attack | str,
-    *,
-    architectures: Sequence[str] = tuple(ARCHITECTURES),
-    allowance: float = 1.0,
-    **changes: Any,
+    attack: Attack | str, *, architectures: Sequence[str] = tuple(ARCHITECTURES), allowance: float = 1.0
 ) -> None:
     """Attack an undefended tiny model of each architecture twice and hold the attack to its protocol.
 
     Args:
         allowance: how many times the suite's steps the attack openly takes (10 for one that trains ten times as long).
-        changes: fields of the tiny suite that the attack runs in.
 
     Raises:
         BrokenPromiseError: it names the promise.
@@ -48,7 +43,7 @@ def check_attack(
     promise(not unknown, f"knowledge is among {', '.join(KNOWLEDGE)}; not: {', '.join(sorted(unknown))}")
     promise(plugin.adaptation in get_args(Adaptation), f"adaptation is among {', '.join(get_args(Adaptation))}")
     for architecture in architectures:
-        with temporary_workplace(tiny_suite(architecture, **changes)) as place:
+        with temporary_workplace(tiny_suite(architecture)) as place:
             release, context = attack_inputs(place, plugin)
             task = FirstWord().load(task_context(place, release.model))
             reached = [_adapt(plugin, release, task, context) for _ in range(2)]

@@ -12,7 +12,6 @@ import torch
 from transformers import PreTrainedModel
 
 from nftbench.contract import Attack, Model, Prepared, Release
-from nftbench.errors import NftbenchError
 from nftbench.models import networks as models
 from nftbench.models.architectures import dlr
 from nftbench.planning import registry
@@ -159,9 +158,3 @@ def test_quantised_weights_stay_when_quantised_again() -> None:
     once = prepared("quantize[bits=4]", base("llama"))
     for name, weight in prepared("quantize[bits=4]", once).named_parameters():
         torch.testing.assert_close(weight, once.get_parameter(name), rtol=1e-6, atol=0)
-
-
-@pytest.mark.parametrize("spec", ["noise[scale=0]", "prune[share=0]", "prune[share=1]", "quantize[bits=3]"])
-def test_impossible_settings_are_refused(spec: str) -> None:
-    with pytest.raises(NftbenchError):
-        registry.create("attacks", spec)

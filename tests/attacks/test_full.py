@@ -58,20 +58,6 @@ def test_what_it_does_not_name_is_the_suites() -> None:
     assert long == OTHER.model_copy(update={"durations": (0, 8, 25, 80)})
 
 
-@pytest.mark.parametrize(
-    ("spec", "message"),
-    [
-        ("full[warmup=-1]", "warmup must be at least 0"),
-        ("long[times=1]", "times must be at least 2"),
-        ("layers[share=0]", r"share must lie in \(0, 1\]"),
-        ("layers[share=1.5]", r"share must lie in \(0, 1\]"),
-    ],
-)
-def test_bad_settings_are_named(spec: str, message: str) -> None:
-    with pytest.raises(NftbenchError, match=message):
-        registry.create("attacks", spec)
-
-
 # -------------------------------------------------------------------------------------------------------------- layers
 
 FIELDS = {"gpt2": "n_layer", "llama": "num_hidden_layers", "qwen3": "num_hidden_layers"}

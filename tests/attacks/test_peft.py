@@ -176,12 +176,6 @@ def test_dora_leaves_out_what_has_no_direction(kind: str) -> None:
     assert any(f".{alive}." in name for name in trained)
 
 
-@pytest.mark.parametrize("spec", ["lora[rank=0]", "dora[rank=0]"])
-def test_a_rank_is_at_least_one(spec: str) -> None:
-    with pytest.raises(NftbenchError, match="rank must be at least 1"):
-        registry.create("attacks", spec)
-
-
 # -------------------------------------------------------------------------------------------------------------- BitFit
 
 

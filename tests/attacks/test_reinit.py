@@ -69,5 +69,3 @@ def test_each_attack_seed_draws_its_own() -> None:
 def test_no_more_blocks_than_there_are() -> None:
     with pytest.raises(NftbenchError, match="has 3 blocks, not 4"):
         redrawn("reinit[count=4]", release("gpt2"))
-    with pytest.raises(NftbenchError, match="at least 1"):
-        registry.create("attacks", "reinit[count=0]")

@@ -164,9 +164,3 @@ def test_less_is_forgotten() -> None:
     before, kept, forgot = losses(network), trained(replay._Mixed(plain, text, 0.7)), trained(plain)
     assert before[0] <= kept[0] < forgot[0] - 0.2
     assert kept[1] < before[1] - 0.5
-
-
-@pytest.mark.parametrize("spec", ["replay[share=0]", "replay[share=1]", "replay[blocks=0]", "replay[length=1]"])
-def test_impossible_settings_are_refused(spec: str) -> None:
-    with pytest.raises(NftbenchError):
-        registry.create("attacks", spec)

@@ -122,28 +122,19 @@ PLANTED: list[Callable[[PreTrainedModel], None]] = [nothing, queries, values, ga
 
 @pytest.mark.parametrize("plant", PLANTED, ids=lambda plant: plant.__name__)
 @each_shape
-def test_the_logits_stay(shape: str, plant: Callable[[PreTrainedModel], None]) -> None:
-    plain = drawn(shape)
-    network = copy.deepcopy(plain)
-    with torch.no_grad():
-        plant(network)
-    assert apart(logits(plain), logits(network)) < 1e-9
-    canonical(network)
-    assert apart(logits(plain), logits(network)) < 1e-9
-    assert all(bool(torch.isfinite(parameter).all()) for parameter in network.parameters())
-
-
-@pytest.mark.parametrize("plant", PLANTED, ids=lambda plant: plant.__name__)
-@each_shape
-def test_what_was_planted_is_gone(shape: str, plant: Callable[[PreTrainedModel], None]) -> None:
+def test_what_was_planted_is_gone_and_the_logits_stay(shape: str, plant: Callable[[PreTrainedModel], None]) -> None:
     """The rewritten weights are those of the model in which nothing was planted, up to signs of singular vectors."""
     plain = drawn(shape)
+    said = logits(plain)
     network = copy.deepcopy(plain)
     with torch.no_grad():
         plant(network)
-    canonical(plain)
+    assert apart(said, logits(network)) < 1e-9
     canonical(network)
+    assert apart(said, logits(network)) < 1e-9
+    canonical(plain)
     for (name, weight), other in zip(plain.named_parameters(), network.parameters(), strict=True):
+        assert bool(torch.isfinite(other).all()), name
         assert apart(weight.detach().abs(), other.detach().abs()) < 1e-6, name
 
 

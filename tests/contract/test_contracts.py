@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, get_args
 
 import pytest
 import torch
 from torch import nn
 
 from nftbench import Attack, Defense, Measurement, Model, Outcome, Prepared, Protected, Secret
+from nftbench.attacks.mask_recovery import Estimator
 from nftbench.errors import NftbenchError
 from nftbench.planning import registry
 from nftbench.testing import BrokenPromiseError, check_attack, check_defense, check_task, check_yardstick
@@ -22,8 +23,15 @@ SPECS = {
     "defenses": {
         "pmp": ("pmp[discovery_steps=3]", "pmp[complement=released,discovery_steps=3,interval=5,radius=0.1]"),
         "checkpoint": (),  # needs a checkpoint: below
-        "condition_number": ("condition_number[harmful=toy_topic,epochs=1,batch=8]",),
-        "trap2": ("trap2[task=toy_topic,steps=3]", "trap2[task=toy_topic,update=full,steps=3]"),
+        "condition_number": (
+            "condition_number[harmful=toy_topic,epochs=1,batch=8]",
+            "condition_number[harmful=toy_topic,balanced=true,lambda_ill=1,lambda_well=1,epochs=1]",
+        ),
+        "trap2": (
+            "trap2[task=toy_topic,steps=3]",
+            "trap2[task=toy_topic,update=full,steps=3]",
+            "trap2[task=toy_topic,strength=0,steps=2]",
+        ),
         "dlr_lock": ("dlr_lock[depth=2,module_steps=2,joint_steps=2]",),
     },
     "attacks": {
@@ -31,11 +39,7 @@ SPECS = {
             "full",
             "full[optimizer=sgd]",
             "full[optimizer=muon]",
-            "full[clip=false]",
-            "full[warmup=100]",
-            "full[average=true]",
-            "full[decay=true]",
-            "full[decay=true,average=true]",
+            "full[clip=false,warmup=100,decay=true,average=true]",
         ),
         "lora": ("lora", "lora[targets=mlp]"),
         "layers": ("layers", "layers[end=first]"),
@@ -47,6 +51,8 @@ SPECS = {
         "replay": ("replay[blocks=16,length=16]",),
         "prune": ("prune", "prune[scope=per_tensor]"),
         "quantize": ("quantize", "quantize[bits=4]"),
+        "mask_recovery": tuple(f"mask_recovery[estimator={name},batches=2,guesses=2]" for name in get_args(Estimator)),
+        "soft_mask": ("soft_mask", "soft_mask[by=learnt]"),
         "memory_light": ("memory_light", "memory_light[by=mezo,directions=2]"),
         "reinit": ("reinit", "reinit[blocks=first]"),
         "precondition": ("precondition", "precondition[by=newton]", "precondition[by=lbfgs]"),
@@ -56,8 +62,7 @@ SPECS = {
     },
 }
 ALLOWANCES = {
-    "full[decay=true]": 1.5,
-    "full[decay=true,average=true]": 1.5,
+    "full[clip=false,warmup=100,decay=true,average=true]": 1.5,
     "long[times=2]": 2.0,
     "difference": 1.8,
     "difference[to=sibling]": 1.9,

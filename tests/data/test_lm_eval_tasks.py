@@ -226,18 +226,13 @@ def test_choices_of_several_tokens_share_their_prefix(kind: str, shape: Any, tmp
 def test_other_tasks_agree_with_lm_eval(changes: dict[str, Any], model: Model, tmp_path: Path) -> None:
     path = write_task(tmp_path, **changes)
     task = TextTask(path).load(Context(model))
-    assert_agrees(task, model, reference(model, "several", tmp_path / "release", path.parent))
+    expected = reference(model, "several", tmp_path / "release", path.parent)
+    assert_agrees(task, model, expected)
     measured = task.evaluate(model.network, task.split("test"))
     assert math.isfinite(measured.floor)
     assert measured.stderr >= 0
-
-
-def test_stderr_of_means_is_lm_evals(model: Model, tmp_path: Path) -> None:
-    path = write_task(tmp_path, metric_list=[{"metric": "acc_norm", "aggregation": "mean", "higher_is_better": True}])
-    task = TextTask(path).load(Context(model))
-    results, _ = reference(model, "several", tmp_path / "release", path.parent)
-    measured = task.evaluate(model.network, task.split("test"))
-    assert measured.stderr == pytest.approx(results["acc_norm_stderr,none"])
+    if measured.metric in ("acc", "acc_norm"):
+        assert measured.stderr == pytest.approx(expected[0][f"{measured.metric}_stderr,none"])
 
 
 # ------------------------------------------------------------------------------------------------------------ networks
@@ -452,6 +447,7 @@ def edit(path: Path, **changes: Any) -> None:
         ({"test_split": None}, "neither test_split nor validation_split"),
         ({"doc_to_target": "lable"}, "task local: test document 0: .*lable"),
         ({"doc_to_text": "{{texxt}}"}, "task local: .*texxt"),
+        ({"doc_to_choice": ["isa", " "]}, "no token"),
         ({"doc_to_choice": ["isa"]}, "label 1 is none of 1 choices"),
         ({"doc_to_target": 1}, "test split has one class only"),
         ({"dataset_name": "yours"}, "sets/yours: no such folder"),
@@ -489,12 +485,6 @@ def test_truncated_file_is_named_with_its_split(suffix: str, model: Model, tmp_p
         TextTask(path).load(Context(model, data=tmp_path))
 
 
-def test_missing_file_is_named_with_its_split(model: Model, tmp_path: Path) -> None:
-    path = write_local(tmp_path, splits=["train"])
-    with pytest.raises(NftbenchError, match=r"mine/test\.\*: no file for split 'test'"):
-        TextTask(path).load(Context(model, data=tmp_path))
-
-
 @pytest.mark.parametrize(("rows", "message"), [([], "'test' is empty"), ([1] * 40, "one class only")])
 def test_split_without_documents_or_with_one_class_is_an_error(
     rows: list[int], message: str, model: Model, tmp_path: Path
@@ -514,13 +504,6 @@ def test_limit_of_one_class_by_luck_is_no_error(model: Model, tmp_path: Path) ->
 def test_model_without_tokenizer_is_an_error(model: Model) -> None:
     with pytest.raises(NftbenchError, match="tokenizer"):
         TextTask(FOLDER / f"{TOY[0]}.yaml").load(Context(dataclasses.replace(model, tokenizer=None)))
-
-
-def test_answer_without_a_token_is_an_error(model: Model, tmp_path: Path) -> None:
-    path = write_local(tmp_path)
-    edit(path, doc_to_choice=["isa", " "])
-    with pytest.raises(NftbenchError, match="no token"):
-        TextTask(path).load(Context(model, data=tmp_path))
 
 
 def test_toy_documents_are_written_once(model: Model, cache: Path) -> None:

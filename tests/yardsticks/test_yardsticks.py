@@ -17,7 +17,6 @@ from transformers import PreTrainedModel
 
 from nftbench import Reading
 from nftbench.contract import Secret, Series
-from nftbench.errors import NftbenchError
 from nftbench.models.architectures import dlr
 from nftbench.models.networks import build
 from nftbench.planning import registry
@@ -287,12 +286,6 @@ def test_masks_are_read_where_there_is_one() -> None:
         assert yardstick.applies(registry.create("defenses", "random_mask")) is None
         assert yardstick.applies(registry.create("defenses", "narrow")) == "the defense keeps no secret mask"
     assert registry.create("yardsticks", "cost").applies(registry.create("defenses", "narrow")) is None
-
-
-@pytest.mark.parametrize("change", ["steps=5", "steps=0", "batch=0", "warmup=0", "patience=0"])
-def test_impossible_discoveries_are_refused(change: str) -> None:
-    with pytest.raises(NftbenchError, match="steps must be more than patience"):
-        registry.create("yardsticks", f"early_bird[{change}]")
 
 
 def test_end_to_end(place: Callable[..., Any], run_all: Callable[..., Any]) -> None:
