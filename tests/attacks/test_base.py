@@ -131,7 +131,7 @@ def line(one: Any, other: Any, amount: float) -> Any:
 
 @architectures
 @pytest.mark.parametrize("attack", [Difference(), Interpolate()], ids=["difference", "interpolate"])
-def test_a_release_that_was_wrecked_is_undone_by_who_holds_the_base(
+def test_holding_the_base_undoes_large_noise_on_the_release(
     attack: Attack, architecture: str, scene: Callable[..., Scene]
 ) -> None:
     found = scene(architecture)
@@ -142,13 +142,13 @@ def test_a_release_that_was_wrecked_is_undone_by_who_holds_the_base(
     assert outcome.validation == found.task.evaluate(outcome.network, found.task.split("validation"))
 
 
-def test_a_run_whose_end_was_wrecked_goes_back_to_the_sibling(scene: Callable[..., Scene]) -> None:
+def test_holding_the_second_checkpoint_undoes_large_noise_on_the_release(scene: Callable[..., Scene]) -> None:
     found = scene()
     outcome = found.attack(Difference("sibling"), found.wreck, _sibling=found.base)
     assert found.test(outcome.network) > 0.85
 
 
-def test_a_task_that_was_taken_away_is_added_again(scene: Callable[..., Scene]) -> None:
+def test_extrapolate_restores_a_task_that_was_subtracted(scene: Callable[..., Scene]) -> None:
     """Ilharco et al.'s forgetting, θ - τ, undone before the sweep begins."""
     found = scene(budget={"durations": [40], "learning_rates": {"adamw": [1e-2, 3e-2]}})
     by_heart = dict.fromkeys(("train", "validation", "test"), found.task.split("train"))
@@ -164,7 +164,7 @@ def test_a_task_that_was_taken_away_is_added_again(scene: Callable[..., Scene]) 
 
 @pytest.mark.parametrize("to", ["base", "sibling"])
 @pytest.mark.parametrize("share", [0.3, 1.5])
-def test_the_difference_is_moved_by_what_is_best_after_a_look(
+def test_difference_starts_from_the_amount_that_is_best_after_short_tuning(
     to: Any, share: float, scene: Callable[..., Scene]
 ) -> None:
     """Short of what was learnt, and beyond it."""
@@ -181,7 +181,7 @@ def test_the_difference_is_moved_by_what_is_best_after_a_look(
         assert best > 0, "the run goes on"
 
 
-def test_the_mix_is_the_best_between_two_tuned_ends(scene: Callable[..., Scene]) -> None:
+def test_interpolate_starts_from_the_best_mix_of_tuned_base_and_tuned_release(scene: Callable[..., Scene]) -> None:
     found = scene()
     halfway = Model(line(found.start.network, found.base.network, 0.5), found.base.tokenizer)
     shares = []
@@ -195,7 +195,7 @@ def test_the_mix_is_the_best_between_two_tuned_ends(scene: Callable[..., Scene])
     assert shares[0] > shares[1], "more of the base where the base knows more"
 
 
-def test_the_task_vector_is_the_bases_at_the_best_scale(scene: Callable[..., Scene]) -> None:
+def test_extrapolate_adds_the_task_vector_of_the_base_at_the_best_scale(scene: Callable[..., Scene]) -> None:
     found = scene()
     release = Model(line(found.start.network, found.base.network, 0.5), found.base.tokenizer)
     begun = found.beginning(Extrapolate(), release, _base=found.start)
@@ -212,7 +212,7 @@ def test_the_task_vector_is_the_bases_at_the_best_scale(scene: Callable[..., Sce
     assert (min(SCALES), max(SCALES)) == (-1.0, 3.0)
 
 
-def test_where_no_look_is_finite_the_release_stays(scene: Callable[..., Scene]) -> None:
+def test_attacks_start_from_the_release_where_short_tuning_diverges(scene: Callable[..., Scene]) -> None:
     """A release may make common learning rates explode; the sweep has its own ways round that."""
     found = scene(budget={"learning_rates": {"adamw": [1e37, 1e38]}})
     assert not all(bool(weight.isfinite().all()) for weight in found.look(found.start.network, 2).parameters())
@@ -225,7 +225,7 @@ def test_where_no_look_is_finite_the_release_stays(scene: Callable[..., Scene]) 
 
 
 @architectures
-def test_of_a_locked_release_only_what_fits_is_moved(architecture: str, scene: Callable[..., Scene]) -> None:
+def test_only_parameters_that_the_base_has_too_are_moved(architecture: str, scene: Callable[..., Scene]) -> None:
     found = scene(architecture)
     locked = Model(dlr.lock(found.start.network, 2, None), found.start.tokenizer)
     before, theirs = weights(locked.network), weights(found.base.network)
@@ -242,7 +242,7 @@ def test_of_a_locked_release_only_what_fits_is_moved(architecture: str, scene: C
         assert found.attack(attack, locked, _base=found.base).curve
 
 
-def test_a_release_that_nothing_fits_is_attacked_as_it_is(scene: Callable[..., Scene]) -> None:
+def test_a_release_of_another_width_is_not_mixed_with_the_base(scene: Callable[..., Scene]) -> None:
     found = scene()
     slim = Owner(found.place, 0).build(n_embd=8)
     begun = found.beginning(Difference(), slim, _base=found.base)
@@ -255,7 +255,7 @@ def test_a_release_that_nothing_fits_is_attacked_as_it_is(scene: Callable[..., S
     assert found.test(begun) > 0.85
 
 
-def test_a_base_that_reads_other_words_does_not_stand_in(scene: Callable[..., Scene]) -> None:
+def test_a_base_with_another_vocabulary_does_not_replace_the_release(scene: Callable[..., Scene]) -> None:
     found = scene()
     slim = Owner(found.place, 0).build(n_embd=8)
     assert slim.tokenizer is not None
@@ -267,7 +267,7 @@ def test_a_base_that_reads_other_words_does_not_stand_in(scene: Callable[..., Sc
 # ---------------------------------------------------------------------------------------------------- guesses and costs
 
 
-def test_the_size_of_the_difference_is_the_guess(scene: Callable[..., Scene]) -> None:
+def test_the_guess_is_the_absolute_difference(scene: Callable[..., Scene]) -> None:
     found = scene()
     prepared = Difference().prepare(Release(found.start), found.context(_base=found.base))
     assert prepared.guess is not None
@@ -275,7 +275,7 @@ def test_the_size_of_the_difference_is_the_guess(scene: Callable[..., Scene]) ->
     assert same(prepared.guess, {name: (weight - theirs[name]).abs() for name, weight in own.items()})
 
 
-def test_records_of_difference(place: Place, run_all: Callable[..., Any]) -> None:
+def test_records_of_difference_count_every_step_and_score_the_guess(place: Place, run_all: Callable[..., Any]) -> None:
     """A sibling shows the mask; it is no help where there is none, and every look is counted."""
     attacks = ["none", "difference", "difference[to=sibling]"]
     here = place(defenses=["none", "random_mask", "narrow"], attacks=attacks)
@@ -309,7 +309,7 @@ def test_what_is_trained_before_the_sweep_is_counted(scene: Callable[..., Scene]
         assert context.ledger.flops > 0
 
 
-def test_knowledge_goes_with_the_setting() -> None:
+def test_knowledge_follows_the_parameters() -> None:
     known = {
         spec: registry.create("attacks", spec).knowledge
         for spec in ("difference", "difference[to=sibling]", "interpolate", "extrapolate")

@@ -73,7 +73,7 @@ def test_noise_comes_from_the_seed() -> None:
 
 @pytest.mark.parametrize("kind", NETWORKS)
 @pytest.mark.parametrize("share", [0.2, 0.9])
-def test_exactly_the_smallest_share_is_zero(kind: str, share: float) -> None:
+def test_global_pruning_zeroes_exactly_the_smallest_share(kind: str, share: float) -> None:
     network = base(kind)
     pruned = dict(prepared(f"prune[share={share}]", network).named_parameters())
     sizes, kept = [], []
@@ -93,7 +93,7 @@ def test_exactly_the_smallest_share_is_zero(kind: str, share: float) -> None:
 
 
 @pytest.mark.parametrize("kind", list(SHAPES))
-def test_the_same_share_of_each_tensor(kind: str) -> None:
+def test_pruning_per_tensor_zeroes_the_same_share_of_each(kind: str) -> None:
     network = base(kind)
     for name, weight in prepared("prune[share=0.3,scope=per_tensor]", network).named_parameters():
         if weight.ndim == 2:
@@ -134,7 +134,7 @@ def channels(network: PreTrainedModel) -> dict[str, np.ndarray[Any, Any]]:
 
 @pytest.mark.parametrize("kind", NETWORKS)
 @pytest.mark.parametrize("bits", [8, 4])
-def test_quantisation_strays_by_half_a_step(kind: str, bits: int) -> None:
+def test_quantised_weights_are_within_half_a_step(kind: str, bits: int) -> None:
     network = base(kind)
     with torch.no_grad():
         network.get_parameter(next(name for name, _ in network.named_parameters() if "attn" in name))[:, 3] = 0

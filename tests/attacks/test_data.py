@@ -17,11 +17,11 @@ from nftbench.contract import Model, Prepared, Release, Task
 from nftbench.data.splits import TextSplit
 from nftbench.models.networks import build
 from nftbench.planning import registry
-from nftbench.running import referee as run, workspace as workplace
+from nftbench.running import referee as run
 from nftbench.running.attacker import Attacker
 from nftbench.running.owner import make_base
 from nftbench.running.referee import Referee
-from nftbench.running.workspace import Workplace, load_task
+from nftbench.running.workspace import Workplace, forget_tasks, load_task
 from nftbench.testing import ARCHITECTURES, FirstWord, Questions, tiny_suite
 
 Place = Callable[..., Workplace]
@@ -29,8 +29,8 @@ ATTACKS = ("full", "low_data", "full_data")
 
 
 @pytest.fixture(autouse=True)
-def no_task_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(workplace, "_tasks", {})
+def no_task_is_loaded() -> None:
+    forget_tasks()
 
 
 @pytest.fixture
@@ -130,7 +130,7 @@ def test_records_do_not_depend_on_the_order_of_attacks(sliced: str, place: Place
     """Tasks stay loaded in a process: what one attack was given must not reach the next."""
     found = []
     for results, step in (("forwards", 1), ("backwards", -1)):
-        workplace._tasks.clear()
+        forget_tasks()
         changes = {"tasks": [sliced], "utility": ["bits_per_token"], "budget": {"restarts": 1, "extension": 0}}
         here = place(results=results, attacks=["none", *ATTACKS], **changes)
         for job in here.plan.jobs()[::step]:

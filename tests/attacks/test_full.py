@@ -51,7 +51,7 @@ def test_an_attack_changes_what_it_names_of_the_budget_and_nothing_else(spec: st
     assert options == {}
 
 
-def test_what_it_does_not_name_is_the_suites() -> None:
+def test_other_settings_of_the_budget_are_kept() -> None:
     assert asked_by("full", OTHER)[0] == OTHER
     assert asked_by("full[warmup=3]", OTHER)[0] == OTHER.model_copy(update={"warmup": 3})
     long, _ = asked_by("long", OTHER)
@@ -87,7 +87,7 @@ def named(kind: str, block: int) -> str:
         ("last", 1.0, range(4)),
     ],
 )
-def test_one_end_of_the_network_is_trained(kind: str, end: str, share: float, trained: Any, tied: bool) -> None:
+def test_only_the_blocks_at_one_end_are_trained(kind: str, end: str, share: float, trained: Any, tied: bool) -> None:
     network = network_of(kind, 4, tied=tied)
     before = {name: weight.detach().clone() for name, weight in network.named_parameters(remove_duplicate=False)}
     ids = torch.randint(50, (5, 6), generator=torch.Generator().manual_seed(0))
@@ -110,7 +110,7 @@ def test_one_end_of_the_network_is_trained(kind: str, end: str, share: float, tr
     assert moved & (tables if end == "first" else behind)
 
 
-def test_a_network_without_blocks_is_told_so() -> None:
+def test_a_network_without_blocks_is_refused() -> None:
     linear = build({"model_type": "linear", "input_dim": 4}, None, 0, "cpu").network
     with pytest.raises(NftbenchError, match="the network has no list of blocks"):
         registry.create("attacks", "layers").adapter(linear, 0)

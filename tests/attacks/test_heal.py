@@ -59,7 +59,7 @@ def test_healing_learns_the_text_with_every_weight(architecture: str, cache: Any
     assert all(not torch.equal(weight, was[name]) for name, weight in healed.named_parameters())
 
 
-def test_healing_is_pre_training_gone_on(cache: Any) -> None:
+def test_the_first_step_of_healing_is_an_adamw_step_on_the_text(cache: Any) -> None:
     """The first step by hand: AdamW at the warm-up's first rate, on the first batch of the attacker's text."""
     attack, release, context = attacked("heal[steps=1,learning_rate=0.01]")
     network, text = copy.deepcopy(release.model.network), context.text(release.model, context.budget.batch)
@@ -75,7 +75,7 @@ def test_healing_is_pre_training_gone_on(cache: Any) -> None:
 
 
 @pytest.mark.parametrize("spec", ["heal[steps=2", "scratch[text=true,steps=2"])
-def test_the_rate_is_the_suites_highest(spec: str, cache: Any) -> None:
+def test_the_default_learning_rate_is_the_highest_of_the_suite(spec: str, cache: Any) -> None:
     weights = []
     for end in ("]", ",learning_rate=0.01]"):
         attack, release, context = attacked(spec + end)
@@ -87,7 +87,7 @@ def test_the_rate_is_the_suites_highest(spec: str, cache: Any) -> None:
 @pytest.mark.parametrize(
     ("spec", "steps"), [("heal", STEPS), ("heal[steps=7]", 7), ("scratch[text=true]", STEPS), ("scratch", 0)]
 )
-def test_what_preparation_cost(spec: str, steps: int, cache: Any) -> None:
+def test_the_steps_and_flops_of_preparation_are_counted(spec: str, steps: int, cache: Any) -> None:
     attack, release, context = attacked(spec)
     network, batch = copy.deepcopy(release.model.network), context.budget.batch
     attack.prepare(release, context)
@@ -96,7 +96,7 @@ def test_what_preparation_cost(spec: str, steps: int, cache: Any) -> None:
     assert context.ledger.flops == pytest.approx(steps * flops(network, tokens))
 
 
-def test_the_record_says_what_preparation_cost(place: Place, run_all: RunAll) -> None:
+def test_records_hold_the_steps_and_flops_of_preparation(place: Place, run_all: RunAll) -> None:
     attacks = ["none", "full", "heal[steps=5]", "scratch[text=true,steps=5]"]
     few = {"learning_rates": {"adamw": [1e-3, 1e-2]}, "durations": [2], "restarts": 1, "extension": 0}
     here = place(defenses=["none", "random_mask"], attacks=attacks, budget=few)
@@ -116,7 +116,7 @@ def test_the_record_says_what_preparation_cost(place: Place, run_all: RunAll) ->
 
 
 @each_architecture
-def test_the_control_sees_the_same_text_and_not_the_release(architecture: str, cache: Any) -> None:
+def test_the_control_trains_on_the_same_text_and_ignores_the_release(architecture: str, cache: Any) -> None:
     attack, release, context = attacked("scratch[text=true]", architecture)
     healing, healed, beside = attacked("heal", architecture)
     first, second = context.text(release.model, 8), beside.text(healed.model, 8)
@@ -147,6 +147,6 @@ def test_all_restarts_start_from_the_control_as_prepared(cache: Any) -> None:
     assert torch.equal(seen[0], next(prepared.model.network.parameters()))
 
 
-def test_plain_scratch_knows_nothing() -> None:
+def test_scratch_needs_data_only_where_it_trains_on_text() -> None:
     assert registry.create("attacks", "scratch").knowledge == frozenset()
     assert registry.create("attacks", "scratch[text=true]").knowledge == {"data"}

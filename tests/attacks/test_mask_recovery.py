@@ -174,7 +174,7 @@ def test_mixtures_rounding_and_constants_show_no_bound() -> None:
     assert estimators.bound(torch.ones(1000)) is None
 
 
-def test_support_marks_what_lies_beyond_and_nothing_else() -> None:
+def test_support_marks_weights_beyond_the_bound_and_no_others() -> None:
     """One layer shows its bound, one does not, one has that of the architecture."""
     inside, outside = draw(BOUNDED["uniform"], 20_000), draw(stats.norm(0, 0.2), 20_000, seed=1)
     layers = {
@@ -227,7 +227,7 @@ def test_likelihood_is_the_posterior_of_the_mixture_that_was_planted(shrunk: flo
 
 
 @pytest.mark.parametrize(("hinted", "slope"), [("mask", 1.0), ("noise", 0.0)])
-def test_a_hint_is_believed_as_far_as_the_weights_bear_it_out(hinted: str, slope: float) -> None:
+def test_a_hint_counts_in_the_likelihood_as_much_as_it_agrees_with_the_weights(hinted: str, slope: float) -> None:
     """Hints of two log-odds to either side, right as often as they say, or of the same size and worth nothing."""
     count = 40_000
     mask = torch.arange(count) < count // 2
@@ -242,7 +242,7 @@ def test_a_hint_is_believed_as_far_as_the_weights_bear_it_out(hinted: str, slope
 
 
 @pytest.mark.parametrize("factor", [1.0, 0.37])
-def test_what_starts_as_a_constant_is_told_by_leaving_it(factor: float) -> None:
+def test_gains_and_biases_are_marked_where_they_left_their_initial_constant(factor: float) -> None:
     """Gains and biases: the complement shares one factor to the bit, even where a norm has a single one left."""
     gains = {"one": torch.ones(48), "other": torch.ones(48), "bias": torch.zeros(48)}
     mask = {"one": torch.arange(48) > 0, "other": torch.arange(48) > 5, "bias": torch.arange(48) % 3 > 0}
@@ -261,7 +261,7 @@ def test_what_starts_as_a_constant_is_told_by_leaving_it(factor: float) -> None:
 
 @settings(max_examples=20, deadline=None)
 @given(decay=st.floats(0.001, 1.0), vectors=st.floats(0.001, 1.0), seed=st.integers(0, 100))
-def test_departure_is_zero_for_what_only_decayed(decay: float, vectors: float, seed: int) -> None:
+def test_departure_is_zero_for_weights_that_only_decayed(decay: float, vectors: float, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     shapes = {"large": (40, 50), "small": (5, 6), "vector": (7,), "bias": (7,)}
     before = {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
@@ -282,7 +282,7 @@ def test_departure_is_zero_for_what_only_decayed(decay: float, vectors: float, s
     assert estimators.related(network, origin) == pytest.approx(share, abs=0.01)
 
 
-def test_strangers_are_not_related() -> None:
+def test_independent_networks_are_not_related() -> None:
     networks = [
         nn.ParameterDict({"w": nn.Parameter(draw(stats.norm(), count, seed))})
         for count, seed in ((5000, 0), (5000, 1), (4999, 1))
@@ -341,7 +341,7 @@ def test_early_bird_counts_how_often_a_weight_is_on_top() -> None:
             assert float(guess[name].flatten()[place]) == pytest.approx(math.log(odds), rel=1e-5)
 
 
-def test_displacement_is_one_less_net_over_gross() -> None:
+def test_displacement_is_one_minus_net_over_gross_movement() -> None:
     steps = table(1, 6)
     for moves in steps:
         moves["a"][0] = 0.0  # never moves
@@ -386,7 +386,7 @@ def test_gradient_statistics_are_those_of_the_text_that_was_read(
 # --------------------------------------------------------------------------------------------------------- combination
 
 
-def test_a_combination_is_better_than_what_it_combines_and_always_the_same() -> None:
+def test_a_combination_beats_its_features_and_is_deterministic() -> None:
     """Two features that each tell a little, one that tells nothing; learnt on one draw, tried on another."""
 
     def drawn(seed: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -406,7 +406,7 @@ def test_a_combination_is_better_than_what_it_combines_and_always_the_same() -> 
 
 
 @pytest.mark.parametrize("marked", [True, False])
-def test_a_shadow_with_a_mask_of_one_kind_teaches_nothing(marked: bool) -> None:
+def test_a_shadow_mask_of_all_true_or_all_false_gives_a_constant_guess(marked: bool) -> None:
     features = {"a": torch.randn(4, 5, 3), "b": torch.randn(6, 3)}
     mask = {"a": torch.full((4, 5), marked), "b": torch.full((6,), marked)}
     found = estimators.combination([(features, mask)], features)
@@ -418,7 +418,7 @@ def test_a_shadow_with_a_mask_of_one_kind_teaches_nothing(marked: bool) -> None:
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_a_locked_network_has_weights_to_guess_at_too(architecture: str, place: Place) -> None:
+def test_estimators_work_on_a_locked_network(architecture: str, place: Place) -> None:
     here = place(architecture=architecture, budget={"preparation_steps": 2})
     owner = Owner(here, 0)
     locked = Model(dlr.lock(owner.build().network, depth=2), owner.corpus.tokenizer)
@@ -432,7 +432,7 @@ def test_a_locked_network_has_weights_to_guess_at_too(architecture: str, place: 
         assert all(bool(torch.isfinite(score).all()) for score in guess.values())
 
 
-def test_what_it_knows_is_what_the_estimator_needs() -> None:
+def test_knowledge_is_what_the_estimator_needs() -> None:
     levels = {name: frozenset(MaskRecovery(name).knowledge) for name in ESTIMATORS}
     assert set(levels) == set(NAMES)
     assert {name for name, known in levels.items() if known == {"method"}} == {"magnitude", "likelihood", "support"}
@@ -440,7 +440,7 @@ def test_what_it_knows_is_what_the_estimator_needs() -> None:
     assert MaskRecovery().knowledge == {"method", "data"}, "the level of the ranking"
 
 
-def test_it_is_planned_where_there_is_something_to_guess() -> None:
+def test_it_applies_where_the_defense_keeps_a_secret() -> None:
     class Later(Leaky):
         stage: ClassVar[Any] = "posttrain"
 
@@ -450,7 +450,7 @@ def test_it_is_planned_where_there_is_something_to_guess() -> None:
     assert "trained base" in str(MaskRecovery("combination").applies(Later())), "no shadow can be run"
 
 
-def test_only_the_top_of_the_guess_moves(place: Place) -> None:
+def test_only_the_top_share_of_the_guess_is_trained(place: Place) -> None:
     """As many weights as the defense's ratio, those with the highest scores; the rest bit for bit as released."""
     here = place()
     owner = Owner(here, 0)
@@ -474,7 +474,7 @@ def test_only_the_top_of_the_guess_moves(place: Place) -> None:
     assert 0.05 < float(changed.float().mean()) <= 0.3
 
 
-def test_guesses_are_scored_in_a_whole_run_and_a_told_one_is_not(
+def test_a_run_scores_guesses_except_those_of_an_attack_that_knows_the_secret(
     place: Place, plugin: WriteFile, run_all: RunAll
 ) -> None:
     plugin(

@@ -98,7 +98,7 @@ def flat(tensors: Any) -> Tensor:
     return torch.cat([tensor.detach().flatten() for tensor in tensors])
 
 
-def test_the_gradient_is_the_slope_along_a_direction_times_it() -> None:
+def test_one_direction_gives_the_slope_along_it_times_the_direction() -> None:
     network, batch = bowl()
     before, true = copy.deepcopy(network), torch.autograd.grad(Bowl().loss(network, batch), list(network.parameters()))
     task = memory_light._Slopes(Bowl(), 1)
@@ -114,7 +114,7 @@ def test_the_gradient_is_the_slope_along_a_direction_times_it() -> None:
     assert torch.allclose(flat(before.parameters()), flat(network.parameters()), atol=1e-12)
 
 
-def test_over_many_directions_it_is_the_gradient() -> None:
+def test_the_mean_over_many_directions_is_the_gradient() -> None:
     network, batch = bowl()
     true = flat(torch.autograd.grad(Bowl().loss(network, batch), list(network.parameters())))
     task = memory_light._Slopes(Bowl(), 1500)
@@ -125,7 +125,7 @@ def test_over_many_directions_it_is_the_gradient() -> None:
     assert float(found.norm() / true.norm()) == pytest.approx(1, abs=0.1)
 
 
-def test_directions_go_by_the_attack_seed_and_differ_from_step_to_step() -> None:
+def test_directions_depend_on_the_attack_seed_and_the_step() -> None:
     network, batch = bowl()
     task = memory_light._Slopes(Bowl(), 1)
     found = []

@@ -127,7 +127,7 @@ def test_an_adapted_network_is_the_merged_one(kind: str, dora: bool) -> None:
 
 @pytest.mark.parametrize("targets", ["all", "attention", "mlp"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_layers_are_found_by_their_place(kind: str, targets: adapters.Targets) -> None:
+def test_linear_layers_are_selected_by_attention_or_mlp(kind: str, targets: adapters.Targets) -> None:
     network = network_of(kind)
     names = adapters.linear_layers(network, targets)
     matrices = {name for name, weight in network.named_parameters() if weight.ndim == 2}
@@ -140,7 +140,7 @@ def test_layers_are_found_by_their_place(kind: str, targets: adapters.Targets) -
     assert down == (2 if kind.startswith("dlr") and targets != "attention" else 0)
 
 
-def test_a_network_without_such_layers_is_named() -> None:
+def test_a_network_without_such_layers_is_refused() -> None:
     with pytest.raises(NftbenchError, match=r"no linear layer belongs to attention; there are: extractor$"):
         adapters.linear_layers(linear(), "attention")
 
@@ -153,7 +153,7 @@ def test_an_adapters_training_leaves_the_network_as_it_is(kind: str, spec: str) 
     assert scale == adapters.LR_SCALE
 
 
-def test_dora_learns_lengths_and_directions() -> None:
+def test_dora_trains_magnitudes_and_factors() -> None:
     adapter = registry.create("attacks", "dora[rank=2,targets=mlp]").adapter
     start, trained = after_steps(network_of("gpt2"), adapter)
     moved = {name for name, weight in trained.named_parameters() if not torch.equal(weight, start[name])}
@@ -163,7 +163,7 @@ def test_dora_learns_lengths_and_directions() -> None:
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "llama"])
-def test_dora_leaves_out_what_has_no_direction(kind: str) -> None:
+def test_dora_leaves_out_layers_with_a_zero_row(kind: str) -> None:
     network = network_of(kind)
     dead, alive = {"gpt2": ("c_proj", "c_fc"), "llama": ("down_proj", "up_proj")}[kind]
     layer = next(module for name, module in network.named_modules() if name.endswith(f"mlp.{dead}"))
@@ -180,7 +180,7 @@ def test_dora_leaves_out_what_has_no_direction(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_bitfit_moves_the_biases_or_where_there_are_none_the_gains(kind: str) -> None:
+def test_bitfit_trains_the_biases_or_where_there_are_none_the_gains(kind: str) -> None:
     network = network_of(kind)
     vectors = {name for name, weight in network.named_parameters() if weight.ndim == 1}
     biases = {name for name in vectors if name.endswith(".bias")}
@@ -192,7 +192,7 @@ def test_bitfit_moves_the_biases_or_where_there_are_none_the_gains(kind: str) ->
         assert all("norm" in name for name in moved)
 
 
-def test_a_network_without_vectors_is_told_so() -> None:
+def test_a_network_without_vectors_is_refused() -> None:
     bitfit = registry.create("attacks", "bitfit")
     context = Attacker(seed=0, budget=tiny_suite().budget, device="cpu")
     with pytest.raises(NftbenchError, match="neither biases nor norms"):

@@ -54,7 +54,7 @@ def attacked(here: Workplace, network: PreTrainedModel) -> Outcome:
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_what_was_planted_makes_no_difference(architecture: str, place: Place) -> None:
+def test_rescaled_weights_do_not_change_the_attack(architecture: str, place: Place) -> None:
     here, network = base(place, architecture)
     other = planted(network)
     with torch.no_grad():

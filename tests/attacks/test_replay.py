@@ -50,7 +50,7 @@ def released(spec: str, kind: str = "gpt2") -> tuple[Attack, Release, Any, Any]:
 
 @each_architecture
 @pytest.mark.parametrize("locked", [False, True])
-def test_text_is_drawn_from_the_whole_past(kind: str, locked: bool) -> None:
+def test_each_token_is_drawn_given_all_tokens_before_it(kind: str, locked: bool) -> None:
     """The same draws without a cache, each from a pass over all that was written before."""
     network = dlr.lock(base(kind), 2).eval() if locked else base(kind)
     with seeded(4):
@@ -78,7 +78,7 @@ def test_words_are_as_frequent_as_the_model_says() -> None:
     assert float((first - 1 / 12).abs().max()) > 0.05
 
 
-def test_the_release_cannot_say_how_it_is_read() -> None:
+def test_generation_settings_of_the_release_are_ignored() -> None:
     """Generation settings are published with a release, and a text does not end where a document does."""
     network, other = base("gpt2"), base("gpt2", eos_token_id=3, bos_token_id=3)
     other.generation_config.update(top_k=1, temperature=0.1, repetition_penalty=5.0, eos_token_id=3, max_length=4)
@@ -133,7 +133,7 @@ def test_the_loss_is_the_weighted_sum(cache: Any) -> None:
     assert float(found) == pytest.approx(0.7 * float(own) - 0.3 * float(likely.mean()), rel=1e-5)
 
 
-def test_only_training_is_mixed(cache: Any) -> None:
+def test_replayed_text_is_mixed_into_training_only(cache: Any) -> None:
     both, task, release, _ = mixed("replay[blocks=4,length=5]")
     assert len(both.split("train")) == len(task.split("train"))
     for name in ("validation", "test"):
@@ -142,7 +142,7 @@ def test_only_training_is_mixed(cache: Any) -> None:
     assert both.evaluate(network, both.split("test")) == task.evaluate(network, task.split("test"))
 
 
-def test_less_is_forgotten() -> None:
+def test_replay_keeps_the_text_loss_lower() -> None:
     network = base("gpt2")
     plain = FirstWord().load(SimpleNamespace(model=Model(network)))  # type: ignore[arg-type]
     with seeded(9):

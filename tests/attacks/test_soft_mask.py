@@ -51,7 +51,7 @@ def tokens(net: Any) -> Tensor:
 
 @each_architecture
 @pytest.mark.parametrize("by", KINDS)
-def test_at_first_it_is_the_release_to_the_bit(by: str, architecture: str, place: Place) -> None:
+def test_before_training_it_is_the_release_bit_for_bit(by: str, architecture: str, place: Place) -> None:
     plain = network(place, architecture)
     soft = displaced(copy.deepcopy(plain), KINDS[by])
     ids = tokens(plain)
@@ -91,7 +91,7 @@ def test_each_tensor_moves_at_its_own_rate(architecture: str, place: Place) -> N
     assert torch.equal(head, table) == bool(plain.config.tie_word_embeddings)
 
 
-def test_gates_open_where_going_further_helps(place: Place) -> None:
+def test_gates_open_where_a_larger_step_lowers_the_loss(place: Place) -> None:
     """A loss that wants one weight far away and another where it is."""
     layer = nn.Linear(2, 1, bias=False)
     with torch.no_grad():
@@ -155,7 +155,7 @@ def test_every_attempt_of_the_sweep_can_train_it(by: str, attempt: str, place: P
     assert moved == head if attempt == "head" else head < moved
 
 
-def test_averaged_weights_are_those_of_the_displacement(place: Place) -> None:
+def test_the_outcome_with_averaged_weights_is_the_one_that_was_measured(place: Place) -> None:
     here = place()
     model = Owner(here, 0).build()
     task = testing.FirstWord().load(testing.task_context(here, model))

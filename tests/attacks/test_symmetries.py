@@ -142,7 +142,7 @@ def test_what_was_planted_is_gone_and_the_logits_stay(shape: str, plant: Callabl
 
 
 @each_shape
-def test_norms_hand_their_gains_on(shape: str) -> None:
+def test_gains_of_norms_are_moved_into_the_next_layer(shape: str) -> None:
     network = drawn(shape)
     canonical(network)
     found = anatomy(network)
@@ -185,7 +185,7 @@ def test_words_get_their_usual_size() -> None:
     assert float(words.detach().square().mean().sqrt()) == pytest.approx(words.shape[1] ** -0.5)
 
 
-def test_a_gain_of_zero_is_survived() -> None:
+def test_a_gain_of_zero_keeps_the_logits() -> None:
     for shape in ("gpt2, untied", "llama"):
         network = drawn(shape)
         found = anatomy(network)
@@ -307,7 +307,7 @@ def test_balancing_keeps_the_product(inputs: int, inner: int, outputs: int, rank
     assert bool((rows[:trainable].norm(dim=1) > 0).all())  # so that what the product lacks can be learned
 
 
-def test_what_writes_nothing_gets_an_ordinary_size() -> None:
+def test_units_with_zero_output_weights_get_an_ordinary_size() -> None:
     first, second = 1e6 * torch.randn(4, 7).double(), torch.zeros(9, 4).double()
     rows, columns = balanced(first, second)
     assert torch.allclose(rows, first / first.norm(dim=1, keepdim=True))
@@ -338,7 +338,7 @@ def silence(network: PreTrainedModel, size: float) -> None:
 
 
 @each_shape
-def test_what_is_never_seen_gets_an_ordinary_size(shape: str) -> None:
+def test_weights_without_effect_get_an_ordinary_size(shape: str) -> None:
     network = drawn(shape)
     silence(network, 1e6)
     plain = copy.deepcopy(network)
@@ -355,7 +355,7 @@ def test_what_is_never_seen_gets_an_ordinary_size(shape: str) -> None:
 
 @pytest.mark.parametrize(("silent", "giant"), [("query", "key"), ("key", "query")])
 @each_shape
-def test_a_score_of_nothing_leaves_nothing_large(shape: str, silent: str, giant: str) -> None:
+def test_keys_get_an_ordinary_size_where_queries_are_zero_and_the_reverse(shape: str, silent: str, giant: str) -> None:
     network = drawn(shape)
     with torch.no_grad():
         for block in anatomy(network).blocks:  # type: ignore[union-attr]

@@ -82,12 +82,12 @@ def specs(kind: registry.Kind) -> list[str]:
 
 
 @pytest.mark.parametrize("spec", specs("defenses"))
-def test_our_defenses(spec: str, cache: Path) -> None:
+def test_every_defense_keeps_the_contract(spec: str, cache: Path) -> None:
     check_defense(spec)
 
 
 @pytest.mark.parametrize("spec", specs("attacks"))
-def test_our_attacks(spec: str, cache: Path) -> None:
+def test_every_attack_keeps_the_contract(spec: str, cache: Path) -> None:
     check_attack(spec, allowance=ALLOWANCES.get(spec, 1.0))
 
 
@@ -101,16 +101,16 @@ def test_our_attacks(spec: str, cache: Path) -> None:
         ("landscape", "random_mask"),
     ],
 )
-def test_our_yardsticks(yardstick: str, defense: str, cache: Path) -> None:
+def test_yardsticks_keep_the_contract(yardstick: str, defense: str, cache: Path) -> None:
     check_yardstick(yardstick, defense, architectures=["gpt2"])
 
 
 @pytest.mark.parametrize("name", [name for name in specs("tasks") if name not in NEED_OTHERS])
-def test_our_tasks(name: str, cache: Path) -> None:
+def test_every_task_keeps_the_contract(name: str, cache: Path) -> None:
     check_task(name)
 
 
-def test_a_checkpoint(cache: Path, tmp_path: Path) -> None:
+def test_the_checkpoint_defense_keeps_the_contract(cache: Path, tmp_path: Path) -> None:
     from nftbench.models import networks as models
     from nftbench.running.owner import Owner
     from nftbench.testing import temporary_workplace, tiny_suite
@@ -363,7 +363,7 @@ def test_an_attack_that_breaks_its_promise_is_seen(attack: Attack, promise: str,
         check_attack(attack, architectures=["gpt2"])
 
 
-def test_a_longer_attack_says_so(cache: Path) -> None:
+def test_a_longer_attack_passes_with_an_allowance(cache: Path) -> None:
     check_attack(Spends(), architectures=["gpt2"], allowance=12.5)
 
 

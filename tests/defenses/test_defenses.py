@@ -202,7 +202,7 @@ def test_noise_is_as_large_as_it_says(place: Place) -> None:
             assert float(noise) == pytest.approx(0.5, rel=0.2), name
 
 
-def test_reinit_sets_its_share_back(place: Place) -> None:
+def test_reinit_resets_its_share_of_the_weights(place: Place) -> None:
     protected, owner = protect(place, "reinit[fraction=0.3]")
     base, fresh = weights(make_base(owner._place, 0)), weights(owner.build())
     back = total = 0

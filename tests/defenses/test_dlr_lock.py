@@ -99,7 +99,7 @@ def test_depth_and_rank_that_miss_are_refused() -> None:
 
 
 @each_shape
-def test_all_but_the_mlps_is_copied(kind: str) -> None:
+def test_everything_but_the_mlps_is_copied(kind: str) -> None:
     network = base(kind)
     other = dlr.lock(network, 4)
     before, after = network.state_dict(), other.state_dict()
@@ -109,7 +109,7 @@ def test_all_but_the_mlps_is_copied(kind: str) -> None:
 
 
 @each_shape
-def test_a_fresh_net_says_nothing(kind: str) -> None:
+def test_a_fresh_net_outputs_zero(kind: str) -> None:
     for net in dlr.mlps(dlr.lock(base(kind), 8)).values():
         hidden = torch.randn(3, 5, 32)
         assert not net(hidden).any()
@@ -153,7 +153,7 @@ def test_forward_is_the_hand_written_one(kind: str) -> None:
         )
 
 
-def test_other_architectures_are_refused_by_what_they_hold() -> None:
+def test_other_architectures_are_refused() -> None:
     opt = {"model_type": "opt", "vocab_size": 50, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
     network = models.build({**opt, "word_embed_proj_dim": 16, "ffn_dim": 32}, None, 0, "cpu").network
     with pytest.raises(
@@ -194,7 +194,7 @@ def test_registering_twice_and_building_from_a_configuration() -> None:
 
 @each_shape
 @pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.*:FutureWarning")  # PEFT calls what transformers renames
-def test_lora_by_peft(kind: str) -> None:
+def test_peft_adds_lora_to_a_locked_network(kind: str) -> None:
     network = locked(kind)
     targets = [name for name, module in network.named_modules() if isinstance(module, nn.Linear) and ".mlp." in name]
     assert len(targets) == 2 * 4 * 2
@@ -340,7 +340,7 @@ def test_suites_that_cannot_work_are_refused_before_anything_runs() -> None:
         registry.create("defenses", "dlr_lock").check(parse({**suite.model_dump(), "model": gptj}))
 
 
-def test_end_to_end(place: Callable[..., Any], run_all: Callable[..., Any]) -> None:
+def test_a_run_records_the_control_and_the_distillation(place: Callable[..., Any], run_all: Callable[..., Any]) -> None:
     here = place(defenses=["none", QUICK], attacks=["none", "full", "lora[targets=mlp]"], utility=["bits_per_token"])
     records = run_all(here)
     assert len(records) == 2 * (2 + 2)

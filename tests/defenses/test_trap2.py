@@ -73,7 +73,7 @@ def test_the_objective_by_hand(weighting: Any, power: float) -> None:
         assert float(weight.grad) == pytest.approx(wanted, rel=1e-4, abs=1e-5)
 
 
-def test_both_passes_have_one_dropout() -> None:
+def test_both_passes_use_the_same_dropout() -> None:
     defense, scales = trap(strength=0.5, weighting="none", cap=100.0), np.random.default_rng(3)
     scale = defense.draw(np.random.default_rng(3))
     found = defense.objective(lambda s: s * torch.nn.functional.dropout(torch.ones(1000)).sum(), scales, 7)
@@ -213,7 +213,7 @@ SUITE = {
 
 
 @both_kinds
-def test_from_the_release_to_the_records(spec: str, place: Make, run_all: Any) -> None:
+def test_a_run_records_every_coefficient_and_the_yardstick(spec: str, place: Make, run_all: Any) -> None:
     where = place(defenses=["none", spec], **SUITE)
     found = run_all(where)
     name = str(next(job.defense for job in where.plan.jobs() if job.defense.name == "trap2"))
@@ -331,7 +331,7 @@ def test_distillation_learns_the_releases_logits(spec: str, place: Make) -> None
     assert -float(answers.log().mean()) == pytest.approx(task.loss(teacher, batch).item(), rel=1e-4)
 
 
-def test_the_yardstick_is_for_updates() -> None:
+def test_the_yardstick_applies_to_defenses_that_release_an_update() -> None:
     yardstick = scale_loss.ScaleLoss()
     assert yardstick.applies(trap()) is None
     assert yardstick.applies(registry.create("defenses", "none")) == "the defense releases no update"
@@ -340,7 +340,7 @@ def test_the_yardstick_is_for_updates() -> None:
 # ---------------------------------------------------------------------------------------------------- the paper's suite
 
 
-def test_the_papers_suite_plans() -> None:
+def test_the_paper_suite_plans_every_row_and_attack_of_its_claims() -> None:
     suite = read("paper-trap2")
     whole = plan(suite)
     rows = {str(cell.defense) for cell in whole.cells}

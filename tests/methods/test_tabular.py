@@ -74,7 +74,7 @@ def test_linear_model_saves_and_loads_bit_for_bit(tmp_path: Path, dtype: torch.d
         assert torch.equal(weight, again.state_dict()[name])
 
 
-def test_linear_model_is_the_papers() -> None:
+def test_the_linear_model_computes_the_equation_of_the_paper() -> None:
     network = _network(4, 2)
     generator = torch.Generator().manual_seed(0)
     theta, probe, inputs = (torch.randn(*shape, generator=generator).double() for shape in ((4, 4), (4, 2), (7, 4)))

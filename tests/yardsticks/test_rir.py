@@ -91,7 +91,7 @@ def test_a_named_primary_task_goes_before_what_the_model_was_pretrained_on() -> 
     assert values[0] == values[1]
 
 
-def test_nothing_changed_is_a_ratio_of_one() -> None:
+def test_an_unchanged_model_has_a_ratio_of_one() -> None:
     found = registry.create("yardsticks", "rir").measure(_inspection(_linear(), _linear(), ("diabetes",), "diabetes"))
     assert {found.values[name] for name in ("rir", "harmful", "primary")} == {1.0}
     assert found.values["norm_ratio"] == found.values["norm_ratio_undefended"] < 1
@@ -145,7 +145,7 @@ def test_a_defense_that_is_told_its_owners_task_has_no_harmful_one() -> None:
     assert "owner" in (reason or "")
 
 
-def test_a_suite_reads_it_off_the_release(tmp_path: Path, cache: Path, run_all: Callable[..., Any]) -> None:
+def test_a_run_reads_it_off_the_release(tmp_path: Path, cache: Path, run_all: Callable[..., Any]) -> None:
     suite = tiny_suite(defenses=["none", IMMUNIZED], attacks=["none"], yardsticks=["rir[groups=2,size=20,steps=3]"])
     place = Workplace(plan(suite), Store(tmp_path / "results", cache))
     read = [record for record in run_all(place).values() if record.role == "yardstick"]
