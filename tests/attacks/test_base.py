@@ -1,4 +1,4 @@
-"""Attackers who hold the undefended base or a sibling: where they move a release to, and what that undoes."""
+"""Attacks that know the undefended base or a second checkpoint: where they start the sweep, and what it restores."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ Weights = Mapping[str, Tensor]
 
 @dataclass(frozen=True)
 class Scene:
-    """A base that knows the task by heart, a start that knows nothing of it, and who attacks with a tiny budget."""
+    """A base trained on every split of the task, an untrained start, and attackers with a tiny budget."""
 
     place: Workplace
     base: Model
@@ -149,7 +149,7 @@ def test_holding_the_second_checkpoint_undoes_large_noise_on_the_release(scene: 
 
 
 def test_extrapolate_restores_a_task_that_was_subtracted(scene: Callable[..., Scene]) -> None:
-    """Ilharco et al.'s forgetting, θ - τ, undone before the sweep begins."""
+    """The release is θ - τ (forgetting by Ilharco et al.); the attack restores the task before the sweep begins."""
     found = scene(budget={"durations": [40], "learning_rates": {"adamw": [1e-2, 3e-2]}})
     by_heart = dict.fromkeys(("train", "validation", "test"), found.task.split("train"))
     object.__setattr__(found.task, "splits", by_heart)
@@ -167,7 +167,7 @@ def test_extrapolate_restores_a_task_that_was_subtracted(scene: Callable[..., Sc
 def test_difference_starts_from_the_amount_that_is_best_after_short_tuning(
     to: Any, share: float, scene: Callable[..., Scene]
 ) -> None:
-    """Short of what was learnt, and beyond it."""
+    """The release lies at 0.3 of the way from start to base, or beyond the base at 1.5."""
     found = scene()
     release = Model(line(found.start.network, found.base.network, share), found.base.tokenizer)
     begun = found.beginning(Difference(to), release, **{f"_{to}": found.start})
@@ -213,7 +213,7 @@ def test_extrapolate_adds_the_task_vector_of_the_base_at_the_best_scale(scene: C
 
 
 def test_attacks_start_from_the_release_where_short_tuning_diverges(scene: Callable[..., Scene]) -> None:
-    """A release may make common learning rates explode; the sweep has its own ways round that."""
+    """A release may make ordinary learning rates diverge; the sweep deals with that itself."""
     found = scene(budget={"learning_rates": {"adamw": [1e37, 1e38]}})
     assert not all(bool(weight.isfinite().all()) for weight in found.look(found.start.network, 2).parameters())
     for attack in (Difference(), Interpolate(), Extrapolate()):
@@ -276,7 +276,7 @@ def test_the_guess_is_the_absolute_difference(scene: Callable[..., Scene]) -> No
 
 
 def test_records_of_difference_count_every_step_and_score_the_guess(place: Place, run_all: Callable[..., Any]) -> None:
-    """A sibling shows the mask; it is no help where there is none, and every look is counted."""
+    """A second checkpoint reveals the mask, and is not planned where there is no mask; every tuning step is counted."""
     attacks = ["none", "difference", "difference[to=sibling]"]
     here = place(defenses=["none", "random_mask", "narrow"], attacks=attacks)
     skips = {(skip.defense, skip.attack) for skip in here.plan.skips}

@@ -1,4 +1,4 @@
-"""Noise, pruning, quantisation: each does to the weights what it says, once, and fine-tuning may undo it."""
+"""Noise, pruning and quantisation: what each does to the weights, once, before fine-tuning of all of them."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_noise_is_as_large_as_it_says(kind: str, scale: float) -> None:
     for name, weight in network.named_parameters():
         size, noise = weight.detach().numpy(), (noisy[name] - weight).detach().numpy()
         found = np.sqrt((noise**2).mean()) / (scale * max(np.sqrt((size**2).mean()), 1e-30))
-        # The mean square of n normal numbers strays from 1 by sqrt(2/n), its root by half of that.
+        # The mean square of n normal numbers deviates from 1 by sqrt(2/n), its root by half of that.
         assert found == pytest.approx(1 if size.any() else 0, abs=4 / math.sqrt(2 * weight.numel())), name
     assert noisy.keys() == dict(network.named_parameters()).keys()
 
@@ -121,7 +121,7 @@ def test_pruned_weights_are_free_to_move() -> None:
 
 
 def channels(network: PreTrainedModel) -> dict[str, np.ndarray[Any, Any]]:
-    """The weights of the linear layers [channel, input], in float64; GPT-2 keeps its own the other way round."""
+    """The weights of the linear layers [channel, input], in float64; GPT-2 stores the transpose."""
     head = network.get_output_embeddings()
     found = {}
     for name, module in network.named_modules():

@@ -1,4 +1,4 @@
-"""How much data an attack trains on: never other documents to choose or to score by, in whatever order attacks run."""
+"""How much data an attack trains on. Validation and test documents are the same for all, in any order of attacks."""
 
 from __future__ import annotations
 
@@ -127,7 +127,7 @@ def test_low_data_trains_on_its_share_and_on_nothing_else() -> None:
 
 
 def test_records_do_not_depend_on_the_order_of_attacks(sliced: str, place: Place, bare: Callable[[Any], Any]) -> None:
-    """Tasks stay loaded in a process: what one attack was given must not reach the next."""
+    """Tasks stay loaded in a process; the documents of one attack must not reach the next."""
     found = []
     for results, step in (("forwards", 1), ("backwards", -1)):
         forget_tasks()

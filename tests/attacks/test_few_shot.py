@@ -1,4 +1,4 @@
-"""Prompting: the same likelihoods as the prompt written out, within the window, and a gain where a network reads it."""
+"""Prompting: the likelihoods are those of the full text, the prompt fits the window, and a copying network gains."""
 
 from __future__ import annotations
 
@@ -233,7 +233,7 @@ def test_counts_that_exceed_the_window_are_not_tried(place: Place) -> None:
 
 
 class Recalling(nn.Module):
-    """Says what came after the last place where it saw the present token: what induction heads do."""
+    """Predicts the token that followed the last occurrence of the present one, as induction heads do."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Attacks on all weights or on one end of them: what they ask of the budget, and what they train."""
+"""Attacks on all weights or on the first or last blocks: their changes to the budget, and what they train."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ FIELDS = {"gpt2": "n_layer", "llama": "num_hidden_layers", "qwen3": "num_hidden_
 
 def network_of(kind: str, blocks: int, *, tied: bool) -> PreTrainedModel:
     base = kind.removeprefix("dlr-")
-    # As many blocks in a DLR-Net as the decoder has: the outer list of the two is meant.
+    # A DLR-Net gets as many blocks as the decoder: the attack must pick the decoder's list.
     locked = {"dlr_depth": blocks} if base != kind else {}
     settings = {"model_type": kind, **ARCHITECTURES[base], **locked, FIELDS[base]: blocks, "tie_word_embeddings": tied}
     return build({**settings, "vocab_size": 50}, None, 0, "cpu").network
@@ -104,7 +104,7 @@ def test_only_the_blocks_at_one_end_are_trained(kind: str, end: str, share: floa
     assert {name for name, weight in adapted.named_parameters() if weight.requires_grad} == blocks | (
         tables if end == "first" else behind
     )
-    # What has no gradient (a key's bias, say) may be free and stay.
+    # A free parameter without a gradient, such as the bias of the keys, stays as it is.
     assert moved <= blocks | (tables if end == "first" else behind)
     assert moved & blocks
     assert moved & (tables if end == "first" else behind)

@@ -1,4 +1,4 @@
-"""Healing and its control: what is trained on which text, what comes of it, and what it is said to have cost."""
+"""Healing and its control: which weights are trained on which text, the loss after it, and the recorded cost."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def text_loss(network: nn.Module, tokens: Tensor) -> Tensor:
 
 
 def flops(network: nn.Module, tokens: Tensor) -> float:
-    """Of forward and backward of one step."""
+    """FLOPs of one step, forward and backward."""
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
         network(input_ids=tokens, labels=tokens).loss.backward()
     return float(counter.get_total_flops())
@@ -69,7 +69,7 @@ def test_the_first_step_of_healing_is_an_adamw_step_on_the_text(cache: Any) -> N
     text_loss(network, steps[2]).backward()  # type: ignore[no-untyped-call]
     nn.utils.clip_grad_norm_(network.parameters(), 1.0)
     optimizer.step()
-    # AdamW's first step is a sign, so that rounding decides it where a gradient is next to nothing.
+    # The first step of AdamW is the sign of the gradient; rounding decides it where the gradient is almost zero.
     near = [torch.isclose(a, b, atol=1e-5) for a, b in zip(network.parameters(), found.parameters(), strict=True)]
     assert torch.cat([one.flatten() for one in near]).double().mean() > 0.99
 

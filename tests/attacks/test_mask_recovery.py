@@ -1,4 +1,4 @@
-"""Mask recovery: each estimator finds what leaks through its channel and claims nothing where nothing does."""
+"""Mask recovery: each estimator finds a mask that leaks through its own channel, and guesses at chance elsewhere."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def weights(network: nn.Module) -> dict[str, Tensor]:
 
 @dataclass(frozen=True)
 class Leaky(Defense):
-    """Trains nothing: half of the weights are marked, and they differ from the rest in one way alone, or in none."""
+    """Trains nothing. Half of the weights are in the mask; they differ from the rest in one way or in none."""
 
     stage: ClassVar[Any] = "pretrain"
     keeps_secret: ClassVar[bool] = True
@@ -81,7 +81,7 @@ def gradients(model: Model, tokens: Tensor) -> dict[str, Tensor]:
 
 
 def attacked(place: Workplace, defense: Leaky, estimator: str, **settings: Any) -> tuple[Mapping[str, float], int]:
-    """How well the estimator does on a planted release, and over how many weights."""
+    """The scores of the estimator's guess on such a release, and the number of weights."""
     owner = Owner(place, 0)
     protected = defense.protect(owner.build(), owner)
     assert protected.secret is not None
@@ -175,7 +175,7 @@ def test_mixtures_rounding_and_constants_show_no_bound() -> None:
 
 
 def test_support_marks_weights_beyond_the_bound_and_no_others() -> None:
-    """One layer shows its bound, one does not, one has that of the architecture."""
+    """One layer shows its bound, one has none, and one has a bound that is known from the architecture."""
     inside, outside = draw(BOUNDED["uniform"], 20_000), draw(stats.norm(0, 0.2), 20_000, seed=1)
     layers = {
         "shown": torch.cat([inside, outside]),
@@ -228,7 +228,7 @@ def test_likelihood_is_the_posterior_of_the_mixture_that_was_planted(shrunk: flo
 
 @pytest.mark.parametrize(("hinted", "slope"), [("mask", 1.0), ("noise", 0.0)])
 def test_a_hint_counts_in_the_likelihood_as_much_as_it_agrees_with_the_weights(hinted: str, slope: float) -> None:
-    """Hints of two log-odds to either side, right as often as they say, or of the same size and worth nothing."""
+    """Hints of two log-odds, either right as often as that means or unrelated to the mask."""
     count = 40_000
     mask = torch.arange(count) < count // 2
     layer = torch.where(mask, draw(stats.norm(0, 0.1), count), draw(stats.norm(0, 0.02), count, seed=1))
@@ -243,7 +243,7 @@ def test_a_hint_counts_in_the_likelihood_as_much_as_it_agrees_with_the_weights(h
 
 @pytest.mark.parametrize("factor", [1.0, 0.37])
 def test_gains_and_biases_are_marked_where_they_left_their_initial_constant(factor: float) -> None:
-    """Gains and biases: the complement shares one factor to the bit, even where a norm has a single one left."""
+    """Outside the mask all are the same multiple of the initial value, bit for bit, even if only one is left."""
     gains = {"one": torch.ones(48), "other": torch.ones(48), "bias": torch.zeros(48)}
     mask = {"one": torch.arange(48) > 0, "other": torch.arange(48) > 5, "bias": torch.arange(48) % 3 > 0}
     layers = {}
@@ -295,7 +295,7 @@ def test_independent_networks_are_not_related() -> None:
 
 
 def told(steps: list[dict[str, Tensor]], **fields: Any) -> Any:
-    """A context whose training shows the gradients, or takes the steps, that it is told."""
+    """A context whose training shows these gradients or takes these steps."""
 
     def train(network: nn.Module, loss: Any, *, steps: int, learning_rate: float, each_step: Any) -> None:
         for step, shown in enumerate(fields["told"], 1):
@@ -387,7 +387,7 @@ def test_gradient_statistics_are_those_of_the_text_that_was_read(
 
 
 def test_a_combination_beats_its_features_and_is_deterministic() -> None:
-    """Two features that each tell a little, one that tells nothing; learnt on one draw, tried on another."""
+    """Two informative features and a useless one, learnt on some draws and tried on another."""
 
     def drawn(seed: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         generator = torch.Generator().manual_seed(seed)

@@ -1,4 +1,4 @@
-"""Attacks that keep no activations: the numbers of backpropagation from fewer bytes, and slopes without it."""
+"""Attacks that store no activations: checkpointing gives the same numbers, MeZO estimates slopes without gradients."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""LoRA, DoRA and BitFit: their formulas against weights merged by hand, and that nothing else moves."""
+"""LoRA, DoRA and BitFit: their formulas against weights merged by hand; no other weight moves."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ KINDS = (*ARCHITECTURES, "dlr-gpt2", "dlr-llama", "dlr-qwen3")
 
 
 def network_of(kind: str) -> PreTrainedModel:
-    """A tiny network of an architecture, of DLR-Nets in the place of its MLPs if it says so; no weight is zero."""
+    """A tiny network, with DLR-Nets instead of MLPs for the kinds `dlr-…`; no weight is zero."""
     base = kind.removeprefix("dlr-")
     locked = {"dlr_depth": 2} if base != kind else {}
     network = build({"model_type": kind, **ARCHITECTURES[base], "vocab_size": 50, **locked}, None, 0, "cpu").network

@@ -1,4 +1,4 @@
-"""The pipeline: which of its preparations and tuners stands, what it pays for, and what may be written in its spec."""
+"""The pipeline: which preparation and tuner it picks, what it counts as cost, and which specs it accepts."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def pipeline(**parameters: Any) -> Attack:
 
 
 def scene(place: Workplace) -> tuple[Model, Task, Callable[[Attack], Attacker]]:
-    """A release that knows the task by heart, the task, and the context of an attack on it."""
+    """A release trained on every split of the task, the task, and the context of an attack on it."""
     model = Owner(place, 0).build()
     task = FirstWord().load(task_context(place, model))
     by_heart(model.network, task)
@@ -134,7 +134,7 @@ def score(task: Task, outcome: Outcome) -> float:
 
 @pytest.mark.parametrize("order", [("weights[by=0.01]", "weights[by=100]"), ("weights[by=100]", "weights[by=0.01]")])
 def test_the_best_preparation_by_validation_stands(parts: None, order: tuple[str, ...], place: Place) -> None:
-    """A release whose weights are a hundredth of what they were is mended by one of two, whichever comes first."""
+    """All weights were divided by 100; one of the two preparations undoes that, in either order."""
     attack = pipeline(preparations=order, tuners=("weights",))
     outcome, prepared, _, task = attacked(attack, 0.01, place())
     assert [part.model.network is prepared.model.network for part in prepared.parts] == [True, False, False]
@@ -172,7 +172,7 @@ def test_the_best_tuner_stands_and_the_cost_is_that_of_all(parts: None, order: t
 
 
 def test_a_tuner_runs_its_own_preparation_on_a_copy(parts: None, place: Place) -> None:
-    """Its own preparation comes on top of the chosen one, on a copy."""
+    """The tuner prepares a copy of what the chosen preparation made."""
     outcome, prepared, *_ = attacked(pipeline(preparations=(), tuners=("weights[by=2]",)), 1.0, place())
     doubled = {name: 2 * weight for name, weight in weights(prepared.model).items()}
     assert same(doubled, weights(Model(outcome.network)))  # type: ignore[arg-type]
@@ -194,7 +194,7 @@ def test_a_preparation_is_tried_only_where_it_applies(parts: None, place: Place)
 def test_records_count_every_step_once_and_a_resumed_run_writes_the_same(
     parts: None, place: Place, run_all: RunAll, bare: Callable[[Any], Any]
 ) -> None:
-    """What each preparation spends and every look, once; and a resumed job writes what a whole one writes."""
+    """The cost counts each preparation and each short tuning once; a resumed job writes the same records."""
     spec = "pipeline[preparations=trains[steps=2]+weights[by=2]+trains,tuners=full+weights]"
     both = ["toy_topic", "toy_tone"]
 

@@ -1,4 +1,4 @@
-"""Preconditioned heads: each solver finds the optimum whatever the condition number, and the sweep begins there."""
+"""Preconditioned heads: each solver finds the optimum at any condition number, and the sweep starts there."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ BUDGET = Budget(learning_rates={"adamw": (1e-4, 1e-3)}, durations=(10, 30), batc
 
 @dataclass(frozen=True)
 class Rows:
-    """Inputs [N, D] and targets [N, 1]; also a split of all of them."""
+    """Inputs [N, D] and targets [N, 1]; a batch and a split at once."""
 
     inputs: Tensor
     targets: Tensor
@@ -45,7 +45,7 @@ class Rows:
 
 @dataclass(frozen=True)
 class Table(Task):
-    """Squares, or the likelihood of two classes ±1; every split is the same rows."""
+    """Regression by squares, or classification into ±1; every split has the same rows."""
 
     rows: Rows
     classes: bool = False
@@ -136,7 +136,7 @@ def test_newton_follows_a_falling_penalty_to_the_optimum() -> None:
     read = gaps[:: precondition.NEWTON_STEPS]
     assert read == sorted(read, reverse=True)
     assert abs(gaps[-1]) < 1e-7
-    # With a penalty what is found is where the penalised loss is flat.
+    # With a penalty, the solution is where the penalised loss is flat.
     steps, penalised = precondition.NEWTON_STEPS, replace(problem, penalty=precondition.PENALTIES[1])
     flat = penalised.slope(weights[2 * steps])[1] @ problem.inverse
     assert float(flat.norm()) < 1e-2 * float((penalised.slope(weights[0])[1] @ problem.inverse).norm())

@@ -1,4 +1,4 @@
-"""Rebalancing: it trains what computes the same, and what was planted makes no difference to it."""
+"""Rebalancing: the rewritten network computes the same function, and rescaled weights do not change the attack."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def base(place: Place, architecture: str) -> tuple[Workplace, PreTrainedModel]:
 
 @torch.no_grad()
 def planted(network: PreTrainedModel) -> PreTrainedModel:
-    """The same function from weights of all sizes."""
+    """The same function, with weights rescaled by factors of 300 and 1000."""
     network = copy.deepcopy(network)
     found = anatomy(network)
     assert found is not None

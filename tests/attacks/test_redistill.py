@@ -1,4 +1,4 @@
-"""Re-distillation: an ordinary network comes out, it says what the release says, and its cost is the steps' own."""
+"""Re-distillation: the result is an ordinary network close to the release, and its cost is that of its steps."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def base(kind: str, seed: int = 0, **changes: Any) -> PreTrainedModel:
 
 
 def speaking(network: PreTrainedModel) -> PreTrainedModel:
-    """With MLPs that say something beside the rest: fresh ones say nearly nothing, fresh DLR-Nets nothing."""
+    """The network with MLPs of large weights: fresh MLPs add almost nothing, fresh DLR-Nets add zero."""
     generator = torch.Generator().manual_seed(1)
     for mlp in dlr.mlps(network).values():
         for weight in mlp.parameters():

@@ -1,4 +1,4 @@
-"""Re-initialised blocks: which are drawn anew, from what, and how often."""
+"""Re-initialised blocks: which are drawn anew, with which seed, and how many."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ each_architecture = pytest.mark.parametrize("kind", list(ARCHITECTURES))
 
 
 def base(kind: str, **changes: Any) -> PreTrainedModel:
-    """A network with opinions: a fresh one finds every word as likely as any other."""
+    """A network with unequal word probabilities; those of a fresh one are nearly equal."""
     settings = {"model_type": kind, **ARCHITECTURES[kind], "vocab_size": 12, **changes}
     network = models.build(settings, None, 0, "cpu").network
     generator = torch.Generator().manual_seed(1)
@@ -51,7 +51,7 @@ def released(spec: str, kind: str = "gpt2") -> tuple[Attack, Release, Any, Any]:
 @each_architecture
 @pytest.mark.parametrize("locked", [False, True])
 def test_each_token_is_drawn_given_all_tokens_before_it(kind: str, locked: bool) -> None:
-    """The same draws without a cache, each from a pass over all that was written before."""
+    """The same random draws without a cache: one pass over the whole text for each token."""
     network = dlr.lock(base(kind), 2).eval() if locked else base(kind)
     with seeded(4):
         found = replay.written(network, 3, 6, 20)
@@ -109,7 +109,7 @@ def test_a_release_without_words_is_refused(cache: Any) -> None:
 
 
 class Sweeping:
-    """A context that shows what is swept."""
+    """A context whose sweep returns the task that it is given."""
 
     def sweep(self, model: Model, task: Any, **options: Any) -> Any:
         assert not options

@@ -1,4 +1,4 @@
-"""Soft masks: the network is the release at first, and then moves as far as rates or gates let it."""
+"""Soft masks: training starts at the release and moves each weight as far as its rate or gate allows."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def network(place: Place, architecture: str = "gpt2") -> Any:
 
 
 def values(net: nn.Module, like: nn.Module) -> dict[str, Tensor]:
-    """What each of the plain network's weights is in the other."""
+    """The values in `net` of the parameters that `like` has."""
     found = {}
     for name, _ in like.named_parameters():
         owner, own = name.rpartition(".")[::2]
@@ -69,7 +69,7 @@ def test_before_training_it_is_the_release_bit_for_bit(by: str, architecture: st
 
 @each_architecture
 def test_each_tensor_moves_at_its_own_rate(architecture: str, place: Place) -> None:
-    """AdamW's first step is as long as its rate wherever there is a gradient worth the name."""
+    """The first step of AdamW is as long as its rate wherever the gradient is not almost zero."""
     plain = network(place, architecture)
     soft = displaced(copy.deepcopy(plain), KINDS["rates"])
     before = values(soft, plain)
@@ -92,7 +92,7 @@ def test_each_tensor_moves_at_its_own_rate(architecture: str, place: Place) -> N
 
 
 def test_gates_open_where_a_larger_step_lowers_the_loss(place: Place) -> None:
-    """A loss that wants one weight far away and another where it is."""
+    """A loss that pulls one weight far away and keeps the other near its place."""
     layer = nn.Linear(2, 1, bias=False)
     with torch.no_grad():
         layer.weight.zero_()

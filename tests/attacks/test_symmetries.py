@@ -1,4 +1,4 @@
-"""Rewrites that keep the function: equal logits in float64 whatever was planted, and what is canonical about them."""
+"""Rewrites that keep the function: equal logits in float64 after any rescaling, and a canonical form of the weights."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def exact(norm: Any, hidden: Tensor) -> Tensor:
 
 @torch.no_grad()
 def drawn(shape: str, seed: int = 0, **changes: Any) -> PreTrainedModel:
-    """A model in float64 with weights that say something, and random gains and biases."""
+    """A model in float64 with large random weights, gains and biases."""
     network = models.build({**SHAPES[shape], "vocab_size": 50, **changes}, None, 0, "cpu").network.double().eval()
     for module in network.modules():
         if isinstance(module, LlamaRMSNorm | Qwen3RMSNorm):
@@ -272,7 +272,7 @@ def test_units_that_cancel_are_merged(shape: str) -> None:
 
 
 def test_a_gated_unit_keeps_as_many_copies_as_its_map_has_ranks() -> None:
-    """Two units with one gate and different linear factors write a map of rank two, and neither can go."""
+    """Two units with the same gate and different linear factors make a map of rank two: both are needed."""
     network = drawn("llama")
     units = anatomy(network).blocks[0].units[0]  # type: ignore[union-attr]
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""Parameters out of range: refused when the plugin is created, with words that name what is wrong."""
+"""Parameters out of range are refused when the plugin is created, by a message that names the parameter."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ REFUSED: dict[registry.Kind, dict[str, str]] = {
 
 
 def refusal(kind: registry.Kind, spec: str) -> str:
-    """What is said against the spec; nothing where it is accepted."""
+    """The error message of creating this plugin; empty where there is no error."""
     try:
         registry.create(kind, spec)
     except NftbenchError as error:

@@ -1,4 +1,4 @@
-"""Every plugin of ours against the contract of nftbench.testing, and the contract against plugins that break it."""
+"""Every plugin that nftbench ships keeps the contract of nftbench.testing, and plugins that break it are caught."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ NEED_OTHERS = ("ag_news", "blimp", "sst2", "diabetes", "digits_pair", "house_pri
 
 
 def specs(kind: registry.Kind) -> list[str]:
-    """A spec or more for each plugin that nftbench ships."""
+    """One or more specs of each plugin that nftbench ships."""
     ours = [plugin.name for plugin in registry.available(kind).values() if plugin.origin == "nftbench"]
     return [spec for name in ours for spec in SPECS.get(kind, {}).get(name, (name,))]
 
@@ -194,16 +194,6 @@ class Promises(Plain):
 class LeavesABuffer(Plain):
     def protect(self, model: Model, context: Any) -> Protected:
         model.network.register_buffer("kept", torch.ones(3))
-        return Protected(model)
-
-
-@dataclass(frozen=True)
-class Wraps(Plain):
-    """A function that does not survive publication."""
-
-    def protect(self, model: Model, context: Any) -> Protected:
-        head = model.network.get_output_embeddings()
-        model.network.set_output_embeddings(nn.Sequential(head))
         return Protected(model)
 
 
@@ -371,7 +361,7 @@ def test_a_longer_attack_passes_with_an_allowance(cache: Path) -> None:
 
 
 def changed(**methods: Any) -> Any:
-    """The built-in task of the contract, with some methods of its own."""
+    """The task `FirstWord` with some methods replaced."""
     from nftbench.testing import FirstWord
 
     @dataclass(frozen=True)

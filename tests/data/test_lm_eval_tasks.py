@@ -1,4 +1,4 @@
-"""Text tasks: the same picks and log-likelihoods as lm-eval on the saved release; splits, training loss, bad input."""
+"""Text tasks: choices and log-likelihoods as in lm-eval on the saved release; splits, training loss, bad input."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def settings(**limits: int) -> Any:
 
 @pytest.fixture(scope="module")
 def shape() -> Any:
-    """Builds a model of a shape whose answers are not all alike."""
+    """Builds a model of this shape with random weights, so that its answers differ."""
     tokenizer = word_tokenizer(WORDS)
 
     def build(name: str) -> Model:

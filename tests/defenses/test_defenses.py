@@ -1,4 +1,4 @@
-"""What single defenses promise of their own; what all promise is in test_contracts.py."""
+"""Promises of single defenses; the promises of all are in tests/contract/test_contracts.py."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_ratio_1_keeps_everything_and_is_plain_pretraining(scope: str, place: Pl
 
 
 class Told:
-    """An owner whose pre-training shows gradients as they are told, one entry for each step."""
+    """An owner whose pre-training shows the given gradients, one for each step."""
 
     seed = 0
 

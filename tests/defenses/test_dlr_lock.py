@@ -1,4 +1,4 @@
-"""DLR-Lock: the networks in the place of the MLPs, what they cost, their distillation, and the release's way out."""
+"""DLR-Lock: the networks that replace the MLPs, their cost and distillation, and loading the release elsewhere."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def base(kind: str, **changes: Any) -> PreTrainedModel:
 
 
 def locked(kind: str, depth: int = 4, **changes: Any) -> PreTrainedModel:
-    """A locked model whose DLR-Nets say something: fresh ones say 0."""
+    """A locked model with random DLR-Nets; fresh ones output 0."""
     network = dlr.lock(base(kind, **changes), depth)
     generator = torch.Generator().manual_seed(1)
     for module in network.modules():

@@ -98,7 +98,7 @@ def test_without_strength_one_pass_is_enough() -> None:
 @both_kinds
 @pytest.mark.parametrize("scale", [-0.5, 0.3, 1.0, 1.7])
 def test_a_scaled_pass_is_that_of_the_scaled_update(spec: str, scale: float, place: Make) -> None:
-    """In value, and in the gradient: of the loss at W0 + s·D by D it is s times that of the moved network's weights."""
+    """Equal loss; and the gradient by the update D at W0 + s·D is s times the gradient by the weights."""
     where, defense = place(), replace(registry.create("defenses", spec), dropout=0.0)
     base = make_base(where, 0)
     task = Owner(where, 0, defense.told()).task("toy_topic")
@@ -124,7 +124,7 @@ def test_a_scaled_pass_is_that_of_the_scaled_update(spec: str, scale: float, pla
 
 @pytest.mark.parametrize("update", ["lora", "full"])
 def test_a_huge_strength_stays_finite(update: Any, place: Make) -> None:
-    """Uncapped, J falls without end; capped, it is bounded and the weights with it."""
+    """Without the cap J has no lower bound; with it, J and the weights stay finite."""
     _, protected = protect(place(), trap(update=update, strength=1e6, weighting="inv", steps=40))
     assert protected.update is not None
     for weight in (*protected.release.network.parameters(), *protected.update.weights.values()):

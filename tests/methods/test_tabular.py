@@ -1,4 +1,4 @@
-"""The linear family and its tasks: what is read, how it is divided, what the scores are."""
+"""The linear model and its tabular tasks: reading files, splits and scores."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The yardstick `rir`: its numbers against numpy, on both families of models, and where it has nothing to measure."""
+"""The yardstick `rir`: its numbers against numpy on both families of models, and the defenses it applies to."""
 
 from __future__ import annotations
 

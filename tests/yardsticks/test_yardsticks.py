@@ -1,4 +1,4 @@
-"""Yardsticks of cost and of secret masks, against numbers worked out another way."""
+"""Yardsticks of cost and of secret masks, each against an independent computation."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def test_cost_of_a_locked_model(kind: str) -> None:
     assert found["peak_ratio"] > 1
     assert found["parameter_ratio"] == pytest.approx(1, rel=0.02)
     assert found["step_flops_ratio"] == pytest.approx(1, rel=0.05)
-    # What the whole model keeps grows by what its one MLP grows.
+    # The activations of the whole model grow by as much as those of its one MLP.
     grown = found["saved_per_token"] * (1 - 1 / found["saved_ratio"])
     assert grown == pytest.approx(found["mlp_saved"] * (1 - 1 / found["mlp_ratio"]), rel=0.2)
     assert found["backward_over_forward"] > 0
