@@ -6,7 +6,7 @@ import copy
 import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import get_args
 
 import torch
@@ -46,10 +46,11 @@ def check_attack(
         with temporary_workplace(tiny_suite(architecture)) as place:
             release, context = attack_inputs(place, plugin)
             task = FirstWord().load(task_context(place, release.model))
-            reached = [_adapt(plugin, release, task, context) for _ in range(2)]
-            (outcome, trained, beside), (again, *_) = reached
-            _check_outcome(plugin, outcome, release, task, context, trained, beside, allowance)
-            same = outcome.curve == again.curve and identical(outcome.network.state_dict(), again.network.state_dict())
+            first, second = (_adapt(plugin, release, task, context) for _ in range(2))
+            _check_outcome(first.outcome, task)
+            _check_steps(plugin, first, context, allowance)
+            networks = (one.outcome.network.state_dict() for one in (first, second))
+            same = first.outcome.curve == second.outcome.curve and identical(*networks)
             promise(same, f"the same seed gives the same outcome ({architecture})")
 
 
@@ -84,11 +85,20 @@ def attack_inputs(place: Workplace, plugin: Attack) -> tuple[Release, Attacker]:
     return release, context
 
 
-def _adapt(plugin: Attack, release: Release, task: Task, context: Attacker) -> tuple[Outcome, int, Ledger]:
-    """One attack on a copy of the release, the optimizer steps of `adapt`, and what it spent beside the sweep."""
+@dataclass(frozen=True)
+class _Adapted:
+    """One attack: its outcome, the optimizer steps that `adapt` took, and what it spent besides the sweep."""
+
+    outcome: Outcome
+    steps: int
+    besides: Ledger
+
+
+def _adapt(plugin: Attack, release: Release, task: Task, context: Attacker) -> _Adapted:
+    """Attack a copy of the release."""
     own = replace(release, model=Model(copy.deepcopy(release.model.network), release.model.tokenizer))
     steps: Counter[type] = Counter()
-    beside = replace(context, ledger=Ledger())  # as the referee gives `adapt` one of its own
+    own_ledger = replace(context, ledger=Ledger())  # the referee too gives `adapt` a ledger of its own
     with keeps_random_state("prepare"):
         prepared = plugin.prepare(own, context)
     promise(isinstance(prepared, Prepared), f"prepare returns Prepared, not {type(prepared).__name__}")
@@ -96,7 +106,7 @@ def _adapt(plugin: Attack, release: Release, task: Task, context: Attacker) -> t
     handle = register_optimizer_step_post_hook(lambda optimizer, *_: steps.update([type(optimizer)]))
     try:
         with keeps_random_state("adapt"):
-            outcome = plugin.adapt(prepared, AttackersTask(task), beside)
+            outcome = plugin.adapt(prepared, AttackersTask(task), own_ledger)
     except NftbenchError as error:
         raise BrokenPromiseError(f"adapt runs on an undefended model: {error}") from error
     finally:
@@ -106,20 +116,11 @@ def _adapt(plugin: Attack, release: Release, task: Task, context: Attacker) -> t
         identical(before, prepared.model.network.state_dict()),
         "adapt leaves the prepared model as it is, for the next task",
     )
-    # Muon goes together with an AdamW for the rest, so that one step of the engine counts once for each.
-    return outcome, max(steps.values(), default=0), beside.ledger
+    # Muon comes with an AdamW for the other weights: one step of the engine is one step of each.
+    return _Adapted(outcome, max(steps.values(), default=0), own_ledger.ledger)
 
 
-def _check_outcome(
-    plugin: Attack,
-    outcome: Outcome,
-    release: Release,
-    task: Task,
-    context: Attacker,
-    steps: int,
-    beside: Ledger,
-    allowance: float,
-) -> None:
+def _check_outcome(outcome: Outcome, task: Task) -> None:
     for name, weight in outcome.network.named_parameters():
         promise(bool(torch.isfinite(weight).all()), f"the attacked weights are finite: {name}")
     attacked = task.evaluate(outcome.network, task.split("test"))
@@ -127,16 +128,21 @@ def _check_outcome(
     promise(outcome.validation is not None, "the outcome has a validation measurement")
     validation = task.evaluate(outcome.network, task.split("validation"))
     promise(validation == outcome.validation, "the outcome's network is the one that its validation measured")
-    if plugin.adaptation in OF_UPDATES:  # what it tries are coefficients, and what it trains are other updates
+
+
+def _check_steps(plugin: Attack, found: _Adapted, context: Attacker, allowance: float) -> None:
+    """Steps are counted, within the budget, and change the model."""
+    if plugin.adaptation in OF_UPDATES:  # it tries coefficients of updates, and trains other updates
         return
-    # What is solved without an optimizer (least squares) has its steps in the curve alone.
+    outcome, steps, besides = found.outcome, found.steps, found.besides
+    # A solver without an optimizer (least squares) has steps in its curve only.
     taken = steps or max((point.step for point in outcome.curve), default=0)
     promise(plugin.trains == (taken > 0), f"trains is {plugin.trains}, and adapt took {taken} steps")
     if not plugin.trains:
         return
-    # FLOPs and memory are counted on one step more, of each sweep and of each training beside it.
-    more = 1 + len(plugin.uses()) + beside.runs
-    counted = outcome.cost.steps + beside.steps
+    # FLOPs and memory are measured on an extra step of each sweep and of each training besides it.
+    more = 1 + len(plugin.uses()) + besides.runs
+    counted = outcome.cost.steps + besides.steps
     promise(steps <= counted + more, f"the cost counts every step: {counted} of {steps}")
     budget = context.budget
     widest = max(len(grid) for grid in budget.learning_rates.values()) + 2 * budget.extension
