@@ -61,6 +61,18 @@ def plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, st
     return write
 
 
+@pytest.fixture
+def added(plugin: Callable[[str, str], Path]) -> Callable[[Path], str]:
+    """`added(path)`: the name of the plugin in this file, which is known as with --plugin until the test ends."""
+    from nftbench.planning import registry
+
+    def add(path: Path) -> str:
+        (found,) = registry.add_file(path)
+        return found.name
+
+    return add
+
+
 @pytest.fixture(scope="module")
 def known() -> Iterator[Callable[[Path], None]]:
     """`known(folder)`: its plugins are known as with --plugin, until the module ends."""

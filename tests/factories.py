@@ -1,4 +1,4 @@
-"""Small records with numbers that can be followed by hand: two tasks, one utility metric, attacks `none` and `full`."""
+"""Small records for tests of scoring: round numbers, two tasks, one utility metric, attacks `none` and `full`."""
 
 from __future__ import annotations
 
@@ -20,8 +20,10 @@ def measurement(value: float, *, loss: float | None = None, floor: float = 0.25,
 
 
 def row(defense: str, **changes: Any) -> Row:
-    """`none` is the reference, `early_stop` and `noise` are trivial, everything else claims to withstand attackers who
-    have nothing but the release, as attack `full` is one."""
+    """The facts about one defense: `none` is the reference, `early_stop` and `noise` are trivial controls.
+
+    Every other defense claims to withstand attackers who know only the release, such as `full`.
+    """
     trivial = defense.partition("[")[0] in ("early_stop", "noise")
     claim = None if trivial or defense == "none" else Claim()
     return replace(Row("pretrain", trivial, "none", claim=claim), **changes)
@@ -53,7 +55,7 @@ def record(defense: str, attack: str, task: str, seed: int, value: float, **chan
 
 
 def failed(one: Record, status: str = "failed") -> Record:
-    """The same cell, had it failed."""
+    """The record of the same cell if it had failed."""
     return replace(one, status=status, reason="boom", validation=None, attacked=None, picked=None)
 
 

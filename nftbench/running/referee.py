@@ -57,7 +57,7 @@ def execute(place: Workplace, job: Job) -> list[Record] | None:
             return None
         settled = place.store.settled_among(job.cells)
         cells = [cell for cell in job.cells if cell.key not in settled]
-        return _Referee(place, job).run(cells) if cells else []
+        return Referee(place, job).run(cells) if cells else []
 
 
 def protect(place: Workplace, job: Job) -> None:
@@ -67,7 +67,7 @@ def protect(place: Workplace, job: Job) -> None:
 
 
 @dataclass
-class _Referee:
+class Referee:
     """One job under way."""
 
     place: Workplace
@@ -277,7 +277,7 @@ def fail(place: Workplace, job: Job, status: Status, reason: str) -> list[Record
     """Write a failed record for each unsettled cell of a job that could not even start."""
     with place.store.claim(job.key) as mine:
         settled = place.store.settled_among(job.cells)
-        referee = _Referee(place, job)
+        referee = Referee(place, job)
         return [referee.write(cell, status, reason) for cell in job.cells if mine and cell.key not in settled]
 
 

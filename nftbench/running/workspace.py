@@ -85,6 +85,11 @@ def load_task(place: Workplace, spec: Spec, seed: int, model: Model) -> Task:
     return _tasks[wanted]
 
 
+def forget_tasks() -> None:
+    """Drop the tasks that `load_task` keeps for this process."""
+    _tasks.clear()
+
+
 @dataclass(frozen=True)
 class TaskSetting:
     """`TaskContext` of one model and base seed."""

@@ -76,7 +76,7 @@ def sweep(
     """
     if optimizer not in budget.learning_rates:
         raise NftbenchError(f"budget.learning_rates has no grid for {optimizer!r}")
-    run = _Run(model, task, budget, seed, device, adapter, gradient_mask, optimizer)
+    run = Sweep(model, task, budget, seed, device, adapter, gradient_mask, optimizer)
     grid = [rate * lr_scale for rate in budget.learning_rates[optimizer]]
     finite: tuple[Attempt, list[Point], bool] | None = None
     for attempt in _attempts(model, device):
@@ -173,7 +173,7 @@ def _attempts(model: Model, device: str) -> tuple[Attempt, ...]:
 
 
 @dataclass
-class _Run:
+class Sweep:
     """A sweep in progress: its settings, the current attempt, and the steps and seconds spent so far."""
 
     model: Model

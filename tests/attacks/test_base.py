@@ -1,4 +1,4 @@
-"""Attackers who hold the undefended base or a sibling: where they move a release to, and what that undoes."""
+"""Attacks that know the undefended base or a second checkpoint: where they start the sweep, and what it restores."""
 
 from __future__ import annotations
 
@@ -21,14 +21,13 @@ from nftbench.models import networks as models
 from nftbench.models.architectures import dlr
 from nftbench.planning import registry
 from nftbench.planning.plan import narrow
-from nftbench.running import attacker
 from nftbench.running.attacker import Attacker
 from nftbench.running.owner import Owner
 from nftbench.running.workspace import AttackersTask, Workplace
-from nftbench.testing import ARCHITECTURES, _FirstWord, _task_context
+from nftbench.testing import ARCHITECTURES, FirstWord, task_context
 from nftbench.training.preparation import Ledger, tuned
-from nftbench.training.sweep import unchanged
 from tests.by_heart import by_heart
+from tests.watched import Watched
 
 Place = Callable[..., Workplace]
 architectures = pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -37,7 +36,7 @@ Weights = Mapping[str, Tensor]
 
 @dataclass(frozen=True)
 class Scene:
-    """A base that knows the task by heart, a start that knows nothing of it, and who attacks with a tiny budget."""
+    """A base trained on every split of the task, an untrained start, and attackers with a tiny budget."""
 
     place: Workplace
     base: Model
@@ -54,31 +53,29 @@ class Scene:
                 weight.add_(noise * weight.square().mean().sqrt() * 3)
         return Model(network, self.base.tokenizer)
 
-    def context(self, **known: Any) -> Attacker:
-        return Attacker(seed=5, budget=self.place.suite.budget, device="cpu", **known)
+    def context(self, **known: Any) -> Watched:
+        return Watched(seed=5, budget=self.place.suite.budget, device="cpu", **known)
 
     def attack(self, attack: Attack, release: Model, **known: Any) -> Outcome:
+        return self.attacked_by(
+            Attacker(seed=5, budget=self.place.suite.budget, device="cpu", **known), attack, release
+        )
+
+    def attacked_by(self, context: Attacker, attack: Attack, release: Model) -> Outcome:
+        known = [model for model in (context._base, context._sibling) if model is not None]
+        before = [weights(model.network) for model in known]
         own = Release(Model(copy.deepcopy(release.network), release.tokenizer))
-        context = self.context(**known)
-        before = [weights(model.network) for model in known.values()]
         outcome = attack.adapt(attack.prepare(own, context), AttackersTask(self.task), context)
-        for model, one in zip(known.values(), before, strict=True):
+        for model, one in zip(known, before, strict=True):
             assert same(weights(model.network), one), "what the attacker holds stays as it is, for the next task"
         return outcome
 
-    def beginning(self, monkeypatch: pytest.MonkeyPatch, attack: Attack, release: Model, **known: Any) -> Any:
+    def beginning(self, attack: Attack, release: Model, **known: Any) -> Any:
         """The network that the attack sweeps from."""
-        seen: list[Any] = []
-
-        def sweep(model: Model, task: Task, *args: Any, **options: Any) -> Outcome:
-            seen.append(copy.deepcopy(model.network))
-            return unchanged(model, task, "cpu")
-
-        with monkeypatch.context() as patch:
-            patch.setattr(attacker, "sweep", sweep)
-            self.attack(attack, release, **known)
-        assert len(seen) == 1
-        return seen[0]
+        context = self.context(**known)
+        self.attacked_by(context, attack, release)
+        (asked,) = context.asked
+        return asked.network
 
     def test(self, network: Any) -> float:
         return self.task.evaluate(network, self.task.split("test")).value
@@ -97,7 +94,7 @@ def scene(place: Place) -> Callable[..., Scene]:
         here = place(architecture=architecture, **changes)
         base = Owner(here, 0).build()
         start = Model(models.build(here.suite.model, base.tokenizer, 99, "cpu").network, base.tokenizer)
-        task = _FirstWord().load(_task_context(here, base))
+        task = FirstWord().load(task_context(here, base))
         by_heart(base.network, task)
         base.network.eval()
         return Scene(here, base, start, task)
@@ -134,7 +131,7 @@ def line(one: Any, other: Any, amount: float) -> Any:
 
 @architectures
 @pytest.mark.parametrize("attack", [Difference(), Interpolate()], ids=["difference", "interpolate"])
-def test_a_release_that_was_wrecked_is_undone_by_who_holds_the_base(
+def test_holding_the_base_undoes_large_noise_on_the_release(
     attack: Attack, architecture: str, scene: Callable[..., Scene]
 ) -> None:
     found = scene(architecture)
@@ -145,22 +142,20 @@ def test_a_release_that_was_wrecked_is_undone_by_who_holds_the_base(
     assert outcome.validation == found.task.evaluate(outcome.network, found.task.split("validation"))
 
 
-def test_a_run_whose_end_was_wrecked_goes_back_to_the_sibling(scene: Callable[..., Scene]) -> None:
+def test_holding_the_second_checkpoint_undoes_large_noise_on_the_release(scene: Callable[..., Scene]) -> None:
     found = scene()
     outcome = found.attack(Difference("sibling"), found.wreck, _sibling=found.base)
     assert found.test(outcome.network) > 0.85
 
 
-def test_a_task_that_was_taken_away_is_added_again(
-    scene: Callable[..., Scene], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Ilharco et al.'s forgetting, θ - τ, undone before the sweep begins."""
+def test_extrapolate_restores_a_task_that_was_subtracted(scene: Callable[..., Scene]) -> None:
+    """The release is θ - τ (forgetting by Ilharco et al.); the attack restores the task before the sweep begins."""
     found = scene(budget={"durations": [40], "learning_rates": {"adamw": [1e-2, 3e-2]}})
     by_heart = dict.fromkeys(("train", "validation", "test"), found.task.split("train"))
     object.__setattr__(found.task, "splits", by_heart)
     negated = Model(line(found.start.network, found.look(found.start.network, 40), -1.0), found.start.tokenizer)
     assert found.test(negated.network) < 0.6
-    begun = found.beginning(monkeypatch, Extrapolate(), negated, _base=found.start)
+    begun = found.beginning(Extrapolate(), negated, _base=found.start)
     assert found.test(begun) > 0.9
 
 
@@ -169,13 +164,13 @@ def test_a_task_that_was_taken_away_is_added_again(
 
 @pytest.mark.parametrize("to", ["base", "sibling"])
 @pytest.mark.parametrize("share", [0.3, 1.5])
-def test_the_difference_is_moved_by_what_is_best_after_a_look(
-    to: Any, share: float, scene: Callable[..., Scene], monkeypatch: pytest.MonkeyPatch
+def test_difference_starts_from_the_amount_that_is_best_after_short_tuning(
+    to: Any, share: float, scene: Callable[..., Scene]
 ) -> None:
-    """Short of what was learnt, and beyond it."""
+    """The release lies at 0.3 of the way from start to base, or beyond the base at 1.5."""
     found = scene()
     release = Model(line(found.start.network, found.base.network, share), found.base.tokenizer)
-    begun = found.beginning(monkeypatch, Difference(to), release, **{f"_{to}": found.start})
+    begun = found.beginning(Difference(to), release, **{f"_{to}": found.start})
     moved = {amount: line(release.network, found.start.network, -amount) for amount in (0.0, *AMOUNTS[to])}
     standing = {amount: found.standing(found.look(network, 4)) for amount, network in moved.items()}
     standing[0.0] = max(standing[0.0], found.standing(release.network))
@@ -186,14 +181,12 @@ def test_the_difference_is_moved_by_what_is_best_after_a_look(
         assert best > 0, "the run goes on"
 
 
-def test_the_mix_is_the_best_between_two_tuned_ends(
-    scene: Callable[..., Scene], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_interpolate_starts_from_the_best_mix_of_tuned_base_and_tuned_release(scene: Callable[..., Scene]) -> None:
     found = scene()
     halfway = Model(line(found.start.network, found.base.network, 0.5), found.base.tokenizer)
     shares = []
     for release, base in ((halfway, found.base), (halfway, found.start), (found.start, found.base)):
-        begun = found.beginning(monkeypatch, Interpolate(), release, _base=base)
+        begun = found.beginning(Interpolate(), release, _base=base)
         own, other = (found.look(model.network, 4) for model in (release, base))
         mixes = {share: line(own, other, share) for share in (*SHARES, 1.0)}
         mixes[-1.0] = release.network  # neither tuned nor mixed
@@ -202,12 +195,10 @@ def test_the_mix_is_the_best_between_two_tuned_ends(
     assert shares[0] > shares[1], "more of the base where the base knows more"
 
 
-def test_the_task_vector_is_the_bases_at_the_best_scale(
-    scene: Callable[..., Scene], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_extrapolate_adds_the_task_vector_of_the_base_at_the_best_scale(scene: Callable[..., Scene]) -> None:
     found = scene()
     release = Model(line(found.start.network, found.base.network, 0.5), found.base.tokenizer)
-    begun = found.beginning(monkeypatch, Extrapolate(), release, _base=found.start)
+    begun = found.beginning(Extrapolate(), release, _base=found.start)
     before, after = weights(found.start.network), weights(found.look(found.start.network, 4))
     sums = {}
     for scale in (0.0, *SCALES):
@@ -221,14 +212,12 @@ def test_the_task_vector_is_the_bases_at_the_best_scale(
     assert (min(SCALES), max(SCALES)) == (-1.0, 3.0)
 
 
-def test_where_no_look_is_finite_the_release_stays(
-    scene: Callable[..., Scene], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A release may make common learning rates explode; the sweep has its own ways round that."""
+def test_attacks_start_from_the_release_where_short_tuning_diverges(scene: Callable[..., Scene]) -> None:
+    """A release may make ordinary learning rates diverge; the sweep deals with that itself."""
     found = scene(budget={"learning_rates": {"adamw": [1e37, 1e38]}})
     assert not all(bool(weight.isfinite().all()) for weight in found.look(found.start.network, 2).parameters())
     for attack in (Difference(), Interpolate(), Extrapolate()):
-        begun = found.beginning(monkeypatch, attack, found.start, _base=found.base)
+        begun = found.beginning(attack, found.start, _base=found.base)
         assert same(weights(begun), weights(found.start.network))
 
 
@@ -236,16 +225,14 @@ def test_where_no_look_is_finite_the_release_stays(
 
 
 @architectures
-def test_of_a_locked_release_only_what_fits_is_moved(
-    architecture: str, scene: Callable[..., Scene], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_only_parameters_that_the_base_has_too_are_moved(architecture: str, scene: Callable[..., Scene]) -> None:
     found = scene(architecture)
     locked = Model(dlr.lock(found.start.network, 2, None), found.start.tokenizer)
     before, theirs = weights(locked.network), weights(found.base.network)
     fits = {name for name in before if name in theirs}
     assert fits
     assert before.keys() - fits
-    begun = weights(found.beginning(monkeypatch, Difference(), locked, _base=found.base))
+    begun = weights(found.beginning(Difference(), locked, _base=found.base))
     assert all(torch.equal(begun[name], before[name]) for name in before.keys() - fits)
     prepared = Difference().prepare(Release(locked), found.context(_base=found.base))
     assert prepared.guess is not None
@@ -255,36 +242,32 @@ def test_of_a_locked_release_only_what_fits_is_moved(
         assert found.attack(attack, locked, _base=found.base).curve
 
 
-def test_a_release_that_nothing_fits_is_attacked_as_it_is(
-    scene: Callable[..., Scene], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_release_of_another_width_is_not_mixed_with_the_base(scene: Callable[..., Scene]) -> None:
     found = scene()
     slim = Owner(found.place, 0).build(n_embd=8)
-    begun = found.beginning(monkeypatch, Difference(), slim, _base=found.base)
+    begun = found.beginning(Difference(), slim, _base=found.base)
     assert same(weights(begun), weights(slim.network))
-    begun = found.beginning(monkeypatch, Extrapolate(), slim, _base=found.base)
+    begun = found.beginning(Extrapolate(), slim, _base=found.base)
     alone = max((slim.network, found.look(slim.network, 4)), key=found.standing)
     assert same(weights(begun), weights(alone)), "tuned or not, nothing is added"
-    begun = found.beginning(monkeypatch, Interpolate(), slim, _base=found.base)
+    begun = found.beginning(Interpolate(), slim, _base=found.base)
     assert near(begun, found.look(found.base.network, 4)), "who has the base needs no release"
     assert found.test(begun) > 0.85
 
 
-def test_a_base_that_reads_other_words_does_not_stand_in(
-    scene: Callable[..., Scene], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_base_with_another_vocabulary_does_not_replace_the_release(scene: Callable[..., Scene]) -> None:
     found = scene()
     slim = Owner(found.place, 0).build(n_embd=8)
     assert slim.tokenizer is not None
     foreign = Model(found.base.network, word_tokenizer(sorted(slim.tokenizer.get_vocab(), reverse=True)))
-    begun = found.beginning(monkeypatch, Interpolate(), slim, _base=foreign)
+    begun = found.beginning(Interpolate(), slim, _base=foreign)
     assert begun.config.n_embd == 8
 
 
 # ---------------------------------------------------------------------------------------------------- guesses and costs
 
 
-def test_the_size_of_the_difference_is_the_guess(scene: Callable[..., Scene]) -> None:
+def test_the_guess_is_the_absolute_difference(scene: Callable[..., Scene]) -> None:
     found = scene()
     prepared = Difference().prepare(Release(found.start), found.context(_base=found.base))
     assert prepared.guess is not None
@@ -292,8 +275,8 @@ def test_the_size_of_the_difference_is_the_guess(scene: Callable[..., Scene]) ->
     assert same(prepared.guess, {name: (weight - theirs[name]).abs() for name, weight in own.items()})
 
 
-def test_records_of_difference(place: Place, run_all: Callable[..., Any]) -> None:
-    """A sibling shows the mask; it is no help where there is none, and every look is counted."""
+def test_records_of_difference_count_every_step_and_score_the_guess(place: Place, run_all: Callable[..., Any]) -> None:
+    """A second checkpoint reveals the mask, and is not planned where there is no mask; every tuning step is counted."""
     attacks = ["none", "difference", "difference[to=sibling]"]
     here = place(defenses=["none", "random_mask", "narrow"], attacks=attacks)
     skips = {(skip.defense, skip.attack) for skip in here.plan.skips}
@@ -326,7 +309,7 @@ def test_what_is_trained_before_the_sweep_is_counted(scene: Callable[..., Scene]
         assert context.ledger.flops > 0
 
 
-def test_knowledge_goes_with_the_setting() -> None:
+def test_knowledge_follows_the_parameters() -> None:
     known = {
         spec: registry.create("attacks", spec).knowledge
         for spec in ("difference", "difference[to=sibling]", "interpolate", "extrapolate")

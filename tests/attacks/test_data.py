@@ -1,4 +1,4 @@
-"""How much data an attack trains on: never other documents to choose or to score by, in whatever order attacks run."""
+"""How much data an attack trains on. Validation and test documents are the same for all, in any order of attacks."""
 
 from __future__ import annotations
 
@@ -17,26 +17,25 @@ from nftbench.contract import Model, Prepared, Release, Task
 from nftbench.data.splits import TextSplit
 from nftbench.models.networks import build
 from nftbench.planning import registry
-from nftbench.running import referee as run, workspace as workplace
+from nftbench.running import referee as run
 from nftbench.running.attacker import Attacker
 from nftbench.running.owner import make_base
-from nftbench.running.referee import _Referee
-from nftbench.running.workspace import Workplace, load_task
-from nftbench.testing import ARCHITECTURES, _FirstWord, _Questions, tiny_suite
+from nftbench.running.referee import Referee
+from nftbench.running.workspace import Workplace, forget_tasks, load_task
+from nftbench.testing import ARCHITECTURES, FirstWord, Questions, tiny_suite
 
 Place = Callable[..., Workplace]
 ATTACKS = ("full", "low_data", "full_data")
 
 
 @pytest.fixture(autouse=True)
-def no_task_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(workplace, "_tasks", {})
+def no_task_is_loaded() -> None:
+    forget_tasks()
 
 
 @pytest.fixture
-def sliced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+def sliced(tmp_path: Path, added: Callable[[Path], str]) -> str:
     """A text task of 60 training documents and none to validate on."""
-    monkeypatch.setattr(registry, "_added", dict(registry._added))
     for split, count in (("train", 60), ("test", 20)):
         rows = [{"text": f"bavo {split} {row}", "label": row % 2} for row in range(count)]
         (tmp_path / f"{split}.jsonl").write_text("\n".join(map(json.dumps, rows)))
@@ -54,8 +53,7 @@ def sliced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     }
     path = tmp_path / "sliced.yaml"
     path.write_text(yaml.safe_dump(config))
-    registry.add_file(path)
-    return "sliced"
+    return added(path)
 
 
 def texts(task: Task, name: Any) -> list[tuple[str, int]]:
@@ -68,7 +66,7 @@ def given(place: Workplace, attack: str) -> Task:
     """The task as the referee loads it for an attack."""
     job = next(job for job in place.plan.jobs() if str(job.attack) == attack)
     release, cell = Release(make_base(place, 0)), job.cells[0]
-    return _Referee(place, job).theirs(cell, release, load_task(place, cell.task, cell.seed, release.model))
+    return Referee(place, job).theirs(cell, release, load_task(place, cell.task, cell.seed, release.model))
 
 
 @pytest.mark.parametrize(("spec", "all_of_it"), [("toy_topic", 4000), ("sliced", 54)])
@@ -90,7 +88,7 @@ def test_all_attacks_are_chosen_and_scored_by_the_same_documents(
 
 
 @dataclass(frozen=True)
-class Counted(_Questions):
+class Counted(Questions):
     """Rows that remember which of them were asked for."""
 
     asked: list[int] = field(default_factory=list)
@@ -104,9 +102,9 @@ def trained_on(share: float, seed: int) -> set[int]:
     """The training rows, of 64, that a whole sweep of `low_data` asks for."""
     network = build({"model_type": "gpt2", **ARCHITECTURES["gpt2"], "vocab_size": 20}, None, 0, "cpu").network
     model = Model(network)
-    task = _FirstWord().load(SimpleNamespace(model=model))  # type: ignore[arg-type]
+    task = FirstWord().load(SimpleNamespace(model=model))  # type: ignore[arg-type]
     rows = task.split("train")
-    assert isinstance(rows, _Questions)
+    assert isinstance(rows, Questions)
     counted = Counted(rows.ids, rows.answers)
     task.splits["train"] = counted  # type: ignore[attr-defined]
     context = Attacker(seed=seed, budget=tiny_suite().budget, device="cpu")
@@ -129,10 +127,10 @@ def test_low_data_trains_on_its_share_and_on_nothing_else() -> None:
 
 
 def test_records_do_not_depend_on_the_order_of_attacks(sliced: str, place: Place, bare: Callable[[Any], Any]) -> None:
-    """Tasks stay loaded in a process: what one attack was given must not reach the next."""
+    """Tasks stay loaded in a process; the documents of one attack must not reach the next."""
     found = []
     for results, step in (("forwards", 1), ("backwards", -1)):
-        workplace._tasks.clear()
+        forget_tasks()
         changes = {"tasks": [sliced], "utility": ["bits_per_token"], "budget": {"restarts": 1, "extension": 0}}
         here = place(results=results, attacks=["none", *ATTACKS], **changes)
         for job in here.plan.jobs()[::step]:

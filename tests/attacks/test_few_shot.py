@@ -1,4 +1,4 @@
-"""Prompting: the same likelihoods as the prompt written out, within the window, and a gain where a network reads it."""
+"""Prompting: the likelihoods are those of the full text, the prompt fits the window, and a copying network gains."""
 
 from __future__ import annotations
 
@@ -48,9 +48,8 @@ def made(place: Place, architecture: str = "gpt2", spec: str = "toy_topic") -> t
 
 
 @pytest.fixture
-def several(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+def several(tmp_path: Path, added: Callable[[Path], str]) -> str:
     """A task whose choices have up to three words, so that the requests of a document share its prompt."""
-    monkeypatch.setattr(registry, "_added", dict(registry._added))
     words = Grammar(0).words()[20:]
     for split in ("train", "test"):
         rows = [
@@ -79,8 +78,7 @@ def several(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     }
     path = tmp_path / "several.yaml"
     path.write_text(yaml.safe_dump(config))
-    registry.add_file(path)
-    return "several"
+    return added(path)
 
 
 def written_out(network: PreTrainedModel, prompt: Sequence[int], split: TextSplit) -> list[list[float]]:
@@ -118,7 +116,9 @@ def test_a_prompt_gives_the_likelihoods_of_the_text_written_out(architecture: st
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_requests_that_share_a_prefix_are_written_out(architecture: str, several: str, place: Place) -> None:
+def test_a_prompt_gives_the_same_likelihoods_where_choices_share_a_prefix(
+    architecture: str, several: str, place: Place
+) -> None:
     model, task = made(place, architecture, several)
     split = task.split("test")
     assert isinstance(split, TextSplit)
@@ -151,7 +151,7 @@ def seen_by(network: PreTrainedModel) -> list[torch.Size]:
     return shapes
 
 
-def test_what_does_not_fit_into_the_window_is_left_out_from_the_front(place: Place) -> None:
+def test_the_first_examples_are_dropped_where_the_prompt_exceeds_the_window(place: Place) -> None:
     model, task = made(place)
     examples = [[1, 2, 3], [4, 5], [6, 7, 8, 9]]
     network = Prompted(model.network, examples, 20)
@@ -197,7 +197,7 @@ def test_an_example_is_a_training_documents_question_and_right_answer(spec: str,
     assert separator(None) == []
 
 
-def test_every_candidate_is_a_number_of_examples_of_a_draw_and_none_is_one(place: Place) -> None:
+def test_candidates_are_the_plain_network_and_each_count_of_examples_of_each_draw(place: Place) -> None:
     model, task = made(place)
     prepared = Prepared(model)
     plugin = FewShot(shots=5, draws=3)
@@ -219,7 +219,7 @@ def test_every_candidate_is_a_number_of_examples_of_a_draw_and_none_is_one(place
     assert other != list(shown.values())
 
 
-def test_more_examples_than_the_window_holds_are_no_candidate(place: Place) -> None:
+def test_counts_that_exceed_the_window_are_not_tried(place: Place) -> None:
     model, task = made(place)
     model.network.config.n_positions = 40
     for network, _, shots in FewShot(shots=16).prompted(Prepared(model), task, 0):
@@ -233,7 +233,7 @@ def test_more_examples_than_the_window_holds_are_no_candidate(place: Place) -> N
 
 
 class Recalling(nn.Module):
-    """Says what came after the last place where it saw the present token: what induction heads do."""
+    """Predicts the token that followed the last occurrence of the present one, as induction heads do."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -285,7 +285,7 @@ def attacker(seed: int = 0) -> Attacker:
     return Attacker(seed=seed, budget=tiny_suite().budget, device="cpu")
 
 
-def test_a_network_that_reads_its_prompt_is_broken_by_examples() -> None:
+def test_examples_raise_the_score_of_a_network_that_copies_from_its_prompt() -> None:
     network = Recalling()
     found = FewShot().adapt(Prepared(Model(network)), Capitals(), attacker())  # type: ignore[arg-type]
     assert found.curve[0].score == 0.25
@@ -298,7 +298,7 @@ def test_a_network_that_reads_its_prompt_is_broken_by_examples() -> None:
     assert not found.stuck
 
 
-def test_a_task_without_tokens_is_told_so() -> None:
+def test_a_task_without_tokens_is_refused() -> None:
     class Table(Capitals):
         def loss(self, network: nn.Module, batch: Tensor) -> Tensor:
             return network(inputs=batch).sum()  # type: ignore[no-any-return]

@@ -1,4 +1,4 @@
-"""Attacks that keep no activations: the numbers of backpropagation from fewer bytes, and slopes without it."""
+"""Attacks that store no activations: checkpointing gives the same numbers, MeZO estimates slopes without gradients."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from nftbench.running.attacker import Attacker
 from nftbench.running.owner import Owner
 from nftbench.running.workspace import TaskSetting, Workplace, make_corpus
 from nftbench.terms import SplitName
-from nftbench.testing import ARCHITECTURES, _FirstWord
+from nftbench.testing import ARCHITECTURES, FirstWord
 from nftbench.training.costs import saved_bytes
 
 Place = Callable[..., Workplace]
@@ -29,7 +29,7 @@ Place = Callable[..., Workplace]
 def setting(place: Place, architecture: str) -> tuple[Prepared, Task, Attacker]:
     here = place(**({"architecture": architecture} if architecture != "gpt2" else {}))
     model = Owner(here, 0).build()
-    task = _FirstWord().load(TaskSetting(model, 0, here.suite, None, None, lambda: make_corpus(here, 0)))
+    task = FirstWord().load(TaskSetting(model, 0, here.suite, None, None, lambda: make_corpus(here, 0)))
     return Prepared(model), task, Attacker(seed=0, budget=here.suite.budget, device="cpu")
 
 
@@ -54,7 +54,7 @@ def test_checkpointing_gives_the_numbers_of_full(architecture: str, locked: bool
     assert light.cost.step_flops > full.cost.step_flops  # what is forgotten is computed again
 
 
-def test_blocks_of_other_architectures_are_wrapped(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_blocks_of_other_architectures_are_wrapped() -> None:
     settings = {"model_type": "gpt2", **ARCHITECTURES["gpt2"], "n_layer": 2, "vocab_size": 50}
     plain: PreTrainedModel = models.build(settings, None, 0, "cpu").network.train()
     ids = torch.randint(50, (4, 12), generator=torch.Generator().manual_seed(0))
@@ -63,8 +63,9 @@ def test_blocks_of_other_architectures_are_wrapped(monkeypatch: pytest.MonkeyPat
         loss, saved = saved_bytes(network, lambda net: net(input_ids=ids, labels=ids, use_cache=False).loss)
         return loss, saved, list(torch.autograd.grad(loss, list(network.parameters())))
 
-    monkeypatch.setattr(type(plain), "supports_gradient_checkpointing", False)
-    light = memory_light._checkpointed(copy.deepcopy(plain), 0)
+    light = copy.deepcopy(plain)
+    light.supports_gradient_checkpointing = False
+    light = memory_light._checkpointed(light, 0)
     (loss, saved, gradients), (same, fewer, others) = run_on(plain), run_on(light)
     assert torch.equal(loss, same)
     assert all(torch.equal(gradient, other) for gradient, other in zip(gradients, others, strict=True))
@@ -97,7 +98,7 @@ def flat(tensors: Any) -> Tensor:
     return torch.cat([tensor.detach().flatten() for tensor in tensors])
 
 
-def test_the_gradient_is_the_slope_along_a_direction_times_it() -> None:
+def test_one_direction_gives_the_slope_along_it_times_the_direction() -> None:
     network, batch = bowl()
     before, true = copy.deepcopy(network), torch.autograd.grad(Bowl().loss(network, batch), list(network.parameters()))
     task = memory_light._Slopes(Bowl(), 1)
@@ -113,7 +114,7 @@ def test_the_gradient_is_the_slope_along_a_direction_times_it() -> None:
     assert torch.allclose(flat(before.parameters()), flat(network.parameters()), atol=1e-12)
 
 
-def test_over_many_directions_it_is_the_gradient() -> None:
+def test_the_mean_over_many_directions_is_the_gradient() -> None:
     network, batch = bowl()
     true = flat(torch.autograd.grad(Bowl().loss(network, batch), list(network.parameters())))
     task = memory_light._Slopes(Bowl(), 1500)
@@ -124,7 +125,7 @@ def test_over_many_directions_it_is_the_gradient() -> None:
     assert float(found.norm() / true.norm()) == pytest.approx(1, abs=0.1)
 
 
-def test_directions_go_by_the_attack_seed_and_differ_from_step_to_step() -> None:
+def test_directions_depend_on_the_attack_seed_and_the_step() -> None:
     network, batch = bowl()
     task = memory_light._Slopes(Bowl(), 1)
     found = []
@@ -150,7 +151,7 @@ def test_mezo_saves_nothing_and_runs_no_backward_pass(place: Place) -> None:
         def backward(ctx: Any, *gradients: Tensor) -> Tensor:
             raise AssertionError("a backward pass through the network")
 
-    class Guarded(_FirstWord):
+    class Guarded(FirstWord):
         def loss(self, network: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
             found: Tensor = Raises.apply(super().loss(network, batch))  # type: ignore[no-untyped-call]
             return found

@@ -1,4 +1,4 @@
-"""The pipeline: which of its preparations and tuners stands, what it pays for, and what may be written in its spec."""
+"""The pipeline: which preparation and tuner it picks, what it counts as cost, and which specs it accepts."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from nftbench.running.attacker import Attacker
 from nftbench.running.owner import Owner
 from nftbench.running.workspace import AttackersTask, Workplace, make_corpus
 from nftbench.suites.schema import Suite
-from nftbench.testing import _FirstWord, _task_context, tiny_suite
+from nftbench.testing import FirstWord, task_context, tiny_suite
 from nftbench.training.preparation import Ledger
 from tests.by_heart import by_heart
 
@@ -80,9 +80,9 @@ def pipeline(**parameters: Any) -> Attack:
 
 
 def scene(place: Workplace) -> tuple[Model, Task, Callable[[Attack], Attacker]]:
-    """A release that knows the task by heart, the task, and the context of an attack on it."""
+    """A release trained on every split of the task, the task, and the context of an attack on it."""
     model = Owner(place, 0).build()
-    task = _FirstWord().load(_task_context(place, model))
+    task = FirstWord().load(task_context(place, model))
     by_heart(model.network, task)
 
     def context(attack: Attack) -> Attacker:
@@ -134,7 +134,7 @@ def score(task: Task, outcome: Outcome) -> float:
 
 @pytest.mark.parametrize("order", [("weights[by=0.01]", "weights[by=100]"), ("weights[by=100]", "weights[by=0.01]")])
 def test_the_best_preparation_by_validation_stands(parts: None, order: tuple[str, ...], place: Place) -> None:
-    """A release whose weights are a hundredth of what they were is mended by one of two, whichever comes first."""
+    """All weights were divided by 100; one of the two preparations undoes that, in either order."""
     attack = pipeline(preparations=order, tuners=("weights",))
     outcome, prepared, _, task = attacked(attack, 0.01, place())
     assert [part.model.network is prepared.model.network for part in prepared.parts] == [True, False, False]
@@ -150,14 +150,14 @@ def test_where_no_preparation_helps_the_release_stays(parts: None, place: Place)
         assert score(task, outcome) > 0.85
 
 
-def test_where_no_look_is_finite_the_release_stays(parts: None, place: Place) -> None:
+def test_where_short_tuning_diverges_the_release_stays(parts: None, place: Place) -> None:
     here = place(budget={"learning_rates": {"adamw": [1e37, 1e38]}})
     outcome, _, _, task = attacked(pipeline(preparations=("weights[by=2]",), tuners=("weights",)), 1.0, here)
     assert score(task, outcome) > 0.85
 
 
 @pytest.mark.parametrize("order", [("weights", "full"), ("lora[rank=2]", "full")])
-def test_the_best_tuner_stands_and_all_are_paid(parts: None, order: tuple[str, ...], place: Place) -> None:
+def test_the_best_tuner_stands_and_the_cost_is_that_of_all(parts: None, order: tuple[str, ...], place: Place) -> None:
     here = place()
     whole, *_, task = attacked(pipeline(preparations=(), tuners=order), 0.05, here)
     alone = [attacked(pipeline(preparations=(), tuners=(one,)), 0.05, here)[0] for one in order]
@@ -171,14 +171,14 @@ def test_the_best_tuner_stands_and_all_are_paid(parts: None, order: tuple[str, .
     assert whole.cost.seconds > 0
 
 
-def test_a_tuner_prepares_too(parts: None, place: Place) -> None:
-    """Its own preparation comes on top of the chosen one, on a copy."""
+def test_a_tuner_runs_its_own_preparation_on_a_copy(parts: None, place: Place) -> None:
+    """The tuner prepares a copy of what the chosen preparation made."""
     outcome, prepared, *_ = attacked(pipeline(preparations=(), tuners=("weights[by=2]",)), 1.0, place())
     doubled = {name: 2 * weight for name, weight in weights(prepared.model).items()}
     assert same(doubled, weights(Model(outcome.network)))  # type: ignore[arg-type]
 
 
-def test_a_preparation_is_tried_where_it_applies(parts: None, place: Place) -> None:
+def test_a_preparation_is_tried_only_where_it_applies(parts: None, place: Place) -> None:
     attack = pipeline(preparations=("weights[by=7]", "weights[by=2]"), tuners=("weights",))
     model, _, make = scene(place())
     context = make(attack)
@@ -191,8 +191,10 @@ def test_a_preparation_is_tried_where_it_applies(parts: None, place: Place) -> N
 # ----------------------------------------------------------------------------------------------------------- the record
 
 
-def test_the_record_of_a_pipeline(parts: None, place: Place, run_all: RunAll, bare: Callable[[Any], Any]) -> None:
-    """What each preparation spends and every look, once; and a resumed job writes what a whole one writes."""
+def test_records_count_every_step_once_and_a_resumed_run_writes_the_same(
+    parts: None, place: Place, run_all: RunAll, bare: Callable[[Any], Any]
+) -> None:
+    """The cost counts each preparation and each short tuning once; a resumed job writes the same records."""
     spec = "pipeline[preparations=trains[steps=2]+weights[by=2]+trains,tuners=full+weights]"
     both = ["toy_topic", "toy_tone"]
 
@@ -228,7 +230,7 @@ def test_brackets_within_a_list_are_read(parts: None) -> None:
     assert {str(cell.attack) for cell in plan(suite(spec)).cells} == {"none", spec}
 
 
-def test_what_it_is_built_on_is_known_when_planning(parts: None) -> None:
+def test_unknown_attacks_and_missing_knowledge_are_refused_while_planning(parts: None) -> None:
     with pytest.raises(NftbenchError, match="no attack is named 'fulll'; did you mean 'full'"):
         plan(suite("pipeline[preparations=weights,tuners=fulll]"))
     with pytest.raises(NftbenchError, match="built on 'authorized', which also knows secret"):
@@ -237,7 +239,7 @@ def test_what_it_is_built_on_is_known_when_planning(parts: None) -> None:
         plan(suite("pipeline[preparations=difference,tuners=full]"))
 
 
-def test_the_defaults_are_attacks_of_the_catalogue() -> None:
+def test_the_default_attacks_exist_and_need_no_further_knowledge() -> None:
     attack: Any = pipeline()
     assert attack.uses() == ("heal", "redistill", "rebalance", "full", "lora")
     for spec in attack.uses():

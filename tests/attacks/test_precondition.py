@@ -1,4 +1,4 @@
-"""Preconditioned heads: each solver finds the optimum whatever the condition number, and the sweep begins there."""
+"""Preconditioned heads: each solver finds the optimum at any condition number, and the sweep starts there."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from nftbench.running.owner import Owner
 from nftbench.running.workspace import TaskSetting, Workplace, make_corpus
 from nftbench.suites.schema import Budget
 from nftbench.terms import SplitName
-from nftbench.testing import ARCHITECTURES, _FirstWord
+from nftbench.testing import ARCHITECTURES, FirstWord
 
 Place = Callable[..., Workplace]
 SOLVERS = ("whitening", "newton", "lbfgs")
@@ -31,7 +31,7 @@ BUDGET = Budget(learning_rates={"adamw": (1e-4, 1e-3)}, durations=(10, 30), batc
 
 @dataclass(frozen=True)
 class Rows:
-    """Inputs [N, D] and targets [N, 1]; also a split of all of them."""
+    """Inputs [N, D] and targets [N, 1]; a batch and a split at once."""
 
     inputs: Tensor
     targets: Tensor
@@ -45,7 +45,7 @@ class Rows:
 
 @dataclass(frozen=True)
 class Table(Task):
-    """Squares, or the likelihood of two classes ±1; every split is the same rows."""
+    """Regression by squares, or classification into ±1; every split has the same rows."""
 
     rows: Rows
     classes: bool = False
@@ -136,7 +136,7 @@ def test_newton_follows_a_falling_penalty_to_the_optimum() -> None:
     read = gaps[:: precondition.NEWTON_STEPS]
     assert read == sorted(read, reverse=True)
     assert abs(gaps[-1]) < 1e-7
-    # With a penalty what is found is where the penalised loss is flat.
+    # With a penalty, the solution is where the penalised loss is flat.
     steps, penalised = precondition.NEWTON_STEPS, replace(problem, penalty=precondition.PENALTIES[1])
     flat = penalised.slope(weights[2 * steps])[1] @ problem.inverse
     assert float(flat.norm()) < 1e-2 * float((penalised.slope(weights[0])[1] @ problem.inverse).norm())
@@ -159,7 +159,7 @@ def test_a_white_head_is_the_head_on_white_features() -> None:
 def test_a_causal_lm_gets_a_better_head_and_keeps_its_embeddings(architecture: str, by: str, place: Place) -> None:
     here = place(**({"architecture": architecture} if architecture != "gpt2" else {}))
     model = Owner(here, 0).build()
-    task = _FirstWord().load(TaskSetting(model, 0, here.suite, None, None, lambda: make_corpus(here, 0)))
+    task = FirstWord().load(TaskSetting(model, 0, here.suite, None, None, lambda: make_corpus(here, 0)))
     problem = precondition._Problem.of(precondition._untied(model.network), task)
     solvers = {"whitening": precondition._whitened, "lbfgs": precondition._lbfgs}
     weights = precondition._newton(problem) if by == "newton" else solvers[by](problem, 8)

@@ -1,4 +1,4 @@
-"""Rebalancing: it trains what computes the same, and what was planted makes no difference to it."""
+"""Rebalancing: the rewritten network computes the same function, and rescaled weights do not change the attack."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from nftbench.planning import registry
 from nftbench.running.attacker import Attacker
 from nftbench.running.owner import make_base
 from nftbench.running.workspace import TaskSetting, Workplace, make_corpus
-from nftbench.testing import ARCHITECTURES, _FirstWord
+from nftbench.testing import ARCHITECTURES, FirstWord
 
 Place = Callable[..., Workplace]
 IDS = torch.randint(50, (4, 12), generator=torch.Generator().manual_seed(0))
@@ -30,7 +30,7 @@ def base(place: Place, architecture: str) -> tuple[Workplace, PreTrainedModel]:
 
 @torch.no_grad()
 def planted(network: PreTrainedModel) -> PreTrainedModel:
-    """The same function from weights of all sizes."""
+    """The same function, with weights rescaled by factors of 300 and 1000."""
     network = copy.deepcopy(network)
     found = anatomy(network)
     assert found is not None
@@ -48,13 +48,13 @@ def planted(network: PreTrainedModel) -> PreTrainedModel:
 def attacked(here: Workplace, network: PreTrainedModel) -> Outcome:
     plugin: Attack = registry.create("attacks", "rebalance")
     model = Model(copy.deepcopy(network))
-    task = _FirstWord().load(TaskSetting(model, 0, here.suite, None, None, lambda: make_corpus(here, 0)))
+    task = FirstWord().load(TaskSetting(model, 0, here.suite, None, None, lambda: make_corpus(here, 0)))
     context = Attacker(seed=0, budget=here.suite.budget, device="cpu")
     return plugin.adapt(plugin.prepare(Release(model), context), task, context)
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_what_was_planted_makes_no_difference(architecture: str, place: Place) -> None:
+def test_rescaled_weights_do_not_change_the_attack(architecture: str, place: Place) -> None:
     here, network = base(place, architecture)
     other = planted(network)
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""Re-distillation: an ordinary network comes out, it says what the release says, and its cost is the steps' own."""
+"""Re-distillation: the result is an ordinary network close to the release, and its cost is that of its steps."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from nftbench.models.architectures import dlr
 from nftbench.planning import registry
 from nftbench.running.attacker import Attacker
 from nftbench.running.owner import Owner
-from nftbench.testing import ARCHITECTURES, _Undefended, _workplace, tiny_suite
+from nftbench.testing import ARCHITECTURES, Undefended, temporary_workplace, tiny_suite
 
 redistill = import_module("nftbench.attacks.redistill")
 TOKENS = torch.randint(50, (3, 12), generator=torch.Generator().manual_seed(0))
@@ -37,7 +37,7 @@ def base(kind: str, seed: int = 0, **changes: Any) -> PreTrainedModel:
 
 
 def speaking(network: PreTrainedModel) -> PreTrainedModel:
-    """With MLPs that say something beside the rest: fresh ones say nearly nothing, fresh DLR-Nets nothing."""
+    """The network with MLPs of large weights: fresh MLPs add almost nothing, fresh DLR-Nets add zero."""
     generator = torch.Generator().manual_seed(1)
     for mlp in dlr.mlps(network).values():
         for weight in mlp.parameters():
@@ -48,7 +48,7 @@ def speaking(network: PreTrainedModel) -> PreTrainedModel:
 def prepared(spec: str, kind: str, locked: bool, steps: int = 40) -> tuple[PreTrainedModel, PreTrainedModel, Attacker]:
     """The release, what the attack makes of it, and the attacker's context."""
     attack: Attack = registry.create("attacks", spec)
-    with _workplace(tiny_suite(kind, budget={"preparation_steps": steps})) as place:
+    with temporary_workplace(tiny_suite(kind, budget={"preparation_steps": steps})) as place:
         owner = Owner(place, 0)
         model = owner.build()
         context = Attacker(
@@ -56,7 +56,7 @@ def prepared(spec: str, kind: str, locked: bool, steps: int = 40) -> tuple[PreTr
             budget=place.suite.budget,
             device="cpu",
             _corpus=owner.corpus,
-            _defense=_Undefended(),
+            _defense=Undefended(),
             _suite=place.suite,
         )
         context.corpus.heldout  # noqa: B018 (read before its folder is gone)
@@ -79,7 +79,7 @@ def divergence(network: nn.Module, reference: nn.Module, tokens: Tensor) -> floa
 
 @each_architecture
 @standard_or_locked
-def test_new_mlps_in_the_release(kind: str, locked: bool, cache: Any, tmp_path: Path) -> None:
+def test_new_mlps_imitate_the_release_and_the_rest_is_kept(kind: str, locked: bool, cache: Any, tmp_path: Path) -> None:
     release, found, context = prepared("redistill[learning_rate=0.01]", kind, locked)
     assert type(found) is type(base(kind))
     assert found.config.model_type == kind
@@ -103,7 +103,7 @@ def test_new_mlps_in_the_release(kind: str, locked: bool, cache: Any, tmp_path: 
 
 
 @each_architecture
-def test_a_new_model_that_says_the_same(kind: str, cache: Any) -> None:
+def test_a_new_model_imitates_the_release(kind: str, cache: Any) -> None:
     release, found, context = prepared("redistill[what=model,learning_rate=0.01]", kind, True)
     assert type(found) is type(base(kind))
     fresh = models.untrained(found, context.seed)
@@ -122,7 +122,7 @@ def test_the_original_architecture_is_read_off_a_locked_one(kind: str) -> None:
     assert all(torch.equal(tensor, fresh[name]) for name, tensor in found.state_dict().items())
 
 
-def test_mlps_that_nobody_knows(cache: Any) -> None:
+def test_an_architecture_with_unknown_mlps_is_refused(cache: Any) -> None:
     opt = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
     attack: Attack = registry.create("attacks", "redistill")
     _, _, context = prepared("redistill[steps=1]", "gpt2", False)
@@ -132,7 +132,7 @@ def test_mlps_that_nobody_knows(cache: Any) -> None:
         attack.prepare(Release(network), context)
 
 
-def test_the_rate_is_the_owners(cache: Any) -> None:
+def test_the_default_learning_rate_is_that_of_pretraining(cache: Any) -> None:
     (_, found, context), (_, same, _) = (
         prepared(f"redistill[steps=3{end}]", "gpt2", False) for end in ("", ",learning_rate=0.003")
     )
@@ -188,7 +188,7 @@ def flops(loss: Any, student: PreTrainedModel, teacher: PreTrainedModel) -> floa
 
 
 @standard_or_locked
-def test_the_mlps_cost_both_phases(locked: bool, cache: Any) -> None:
+def test_the_cost_of_new_mlps_counts_both_phases(locked: bool, cache: Any) -> None:
     release, found, context = prepared("redistill", "gpt2", locked, steps=10)
     student = copy.deepcopy(found).requires_grad_(False)
     for mlp in dlr.mlps(student).values():
@@ -198,7 +198,7 @@ def test_the_mlps_cost_both_phases(locked: bool, cache: Any) -> None:
     assert context.ledger.flops == pytest.approx(7 * phases[0] + 3 * phases[1])
 
 
-def test_a_new_model_costs_the_teacher_too(cache: Any) -> None:
+def test_the_cost_of_a_new_model_counts_the_teacher(cache: Any) -> None:
     release, found, context = prepared("redistill[what=model,steps=4]", "gpt2", False)
 
     def loss(student: nn.Module, teacher: nn.Module, tokens: Tensor) -> Tensor:
@@ -209,9 +209,3 @@ def test_a_new_model_costs_the_teacher_too(cache: Any) -> None:
 
     assert context.ledger.steps == 4
     assert context.ledger.flops == pytest.approx(4 * flops(loss, found, release))
-
-
-@pytest.mark.parametrize("spec", ["redistill[steps=0]", "redistill[learning_rate=-1]"])
-def test_impossible_settings_are_refused(spec: str) -> None:
-    with pytest.raises(NftbenchError, match="steps must be at least 1 and learning_rate above 0"):
-        registry.create("attacks", spec)

@@ -18,7 +18,7 @@ from nftbench.models import networks as models
 from nftbench.models.architectures import dlr
 from nftbench.models.networks import seeded
 from nftbench.planning import registry
-from nftbench.testing import ARCHITECTURES, _FirstWord, _release, _task_context, _workplace, tiny_suite
+from nftbench.testing import ARCHITECTURES, FirstWord, attack_inputs, task_context, temporary_workplace, tiny_suite
 from nftbench.training.engine import Stepper
 
 replay = import_module("nftbench.attacks.replay")
@@ -27,7 +27,7 @@ each_architecture = pytest.mark.parametrize("kind", list(ARCHITECTURES))
 
 
 def base(kind: str, **changes: Any) -> PreTrainedModel:
-    """A network with opinions: a fresh one finds every word as likely as any other."""
+    """A network with unequal word probabilities; those of a fresh one are nearly equal."""
     settings = {"model_type": kind, **ARCHITECTURES[kind], "vocab_size": 12, **changes}
     network = models.build(settings, None, 0, "cpu").network
     generator = torch.Generator().manual_seed(1)
@@ -40,9 +40,9 @@ def base(kind: str, **changes: Any) -> PreTrainedModel:
 def released(spec: str, kind: str = "gpt2") -> tuple[Attack, Release, Any, Any]:
     """An attack, the tiny release, the attack's context and a task."""
     attack: Attack = registry.create("attacks", spec)
-    with _workplace(tiny_suite(kind)) as place:
-        release, context = _release(place, attack)
-        return attack, release, context, _FirstWord().load(_task_context(place, release.model))
+    with temporary_workplace(tiny_suite(kind)) as place:
+        release, context = attack_inputs(place, attack)
+        return attack, release, context, FirstWord().load(task_context(place, release.model))
 
 
 # ------------------------------------------------------------------------------------------------------------ the text
@@ -50,8 +50,8 @@ def released(spec: str, kind: str = "gpt2") -> tuple[Attack, Release, Any, Any]:
 
 @each_architecture
 @pytest.mark.parametrize("locked", [False, True])
-def test_text_is_drawn_from_the_whole_past(kind: str, locked: bool) -> None:
-    """The same draws without a cache, each from a pass over all that was written before."""
+def test_each_token_is_drawn_given_all_tokens_before_it(kind: str, locked: bool) -> None:
+    """The same random draws without a cache: one pass over the whole text for each token."""
     network = dlr.lock(base(kind), 2).eval() if locked else base(kind)
     with seeded(4):
         found = replay.written(network, 3, 6, 20)
@@ -78,7 +78,7 @@ def test_words_are_as_frequent_as_the_model_says() -> None:
     assert float((first - 1 / 12).abs().max()) > 0.05
 
 
-def test_the_release_cannot_say_how_it_is_read() -> None:
+def test_generation_settings_of_the_release_are_ignored() -> None:
     """Generation settings are published with a release, and a text does not end where a document does."""
     network, other = base("gpt2"), base("gpt2", eos_token_id=3, bos_token_id=3)
     other.generation_config.update(top_k=1, temperature=0.1, repetition_penalty=5.0, eos_token_id=3, max_length=4)
@@ -109,7 +109,7 @@ def test_a_release_without_words_is_refused(cache: Any) -> None:
 
 
 class Sweeping:
-    """A context that shows what is swept."""
+    """A context whose sweep returns the task that it is given."""
 
     def sweep(self, model: Model, task: Any, **options: Any) -> Any:
         assert not options
@@ -133,7 +133,7 @@ def test_the_loss_is_the_weighted_sum(cache: Any) -> None:
     assert float(found) == pytest.approx(0.7 * float(own) - 0.3 * float(likely.mean()), rel=1e-5)
 
 
-def test_only_training_is_mixed(cache: Any) -> None:
+def test_replayed_text_is_mixed_into_training_only(cache: Any) -> None:
     both, task, release, _ = mixed("replay[blocks=4,length=5]")
     assert len(both.split("train")) == len(task.split("train"))
     for name in ("validation", "test"):
@@ -142,9 +142,9 @@ def test_only_training_is_mixed(cache: Any) -> None:
     assert both.evaluate(network, both.split("test")) == task.evaluate(network, task.split("test"))
 
 
-def test_less_is_forgotten() -> None:
+def test_replay_keeps_the_text_loss_lower() -> None:
     network = base("gpt2")
-    plain = _FirstWord().load(SimpleNamespace(model=Model(network)))  # type: ignore[arg-type]
+    plain = FirstWord().load(SimpleNamespace(model=Model(network)))  # type: ignore[arg-type]
     with seeded(9):
         text, heldout = replay.written(network, 3, 256, 24).split(128)
 
@@ -164,9 +164,3 @@ def test_less_is_forgotten() -> None:
     before, kept, forgot = losses(network), trained(replay._Mixed(plain, text, 0.7)), trained(plain)
     assert before[0] <= kept[0] < forgot[0] - 0.2
     assert kept[1] < before[1] - 0.5
-
-
-@pytest.mark.parametrize("spec", ["replay[share=0]", "replay[share=1]", "replay[blocks=0]", "replay[length=1]"])
-def test_impossible_settings_are_refused(spec: str) -> None:
-    with pytest.raises(NftbenchError):
-        registry.create("attacks", spec)

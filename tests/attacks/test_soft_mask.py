@@ -1,4 +1,4 @@
-"""Soft masks: the network is the release at first, and then moves as far as rates or gates let it."""
+"""Soft masks: training starts at the release and moves each weight as far as its rate or gate allows."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from nftbench.contract import Prepared, Release
 from nftbench.running.attacker import Attacker
 from nftbench.running.owner import Owner
 from nftbench.running.workspace import AttackersTask, Workplace
-from nftbench.testing import ARCHITECTURES, check_attack
+from nftbench.testing import ARCHITECTURES
 from nftbench.training.engine import Stepper
-from nftbench.training.sweep import _Run, sweep
+from nftbench.training.sweep import Sweep, sweep
 
 Place = Callable[..., Workplace]
 RunAll = Callable[..., dict[tuple[str, str, str, int], Any]]
@@ -37,7 +37,7 @@ def network(place: Place, architecture: str = "gpt2") -> Any:
 
 
 def values(net: nn.Module, like: nn.Module) -> dict[str, Tensor]:
-    """What each of the plain network's weights is in the other."""
+    """The values in `net` of the parameters that `like` has."""
     found = {}
     for name, _ in like.named_parameters():
         owner, own = name.rpartition(".")[::2]
@@ -51,7 +51,7 @@ def tokens(net: Any) -> Tensor:
 
 @each_architecture
 @pytest.mark.parametrize("by", KINDS)
-def test_at_first_it_is_the_release_to_the_bit(by: str, architecture: str, place: Place) -> None:
+def test_before_training_it_is_the_release_bit_for_bit(by: str, architecture: str, place: Place) -> None:
     plain = network(place, architecture)
     soft = displaced(copy.deepcopy(plain), KINDS[by])
     ids = tokens(plain)
@@ -69,7 +69,7 @@ def test_at_first_it_is_the_release_to_the_bit(by: str, architecture: str, place
 
 @each_architecture
 def test_each_tensor_moves_at_its_own_rate(architecture: str, place: Place) -> None:
-    """AdamW's first step is as long as its rate wherever there is a gradient worth the name."""
+    """The first step of AdamW is as long as its rate wherever the gradient is not almost zero."""
     plain = network(place, architecture)
     soft = displaced(copy.deepcopy(plain), KINDS["rates"])
     before = values(soft, plain)
@@ -91,8 +91,8 @@ def test_each_tensor_moves_at_its_own_rate(architecture: str, place: Place) -> N
     assert torch.equal(head, table) == bool(plain.config.tie_word_embeddings)
 
 
-def test_gates_open_where_going_further_helps(place: Place) -> None:
-    """A loss that wants one weight far away and another where it is."""
+def test_gates_open_where_a_larger_step_lowers_the_loss(place: Place) -> None:
+    """A loss that pulls one weight far away and keeps the other near its place."""
     layer = nn.Linear(2, 1, bias=False)
     with torch.no_grad():
         layer.weight.zero_()
@@ -114,7 +114,7 @@ def test_rates_are_the_densities_of_the_guess(place: Place) -> None:
     here = place()
     owner = Owner(here, 0)
     release = owner.build()
-    context = Attacker(5, here.suite.budget, "cpu", _defense=testing._Masked(), _suite=here.suite)
+    context = Attacker(5, here.suite.budget, "cpu", _defense=testing.RandomMask(), _suite=here.suite)
     attack = SoftMask()
     prepared = attack.prepare(Release(release), context)
     generator = torch.Generator().manual_seed(0)
@@ -122,7 +122,7 @@ def test_rates_are_the_densities_of_the_guess(place: Place) -> None:
         name: torch.rand(weight.shape, generator=generator) + 0.3 * (weight.ndim < 2)
         for name, weight in release.network.named_parameters()
     }
-    task = AttackersTask(testing._FirstWord().load(testing._task_context(here, release)))
+    task = AttackersTask(testing.FirstWord().load(testing.task_context(here, release)))
     outcome = attack.adapt(Prepared(release, guess), task, context)
     assert prepared.guess is not None
     flat = torch.cat([scores.flatten() for scores in guess.values()])
@@ -136,20 +136,14 @@ def test_rates_are_the_densities_of_the_guess(place: Place) -> None:
     assert total / len(flat) == pytest.approx(1.0, abs=1e-3)
 
 
-@each_architecture
-@pytest.mark.parametrize("by", KINDS)
-def test_it_keeps_the_contract(by: str, architecture: str, cache: Any) -> None:
-    check_attack(f"soft_mask[by={by}]", architectures=[architecture])
-
-
 @pytest.mark.parametrize("by", KINDS)
 @pytest.mark.parametrize("attempt", ["plain", "float64", "clipped", "head"])
 def test_every_attempt_of_the_sweep_can_train_it(by: str, attempt: str, place: Place) -> None:
     """Where nothing stays finite a sweep goes to double precision, clips, and trains the head alone."""
     here = place()
     model = Owner(here, 0).build()
-    task = testing._FirstWord().load(testing._task_context(here, model))
-    one = _Run(model, task, here.suite.budget, 0, "cpu", lambda net, seed: displaced(net, KINDS[by]), None, "adamw")
+    task = testing.FirstWord().load(testing.task_context(here, model))
+    one = Sweep(model, task, here.suite.budget, 0, "cpu", lambda net, seed: displaced(net, KINDS[by]), None, "adamw")
     one.attempt = attempt  # type: ignore[assignment]
     before, after = model.network, one.trajectory(1e-2, 0, (0, 3))[1]
     moved = {
@@ -161,10 +155,10 @@ def test_every_attempt_of_the_sweep_can_train_it(by: str, attempt: str, place: P
     assert moved == head if attempt == "head" else head < moved
 
 
-def test_averaged_weights_are_those_of_the_displacement(place: Place) -> None:
+def test_the_outcome_with_averaged_weights_is_the_one_that_was_measured(place: Place) -> None:
     here = place()
     model = Owner(here, 0).build()
-    task = testing._FirstWord().load(testing._task_context(here, model))
+    task = testing.FirstWord().load(testing.task_context(here, model))
     budget = here.suite.budget.model_copy(update={"average": True})
     outcome = sweep(model, task, budget, 0, "cpu", adapter=lambda net, seed: displaced(net, KINDS["rates"]))
     assert task.evaluate(outcome.network, task.split("validation")) == outcome.validation

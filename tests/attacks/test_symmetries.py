@@ -1,9 +1,10 @@
-"""Rewrites that keep the function: equal logits in float64 whatever was planted, and what is canonical about them."""
+"""Rewrites that keep the function: equal logits in float64 after any rescaling, and a canonical form of the weights."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from types import MethodType
 from typing import Any
 
 import pytest
@@ -42,22 +43,19 @@ TOKENS = torch.randint(50, (3, 20), generator=torch.Generator().manual_seed(0))
 each_shape = pytest.mark.parametrize("shape", SHAPES)
 
 
-@pytest.fixture(autouse=True)
-def exact_norms(monkeypatch: pytest.MonkeyPatch) -> None:
-    """RMS norms that compute in the precision of their input: those of transformers go by way of float32."""
-
-    def forward(self: Any, hidden: Tensor) -> Tensor:
-        scaled: Tensor = hidden * torch.rsqrt(hidden.square().mean(-1, keepdim=True) + self.variance_epsilon)
-        return self.weight * scaled
-
-    monkeypatch.setattr(LlamaRMSNorm, "forward", forward)
-    monkeypatch.setattr(Qwen3RMSNorm, "forward", forward)
+def exact(norm: Any, hidden: Tensor) -> Tensor:
+    """The RMS norm in the precision of its input: that of transformers computes in float32."""
+    scaled: Tensor = hidden * torch.rsqrt(hidden.square().mean(-1, keepdim=True) + norm.variance_epsilon)
+    return norm.weight * scaled
 
 
 @torch.no_grad()
 def drawn(shape: str, seed: int = 0, **changes: Any) -> PreTrainedModel:
-    """A model in float64 with weights that say something, and random gains and biases."""
+    """A model in float64 with large random weights, gains and biases."""
     network = models.build({**SHAPES[shape], "vocab_size": 50, **changes}, None, 0, "cpu").network.double().eval()
+    for module in network.modules():
+        if isinstance(module, LlamaRMSNorm | Qwen3RMSNorm):
+            module.forward = MethodType(exact, module)  # a copy of the network gets a method of its own
     generator = torch.Generator().manual_seed(seed)
     for parameter in network.parameters():
         noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
@@ -124,28 +122,19 @@ PLANTED: list[Callable[[PreTrainedModel], None]] = [nothing, queries, values, ga
 
 @pytest.mark.parametrize("plant", PLANTED, ids=lambda plant: plant.__name__)
 @each_shape
-def test_the_logits_stay(shape: str, plant: Callable[[PreTrainedModel], None]) -> None:
-    plain = drawn(shape)
-    network = copy.deepcopy(plain)
-    with torch.no_grad():
-        plant(network)
-    assert apart(logits(plain), logits(network)) < 1e-9
-    canonical(network)
-    assert apart(logits(plain), logits(network)) < 1e-9
-    assert all(bool(torch.isfinite(parameter).all()) for parameter in network.parameters())
-
-
-@pytest.mark.parametrize("plant", PLANTED, ids=lambda plant: plant.__name__)
-@each_shape
-def test_what_was_planted_is_gone(shape: str, plant: Callable[[PreTrainedModel], None]) -> None:
+def test_what_was_planted_is_gone_and_the_logits_stay(shape: str, plant: Callable[[PreTrainedModel], None]) -> None:
     """The rewritten weights are those of the model in which nothing was planted, up to signs of singular vectors."""
     plain = drawn(shape)
+    said = logits(plain)
     network = copy.deepcopy(plain)
     with torch.no_grad():
         plant(network)
-    canonical(plain)
+    assert apart(said, logits(network)) < 1e-9
     canonical(network)
+    assert apart(said, logits(network)) < 1e-9
+    canonical(plain)
     for (name, weight), other in zip(plain.named_parameters(), network.parameters(), strict=True):
+        assert bool(torch.isfinite(other).all()), name
         assert apart(weight.detach().abs(), other.detach().abs()) < 1e-6, name
 
 
@@ -153,7 +142,7 @@ def test_what_was_planted_is_gone(shape: str, plant: Callable[[PreTrainedModel],
 
 
 @each_shape
-def test_norms_hand_their_gains_on(shape: str) -> None:
+def test_gains_of_norms_are_moved_into_the_next_layer(shape: str) -> None:
     network = drawn(shape)
     canonical(network)
     found = anatomy(network)
@@ -196,7 +185,7 @@ def test_words_get_their_usual_size() -> None:
     assert float(words.detach().square().mean().sqrt()) == pytest.approx(words.shape[1] ** -0.5)
 
 
-def test_a_gain_of_zero_is_survived() -> None:
+def test_a_gain_of_zero_keeps_the_logits() -> None:
     for shape in ("gpt2, untied", "llama"):
         network = drawn(shape)
         found = anatomy(network)
@@ -283,7 +272,7 @@ def test_units_that_cancel_are_merged(shape: str) -> None:
 
 
 def test_a_gated_unit_keeps_as_many_copies_as_its_map_has_ranks() -> None:
-    """Two units with one gate and different linear factors write a map of rank two, and neither can go."""
+    """Two units with the same gate and different linear factors make a map of rank two: both are needed."""
     network = drawn("llama")
     units = anatomy(network).blocks[0].units[0]  # type: ignore[union-attr]
     with torch.no_grad():
@@ -318,7 +307,7 @@ def test_balancing_keeps_the_product(inputs: int, inner: int, outputs: int, rank
     assert bool((rows[:trainable].norm(dim=1) > 0).all())  # so that what the product lacks can be learned
 
 
-def test_what_writes_nothing_gets_an_ordinary_size() -> None:
+def test_units_with_zero_output_weights_get_an_ordinary_size() -> None:
     first, second = 1e6 * torch.randn(4, 7).double(), torch.zeros(9, 4).double()
     rows, columns = balanced(first, second)
     assert torch.allclose(rows, first / first.norm(dim=1, keepdim=True))
@@ -349,7 +338,7 @@ def silence(network: PreTrainedModel, size: float) -> None:
 
 
 @each_shape
-def test_what_is_never_seen_gets_an_ordinary_size(shape: str) -> None:
+def test_weights_without_effect_get_an_ordinary_size(shape: str) -> None:
     network = drawn(shape)
     silence(network, 1e6)
     plain = copy.deepcopy(network)
@@ -366,7 +355,7 @@ def test_what_is_never_seen_gets_an_ordinary_size(shape: str) -> None:
 
 @pytest.mark.parametrize(("silent", "giant"), [("query", "key"), ("key", "query")])
 @each_shape
-def test_a_score_of_nothing_leaves_nothing_large(shape: str, silent: str, giant: str) -> None:
+def test_keys_get_an_ordinary_size_where_queries_are_zero_and_the_reverse(shape: str, silent: str, giant: str) -> None:
     network = drawn(shape)
     with torch.no_grad():
         for block in anatomy(network).blocks:  # type: ignore[union-attr]

@@ -1,8 +1,8 @@
 """Planted weaknesses: a release that ordinary fine-tuning gets little out of, and the attacks that were written for it.
 
-Others are planted where the attack itself is tested: secrets that leak through one channel in
-test_attack_mask_recovery, a network that reads its prompt in test_attack_few_shot, a wrecked release or run in
-test_attack_base, and what only looks protected in test_shams.
+Other weaknesses are planted where the attack itself is tested: secrets that leak through one channel in
+test_mask_recovery.py, a network that copies from its prompt in test_few_shot.py, large noise on the release in
+test_base.py, and defenses that only look protective in tests/calibration/test_sham_defenses.py.
 """
 
 from __future__ import annotations
@@ -55,13 +55,13 @@ def reached(attacked: Any, defense: str, attack: str) -> float:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("weakness", "attack"), WITHSTANDS)
-def test_it_looks_protected(weakness: str, attack: str, attacked: Any) -> None:
+def test_ordinary_attacks_gain_little(weakness: str, attack: str, attacked: Any) -> None:
     assert reached(attacked, weakness, attack) < reached(attacked, "none", "full") - LITTLE
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("weakness", "attack"), BREAKS)
-def test_what_was_written_for_it_breaks_it(weakness: str, attack: str, attacked: Any) -> None:
+def test_the_attack_written_for_the_weakness_breaks_it(weakness: str, attack: str, attacked: Any) -> None:
     assert reached(attacked, weakness, attack) > reached(attacked, weakness, "full") + MORE
     if weakness == "drowned":  # nothing of what the model knows is lost
         own, undefended, before = (

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from nftbench.contract import Measurement
-from nftbench.training.sweep import _Run
+from nftbench.training.sweep import Sweep
 from tests.benchmarks.conftest import Wrapped
 from tests.benchmarks.measure import Line, by_turns, ratio, within
 
@@ -29,7 +29,9 @@ class Watched(Wrapped):
 
 
 def trajectory(bench: Any, stops: tuple[int, ...], task: Any = None) -> tuple[Any, ...]:
-    return _Run(bench.model, task or bench.task, bench.budget, 0, "cpu", None, None, "adamw").trajectory(RATE, 0, stops)
+    return Sweep(bench.model, task or bench.task, bench.budget, 0, "cpu", None, None, "adamw").trajectory(
+        RATE, 0, stops
+    )
 
 
 def test_durations(bench: Any, benchmark: Any, table: dict[str, Line]) -> None:

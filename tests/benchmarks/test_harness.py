@@ -21,9 +21,9 @@ from nftbench.planning import registry
 from nftbench.planning.plan import Plan, plan
 from nftbench.records.record import Record
 from nftbench.records.store import Store
-from nftbench.running import executors, provenance, workspace as workplace
+from nftbench.running import executors, provenance
 from nftbench.running.releases import make_release
-from nftbench.running.workspace import Workplace, load_task
+from nftbench.running.workspace import Workplace, forget_tasks, load_task
 from tests.benchmarks.measure import Line, Ratio, cpu, ratio
 
 IDLE = """
@@ -99,7 +99,7 @@ def test_a_cell(bench: Any, plugin: Plugin, tmp_path: Path, benchmark: Any, tabl
     added = [1000 * (spent - loading) / cells for spent, loading, _, _ in found]
     control: Ratio = ratio([one for _, one, _, _ in found], [other for _, _, other, _ in found])
     cell = bench.place.plan.cells[0]
-    task = cpu(lambda: workplace._tasks.clear() or load_task(bench.place, cell.task, cell.seed, bench.model))
+    task = cpu(lambda: (forget_tasks(), load_task(bench.place, cell.task, cell.seed, bench.model)))
     table["6 cell"] = Line(
         "added by the harness to a cell, beyond loading the model, CPU time",
         f"≤ {MOST_MILLISECONDS} ms",

@@ -13,7 +13,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from nftbench.contract import Measurement
 from nftbench.data.loglikelihood import Batch
-from nftbench.training.sweep import _Run
+from nftbench.training.sweep import Sweep
 from tests.benchmarks.conftest import Wrapped
 from tests.benchmarks.measure import Line, by_turns, ratio, within
 
@@ -30,7 +30,7 @@ class Unscored(Wrapped):
 
 def engine(bench: Any) -> nn.Module:
     """`STEPS` steps as every attack takes them: the sweep's own trajectory."""
-    run = _Run(bench.model, Unscored(bench.task), bench.budget, 0, "cpu", None, None, "adamw")
+    run = Sweep(bench.model, Unscored(bench.task), bench.budget, 0, "cpu", None, None, "adamw")
     return run.trajectory(RATE, 0, (STEPS,))[1]
 
 
@@ -74,7 +74,7 @@ def plain(bench: Any, batches: Sequence[Batch]) -> nn.Module:
 
 @pytest.fixture(scope="module")
 def batches(bench: Any) -> list[Batch]:
-    stream = _Run(bench.model, bench.task, bench.budget, 0, "cpu", None, None, "adamw").batches(0)
+    stream = Sweep(bench.model, bench.task, bench.budget, 0, "cpu", None, None, "adamw").batches(0)
     return [next(stream) for _ in range(STEPS)]
 
 

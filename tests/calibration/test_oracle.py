@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -32,9 +33,8 @@ NOISE = (0.004, -0.006, 0.002)
 
 
 @pytest.fixture(autouse=True)
-def known(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(registry, "_added", dict(registry._added))
-    registry.add_file(FILE)
+def known(added: Callable[[Path], str]) -> None:
+    added(FILE)
 
 
 def words(word_class: str, rank: int) -> list[str]:

@@ -36,10 +36,9 @@ class Nothing(Defense):
 
 
 @pytest.fixture
-def tiny(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def tiny(cache: Path, added: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with a suite, in which the verb is called; no more seeds and doses than it takes."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(registry, "_added", dict(registry._added))
     monkeypatch.setattr(dose, "FRACTIONS", (0.5, 0.9))
     monkeypatch.setattr(null, "SEEDS", 11)
     monkeypatch.setattr(null, "SAMPLE", 50)

@@ -55,11 +55,10 @@ Call = Callable[..., tuple[int, str, str]]
 
 @pytest.fixture
 def call(
-    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    cache: Path, added: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Iterator[Call]:
     """`call("run", "tiny.yaml")`: exit code, standard output and standard error, in a folder of its own."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(registry, "_added", {})
     monkeypatch.setattr(sys, "argv", list(sys.argv))
 
     def run(*words: object) -> tuple[int, str, str]:

@@ -23,7 +23,7 @@ from nftbench.records.store import Store
 from nftbench.running import executors
 from nftbench.running.owner import Owner
 from nftbench.running.workspace import Workplace
-from nftbench.testing import check_defense, tiny_suite
+from nftbench.testing import tiny_suite
 
 IMMUNIZED = "condition_number[harmful=diabetes,epochs=5]"
 SUITE: dict[str, Any] = {
@@ -118,13 +118,9 @@ def test_solvers_that_do_not_go_by_the_condition_number_reach_the_optimum(precis
     assert least("gradient_descent") > 1.1 * optimum
 
 
-@pytest.mark.parametrize(
-    ("spec", "said"),
-    [("condition_number", "harmful"), ("condition_number[harmful=diabetes,batch=0]", "must")],
-)
-def test_what_cannot_work_is_refused(spec: str, said: str) -> None:
-    with pytest.raises(NftbenchError, match=said):
-        plan(suites.parse({**SUITE, "defenses": ["none", spec]}))
+def test_without_a_harmful_task_it_is_refused_while_planning() -> None:
+    with pytest.raises(NftbenchError, match="harmful"):
+        plan(suites.parse({**SUITE, "defenses": ["none", "condition_number"]}))
 
 
 @pytest.mark.parametrize(
@@ -133,12 +129,6 @@ def test_what_cannot_work_is_refused(spec: str, said: str) -> None:
 def test_more_features_than_can_be_inverted_are_refused_before_anything_runs(model: dict[str, Any]) -> None:
     with pytest.raises(NftbenchError, match=r"covariance of 20,000 features takes 8\.94 GiB"):
         plan(suites.parse({**SUITE, "model": model}))
-
-
-def test_it_keeps_the_contract_on_causal_language_models(cache: Path) -> None:
-    check_defense(
-        "condition_number[harmful=toy_topic,balanced=true,lambda_ill=1,lambda_well=1,epochs=1]", architectures=["gpt2"]
-    )
 
 
 def test_a_language_model_is_immunized_against_a_toy_task(

@@ -1,4 +1,4 @@
-"""What single defenses promise of their own; what all promise is in test_contracts.py."""
+"""Promises of single defenses; the promises of all are in tests/contract/test_contracts.py."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import assume, given, settings, strategies as st
 from torch import Tensor, nn
 
 from nftbench.contract import Model, Protected
 from nftbench.defenses import pmp
+from nftbench.methods import masks
 from nftbench.planning import registry
 from nftbench.running.owner import Owner, make_base
 from nftbench.running.workspace import Workplace
@@ -56,38 +56,11 @@ def test_the_frozen_complement_is_bit_for_bit_its_initial_value(spec: str, archi
     assert 0.65 < share(mask) < 0.75
 
 
-@settings(max_examples=40, deadline=None)
-@given(
-    ratio=st.floats(0.01, 1.0),
-    sizes=st.lists(st.integers(1, 40), min_size=1, max_size=4),
-    seed=st.integers(0, 5),
-    scope=st.sampled_from(["global", "per_tensor"]),
-)
-def test_the_top_share_is_exact(ratio: float, sizes: list[int], seed: int, scope: str) -> None:
-    """Against sorting, with distinct scores."""
-    generator = torch.Generator().manual_seed(seed)
-    flat = torch.randperm(sum(sizes), generator=generator).float()
-    scores = {str(index): part for index, part in enumerate(flat.split(sizes))}
-    pools = [list(scores)] if scope == "global" else [[name] for name in scores]
-    assume(all(ratio * sum(len(scores[name]) for name in pool) >= 1 for pool in pools))
-    found = pmp.Pmp(ratio=ratio, scope=scope).top(scores)  # type: ignore[arg-type]
-    for pool in pools:
-        values = sorted((value for name in pool for value in scores[name].tolist()), reverse=True)
-        count = math.floor(ratio * len(values))
-        kept = {value for name in pool for value in scores[name][found[name]].tolist()}
-        assert kept == set(values[:count])
-
-
-def test_a_share_of_less_than_one_weight_is_no_crash() -> None:
-    """A norm of 16 weights and a ratio of 0.05, each tensor by itself."""
-    found = pmp.Pmp(ratio=0.05, scope="per_tensor").top({"norm": torch.arange(16.0)})
-    assert int(found["norm"].sum()) <= 1
-
-
-def test_ties_do_not_widen_the_mask() -> None:
-    """Embeddings of words that are not in the batch have a gradient of exactly zero."""
-    scores = {"table": torch.cat([torch.zeros(90), torch.ones(10)])}
-    assert int(pmp.Pmp(ratio=0.7).top(scores)["table"].sum()) == 70
+@pytest.mark.parametrize("scope", ["global", "per_tensor"])
+def test_the_mask_is_the_top_share_in_its_scope(scope: masks.Scope) -> None:
+    scores = {"one": torch.arange(10.0), "other": torch.arange(20.0, 40.0)}
+    found, expected = pmp.Pmp(ratio=0.4, scope=scope).top(scores), masks.top(scores, 0.4, scope)
+    assert {name: kept.tolist() for name, kept in found.items()} == {n: kept.tolist() for n, kept in expected.items()}
 
 
 @pytest.mark.parametrize("scope", ["global", "per_tensor"])
@@ -100,7 +73,7 @@ def test_ratio_1_keeps_everything_and_is_plain_pretraining(scope: str, place: Pl
 
 
 class Told:
-    """An owner whose pre-training shows gradients as they are told, one entry for each step."""
+    """An owner whose pre-training shows the given gradients, one for each step."""
 
     seed = 0
 
@@ -229,7 +202,7 @@ def test_noise_is_as_large_as_it_says(place: Place) -> None:
             assert float(noise) == pytest.approx(0.5, rel=0.2), name
 
 
-def test_reinit_sets_its_share_back(place: Place) -> None:
+def test_reinit_resets_its_share_of_the_weights(place: Place) -> None:
     protected, owner = protect(place, "reinit[fraction=0.3]")
     base, fresh = weights(make_base(owner._place, 0)), weights(owner.build())
     back = total = 0

@@ -26,7 +26,7 @@ from nftbench.running.owner import Owner, make_base
 from nftbench.running.releases import make_release
 from nftbench.running.workspace import Workplace, load_task
 from nftbench.suites.reading import read
-from nftbench.testing import check_defense, tiny_suite
+from nftbench.testing import tiny_suite
 from nftbench.yardsticks import scale_loss
 
 LORA = "trap2[task=toy_topic,rank=4,learning_rate=0.01,steps=12,batch=8]"
@@ -45,11 +45,6 @@ def protect(place: Workplace, defense: Trap2) -> tuple[Model, Protected]:
 
 
 # ----------------------------------------------------------------------------------------------------- the objective
-
-
-@pytest.mark.parametrize("spec", [LORA, FULL, "trap2[task=toy_topic,strength=0,steps=2]"])
-def test_the_contract(spec: str, cache: Any) -> None:
-    check_defense(spec)
 
 
 def test_scales_are_uniform_outside_the_band() -> None:
@@ -78,7 +73,7 @@ def test_the_objective_by_hand(weighting: Any, power: float) -> None:
         assert float(weight.grad) == pytest.approx(wanted, rel=1e-4, abs=1e-5)
 
 
-def test_both_passes_have_one_dropout() -> None:
+def test_both_passes_use_the_same_dropout() -> None:
     defense, scales = trap(strength=0.5, weighting="none", cap=100.0), np.random.default_rng(3)
     scale = defense.draw(np.random.default_rng(3))
     found = defense.objective(lambda s: s * torch.nn.functional.dropout(torch.ones(1000)).sum(), scales, 7)
@@ -103,7 +98,7 @@ def test_without_strength_one_pass_is_enough() -> None:
 @both_kinds
 @pytest.mark.parametrize("scale", [-0.5, 0.3, 1.0, 1.7])
 def test_a_scaled_pass_is_that_of_the_scaled_update(spec: str, scale: float, place: Make) -> None:
-    """In value, and in the gradient: of the loss at W0 + s·D by D it is s times that of the moved network's weights."""
+    """Equal loss; and the gradient by the update D at W0 + s·D is s times the gradient by the weights."""
     where, defense = place(), replace(registry.create("defenses", spec), dropout=0.0)
     base = make_base(where, 0)
     task = Owner(where, 0, defense.told()).task("toy_topic")
@@ -129,7 +124,7 @@ def test_a_scaled_pass_is_that_of_the_scaled_update(spec: str, scale: float, pla
 
 @pytest.mark.parametrize("update", ["lora", "full"])
 def test_a_huge_strength_stays_finite(update: Any, place: Make) -> None:
-    """Uncapped, J falls without end; capped, it is bounded and the weights with it."""
+    """Without the cap J has no lower bound; with it, J and the weights stay finite."""
     _, protected = protect(place(), trap(update=update, strength=1e6, weighting="inv", steps=40))
     assert protected.update is not None
     for weight in (*protected.release.network.parameters(), *protected.update.weights.values()):
@@ -164,26 +159,6 @@ def test_without_an_owners_task_it_is_refused() -> None:
         plan(tiny_suite(defenses=["none", "trap2"]))
     with pytest.raises(NftbenchError, match="'toy_tone' is not among the suite's tasks"):
         plan(tiny_suite(defenses=["none", "trap2[task=toy_tone]"]))
-
-
-@pytest.mark.parametrize(
-    "changes",
-    [
-        "minimum=0",
-        "minimum=0.97",
-        "band=0",
-        "maximum=1.05",
-        "strength=-1",
-        "cap=0",
-        "steps=0",
-        "dropout=1",
-        "weighting=log",
-        "update=half",
-    ],
-)
-def test_impossible_settings_are_refused(changes: str) -> None:
-    with pytest.raises(NftbenchError):
-        registry.create("defenses", f"trap2[task=toy_topic,{changes}]")
 
 
 def test_the_control_is_the_same_without_strength() -> None:
@@ -238,7 +213,7 @@ SUITE = {
 
 
 @both_kinds
-def test_from_the_release_to_the_records(spec: str, place: Make, run_all: Any) -> None:
+def test_a_run_records_every_coefficient_and_the_yardstick(spec: str, place: Make, run_all: Any) -> None:
     where = place(defenses=["none", spec], **SUITE)
     found = run_all(where)
     name = str(next(job.defense for job in where.plan.jobs() if job.defense.name == "trap2"))
@@ -356,7 +331,7 @@ def test_distillation_learns_the_releases_logits(spec: str, place: Make) -> None
     assert -float(answers.log().mean()) == pytest.approx(task.loss(teacher, batch).item(), rel=1e-4)
 
 
-def test_the_yardstick_is_for_updates() -> None:
+def test_the_yardstick_applies_to_defenses_that_release_an_update() -> None:
     yardstick = scale_loss.ScaleLoss()
     assert yardstick.applies(trap()) is None
     assert yardstick.applies(registry.create("defenses", "none")) == "the defense releases no update"
@@ -365,7 +340,7 @@ def test_the_yardstick_is_for_updates() -> None:
 # ---------------------------------------------------------------------------------------------------- the paper's suite
 
 
-def test_the_papers_suite_plans() -> None:
+def test_the_paper_suite_plans_every_row_and_attack_of_its_claims() -> None:
     suite = read("paper-trap2")
     whole = plan(suite)
     rows = {str(cell.defense) for cell in whole.cells}

@@ -160,7 +160,7 @@ def test_published_bound_of_the_first_part_is_too_wide() -> None:
     assert conditioning.step_bounds(covariance).well < 0.5 * published.well
 
 
-def test_published_bound_of_the_second_part_has_no_unit() -> None:
+def test_published_bound_of_the_second_part_can_be_negative() -> None:
     covariance = torch.diag(torch.tensor([9.0, 4.0, 2.0], dtype=torch.float64))
     assert conditioning.published_step_bounds(covariance).ill < 0
     assert conditioning.step_bounds(covariance).ill > 0
@@ -174,7 +174,7 @@ def test_bounds_are_scaled_by_the_hessian_as_the_step_needs() -> None:
     assert StepBounds(other.well * 10, other.ill / 1000) == pytest.approx(one, rel=1e-9)
 
 
-def test_the_codes_side_of_the_inverse_is_another_step() -> None:
+def test_the_inverse_on_the_other_side_is_another_step() -> None:
     theta, covariance = _problem(0, 4)
     gradient = _gradient(conditioning.probe_r_ill, theta, _rows(covariance))
     ours = conditioning.precondition(gradient, covariance)
@@ -353,7 +353,7 @@ def test_norm_ratio_refuses_a_probe_that_has_arrived() -> None:
 # -------------------------------------------------------------------------------------------------------------- errors
 
 
-def test_what_cannot_be_inverted() -> None:
+def test_matrices_without_an_inverse_are_refused() -> None:
     short = conditioning.covariance(_normal(0, 3, 5))
     gradient = _normal(1, 5, 5)
     with pytest.raises(NftbenchError, match="rank 3 and no inverse with ridge 0"):

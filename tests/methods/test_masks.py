@@ -1,4 +1,4 @@
-"""Masks: the largest scores against sorting, overlaps against sets."""
+"""Masks of the largest scores, against sorting; overlaps of masks, against sets."""
 
 from __future__ import annotations
 

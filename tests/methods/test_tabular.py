@@ -1,4 +1,4 @@
-"""The linear family and its tasks: what is read, how it is divided, what the scores are."""
+"""The linear model and its tabular tasks: reading files, splits and scores."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def test_linear_model_saves_and_loads_bit_for_bit(tmp_path: Path, dtype: torch.d
         assert torch.equal(weight, again.state_dict()[name])
 
 
-def test_linear_model_is_the_papers() -> None:
+def test_the_linear_model_computes_the_equation_of_the_paper() -> None:
     network = _network(4, 2)
     generator = torch.Generator().manual_seed(0)
     theta, probe, inputs = (torch.randn(*shape, generator=generator).double() for shape in ((4, 4), (4, 2), (7, 4)))
@@ -142,10 +142,7 @@ def test_diabetes_predicts_a_measurement_from_the_others() -> None:
     assert bool(rows.inputs[:, 3].any())
 
 
-def test_bad_parameters_and_models() -> None:
-    for text in ("digits_pair[first=10]", "digits_pair[first=3,second=3]", "diabetes[part=third]"):
-        with pytest.raises(NftbenchError):
-            registry.create("tasks", text)
+def test_targets_and_models_that_do_not_fit_are_refused() -> None:
     with pytest.raises(NftbenchError, match="no target 'height'"):
         _load("diabetes[target=height]")
     with pytest.raises(NftbenchError, match=r"set model\.input_dim to 10"):

@@ -1,4 +1,4 @@
-"""Updates: what is read off an adapter is what PEFT computes, goes to disk and back, and is refused where it is not."""
+"""Updates: weights read from an adapter are those of PEFT, survive saving and loading, and bad files are refused."""
 
 from __future__ import annotations
 

@@ -159,15 +159,13 @@ def test_the_task_in_the_text_keeps_its_promises(example: Any, tmp_path: Path) -
 
 
 @pytest.fixture
-def example(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cache: Path) -> Any:
+def example(tmp_path: Path, added: Any, cache: Path) -> Any:
     """`example(code)`: the name of a plugin with this code, known as with --plugin until the test ends."""
-    monkeypatch.setattr(registry, "_added", dict(registry._added))
 
     def write(code: str, suffix: str = ".py") -> str:
         path = tmp_path / f"example{suffix}"
         path.write_text(code, encoding="utf-8")
-        (plugin,) = registry.add_file(path)
-        return plugin.name
+        return str(added(path))
 
     return write
 

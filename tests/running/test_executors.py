@@ -244,14 +244,14 @@ def test_an_attack_step_that_cannot_run_costs_its_own_cells_only(
 ) -> None:
     """Whatever goes wrong outside the plugin's own methods: the job has records, and the others run."""
     here = place(attacks=["none", "full", "head"])
-    plain = run._Referee.run
+    plain = run.Referee.run
 
     def breaking(self: Any, cells: Any) -> Any:
         if str(self.job.attack) == "full":
             raise OSError("no space left on device")
         return plain(self, cells)
 
-    monkeypatch.setattr(run._Referee, "run", breaking)
+    monkeypatch.setattr(run.Referee, "run", breaking)
     found = run_all(here)
     assert {attack: record.status for (_, attack, *_), record in found.items()} == {
         "none": "ok",

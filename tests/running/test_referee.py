@@ -739,14 +739,13 @@ def test_prepared_is_checked_in() -> None:
 
 
 def test_a_task_of_words_that_the_model_does_not_know_fails_and_says_so(
-    place: Place, run_all: RunAll, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    place: Place, run_all: RunAll, tmp_path: Path, added: Callable[[Path], str]
 ) -> None:
-    monkeypatch.setattr(registry, "_added", dict(registry._added))
     tasks = Path(__file__).parents[2] / "tasks"
     shutil.copy(tasks / "toy.py", tmp_path)
     text = (tasks / "toy_topic.yaml").read_text().replace("task: toy_topic", "task: foreign")
     (tmp_path / "foreign.yaml").write_text(text.replace("doc_to_choice: choices", "doc_to_choice: [A, B, C, D]"))
-    registry.add_file(tmp_path / "foreign.yaml")
+    added(tmp_path / "foreign.yaml")
     record = run_all(place(attacks=["none"], tasks=["foreign"]))["none", "none", "foreign", 0]
     assert record.status == "failed"
     assert "foreign: all choices have the same tokens" in str(record.reason)

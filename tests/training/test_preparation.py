@@ -25,7 +25,7 @@ from nftbench.running.attacker import Attacker
 from nftbench.running.owner import Owner, Shadow
 from nftbench.running.releases import load_secret, make_release, make_sibling
 from nftbench.running.workspace import Workplace, make_corpus
-from nftbench.testing import ARCHITECTURES, _FirstWord, _task_context
+from nftbench.testing import ARCHITECTURES, FirstWord, task_context
 from nftbench.training import preparation
 from nftbench.training.engine import CellTimeoutError, Stepper
 from nftbench.training.preparation import Ledger, fitting, tuned
@@ -441,7 +441,7 @@ def test_other_attacks_are_those_that_are_named(place: Place) -> None:
 def test_a_look_is_one_short_run_at_the_middle_rate(place: Place) -> None:
     here = place(budget={"learning_rates": {"adamw": [1e-3, 4e-3, 1e-2, 3e-2]}})
     context, model = attacker(here), Owner(here, 0).build()
-    task = _FirstWord().load(_task_context(here, model))
+    task = FirstWord().load(task_context(here, model))
     before = state(model.network)
     found = tuned(model.network, task, context, 5)
     rows, order, own = task.split("train"), preparation.shuffled(64, 8, context.seed), copy.deepcopy(model.network)

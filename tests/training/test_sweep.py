@@ -103,9 +103,9 @@ def same(first: nn.Module, second: nn.Module) -> bool:
     return one.keys() == other.keys() and all(torch.equal(weight, other[name]) for name, weight in one.items())
 
 
-def under_way(task: Task, budget: Budget = BUDGET, **changes: Any) -> sweeps._Run:
+def under_way(task: Task, budget: Budget = BUDGET, **changes: Any) -> sweeps.Sweep:
     options = {"model": model(), "seed": 0, "device": "cpu", "adapter": None, "mask": None, "optimizer": "adamw"}
-    return sweeps._Run(task=task, budget=budget, **{**options, **changes})
+    return sweeps.Sweep(task=task, budget=budget, **{**options, **changes})
 
 
 # -------------------------------------------------------------------------------------------------------- trajectories
@@ -167,7 +167,7 @@ class ByHand:
         return [torch.stack(weights).mean(0) for weights in zip(*self.steps[first - 1 : last], strict=True)]
 
 
-def by_hand(here: sweeps._Run, attack_seed: int, rates: Sequence[float]) -> ByHand:
+def by_hand(here: sweeps.Sweep, attack_seed: int, rates: Sequence[float]) -> ByHand:
     """AdamW at `rates[step - 1]`, one tensor at a time."""
     task = here.task
     assert isinstance(task, Parity)
@@ -374,7 +374,7 @@ def test_a_gradient_mask_holds_through_the_sweep() -> None:
 
 def scripted(
     score: Callable[[float, int, int], float | None], budget: Budget = BUDGET
-) -> tuple[sweeps._Run, list[tuple[float, int, tuple[int, ...]]]]:
+) -> tuple[sweeps.Sweep, list[tuple[float, int, tuple[int, ...]]]]:
     """A run whose trajectories are told: `score(learning rate, step, attack seed)`; and the log of its calls."""
     here = under_way(Parity(), budget)
     asked: list[tuple[float, int, tuple[int, ...]]] = []
@@ -396,7 +396,7 @@ def scripted(
     return here, asked
 
 
-def outcome_of(here: sweeps._Run, curve: Sequence[Point], monkeypatch: pytest.MonkeyPatch) -> Any:
+def outcome_of(here: sweeps.Sweep, curve: Sequence[Point], monkeypatch: pytest.MonkeyPatch) -> Any:
     from nftbench.contract import Cost
 
     monkeypatch.setattr(sweeps, "step_cost", lambda *_: Cost())
@@ -585,13 +585,13 @@ def test_what_never_stays_finite_is_nonfinite() -> None:
 
 def test_every_rung_of_the_ladder_is_tried_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
     tried: list[str] = []
-    plain = sweeps._Run.search
+    plain = sweeps.Sweep.search
 
-    def search(self: sweeps._Run, grid: Sequence[float]) -> Any:
+    def search(self: sweeps.Sweep, grid: Sequence[float]) -> Any:
         tried.append(self.attempt)
         return plain(self, grid)
 
-    monkeypatch.setattr(sweeps._Run, "search", search)
+    monkeypatch.setattr(sweeps.Sweep, "search", search)
     with pytest.raises(NonFiniteError):
         sweep(model(), Parity(spoil=lambda network: True), BUDGET, 0, "cpu")
     assert tried == ["plain", "float64", "clipped", "head"]
@@ -607,7 +607,7 @@ def test_another_attempt_stands_only_where_it_helps(
 ) -> None:
     """One rate diverges, the other is worse than not training; with the head alone nothing diverges."""
 
-    def search(self: sweeps._Run, grid: Sequence[float]) -> Any:
+    def search(self: sweeps.Sweep, grid: Sequence[float]) -> Any:
         scores = (0.5, reached, reached) if self.attempt == "head" else (0.5, 0.4, None)
         points = [
             Point(rate, step, score, None if score is None else 1.0)
@@ -615,7 +615,7 @@ def test_another_attempt_stands_only_where_it_helps(
         ]
         return points, False
 
-    monkeypatch.setattr(sweeps._Run, "search", search)
+    monkeypatch.setattr(sweeps.Sweep, "search", search)
     outcome = sweep(model(), Parity(), BUDGET, 0, "cpu")
     assert (outcome.retried, outcome.stuck) == (retried, retried is None)
 

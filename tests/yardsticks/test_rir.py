@@ -1,4 +1,4 @@
-"""The yardstick `rir`: its numbers against numpy, on both families of models, and where it has nothing to measure."""
+"""The yardstick `rir`: its numbers against numpy on both families of models, and the defenses it applies to."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ import torch
 
 from nftbench import suites
 from nftbench.contract import Model
-from nftbench.errors import NftbenchError
 from nftbench.models.architectures.linear import LinearConfig, LinearModel
 from nftbench.models.networks import seeded
 from nftbench.planning import registry
@@ -22,7 +21,7 @@ from nftbench.planning.plan import plan
 from nftbench.records.store import Store
 from nftbench.running.owner import Owner
 from nftbench.running.workspace import Workplace, load_task
-from nftbench.testing import _workplace, tiny_suite
+from nftbench.testing import temporary_workplace, tiny_suite
 
 IMMUNIZED = "condition_number[harmful=toy_topic,lambda_ill=1,lambda_well=1,balanced=true,epochs=1]"
 Array = np.ndarray[Any, np.dtype[np.float64]]
@@ -92,7 +91,7 @@ def test_a_named_primary_task_goes_before_what_the_model_was_pretrained_on() -> 
     assert values[0] == values[1]
 
 
-def test_nothing_changed_is_a_ratio_of_one() -> None:
+def test_an_unchanged_model_has_a_ratio_of_one() -> None:
     found = registry.create("yardsticks", "rir").measure(_inspection(_linear(), _linear(), ("diabetes",), "diabetes"))
     assert {found.values[name] for name in ("rir", "harmful", "primary")} == {1.0}
     assert found.values["norm_ratio"] == found.values["norm_ratio_undefended"] < 1
@@ -100,7 +99,7 @@ def test_nothing_changed_is_a_ratio_of_one() -> None:
 
 def test_a_language_model_is_read_in_groups_of_rows(cache: Path) -> None:
     """The harmful task's rows against tokens of text; of an undefended model's own features the ratio is 1."""
-    with _workplace(tiny_suite()) as place:
+    with temporary_workplace(tiny_suite()) as place:
         owner = Owner(place, 0)
         base = owner.build()
         release = Model(copy.deepcopy(base.network), base.tokenizer)
@@ -146,13 +145,7 @@ def test_a_defense_that_is_told_its_owners_task_has_no_harmful_one() -> None:
     assert "owner" in (reason or "")
 
 
-@pytest.mark.parametrize("text", ["rir[groups=0]", "rir[size=0]", "rir[steps=0]", "rir[ridge=1]"])
-def test_bad_parameters(text: str) -> None:
-    with pytest.raises(NftbenchError):
-        registry.create("yardsticks", text)
-
-
-def test_a_suite_reads_it_off_the_release(tmp_path: Path, cache: Path, run_all: Callable[..., Any]) -> None:
+def test_a_run_reads_it_off_the_release(tmp_path: Path, cache: Path, run_all: Callable[..., Any]) -> None:
     suite = tiny_suite(defenses=["none", IMMUNIZED], attacks=["none"], yardsticks=["rir[groups=2,size=20,steps=3]"])
     place = Workplace(plan(suite), Store(tmp_path / "results", cache))
     read = [record for record in run_all(place).values() if record.role == "yardstick"]

@@ -1,0 +1,46 @@
+"""`check_yardstick`: what a yardstick promises, held against a tiny release."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from nftbench.contract import Reading, Release, Yardstick
+from nftbench.models import networks as models, updates
+from nftbench.planning import registry
+from nftbench.running.releases import ADAPTER, ReleaseInspection, make_release
+from nftbench.testing.comparison import identical, keeps_random_state
+from nftbench.testing.form import well_formed
+from nftbench.testing.promises import promise
+from nftbench.testing.tiny import ARCHITECTURES, temporary_workplace, tiny_suite
+
+
+def check_yardstick(
+    yardstick: Yardstick | str, defense: str = "none", *, architectures: Sequence[str] = tuple(ARCHITECTURES)
+) -> None:
+    """Read the yardstick off a tiny release of each architecture and hold it to its protocol.
+
+    Args:
+        defense: spec of a defense to which it applies.
+
+    Raises:
+        BrokenPromiseError: it names the promise.
+    """
+    plugin: Yardstick = well_formed("yardsticks", yardstick)
+    reason = plugin.applies(registry.create("defenses", defense))
+    promise(reason is None, f"it applies to {defense}: {reason}")
+    for architecture in architectures:
+        with temporary_workplace(tiny_suite(architecture, defenses=[defense])) as place:
+            job = next(job for job in place.plan.jobs() if str(job.defense) == defense)
+            folder = make_release(place, job.defense, job.seed, job.release)
+            model = models.load(folder, attacker=True)
+            before = {name: tensor.clone() for name, tensor in model.network.state_dict().items()}
+            inspection = ReleaseInspection(place, job, Release(model, updates.load(folder / ADAPTER)))
+            with keeps_random_state("measure"):
+                reading = plugin.measure(inspection)
+            promise(isinstance(reading, Reading), f"measure returns Reading, not {type(reading).__name__}")
+            promise(identical(before, model.network.state_dict()), "measure leaves the release as it is")
+            for name, value in reading.values.items():
+                promise(math.isfinite(value), f"the value {name} is finite")
+            for series in reading.series:
+                promise(len(series.x) == len(series.y), f"the series {series.name} has a y for each x")
