@@ -59,7 +59,7 @@ from nftbench.records.store import Store
 from nftbench.running.attacker import Attacker
 from nftbench.running.owner import Owner, make_base
 from nftbench.running.releases import ADAPTER, ReleaseInspection, make_release
-from nftbench.running.workspace import AttackersTask, TaskSetting, Workplace, derive, make_corpus
+from nftbench.running.workspace import AttackersTask, TaskSetting, Workspace, derive, make_corpus
 from nftbench.suites.schema import Suite
 from nftbench.terms import KNOWLEDGE, OF_UPDATES, Adaptation, SplitName, Stage
 from nftbench.training.preparation import Ledger
@@ -138,12 +138,12 @@ def check_defense(defense: Defense | str, *, architectures: Sequence[str] = tupl
         registry.parse(text)
     _promise(isinstance(plugin.fingerprint(), str), "fingerprint() returns a string")
     for architecture in architectures:
-        with _workplace(tiny_suite(architecture)) as place:
-            plugin.check(place.suite)
-            first, second = (_protect(place, plugin) for _ in range(2))
+        with _workspace(tiny_suite(architecture)) as workspace:
+            plugin.check(workspace.suite)
+            first, second = (_protect(workspace, plugin) for _ in range(2))
             _check_protected(plugin, first)
             if first.update is not None:
-                _check_update(first.release, first.update, make_base(place, 0))
+                _check_update(first.release, first.update, make_base(workspace, 0))
             _check_publishable(first.release)
             _promise(
                 _same(first.release.network.state_dict(), second.release.network.state_dict()),
@@ -169,9 +169,9 @@ def check_attack(
     _promise(not unknown, f"knowledge is among {', '.join(KNOWLEDGE)}; not: {', '.join(sorted(unknown))}")
     _promise(plugin.adaptation in get_args(Adaptation), f"adaptation is among {', '.join(get_args(Adaptation))}")
     for architecture in architectures:
-        with _workplace(tiny_suite(architecture)) as place:
-            release, context = _release(place, plugin)
-            task = _FirstWord().load(_task_context(place, release.model))
+        with _workspace(tiny_suite(architecture)) as workspace:
+            release, context = _release(workspace, plugin)
+            task = _FirstWord().load(_task_context(workspace, release.model))
             reached = [_adapt(plugin, release, task, context) for _ in range(2)]
             (outcome, trained, beside), (again, *_) = reached
             _check_outcome(plugin, outcome, release, task, context, trained, beside, allowance)
@@ -199,9 +199,9 @@ def check_task(
     plugin = _task(task)
     _promise(isinstance(plugin.fingerprint(data), str), "fingerprint(data) returns a string")
     for architecture in architectures:
-        with _workplace(tiny_suite(architecture, **changes), data) as place:
-            model = Owner(place, 0).build()
-            loaded, again = (plugin.load(_task_context(place, model)) for _ in range(2))
+        with _workspace(tiny_suite(architecture, **changes), data) as workspace:
+            model = Owner(workspace, 0).build()
+            loaded, again = (plugin.load(_task_context(workspace, model)) for _ in range(2))
             names: tuple[SplitName, ...] = ("train", "validation", "test") if plugin.trainable else ("test",)
             for name in names:
                 _promise(len(loaded.split(name)) > 0, f"the {name} split has documents")
@@ -228,12 +228,12 @@ def check_yardstick(
     reason = plugin.applies(registry.create("defenses", defense))
     _promise(reason is None, f"it applies to {defense}: {reason}")
     for architecture in architectures:
-        with _workplace(tiny_suite(architecture, defenses=[defense])) as place:
-            job = next(job for job in place.plan.jobs() if str(job.defense) == defense)
-            folder = make_release(place, job.defense, job.seed, job.release)
+        with _workspace(tiny_suite(architecture, defenses=[defense])) as workspace:
+            job = next(job for job in workspace.plan.jobs() if str(job.defense) == defense)
+            folder = make_release(workspace, job.defense, job.seed, job.release)
             model = models.load(folder, attacker=True)
             before = {name: tensor.clone() for name, tensor in model.network.state_dict().items()}
-            inspection = ReleaseInspection(place, job, Release(model, updates.load(folder / ADAPTER)))
+            inspection = ReleaseInspection(workspace, job, Release(model, updates.load(folder / ADAPTER)))
             with _random_state_kept("measure"):
                 reading = plugin.measure(inspection)
             _promise(isinstance(reading, Reading), f"measure returns Reading, not {type(reading).__name__}")
@@ -247,9 +247,9 @@ def check_yardstick(
 # ------------------------------------------------------------------------------------------------------------ defenses
 
 
-def _protect(place: Workplace, plugin: Defense) -> Protected:
-    owner = Owner(place, 0, plugin.told())
-    model = owner.build() if plugin.stage == "pretrain" else make_base(place, 0)
+def _protect(workspace: Workspace, plugin: Defense) -> Protected:
+    owner = Owner(workspace, 0, plugin.told())
+    model = owner.build() if plugin.stage == "pretrain" else make_base(workspace, 0)
     with _random_state_kept("protect"):
         protected = plugin.protect(model, owner)
     _promise(isinstance(protected, Protected), f"protect returns Protected, not {type(protected).__name__}")
@@ -302,22 +302,22 @@ def _check_publishable(model: Model) -> None:
 # ------------------------------------------------------------------------------------------------------------- attacks
 
 
-def _release(place: Workplace, plugin: Attack) -> tuple[Release, Attacker]:
+def _release(workspace: Workspace, plugin: Attack) -> tuple[Release, Attacker]:
     """A pre-trained model as an attacker downloads it, and a context that holds what the attack may know."""
-    owner, knowledge, masked = Owner(place, 0), plugin.knowledge, _Masked()
+    owner, knowledge, masked = Owner(workspace, 0), plugin.knowledge, _Masked()
     secretive = bool(knowledge & {"secret", "sibling"}) or plugin.applies(_Undefended()) is not None
     protected = masked.protect(owner.build(), owner) if secretive else Protected(owner.pretrain(owner.build()))
     model, sibling = protected.release, owner.sibling(protected.release)
-    folder = place.store.make("releases", "tiny", lambda draft: models.save(model, draft))
+    folder = workspace.store.make("releases", "tiny", lambda draft: models.save(model, draft))
 
     context = Attacker(
         seed=derive(0, "attack"),
-        budget=place.suite.budget,
-        device=place.device,
+        budget=workspace.suite.budget,
+        device=workspace.device,
         _corpus=owner.corpus if "data" in knowledge else None,
         _secret=protected.secret if "secret" in knowledge else None,
         _defense=(masked if secretive else _Undefended()) if "method" in knowledge else None,
-        _suite=place.suite if knowledge & {"method", "sibling"} else None,
+        _suite=workspace.suite if knowledge & {"method", "sibling"} else None,
         _sibling=sibling if "sibling" in knowledge else None,
         _uses=plugin.uses(),
     )
@@ -325,7 +325,7 @@ def _release(place: Workplace, plugin: Attack) -> tuple[Release, Attacker]:
     if "base" in plugin.knowledge:
         base = owner.build()
         update = updates.difference(release.model.network, base.network)
-        others = {"other": AttackersTask(_FirstWord().load(_task_context(place, base)))}
+        others = {"other": AttackersTask(_FirstWord().load(_task_context(workspace, base)))}
         return replace(release, update=update), replace(context, _base=base, others=others)
     return release, context
 
@@ -555,15 +555,15 @@ def _is_plain(value: object) -> bool:
 
 
 @contextlib.contextmanager
-def _workplace(suite: Suite, data: Path | None = None) -> Iterator[Workplace]:
+def _workspace(suite: Suite, data: Path | None = None) -> Iterator[Workspace]:
     """Where a tiny suite runs; gone afterwards."""
     with tempfile.TemporaryDirectory(prefix="nftbench-") as folder:
         store = Store(Path(folder) / "results", Path(folder) / "cache")
-        yield Workplace(plan(suite, data=data), store)
+        yield Workspace(plan(suite, data=data), store)
 
 
-def _task_context(place: Workplace, model: Model) -> TaskContext:
-    return TaskSetting(model, 0, place.suite, place.plan.data, None, lambda: make_corpus(place, 0))
+def _task_context(workspace: Workspace, model: Model) -> TaskContext:
+    return TaskSetting(model, 0, workspace.suite, workspace.plan.data, None, lambda: make_corpus(workspace, 0))
 
 
 @contextlib.contextmanager

@@ -438,20 +438,20 @@ def _carry_out(work: Work, jobs: int | None, plugins: Sequence[str], command: st
         return records
     from nftbench.cli import progress as display
     from nftbench.running import executors
-    from nftbench.running.workspace import Workplace
+    from nftbench.running.workspace import Workspace
 
     def board(news: Sequence[Record]) -> Leaderboard:
         records.update((record.key, record) for record in news)
         return _board(records, manifest)
 
     workers = min(_workers(jobs, work.part.device), len(todo))
-    place = Workplace(work.whole, store, command)
+    workspace = Workspace(work.whole, store, command)
     files = [str(Path(file).resolve()) for file in plugins]
     if workers > 1:
         _start_server()
     try:
         with display.shown(todo, workers, board, _console()) as show:
-            for event in executors.run(place, todo, workers, files):
+            for event in executors.run(workspace, todo, workers, files):
                 show(event)
     except KeyboardInterrupt:
         _stop_workers()

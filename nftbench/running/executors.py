@@ -21,7 +21,7 @@ from nftbench.planning.plan import Job
 from nftbench.records.record import Record
 
 if TYPE_CHECKING:
-    from nftbench.running.workspace import Workplace
+    from nftbench.running.workspace import Workspace
 
 BUSY_SECONDS = 1.0
 """How long to wait before asking again for a job that another run holds."""
@@ -48,16 +48,16 @@ class _Step:
     job: Job
 
 
-def run(place: Workplace, jobs: Sequence[Job], workers: int, plugins: Sequence[str] = ()) -> Iterator[Event]:
+def run(workspace: Workspace, jobs: Sequence[Job], workers: int, plugins: Sequence[str] = ()) -> Iterator[Event]:
     """Run all jobs, as many at a time as there are workers, and tell what happens. With one worker: in this process.
 
     `plugins` are the files given with --plugin, which a worker has to be told of.
     """
     steps = _steps(jobs)
     if workers == 1:
-        yield from _in_process(place, steps)
+        yield from _in_process(workspace, steps)
     else:
-        yield from _Pool(place, steps, workers, tuple(plugins)).run()
+        yield from _Pool(workspace, steps, workers, tuple(plugins)).run()
 
 
 def _steps(jobs: Sequence[Job]) -> list[_Step]:
@@ -68,42 +68,42 @@ def _steps(jobs: Sequence[Job]) -> list[_Step]:
     return releases + [_Step((job.seed, 1, index), "attack", job) for index, job in enumerate(jobs)]
 
 
-def _perform(place: Workplace, stage: Stage, job: Job) -> list[Record] | None:
+def _perform(workspace: Workspace, stage: Stage, job: Job) -> list[Record] | None:
     from nftbench.running import referee as runner
 
     if stage == "protect":
-        runner.protect(place, job)
+        runner.protect(workspace, job)
         return []
-    return runner.execute(place, job)
+    return runner.execute(workspace, job)
 
 
-def _give_up(place: Workplace, job: Job, error: BaseException) -> list[Record]:
+def _give_up(workspace: Workspace, job: Job, error: BaseException) -> list[Record]:
     """Records for a job that could not run: its release cannot be made, or its process died."""
     from nftbench.running import referee as runner
 
     if isinstance(error, BrokenProcessPool):
-        return runner.fail(place, job, "oom", "the worker process died; the system may have run out of memory")
-    return runner.fail(place, job, *runner.status_of(error))
+        return runner.fail(workspace, job, "oom", "the worker process died; the system may have run out of memory")
+    return runner.fail(workspace, job, *runner.status_of(error))
 
 
-def _in_process(place: Workplace, steps: Iterable[_Step]) -> Iterator[Event]:
+def _in_process(workspace: Workspace, steps: Iterable[_Step]) -> Iterator[Event]:
     failed: dict[str, BaseException] = {}
     waiting = sorted(steps)
     while waiting:
         step = waiting.pop(0)
         job = step.job
         if step.stage == "attack" and job.release in failed:
-            yield Event("finished", step.stage, job, tuple(_give_up(place, job, failed[job.release])))
+            yield Event("finished", step.stage, job, tuple(_give_up(workspace, job, failed[job.release])))
             continue
         yield Event("started", step.stage, job)
         try:
-            records = _perform(place, step.stage, job)
+            records = _perform(workspace, step.stage, job)
         except (Exception, SystemExit) as error:  # a plugin may raise anything
             if step.stage == "protect":
                 failed[job.release] = error  # its attacks then fail with its reason
                 records = []
             else:
-                records = _give_up(place, job, error)
+                records = _give_up(workspace, job, error)
         if records is None:
             waiting.append(step)
             time.sleep(BUSY_SECONDS)
@@ -114,8 +114,8 @@ def _in_process(place: Workplace, steps: Iterable[_Step]) -> Iterator[Event]:
 class _Pool:
     """Worker processes and what is still to do."""
 
-    def __init__(self, place: Workplace, steps: Sequence[_Step], workers: int, plugins: tuple[str, ...]) -> None:
-        self.place, self.workers, self.plugins = place, workers, plugins
+    def __init__(self, workspace: Workspace, steps: Sequence[_Step], workers: int, plugins: tuple[str, ...]) -> None:
+        self.workspace, self.workers, self.plugins = workspace, workers, plugins
         self.ready: list[_Step] = []
         self.blocked: dict[str, list[_Step]] = {}
         first: dict[int, str] = {}
@@ -123,7 +123,7 @@ class _Pool:
             if step.stage == "attack":
                 self.blocked.setdefault(step.job.release, []).append(step)
                 continue
-            if place.plan.row(step.job.defense).stage == "posttrain":
+            if workspace.plan.row(step.job.defense).stage == "posttrain":
                 leader = first.setdefault(step.job.seed, step.job.release)
                 if leader != step.job.release:
                     # It needs the base that the leader is training: a worker would only wait for it.
@@ -154,11 +154,11 @@ class _Pool:
         while len(self.running) < room and (self.ready or self.suspects):
             step = self.suspects.pop(0) if self.suspects else heapq.heappop(self.ready)
             if step.stage == "attack" and step.job.release in self.failed:
-                records = _give_up(self.place, step.job, self.failed[step.job.release])
+                records = _give_up(self.workspace, step.job, self.failed[step.job.release])
                 yield Event("finished", step.stage, step.job, tuple(records))
                 continue
             try:
-                self.running[self.pool.submit(_perform, self.place, step.stage, step.job)] = step
+                self.running[self.pool.submit(_perform, self.workspace, step.stage, step.job)] = step
             except BrokenProcessPool:  # a worker has died since the last look
                 heapq.heappush(self.ready, step)
                 yield from self.survive()
@@ -190,7 +190,7 @@ class _Pool:
             for freed in self.blocked.pop(step.job.release, []):
                 heapq.heappush(self.ready, freed)
         elif error is not None:
-            records = _give_up(self.place, step.job, error)
+            records = _give_up(self.workspace, step.job, error)
         yield Event("finished", step.stage, step.job, tuple(records))
 
     def survive(self) -> Iterator[Event]:

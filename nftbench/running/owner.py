@@ -20,7 +20,7 @@ from nftbench.errors import NftbenchError
 from nftbench.models import networks as models
 from nftbench.planning import registry
 from nftbench.planning.plan import base_key
-from nftbench.running.workspace import AttackersTask, Workplace, derive, load_task, make_corpus
+from nftbench.running.workspace import AttackersTask, Workspace, derive, load_task, make_corpus
 from nftbench.suites.schema import Pretraining, Suite
 from nftbench.training import engine as train
 from nftbench.training.preparation import Ledger
@@ -29,22 +29,22 @@ SIBLING = 0.9
 """The share of a defense's pre-training run at which its second checkpoint is kept."""
 
 
-def make_base(place: Workplace, seed: int, fraction: float = 1.0) -> Model:
+def make_base(workspace: Workspace, seed: int, fraction: float = 1.0) -> Model:
     """The undefended model of a base seed, at a fraction of its pre-training run."""
-    recipe = place.suite.pretraining
+    recipe = workspace.suite.pretraining
     steps = _step_at(recipe, fraction)
-    key = base_key(place.suite, seed, place.plan.data, place.device)[:32]
+    key = base_key(workspace.suite, seed, workspace.plan.data, workspace.device)[:32]
     # One run gives the base and every checkpoint that the suite names; another fraction takes a run of its own.
     wanted = sorted({steps, *(_step_at(recipe, kept) for kept in recipe.checkpoints), recipe.steps} - {0})
-    folder = place.store.artifact("bases", f"{key}-{steps}")
+    folder = workspace.store.artifact("bases", f"{key}-{steps}")
     if folder is None:
-        with place.store.lock("runs", key):
-            missing = [step for step in wanted if place.store.artifact("bases", f"{key}-{step}") is None]
+        with workspace.store.lock("runs", key):
+            missing = [step for step in wanted if workspace.store.artifact("bases", f"{key}-{step}") is None]
             if steps in missing:
-                _pretrain_base(place, seed, key, missing)
-        folder = place.store.artifact("bases", f"{key}-{steps}")
+                _pretrain_base(workspace, seed, key, missing)
+        folder = workspace.store.artifact("bases", f"{key}-{steps}")
         assert folder is not None
-    return models.load(folder, place.device)
+    return models.load(folder, workspace.device)
 
 
 class _Pipeline(ABC):
@@ -128,32 +128,32 @@ class _Pipeline(ABC):
 class Owner(_Pipeline):
     """`OwnerContext` of one base seed."""
 
-    _place: Workplace
+    _workspace: Workspace
     base_seed: int
     _told: tuple[str, ...] = ()
     kept: dict[str, torch.Tensor] = field(default_factory=dict)
 
     @property
     def suite(self) -> Suite:  # type: ignore[override]
-        return self._place.suite
+        return self._workspace.suite
 
     @property
     def device(self) -> str:  # type: ignore[override]
-        return self._place.device
+        return self._workspace.device
 
     @property
     def corpus(self) -> Corpus:
-        return make_corpus(self._place, self.base_seed)
+        return make_corpus(self._workspace, self.base_seed)
 
     def task(self, spec: str) -> Task:
         allowed = (*self._told, *filter(None, [self.pretraining.task]))
         if spec not in allowed:
             raise NftbenchError(f"the defense was not told of {spec!r}: what it asks for it must name in told()")
-        loaded = load_task(self._place, registry.parse(spec), self.base_seed, self.build())
+        loaded = load_task(self._workspace, registry.parse(spec), self.base_seed, self.build())
         return AttackersTask(loaded, ("validation", "test"), "the owner's defense learns from the training split alone")
 
     def checkpoint(self, fraction: float) -> Model:
-        return make_base(self._place, self.base_seed, fraction)
+        return make_base(self._workspace, self.base_seed, fraction)
 
 
 @dataclass(frozen=True)
@@ -182,14 +182,14 @@ def _step_at(recipe: Pretraining, fraction: float) -> int:
     return max(1, round(recipe.steps * fraction))
 
 
-def _pretrain_base(place: Workplace, seed: int, key: str, steps: Sequence[int]) -> None:
+def _pretrain_base(workspace: Workspace, seed: int, key: str, steps: Sequence[int]) -> None:
     """Run the undefended pre-training as far as the last of `steps`, and keep a copy at each."""
-    owner = Owner(place, seed)
+    owner = Owner(workspace, seed)
     model = owner.build()
 
     def keep(network: nn.Module, step: int) -> bool:
         if step in steps:
-            place.store.make("bases", f"{key}-{step}", lambda folder: models.save(model, folder))
+            workspace.store.make("bases", f"{key}-{step}", lambda folder: models.save(model, folder))
         return step == max(steps)
 
     owner.pretrain(model, each_step=keep)

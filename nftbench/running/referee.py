@@ -39,38 +39,38 @@ from nftbench.running.releases import (
     make_sibling,
     open_release,
 )
-from nftbench.running.workspace import AttackersTask, Workplace, derive, load_task, make_corpus
+from nftbench.running.workspace import AttackersTask, Workspace, derive, load_task, make_corpus
 from nftbench.terms import Knowledge, SplitName, Status
 from nftbench.training import engine as train
 from nftbench.training.preparation import Ledger
 from nftbench.training.sweep import NonFiniteError
 
 
-def execute(place: Workplace, job: Job) -> list[Record] | None:
+def execute(workspace: Workspace, job: Job) -> list[Record] | None:
     """Run a job's unsettled cells and write their records; None where another process holds the job.
 
     Whatever goes wrong in a defense, an attack or a task becomes a record's status and reason and loses nothing else.
     """
-    _single_thread(place.device)
-    with place.store.claim(job.key) as mine:
+    _single_thread(workspace.device)
+    with workspace.store.claim(job.key) as mine:
         if not mine:
             return None
-        settled = place.store.settled_among(job.cells)
+        settled = workspace.store.settled_among(job.cells)
         cells = [cell for cell in job.cells if cell.key not in settled]
-        return _Referee(place, job).run(cells) if cells else []
+        return _Referee(workspace, job).run(cells) if cells else []
 
 
-def protect(place: Workplace, job: Job) -> None:
+def protect(workspace: Workspace, job: Job) -> None:
     """Make the release that a job attacks, so that the jobs of one release need not wait for each other."""
-    _single_thread(place.device)
-    make_release(place, job.defense, job.seed, job.release)
+    _single_thread(workspace.device)
+    make_release(workspace, job.defense, job.seed, job.release)
 
 
 @dataclass
 class _Referee:
     """One job under way."""
 
-    place: Workplace
+    workspace: Workspace
     job: Job
     attack: Attack = field(init=False)
     knowledge: frozenset[Knowledge] = field(init=False)
@@ -82,9 +82,9 @@ class _Referee:
 
     def run(self, cells: Sequence[Cell]) -> list[Record]:
         try:
-            folder = make_release(self.place, self.job.defense, self.job.seed, self.job.release)
+            folder = make_release(self.workspace, self.job.defense, self.job.seed, self.job.release)
             update = updates.load(folder / ADAPTER)
-            release = Release(self.read(open_release(self.place, self.job.seed, folder)), update)
+            release = Release(self.read(open_release(self.workspace, self.job.seed, folder)), update)
             self.sha256 = models.sha256(folder)
             context = self.context()
             begun = time.monotonic()
@@ -100,16 +100,16 @@ class _Referee:
     def read(self, model: Model) -> Model:
         """The release as an attack reads text for it: by the corpus's tokenizer where its own has the same words but
         reads otherwise. What is only measured is read as published."""
-        found = load_protection(self.place, self.job.release) if self.attack.trains else None
+        found = load_protection(self.workspace, self.job.release) if self.attack.trains else None
         if found is None or not found.tokenizer_changed or model.tokenizer is None:
             return model
-        usual = make_corpus(self.place, self.job.seed).tokenizer
+        usual = make_corpus(self.workspace, self.job.seed).tokenizer
         same_words = model.tokenizer.get_vocab() == usual.get_vocab()
         return Model(model.network, copy.deepcopy(usual)) if same_words else model
 
     def recovered(self, prepared: Prepared) -> Mapping[str, float]:
         """How near the attack's guess comes to the owner's secret; that of an attack that was given it says nothing."""
-        secret = load_secret(self.place, self.job.release)
+        secret = load_secret(self.workspace, self.job.release)
         if prepared.guess is None or secret is None or "secret" in self.knowledge:
             return {}
         return recovery.score(prepared.guess, secret.mask)
@@ -120,24 +120,24 @@ class _Referee:
         defense: Defense = registry.create("defenses", str(self.job.defense))
         return Attacker(
             seed=derive(self.job.seed, "attack"),
-            budget=self.place.suite.budget,
-            device=self.place.device,
-            _corpus=copy.deepcopy(make_corpus(self.place, self.job.seed)) if "data" in knowledge else None,
-            _secret=load_secret(self.place, self.job.release) if "secret" in knowledge else None,
-            _base=make_reference(self.place, self.job) if "base" in knowledge else None,
+            budget=self.workspace.suite.budget,
+            device=self.workspace.device,
+            _corpus=copy.deepcopy(make_corpus(self.workspace, self.job.seed)) if "data" in knowledge else None,
+            _secret=load_secret(self.workspace, self.job.release) if "secret" in knowledge else None,
+            _base=make_reference(self.workspace, self.job) if "base" in knowledge else None,
             _defense=defense if "method" in knowledge else None,
-            _suite=self.place.suite if knowledge & {"method", "sibling"} else None,
-            _sibling=make_sibling(self.place, self.job) if "sibling" in knowledge else None,
+            _suite=self.workspace.suite if knowledge & {"method", "sibling"} else None,
+            _sibling=make_sibling(self.workspace, self.job) if "sibling" in knowledge else None,
             _uses=_built_on(self.attack),
         )
 
     def cell(self, cell: Cell, release: Release, prepared: Prepared, context: Attacker) -> Record:
         """Attack one task and let the referee measure."""
         begun = time.monotonic()
-        if self.place.plan.role(cell) == "yardstick":
+        if self.workspace.plan.role(cell) == "yardstick":
             return self.reading(cell, release, begun)
         try:
-            task = load_task(self.place, cell.task, cell.seed, release.model)
+            task = load_task(self.workspace, cell.task, cell.seed, release.model)
             # A copy of its own for each task: an attack that changes what it prepared must not reach the next one.
             own = _copied(prepared)
             beside = dataclasses.replace(self.beside(cell, release, context), ledger=Ledger())
@@ -177,29 +177,29 @@ class _Referee:
             retried=outcome.retried,
             cost=cost if self.attack.trains else None,
             recovery=self.recovery,
-            protection=load_protection(self.place, cell.release) if not self.attack.trains else None,
+            protection=load_protection(self.workspace, cell.release) if not self.attack.trains else None,
             seconds=time.monotonic() - begun,
             documents=getattr(theirs, "provenance", {}),
         )
 
     def theirs(self, cell: Cell, release: Release, task: Task) -> Task:
         """The task with as many training documents as the attack takes."""
-        suite = self.place.suite
+        suite = self.workspace.suite
         taken = self.attack.train_documents(suite.budget)
         if taken == suite.budget.max_train_documents:
             return task
         budget = suite.budget.model_copy(update={"max_train_documents": taken})
         changed = suite.model_copy(update={"budget": budget})
-        place = dataclasses.replace(self.place, plan=dataclasses.replace(self.place.plan, suite=changed))
-        return load_task(place, cell.task, cell.seed, release.model)
+        workspace = dataclasses.replace(self.workspace, plan=dataclasses.replace(self.workspace.plan, suite=changed))
+        return load_task(workspace, cell.task, cell.seed, release.model)
 
     def beside(self, cell: Cell, release: Release, context: Attacker) -> Attacker:
         """The context with the suite's other tasks, for the attacks that are about several."""
         if self.attack.adaptation != "merging":
             return context
-        ranked = [task_spec(text) for text in self.place.suite.tasks]
+        ranked = [task_spec(text) for text in self.workspace.suite.tasks]
         found = {
-            str(spec): AttackersTask(load_task(self.place, spec, cell.seed, release.model))
+            str(spec): AttackersTask(load_task(self.workspace, spec, cell.seed, release.model))
             for spec in ranked
             if spec != cell.task
         }
@@ -209,7 +209,7 @@ class _Referee:
         """Read a yardstick off the release."""
         try:
             yardstick: Yardstick = registry.create("yardsticks", str(cell.task))
-            found = yardstick.measure(ReleaseInspection(self.place, self.job, release))
+            found = yardstick.measure(ReleaseInspection(self.workspace, self.job, release))
         except (Exception, SystemExit) as error:  # a plugin may raise anything
             return self.write(cell, *status_of(error))
         unfit = sorted(name for name, value in found.values.items() if not math.isfinite(value))
@@ -219,31 +219,35 @@ class _Referee:
             "nonfinite" if unfit else "ok",
             reason,
             reading=None if unfit else found,
-            protection=load_protection(self.place, cell.release),
+            protection=load_protection(self.workspace, cell.release),
             seconds=time.monotonic() - begun,
         )
 
     def measure(self, task: Task, network: nn.Module, split: SplitName, plain: bool) -> Measurement:
-        with train.autocast(self.place.device, plain):
+        with train.autocast(self.workspace.device, plain):
             return task.evaluate(network, task.split(split))
 
     def provenance(self, seconds: float, documents: Mapping[str, Any]) -> dict[str, Any]:
         """Where the numbers come from; `documents` says which data a text task scored."""
-        place = self.place
-        found = provenance.collect(place.suite, place.device, place.command, seconds)
-        return {**found, "corpus": corpus_key(place.suite, self.job.seed, place.plan.data), "documents": documents}
+        workspace = self.workspace
+        found = provenance.collect(workspace.suite, workspace.device, workspace.command, seconds)
+        return {
+            **found,
+            "corpus": corpus_key(workspace.suite, self.job.seed, workspace.plan.data),
+            "documents": documents,
+        }
 
     def write(self, cell: Cell, status: Status, reason: str | None, **measured: Any) -> Record:
-        place = self.place
+        workspace = self.workspace
         record = Record(
             key=cell.key,
-            suite=place.suite.name,
+            suite=workspace.suite.name,
             defense=str(cell.defense),
             attack=str(cell.attack),
             task=str(cell.task),
             seed=cell.seed,
-            row=place.plan.row(cell.defense),
-            role=place.plan.role(cell),
+            row=workspace.plan.row(cell.defense),
+            role=workspace.plan.role(cell),
             knowledge=tuple(sorted(self.knowledge)),
             adaptation=self.attack.adaptation,
             against=tuple(sorted(self.attack.against)),
@@ -251,13 +255,13 @@ class _Referee:
             trains=self.attack.trains,
             status=status,
             reason=reason,
-            limited=place.plan.limit is not None,
+            limited=workspace.plan.limit is not None,
             release=cell.release,
             release_sha256=getattr(self, "sha256", ""),
             provenance=self.provenance(measured.pop("seconds", 0.0), measured.pop("documents", {})),
             **measured,
         )
-        place.store.write(record)
+        workspace.store.write(record)
         return record
 
 
@@ -273,11 +277,11 @@ def _built_on(attack: Attack) -> tuple[str, ...]:
     return (*attack.uses(), *itertools.chain.from_iterable(below))
 
 
-def fail(place: Workplace, job: Job, status: Status, reason: str) -> list[Record]:
+def fail(workspace: Workspace, job: Job, status: Status, reason: str) -> list[Record]:
     """Write a failed record for each unsettled cell of a job that could not even start."""
-    with place.store.claim(job.key) as mine:
-        settled = place.store.settled_among(job.cells)
-        referee = _Referee(place, job)
+    with workspace.store.claim(job.key) as mine:
+        settled = workspace.store.settled_among(job.cells)
+        referee = _Referee(workspace, job)
         return [referee.write(cell, status, reason) for cell in job.cells if mine and cell.key not in settled]
 
 

@@ -28,7 +28,7 @@ from nftbench.planning import registry
 from nftbench.planning.plan import Job, canonical
 from nftbench.records.spec import Spec
 from nftbench.running.owner import Owner, make_base
-from nftbench.running.workspace import Workplace, derive, load_task, make_corpus
+from nftbench.running.workspace import Workspace, derive, load_task, make_corpus
 from nftbench.suites.schema import Budget, Pretraining
 from nftbench.training.costs import gradient_error
 
@@ -36,63 +36,67 @@ ADAPTER = "adapter"
 """The folder of a release in which its update lies, if it has one."""
 
 
-def make_release(place: Workplace, spec: Spec, seed: int, key: str) -> Path:
+def make_release(workspace: Workspace, spec: Spec, seed: int, key: str) -> Path:
     """The folder of a release, protected if it is not there yet. Its secret lies elsewhere, for the owner only.
 
     Raises:
         Exception: whatever the defense raises, or NftbenchError for a release that is not one.
     """
-    store, keeps_secret = place.store, registry.create("defenses", str(spec)).keeps_secret
+    store, keeps_secret = workspace.store, registry.create("defenses", str(spec)).keeps_secret
     kinds = ("protections", *(("secrets",) if keeps_secret else ()))
     if any(store.artifact(kind, key) is None for kind in kinds):
         store.discard("releases", key)  # what belongs to it is missing or damaged: only all of it can be made again
-    return store.make("releases", key, lambda folder: _protect(place, spec, seed, key, folder))
+    return store.make("releases", key, lambda folder: _protect(workspace, spec, seed, key, folder))
 
 
-def open_release(place: Workplace, seed: int, folder: Path) -> Model:
+def open_release(workspace: Workspace, seed: int, folder: Path) -> Model:
     """A release as attackers open it: everything in it can be trained, and code that is its owner's own is put aside
     where the library's reads the same weights as well."""
-    model = models.load(folder, place.device, attacker=True)
-    if not models.has_own_code(model.network) or place.suite.pretraining.task is not None or model.tokenizer is None:
+    model = models.load(folder, workspace.device, attacker=True)
+    if (
+        not models.has_own_code(model.network)
+        or workspace.suite.pretraining.task is not None
+        or model.tokenizer is None
+    ):
         return model
-    text = _text(make_corpus(place, seed), len(model.tokenizer), place.device)
-    return Model(models.by_the_library(model.network, place.suite.model["model_type"], text), model.tokenizer)
+    text = _text(make_corpus(workspace, seed), len(model.tokenizer), workspace.device)
+    return Model(models.by_the_library(model.network, workspace.suite.model["model_type"], text), model.tokenizer)
 
 
-def make_reference(place: Workplace, job: Job) -> Model:
+def make_reference(workspace: Workspace, job: Job) -> Model:
     """The undefended model that a row is set against."""
     reference = canonical("defenses", registry.create("defenses", str(job.defense)).reference_row())
-    key = place.plan.releases[str(reference), job.seed]
-    return open_release(place, job.seed, make_release(place, reference, job.seed, key))
+    key = workspace.plan.releases[str(reference), job.seed]
+    return open_release(workspace, job.seed, make_release(workspace, reference, job.seed, key))
 
 
-def make_sibling(place: Workplace, job: Job) -> Model:
+def make_sibling(workspace: Workspace, job: Job) -> Model:
     """The second checkpoint of a release's run, kept when the release is made.
 
     Raises:
         NftbenchError: the defense trained no network of the release's shapes as far as that.
     """
-    folder = place.store.artifact("siblings", job.release)
+    folder = workspace.store.artifact("siblings", job.release)
     if folder is None:  # a release in the cache from before siblings were kept
-        place.store.discard("releases", job.release)
-        make_release(place, job.defense, job.seed, job.release)
-        folder = place.store.artifact("siblings", job.release)
+        workspace.store.discard("releases", job.release)
+        make_release(workspace, job.defense, job.seed, job.release)
+        folder = workspace.store.artifact("siblings", job.release)
     if folder is None:
         raise NftbenchError(f"{job.defense} leaves no second checkpoint of its run")
-    return open_release(place, job.seed, folder)
+    return open_release(workspace, job.seed, folder)
 
 
-def load_secret(place: Workplace, key: str) -> Secret | None:
+def load_secret(workspace: Workspace, key: str) -> Secret | None:
     """The owner's secret of a release."""
-    folder = place.store.artifact("secrets", key)
+    folder = workspace.store.artifact("secrets", key)
     if folder is None:
         return None
     return Secret({name: tensor.bool() for name, tensor in load_file(folder / "mask.safetensors").items()})
 
 
-def load_protection(place: Workplace, key: str) -> Protection | None:
+def load_protection(workspace: Workspace, key: str) -> Protection | None:
     """What the referee found about a release."""
-    folder = place.store.artifact("protections", key)
+    folder = workspace.store.artifact("protections", key)
     if folder is None:
         return None
     content = json.loads((folder / "protection.json").read_text())
@@ -104,7 +108,7 @@ def load_protection(place: Workplace, key: str) -> Protection | None:
 class ReleaseInspection:
     """`Inspection` of one release."""
 
-    _place: Workplace
+    _workspace: Workspace
     _job: Job
     _release: Release
 
@@ -114,11 +118,11 @@ class ReleaseInspection:
 
     @functools.cached_property
     def base(self) -> Model:
-        return make_reference(self._place, self._job)
+        return make_reference(self._workspace, self._job)
 
     @functools.cached_property
     def initial(self) -> Model:
-        return Owner(self._place, self._job.seed).build()
+        return Owner(self._workspace, self._job.seed).build()
 
     @property
     def update(self) -> Update | None:
@@ -126,25 +130,25 @@ class ReleaseInspection:
 
     @functools.cached_property
     def secret(self) -> Secret | None:
-        return load_secret(self._place, self._job.release)
+        return load_secret(self._workspace, self._job.release)
 
     @property
     def protection(self) -> Protection:
-        found = load_protection(self._place, self._job.release)
+        found = load_protection(self._workspace, self._job.release)
         assert found is not None  # it is made with the release
         return found
 
     @property
     def corpus(self) -> Corpus:
-        return make_corpus(self._place, self._job.seed)
+        return make_corpus(self._workspace, self._job.seed)
 
     @property
     def budget(self) -> Budget:
-        return self._place.suite.budget
+        return self._workspace.suite.budget
 
     @property
     def pretraining(self) -> Pretraining:
-        return self._place.suite.pretraining
+        return self._workspace.suite.pretraining
 
     @property
     def seed(self) -> int:
@@ -156,14 +160,14 @@ class ReleaseInspection:
         return defense.told()
 
     def task(self, spec: str) -> Task:
-        return load_task(self._place, registry.parse(spec), self._job.seed, self.release)
+        return load_task(self._workspace, registry.parse(spec), self._job.seed, self.release)
 
 
-def _protect(place: Workplace, spec: Spec, seed: int, key: str, folder: Path) -> None:
+def _protect(workspace: Workspace, spec: Spec, seed: int, key: str, folder: Path) -> None:
     """Let the defense protect; write secret and protection, then fill the release's folder."""
     defense: Defense = registry.create("defenses", str(spec))
-    owner = Owner(place, seed, defense.told())
-    model = owner.build() if defense.stage == "pretrain" else make_base(place, seed)
+    owner = Owner(workspace, seed, defense.told())
+    model = owner.build() if defense.stage == "pretrain" else make_base(workspace, seed)
     started = time.monotonic()
     protected = defense.protect(model, owner)
     seconds = time.monotonic() - started
@@ -174,21 +178,21 @@ def _protect(place: Workplace, spec: Spec, seed: int, key: str, folder: Path) ->
     models.save(protected.release, folder)
     if protected.update is not None:
         updates.save(protected.update, folder / ADAPTER)
-    published = models.load(folder, place.device)
+    published = models.load(folder, workspace.device)
     _check_published(folder, published)
-    opened = open_release(place, seed, folder)
-    protection = _examine(place, seed, published, opened, mask, protected.series, seconds)
+    opened = open_release(workspace, seed, folder)
+    protection = _examine(workspace, seed, published, opened, mask, protected.series, seconds)
     # A killed attempt may have left its secret; only what belongs to these weights may stay.
     for kind in ("secrets", "siblings", "protections"):
-        place.store.discard(kind, key)
+        workspace.store.discard(kind, key)
     sibling = owner.sibling(protected.release)
     if sibling is not None:
-        place.store.make("siblings", key, lambda draft: models.save(sibling, draft), mode=0o700)
+        workspace.store.make("siblings", key, lambda draft: models.save(sibling, draft), mode=0o700)
     if mask is not None:
         held = {name: tensor.detach().to("cpu", torch.uint8).contiguous() for name, tensor in mask.items()}
-        place.store.make("secrets", key, lambda draft: save_file(held, draft / "mask.safetensors"), mode=0o700)
+        workspace.store.make("secrets", key, lambda draft: save_file(held, draft / "mask.safetensors"), mode=0o700)
     text = json.dumps(dataclasses.asdict(protection))
-    place.store.make("protections", key, lambda draft: _write(draft / "protection.json", text))
+    workspace.store.make("protections", key, lambda draft: _write(draft / "protection.json", text))
 
 
 def _write(path: Path, text: str) -> None:
@@ -219,7 +223,7 @@ def _check_release(model: Model, mask: Mask | None) -> None:
 
 
 def _examine(
-    place: Workplace,
+    workspace: Workspace,
     seed: int,
     model: Model,
     opened: Model,
@@ -229,8 +233,8 @@ def _examine(
 ) -> Protection:
     """What the referee finds about a release and what an attacker makes of it (`opened`), beside what the defense says
     of itself (`series`)."""
-    owner = Owner(place, seed)
-    loss, tokenizer_changed = _probe(place, owner, model)
+    owner = Owner(workspace, seed)
+    loss, tokenizer_changed = _probe(workspace, owner, model)
     before, after = owner.build().network.config.to_dict(), model.network.config.to_dict()
     ignored = {"_name_or_path", "transformers_version", "architectures", "dtype"}
     return Protection(
@@ -247,14 +251,14 @@ def _examine(
     )
 
 
-def _probe(place: Workplace, owner: Owner, model: Model) -> tuple[Callable[[nn.Module], torch.Tensor], bool]:
+def _probe(workspace: Workspace, owner: Owner, model: Model) -> tuple[Callable[[nn.Module], torch.Tensor], bool]:
     """A loss to probe the release's gradients with, and whether its tokenizer is another than the corpus's.
 
     Raises:
         NftbenchError: the release's outputs do not have the shape that they should have, or it reads less at once than
             a block of its text.
     """
-    told = place.suite.pretraining.task
+    told = workspace.suite.pretraining.task
     if told is not None:
         task = owner.task(told)
         batch = task.split("train").batch(range(min(64, len(task.split("train")))))
@@ -265,7 +269,7 @@ def _probe(place: Workplace, owner: Owner, model: Model) -> tuple[Callable[[nn.M
     words = model.network.get_input_embeddings().num_embeddings
     if words < len(model.tokenizer):
         raise NftbenchError(f"the release embeds {words} words, its tokenizer has {len(model.tokenizer)}")
-    tokens = _text(corpus, len(model.tokenizer), place.device)
+    tokens = _text(corpus, len(model.tokenizer), workspace.device)
     block, half = tokens.shape[1], tokens.shape[1] // 2
     if window(model) < block:
         raise NftbenchError(f"the release reads {window(model)} tokens at once, a block of its text has {block}")

@@ -24,7 +24,7 @@ from nftbench.terms import SplitName
 
 
 @dataclass(frozen=True)
-class Workplace:
+class Workspace:
     """Where and for what plan jobs run."""
 
     plan: Plan
@@ -45,27 +45,27 @@ def derive(seed: int, *role: str) -> int:
     return int.from_bytes(hashlib.sha256("|".join([str(seed), *role]).encode()).digest()[:6], "big")
 
 
-def make_corpus(place: Workplace, seed: int) -> Corpus:
+def make_corpus(workspace: Workspace, seed: int) -> Corpus:
     """The packed corpus of a base seed, from the cache.
 
     Raises:
         NftbenchError: the suite's models read no text.
     """
-    if place.suite.corpus.source == "none":
-        raise NftbenchError(f"{place.suite.name} has no corpus: its models read no text")
-    key = corpus_key(place.suite, seed, place.plan.data)[:32]
-    return _load_corpus(place.store, key, lambda: corpora.build(place.suite.corpus, seed, place.plan.data))
+    if workspace.suite.corpus.source == "none":
+        raise NftbenchError(f"{workspace.suite.name} has no corpus: its models read no text")
+    key = corpus_key(workspace.suite, seed, workspace.plan.data)[:32]
+    return _load_corpus(workspace.store, key, lambda: corpora.build(workspace.suite.corpus, seed, workspace.plan.data))
 
 
-def load_task(place: Workplace, spec: Spec, seed: int, model: Model) -> Task:
+def load_task(workspace: Workspace, spec: Spec, seed: int, model: Model) -> Task:
     """A base seed's task, loaded and encoded for the model; kept for the process's next cells.
 
     Raises:
         NftbenchError: the task cannot be loaded, or the model's tokens do not tell its choices apart.
     """
     vocabulary = _vocabulary(model.tokenizer) if model.tokenizer is not None else ""
-    plan, length = place.plan, window(model) if model.tokenizer is not None else None
-    wanted = digest(str(spec), seed, vocabulary, length, place.device, plan.limit, plan.data, _data_settings(plan))
+    plan, length = workspace.plan, window(model) if model.tokenizer is not None else None
+    wanted = digest(str(spec), seed, vocabulary, length, workspace.device, plan.limit, plan.data, _data_settings(plan))
     if wanted not in _tasks:
         if len(_tasks) >= 8:
             _tasks.pop(next(iter(_tasks)))
@@ -77,7 +77,7 @@ def load_task(place: Workplace, spec: Spec, seed: int, model: Model) -> Task:
             else registry.create("tasks", str(spec))
         )
         slim = Model(model.network, model.tokenizer)
-        context = TaskSetting(slim, seed, place.suite, plan.data, plan.limit, lambda: make_corpus(place, seed))
+        context = TaskSetting(slim, seed, workspace.suite, plan.data, plan.limit, lambda: make_corpus(workspace, seed))
         loaded = task.load(context)
         if isinstance(loaded, LoadedTextTask) and not loaded.split("test").tells_apart():
             raise NftbenchError(f"{spec}: all choices have the same tokens: the model does not know their words")

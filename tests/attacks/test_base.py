@@ -24,13 +24,13 @@ from nftbench.planning.plan import narrow
 from nftbench.running import attacker
 from nftbench.running.attacker import Attacker
 from nftbench.running.owner import Owner
-from nftbench.running.workspace import AttackersTask, Workplace
+from nftbench.running.workspace import AttackersTask, Workspace
 from nftbench.testing import ARCHITECTURES, _FirstWord, _task_context
 from nftbench.training.preparation import Ledger, tuned
 from nftbench.training.sweep import unchanged
 from tests.by_heart import by_heart
 
-Place = Callable[..., Workplace]
+MakeWorkspace = Callable[..., Workspace]
 architectures = pytest.mark.parametrize("architecture", ARCHITECTURES)
 Weights = Mapping[str, Tensor]
 
@@ -39,7 +39,7 @@ Weights = Mapping[str, Tensor]
 class Scene:
     """A base that knows the task by heart, a start that knows nothing of it, and who attacks with a tiny budget."""
 
-    place: Workplace
+    workspace: Workspace
     base: Model
     start: Model
     task: Task
@@ -55,7 +55,7 @@ class Scene:
         return Model(network, self.base.tokenizer)
 
     def context(self, **known: Any) -> Attacker:
-        return Attacker(seed=5, budget=self.place.suite.budget, device="cpu", **known)
+        return Attacker(seed=5, budget=self.workspace.suite.budget, device="cpu", **known)
 
     def attack(self, attack: Attack, release: Model, **known: Any) -> Outcome:
         own = Release(Model(copy.deepcopy(release.network), release.tokenizer))
@@ -92,9 +92,9 @@ class Scene:
 
 
 @pytest.fixture
-def scene(place: Place) -> Callable[..., Scene]:
+def scene(workspace: MakeWorkspace) -> Callable[..., Scene]:
     def make(architecture: str = "gpt2", **changes: Any) -> Scene:
-        here = place(architecture=architecture, **changes)
+        here = workspace(architecture=architecture, **changes)
         base = Owner(here, 0).build()
         start = Model(models.build(here.suite.model, base.tokenizer, 99, "cpu").network, base.tokenizer)
         task = _FirstWord().load(_task_context(here, base))
@@ -259,7 +259,7 @@ def test_a_release_that_nothing_fits_is_attacked_as_it_is(
     scene: Callable[..., Scene], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found = scene()
-    slim = Owner(found.place, 0).build(n_embd=8)
+    slim = Owner(found.workspace, 0).build(n_embd=8)
     begun = found.beginning(monkeypatch, Difference(), slim, _base=found.base)
     assert same(weights(begun), weights(slim.network))
     begun = found.beginning(monkeypatch, Extrapolate(), slim, _base=found.base)
@@ -274,7 +274,7 @@ def test_a_base_that_reads_other_words_does_not_stand_in(
     scene: Callable[..., Scene], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found = scene()
-    slim = Owner(found.place, 0).build(n_embd=8)
+    slim = Owner(found.workspace, 0).build(n_embd=8)
     assert slim.tokenizer is not None
     foreign = Model(found.base.network, word_tokenizer(sorted(slim.tokenizer.get_vocab(), reverse=True)))
     begun = found.beginning(monkeypatch, Interpolate(), slim, _base=foreign)
@@ -292,10 +292,10 @@ def test_the_size_of_the_difference_is_the_guess(scene: Callable[..., Scene]) ->
     assert same(prepared.guess, {name: (weight - theirs[name]).abs() for name, weight in own.items()})
 
 
-def test_records_of_difference(place: Place, run_all: Callable[..., Any]) -> None:
+def test_records_of_difference(workspace: MakeWorkspace, run_all: Callable[..., Any]) -> None:
     """A sibling shows the mask; it is no help where there is none, and every look is counted."""
     attacks = ["none", "difference", "difference[to=sibling]"]
-    here = place(defenses=["none", "random_mask", "narrow"], attacks=attacks)
+    here = workspace(defenses=["none", "random_mask", "narrow"], attacks=attacks)
     skips = {(skip.defense, skip.attack) for skip in here.plan.skips}
     assert skips == {(defense, "difference[to=sibling]") for defense in ("none", "narrow")}
     records = run_all(replace(here, plan=narrow(here.plan, attacks=attacks[1:])))

@@ -17,20 +17,20 @@ from nftbench.contract import Model, Prepared, Release, Task
 from nftbench.data.splits import TextSplit
 from nftbench.models.networks import build
 from nftbench.planning import registry
-from nftbench.running import referee as run, workspace as workplace
+from nftbench.running import referee as run, workspace as workspaces
 from nftbench.running.attacker import Attacker
 from nftbench.running.owner import make_base
 from nftbench.running.referee import _Referee
-from nftbench.running.workspace import Workplace, load_task
+from nftbench.running.workspace import Workspace, load_task
 from nftbench.testing import ARCHITECTURES, _FirstWord, _Questions, tiny_suite
 
-Place = Callable[..., Workplace]
+MakeWorkspace = Callable[..., Workspace]
 ATTACKS = ("full", "low_data", "full_data")
 
 
 @pytest.fixture(autouse=True)
 def no_task_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(workplace, "_tasks", {})
+    monkeypatch.setattr(workspaces, "_tasks", {})
 
 
 @pytest.fixture
@@ -64,18 +64,18 @@ def texts(task: Task, name: Any) -> list[tuple[str, int]]:
     return [(document.pairs[0].context, document.gold[0]) for document in split.documents]
 
 
-def given(place: Workplace, attack: str) -> Task:
+def given(workspace: Workspace, attack: str) -> Task:
     """The task as the referee loads it for an attack."""
-    job = next(job for job in place.plan.jobs() if str(job.attack) == attack)
-    release, cell = Release(make_base(place, 0)), job.cells[0]
-    return _Referee(place, job).theirs(cell, release, load_task(place, cell.task, cell.seed, release.model))
+    job = next(job for job in workspace.plan.jobs() if str(job.attack) == attack)
+    release, cell = Release(make_base(workspace, 0)), job.cells[0]
+    return _Referee(workspace, job).theirs(cell, release, load_task(workspace, cell.task, cell.seed, release.model))
 
 
 @pytest.mark.parametrize(("spec", "all_of_it"), [("toy_topic", 4000), ("sliced", 54)])
 def test_all_attacks_are_chosen_and_scored_by_the_same_documents(
-    spec: str, all_of_it: int, sliced: str, place: Place
+    spec: str, all_of_it: int, sliced: str, workspace: MakeWorkspace
 ) -> None:
-    here = place(attacks=list(ATTACKS), tasks=[spec])
+    here = workspace(attacks=list(ATTACKS), tasks=[spec])
     tasks = {attack: given(here, attack) for attack in ATTACKS}
     for attack in ATTACKS:
         for name in ("validation", "test"):
@@ -128,13 +128,15 @@ def test_low_data_trains_on_its_share_and_on_nothing_else() -> None:
 # --------------------------------------------------------------------------------------------------------------- order
 
 
-def test_records_do_not_depend_on_the_order_of_attacks(sliced: str, place: Place, bare: Callable[[Any], Any]) -> None:
+def test_records_do_not_depend_on_the_order_of_attacks(
+    sliced: str, workspace: MakeWorkspace, bare: Callable[[Any], Any]
+) -> None:
     """Tasks stay loaded in a process: what one attack was given must not reach the next."""
     found = []
     for results, step in (("forwards", 1), ("backwards", -1)):
-        workplace._tasks.clear()
+        workspaces._tasks.clear()
         changes = {"tasks": [sliced], "utility": ["bits_per_token"], "budget": {"restarts": 1, "extension": 0}}
-        here = place(results=results, attacks=["none", *ATTACKS], **changes)
+        here = workspace(results=results, attacks=["none", *ATTACKS], **changes)
         for job in here.plan.jobs()[::step]:
             assert run.execute(here, job)
         found.append({key: bare(record) for key, record in here.store.records().items()})

@@ -27,18 +27,18 @@ from nftbench.models.networks import seeded
 from nftbench.planning import registry
 from nftbench.running.attacker import Attacker
 from nftbench.running.owner import Owner
-from nftbench.running.workspace import Workplace, load_task
+from nftbench.running.workspace import Workspace, load_task
 from nftbench.terms import SplitName
 from nftbench.testing import ARCHITECTURES, tiny_suite
 
-Place = Callable[..., Workplace]
+MakeWorkspace = Callable[..., Workspace]
 WINDOW = 120
 
 
-def made(place: Place, architecture: str = "gpt2", spec: str = "toy_topic") -> tuple[Model, Task]:
+def made(workspace: MakeWorkspace, architecture: str = "gpt2", spec: str = "toy_topic") -> tuple[Model, Task]:
     """A network whose answers depend on every word, and a text task encoded for it."""
     field = "n_positions" if architecture == "gpt2" else "max_position_embeddings"
-    here = place(architecture=architecture, model={field: WINDOW})
+    here = workspace(architecture=architecture, model={field: WINDOW})
     model = Owner(here, 0).build()
     with seeded(1), torch.no_grad():
         for parameter in model.network.parameters():
@@ -103,8 +103,8 @@ def written_out(network: PreTrainedModel, prompt: Sequence[int], split: TextSpli
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_a_prompt_gives_the_likelihoods_of_the_text_written_out(architecture: str, place: Place) -> None:
-    model, task = made(place, architecture)
+def test_a_prompt_gives_the_likelihoods_of_the_text_written_out(architecture: str, workspace: MakeWorkspace) -> None:
+    model, task = made(workspace, architecture)
     examples = [[*solved(model.network, task, index), *separator(model.tokenizer)] for index in (3, 1, 4)]
     split = task.split("validation")
     assert isinstance(split, TextSplit)
@@ -118,8 +118,10 @@ def test_a_prompt_gives_the_likelihoods_of_the_text_written_out(architecture: st
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_requests_that_share_a_prefix_are_written_out(architecture: str, several: str, place: Place) -> None:
-    model, task = made(place, architecture, several)
+def test_requests_that_share_a_prefix_are_written_out(
+    architecture: str, several: str, workspace: MakeWorkspace
+) -> None:
+    model, task = made(workspace, architecture, several)
     split = task.split("test")
     assert isinstance(split, TextSplit)
     assert any(forward.tail is not None for forward in split._plan.forwards)
@@ -130,8 +132,8 @@ def test_requests_that_share_a_prefix_are_written_out(architecture: str, several
         assert [value for value, _ in ours] == pytest.approx(theirs, abs=1e-4)
 
 
-def test_logits_are_those_behind_the_prompt_with_and_without_a_mask(place: Place) -> None:
-    model, _ = made(place)
+def test_logits_are_those_behind_the_prompt_with_and_without_a_mask(workspace: MakeWorkspace) -> None:
+    model, _ = made(workspace)
     ids = torch.randint(20, 60, (7, 11), generator=torch.Generator().manual_seed(0))
     examples = [[5, 6, 7], [8, 9]]
     network = Prompted(model.network, examples, WINDOW)
@@ -151,8 +153,8 @@ def seen_by(network: PreTrainedModel) -> list[torch.Size]:
     return shapes
 
 
-def test_what_does_not_fit_into_the_window_is_left_out_from_the_front(place: Place) -> None:
-    model, task = made(place)
+def test_what_does_not_fit_into_the_window_is_left_out_from_the_front(workspace: MakeWorkspace) -> None:
+    model, task = made(workspace)
     examples = [[1, 2, 3], [4, 5], [6, 7, 8, 9]]
     network = Prompted(model.network, examples, 20)
     assert network.prompt(11) == [1, 2, 3, 4, 5, 6, 7, 8, 9]
@@ -169,8 +171,8 @@ def test_what_does_not_fit_into_the_window_is_left_out_from_the_front(place: Pla
     assert len({width for _, width in shapes}) > 1
 
 
-def test_a_pass_has_no_more_tokens_than_it_was_asked_for(place: Place) -> None:
-    model, _ = made(place)
+def test_a_pass_has_no_more_tokens_than_it_was_asked_for(workspace: MakeWorkspace) -> None:
+    model, _ = made(workspace)
     shapes = seen_by(model.network)
     network = Prompted(model.network, [[1] * 30], WINDOW)
     with torch.no_grad():
@@ -183,8 +185,10 @@ def test_a_pass_has_no_more_tokens_than_it_was_asked_for(place: Place) -> None:
 
 
 @pytest.mark.parametrize("spec", ["toy_topic", "several"])
-def test_an_example_is_a_training_documents_question_and_right_answer(spec: str, several: str, place: Place) -> None:
-    model, task = made(place, spec=spec)
+def test_an_example_is_a_training_documents_question_and_right_answer(
+    spec: str, several: str, workspace: MakeWorkspace
+) -> None:
+    model, task = made(workspace, spec=spec)
     split = task.split("train")
     assert isinstance(split, TextSplit)
     assert model.tokenizer is not None
@@ -197,8 +201,8 @@ def test_an_example_is_a_training_documents_question_and_right_answer(spec: str,
     assert separator(None) == []
 
 
-def test_every_candidate_is_a_number_of_examples_of_a_draw_and_none_is_one(place: Place) -> None:
-    model, task = made(place)
+def test_every_candidate_is_a_number_of_examples_of_a_draw_and_none_is_one(workspace: MakeWorkspace) -> None:
+    model, task = made(workspace)
     prepared = Prepared(model)
     plugin = FewShot(shots=5, draws=3)
     found = list(plugin.prompted(prepared, task, 0))
@@ -219,8 +223,8 @@ def test_every_candidate_is_a_number_of_examples_of_a_draw_and_none_is_one(place
     assert other != list(shown.values())
 
 
-def test_more_examples_than_the_window_holds_are_no_candidate(place: Place) -> None:
-    model, task = made(place)
+def test_more_examples_than_the_window_holds_are_no_candidate(workspace: MakeWorkspace) -> None:
+    model, task = made(workspace)
     model.network.config.n_positions = 40
     for network, _, shots in FewShot(shots=16).prompted(Prepared(model), task, 0):
         if isinstance(network, Prompted):
@@ -311,8 +315,8 @@ def test_a_task_without_tokens_is_told_so() -> None:
         solved(Rows(), Table(), 0)  # type: ignore[arg-type]
 
 
-def test_the_referee_scores_the_prompted_network(place: Place, run_all: Callable[..., Any]) -> None:
-    records = run_all(place(attacks=["none", "few_shot[shots=2,draws=1]"]))
+def test_the_referee_scores_the_prompted_network(workspace: MakeWorkspace, run_all: Callable[..., Any]) -> None:
+    records = run_all(workspace(attacks=["none", "few_shot[shots=2,draws=1]"]))
     record = records["none", "few_shot[shots=2,draws=1]", "toy_topic", 0]
     assert record.status == "ok", record.reason
     assert [point.step for point in record.curve] == [0, 1, 2]

@@ -16,15 +16,15 @@ from nftbench.models import networks as models
 from nftbench.planning import registry
 from nftbench.running.attacker import Attacker
 from nftbench.running.owner import make_base
-from nftbench.running.workspace import TaskSetting, Workplace, make_corpus
+from nftbench.running.workspace import TaskSetting, Workspace, make_corpus
 from nftbench.testing import ARCHITECTURES, _FirstWord
 
-Place = Callable[..., Workplace]
+MakeWorkspace = Callable[..., Workspace]
 IDS = torch.randint(50, (4, 12), generator=torch.Generator().manual_seed(0))
 
 
-def base(place: Place, architecture: str) -> tuple[Workplace, PreTrainedModel]:
-    here = place(**({"architecture": architecture} if architecture != "gpt2" else {}))
+def base(workspace: MakeWorkspace, architecture: str) -> tuple[Workspace, PreTrainedModel]:
+    here = workspace(**({"architecture": architecture} if architecture != "gpt2" else {}))
     return here, make_base(here, 0).network
 
 
@@ -45,7 +45,7 @@ def planted(network: PreTrainedModel) -> PreTrainedModel:
     return network
 
 
-def attacked(here: Workplace, network: PreTrainedModel) -> Outcome:
+def attacked(here: Workspace, network: PreTrainedModel) -> Outcome:
     plugin: Attack = registry.create("attacks", "rebalance")
     model = Model(copy.deepcopy(network))
     task = _FirstWord().load(TaskSetting(model, 0, here.suite, None, None, lambda: make_corpus(here, 0)))
@@ -54,8 +54,8 @@ def attacked(here: Workplace, network: PreTrainedModel) -> Outcome:
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_what_was_planted_makes_no_difference(architecture: str, place: Place) -> None:
-    here, network = base(place, architecture)
+def test_what_was_planted_makes_no_difference(architecture: str, workspace: MakeWorkspace) -> None:
+    here, network = base(workspace, architecture)
     other = planted(network)
     with torch.no_grad():
         assert torch.allclose(network(input_ids=IDS).logits, other(input_ids=IDS).logits, atol=1e-4)
@@ -67,8 +67,8 @@ def test_what_was_planted_makes_no_difference(architecture: str, place: Place) -
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_an_ordinary_model_keeps_its_logits(architecture: str, place: Place) -> None:
-    _, network = base(place, architecture)
+def test_an_ordinary_model_keeps_its_logits(architecture: str, workspace: MakeWorkspace) -> None:
+    _, network = base(workspace, architecture)
     rewritten = copy.deepcopy(network)
     rebalance.Rebalance().prepare(Release(Model(rewritten)), Attacker(0, None, "cpu"))  # type: ignore[arg-type]
     with torch.no_grad():

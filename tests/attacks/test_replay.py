@@ -18,7 +18,7 @@ from nftbench.models import networks as models
 from nftbench.models.architectures import dlr
 from nftbench.models.networks import seeded
 from nftbench.planning import registry
-from nftbench.testing import ARCHITECTURES, _FirstWord, _release, _task_context, _workplace, tiny_suite
+from nftbench.testing import ARCHITECTURES, _FirstWord, _release, _task_context, _workspace, tiny_suite
 from nftbench.training.engine import Stepper
 
 replay = import_module("nftbench.attacks.replay")
@@ -40,9 +40,9 @@ def base(kind: str, **changes: Any) -> PreTrainedModel:
 def released(spec: str, kind: str = "gpt2") -> tuple[Attack, Release, Any, Any]:
     """An attack, the tiny release, the attack's context and a task."""
     attack: Attack = registry.create("attacks", spec)
-    with _workplace(tiny_suite(kind)) as place:
-        release, context = _release(place, attack)
-        return attack, release, context, _FirstWord().load(_task_context(place, release.model))
+    with _workspace(tiny_suite(kind)) as workspace:
+        release, context = _release(workspace, attack)
+        return attack, release, context, _FirstWord().load(_task_context(workspace, release.model))
 
 
 # ------------------------------------------------------------------------------------------------------------ the text

@@ -21,9 +21,9 @@ from nftbench.planning import registry
 from nftbench.planning.plan import Plan, plan
 from nftbench.records.record import Record
 from nftbench.records.store import Store
-from nftbench.running import executors, provenance, workspace as workplace
+from nftbench.running import executors, provenance, workspace as workspaces
 from nftbench.running.releases import make_release
-from nftbench.running.workspace import Workplace, load_task
+from nftbench.running.workspace import Workspace, load_task
 from tests.benchmarks.measure import Line, Ratio, cpu, ratio
 
 IDLE = """
@@ -72,11 +72,11 @@ def test_a_cell(bench: Any, plugin: Plugin, tmp_path: Path, benchmark: Any, tabl
     }
     whole = plan(suites.parse(content))
     jobs = [job for job in whole.jobs() if job.attack.name == "idle"]
-    folder = make_release(Workplace(whole, Store(tmp_path, bench.cache)), jobs[0].defense, 0, jobs[0].release)
+    folder = make_release(Workspace(whole, Store(tmp_path, bench.cache)), jobs[0].defense, 0, jobs[0].release)
 
     def once(results: Path) -> None:
-        place = Workplace(whole, Store(results, bench.cache))
-        for _ in executors.run(place, jobs, 1):
+        workspace = Workspace(whole, Store(results, bench.cache))
+        for _ in executors.run(workspace, jobs, 1):
             pass
 
     def load() -> None:
@@ -98,8 +98,8 @@ def test_a_cell(bench: Any, plugin: Plugin, tmp_path: Path, benchmark: Any, tabl
     benchmark.pedantic(lambda: once(tmp_path / "last"), rounds=1)
     added = [1000 * (spent - loading) / cells for spent, loading, _, _ in found]
     control: Ratio = ratio([one for _, one, _, _ in found], [other for _, _, other, _ in found])
-    cell = bench.place.plan.cells[0]
-    task = cpu(lambda: workplace._tasks.clear() or load_task(bench.place, cell.task, cell.seed, bench.model))
+    cell = bench.workspace.plan.cells[0]
+    task = cpu(lambda: workspaces._tasks.clear() or load_task(bench.workspace, cell.task, cell.seed, bench.model))
     table["6 cell"] = Line(
         "added by the harness to a cell, beyond loading the model, CPU time",
         f"≤ {MOST_MILLISECONDS} ms",

@@ -108,10 +108,10 @@ def test_our_tasks(name: str, cache: Path) -> None:
 def test_a_checkpoint(cache: Path, tmp_path: Path) -> None:
     from nftbench.models import networks as models
     from nftbench.running.owner import Owner
-    from nftbench.testing import _workplace, tiny_suite
+    from nftbench.testing import _workspace, tiny_suite
 
-    with _workplace(tiny_suite()) as place:
-        models.save(Owner(place, 0).build(), tmp_path / "given")
+    with _workspace(tiny_suite()) as workspace:
+        models.save(Owner(workspace, 0).build(), tmp_path / "given")
     check_defense(f"checkpoint[path={tmp_path / 'given'}]", architectures=["gpt2"])
 
 

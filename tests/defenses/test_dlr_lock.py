@@ -296,8 +296,8 @@ def test_contract() -> None:
     check_defense(QUICK)
 
 
-def test_distillation_error_falls(place: Callable[..., Any]) -> None:
-    here = place()
+def test_distillation_error_falls(workspace: Callable[..., Any]) -> None:
+    here = workspace()
     protect = registry.create("defenses", "dlr_lock[depth=4,module_steps=80,joint_steps=40,batch=8]").protect
     teacher = make_base(here, 0)
     before = copy.deepcopy(teacher.network.state_dict())
@@ -356,8 +356,10 @@ def test_suites_that_cannot_work_are_refused_before_anything_runs() -> None:
         registry.create("defenses", "dlr_lock").check(parse({**suite.model_dump(), "model": gptj}))
 
 
-def test_end_to_end(place: Callable[..., Any], run_all: Callable[..., Any]) -> None:
-    here = place(defenses=["none", QUICK], attacks=["none", "full", "lora[targets=mlp]"], utility=["bits_per_token"])
+def test_end_to_end(workspace: Callable[..., Any], run_all: Callable[..., Any]) -> None:
+    here = workspace(
+        defenses=["none", QUICK], attacks=["none", "full", "lora[targets=mlp]"], utility=["bits_per_token"]
+    )
     records = run_all(here)
     assert len(records) == 2 * (2 + 2)
     assert {(one.status, one.reason) for one in records.values()} == {("ok", None)}

@@ -18,7 +18,7 @@ from nftbench.contract import Measurement, Model, Point, Split, Task
 from nftbench.errors import NftbenchError
 from nftbench.models.networks import build, untrained
 from nftbench.planning import registry
-from nftbench.running.workspace import Workplace, derive
+from nftbench.running.workspace import Workspace, derive
 from nftbench.suites.schema import Budget
 from nftbench.terms import SplitName
 from nftbench.testing import ARCHITECTURES
@@ -633,8 +633,10 @@ def test_time_runs_out() -> None:
         sweep(model(), Parity(), BUDGET.model_copy(update={"timeout": 1e-9}), 0, "cpu")
 
 
-def test_a_timeout_is_the_cells_status(place: Callable[..., Workplace], run_all: Callable[..., dict[Any, Any]]) -> None:
-    records = run_all(place(attacks=["none", "full"], budget={"timeout": 1e-6}))
+def test_a_timeout_is_the_cells_status(
+    workspace: Callable[..., Workspace], run_all: Callable[..., dict[Any, Any]]
+) -> None:
+    records = run_all(workspace(attacks=["none", "full"], budget={"timeout": 1e-6}))
     assert records["none", "full", "toy_topic", 0].status == "timeout"
     assert records["none", "none", "toy_topic", 0].status == "ok"
 

@@ -295,8 +295,8 @@ def test_impossible_discoveries_are_refused(change: str) -> None:
         registry.create("yardsticks", f"early_bird[{change}]")
 
 
-def test_end_to_end(place: Callable[..., Any], run_all: Callable[..., Any]) -> None:
-    here = place(
+def test_end_to_end(workspace: Callable[..., Any], run_all: Callable[..., Any]) -> None:
+    here = workspace(
         defenses=[
             "none",
             "pmp[discovery_steps=3]",
