@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from torch import Tensor, nn
 from transformers import (
     AutoConfig,
@@ -206,6 +207,22 @@ def sha256(folder: Path) -> str:
     for path in sorted(folder.glob("*.safetensors")):
         with path.open("rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()
+
+
+def tensors_sha256(folder: Path) -> str:
+    """Hash of the tensors in a model folder: name, dtype, shape and bytes of each, in the order of their names.
+
+    How the tensors are spread over files, and what the files say beside them, does not count.
+    """
+    digest = hashlib.sha256()
+    with contextlib.ExitStack() as opened:
+        files = [opened.enter_context(safe_open(path, framework="pt")) for path in folder.glob("*.safetensors")]
+        holder = {name: file for file in files for name in file.keys()}  # noqa: SIM118 (a file is no mapping)
+        for name in sorted(holder):
+            tensor = holder[name].get_tensor(name)
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+            digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 

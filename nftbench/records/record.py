@@ -65,6 +65,8 @@ class Record:
     """Folder of the attacked release under `releases/` in the cache."""
     release_sha256: str = ""
     """Hash of its weights; cells of one row and seed must agree."""
+    base_sha256: str | None = None
+    """Hash of the base weights that the reference row releases at this seed; None where they are not known."""
     limited: bool = False
     """Run under --limit: never ranked."""
     unattacked: Measurement | None = None

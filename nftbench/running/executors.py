@@ -118,18 +118,20 @@ class _Pool:
         self.workspace, self.workers, self.plugins = workspace, workers, plugins
         self.ready: list[_Step] = []
         self.blocked: dict[str, list[_Step]] = {}
-        first: dict[int, str] = {}
+        to_make = {step.job.release for step in steps if step.stage == "protect"}
+        leaders: dict[str, str] = {}
         for step in sorted(steps):
+            release = step.job.release
             if step.stage == "attack":
-                self.blocked.setdefault(step.job.release, []).append(step)
+                self.blocked.setdefault(release, []).append(step)
                 continue
-            if workspace.plan.row(step.job.defense).stage == "posttrain":
-                leader = first.setdefault(step.job.seed, step.job.release)
-                if leader != step.job.release:
-                    # It needs the base that the leader is training: a worker would only wait for it.
-                    self.blocked.setdefault(leader, []).append(step)
-                    continue
-            heapq.heappush(self.ready, step)
+            # A release takes its reference's. Where that is no step of its own, the first release makes it on its way.
+            reference = workspace.reference(step.job.defense, step.job.seed)[1] or release
+            leader = reference if reference in to_make else leaders.setdefault(reference, release)
+            if leader == release:
+                heapq.heappush(self.ready, step)
+            else:  # a worker would only wait for the leader
+                self.blocked.setdefault(leader, []).append(step)
         self.failed: dict[str, BaseException] = {}
         self.running: dict[Future[list[Record] | None], _Step] = {}
         self.suspects: list[_Step] = []

@@ -32,6 +32,7 @@ from nftbench.running.attacker import Attacker, own_copy
 from nftbench.running.releases import (
     ADAPTER,
     ReleaseInspection,
+    load_base_sha256,
     load_protection,
     load_secret,
     make_reference,
@@ -258,6 +259,7 @@ class _Referee:
             limited=workspace.plan.limit is not None,
             release=cell.release,
             release_sha256=getattr(self, "sha256", ""),
+            base_sha256=load_base_sha256(workspace, cell.release),
             provenance=self.provenance(measured.pop("seconds", 0.0), measured.pop("documents", {})),
             **measured,
         )

@@ -9,9 +9,10 @@ import dataclasses
 import functools
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -25,7 +26,7 @@ from nftbench.data.lm_eval_tasks import window
 from nftbench.errors import NftbenchError
 from nftbench.models import networks as models, updates
 from nftbench.planning import registry
-from nftbench.planning.plan import Job, canonical
+from nftbench.planning.plan import Job
 from nftbench.records.spec import Spec
 from nftbench.running.owner import Owner, make_base
 from nftbench.running.workspace import Workspace, derive, load_task, make_corpus
@@ -34,6 +35,8 @@ from nftbench.training.costs import gradient_error
 
 ADAPTER = "adapter"
 """The folder of a release in which its update lies, if it has one."""
+BASE = "base.json"
+"""The file beside what the referee found about a release that holds the hash of its base weights."""
 
 
 def make_release(workspace: Workspace, spec: Spec, seed: int, key: str) -> Path:
@@ -46,7 +49,25 @@ def make_release(workspace: Workspace, spec: Spec, seed: int, key: str) -> Path:
     kinds = ("protections", *(("secrets",) if keeps_secret else ()))
     if any(store.artifact(kind, key) is None for kind in kinds):
         store.discard("releases", key)  # what belongs to it is missing or damaged: only all of it can be made again
-    return store.make("releases", key, lambda folder: _protect(workspace, spec, seed, key, folder))
+    found = store.artifact("releases", key)
+    if found is not None:
+        return found
+    base = _reference_sha256(workspace, spec, seed)
+    return store.make("releases", key, lambda folder: _protect(workspace, spec, seed, key, folder, base))
+
+
+def _reference_sha256(workspace: Workspace, spec: Spec, seed: int) -> str | None:
+    """Hash of the tensors that the reference row releases; its release is made if it is not there yet.
+
+    None where the row is its own reference, and where the reference cannot be made: its own cells say why.
+    """
+    reference, key = workspace.reference(spec, seed)
+    if reference == spec or key is None:
+        return None
+    try:
+        return models.tensors_sha256(make_release(workspace, reference, seed, key))
+    except (Exception, SystemExit):  # a plugin may raise anything
+        return None
 
 
 def open_release(workspace: Workspace, seed: int, folder: Path) -> Model:
@@ -65,8 +86,8 @@ def open_release(workspace: Workspace, seed: int, folder: Path) -> Model:
 
 def make_reference(workspace: Workspace, job: Job) -> Model:
     """The undefended model that a row is set against."""
-    reference = canonical("defenses", registry.create("defenses", str(job.defense)).reference_row())
-    key = workspace.plan.releases[str(reference), job.seed]
+    reference, key = workspace.reference(job.defense, job.seed)
+    assert key is not None  # a plan has the reference of each of its rows
     return open_release(workspace, job.seed, make_release(workspace, reference, job.seed, key))
 
 
@@ -102,6 +123,15 @@ def load_protection(workspace: Workspace, key: str) -> Protection | None:
     content = json.loads((folder / "protection.json").read_text())
     curves = [Series(**{**curve, "x": tuple(curve["x"]), "y": tuple(curve["y"])}) for curve in content.pop("series")]
     return Protection(**content, series=tuple(curves))
+
+
+def load_base_sha256(workspace: Workspace, key: str) -> str | None:
+    """Hash of the base weights that belong to a release; None where it is not known."""
+    folder = workspace.store.artifact("protections", key)
+    if folder is None or not (folder / BASE).is_file():  # kept since base weights are compared
+        return None
+    found: str | None = json.loads((folder / BASE).read_text())["base_sha256"]
+    return found
 
 
 @dataclass(frozen=True)
@@ -163,8 +193,8 @@ class ReleaseInspection:
         return load_task(self._workspace, registry.parse(spec), self._job.seed, self.release)
 
 
-def _protect(workspace: Workspace, spec: Spec, seed: int, key: str, folder: Path) -> None:
-    """Let the defense protect; write secret and protection, then fill the release's folder."""
+def _protect(workspace: Workspace, spec: Spec, seed: int, key: str, folder: Path, base_sha256: str | None) -> None:
+    """Let the defense protect; write secret, protection and base hash, then fill the release's folder."""
     defense: Defense = registry.create("defenses", str(spec))
     owner = Owner(workspace, seed, defense.told())
     model = owner.build() if defense.stage == "pretrain" else make_base(workspace, seed)
@@ -191,12 +221,15 @@ def _protect(workspace: Workspace, spec: Spec, seed: int, key: str, folder: Path
     if mask is not None:
         held = {name: tensor.detach().to("cpu", torch.uint8).contiguous() for name, tensor in mask.items()}
         workspace.store.make("secrets", key, lambda draft: save_file(held, draft / "mask.safetensors"), mode=0o700)
-    text = json.dumps(dataclasses.asdict(protection))
-    workspace.store.make("protections", key, lambda draft: _write(draft / "protection.json", text))
+    if workspace.reference(spec, seed)[0] == spec:
+        base_sha256 = models.tensors_sha256(folder)
+    found = {"protection.json": dataclasses.asdict(protection), BASE: {"base_sha256": base_sha256}}
+    workspace.store.make("protections", key, lambda draft: _write(draft, found))
 
 
-def _write(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")
+def _write(folder: Path, files: Mapping[str, Mapping[str, Any]]) -> None:
+    for name, content in files.items():
+        (folder / name).write_text(json.dumps(content), encoding="utf-8")
 
 
 def _check_published(folder: Path, model: Model) -> None:

@@ -39,6 +39,11 @@ class Workspace:
     def device(self) -> str:
         return self.plan.device
 
+    def reference(self, defense: Spec, seed: int) -> tuple[Spec, str | None]:
+        """The row that a defense is compared with, and the key of its release; None where the plan has none."""
+        name = self.plan.row(defense).reference
+        return registry.parse(name), self.plan.releases.get((name, seed))
+
 
 def derive(seed: int, *role: str) -> int:
     """A seed of its own for each role (init, pretrain, defense, attack, data), so that no two share a stream."""
