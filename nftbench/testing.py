@@ -59,10 +59,10 @@ from nftbench.records.store import Store
 from nftbench.running.attacker import Attacker
 from nftbench.running.owner import Owner, make_base
 from nftbench.running.releases import ADAPTER, ReleaseInspection, make_release
-from nftbench.running.workspace import AttackersTask, TaskSetting, Workspace, derive, make_corpus
+from nftbench.running.workspace import AttackersTask, TaskSetting, Workspace, make_corpus
 from nftbench.suites.schema import Suite
 from nftbench.terms import KNOWLEDGE, OF_UPDATES, Adaptation, SplitName, Stage
-from nftbench.training.preparation import Ledger
+from nftbench.training.trainer import Ledger
 
 _LLAMA = {
     "hidden_size": 16,
@@ -311,7 +311,7 @@ def _release(workspace: Workspace, plugin: Attack) -> tuple[Release, Attacker]:
     folder = workspace.store.make("releases", "tiny", lambda draft: models.save(model, draft))
 
     context = Attacker(
-        seed=derive(0, "attack"),
+        seed=models.derive(0, "attack"),
         budget=workspace.suite.budget,
         device=workspace.device,
         _corpus=owner.corpus if "data" in knowledge else None,

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 
+from nftbench import device as devices
 from nftbench.errors import NftbenchError, suggest
 
 if TYPE_CHECKING:
@@ -224,7 +225,7 @@ def plan(
     work = _prepare(Request.of(locals()))
     from nftbench.running import estimate  # not before: it loads torch
 
-    _console().print(estimate.overview(work.part, work.store, _workers(jobs, device)))
+    _console().print(estimate.overview(work.part, work.store, _workers(jobs, work.part.device)))
 
 
 @app.command()
@@ -340,7 +341,7 @@ def _prepare(request: Request) -> Work:
     from nftbench.planning.plan import narrow, plan as planned
 
     _use_cache(request.cache)
-    _check_device(request.device)
+    device = _device(request.device)
     filters, seeds = request.filters, request.base_seeds
     suite = suites.read(request.suite, request.changes or ())
     _check_corpus(suite, request.data)
@@ -349,7 +350,7 @@ def _prepare(request: Request) -> Work:
     there = len([*store.results.glob("records/*.json")])
     typer.echo(f"{suite.name}: planning; {there} records in {store.results}")
     suite = _extended(suite, added, filters)
-    whole = planned(suite, device=request.device, data=request.data, limit=request.limit)
+    whole = planned(suite, device=device, data=request.data, limit=request.limit)
     defenses, attacks, tasks = (filters[kind] for kind in ("defenses", "attacks", "tasks"))
     return Work(whole, narrow(whole, defenses=defenses, attacks=attacks, tasks=tasks, seeds=seeds), store)
 
@@ -366,19 +367,17 @@ def _use_cache(cache: Path | None) -> None:
         os.environ["NFTBENCH_CACHE"] = str(cache.resolve())
 
 
-def _check_device(device: str) -> None:
+def _device(text: str) -> devices.Device:
+    """The device that `--device` names, if this machine has it."""
+    found = devices.Device.parse(text)
+    if found.kind == "cuda":
+        import torch
 
-    kind, _, number = device.partition(":")
-    if device == "cpu":
-        return
-    if kind != "cuda" or (":" in device and not number.isdecimal()):
-        raise NftbenchError(f"--device {device}: no such device{suggest(device, ('cpu', 'cuda'))}")
-    import torch
-
-    if int(number or 0) >= torch.cuda.device_count():
-        raise NftbenchError(
-            f"--device {device}: torch {torch.__version__} sees {torch.cuda.device_count()} CUDA devices"
-        )
+        if (found.index or 0) >= torch.cuda.device_count():
+            raise NftbenchError(
+                f"--device {text}: torch {torch.__version__} sees {torch.cuda.device_count()} CUDA devices"
+            )
+    return found
 
 
 def _check_corpus(suite: Suite, data: Path | None) -> None:
@@ -459,11 +458,11 @@ def _carry_out(work: Work, jobs: int | None, plugins: Sequence[str], command: st
     return _planned(store, manifest)
 
 
-def _workers(jobs: int | None, device: str) -> int:
+def _workers(jobs: int | None, device: devices.Device) -> int:
     """One a core, for a cell computes on one thread, if memory allows; on cuda one, whose cell has the card alone."""
     if jobs is not None:
         return jobs
-    if device != "cpu":
+    if device.kind != "cpu":
         return 1
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
@@ -567,7 +566,7 @@ def calibrate(
     from nftbench.planning.plan import plan as planned
 
     _use_cache(cache)
-    _check_device(device)
+    computing = _device(device)
     chosen, proved = validity.find(proof), suites.read(suite, changes or ())
     _check_heeded(context, proof, chosen, again=bool(finished))
     inside = sorted(map(str, shams.glob("[!_]*.py"))) if shams is not None else []
@@ -587,7 +586,7 @@ def calibrate(
         rows, few = _listed("--defenses", defenses) or added, _listed("--attacks", attacks)
         derived = chosen.derive(proved, rows, few)
         _check_corpus(derived, data)
-        whole = chosen.needed(planned(derived, device=device, data=data))
+        whole = chosen.needed(planned(derived, device=computing, data=data))
         store = _store(out, derived.name)
         records = _carry_out(Work(whole, whole, store), jobs, files, context.obj)
         found = chosen.found(proved, validity.Run.of(whole, records))

@@ -226,6 +226,12 @@ def tensors_sha256(folder: Path) -> str:
     return digest.hexdigest()
 
 
+def derive(seed: int, *role: str) -> int:
+    """A seed of its own for each role (init, pretrain, defense, attack, …), so that no two roles draw the same
+    numbers."""
+    return int.from_bytes(hashlib.sha256("|".join([str(seed), *role]).encode()).digest()[:6], "big")
+
+
 @contextlib.contextmanager
 def seeded(seed: int) -> Iterator[None]:
     """Draw from torch's generators as if freshly seeded, and leave them afterwards as they were."""

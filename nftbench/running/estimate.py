@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from nftbench.planning import registry
-from nftbench.planning.plan import Plan, Skip, base_key, device_kind
+from nftbench.planning.plan import Plan, Skip, base_key
 from nftbench.records.record import Cell, Record
 from nftbench.records.spec import Spec
 from nftbench.records.store import Store
@@ -99,7 +99,7 @@ def time_line(plan: Plan, store: Store, left: Left, parameters: int, workers: in
         seconds = _measured(plan, left, parameters, records) / workers
         return f"about {duration(seconds)} with {many}, as its {len(records)} records took"
     flops = _flops(plan, left, parameters)
-    throughput = THROUGHPUT[device_kind(plan.device)]
+    throughput = THROUGHPUT[plan.device.kind]
     seconds = flops / throughput / workers
     stated = f"steps × tokens × parameters make {flops:.2g} FLOPs, taken at {throughput:.0e} a second and worker"
     return f"about {duration(seconds)} with {many}; no records yet: {stated}"
@@ -174,7 +174,7 @@ def _measured(plan: Plan, left: Left, parameters: int, records: Sequence[Record]
     preparations = _means([(one.attack, one.cost.preparation_seconds) for one in records if one.cost])
     prepared = {(cell.release, str(cell.attack)) for cell in left.cells}
     protections = _means([(one.defense, one.protection.seconds) for one in records if one.protection])
-    guess = TRAIN_FLOPS * parameters * _pretraining_tokens(plan.suite) / THROUGHPUT[device_kind(plan.device)]
+    guess = TRAIN_FLOPS * parameters * _pretraining_tokens(plan.suite) / THROUGHPUT[plan.device.kind]
     overall = statistics.fmean(cells.values())
     return (
         sum(

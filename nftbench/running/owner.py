@@ -16,14 +16,15 @@ import torch
 from torch import nn
 
 from nftbench.contract import Corpus, EachStep, Mask, Model, Task
+from nftbench.device import Device
 from nftbench.errors import NftbenchError
 from nftbench.models import networks as models
 from nftbench.planning import registry
 from nftbench.planning.plan import base_key
-from nftbench.running.workspace import AttackersTask, Workspace, derive, load_task, make_corpus
+from nftbench.running.workspace import AttackersTask, Workspace, load_task, make_corpus
 from nftbench.suites.schema import Pretraining, Suite
 from nftbench.training import engine as train
-from nftbench.training.preparation import Ledger
+from nftbench.training.trainer import Ledger
 
 SIBLING = 0.9
 """The share of a defense's pre-training run at which its second checkpoint is kept."""
@@ -44,14 +45,14 @@ def make_base(workspace: Workspace, seed: int, fraction: float = 1.0) -> Model:
                 _pretrain_base(workspace, seed, key, missing)
         folder = workspace.store.artifact("bases", f"{key}-{steps}")
         assert folder is not None
-    return models.load(folder, workspace.device)
+    return models.load(folder, str(workspace.device))
 
 
 class _Pipeline(ABC):
     """How a suite's owners build and pre-train: what `OwnerContext` offers to every owner."""
 
     suite: Suite
-    device: str
+    device: Device
     base_seed: int
     kept: dict[str, torch.Tensor]
     """The weights at `SIBLING` of the last pre-training run."""
@@ -67,7 +68,7 @@ class _Pipeline(ABC):
 
     @property
     def seed(self) -> int:
-        return derive(self.base_seed, "defense")
+        return models.derive(self.base_seed, "defense")
 
     @property
     def pretraining(self) -> Pretraining:
@@ -76,7 +77,9 @@ class _Pipeline(ABC):
     def build(self, **changes: Any) -> Model:
         # a copy: what a plugin does to its tokenizer is not done to the corpus's, with which everything is read
         tokenizer = copy.deepcopy(self.corpus.tokenizer) if self.pretraining.task is None else None
-        return models.build({**self.suite.model, **changes}, tokenizer, derive(self.base_seed, "init"), self.device)
+        return models.build(
+            {**self.suite.model, **changes}, tokenizer, models.derive(self.base_seed, "init"), str(self.device)
+        )
 
     def pretrain(
         self,
@@ -106,7 +109,7 @@ class _Pipeline(ABC):
                 self.kept.update({name: tensor.detach().clone() for name, tensor in network.state_dict().items()})
             return each_step(network, step) if each_step is not None else None
 
-        seed = derive(self.base_seed, "pretrain")
+        seed = models.derive(self.base_seed, "pretrain")
         train.pretrain(model.network, text, recipe, seed, self.device, mask=mask, each_step=watch)
         if self.ledger is not None:
             self.ledger.steps += taken
@@ -138,7 +141,7 @@ class Owner(_Pipeline):
         return self._workspace.suite
 
     @property
-    def device(self) -> str:  # type: ignore[override]
+    def device(self) -> Device:  # type: ignore[override]
         return self._workspace.device
 
     @property
@@ -161,7 +164,7 @@ class Shadow(_Pipeline):
     """`OwnerContext` of an attacker who plays the owner on public text, with seeds of the attacker's own."""
 
     suite: Suite
-    device: str
+    device: Device
     base_seed: int
     text: Corpus
     ledger: Ledger | None = field(default_factory=Ledger)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import functools
 import itertools
 import math
 import time
@@ -40,11 +39,11 @@ from nftbench.running.releases import (
     make_sibling,
     open_release,
 )
-from nftbench.running.workspace import AttackersTask, Workspace, derive, load_task, make_corpus
+from nftbench.running.workspace import AttackersTask, Workspace, load_task, make_corpus
 from nftbench.terms import Knowledge, SplitName, Status
 from nftbench.training import engine as train
-from nftbench.training.preparation import Ledger
 from nftbench.training.sweep import NonFiniteError
+from nftbench.training.trainer import CellTimeoutError, Ledger
 
 
 def execute(workspace: Workspace, job: Job) -> list[Record] | None:
@@ -52,7 +51,7 @@ def execute(workspace: Workspace, job: Job) -> list[Record] | None:
 
     Whatever goes wrong in a defense, an attack or a task becomes a record's status and reason and loses nothing else.
     """
-    _single_thread(workspace.device)
+    train.set_threads(workspace.device)
     with workspace.store.claim(job.key) as mine:
         if not mine:
             return None
@@ -63,7 +62,7 @@ def execute(workspace: Workspace, job: Job) -> list[Record] | None:
 
 def protect(workspace: Workspace, job: Job) -> None:
     """Make the release that a job attacks, so that the jobs of one release need not wait for each other."""
-    _single_thread(workspace.device)
+    train.set_threads(workspace.device)
     make_release(workspace, job.defense, job.seed, job.release)
 
 
@@ -120,7 +119,7 @@ class _Referee:
         knowledge = self.knowledge
         defense: Defense = registry.create("defenses", str(self.job.defense))
         return Attacker(
-            seed=derive(self.job.seed, "attack"),
+            seed=models.derive(self.job.seed, "attack"),
             budget=self.workspace.suite.budget,
             device=self.workspace.device,
             _corpus=copy.deepcopy(make_corpus(self.workspace, self.job.seed)) if "data" in knowledge else None,
@@ -289,7 +288,7 @@ def fail(workspace: Workspace, job: Job, status: Status, reason: str) -> list[Re
 
 def status_of(error: BaseException) -> tuple[Status, str]:
     """A cell's status and its reason in one line, with the place where it was raised."""
-    if isinstance(error, train.CellTimeoutError):
+    if isinstance(error, CellTimeoutError):
         return "timeout", str(error)
     if isinstance(error, NonFiniteError):
         return "nonfinite", str(error)
@@ -301,10 +300,3 @@ def status_of(error: BaseException) -> tuple[Status, str]:
     frames = traceback.extract_tb(error.__traceback__)  # none where the error comes from a worker process
     place = f" ({Path(frames[-1].filename).name}:{frames[-1].lineno})" if frames else ""
     return "failed", f"{type(error).__name__}: {message}{place}"
-
-
-@functools.cache
-def _single_thread(device: str) -> None:
-    """One thread a cell on the CPU, whatever --jobs: the bits of a sum depend on the number of threads."""
-    if not device.startswith("cuda"):
-        torch.set_num_threads(1)

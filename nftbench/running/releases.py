@@ -29,7 +29,7 @@ from nftbench.planning import registry
 from nftbench.planning.plan import Job
 from nftbench.records.spec import Spec
 from nftbench.running.owner import Owner, make_base
-from nftbench.running.workspace import Workspace, derive, load_task, make_corpus
+from nftbench.running.workspace import Workspace, load_task, make_corpus
 from nftbench.suites.schema import Budget, Pretraining
 from nftbench.training.costs import gradient_error
 
@@ -73,14 +73,14 @@ def _reference_sha256(workspace: Workspace, spec: Spec, seed: int) -> str | None
 def open_release(workspace: Workspace, seed: int, folder: Path) -> Model:
     """A release as attackers open it: everything in it can be trained, and code that is its owner's own is put aside
     where the library's reads the same weights as well."""
-    model = models.load(folder, workspace.device, attacker=True)
+    model = models.load(folder, str(workspace.device), attacker=True)
     if (
         not models.has_own_code(model.network)
         or workspace.suite.pretraining.task is not None
         or model.tokenizer is None
     ):
         return model
-    text = _text(make_corpus(workspace, seed), len(model.tokenizer), workspace.device)
+    text = _text(make_corpus(workspace, seed), len(model.tokenizer), str(workspace.device))
     return Model(models.by_the_library(model.network, workspace.suite.model["model_type"], text), model.tokenizer)
 
 
@@ -182,7 +182,7 @@ class ReleaseInspection:
 
     @property
     def seed(self) -> int:
-        return derive(self._job.seed, "yardstick")
+        return models.derive(self._job.seed, "yardstick")
 
     @functools.cached_property
     def told(self) -> tuple[str, ...]:
@@ -208,7 +208,7 @@ def _protect(workspace: Workspace, spec: Spec, seed: int, key: str, folder: Path
     models.save(protected.release, folder)
     if protected.update is not None:
         updates.save(protected.update, folder / ADAPTER)
-    published = models.load(folder, workspace.device)
+    published = models.load(folder, str(workspace.device))
     _check_published(folder, published)
     opened = open_release(workspace, seed, folder)
     protection = _examine(workspace, seed, published, opened, mask, protected.series, seconds)
@@ -273,7 +273,7 @@ def _examine(
     return Protection(
         parameters=sum(parameter.numel() for parameter in model.network.parameters()),
         seconds=seconds,
-        gradient_error=gradient_error(opened.network, loss, derive(seed, "probe")),
+        gradient_error=gradient_error(opened.network, loss, models.derive(seed, "probe")),
         config_changed={
             name: after.get(name) for name in sorted({*before, *after} - ignored) if before.get(name) != after.get(name)
         },
@@ -302,7 +302,7 @@ def _probe(workspace: Workspace, owner: Owner, model: Model) -> tuple[Callable[[
     words = model.network.get_input_embeddings().num_embeddings
     if words < len(model.tokenizer):
         raise NftbenchError(f"the release embeds {words} words, its tokenizer has {len(model.tokenizer)}")
-    tokens = _text(corpus, len(model.tokenizer), workspace.device)
+    tokens = _text(corpus, len(model.tokenizer), str(workspace.device))
     block, half = tokens.shape[1], tokens.shape[1] // 2
     if window(model) < block:
         raise NftbenchError(f"the release reads {window(model)} tokens at once, a block of its text has {block}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from nftbench.contract import Corpus, Model, Split, Task, WrappedTask
 from nftbench.data import corpus as corpora
 from nftbench.data.lm_eval_tasks import LoadedTextTask, TextTask, window
+from nftbench.device import Device
 from nftbench.errors import NftbenchError
 from nftbench.planning import registry
 from nftbench.planning.plan import Plan, corpus_key
@@ -36,18 +36,13 @@ class Workspace:
         return self.plan.suite
 
     @property
-    def device(self) -> str:
+    def device(self) -> Device:
         return self.plan.device
 
     def reference(self, defense: Spec, seed: int) -> tuple[Spec, str | None]:
         """The row that a defense is compared with, and the key of its release; None where the plan has none."""
         name = self.plan.row(defense).reference
         return registry.parse(name), self.plan.releases.get((name, seed))
-
-
-def derive(seed: int, *role: str) -> int:
-    """A seed of its own for each role (init, pretrain, defense, attack, data), so that no two share a stream."""
-    return int.from_bytes(hashlib.sha256("|".join([str(seed), *role]).encode()).digest()[:6], "big")
 
 
 def make_corpus(workspace: Workspace, seed: int) -> Corpus:
@@ -70,7 +65,9 @@ def load_task(workspace: Workspace, spec: Spec, seed: int, model: Model) -> Task
     """
     vocabulary = _vocabulary(model.tokenizer) if model.tokenizer is not None else ""
     plan, length = workspace.plan, window(model) if model.tokenizer is not None else None
-    wanted = digest(str(spec), seed, vocabulary, length, workspace.device, plan.limit, plan.data, _data_settings(plan))
+    wanted = digest(
+        str(spec), seed, vocabulary, length, str(workspace.device), plan.limit, plan.data, _data_settings(plan)
+    )
     if wanted not in _tasks:
         if len(_tasks) >= 8:
             _tasks.pop(next(iter(_tasks)))

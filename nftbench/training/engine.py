@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -21,16 +22,13 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedModel
 
 from nftbench.contract import EachStep, Mask, Task
+from nftbench.device import Device
 from nftbench.errors import NftbenchError
 from nftbench.models.networks import seeded
 from nftbench.suites.schema import Pretraining
 from nftbench.terms import Optimizer
 
 # ------------------------------------------------------------------------------------------------------------- steps
-
-
-class CellTimeoutError(Exception):
-    """The cell has used up its seconds."""
 
 
 class Stepper:
@@ -142,14 +140,21 @@ def _optimizers(
 
 
 @contextlib.contextmanager
-def autocast(device: str, enabled: bool = True) -> Iterator[None]:
-    """bfloat16 arithmetic on CUDA, nothing on the CPU: the one mixed-precision policy, for training and evaluation."""
+def autocast(device: Device, enabled: bool = True) -> Iterator[None]:
+    """The device's mixed-precision arithmetic, the same for training and evaluation; nothing where it has none."""
     with (
-        torch.autocast("cuda", torch.bfloat16, enabled=enabled)
-        if device.startswith("cuda")
+        torch.autocast(device.kind, torch.bfloat16, enabled=enabled)
+        if device.autocast == "bfloat16"
         else contextlib.nullcontext()
     ):
         yield
+
+
+@functools.cache
+def set_threads(device: Device) -> None:
+    """Let torch compute on as many threads as the device asks for, whatever `--jobs` says."""
+    if device.threads is not None:
+        torch.set_num_threads(device.threads)
 
 
 # ------------------------------------------------------------------------------------------------------ pre-training
@@ -160,7 +165,7 @@ def pretrain(
     text: Tensor | Task,
     recipe: Pretraining,
     seed: int,
-    device: str,
+    device: Device,
     *,
     mask: Mask | None = None,
     each_step: EachStep | None = None,
@@ -170,7 +175,7 @@ def pretrain(
     `each_step(network, step)` runs after each step, counted from 1, and sees its gradients (masked and clipped); if it
     returns True the run ends there, on the way of the whole run's schedule.
     """
-    batches = token_batches(text, recipe.batch, seed, device) if isinstance(text, Tensor) else _rows(text, recipe, seed)
+    batches = _batches(text, recipe, seed, device)
     stepper = Stepper(
         network,
         "adamw",
@@ -192,10 +197,9 @@ def pretrain(
     network.eval()
 
 
-def step_flops(network: PreTrainedModel, text: Tensor | Task, recipe: Pretraining, device: str) -> float:
+def step_flops(network: PreTrainedModel, text: Tensor | Task, recipe: Pretraining, device: Device) -> float:
     """FLOPs of the forward and backward pass of one pre-training step, under math attention."""
-    batches = token_batches(text, recipe.batch, 0, device) if isinstance(text, Tensor) else _rows(text, recipe, 0)
-    batch, copied = next(batches), copy.deepcopy(network)
+    batch, copied = next(_batches(text, recipe, 0, device)), copy.deepcopy(network)
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
         _loss(copied, text, batch).backward()  # type: ignore[no-untyped-call]
     return float(counter.get_total_flops())
@@ -208,8 +212,10 @@ def _loss(network: PreTrainedModel, text: Tensor | Task, batch: Any) -> Tensor:
     return loss
 
 
-def _rows(task: Task, recipe: Pretraining, seed: int) -> Iterator[Any]:
-    train = task.split("train")
+def _batches(text: Tensor | Task, recipe: Pretraining, seed: int, device: Device) -> Iterator[Any]:
+    if isinstance(text, Tensor):
+        return token_batches(text, recipe.batch, seed, str(device))
+    train = text.split("train")
     return (train.batch(indices) for indices in shuffled(len(train), recipe.batch, seed))
 
 

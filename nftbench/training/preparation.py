@@ -5,8 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 import time
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -16,39 +15,20 @@ from transformers import PreTrainedModel
 
 from nftbench.contract import AttackerContext, EachStep, Mask, StepLoss, Task
 from nftbench.errors import NftbenchError
-from nftbench.models.networks import seeded
-from nftbench.suites.schema import Budget
+from nftbench.models.networks import derive, seeded
 from nftbench.terms import Optimizer
 from nftbench.training import costs as probes
-from nftbench.training.engine import CellTimeoutError, Stepper, autocast, shuffled
+from nftbench.training.engine import Stepper, autocast, shuffled
+from nftbench.training.trainer import Trainer
 
 WARMUP = 0.1
 """The share of the steps over which the learning rate rises."""
 
 
-@dataclass
-class Ledger:
-    """What has been spent on preparation so far, in `runs` trainings."""
-
-    steps: int = 0
-    flops: float = 0.0
-    seconds: float = 0.0
-    peak_memory_bytes: int = 0
-    runs: int = 0
-
-    def check(self, begun: float, budget: Budget) -> None:
-        """Raise `CellTimeoutError` where this and what has gone on since `begun` use up the budget's seconds."""
-        if self.seconds + time.monotonic() - begun > budget.timeout:
-            raise CellTimeoutError(f"more than {budget.timeout:g} s of preparation")
-
-
 def train(
+    trainer: Trainer,
     network: nn.Module,
     loss: StepLoss,
-    budget: Budget,
-    seed: int,
-    device: str,
-    ledger: Ledger,
     *,
     steps: int,
     learning_rate: float,
@@ -59,7 +39,7 @@ def train(
 ) -> None:
     """Train `network` in place: `loss(network, step)` at each step, counted from 1.
 
-    FLOPs are counted on one step of a copy and entered into the ledger times the steps taken.
+    FLOPs are counted on one step of a copy and entered into the trainer's ledger times the steps taken.
 
     Raises:
         NftbenchError: no step to take.
@@ -76,15 +56,15 @@ def train(
             learning_rate,
             factor=lambda step: min(step / warmup, (steps + 1 - step) / max(steps + 1 - warmup, 1)),
             weight_decay=weight_decay,
-            clip=budget.clip,
+            clip=trainer.budget.clip,
             mask=mask,
         )
 
     def value(trained: nn.Module, step: int) -> Tensor:
-        with autocast(device):
+        with autocast(trainer.device):
             return loss(trained, step)
 
-    taken, begun = 0, time.monotonic()
+    seed, ledger, taken, begun = derive(trainer.seed, "train"), trainer.ledger, 0, time.monotonic()
     with seeded(seed):
         cost = probes.step_cost(copy.deepcopy(network), stepper, lambda trained: value(trained, 1))
     with seeded(seed):
@@ -92,7 +72,7 @@ def train(
         network.train()
         for taken in range(1, steps + 1):
             own.step(value(network, taken))
-            ledger.check(begun, budget)
+            ledger.check(begun, trainer.budget)
             if each_step is not None and each_step(network, taken):
                 break
     network.zero_grad()
@@ -104,7 +84,7 @@ def train(
     ledger.peak_memory_bytes = max(ledger.peak_memory_bytes, cost.peak_memory_bytes)
 
 
-def gradients(network: PreTrainedModel, batches: Iterable[Tensor], ledger: Ledger) -> Iterator[dict[str, Tensor]]:
+def gradients(trainer: Trainer, network: PreTrainedModel, batches: Iterable[Tensor]) -> Iterator[Mapping[str, Tensor]]:
     """The gradient on each batch [count, block], in evaluation mode; the ledger takes forward and backward."""
     network.eval()
     begun, flops = time.monotonic(), dict[torch.Size, float]()
@@ -114,8 +94,8 @@ def gradients(network: PreTrainedModel, batches: Iterable[Tensor], ledger: Ledge
                 probes.gradients(network, tokens, len(tokens))
             flops[tokens.shape] = float(counter.get_total_flops())
         found = probes.gradients(network, tokens, len(tokens))
-        ledger.flops += flops[tokens.shape]
-        ledger.seconds += time.monotonic() - begun
+        trainer.ledger.flops += flops[tokens.shape]
+        trainer.ledger.seconds += time.monotonic() - begun
         yield found
         begun = time.monotonic()
 

@@ -20,12 +20,14 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from nftbench.contract import Adapter, Candidates, Cost, Mask, Measurement, Model, Outcome, Point, Task
+from nftbench.device import Device
 from nftbench.errors import NftbenchError
 from nftbench.models.networks import seeded
 from nftbench.suites.schema import Budget
 from nftbench.terms import Optimizer
 from nftbench.training.costs import step_cost
-from nftbench.training.engine import CellTimeoutError, Stepper, autocast, shuffled
+from nftbench.training.engine import Stepper, autocast, shuffled
+from nftbench.training.trainer import CellTimeoutError, Trainer
 
 Side = Literal["low", "high"]
 Attempt = Literal["plain", "float32", "float64", "clipped", "head"]
@@ -43,18 +45,17 @@ class NonFiniteError(Exception):
 
 
 def sweep(
+    trainer: Trainer,
     model: Model,
     task: Task,
-    budget: Budget,
-    seed: int,
-    device: str,
     *,
     adapter: Adapter | None = None,
     gradient_mask: Mask | None = None,
     optimizer: Optimizer = "adamw",
     lr_scale: float = 1.0,
+    **changes: Any,
 ) -> Outcome:
-    """Spend the budget on one release and task.
+    """Spend the trainer's budget on one release and task.
 
     The grid is extended where its edge is best. The picked recipe is run again with `budget.restarts` fresh attack
     seeds, and the best of those stands. Where no trained point is finite, or some are not and none of the others helps,
@@ -64,17 +65,20 @@ def sweep(
         adapter: makes the trained network from a fresh copy of the release and the attack seed (LoRA, an untied head).
         gradient_mask: only what it marks changes.
         lr_scale: multiplies the grid's learning rates.
+        changes: fields of the budget.
 
     Raises:
+        NftbenchError: the budget has no learning rates for the optimizer.
         NonFiniteError: nothing helped.
         CellTimeoutError: the budget's seconds are used up.
     """
+    budget = Budget.model_validate({**trainer.budget.model_dump(), **changes})
     if optimizer not in budget.learning_rates:
         raise NftbenchError(f"budget.learning_rates has no grid for {optimizer!r}")
-    run = _Run(model, task, budget, seed, device, adapter, gradient_mask, optimizer)
+    run = _Run(dataclasses.replace(trainer, budget=budget), model, task, adapter, gradient_mask, optimizer)
     grid = [rate * lr_scale for rate in budget.learning_rates[optimizer]]
     finite: tuple[Attempt, list[Point], bool] | None = None
-    for attempt in _attempts(model, device):
+    for attempt in _attempts(model, trainer.device):
         run.attempt = attempt
         curve, at_edge = run.search(grid)
         trained = [point for point in curve if point.step]
@@ -93,17 +97,17 @@ def sweep(
     return run.outcome(curve, at_edge)
 
 
-def unchanged(model: Model, task: Task, device: str) -> Outcome:
+def unchanged(trainer: Trainer, model: Model, task: Task) -> Outcome:
     """The outcome of not training at all: the release as it is. A utility task has no validation split."""
     if not task.trainable:
         return Outcome(model.network, None, Point(0.0, 0, None, None))
-    with autocast(device):
+    with autocast(trainer.device):
         validation = task.evaluate(model.network, task.split("validation"))
     point = _point(validation, 0.0, 0, None, 0)
     return Outcome(model.network, validation, point, (point,))
 
 
-def select(task: Task, candidates: Candidates, device: str) -> Outcome:
+def select(trainer: Trainer, task: Task, candidates: Candidates) -> Outcome:
     """Try networks instead of learning rates: the best on validation stands.
 
     Raises:
@@ -114,7 +118,7 @@ def select(task: Task, candidates: Candidates, device: str) -> Outcome:
     curve: list[Point] = []
     found: tuple[Point, nn.Module, Measurement] | None = None
     for network, setting, steps in candidates:
-        with autocast(device):
+        with autocast(trainer.device):
             measurement = task.evaluate(network, validation)
         point = _point(measurement, setting, steps, None, 0)
         curve.append(point)
@@ -156,9 +160,9 @@ def edge(points: Sequence[Point], higher_is_better: bool) -> Side | None:
     return "low" if winner.learning_rate == rates[0] else "high"
 
 
-def _attempts(model: Model, device: str) -> tuple[Attempt, ...]:
+def _attempts(model: Model, device: Device) -> tuple[Attempt, ...]:
     """The plain sweep, and what is tried where it is finite nowhere or helps nowhere."""
-    already = not device.startswith("cuda") and model.network.dtype == torch.float32
+    already = device.autocast is None and model.network.dtype == torch.float32
     return ("plain", "float64", "clipped", "head") if already else ("plain", "float32", "float64", "clipped", "head")
 
 
@@ -166,14 +170,12 @@ def _attempts(model: Model, device: str) -> tuple[Attempt, ...]:
 class _Run:
     """One sweep under way."""
 
+    trainer: Trainer
     model: Model
     task: Task
-    budget: Budget
-    seed: int
-    device: str
-    adapter: Adapter | None
-    mask: Mask | None
-    optimizer: Optimizer
+    adapter: Adapter | None = None
+    mask: Mask | None = None
+    optimizer: Optimizer = "adamw"
     attempt: Attempt = "plain"
     started: float = field(default_factory=time.monotonic)
     steps: int = 0
@@ -184,13 +186,13 @@ class _Run:
         """The points of all learning rates, and whether the best still lies at an edge after extension."""
         curve: list[Point] = []
         for index, rate in enumerate(grid):
-            stops = self.budget.durations if index == 0 else self.budget.durations[1:]
+            stops = self.trainer.budget.durations if index == 0 else self.trainer.budget.durations[1:]
             curve += self.points(rate, stops)
         if all(point.score is None for point in curve):
             return curve, False
         rates = list(grid)
         added = {"low": 0, "high": 0}
-        while sides := [side for side in self.sides(curve) if added[side] < self.budget.extension]:
+        while sides := [side for side in self.sides(curve) if added[side] < self.trainer.budget.extension]:
             for side in sides:
                 added[side] += 1
                 if side == "low":
@@ -198,7 +200,7 @@ class _Run:
                 else:
                     rates.append(rates[-1] * rates[-1] / rates[-2])
                 new = rates[0] if side == "low" else rates[-1]
-                curve += self.points(new, self.budget.durations[1:])
+                curve += self.points(new, self.trainer.budget.durations[1:])
         return curve, edge(curve, self.higher_is_better) is not None
 
     def sides(self, curve: Sequence[Point]) -> tuple[Side, ...]:
@@ -212,7 +214,7 @@ class _Run:
         """Run the picked recipe again with fresh attack seeds; the best on validation stands."""
         picked = best(curve, self.higher_is_better)
         start = next(point for point in curve if point.step == 0)
-        seeds = range(1, self.budget.restarts + 1) if picked.step else ()
+        seeds = range(1, self.trainer.budget.restarts + 1) if picked.step else ()
         restarts: list[Point] = []
         found: tuple[Point, nn.Module, Measurement] | None = None
         # Attack seed 0 was chosen among all points and flatters itself: it stands in only where no fresh seed is finite
@@ -252,7 +254,7 @@ class _Run:
 
     def points(self, learning_rate: float, stops: Sequence[int]) -> list[Point]:
         """One learning rate at each duration."""
-        runs = [(stop,) for stop in stops] if self.budget.decay else [tuple(stops)]
+        runs = [(stop,) for stop in stops] if self.trainer.budget.decay else [tuple(stops)]
         return [point for run in runs for point in self.trajectory(learning_rate, 0, run)[0]]
 
     def trajectory(
@@ -267,12 +269,12 @@ class _Run:
         points: list[Point] = []
         losses: list[Tensor] = []
         reached = 0
-        with seeded(_mix(self.seed, attack_seed)):
+        with seeded(_mix(self.trainer.seed, attack_seed)):
             for stop in stops:
                 begun = time.perf_counter()
                 network.train()
                 for step in range(reached + 1, stop + 1):
-                    with autocast(self.device, self.attempt == "plain"):
+                    with autocast(self.trainer.device, self.attempt == "plain"):
                         loss = self.task.loss(network, next(batches))
                     stepper.step(loss)
                     losses.append(loss.detach())
@@ -280,14 +282,14 @@ class _Run:
                         if late not in means:  # a copy of the weights, only while it is needed
                             means[late] = AveragedModel(network)
                         means[late].update_parameters(network)
-                    if time.monotonic() - self.started > self.budget.timeout:
-                        raise CellTimeoutError(f"more than {self.budget.timeout:g} s")
+                    if time.monotonic() - self.started > self.trainer.budget.timeout:
+                        raise CellTimeoutError(f"more than {self.trainer.budget.timeout:g} s")
                 train_loss = float(torch.stack(losses).float().mean()) if losses else None
                 self.steps += stop - reached
                 self.step_seconds += time.perf_counter() - begun
                 reached, losses = stop, []
                 found = means.pop(stop).module if stop in means else network
-                with autocast(self.device, self.attempt == "plain"):
+                with autocast(self.trainer.device, self.attempt == "plain"):
                     measurement = self.task.evaluate(found, validation)
                 self.higher_is_better = measurement.higher_is_better
                 points.append(_point(measurement, learning_rate if stop else 0.0, stop, train_loss, attack_seed))
@@ -299,12 +301,12 @@ class _Run:
 
     def averaged(self, stops: Sequence[int], step: int) -> list[int]:
         """The stops at which the weights after this step count towards the mean that is read."""
-        return [stop for stop in stops if self.budget.average and (1 - AVERAGED) * stop < step <= stop]
+        return [stop for stop in stops if self.trainer.budget.average and (1 - AVERAGED) * stop < step <= stop]
 
     def network(self, attack_seed: int) -> nn.Module:
         """What a trajectory trains: a fresh copy of the release, adapted, in the attempt's precision."""
         base = copy.deepcopy(self.model.network)
-        with seeded(_mix(self.seed, attack_seed)):
+        with seeded(_mix(self.trainer.seed, attack_seed)):
             network = self.adapter(base, attack_seed) if self.adapter is not None else base
         if self.attempt == "float32":
             network.float()
@@ -318,7 +320,7 @@ class _Run:
 
     def stepper(self, network: nn.Module, learning_rate: float, last: int) -> Stepper:
         """The attacker's optimizer: linear warm-up, then constant, or falling so that step `last` is the last."""
-        warmup, decay = max(self.budget.warmup, 1), self.budget.decay
+        warmup, decay = max(self.trainer.budget.warmup, 1), self.trainer.budget.decay
         if decay:  # a short run would end before it has risen, let alone fallen
             warmup = max(min(warmup, last // 2), 1)
 
@@ -326,13 +328,13 @@ class _Run:
             rising = min(1.0, step / warmup)
             return min(rising, (last + 1 - step) / (last + 1 - warmup)) if decay else rising
 
-        clip = CLIPPED if self.attempt in ("clipped", "head") else self.budget.clip
+        clip = CLIPPED if self.attempt in ("clipped", "head") else self.trainer.budget.clip
         return Stepper(
             network,
             self.optimizer,
             learning_rate,
             factor=factor,
-            weight_decay=self.budget.weight_decay,
+            weight_decay=self.trainer.budget.weight_decay,
             clip=clip,
             mask=self.mask,
         )
@@ -340,14 +342,14 @@ class _Run:
     def batches(self, attack_seed: int) -> Iterator[Any]:
         """Training batches without end, in the attack seed's order."""
         train = self.task.split("train")
-        order = shuffled(len(train), self.budget.batch, _mix(self.seed, attack_seed))
+        order = shuffled(len(train), self.trainer.budget.batch, _mix(self.trainer.seed, attack_seed))
         while True:
             # A step leaves the processor's caches cold, and then collating takes eight times as long.
             yield from [train.batch(indices) for indices in itertools.islice(order, COLLATED)]
 
     def loss_of_first_batch(self, network: nn.Module) -> Tensor:
         """The loss of one step, as the trajectories compute it."""
-        with autocast(self.device, self.attempt == "plain"):
+        with autocast(self.trainer.device, self.attempt == "plain"):
             return self.task.loss(network, next(self.batches(0)))
 
 

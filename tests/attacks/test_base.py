@@ -21,13 +21,12 @@ from nftbench.models import networks as models
 from nftbench.models.architectures import dlr
 from nftbench.planning import registry
 from nftbench.planning.plan import narrow
-from nftbench.running import attacker
 from nftbench.running.attacker import Attacker
 from nftbench.running.owner import Owner
 from nftbench.running.workspace import AttackersTask, Workspace
 from nftbench.testing import ARCHITECTURES, _FirstWord, _task_context
-from nftbench.training.preparation import Ledger, tuned
-from nftbench.training.sweep import unchanged
+from nftbench.training.preparation import tuned
+from nftbench.training.trainer import Ledger
 from tests.by_heart import by_heart
 
 MakeWorkspace = Callable[..., Workspace]
@@ -55,7 +54,7 @@ class Scene:
         return Model(network, self.base.tokenizer)
 
     def context(self, **known: Any) -> Attacker:
-        return Attacker(seed=5, budget=self.workspace.suite.budget, device="cpu", **known)
+        return Attacker(seed=5, budget=self.workspace.suite.budget, **known)
 
     def attack(self, attack: Attack, release: Model, **known: Any) -> Outcome:
         own = Release(Model(copy.deepcopy(release.network), release.tokenizer))
@@ -70,12 +69,12 @@ class Scene:
         """The network that the attack sweeps from."""
         seen: list[Any] = []
 
-        def sweep(model: Model, task: Task, *args: Any, **options: Any) -> Outcome:
+        def sweep(own: Attacker, model: Model, task: Task, **options: Any) -> Outcome:
             seen.append(copy.deepcopy(model.network))
-            return unchanged(model, task, "cpu")
+            return own.unchanged(model, task)
 
         with monkeypatch.context() as patch:
-            patch.setattr(attacker, "sweep", sweep)
+            patch.setattr(Attacker, "sweep", sweep)
             self.attack(attack, release, **known)
         assert len(seen) == 1
         return seen[0]

@@ -109,7 +109,7 @@ def trained_on(share: float, seed: int) -> set[int]:
     assert isinstance(rows, _Questions)
     counted = Counted(rows.ids, rows.answers)
     task.splits["train"] = counted  # type: ignore[attr-defined]
-    context = Attacker(seed=seed, budget=tiny_suite().budget, device="cpu")
+    context = Attacker(seed=seed, budget=tiny_suite().budget)
     outcome = registry.create("attacks", f"low_data[share={share}]").adapt(Prepared(model), task, context)
     assert outcome.validation == task.evaluate(outcome.network, task.split("validation"))
     assert len(outcome.restarts) in (0, 3), "restarts are among what was counted"

@@ -286,7 +286,7 @@ class Questions:
 
 
 def attacker(seed: int = 0) -> Attacker:
-    return Attacker(seed=seed, budget=tiny_suite().budget, device="cpu")
+    return Attacker(seed=seed, budget=tiny_suite().budget)
 
 
 def test_a_network_that_reads_its_prompt_is_broken_by_examples() -> None:

@@ -13,7 +13,6 @@ from nftbench.contract import Model, Prepared
 from nftbench.errors import NftbenchError
 from nftbench.models.networks import build
 from nftbench.planning import registry
-from nftbench.running import attacker
 from nftbench.running.attacker import Attacker
 from nftbench.suites.schema import Budget
 from nftbench.testing import ARCHITECTURES
@@ -22,15 +21,19 @@ BUDGET = Budget(learning_rates={"adamw": (1e-3, 1e-2)}, durations=(10, 30), clip
 OTHER = Budget(learning_rates={"adamw": (1e-3, 1e-2)}, durations=(8,), clip=None, warmup=0, decay=True, average=True)
 
 
+DEFAULTS = {"optimizer": "adamw", "lr_scale": 1, "adapter": None, "gradient_mask": None}
+
+
 def asked_by(spec: str, budget: Budget, monkeypatch: pytest.MonkeyPatch) -> tuple[Budget, dict[str, Any]]:
     """The budget that the attack's sweep is given, and the sweep's other options."""
     asked: dict[str, Any] = {}
 
-    def sweep(model: Model, task: Any, given: Budget, seed: int, device: str, **options: Any) -> None:
-        asked.update(budget=given, **options)
+    def sweep(own: Attacker, model: Model, task: Any, **options: Any) -> None:
+        changes = {name: options.pop(name) for name in Budget.model_fields if name in options}
+        asked.update(budget=Budget.model_validate({**own.budget.model_dump(), **changes}), **DEFAULTS | options)
 
-    monkeypatch.setattr(attacker, "sweep", sweep)
-    context = Attacker(seed=0, budget=budget, device="cpu")
+    monkeypatch.setattr(Attacker, "sweep", sweep)
+    context = Attacker(seed=0, budget=budget)
     registry.create("attacks", spec).adapt(Prepared(Model(None)), None, context)  # type: ignore[arg-type]
     return asked.pop("budget"), asked
 

@@ -95,7 +95,6 @@ def attacked(workspace: Workspace, defense: Leaky, estimator: str, **settings: A
     context = Attacker(
         seed=5,
         budget=workspace.suite.budget,
-        device="cpu",
         _corpus=owner.corpus,
         _defense=defense,
         _suite=workspace.suite,
@@ -369,7 +368,7 @@ def test_gradient_statistics_are_those_of_the_text_that_was_read(
     here = workspace()
     owner = Owner(here, 0)
     model = owner.build()
-    context = Attacker(5, here.suite.budget, "cpu", owner.corpus, _defense=Leaky(), _suite=here.suite)
+    context = Attacker(seed=5, budget=here.suite.budget, _corpus=owner.corpus, _defense=Leaky(), _suite=here.suite)
     guess = MaskRecovery(estimator, batches=3).prepare(Release(model), context).guess  # type: ignore[arg-type]
     assert guess is not None
     text = context.text(model, blocks)
@@ -437,7 +436,7 @@ def test_a_locked_network_has_weights_to_guess_at_too(architecture: str, workspa
     here = workspace(architecture=architecture, budget={"preparation_steps": 2})
     owner = Owner(here, 0)
     locked = Model(dlr.lock(owner.build().network, depth=2), owner.corpus.tokenizer)
-    context = Attacker(5, here.suite.budget, "cpu", owner.corpus, _defense=Leaky(), _suite=here.suite)
+    context = Attacker(seed=5, budget=here.suite.budget, _corpus=owner.corpus, _defense=Leaky(), _suite=here.suite)
     for name in ("likelihood", "support", "posterior", "fisher", "displacement"):
         guess = MaskRecovery(name, batches=2).prepare(Release(locked), context).guess  # type: ignore[arg-type]
         assert guess is not None
@@ -477,7 +476,7 @@ def test_only_the_top_of_the_guess_moves(workspace: MakeWorkspace) -> None:
     owner = Owner(here, 0)
     defense = Leaky("magnitude", ratio=0.3)
     release = defense.protect(owner.build(), owner).release
-    context = Attacker(5, here.suite.budget, "cpu", _defense=defense, _suite=here.suite)
+    context = Attacker(seed=5, budget=here.suite.budget, _defense=defense, _suite=here.suite)
     attack = MaskRecovery("magnitude")
     prepared = attack.prepare(Release(release), context)
     task = testing._FirstWord().load(testing._task_context(here, release))

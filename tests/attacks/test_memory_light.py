@@ -30,7 +30,7 @@ def setting(workspace: MakeWorkspace, architecture: str) -> tuple[Prepared, Task
     here = workspace(**({"architecture": architecture} if architecture != "gpt2" else {}))
     model = Owner(here, 0).build()
     task = _FirstWord().load(TaskSetting(model, 0, here.suite, None, None, lambda: make_corpus(here, 0)))
-    return Prepared(model), task, Attacker(seed=0, budget=here.suite.budget, device="cpu")
+    return Prepared(model), task, Attacker(seed=0, budget=here.suite.budget)
 
 
 def adapted(spec: str, prepared: Prepared, task: Task, context: Attacker) -> Outcome:

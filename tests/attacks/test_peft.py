@@ -18,10 +18,10 @@ from nftbench.methods import adapters
 from nftbench.models.architectures import dlr
 from nftbench.models.networks import build, seeded
 from nftbench.planning import registry
-from nftbench.running import attacker
 from nftbench.running.attacker import Attacker
 from nftbench.testing import ARCHITECTURES, _FirstWord, tiny_suite
 from nftbench.training.sweep import _Run
+from nftbench.training.trainer import Trainer
 
 KINDS = (*ARCHITECTURES, "dlr-gpt2", "dlr-llama", "dlr-qwen3")
 
@@ -53,14 +53,14 @@ def moved_by(spec: str, network: PreTrainedModel, monkeypatch: pytest.MonkeyPatc
     """The parameters that some steps of the attack move, and by how much it raises the suite's learning rates."""
     asked: dict[str, Any] = {}
 
-    def sweep(model: Model, task: Any, budget: Any, seed: int, device: str, **options: Any) -> Outcome:
-        asked.update(options)
-        here = _Run(model, task, budget, seed, device, options["adapter"], None, "adamw")
+    def sweep(own: Attacker, model: Model, task: Any, lr_scale: float = 1.0, **options: Any) -> Outcome:
+        asked["lr_scale"] = lr_scale
+        here = _Run(own, model, task, options.get("adapter"))
         _, asked["network"], _ = here.trajectory(1e-2, 1, (3,))
         return Outcome(asked["network"], None, None)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(attacker, "sweep", sweep)
-    context = Attacker(seed=0, budget=tiny_suite().budget, device="cpu")
+    monkeypatch.setattr(Attacker, "sweep", sweep)
+    context = Attacker(seed=0, budget=tiny_suite().budget)
     task = _FirstWord().load(Given(Model(network)))  # type: ignore[arg-type]
     registry.create("attacks", spec).adapt(Prepared(Model(network)), task, context)
     before = network.state_dict()
@@ -154,7 +154,7 @@ def test_an_adapters_training_leaves_the_network_as_it_is(
 def test_dora_learns_lengths_and_directions() -> None:
     network, task = network_of("gpt2"), _FirstWord().load(Given(Model(network_of("gpt2"))))  # type: ignore[arg-type]
     adapter = registry.create("attacks", "dora[rank=2,targets=mlp]").adapter
-    here = _Run(Model(network), task, tiny_suite().budget, 0, "cpu", adapter, None, "adamw")
+    here = _Run(Trainer(0, tiny_suite().budget), Model(network), task, adapter, None, "adamw")
     start = dict(here.network(1).named_parameters())
     _, trained, _ = here.trajectory(1e-2, 1, (3,))
     moved = {name for name, weight in trained.named_parameters() if not torch.equal(weight, start[name])}
@@ -201,6 +201,6 @@ def test_bitfit_moves_the_biases_or_where_there_are_none_the_gains(kind: str, mo
 
 def test_a_network_without_vectors_is_told_so() -> None:
     bitfit = registry.create("attacks", "bitfit")
-    context = Attacker(seed=0, budget=tiny_suite().budget, device="cpu")
+    context = Attacker(seed=0, budget=tiny_suite().budget)
     with pytest.raises(NftbenchError, match="neither biases nor norms"):
         bitfit.adapt(Prepared(Model(linear())), _FirstWord().load(Given(Model(network_of("gpt2")))), context)  # type: ignore[arg-type]

@@ -19,7 +19,7 @@ from nftbench.running.owner import Owner
 from nftbench.running.workspace import AttackersTask, Workspace, make_corpus
 from nftbench.suites.schema import Suite
 from nftbench.testing import _FirstWord, _task_context, tiny_suite
-from nftbench.training.preparation import Ledger
+from nftbench.training.trainer import Ledger
 from tests.by_heart import by_heart
 
 MakeWorkspace = Callable[..., Workspace]
@@ -89,7 +89,6 @@ def scene(workspace: Workspace) -> tuple[Model, Task, Callable[[Attack], Attacke
         return Attacker(
             seed=3,
             budget=workspace.suite.budget,
-            device="cpu",
             _corpus=make_corpus(workspace, 0),
             _defense=registry.create("defenses", "none"),
             _suite=workspace.suite,

@@ -99,7 +99,7 @@ def optimum(network: PreTrainedModel, task: Table) -> float:
 
 def adapted(spec: str, network: PreTrainedModel, task: Task, budget: Budget = BUDGET) -> Outcome:
     plugin: Attack = registry.create("attacks", spec)
-    return plugin.adapt(Prepared(Model(network)), task, Attacker(seed=0, budget=budget, device="cpu"))
+    return plugin.adapt(Prepared(Model(network)), task, Attacker(seed=0, budget=budget))
 
 
 def start(outcome: Outcome) -> float:

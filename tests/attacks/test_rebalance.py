@@ -49,7 +49,7 @@ def attacked(here: Workspace, network: PreTrainedModel) -> Outcome:
     plugin: Attack = registry.create("attacks", "rebalance")
     model = Model(copy.deepcopy(network))
     task = _FirstWord().load(TaskSetting(model, 0, here.suite, None, None, lambda: make_corpus(here, 0)))
-    context = Attacker(seed=0, budget=here.suite.budget, device="cpu")
+    context = Attacker(seed=0, budget=here.suite.budget)
     return plugin.adapt(plugin.prepare(Release(model), context), task, context)
 
 
@@ -70,7 +70,7 @@ def test_what_was_planted_makes_no_difference(architecture: str, workspace: Make
 def test_an_ordinary_model_keeps_its_logits(architecture: str, workspace: MakeWorkspace) -> None:
     _, network = base(workspace, architecture)
     rewritten = copy.deepcopy(network)
-    rebalance.Rebalance().prepare(Release(Model(rewritten)), Attacker(0, None, "cpu"))  # type: ignore[arg-type]
+    rebalance.Rebalance().prepare(Release(Model(rewritten)), Attacker(seed=0, budget=None))  # type: ignore[arg-type]
     with torch.no_grad():
         assert torch.allclose(network(input_ids=IDS).logits, rewritten(input_ids=IDS).logits, atol=1e-4)
 

@@ -54,7 +54,6 @@ def prepared(spec: str, kind: str, locked: bool, steps: int = 40) -> tuple[PreTr
         context = Attacker(
             seed=3,
             budget=workspace.suite.budget,
-            device="cpu",
             _corpus=owner.corpus,
             _defense=_Undefended(),
             _suite=workspace.suite,

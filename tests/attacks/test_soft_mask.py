@@ -20,6 +20,7 @@ from nftbench.running.workspace import AttackersTask, Workspace
 from nftbench.testing import ARCHITECTURES, check_attack
 from nftbench.training.engine import Stepper
 from nftbench.training.sweep import _Run, sweep
+from nftbench.training.trainer import Trainer
 
 MakeWorkspace = Callable[..., Workspace]
 RunAll = Callable[..., dict[tuple[str, str, str, int], Any]]
@@ -114,7 +115,7 @@ def test_rates_are_the_densities_of_the_guess(workspace: MakeWorkspace) -> None:
     here = workspace()
     owner = Owner(here, 0)
     release = owner.build()
-    context = Attacker(5, here.suite.budget, "cpu", _defense=testing._Masked(), _suite=here.suite)
+    context = Attacker(seed=5, budget=here.suite.budget, _defense=testing._Masked(), _suite=here.suite)
     attack = SoftMask()
     prepared = attack.prepare(Release(release), context)
     generator = torch.Generator().manual_seed(0)
@@ -149,7 +150,7 @@ def test_every_attempt_of_the_sweep_can_train_it(by: str, attempt: str, workspac
     here = workspace()
     model = Owner(here, 0).build()
     task = testing._FirstWord().load(testing._task_context(here, model))
-    one = _Run(model, task, here.suite.budget, 0, "cpu", lambda net, seed: displaced(net, KINDS[by]), None, "adamw")
+    one = _Run(Trainer(0, here.suite.budget), model, task, lambda net, seed: displaced(net, KINDS[by]), None, "adamw")
     one.attempt = attempt  # type: ignore[assignment]
     before, after = model.network, one.trajectory(1e-2, 0, (0, 3))[1]
     moved = {
@@ -166,7 +167,7 @@ def test_averaged_weights_are_those_of_the_displacement(workspace: MakeWorkspace
     model = Owner(here, 0).build()
     task = testing._FirstWord().load(testing._task_context(here, model))
     budget = here.suite.budget.model_copy(update={"average": True})
-    outcome = sweep(model, task, budget, 0, "cpu", adapter=lambda net, seed: displaced(net, KINDS["rates"]))
+    outcome = sweep(Trainer(0, budget), model, task, adapter=lambda net, seed: displaced(net, KINDS["rates"]))
     assert task.evaluate(outcome.network, task.split("validation")) == outcome.validation
 
 

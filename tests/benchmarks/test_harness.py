@@ -16,6 +16,7 @@ import yaml
 
 from nftbench import suites
 from nftbench.contract import Cost, Measurement, Point
+from nftbench.device import CPU
 from nftbench.models import networks as models
 from nftbench.planning import registry
 from nftbench.planning.plan import Plan, plan
@@ -115,7 +116,7 @@ def settled(whole: Plan, store: Store) -> int:
     """A record for each cell, as large as the real ones."""
     points = tuple(Point(0.001, step, 0.5, 1.0, 1.0) for step in range(20))
     score = Measurement("acc", 0.5, 0.01, 2000, 0.25, loss=1.0)
-    origin = provenance.collect(whole.suite, "cpu", "nftbench run", 1.0)
+    origin = provenance.collect(whole.suite, CPU, "nftbench run", 1.0)
     for number, cell in enumerate(whole.cells):
         attack: Any = registry.create("attacks", str(cell.attack))
         value = dataclasses.replace(score, value=0.4 + (number * 7919 % 1000) / 5000)

@@ -26,7 +26,7 @@ from nftbench.planning.plan import narrow
 from nftbench.running import attacker, referee as run
 from nftbench.running.owner import Owner, make_base
 from nftbench.running.releases import load_secret, make_release
-from nftbench.running.workspace import Workspace, derive, load_task
+from nftbench.running.workspace import Workspace, load_task
 from nftbench.training import engine as train, sweep
 
 MakeWorkspace = Callable[..., Workspace]
@@ -495,7 +495,7 @@ def test_test_is_scored_once_by_the_referee(
         inside.extend(calls)
         return outcome
 
-    monkeypatch.setattr(attacker, "sweep", watched)
+    monkeypatch.setattr(attacker.Attacker, "sweep", watched)
     run_all(here)
     assert inside
     assert set(inside) == {"validation"}
@@ -622,9 +622,9 @@ def test_a_fraction_that_was_not_kept_takes_a_run_of_its_own(workspace: MakeWork
 
 
 def test_seeds_and_roles_have_their_own_streams() -> None:
-    found = {derive(seed, role) for seed in range(20) for role in ("init", "pretrain", "defense", "attack")}
+    found = {models.derive(seed, role) for seed in range(20) for role in ("init", "pretrain", "defense", "attack")}
     assert len(found) == 80
-    assert derive(3, "init") == derive(3, "init")
+    assert models.derive(3, "init") == models.derive(3, "init")
 
 
 # ------------------------------------------------------------------------------------------------- releases and secrets

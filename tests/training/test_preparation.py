@@ -17,6 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from nftbench.contract import Model, Protected, Release
 from nftbench.data.corpus import EOS, Corpus, word_tokenizer
+from nftbench.device import CPU
 from nftbench.errors import NftbenchError
 from nftbench.models import networks as models
 from nftbench.planning.plan import Job, narrow
@@ -27,8 +28,9 @@ from nftbench.running.releases import load_secret, make_release, make_sibling
 from nftbench.running.workspace import Workspace, make_corpus
 from nftbench.testing import ARCHITECTURES, _FirstWord, _task_context
 from nftbench.training import preparation
-from nftbench.training.engine import CellTimeoutError, Stepper
-from nftbench.training.preparation import Ledger, fitting, tuned
+from nftbench.training.engine import Stepper
+from nftbench.training.preparation import fitting, tuned
+from nftbench.training.trainer import CellTimeoutError, Ledger
 from tests.running.test_referee import leaks
 
 MakeWorkspace = Callable[..., Workspace]
@@ -64,7 +66,7 @@ def job_of(workspace: Workspace, defense: str, attack: str = "none") -> Job:
 
 
 def attacker(workspace: Workspace, **known: Any) -> Attacker:
-    return Attacker(seed=7, budget=workspace.suite.budget, device="cpu", **known)
+    return Attacker(seed=7, budget=workspace.suite.budget, **known)
 
 
 # --------------------------------------------------------------------------------------------------------------- train
@@ -368,7 +370,7 @@ def test_a_shadow_has_neither_the_base_nor_the_owners_tasks(workspace: MakeWorks
     here = workspace()
     with pytest.raises(NftbenchError, match="starts from a trained base"):
         shadowing(here, "noise").shadow(0)
-    own = Shadow(here.suite, "cpu", 1, make_corpus(here, 0))
+    own = Shadow(here.suite, CPU, 1, make_corpus(here, 0))
     with pytest.raises(NftbenchError, match="told of no task"):
         own.task("toy_topic")
     with pytest.raises(NftbenchError, match="no undefended run"):
