@@ -12,7 +12,7 @@ import shlex
 import signal
 import sys
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TextIO
@@ -225,6 +225,7 @@ def plan(
     work = _prepare(Request.of(locals()))
     from nftbench.running import estimate  # not before: it loads torch
 
+    _compare_hardware(work.store.records().values(), work.part.device)
     _console().print(estimate.overview(work.part, work.store, _workers(jobs, work.part.device)))
 
 
@@ -426,6 +427,7 @@ def _carry_out(work: Work, jobs: int | None, plugins: Sequence[str], command: st
     manifest = {**work.whole.manifest(), "command": command}
     gc.freeze()  # what is imported stays; else collections while records are read walk all of torch, a quarter second
     records = _planned(store, manifest)
+    _compare_hardware(records.values(), work.part.device)
     settled = {cell.key for cell in work.part.cells if cell.key in records and records[cell.key].status in SETTLED}
     todo = [job for job in work.part.jobs() if any(cell.key not in settled for cell in job.cells)]
     if todo:
@@ -456,6 +458,15 @@ def _carry_out(work: Work, jobs: int | None, plugins: Sequence[str], command: st
         _stop_workers()
         raise
     return _planned(store, manifest)
+
+
+def _compare_hardware(records: Iterable[Record], device: devices.Device) -> None:
+    """Say, before any work, where the folder's records come from another processor than this one."""
+    from nftbench.running.hardware import hardware, other_hardware
+
+    note = other_hardware(records, hardware(device))
+    if note is not None:
+        typer.echo(note)
 
 
 def _workers(jobs: int | None, device: devices.Device) -> int:
