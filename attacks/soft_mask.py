@@ -46,7 +46,7 @@ class SoftMask(Attack):
         return Prepared(release.model, guess, release.update)
 
     def adapt(self, prepared: Prepared, task: Task, context: AttackerContext) -> Outcome:
-        ratio: float = getattr(context.defense, "ratio", RATIO)
+        ratio = context.defense.ratio or RATIO
         rates: dict[str, float] = {}
         if prepared.guess is not None:
             # Over the ratio, so that a weight's mean rate is that of the sweep.

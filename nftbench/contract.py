@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 from nftbench.errors import NftbenchError
 from nftbench.terms import Adaptation, Knowledge, Optimizer, SplitName, Stage
@@ -417,6 +417,10 @@ class Defense(Protocol):
     releases_update: ClassVar[bool] = False
     """It protects an update for a task of the owner's own, the first that it was told; merging attacks are planned on
     that task alone."""
+    ratio: float | None = None
+    """Share of the weights that its secret mask marks; None where that is no setting of the defense."""
+    scope: Literal["global", "per_tensor"] = "global"
+    """Whether `ratio` is the share of all weights together or of each tensor."""
 
     def reference_row(self) -> str:
         """Spec of the row without this defense, against which it is scored."""
@@ -451,6 +455,8 @@ class Attack(Protocol):
     """False for attacks that ignore the weights: planned once for each reference row."""
     trains: ClassVar[bool] = True
     """False for attacks that only measure: these also run on utility tasks."""
+    optimizer: Optimizer | None = None
+    """The optimizer of its sweeps, if that is a setting of the attack; the budget must have learning rates for it."""
 
     @property
     def knowledge(self) -> frozenset[Knowledge]:
@@ -515,6 +521,11 @@ class Task(Protocol):
         """False for utility tasks, which have a test split only."""
         return True
 
+    @property
+    def provenance(self) -> Mapping[str, Any]:
+        """Which documents it scores, as JSON for the record; empty where the task does not say."""
+        return {}
+
     def fingerprint(self, data: Path | None) -> str:
         """Hash of the local files that it reads; part of a cell's key. Text tasks need not say."""
         return ""
@@ -547,6 +558,10 @@ class WrappedTask(Task):
     @property
     def trainable(self) -> bool:
         return self.task.trainable
+
+    @property
+    def provenance(self) -> Mapping[str, Any]:
+        return self.task.provenance
 
     def load(self, context: TaskContext) -> Task:
         raise NftbenchError("the task is loaded already")

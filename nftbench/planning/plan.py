@@ -13,7 +13,7 @@ import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 from nftbench.contract import Attack, Defense, Yardstick
 from nftbench.device import CPU, Device
@@ -23,7 +23,7 @@ from nftbench.records.record import Cell, Row
 from nftbench.records.spec import Spec
 from nftbench.records.store import digest
 from nftbench.suites.schema import PaperClaim, Quantity, Suite
-from nftbench.terms import OF_UPDATES, Optimizer, Role
+from nftbench.terms import OF_UPDATES, Role
 
 PROTOCOL = 2
 """Raised by one whenever the core computes other numbers from the same settings: old records no longer count."""
@@ -362,9 +362,8 @@ def _check_attack(suite: Suite, spec: Spec, attack: Attack, above: tuple[Spec, .
     the optimizer that it names."""
     if spec in above:
         raise NftbenchError(f"{spec}: it is built on itself")
-    optimizer = getattr(attack, "optimizer", None)
-    if optimizer in get_args(Optimizer) and optimizer not in suite.budget.learning_rates:
-        raise NftbenchError(f"{spec}: budget.learning_rates has no grid for {optimizer!r}")
+    if attack.optimizer is not None and attack.optimizer not in suite.budget.learning_rates:
+        raise NftbenchError(f"{spec}: budget.learning_rates has no grid for {attack.optimizer!r}")
     for text in attack.uses():
         used: Attack = registry.create("attacks", text)
         surplus = sorted(used.knowledge - attack.knowledge)

@@ -1,4 +1,4 @@
-"""The attacker: what an attack is given to work with, its `knowledge` and no more."""
+"""The attacker: the context of an attack, which holds what the attack's `knowledge` names."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from nftbench.training.trainer import Trainer
 
 @dataclass(frozen=True, kw_only=True)
 class Attacker(Trainer):
-    """`AttackerContext`: what is None here the attack's knowledge does not name."""
+    """`AttackerContext`. A field is None where the attack's knowledge does not name it."""
 
     _corpus: Corpus | None = None
     _secret: Secret | None = None
@@ -43,7 +43,7 @@ class Attacker(Trainer):
     _uses: tuple[str, ...] = ()
     others: Mapping[str, Task] = field(default_factory=dict)
 
-    # Functions of a trainer; as methods they are what `AttackerContext` declares.
+    # The training functions take a trainer first, so they are the methods that `AttackerContext` declares.
     train = preparation.train
     gradients = preparation.gradients
     sweep = sweep
@@ -53,50 +53,50 @@ class Attacker(Trainer):
     @property
     def corpus(self) -> Corpus:
         if self._corpus is None:
-            raise NftbenchError("public text needs 'data' among the attack's knowledge")
+            raise NftbenchError("public text needs 'data' in the attack's knowledge")
         return self._corpus
 
     @property
     def secret(self) -> Secret:
         if self._secret is None:
-            raise NftbenchError("the owner's secret needs 'secret' among the attack's knowledge")
+            raise NftbenchError("the owner's secret needs 'secret' in the attack's knowledge")
         return self._secret
 
     @property
     def base(self) -> Model:
         if self._base is None:
-            raise NftbenchError("the base model needs 'base' among the attack's knowledge")
+            raise NftbenchError("the base model needs 'base' in the attack's knowledge")
         return own_copy(self._base)
 
     @property
     def defense(self) -> Defense:
         if self._defense is None:
-            raise NftbenchError("which defense it is needs 'method' among the attack's knowledge")
+            raise NftbenchError("the attacked defense needs 'method' in the attack's knowledge")
         return self._defense
 
     @property
     def pretraining(self) -> Pretraining:
         if self._defense is None or self._suite is None:
-            raise NftbenchError("the owner's recipe needs 'method' among the attack's knowledge")
+            raise NftbenchError("the owner's recipe needs 'method' in the attack's knowledge")
         return self._suite.pretraining
 
     @property
     def sibling(self) -> Model:
         if self._sibling is None:
-            raise NftbenchError("a second checkpoint needs 'sibling' among the attack's knowledge")
+            raise NftbenchError("a second checkpoint of the owner's run needs 'sibling' in the attack's knowledge")
         return own_copy(self._sibling)
 
     def initial(self, guess: int) -> PreTrainedModel:
         if self._sibling is None or self._suite is None:
-            raise NftbenchError("the start of the owner's run needs 'sibling' among the attack's knowledge")
+            raise NftbenchError("the start of the owner's run needs 'sibling' in the attack's knowledge")
         seed = models.derive(guess, "init")
         return models.build(self._suite.model, self._sibling.tokenizer, seed, str(self.device)).network
 
     def shadow(self, index: int) -> Protected:
         if self._suite is None or self._defense is None or self._corpus is None:
-            raise NftbenchError("running the defense needs 'method' and 'data' among the attack's knowledge")
+            raise NftbenchError("running the defense needs 'method' and 'data' in the attack's knowledge")
         if self._defense.stage != "pretrain":
-            raise NftbenchError("the defense starts from a trained base, which the attacker has not")
+            raise NftbenchError("a shadow cannot run a defense that starts from the trained base model")
         own = Shadow(
             self._suite, self.device, models.derive(self.seed, "shadow", str(index)), self._corpus, self.ledger
         )
@@ -108,7 +108,7 @@ class Attacker(Trainer):
 
     def attack(self, spec: str) -> Attack:
         if str(canonical("attacks", spec)) not in {str(canonical("attacks", known)) for known in self._uses}:
-            raise NftbenchError(f"the attack is not built on {spec!r}: what it takes up it must name in uses()")
+            raise NftbenchError(f"the attack is not built on {spec!r}: it does not name it in uses()")
         found: Attack = registry.create("attacks", spec)
         return found
 
@@ -117,5 +117,5 @@ class Attacker(Trainer):
 
 
 def own_copy(model: Model) -> Model:
-    """A copy: what an attack does to it reaches neither the next task nor the referee."""
+    """A copy, so that changes by an attack affect neither the next task nor the referee."""
     return Model(copy.deepcopy(model.network), model.tokenizer)

@@ -1,6 +1,7 @@
-"""Where jobs run: in this process, or in worker processes. A job starts when the release that it attacks is made.
+"""Runs jobs in this process or in worker processes. A job starts once the release that it attacks is made.
 
-Workers are forked from a server that has imported the heavy modules once, and end with the process that started them.
+Workers are forked from a server process that has imported the heavy modules once. They end with the process that
+started them.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ Stage = Literal["protect", "attack"]
 
 @dataclass(frozen=True)
 class Event:
-    """Something that a display may show."""
+    """The start or end of a step, for the display of progress."""
 
     kind: Literal["started", "finished"]
     stage: Stage
@@ -41,7 +42,7 @@ class Event:
 
 @dataclass(frozen=True, order=True)
 class _Step:
-    """One thing to run; steps are taken in the order of seeds, releases before attacks."""
+    """A release to make or a job to run. Steps run in the order of seeds, releases before attacks."""
 
     order: tuple[int, int, int]
     stage: Stage
@@ -49,9 +50,9 @@ class _Step:
 
 
 def run(workspace: Workspace, jobs: Sequence[Job], workers: int, plugins: Sequence[str] = ()) -> Iterator[Event]:
-    """Run all jobs, as many at a time as there are workers, and tell what happens. With one worker: in this process.
+    """Run all jobs, as many at a time as there are workers, and yield an event at the start and end of each step.
 
-    `plugins` are the files given with --plugin, which a worker has to be told of.
+    One worker is this process. `plugins` are the files given with `--plugin`, which other workers load again.
     """
     steps = _steps(jobs)
     if workers == 1:
@@ -78,7 +79,7 @@ def _perform(workspace: Workspace, stage: Stage, job: Job) -> list[Record] | Non
 
 
 def _give_up(workspace: Workspace, job: Job, error: BaseException) -> list[Record]:
-    """Records for a job that could not run: its release cannot be made, or its process died."""
+    """Failed records for a job that could not run: its release cannot be made, or its process died."""
     from nftbench.running import referee as runner
 
     if isinstance(error, BrokenProcessPool):
@@ -100,7 +101,7 @@ def _in_process(workspace: Workspace, steps: Iterable[_Step]) -> Iterator[Event]
             records = _perform(workspace, step.stage, job)
         except (Exception, SystemExit) as error:  # a plugin may raise anything
             if step.stage == "protect":
-                failed[job.release] = error  # its attacks then fail with its reason
+                failed[job.release] = error  # the jobs that attack it fail for the same reason
                 records = []
             else:
                 records = _give_up(workspace, job, error)
@@ -112,7 +113,7 @@ def _in_process(workspace: Workspace, steps: Iterable[_Step]) -> Iterator[Event]
 
 
 class _Pool:
-    """Worker processes and what is still to do."""
+    """The worker processes, and the steps that are left to run."""
 
     def __init__(self, workspace: Workspace, steps: Sequence[_Step], workers: int, plugins: tuple[str, ...]) -> None:
         self.workspace, self.workers, self.plugins = workspace, workers, plugins
@@ -151,7 +152,7 @@ class _Pool:
         return ProcessPoolExecutor(self.workers, context, _enter_worker, (self.plugins,))
 
     def submit(self) -> Iterator[Event]:
-        """Hand out steps. After a worker's death its steps run one at a time, to see which of them kills."""
+        """Give steps to workers. After a worker died, the steps under way run alone, to find the one that kills it."""
         room = 1 if self.suspects else self.workers
         while len(self.running) < room and (self.ready or self.suspects):
             step = self.suspects.pop(0) if self.suspects else heapq.heappop(self.ready)
@@ -161,14 +162,14 @@ class _Pool:
                 continue
             try:
                 self.running[self.pool.submit(_perform, self.workspace, step.stage, step.job)] = step
-            except BrokenProcessPool:  # a worker has died since the last look
+            except BrokenProcessPool:  # a worker died since the last step finished
                 heapq.heappush(self.ready, step)
                 yield from self.survive()
                 return
             yield Event("started", step.stage, step.job)
 
     def collect(self) -> Iterator[Event]:
-        """Take in what has finished; a finished release frees its attacks."""
+        """Wait for steps to finish; the attacks on a finished release become ready."""
         if not self.running:
             return
         done, _ = wait(self.running, return_when=FIRST_COMPLETED)
@@ -180,7 +181,7 @@ class _Pool:
             step = self.running.pop(future)
             error = future.exception()
             if error is None and (records := future.result()) is None:
-                time.sleep(BUSY_SECONDS)  # another run holds it
+                time.sleep(BUSY_SECONDS)  # another run holds the job
                 heapq.heappush(self.ready, step)
                 continue
             yield from self.finish(step, error, [] if error is not None else records or [])
@@ -196,7 +197,7 @@ class _Pool:
         yield Event("finished", step.stage, step.job, tuple(records))
 
     def survive(self) -> Iterator[Event]:
-        """A worker died and took the pool along: try each step again alone; one that kills when alone is given up."""
+        """Start a new pool after a worker died. Each step under way is tried again alone; one that dies alone fails."""
         steps = list(self.running.values())
         self.running.clear()
         self.pool.shutdown(wait=False, cancel_futures=True)
@@ -208,7 +209,7 @@ class _Pool:
 
 
 def _enter_worker(plugins: Sequence[str]) -> None:
-    """Know the plugin files, and end when the parent does: a killed run must leave no worker that goes on writing."""
+    """Load the plugin files, and end with the parent: a killed run must leave no worker that goes on writing."""
     from nftbench.planning import registry
 
     for path in plugins:

@@ -1,7 +1,7 @@
-"""A job becomes records: make the release, let the attack spend its budget, measure, write down.
+"""The referee carries out a job: it makes the release, runs the attack, measures, and writes the records.
 
-The harness is the referee. It alone holds release and secret; an attack is handed the model loaded again from the
-published folder, and a context that holds what the attack's `knowledge` names and no more.
+Only the referee holds both the release and its secret. An attack is given the model as loaded from the published
+folder, and a context with what the attack's `knowledge` names.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from nftbench.models import networks as models, updates
 from nftbench.planning import registry
 from nftbench.planning.plan import Job, corpus_key, task_spec
 from nftbench.records.record import Cell, Record
-from nftbench.running import mask_accuracy as recovery, provenance
+from nftbench.running import mask_accuracy, provenance
 from nftbench.running.attacker import Attacker, own_copy
 from nftbench.running.releases import (
     ADAPTER,
@@ -47,9 +47,10 @@ from nftbench.training.trainer import CellTimeoutError, Ledger
 
 
 def execute(workspace: Workspace, job: Job) -> list[Record] | None:
-    """Run a job's unsettled cells and write their records; None where another process holds the job.
+    """Run the cells of a job that have no settled record, and write their records.
 
-    Whatever goes wrong in a defense, an attack or a task becomes a record's status and reason and loses nothing else.
+    An error in a defense, an attack or a task becomes the status and reason of its record; other cells go on. Returns
+    None where another process holds the job.
     """
     train.set_threads(workspace.device)
     with workspace.store.claim(job.key) as mine:
@@ -61,20 +62,25 @@ def execute(workspace: Workspace, job: Job) -> list[Record] | None:
 
 
 def protect(workspace: Workspace, job: Job) -> None:
-    """Make the release that a job attacks, so that the jobs of one release need not wait for each other."""
+    """Make the release that a job attacks. Done first, so that the jobs of one release do not wait for each other."""
     train.set_threads(workspace.device)
     make_release(workspace, job.defense, job.seed, job.release)
 
 
 @dataclass
 class _Referee:
-    """One job under way."""
+    """One job while it runs."""
 
     workspace: Workspace
     job: Job
     attack: Attack = field(init=False)
     knowledge: frozenset[Knowledge] = field(init=False)
-    """Read once: what the attack says that it knows is what it is given and what the record says."""
+    """What the attack says that it knows, read once: its context and its records have to agree on it."""
+    sha256: str = field(init=False, default="")
+    """Hash of the release's weight files, once it is made."""
+    preparation: float = field(init=False, default=0.0)
+    """Seconds that the attack's preparation took."""
+    recovery: Mapping[str, float] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         self.attack = registry.create("attacks", str(self.job.attack))
@@ -84,22 +90,26 @@ class _Referee:
         try:
             folder = make_release(self.workspace, self.job.defense, self.job.seed, self.job.release)
             update = updates.load(folder / ADAPTER)
-            release = Release(self.read(open_release(self.workspace, self.job.seed, folder)), update)
+            model = self.with_readable_text(open_release(self.workspace, self.job.seed, folder))
+            release = Release(model, update)
             self.sha256 = models.sha256(folder)
             context = self.context()
             begun = time.monotonic()
-            # A copy, for the release itself is what unattacked scores are measured on, and what tasks are read by.
-            theirs = Model(copy.deepcopy(release.model.network), copy.deepcopy(release.model.tokenizer))
-            prepared = self.attack.prepare(Release(theirs, update), context)
+            # The attack gets a copy: the release itself encodes the tasks and gives the unattacked scores.
+            copied = Model(copy.deepcopy(model.network), copy.deepcopy(model.tokenizer))
+            prepared = self.attack.prepare(Release(copied, update), context)
             self.preparation = time.monotonic() - begun
-            self.recovery = self.recovered(prepared)
+            self.recovery = self.guess_accuracy(prepared)
         except (Exception, SystemExit) as error:  # a plugin may raise anything
-            return [self.write(cell, *status_of(error)) for cell in cells]
+            return [self.write_failure(cell, *status_of(error)) for cell in cells]
         return [self.cell(cell, release, prepared, context) for cell in cells]
 
-    def read(self, model: Model) -> Model:
-        """The release as an attack reads text for it: by the corpus's tokenizer where its own has the same words but
-        reads otherwise. What is only measured is read as published."""
+    def with_readable_text(self, model: Model) -> Model:
+        """The release with the tokenizer that an attack encodes text by.
+
+        That is the corpus's tokenizer where the release's own has the same words but splits text in another way. An
+        attack that only measures uses the tokenizer as published.
+        """
         found = load_protection(self.workspace, self.job.release) if self.attack.trains else None
         if found is None or not found.tokenizer_changed or model.tokenizer is None:
             return model
@@ -107,15 +117,15 @@ class _Referee:
         same_words = model.tokenizer.get_vocab() == usual.get_vocab()
         return Model(model.network, copy.deepcopy(usual)) if same_words else model
 
-    def recovered(self, prepared: Prepared) -> Mapping[str, float]:
-        """How near the attack's guess comes to the owner's secret; that of an attack that was given it says nothing."""
+    def guess_accuracy(self, prepared: Prepared) -> Mapping[str, float]:
+        """How close the attack's guess comes to the secret mask; empty where the attack was given the mask."""
         secret = load_secret(self.workspace, self.job.release)
         if prepared.guess is None or secret is None or "secret" in self.knowledge:
             return {}
-        return recovery.score(prepared.guess, secret.mask)
+        return mask_accuracy.score(prepared.guess, secret.mask)
 
     def context(self) -> Attacker:
-        """What this attack may know."""
+        """The context of this attack: what its knowledge names."""
         knowledge = self.knowledge
         defense: Defense = registry.create("defenses", str(self.job.defense))
         return Attacker(
@@ -132,57 +142,59 @@ class _Referee:
         )
 
     def cell(self, cell: Cell, release: Release, prepared: Prepared, context: Attacker) -> Record:
-        """Attack one task and let the referee measure."""
+        """Attack one task and measure the result."""
         begun = time.monotonic()
         if self.workspace.plan.role(cell) == "yardstick":
             return self.reading(cell, release, begun)
         try:
             task = load_task(self.workspace, cell.task, cell.seed, release.model)
-            # A copy of its own for each task: an attack that changes what it prepared must not reach the next one.
+            # Each task gets a copy: an attack that changes what it prepared must not affect the next task.
             own = _copied(prepared)
-            beside = dataclasses.replace(self.beside(cell, release, context), ledger=Ledger())
-            theirs = self.theirs(cell, release, task)
-            outcome = self.attack.adapt(own, AttackersTask(theirs), beside)
+            given = dataclasses.replace(self.with_other_tasks(cell, release, context), ledger=Ledger())
+            training_task = self.training_task(cell, release, task)
+            outcome = self.attack.adapt(own, AttackersTask(training_task), given)
             plain = outcome.retried is None
             validation = self.measure(task, outcome.network, "validation", plain) if task.trainable else None
             attacked = self.measure(task, outcome.network, "test", plain)
             trained = self.attack.trains
             unattacked = self.measure(task, release.model.network, "test", True) if trained else attacked
         except (Exception, SystemExit) as error:  # a plugin may raise anything
-            return self.write(cell, *status_of(error))
+            return self.write_failure(cell, *status_of(error))
         finite = math.isfinite(attacked.value) and (attacked.loss is None or math.isfinite(attacked.loss))
         last = max(point.step for point in outcome.curve) if outcome.curve else 0
         cost = dataclasses.replace(
             outcome.cost,
-            preparation_seconds=self.preparation + beside.ledger.seconds,
-            preparation_steps=context.ledger.steps + beside.ledger.steps,
-            preparation_flops=context.ledger.flops + beside.ledger.flops,
+            preparation_seconds=self.preparation + given.ledger.seconds,
+            preparation_steps=context.ledger.steps + given.ledger.steps,
+            preparation_flops=context.ledger.flops + given.ledger.flops,
             peak_memory_bytes=max(
-                outcome.cost.peak_memory_bytes, context.ledger.peak_memory_bytes, beside.ledger.peak_memory_bytes
+                outcome.cost.peak_memory_bytes, context.ledger.peak_memory_bytes, given.ledger.peak_memory_bytes
             ),
         )
+        record = self.blank(cell, time.monotonic() - begun, training_task.provenance)
+        if not finite:
+            record = dataclasses.replace(record, reason="the attacked model's score or loss is not finite")
         return self.write(
-            cell,
-            "ok" if finite else "nonfinite",
-            None if finite else "the attacked model's score or loss is not finite",
-            unattacked=unattacked if finite else None,
-            validation=validation if finite else None,
-            attacked=attacked if finite else None,
-            picked=outcome.picked,
-            curve=outcome.curve,
-            restarts=outcome.restarts,
-            at_edge=outcome.at_edge,
-            at_last_step=0 < outcome.picked.step == last,
-            stuck=outcome.stuck,
-            retried=outcome.retried,
-            cost=cost if self.attack.trains else None,
-            recovery=self.recovery,
-            protection=load_protection(self.workspace, cell.release) if not self.attack.trains else None,
-            seconds=time.monotonic() - begun,
-            documents=getattr(theirs, "provenance", {}),
+            dataclasses.replace(
+                record,
+                status="ok" if finite else "nonfinite",
+                unattacked=unattacked if finite else None,
+                validation=validation if finite else None,
+                attacked=attacked if finite else None,
+                picked=outcome.picked,
+                curve=outcome.curve,
+                restarts=outcome.restarts,
+                at_edge=outcome.at_edge,
+                at_last_step=0 < outcome.picked.step == last,
+                stuck=outcome.stuck,
+                retried=outcome.retried,
+                cost=cost if self.attack.trains else None,
+                recovery=self.recovery,
+                protection=load_protection(self.workspace, cell.release) if not self.attack.trains else None,
+            )
         )
 
-    def theirs(self, cell: Cell, release: Release, task: Task) -> Task:
+    def training_task(self, cell: Cell, release: Release, task: Task) -> Task:
         """The task with as many training documents as the attack takes."""
         suite = self.workspace.suite
         taken = self.attack.train_documents(suite.budget)
@@ -193,8 +205,8 @@ class _Referee:
         workspace = dataclasses.replace(self.workspace, plan=dataclasses.replace(self.workspace.plan, suite=changed))
         return load_task(workspace, cell.task, cell.seed, release.model)
 
-    def beside(self, cell: Cell, release: Release, context: Attacker) -> Attacker:
-        """The context with the suite's other tasks, for the attacks that are about several."""
+    def with_other_tasks(self, cell: Cell, release: Release, context: Attacker) -> Attacker:
+        """The context with the suite's other ranked tasks, for attacks that merge several fine-tuned models."""
         if self.attack.adaptation != "merging":
             return context
         ranked = [task_spec(text) for text in self.workspace.suite.tasks]
@@ -206,40 +218,38 @@ class _Referee:
         return dataclasses.replace(context, others=found)
 
     def reading(self, cell: Cell, release: Release, begun: float) -> Record:
-        """Read a yardstick off the release."""
+        """Measure a yardstick on the release."""
         try:
             yardstick: Yardstick = registry.create("yardsticks", str(cell.task))
             found = yardstick.measure(ReleaseInspection(self.workspace, self.job, release))
         except (Exception, SystemExit) as error:  # a plugin may raise anything
-            return self.write(cell, *status_of(error))
+            return self.write_failure(cell, *status_of(error))
         unfit = sorted(name for name, value in found.values.items() if not math.isfinite(value))
-        reason = f"not finite: {', '.join(unfit)}" if unfit else None
         return self.write(
-            cell,
-            "nonfinite" if unfit else "ok",
-            reason,
-            reading=None if unfit else found,
-            protection=load_protection(self.workspace, cell.release),
-            seconds=time.monotonic() - begun,
+            dataclasses.replace(
+                self.blank(cell, time.monotonic() - begun),
+                status="nonfinite" if unfit else "ok",
+                reason=f"not finite: {', '.join(unfit)}" if unfit else None,
+                reading=None if unfit else found,
+                protection=load_protection(self.workspace, cell.release),
+            )
         )
 
     def measure(self, task: Task, network: nn.Module, split: SplitName, plain: bool) -> Measurement:
         with train.autocast(self.workspace.device, plain):
             return task.evaluate(network, task.split(split))
 
-    def provenance(self, seconds: float, documents: Mapping[str, Any]) -> dict[str, Any]:
-        """Where the numbers come from; `documents` says which data a text task scored."""
-        workspace = self.workspace
-        found = provenance.collect(workspace.suite, workspace.device, workspace.command, seconds)
-        return {
-            **found,
-            "corpus": corpus_key(workspace.suite, self.job.seed, workspace.plan.data),
-            "documents": documents,
-        }
+    def blank(self, cell: Cell, seconds: float = 0.0, documents: Mapping[str, Any] | None = None) -> Record:
+        """The record of a cell before anything is measured: a failure.
 
-    def write(self, cell: Cell, status: Status, reason: str | None, **measured: Any) -> Record:
+        Args:
+            seconds: what the cell took.
+            documents: which documents a task scored.
+        """
         workspace = self.workspace
-        record = Record(
+        origin = provenance.collect(workspace.suite, workspace.device, workspace.command, seconds)
+        corpus = corpus_key(workspace.suite, self.job.seed, workspace.plan.data)
+        return Record(
             key=cell.key,
             suite=workspace.suite.name,
             defense=str(cell.defense),
@@ -253,17 +263,20 @@ class _Referee:
             against=tuple(sorted(self.attack.against)),
             uses_release=self.attack.uses_release,
             trains=self.attack.trains,
-            status=status,
-            reason=reason,
+            status="failed",
             limited=workspace.plan.limit is not None,
             release=cell.release,
-            release_sha256=getattr(self, "sha256", ""),
+            release_sha256=self.sha256,
             base_sha256=load_base_sha256(workspace, cell.release),
-            provenance=self.provenance(measured.pop("seconds", 0.0), measured.pop("documents", {})),
-            **measured,
+            provenance={**origin, "corpus": corpus, "documents": documents or {}},
         )
-        workspace.store.write(record)
+
+    def write(self, record: Record) -> Record:
+        self.workspace.store.write(record)
         return record
+
+    def write_failure(self, cell: Cell, status: Status, reason: str) -> Record:
+        return self.write(dataclasses.replace(self.blank(cell), status=status, reason=reason))
 
 
 def _copied(prepared: Prepared) -> Prepared:
@@ -273,21 +286,21 @@ def _copied(prepared: Prepared) -> Prepared:
 
 
 def _built_on(attack: Attack) -> tuple[str, ...]:
-    """Specs of the attacks that it is built on, and of those that these are built on."""
+    """Specs of the attacks that it is built on, directly or through others."""
     below = (_built_on(registry.create("attacks", spec)) for spec in attack.uses())
     return (*attack.uses(), *itertools.chain.from_iterable(below))
 
 
 def fail(workspace: Workspace, job: Job, status: Status, reason: str) -> list[Record]:
-    """Write a failed record for each unsettled cell of a job that could not even start."""
+    """Write a failed record for each cell of a job that could not start, unless the cell is settled."""
     with workspace.store.claim(job.key) as mine:
         settled = workspace.store.settled_among(job.cells)
         referee = _Referee(workspace, job)
-        return [referee.write(cell, status, reason) for cell in job.cells if mine and cell.key not in settled]
+        return [referee.write_failure(cell, status, reason) for cell in job.cells if mine and cell.key not in settled]
 
 
 def status_of(error: BaseException) -> tuple[Status, str]:
-    """A cell's status and its reason in one line, with the place where it was raised."""
+    """The status of a cell that ended in this error, and the reason in one line with the file and line raising it."""
     if isinstance(error, CellTimeoutError):
         return "timeout", str(error)
     if isinstance(error, NonFiniteError):

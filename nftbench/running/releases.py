@@ -1,6 +1,7 @@
-"""Releases: a defense protects, the referee examines what it released, and each part is kept where it belongs.
+"""Releases: a defense protects a model, the referee examines the result, and each part is stored in its own folder.
 
-The release is public; its secret and its second checkpoint are for the owner, and for attacks that are told of them.
+The release is public. Its secret and the second checkpoint of its run are for the owner, and for attacks whose
+knowledge names them.
 """
 
 from __future__ import annotations
@@ -34,13 +35,13 @@ from nftbench.suites.schema import Budget, Pretraining
 from nftbench.training.costs import gradient_error
 
 ADAPTER = "adapter"
-"""The folder of a release in which its update lies, if it has one."""
+"""The subfolder of a release that holds its update, if it has one."""
 BASE = "base.json"
-"""The file beside what the referee found about a release that holds the hash of its base weights."""
+"""The file with the hash of a release's base weights, in the folder of its protection."""
 
 
 def make_release(workspace: Workspace, spec: Spec, seed: int, key: str) -> Path:
-    """The folder of a release, protected if it is not there yet. Its secret lies elsewhere, for the owner only.
+    """The folder of a release; the defense makes it if the cache lacks it. The secret is stored elsewhere.
 
     Raises:
         Exception: whatever the defense raises, or NftbenchError for a release that is not one.
@@ -48,7 +49,7 @@ def make_release(workspace: Workspace, spec: Spec, seed: int, key: str) -> Path:
     store, keeps_secret = workspace.store, registry.create("defenses", str(spec)).keeps_secret
     kinds = ("protections", *(("secrets",) if keeps_secret else ()))
     if any(store.artifact(kind, key) is None for kind in kinds):
-        store.discard("releases", key)  # what belongs to it is missing or damaged: only all of it can be made again
+        store.discard("releases", key)  # its secret or protection is missing or damaged: all parts are made together
     found = store.artifact("releases", key)
     if found is not None:
         return found
@@ -71,8 +72,11 @@ def _reference_sha256(workspace: Workspace, spec: Spec, seed: int) -> str | None
 
 
 def open_release(workspace: Workspace, seed: int, folder: Path) -> Model:
-    """A release as attackers open it: everything in it can be trained, and code that is its owner's own is put aside
-    where the library's reads the same weights as well."""
+    """A release as attackers open it: every weight can be trained.
+
+    Code of the owner's own is replaced by an architecture of transformers or nftbench, where one reads text with the
+    same weights as well.
+    """
     model = models.load(folder, str(workspace.device), attacker=True)
     if (
         not models.has_own_code(model.network)
@@ -85,20 +89,20 @@ def open_release(workspace: Workspace, seed: int, folder: Path) -> Model:
 
 
 def make_reference(workspace: Workspace, job: Job) -> Model:
-    """The undefended model that a row is set against."""
+    """The undefended model that a row is compared with."""
     reference, key = workspace.reference(job.defense, job.seed)
     assert key is not None  # a plan has the reference of each of its rows
     return open_release(workspace, job.seed, make_release(workspace, reference, job.seed, key))
 
 
 def make_sibling(workspace: Workspace, job: Job) -> Model:
-    """The second checkpoint of a release's run, kept when the release is made.
+    """The second checkpoint of the owner's run, stored when the release was made.
 
     Raises:
-        NftbenchError: the defense trained no network of the release's shapes as far as that.
+        NftbenchError: the run kept no checkpoint, or its tensors have other shapes than the release's.
     """
     folder = workspace.store.artifact("siblings", job.release)
-    if folder is None:  # a release in the cache from before siblings were kept
+    if folder is None:  # the cached release is older than the storing of second checkpoints
         workspace.store.discard("releases", job.release)
         make_release(workspace, job.defense, job.seed, job.release)
         folder = workspace.store.artifact("siblings", job.release)
@@ -212,7 +216,7 @@ def _protect(workspace: Workspace, spec: Spec, seed: int, key: str, folder: Path
     _check_published(folder, published)
     opened = open_release(workspace, seed, folder)
     protection = _examine(workspace, seed, published, opened, mask, protected.series, seconds)
-    # A killed attempt may have left its secret; only what belongs to these weights may stay.
+    # A killed attempt may have left its parts, which do not belong to these weights.
     for kind in ("secrets", "siblings", "protections"):
         workspace.store.discard(kind, key)
     sibling = owner.sibling(protected.release)
@@ -233,7 +237,7 @@ def _write(folder: Path, files: Mapping[str, Mapping[str, Any]]) -> None:
 
 
 def _check_published(folder: Path, model: Model) -> None:
-    """Refuse tensors that are no weights: a mask left on a module as a buffer would be published with it."""
+    """Refuse tensors that the architecture does not have, such as a secret mask left on a module as a buffer."""
     known = model.network.state_dict().keys()
     for path in sorted(folder.glob("*.safetensors")):
         with safe_open(path, framework="pt") as file:
@@ -264,8 +268,13 @@ def _examine(
     series: Sequence[Series],
     seconds: float,
 ) -> Protection:
-    """What the referee finds about a release and what an attacker makes of it (`opened`), beside what the defense says
-    of itself (`series`)."""
+    """What the referee finds about a release.
+
+    Args:
+        model: the release as published.
+        opened: the release as attackers open it, whose gradients are checked.
+        series: the curves that the defense reports.
+    """
     owner = Owner(workspace, seed)
     loss, tokenizer_changed = _probe(workspace, owner, model)
     before, after = owner.build().network.config.to_dict(), model.network.config.to_dict()
@@ -285,15 +294,14 @@ def _examine(
 
 
 def _probe(workspace: Workspace, owner: Owner, model: Model) -> tuple[Callable[[nn.Module], torch.Tensor], bool]:
-    """A loss to probe the release's gradients with, and whether its tokenizer is another than the corpus's.
+    """A loss to check the release's gradients with, and whether its tokenizer differs from the corpus's.
 
     Raises:
-        NftbenchError: the release's outputs do not have the shape that they should have, or it reads less at once than
-            a block of its text.
+        NftbenchError: the release's logits have the wrong shape, or its context is shorter than a block of its text.
     """
-    told = workspace.suite.pretraining.task
-    if told is not None:
-        task = owner.task(told)
+    pretraining_task = workspace.suite.pretraining.task
+    if pretraining_task is not None:
+        task = owner.task(pretraining_task)
         batch = task.split("train").batch(range(min(64, len(task.split("train")))))
         return lambda network: task.loss(network, batch), False
     corpus = owner.corpus
@@ -310,9 +318,9 @@ def _probe(workspace: Workspace, owner: Owner, model: Model) -> tuple[Callable[[
     def loss(network: nn.Module) -> torch.Tensor:
         with models.seeded(0):  # the same dropout in every call
             logits = network(input_ids=tokens).logits[:, :-1]
-            # As tasks are trained on, which ask for the last positions alone: a network may compute those another way.
+            # Tasks ask for the logits of the last positions only, which a network may compute in another way.
             last = requests.logits_at_end(network, tokens[:, :-1], half)
-        # Not the network's own loss: transformers computes it in float32, too coarse for differences.
+        # Not the network's own loss: transformers computes it in float32, too coarse for central differences.
         found, true = torch.cat([logits, last], 1), torch.cat([tokens[:, 1:], tokens[:, -half:]], 1)
         return nn.functional.cross_entropy(found.flatten(0, 1).double(), true.flatten())
 
@@ -320,22 +328,22 @@ def _probe(workspace: Workspace, owner: Owner, model: Model) -> tuple[Callable[[
         logits = model.network(input_ids=tokens).logits
     if logits.shape[-1] < len(model.tokenizer) or logits.shape[:2] != tokens.shape:
         raise NftbenchError(f"the release gives logits of shape {tuple(logits.shape)} for {len(model.tokenizer)} words")
-    return loss, _reads_otherwise(model.tokenizer, corpus)
+    return loss, _differs(model.tokenizer, corpus)
 
 
 def _text(corpus: Corpus, words: int, device: str) -> torch.Tensor:
-    """Some running text [8, block]; a checkpoint brings a tokenizer of its own, with fewer words perhaps."""
+    """Held-out tokens [8, block] below `words`: the tokenizer of a checkpoint may have fewer words than the corpus."""
     return corpus.heldout[:8].to(device) % words
 
 
-def _reads_otherwise(tokenizer: PreTrainedTokenizerBase, corpus: Corpus) -> bool:
-    """Whether a tokenizer has other words, other rules, or reads a word or the beginning of a text in another way."""
+def _differs(tokenizer: PreTrainedTokenizerBase, corpus: Corpus) -> bool:
+    """Whether a tokenizer has other words or rules than the corpus's, or encodes some text in another way."""
     usual = corpus.tokenizer
     if corpora.reading_rules(tokenizer) != corpora.reading_rules(usual):
         return True
     beginnings = [usual.decode(block[: 2 + index % len(block)]) for index, block in enumerate(corpus.heldout[:64])]
     texts = [*sorted(usual.get_vocab()), *beginnings]
-    mine, theirs = (requests.Encoder(one, 0) for one in (tokenizer, usual))
+    own, expected = (requests.Encoder(one, 0) for one in (tokenizer, usual))
     return any(
-        mine.tokens(texts, special=special) != theirs.tokens(texts, special=special) for special in (True, False)
+        own.tokens(texts, special=special) != expected.tokens(texts, special=special) for special in (True, False)
     )

@@ -1,4 +1,4 @@
-"""Where and for what plan jobs run, and what lies ready there for every party: a seed's corpus and its tasks."""
+"""The workspace of a run: its plan and folders, and the corpus and tasks of each seed, which all parties share."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from nftbench.terms import SplitName
 
 @dataclass(frozen=True)
 class Workspace:
-    """Where and for what plan jobs run."""
+    """A plan, the folders that its jobs write to, and the command that started the run."""
 
     plan: Plan
     store: Store
@@ -46,7 +46,7 @@ class Workspace:
 
 
 def make_corpus(workspace: Workspace, seed: int) -> Corpus:
-    """The packed corpus of a base seed, from the cache.
+    """The packed corpus of a base seed; built if the cache lacks it.
 
     Raises:
         NftbenchError: the suite's models read no text.
@@ -58,10 +58,10 @@ def make_corpus(workspace: Workspace, seed: int) -> Corpus:
 
 
 def load_task(workspace: Workspace, spec: Spec, seed: int, model: Model) -> Task:
-    """A base seed's task, loaded and encoded for the model; kept for the process's next cells.
+    """A task of a base seed, loaded and encoded for the model. The process keeps it for its next cells.
 
     Raises:
-        NftbenchError: the task cannot be loaded, or the model's tokens do not tell its choices apart.
+        NftbenchError: the task cannot be loaded, or all choices of its questions have the same tokens.
     """
     vocabulary = _vocabulary(model.tokenizer) if model.tokenizer is not None else ""
     plan, length = workspace.plan, window(model) if model.tokenizer is not None else None
@@ -105,7 +105,7 @@ class TaskSetting:
 
 @dataclass(frozen=True)
 class AttackersTask(WrappedTask):
-    """A task as attackers, or the owner's defense, see it: without the splits that are not theirs."""
+    """A task without the splits that an attack, or a defense, must not see."""
 
     _hidden: tuple[SplitName, ...] = ("test",)
     _reason: str = "the test split is scored once, by the referee"
@@ -121,7 +121,7 @@ def _load_corpus(store: Store, key: str, build: Callable[[], Corpus]) -> Corpus:
         folder = store.artifact("corpora", key) or store.make(
             "corpora", key, lambda draft: corpora.save(build(), draft)
         )
-        _corpora.clear()  # one seed's corpus at a time: jobs come in the order of seeds
+        _corpora.clear()  # only one seed's corpus is kept: jobs run in the order of seeds
         _corpora[key] = corpora.load(folder)
     return _corpora[key]
 
@@ -131,7 +131,7 @@ _tasks: dict[str, Task] = {}
 
 
 def _vocabulary(tokenizer: PreTrainedTokenizerBase) -> str:
-    """Hash of a tokenizer's words and rules, once for each: a large vocabulary takes tens of milliseconds."""
+    """Hash of a tokenizer's words and rules. Kept, because hashing a large vocabulary takes tens of milliseconds."""
     count, known = _vocabularies.get(tokenizer, (-1, ""))
     if count != len(tokenizer):  # words may have been added
         known = digest(corpora.reading_rules(tokenizer))

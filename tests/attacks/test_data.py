@@ -68,7 +68,9 @@ def given(workspace: Workspace, attack: str) -> Task:
     """The task as the referee loads it for an attack."""
     job = next(job for job in workspace.plan.jobs() if str(job.attack) == attack)
     release, cell = Release(make_base(workspace, 0)), job.cells[0]
-    return _Referee(workspace, job).theirs(cell, release, load_task(workspace, cell.task, cell.seed, release.model))
+    return _Referee(workspace, job).training_task(
+        cell, release, load_task(workspace, cell.task, cell.seed, release.model)
+    )
 
 
 @pytest.mark.parametrize(("spec", "all_of_it"), [("toy_topic", 4000), ("sliced", 54)])
