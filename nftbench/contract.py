@@ -521,11 +521,6 @@ class Task(Protocol):
         """False for utility tasks, which have a test split only."""
         return True
 
-    @property
-    def provenance(self) -> Mapping[str, Any]:
-        """Which documents it scores, as JSON for the record; empty where the task does not say."""
-        return {}
-
     def fingerprint(self, data: Path | None) -> str:
         """Hash of the local files that it reads; part of a cell's key. Text tasks need not say."""
         return ""
@@ -548,6 +543,10 @@ class Task(Protocol):
         """What a linear probe fits by least squares [rows, outputs of the head]."""
         raise NftbenchError(f"{type(self).__name__} has no targets for a linear probe")
 
+    def documents(self) -> Mapping[str, Any]:
+        """Which documents the loaded task scores, as JSON for the record; empty where the task does not say."""
+        return {}
+
 
 @dataclass(frozen=True)
 class WrappedTask(Task):
@@ -558,10 +557,6 @@ class WrappedTask(Task):
     @property
     def trainable(self) -> bool:
         return self.task.trainable
-
-    @property
-    def provenance(self) -> Mapping[str, Any]:
-        return self.task.provenance
 
     def load(self, context: TaskContext) -> Task:
         raise NftbenchError("the task is loaded already")
@@ -580,6 +575,9 @@ class WrappedTask(Task):
 
     def targets(self, network: nn.Module, batch: Any) -> Tensor:
         return self.task.targets(network, batch)
+
+    def documents(self) -> Mapping[str, Any]:
+        return self.task.documents()
 
 
 class Inspection(Protocol):

@@ -159,6 +159,9 @@ class LoadedTextTask(TextTask):
             raise NftbenchError(f"{self.path}: there is no {name} split; it is a utility task")
         return self.splits[name]
 
+    def documents(self) -> Mapping[str, Any]:
+        return self.provenance
+
 
 def loglikelihoods(network: nn.Module, split: TextSplit) -> list[tuple[tuple[float, bool], ...]]:
     """What lm-eval calls the documents' responses: each choice's log-likelihood, and whether it is greedy."""

@@ -96,7 +96,7 @@ class Attacker(Trainer):
         if self._suite is None or self._defense is None or self._corpus is None:
             raise NftbenchError("running the defense needs 'method' and 'data' in the attack's knowledge")
         if self._defense.stage != "pretrain":
-            raise NftbenchError("a shadow cannot run a defense that starts from the trained base model")
+            raise NftbenchError("a shadow cannot run a defense that starts from a trained base")
         own = Shadow(
             self._suite, self.device, models.derive(self.seed, "shadow", str(index)), self._corpus, self.ledger
         )

@@ -33,7 +33,7 @@ def hardware(device: Device) -> Mapping[str, Any]:
         "machine": platform.machine(),
         **_processor(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
-        "threads": torch.get_num_threads(),
+        "threads": device.threads or torch.get_num_threads(),
     }
     if device.kind == "cuda":
         properties = torch.cuda.get_device_properties(str(device))

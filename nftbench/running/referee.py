@@ -171,7 +171,7 @@ class _Referee:
                 outcome.cost.peak_memory_bytes, context.ledger.peak_memory_bytes, given.ledger.peak_memory_bytes
             ),
         )
-        record = self.blank(cell, time.monotonic() - begun, training_task.provenance)
+        record = self.blank(cell, time.monotonic() - begun, training_task.documents())
         if not finite:
             record = dataclasses.replace(record, reason="the attacked model's score or loss is not finite")
         return self.write(

@@ -55,4 +55,5 @@ def test_this_machine_has_a_processor() -> None:
     found = hardware(CPU)
     assert {"device", "machine", "processor", "vendor", "family", "model", "stepping", "cpu_capability"} <= set(found)
     assert found["cpu_capability"]
+    assert found["threads"] == 1, "as cells compute on the CPU, whatever torch takes in this process"
     assert other_hardware(made_on(dict(found)), found) is None
