@@ -116,7 +116,7 @@ class MaskRecovery(Attack):
 
     def adapt(self, prepared: Prepared, task: Task, context: AttackerContext) -> Outcome:
         assert prepared.guess is not None  # prepare() made it
-        mask = masks.top(prepared.guess, getattr(context.defense, "ratio", RATIO))
+        mask = masks.top(prepared.guess, context.defense.ratio or RATIO)
         return context.sweep(prepared.model, task, gradient_mask=mask)
 
 
@@ -177,8 +177,7 @@ def _early_bird(attack: MaskRecovery, model: Model, context: AttackerContext) ->
     """
     network = context.untrained(model, 0)
     counts = {name: torch.zeros_like(weight) for name, weight in network.named_parameters()}
-    ratio: float = getattr(context.defense, "ratio", RATIO)
-    scope: masks.Scope = getattr(context.defense, "scope", "global")
+    ratio, scope = context.defense.ratio or RATIO, context.defense.scope
     seen = 0
 
     def look(trained: nn.Module, step: int) -> None:

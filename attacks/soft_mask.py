@@ -45,7 +45,7 @@ class SoftMask(Attack):
         return Prepared(release.model, guess, release.update)
 
     def adapt(self, prepared: Prepared, task: Task, context: AttackerContext) -> Outcome:
-        ratio: float = getattr(context.defense, "ratio", RATIO)
+        ratio = context.defense.ratio or RATIO
         rates: dict[str, float] = {}
         if prepared.guess is not None:
             # Divided by the ratio, so that the mean rate over all weights is that of the sweep.

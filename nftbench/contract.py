@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 from nftbench.errors import NftbenchError
 from nftbench.terms import Adaptation, Knowledge, Optimizer, SplitName, Stage
@@ -441,6 +441,10 @@ class Defense(Protocol):
     releases_update: ClassVar[bool] = False
     """It protects an update for a task of the owner's own, the first that it was told; merging attacks are planned on
     that task alone."""
+    ratio: float | None = None
+    """Share of the weights that its secret mask marks; None where that is no setting of the defense."""
+    scope: Literal["global", "per_tensor"] = "global"
+    """Whether `ratio` is the share of all weights together or of each tensor."""
 
     def reference_row(self) -> str:
         """Spec of the row without this defense, against which it is scored."""
@@ -475,6 +479,8 @@ class Attack(Protocol):
     """False for attacks that ignore the weights: planned once for each reference row."""
     trains: ClassVar[bool] = True
     """False for attacks that only measure: these also run on utility tasks."""
+    optimizer: Optimizer | None = None
+    """The optimizer of its sweeps, if that is a setting of the attack; the budget must have learning rates for it."""
 
     @property
     def knowledge(self) -> frozenset[Knowledge]:
@@ -561,6 +567,10 @@ class Task(Protocol):
         """What a linear probe fits by least squares [rows, outputs of the head]."""
         raise NftbenchError(f"{type(self).__name__} has no targets for a linear probe")
 
+    def documents(self) -> Mapping[str, Any]:
+        """Which documents the loaded task scores, as JSON for the record; empty where the task does not say."""
+        return {}
+
 
 @dataclass(frozen=True)
 class WrappedTask(Task):
@@ -589,6 +599,9 @@ class WrappedTask(Task):
 
     def targets(self, network: nn.Module, batch: Any) -> Tensor:
         return self.task.targets(network, batch)
+
+    def documents(self) -> Mapping[str, Any]:
+        return self.task.documents()
 
 
 class Inspection(Protocol):

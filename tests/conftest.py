@@ -28,19 +28,19 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 @pytest.fixture
-def place(cache: Path, tmp_path: Path) -> Callable[..., Any]:
-    """`place(**changes)`: a workplace of the tiny suite with results of its own.
+def workspace(cache: Path, tmp_path: Path) -> Callable[..., Any]:
+    """`workspace(**changes)`: a workspace of the tiny suite with results of its own.
 
     `changes` are fields of the suite; `fresh=True` gives it a cache of its own, `limit=…` is --limit.
     """
     from nftbench.planning.plan import plan
     from nftbench.records.store import Store
-    from nftbench.running.workspace import Workplace
+    from nftbench.running.workspace import Workspace
     from nftbench.testing import tiny_suite
 
-    def make(fresh: bool = False, limit: int | None = None, results: str = "results", **changes: Any) -> Workplace:
+    def make(fresh: bool = False, limit: int | None = None, results: str = "results", **changes: Any) -> Workspace:
         store = Store(tmp_path / results, tmp_path / "cache" if fresh else cache)
-        return Workplace(plan(tiny_suite(**changes), limit=limit), store)
+        return Workspace(plan(tiny_suite(**changes), limit=limit), store)
 
     return make
 
@@ -92,10 +92,10 @@ def run_all() -> Callable[..., dict[tuple[str, str, str, int], Any]]:
     """`run_all(place, workers)`: every record of the plan, by defense, attack, task and seed."""
     from nftbench.running import executors
 
-    def run(place: Any, workers: int = 1, plugins: tuple[str, ...] = ()) -> dict[tuple[str, str, str, int], Any]:
-        for _ in executors.run(place, place.plan.jobs(), workers, plugins):
+    def run(workspace: Any, workers: int = 1, plugins: tuple[str, ...] = ()) -> dict[tuple[str, str, str, int], Any]:
+        for _ in executors.run(workspace, workspace.plan.jobs(), workers, plugins):
             pass
-        return {(one.defense, one.attack, one.task, one.seed): one for one in place.store.records().values()}
+        return {(one.defense, one.attack, one.task, one.seed): one for one in workspace.store.records().values()}
 
     return run
 
@@ -106,7 +106,7 @@ def attacked(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Any]:
     from nftbench.planning.plan import canonical, plan
     from nftbench.records.store import Store
     from nftbench.running import referee as run
-    from nftbench.running.workspace import Workplace
+    from nftbench.running.workspace import Workspace
     from nftbench.suites.reading import parse
 
     store = Store(tmp_path_factory.mktemp("results"), tmp_path_factory.mktemp("sham-cache"))
@@ -135,7 +135,7 @@ def attacked(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Any]:
     def cell(defense: str, attack: str, task: str = "toy_topic") -> Any:
         rows = {"defenses": sorted({"none", defense}), "attacks": sorted({"none", attack})}
         suite = parse({**small, **rows}, "shams")
-        here = Workplace(plan(suite), store)
+        here = Workspace(plan(suite), store)
         wanted = canonical("defenses", defense), canonical("attacks", attack)
         for job in here.plan.jobs():
             if (job.defense, job.attack) == wanted:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,9 +13,10 @@ import typer
 
 from nftbench.cli.console import console
 from nftbench.cli.options import RunOptions, Selection
-from nftbench.errors import NftbenchError, suggest
+from nftbench.errors import NftbenchError
 
 if TYPE_CHECKING:
+    from nftbench.device import Device
     from nftbench.planning.plan import Job, Plan
     from nftbench.planning.registry import Kind, Plugin
     from nftbench.records.record import Record
@@ -78,22 +79,23 @@ def use_cache(cache: Path | None) -> None:
         os.environ["NFTBENCH_CACHE"] = str(cache.resolve())
 
 
-def available_device(text: str) -> str:
+def available_device(text: str) -> Device:
     """The device that --device names.
 
     Raises:
         NftbenchError: it is no device, or this machine lacks it.
     """
-    kind, _, number = text.partition(":")
-    if text == "cpu":
-        return text
-    if kind != "cuda" or (":" in text and not number.isdecimal()):
-        raise NftbenchError(f"--device {text}: no such device{suggest(text, ('cpu', 'cuda'))}")
-    import torch
+    from nftbench.device import Device
 
-    if int(number or 0) >= torch.cuda.device_count():
-        raise NftbenchError(f"--device {text}: torch {torch.__version__} sees {torch.cuda.device_count()} CUDA devices")
-    return text
+    device = Device.parse(text)
+    if device.kind == "cuda":
+        import torch
+
+        if (device.index or 0) >= torch.cuda.device_count():
+            raise NftbenchError(
+                f"--device {text}: torch {torch.__version__} sees {torch.cuda.device_count()} CUDA devices"
+            )
+    return device
 
 
 def check_corpus(suite: Suite, data: Path | None) -> None:
@@ -143,6 +145,7 @@ def carry_out(work: Work, options: RunOptions, command: str) -> dict[str, Record
     # Keep imported objects out of collections while records are read: walking all of torch takes a quarter second.
     gc.freeze()
     records = planned_records(store, manifest)
+    compare_hardware(records.values(), work.part.device)
     settled, jobs = _unsettled(work.part, records)
     if jobs:
         _check_model(suite)
@@ -152,6 +155,15 @@ def carry_out(work: Work, options: RunOptions, command: str) -> dict[str, Record
         return records
     _run_jobs(work, jobs, options, command, records)
     return planned_records(store, manifest)
+
+
+def compare_hardware(records: Iterable[Record], device: Device) -> None:
+    """Say, before any work, where the folder's records come from another processor than this one."""
+    from nftbench.running.hardware import hardware, other_hardware
+
+    note = other_hardware(records, hardware(device))
+    if note is not None:
+        typer.echo(note)
 
 
 def _unsettled(part: Plan, records: Mapping[str, Record]) -> tuple[set[str], list[Job]]:
@@ -175,7 +187,7 @@ def _run_jobs(
     """Run the jobs and show their progress, with the leaderboard so far, which begins from `records`."""
     from nftbench.cli import progress, workers
     from nftbench.running import executors
-    from nftbench.running.workspace import Workplace
+    from nftbench.running.workspace import Workspace
 
     manifest, so_far = work.whole.manifest(), dict(records)
 
@@ -189,7 +201,7 @@ def _run_jobs(
         workers.start_server()
     try:
         with progress.display(jobs, count, leaderboard, console()) as show:
-            for event in executors.run(Workplace(work.whole, work.store, command), jobs, count, files):
+            for event in executors.run(Workspace(work.whole, work.store, command), jobs, count, files):
                 show(event)
     except KeyboardInterrupt:
         workers.stop()

@@ -26,6 +26,7 @@ def plan(suite: SuiteName, selection: Selection, options: RunOptions) -> None:
     work = execution.prepare(suite, selection, options)
     from nftbench.running import estimate  # after the line that planning prints, because it loads torch
 
+    execution.compare_hardware(work.store.records().values(), work.part.device)
     count = workers.count(options.jobs, work.part.device)
     console().print(estimate.overview(work.part, work.store, count))
 

@@ -7,16 +7,18 @@ import os
 import signal
 from multiprocessing import forkserver
 
+from nftbench.device import Device
+
 MEMORY = 2 * 1024**3
 """Bytes that one worker may need: torch and transformers alone take half a gigabyte."""
 
 
-def count(jobs: int | None, device: str) -> int:
+def count(jobs: int | None, device: Device) -> int:
     """As many as --jobs says; else one for each core, if memory allows, because a cell computes on one thread; on cuda
     one, so that its cell has the card alone."""
     if jobs is not None:
         return jobs
-    if device != "cpu":
+    if device.kind != "cpu":
         return 1
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

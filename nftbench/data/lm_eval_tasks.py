@@ -161,6 +161,9 @@ class LoadedTextTask(TextTask):
             raise NftbenchError(f"{self.path}: there is no {name} split; it is a utility task")
         return self.splits[name]
 
+    def documents(self) -> Mapping[str, Any]:
+        return self.provenance
+
 
 def loglikelihoods(network: nn.Module, split: TextSplit) -> list[tuple[tuple[float, bool], ...]]:
     """The documents' responses in lm-eval's format: the log-likelihood of each choice, and whether it is greedy."""

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from torch import Tensor, nn
 from transformers import (
     AutoConfig,
@@ -217,6 +218,28 @@ def sha256(folder: Path) -> str:
         with path.open("rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())
     return digest.hexdigest()
+
+
+def tensors_sha256(folder: Path) -> str:
+    """Hash of the tensors in a model folder: name, dtype, shape and bytes of each, in the order of their names.
+
+    How the tensors are spread over files, and what the files say beside them, does not count.
+    """
+    digest = hashlib.sha256()
+    with contextlib.ExitStack() as opened:
+        files = [opened.enter_context(safe_open(path, framework="pt")) for path in folder.glob("*.safetensors")]
+        holder = {name: file for file in files for name in file.keys()}  # noqa: SIM118 (a file is no mapping)
+        for name in sorted(holder):
+            tensor = holder[name].get_tensor(name)
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+            digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def derive(seed: int, *role: str) -> int:
+    """A seed of its own for each role (init, pretrain, defense, attack, …), so that no two roles draw the same
+    numbers."""
+    return int.from_bytes(hashlib.sha256("|".join([str(seed), *role]).encode()).digest()[:6], "big")
 
 
 @contextlib.contextmanager

@@ -13,16 +13,17 @@ import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 from nftbench.contract import Attack, Defense, Yardstick
+from nftbench.device import CPU, Device
 from nftbench.errors import NftbenchError, suggest
 from nftbench.planning import local_data as folders, registry
 from nftbench.records.record import Cell, Row
 from nftbench.records.spec import Spec
 from nftbench.records.store import digest
 from nftbench.suites.schema import PaperClaim, Quantity, Suite
-from nftbench.terms import OF_UPDATES, Optimizer, Role
+from nftbench.terms import OF_UPDATES, Role
 
 PROTOCOL = 2
 """Raised by one whenever the core computes other numbers from the same settings: old records no longer count."""
@@ -67,7 +68,7 @@ class Plan:
     suite: Suite
     cells: tuple[Cell, ...]
     skips: tuple[Skip, ...]
-    device: str = "cpu"
+    device: Device = CPU
     data: Path | None = None
     limit: int | None = None
     releases: Mapping[tuple[str, int], str] = field(default_factory=dict)
@@ -121,7 +122,7 @@ class Plan:
         """What a report needs beside the records, as JSON."""
         return {
             "suite": self.suite.model_dump(mode="json"),
-            "device": self.device,
+            "device": str(self.device),
             "limit": self.limit,
             "cells": [_listed(cell) for cell in self.cells if self.role(cell) != "yardstick"],
             "readings": [_listed(cell) for cell in self.cells if self.role(cell) == "yardstick"],
@@ -134,7 +135,7 @@ def _listed(cell: Cell) -> list[Any]:
     return [str(cell.defense), str(cell.attack), str(cell.task), cell.seed, cell.key]
 
 
-def plan(suite: Suite, *, device: str = "cpu", data: Path | None = None, limit: int | None = None) -> Plan:
+def plan(suite: Suite, *, device: Device = CPU, data: Path | None = None, limit: int | None = None) -> Plan:
     """All cells of a suite, in order: seed, defense, attack, task.
 
     Raises:
@@ -246,17 +247,12 @@ def corpus_key(suite: Suite, seed: int, data: Path | None) -> str:
     )
 
 
-def base_key(suite: Suite, seed: int, data: Path | None, device: str) -> str:
+def base_key(suite: Suite, seed: int, data: Path | None, device: Device) -> str:
     """Key of the undefended model's whole pre-training run; which checkpoints of it are kept changes no number."""
     recipe = suite.pretraining.model_dump(exclude={"checkpoints", "task", "only"}, exclude_defaults=True)
     if suite.pretraining.task is not None:
         recipe |= {"task": _told(suite, (suite.pretraining.task,), data), "only": suite.pretraining.only}
-    return digest("base", PROTOCOL, suite.model, corpus_key(suite, seed, data), recipe, seed, device_kind(device))
-
-
-def device_kind(device: str) -> str:
-    """`cpu` or `cuda`, without the card's number."""
-    return device.partition(":")[0]
+    return digest("base", PROTOCOL, suite.model, corpus_key(suite, seed, data), recipe, seed, device.kind)
 
 
 @functools.lru_cache(maxsize=256)
@@ -366,9 +362,8 @@ def _check_attack(suite: Suite, spec: Spec, attack: Attack, above: tuple[Spec, .
     the optimizer that it names."""
     if spec in above:
         raise NftbenchError(f"{spec}: it is built on itself")
-    optimizer = getattr(attack, "optimizer", None)
-    if optimizer in get_args(Optimizer) and optimizer not in suite.budget.learning_rates:
-        raise NftbenchError(f"{spec}: budget.learning_rates has no grid for {optimizer!r}")
+    if attack.optimizer is not None and attack.optimizer not in suite.budget.learning_rates:
+        raise NftbenchError(f"{spec}: budget.learning_rates has no grid for {attack.optimizer!r}")
     for text in attack.uses():
         used: Attack = registry.create("attacks", text)
         surplus = sorted(used.knowledge - attack.knowledge)
@@ -398,7 +393,7 @@ def _skipped(suite: Suite, spec: Spec, defense: Defense, attack: Attack, referen
 class _Keys:
     """Keys of one plan; whatever several cells share is hashed once."""
 
-    def __init__(self, suite: Suite, device: str, data: Path | None, limit: int | None) -> None:
+    def __init__(self, suite: Suite, device: Device, data: Path | None, limit: int | None) -> None:
         self.suite, self.device, self.data, self.limit = suite, device, data, limit
         self.source = functools.cache(lambda kind, name: registry.source_hash(registry.find(kind, name)))
         self.base = functools.cache(lambda seed: base_key(suite, seed, data, device))

@@ -86,6 +86,8 @@ class Record:
     """Folder of the attacked release under `releases/` in the cache."""
     release_sha256: str = ""
     """Hash of the attacked weights; all cells of a defense and seed must agree."""
+    base_sha256: str | None = None
+    """Hash of the weights that the reference row releases at this seed; None where they are not known."""
     limited: bool = False
     """True for a run under `--limit`, which is never ranked."""
     unattacked: Measurement | None = None

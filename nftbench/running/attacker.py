@@ -1,29 +1,21 @@
-"""The attacker: what an attack is given to work with, its `knowledge` and no more."""
+"""The attacker: the context of an attack, which holds what the attack's `knowledge` names."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
-from torch import nn
 from transformers import PreTrainedModel
 
 from nftbench.contract import (
-    Adapter,
     Attack,
-    Candidates,
     Corpus,
     Defense,
-    EachStep,
-    Mask,
     Model,
-    Outcome,
     Protected,
     Secret,
-    StepLoss,
     Task,
 )
 from nftbench.data import corpus as corpora
@@ -32,21 +24,16 @@ from nftbench.models import networks as models
 from nftbench.planning import registry
 from nftbench.planning.plan import canonical
 from nftbench.running.owner import Shadow
-from nftbench.running.workspace import derive
-from nftbench.suites.schema import Budget, Pretraining, Suite
-from nftbench.terms import Optimizer
+from nftbench.suites.schema import Pretraining, Suite
 from nftbench.training import engine as train, preparation
-from nftbench.training.preparation import Ledger
 from nftbench.training.sweep import select, sweep, unchanged
+from nftbench.training.trainer import Trainer
 
 
-@dataclass(frozen=True)
-class Attacker:
-    """`AttackerContext`: what is None here the attack's knowledge does not name."""
+@dataclass(frozen=True, kw_only=True)
+class Attacker(Trainer):
+    """`AttackerContext`. A field is None where the attack's knowledge does not name it."""
 
-    seed: int
-    budget: Budget
-    device: str
     _corpus: Corpus | None = None
     _secret: Secret | None = None
     _base: Model | None = None
@@ -55,134 +42,80 @@ class Attacker:
     _suite: Suite | None = None
     _uses: tuple[str, ...] = ()
     others: Mapping[str, Task] = field(default_factory=dict)
-    ledger: Ledger = field(default_factory=Ledger)
+
+    # The training functions take a trainer first, so they are the methods that `AttackerContext` declares.
+    train = preparation.train
+    gradients = preparation.gradients
+    sweep = sweep
+    select = select
+    unchanged = unchanged
 
     @property
     def corpus(self) -> Corpus:
         if self._corpus is None:
-            raise NftbenchError("public text needs 'data' among the attack's knowledge")
+            raise NftbenchError("public text needs 'data' in the attack's knowledge")
         return self._corpus
 
     @property
     def secret(self) -> Secret:
         if self._secret is None:
-            raise NftbenchError("the owner's secret needs 'secret' among the attack's knowledge")
+            raise NftbenchError("the owner's secret needs 'secret' in the attack's knowledge")
         return self._secret
 
     @property
     def base(self) -> Model:
         if self._base is None:
-            raise NftbenchError("the base model needs 'base' among the attack's knowledge")
+            raise NftbenchError("the base model needs 'base' in the attack's knowledge")
         return own_copy(self._base)
 
     @property
     def defense(self) -> Defense:
         if self._defense is None:
-            raise NftbenchError("which defense it is needs 'method' among the attack's knowledge")
+            raise NftbenchError("the attacked defense needs 'method' in the attack's knowledge")
         return self._defense
 
     @property
     def pretraining(self) -> Pretraining:
         if self._defense is None or self._suite is None:
-            raise NftbenchError("the owner's recipe needs 'method' among the attack's knowledge")
+            raise NftbenchError("the owner's recipe needs 'method' in the attack's knowledge")
         return self._suite.pretraining
 
     @property
     def sibling(self) -> Model:
         if self._sibling is None:
-            raise NftbenchError("a second checkpoint needs 'sibling' among the attack's knowledge")
+            raise NftbenchError("a second checkpoint of the owner's run needs 'sibling' in the attack's knowledge")
         return own_copy(self._sibling)
 
     def initial(self, guess: int) -> PreTrainedModel:
         if self._sibling is None or self._suite is None:
-            raise NftbenchError("the start of the owner's run needs 'sibling' among the attack's knowledge")
-        seed = derive(guess, "init")
-        return models.build(self._suite.model, self._sibling.tokenizer, seed, self.device).network
+            raise NftbenchError("the start of the owner's run needs 'sibling' in the attack's knowledge")
+        seed = models.derive(guess, "init")
+        return models.build(self._suite.model, self._sibling.tokenizer, seed, str(self.device)).network
 
     def shadow(self, index: int) -> Protected:
         if self._suite is None or self._defense is None or self._corpus is None:
-            raise NftbenchError("running the defense needs 'method' and 'data' among the attack's knowledge")
+            raise NftbenchError("running the defense needs 'method' and 'data' in the attack's knowledge")
         if self._defense.stage != "pretrain":
-            raise NftbenchError("the defense starts from a trained base, which the attacker has not")
-        own = Shadow(self._suite, self.device, derive(self.seed, "shadow", str(index)), self._corpus, self.ledger)
+            raise NftbenchError("a shadow cannot run a defense that starts from a trained base")
+        own = Shadow(
+            self._suite, self.device, models.derive(self.seed, "shadow", str(index)), self._corpus, self.ledger
+        )
         return self._defense.protect(own.build(), own)
 
     def text(self, model: Model, batch: int) -> Iterator[torch.Tensor]:
         blocks = corpora.encoded_for(self.corpus, model.tokenizer)
-        return train.token_batches(blocks, batch, derive(self.seed, "text"), self.device)
-
-    def train(
-        self,
-        network: nn.Module,
-        loss: StepLoss,
-        *,
-        steps: int,
-        learning_rate: float,
-        optimizer: Optimizer = "adamw",
-        weight_decay: float = 0.0,
-        mask: Mask | None = None,
-        each_step: EachStep | None = None,
-    ) -> None:
-        preparation.train(
-            network,
-            loss,
-            self.budget,
-            derive(self.seed, "train"),
-            self.device,
-            self.ledger,
-            steps=steps,
-            learning_rate=learning_rate,
-            optimizer=optimizer,
-            weight_decay=weight_decay,
-            mask=mask,
-            each_step=each_step,
-        )
-
-    def gradients(
-        self, network: PreTrainedModel, batches: Iterable[torch.Tensor]
-    ) -> Iterator[Mapping[str, torch.Tensor]]:
-        return preparation.gradients(network, batches, self.ledger)
+        return train.token_batches(blocks, batch, models.derive(self.seed, "text"), str(self.device))
 
     def attack(self, spec: str) -> Attack:
         if str(canonical("attacks", spec)) not in {str(canonical("attacks", known)) for known in self._uses}:
-            raise NftbenchError(f"the attack is not built on {spec!r}: what it takes up it must name in uses()")
+            raise NftbenchError(f"the attack is not built on {spec!r}: it does not name it in uses()")
         found: Attack = registry.create("attacks", spec)
         return found
 
-    def sweep(
-        self,
-        model: Model,
-        task: Task,
-        *,
-        adapter: Adapter | None = None,
-        gradient_mask: Mask | None = None,
-        optimizer: Optimizer = "adamw",
-        lr_scale: float = 1.0,
-        **changes: Any,
-    ) -> Outcome:
-        budget = Budget.model_validate({**self.budget.model_dump(), **changes})
-        return sweep(
-            model,
-            task,
-            budget,
-            self.seed,
-            self.device,
-            adapter=adapter,
-            gradient_mask=gradient_mask,
-            optimizer=optimizer,
-            lr_scale=lr_scale,
-        )
-
-    def select(self, task: Task, candidates: Candidates) -> Outcome:
-        return select(task, candidates, self.device)
-
     def untrained(self, model: Model, seed: int) -> PreTrainedModel:
-        return models.untrained(model.network, derive(self.seed, "untrained", str(seed)))
-
-    def unchanged(self, model: Model, task: Task) -> Outcome:
-        return unchanged(model, task, self.device)
+        return models.untrained(model.network, models.derive(self.seed, "untrained", str(seed)))
 
 
 def own_copy(model: Model) -> Model:
-    """A copy: what an attack does to it reaches neither the next task nor the referee."""
+    """A copy, so that changes by an attack affect neither the next task nor the referee."""
     return Model(copy.deepcopy(model.network), model.tokenizer)

@@ -1,4 +1,4 @@
-"""What a plan would take, before anything runs: cells, time, disk."""
+"""What a plan would cost, estimated before anything runs: cells, time, disk."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from nftbench.planning import registry
-from nftbench.planning.plan import Plan, Skip, base_key, device_kind
+from nftbench.planning.plan import Plan, Skip, base_key
 from nftbench.records.record import Cell, Record
 from nftbench.records.spec import Spec
 from nftbench.records.store import Store
@@ -31,7 +31,7 @@ longest document, not as a block."""
 
 @dataclass(frozen=True)
 class Left:
-    """What is still to do: cells, and the bases and releases that are not in the cache."""
+    """What is left to do: unsettled cells, and the bases and releases that the cache lacks."""
 
     cells: tuple[Cell, ...]
     releases: tuple[tuple[Spec, int], ...]
@@ -49,7 +49,7 @@ def duration(seconds: float) -> str:
 
 
 def _skipped(skips: Sequence[Skip]) -> list[str]:
-    """One line for each reason and the defenses that it holds for."""
+    """What is not planned: one line for each reason, with the attacks and defenses."""
     against: dict[tuple[str, str], list[str]] = {}
     for skip in skips:
         against.setdefault((skip.attack, skip.reason), []).append(registry.parse(skip.defense).name)
@@ -76,7 +76,7 @@ def overview(plan: Plan, store: Store, workers: int) -> RenderableType:
 
 
 def remaining(plan: Plan, store: Store, settled: set[str]) -> Left:
-    """What a run would do now."""
+    """What a run would do from here."""
     cells = tuple(cell for cell in plan.cells if cell.key not in settled)
     releases = {
         cell.release: (cell.defense, cell.seed)
@@ -90,7 +90,7 @@ def remaining(plan: Plan, store: Store, settled: set[str]) -> Left:
 
 
 def time_line(plan: Plan, store: Store, left: Left, parameters: int, workers: int) -> str:
-    """About how long a run takes, and how that is known."""
+    """An estimate of a run's time, and what it is based on."""
     if not left.cells:
         return "nothing is left to run"
     many = f"{workers} worker{'s' * (workers > 1)}"
@@ -99,14 +99,14 @@ def time_line(plan: Plan, store: Store, left: Left, parameters: int, workers: in
         seconds = _measured(plan, left, parameters, records) / workers
         return f"about {duration(seconds)} with {many}, as its {len(records)} records took"
     flops = _flops(plan, left, parameters)
-    throughput = THROUGHPUT[device_kind(plan.device)]
+    throughput = THROUGHPUT[plan.device.kind]
     seconds = flops / throughput / workers
     stated = f"steps × tokens × parameters make {flops:.2g} FLOPs, taken at {throughput:.0e} a second and worker"
     return f"about {duration(seconds)} with {many}; no records yet: {stated}"
 
 
 def disk_line(plan: Plan, store: Store, left: Left, parameters: int) -> str:
-    """About how much the cache grows."""
+    """An estimate of how much the cache grows."""
     kept = len({*plan.suite.pretraining.checkpoints, 1.0})
     models = len(left.releases) + kept * len(left.bases)
     size = 4 * parameters * models / 1e6
@@ -174,7 +174,7 @@ def _measured(plan: Plan, left: Left, parameters: int, records: Sequence[Record]
     preparations = _means([(one.attack, one.cost.preparation_seconds) for one in records if one.cost])
     prepared = {(cell.release, str(cell.attack)) for cell in left.cells}
     protections = _means([(one.defense, one.protection.seconds) for one in records if one.protection])
-    guess = TRAIN_FLOPS * parameters * _pretraining_tokens(plan.suite) / THROUGHPUT[device_kind(plan.device)]
+    guess = TRAIN_FLOPS * parameters * _pretraining_tokens(plan.suite) / THROUGHPUT[plan.device.kind]
     overall = statistics.fmean(cells.values())
     return (
         sum(

@@ -1,6 +1,7 @@
-"""Where jobs run: in this process, or in worker processes. A job starts when the release that it attacks is made.
+"""Runs jobs in this process or in worker processes. A job starts once the release that it attacks is made.
 
-Workers are forked from a server that has imported the heavy modules once, and end with the process that started them.
+Workers are forked from a server process that has imported the heavy modules once. They end with the process that
+started them.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from nftbench.planning.plan import Job
 from nftbench.records.record import Record
 
 if TYPE_CHECKING:
-    from nftbench.running.workspace import Workplace
+    from nftbench.running.workspace import Workspace
 
 BUSY_SECONDS = 1.0
 """How long to wait before asking again for a job that another run holds."""
@@ -31,7 +32,7 @@ Stage = Literal["protect", "attack"]
 
 @dataclass(frozen=True)
 class Event:
-    """Something that a display may show."""
+    """The start or end of a step, for the display of progress."""
 
     kind: Literal["started", "finished"]
     stage: Stage
@@ -41,23 +42,23 @@ class Event:
 
 @dataclass(frozen=True, order=True)
 class _Step:
-    """One thing to run; steps are taken in the order of seeds, releases before attacks."""
+    """A release to make or a job to run. Steps run in the order of seeds, releases before attacks."""
 
     order: tuple[int, int, int]
     stage: Stage
     job: Job
 
 
-def run(place: Workplace, jobs: Sequence[Job], workers: int, plugins: Sequence[str] = ()) -> Iterator[Event]:
-    """Run all jobs, as many at a time as there are workers, and tell what happens. With one worker: in this process.
+def run(workspace: Workspace, jobs: Sequence[Job], workers: int, plugins: Sequence[str] = ()) -> Iterator[Event]:
+    """Run all jobs, as many at a time as there are workers, and yield an event at the start and end of each step.
 
-    `plugins` are the files given with --plugin, which a worker has to be told of.
+    One worker is this process. `plugins` are the files given with `--plugin`, which other workers load again.
     """
     steps = _steps(jobs)
     if workers == 1:
-        yield from _in_process(place, steps)
+        yield from _in_process(workspace, steps)
     else:
-        yield from _Pool(place, steps, workers, tuple(plugins)).run()
+        yield from _Pool(workspace, steps, workers, tuple(plugins)).run()
 
 
 def _steps(jobs: Sequence[Job]) -> list[_Step]:
@@ -68,42 +69,42 @@ def _steps(jobs: Sequence[Job]) -> list[_Step]:
     return releases + [_Step((job.seed, 1, index), "attack", job) for index, job in enumerate(jobs)]
 
 
-def _perform(place: Workplace, stage: Stage, job: Job) -> list[Record] | None:
+def _perform(workspace: Workspace, stage: Stage, job: Job) -> list[Record] | None:
     from nftbench.running import referee as runner
 
     if stage == "protect":
-        runner.protect(place, job)
+        runner.protect(workspace, job)
         return []
-    return runner.execute(place, job)
+    return runner.execute(workspace, job)
 
 
-def _give_up(place: Workplace, job: Job, error: BaseException) -> list[Record]:
-    """Records for a job that could not run: its release cannot be made, or its process died."""
+def _give_up(workspace: Workspace, job: Job, error: BaseException) -> list[Record]:
+    """Failed records for a job that could not run: its release cannot be made, or its process died."""
     from nftbench.running import referee as runner
 
     if isinstance(error, BrokenProcessPool):
-        return runner.fail(place, job, "oom", "the worker process died; the system may have run out of memory")
-    return runner.fail(place, job, *runner.status_of(error))
+        return runner.fail(workspace, job, "oom", "the worker process died; the system may have run out of memory")
+    return runner.fail(workspace, job, *runner.status_of(error))
 
 
-def _in_process(place: Workplace, steps: Iterable[_Step]) -> Iterator[Event]:
+def _in_process(workspace: Workspace, steps: Iterable[_Step]) -> Iterator[Event]:
     failed: dict[str, BaseException] = {}
     waiting = sorted(steps)
     while waiting:
         step = waiting.pop(0)
         job = step.job
         if step.stage == "attack" and job.release in failed:
-            yield Event("finished", step.stage, job, tuple(_give_up(place, job, failed[job.release])))
+            yield Event("finished", step.stage, job, tuple(_give_up(workspace, job, failed[job.release])))
             continue
         yield Event("started", step.stage, job)
         try:
-            records = _perform(place, step.stage, job)
+            records = _perform(workspace, step.stage, job)
         except (Exception, SystemExit) as error:  # a plugin may raise anything
             if step.stage == "protect":
-                failed[job.release] = error  # its attacks then fail with its reason
+                failed[job.release] = error  # the jobs that attack it fail for the same reason
                 records = []
             else:
-                records = _give_up(place, job, error)
+                records = _give_up(workspace, job, error)
         if records is None:
             waiting.append(step)
             time.sleep(BUSY_SECONDS)
@@ -112,24 +113,26 @@ def _in_process(place: Workplace, steps: Iterable[_Step]) -> Iterator[Event]:
 
 
 class _Pool:
-    """Worker processes and what is still to do."""
+    """The worker processes, and the steps that are left to run."""
 
-    def __init__(self, place: Workplace, steps: Sequence[_Step], workers: int, plugins: tuple[str, ...]) -> None:
-        self.place, self.workers, self.plugins = place, workers, plugins
+    def __init__(self, workspace: Workspace, steps: Sequence[_Step], workers: int, plugins: tuple[str, ...]) -> None:
+        self.workspace, self.workers, self.plugins = workspace, workers, plugins
         self.ready: list[_Step] = []
         self.blocked: dict[str, list[_Step]] = {}
-        first: dict[int, str] = {}
+        to_make = {step.job.release for step in steps if step.stage == "protect"}
+        leaders: dict[str, str] = {}
         for step in sorted(steps):
+            release = step.job.release
             if step.stage == "attack":
-                self.blocked.setdefault(step.job.release, []).append(step)
+                self.blocked.setdefault(release, []).append(step)
                 continue
-            if place.plan.row(step.job.defense).stage == "posttrain":
-                leader = first.setdefault(step.job.seed, step.job.release)
-                if leader != step.job.release:
-                    # It needs the base that the leader is training: a worker would only wait for it.
-                    self.blocked.setdefault(leader, []).append(step)
-                    continue
-            heapq.heappush(self.ready, step)
+            # A release takes its reference's. Where that is no step of its own, the first release makes it on its way.
+            reference = workspace.reference(step.job.defense, step.job.seed)[1] or release
+            leader = reference if reference in to_make else leaders.setdefault(reference, release)
+            if leader == release:
+                heapq.heappush(self.ready, step)
+            else:  # a worker would only wait for the leader
+                self.blocked.setdefault(leader, []).append(step)
         self.failed: dict[str, BaseException] = {}
         self.running: dict[Future[list[Record] | None], _Step] = {}
         self.suspects: list[_Step] = []
@@ -149,24 +152,24 @@ class _Pool:
         return ProcessPoolExecutor(self.workers, context, _enter_worker, (self.plugins,))
 
     def submit(self) -> Iterator[Event]:
-        """Hand out steps. After a worker's death its steps run one at a time, to see which of them kills."""
+        """Give steps to workers. After a worker died, the steps under way run alone, to find the one that kills it."""
         room = 1 if self.suspects else self.workers
         while len(self.running) < room and (self.ready or self.suspects):
             step = self.suspects.pop(0) if self.suspects else heapq.heappop(self.ready)
             if step.stage == "attack" and step.job.release in self.failed:
-                records = _give_up(self.place, step.job, self.failed[step.job.release])
+                records = _give_up(self.workspace, step.job, self.failed[step.job.release])
                 yield Event("finished", step.stage, step.job, tuple(records))
                 continue
             try:
-                self.running[self.pool.submit(_perform, self.place, step.stage, step.job)] = step
-            except BrokenProcessPool:  # a worker has died since the last look
+                self.running[self.pool.submit(_perform, self.workspace, step.stage, step.job)] = step
+            except BrokenProcessPool:  # a worker died since the last step finished
                 heapq.heappush(self.ready, step)
                 yield from self.survive()
                 return
             yield Event("started", step.stage, step.job)
 
     def collect(self) -> Iterator[Event]:
-        """Take in what has finished; a finished release frees its attacks."""
+        """Wait for steps to finish; the attacks on a finished release become ready."""
         if not self.running:
             return
         done, _ = wait(self.running, return_when=FIRST_COMPLETED)
@@ -178,7 +181,7 @@ class _Pool:
             step = self.running.pop(future)
             error = future.exception()
             if error is None and (records := future.result()) is None:
-                time.sleep(BUSY_SECONDS)  # another run holds it
+                time.sleep(BUSY_SECONDS)  # another run holds the job
                 heapq.heappush(self.ready, step)
                 continue
             yield from self.finish(step, error, [] if error is not None else records or [])
@@ -190,11 +193,11 @@ class _Pool:
             for freed in self.blocked.pop(step.job.release, []):
                 heapq.heappush(self.ready, freed)
         elif error is not None:
-            records = _give_up(self.place, step.job, error)
+            records = _give_up(self.workspace, step.job, error)
         yield Event("finished", step.stage, step.job, tuple(records))
 
     def survive(self) -> Iterator[Event]:
-        """A worker died and took the pool along: try each step again alone; one that kills when alone is given up."""
+        """Start a new pool after a worker died. Each step under way is tried again alone; one that dies alone fails."""
         steps = list(self.running.values())
         self.running.clear()
         self.pool.shutdown(wait=False, cancel_futures=True)
@@ -206,7 +209,7 @@ class _Pool:
 
 
 def _enter_worker(plugins: Sequence[str]) -> None:
-    """Know the plugin files, and end when the parent does: a killed run must leave no worker that goes on writing."""
+    """Load the plugin files, and end with the parent: a killed run must leave no worker that goes on writing."""
     from nftbench.planning import registry
 
     for path in plugins:

@@ -1,6 +1,6 @@
-"""The owner, who builds and pre-trains: the undefended model of a seed, and what a defense is given to work with.
+"""The owner of a model: builds and pre-trains it, and gives a defense its context.
 
-An attacker who runs a defense plays the owner too, as a shadow.
+An attacker who runs the defense again on public text is a second kind of owner, called a shadow.
 """
 
 from __future__ import annotations
@@ -16,47 +16,48 @@ import torch
 from torch import nn
 
 from nftbench.contract import Corpus, EachStep, Mask, Model, Task
+from nftbench.device import Device
 from nftbench.errors import NftbenchError
 from nftbench.models import networks as models
 from nftbench.planning import registry
 from nftbench.planning.plan import base_key
-from nftbench.running.workspace import AttackersTask, Workplace, derive, load_task, make_corpus
+from nftbench.running.workspace import AttackersTask, Workspace, load_task, make_corpus
 from nftbench.suites.schema import Pretraining, Suite
 from nftbench.training import engine as train
-from nftbench.training.preparation import Ledger
+from nftbench.training.trainer import Ledger
 
 SIBLING = 0.9
-"""The share of a defense's pre-training run at which its second checkpoint is kept."""
+"""Share of the owner's pre-training run after which a second checkpoint of it is kept (knowledge `sibling`)."""
 
 
-def make_base(place: Workplace, seed: int, fraction: float = 1.0) -> Model:
-    """The undefended model of a base seed, at a fraction of its pre-training run."""
-    recipe = place.suite.pretraining
+def make_base(workspace: Workspace, seed: int, fraction: float = 1.0) -> Model:
+    """The undefended model of a base seed, after a fraction of its pre-training run."""
+    recipe = workspace.suite.pretraining
     steps = _step_at(recipe, fraction)
-    key = base_key(place.suite, seed, place.plan.data, place.device)[:32]
-    # One run gives the base and every checkpoint that the suite names; another fraction takes a run of its own.
+    key = base_key(workspace.suite, seed, workspace.plan.data, workspace.device)[:32]
+    # One run gives the base and every checkpoint that the suite names; any other fraction needs its own run.
     wanted = sorted({steps, *(_step_at(recipe, kept) for kept in recipe.checkpoints), recipe.steps} - {0})
-    folder = place.store.artifact("bases", f"{key}-{steps}")
+    folder = workspace.store.artifact("bases", f"{key}-{steps}")
     if folder is None:
-        with place.store.lock("runs", key):
-            missing = [step for step in wanted if place.store.artifact("bases", f"{key}-{step}") is None]
+        with workspace.store.lock("runs", key):
+            missing = [step for step in wanted if workspace.store.artifact("bases", f"{key}-{step}") is None]
             if steps in missing:
-                _pretrain_base(place, seed, key, missing)
-        folder = place.store.artifact("bases", f"{key}-{steps}")
+                _pretrain_base(workspace, seed, key, missing)
+        folder = workspace.store.artifact("bases", f"{key}-{steps}")
         assert folder is not None
-    return models.load(folder, place.device)
+    return models.load(folder, str(workspace.device))
 
 
-class _Pipeline(ABC):
-    """How a suite's owners build and pre-train: what `OwnerContext` offers to every owner."""
+class _OwnerBase(ABC):
+    """What both kinds of owner do in the same way: build a model and pre-train it by the suite's recipe."""
 
     suite: Suite
-    device: str
+    device: Device
     base_seed: int
     kept: dict[str, torch.Tensor]
-    """The weights at `SIBLING` of the last pre-training run."""
+    """The second checkpoint of the last pre-training run: weights by name."""
     ledger: Ledger | None = None
-    """Where runs are counted, if they are."""
+    """Counts what pre-training costs; None where nobody asks."""
 
     @property
     @abstractmethod
@@ -67,16 +68,18 @@ class _Pipeline(ABC):
 
     @property
     def seed(self) -> int:
-        return derive(self.base_seed, "defense")
+        return models.derive(self.base_seed, "defense")
 
     @property
     def pretraining(self) -> Pretraining:
         return self.suite.pretraining
 
     def build(self, **changes: Any) -> Model:
-        # a copy: what a plugin does to its tokenizer is not done to the corpus's, with which everything is read
+        # A copy: a plugin may change its tokenizer, and the corpus's own encodes everything else.
         tokenizer = copy.deepcopy(self.corpus.tokenizer) if self.pretraining.task is None else None
-        return models.build({**self.suite.model, **changes}, tokenizer, derive(self.base_seed, "init"), self.device)
+        return models.build(
+            {**self.suite.model, **changes}, tokenizer, models.derive(self.base_seed, "init"), str(self.device)
+        )
 
     def pretrain(
         self,
@@ -106,7 +109,7 @@ class _Pipeline(ABC):
                 self.kept.update({name: tensor.detach().clone() for name, tensor in network.state_dict().items()})
             return each_step(network, step) if each_step is not None else None
 
-        seed = derive(self.base_seed, "pretrain")
+        seed = models.derive(self.base_seed, "pretrain")
         train.pretrain(model.network, text, recipe, seed, self.device, mask=mask, each_step=watch)
         if self.ledger is not None:
             self.ledger.steps += taken
@@ -115,7 +118,7 @@ class _Pipeline(ABC):
         return model
 
     def sibling(self, release: Model) -> Model | None:
-        """The release's architecture with the weights kept of its run, if they fit."""
+        """A second checkpoint of the owner's run, in the release's architecture; None where its weights do not fit."""
         shapes = {name: tensor.shape for name, tensor in release.network.state_dict().items()}
         if {name: tensor.shape for name, tensor in self.kept.items()} != shapes:
             return None
@@ -125,43 +128,44 @@ class _Pipeline(ABC):
 
 
 @dataclass(frozen=True)
-class Owner(_Pipeline):
+class Owner(_OwnerBase):
     """`OwnerContext` of one base seed."""
 
-    _place: Workplace
+    _workspace: Workspace
     base_seed: int
-    _told: tuple[str, ...] = ()
+    _known_tasks: tuple[str, ...] = ()
+    """Specs of the tasks that the defense names in `told()`."""
     kept: dict[str, torch.Tensor] = field(default_factory=dict)
 
     @property
     def suite(self) -> Suite:  # type: ignore[override]
-        return self._place.suite
+        return self._workspace.suite
 
     @property
-    def device(self) -> str:  # type: ignore[override]
-        return self._place.device
+    def device(self) -> Device:  # type: ignore[override]
+        return self._workspace.device
 
     @property
     def corpus(self) -> Corpus:
-        return make_corpus(self._place, self.base_seed)
+        return make_corpus(self._workspace, self.base_seed)
 
     def task(self, spec: str) -> Task:
-        allowed = (*self._told, *filter(None, [self.pretraining.task]))
+        allowed = (*self._known_tasks, *filter(None, [self.pretraining.task]))
         if spec not in allowed:
-            raise NftbenchError(f"the defense was not told of {spec!r}: what it asks for it must name in told()")
-        loaded = load_task(self._place, registry.parse(spec), self.base_seed, self.build())
-        return AttackersTask(loaded, ("validation", "test"), "the owner's defense learns from the training split alone")
+            raise NftbenchError(f"the defense asks for the task {spec!r}, which it does not name in told()")
+        loaded = load_task(self._workspace, registry.parse(spec), self.base_seed, self.build())
+        return AttackersTask(loaded, ("validation", "test"), "a defense sees only the training split of a task")
 
     def checkpoint(self, fraction: float) -> Model:
-        return make_base(self._place, self.base_seed, fraction)
+        return make_base(self._workspace, self.base_seed, fraction)
 
 
 @dataclass(frozen=True)
-class Shadow(_Pipeline):
-    """`OwnerContext` of an attacker who plays the owner on public text, with seeds of the attacker's own."""
+class Shadow(_OwnerBase):
+    """`OwnerContext` of an attacker who runs the defense on public text, with the attacker's own seeds."""
 
     suite: Suite
-    device: str
+    device: Device
     base_seed: int
     text: Corpus
     ledger: Ledger | None = field(default_factory=Ledger)
@@ -172,24 +176,24 @@ class Shadow(_Pipeline):
         return self.text
 
     def task(self, spec: str) -> Task:
-        raise NftbenchError("an attacker's shadow is told of no task")
+        raise NftbenchError("a defense that an attacker runs as a shadow has no tasks")
 
     def checkpoint(self, fraction: float) -> Model:
-        raise NftbenchError("an attacker's shadow has no undefended run beside it")
+        raise NftbenchError("a defense that an attacker runs as a shadow has no undefended checkpoints")
 
 
 def _step_at(recipe: Pretraining, fraction: float) -> int:
     return max(1, round(recipe.steps * fraction))
 
 
-def _pretrain_base(place: Workplace, seed: int, key: str, steps: Sequence[int]) -> None:
-    """Run the undefended pre-training as far as the last of `steps`, and keep a copy at each."""
-    owner = Owner(place, seed)
+def _pretrain_base(workspace: Workspace, seed: int, key: str, steps: Sequence[int]) -> None:
+    """Pre-train the undefended model up to the last of `steps`, and store the model at each of them."""
+    owner = Owner(workspace, seed)
     model = owner.build()
 
     def keep(network: nn.Module, step: int) -> bool:
         if step in steps:
-            place.store.make("bases", f"{key}-{step}", lambda folder: models.save(model, folder))
+            workspace.store.make("bases", f"{key}-{step}", lambda folder: models.save(model, folder))
         return step == max(steps)
 
     owner.pretrain(model, each_step=keep)

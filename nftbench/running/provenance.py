@@ -10,8 +10,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import torch
-
+from nftbench.device import Device
+from nftbench.running.hardware import hardware
 from nftbench.suites.schema import Suite
 
 PACKAGES = ("nftbench", "torch", "transformers", "tokenizers", "datasets", "peft", "lm-eval", "numpy", "safetensors")
@@ -19,7 +19,7 @@ SETTINGS = {"model", "corpus", "pretraining", "budget", "seeds", "utility_bar", 
 """What of a suite is not in the record anyway, or in another one."""
 
 
-def collect(suite: Suite, device: str, command: str, seconds: float) -> dict[str, Any]:
+def collect(suite: Suite, device: Device, command: str, seconds: float) -> dict[str, Any]:
     """Everything about a record that is not its number."""
     return {
         "command": command,
@@ -27,7 +27,7 @@ def collect(suite: Suite, device: str, command: str, seconds: float) -> dict[str
         "seconds": round(seconds, 3),
         "versions": dict(_versions()),
         "commit": _commit(),
-        "hardware": dict(_hardware(device)),
+        "hardware": dict(hardware(device)),
         "configuration": suite.model_dump(mode="json", include=SETTINGS),
     }
 
@@ -53,25 +53,3 @@ def _commit() -> str | None:
     except (OSError, subprocess.SubprocessError):
         return None
     return found or None
-
-
-@functools.cache
-def _hardware(device: str) -> tuple[tuple[str, Any], ...]:
-    found: list[tuple[str, Any]] = [
-        ("device", device),
-        ("machine", platform.machine()),
-        ("processor", _processor()),
-        ("threads", torch.get_num_threads()),
-    ]
-    if device.startswith("cuda"):
-        properties = torch.cuda.get_device_properties(device)
-        found += [("gpu", properties.name), ("gpu_memory_bytes", properties.total_memory), ("cuda", torch.version.cuda)]
-    return tuple(found)
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")

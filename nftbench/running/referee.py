@@ -1,14 +1,13 @@
-"""A job becomes records: make the release, let the attack spend its budget, measure, write down.
+"""The referee carries out a job: it makes the release, runs the attack, measures, and writes the records.
 
-The harness is the referee. It alone holds release and secret; an attack is handed the model loaded again from the
-published folder, and a context that holds what the attack's `knowledge` names and no more.
+Only the referee holds both the release and its secret. An attack is given the model as loaded from the published
+folder, and a context with what the attack's `knowledge` names.
 """
 
 from __future__ import annotations
 
 import copy
 import dataclasses
-import functools
 import itertools
 import math
 import time
@@ -27,11 +26,12 @@ from nftbench.models import networks as models, updates
 from nftbench.planning import registry
 from nftbench.planning.plan import Job, corpus_key, task_spec
 from nftbench.records.record import Cell, Record
-from nftbench.running import mask_accuracy as recovery, provenance
+from nftbench.running import mask_accuracy, provenance
 from nftbench.running.attacker import Attacker, own_copy
 from nftbench.running.releases import (
     ADAPTER,
     ReleaseInspection,
+    load_base_sha256,
     load_protection,
     load_secret,
     make_reference,
@@ -39,42 +39,48 @@ from nftbench.running.releases import (
     make_sibling,
     open_release,
 )
-from nftbench.running.workspace import AttackersTask, Workplace, derive, load_task, make_corpus
+from nftbench.running.workspace import AttackersTask, Workspace, load_task, make_corpus
 from nftbench.terms import Knowledge, SplitName, Status
 from nftbench.training import engine as train
-from nftbench.training.preparation import Ledger
 from nftbench.training.sweep import NonFiniteError
+from nftbench.training.trainer import CellTimeoutError, Ledger
 
 
-def execute(place: Workplace, job: Job) -> list[Record] | None:
-    """Run a job's unsettled cells and write their records; None where another process holds the job.
+def execute(workspace: Workspace, job: Job) -> list[Record] | None:
+    """Run the cells of a job that have no settled record, and write their records.
 
-    Whatever goes wrong in a defense, an attack or a task becomes a record's status and reason and loses nothing else.
+    An error in a defense, an attack or a task becomes the status and reason of its record; other cells go on. Returns
+    None where another process holds the job.
     """
-    _single_thread(place.device)
-    with place.store.claim(job.key) as mine:
+    train.set_threads(workspace.device)
+    with workspace.store.claim(job.key) as mine:
         if not mine:
             return None
-        settled = place.store.settled_among(job.cells)
+        settled = workspace.store.settled_among(job.cells)
         cells = [cell for cell in job.cells if cell.key not in settled]
-        return Referee(place, job).run(cells) if cells else []
+        return Referee(workspace, job).run(cells) if cells else []
 
 
-def protect(place: Workplace, job: Job) -> None:
-    """Make the release that a job attacks, so that the jobs of one release need not wait for each other."""
-    _single_thread(place.device)
-    make_release(place, job.defense, job.seed, job.release)
+def protect(workspace: Workspace, job: Job) -> None:
+    """Make the release that a job attacks. Done first, so that the jobs of one release do not wait for each other."""
+    train.set_threads(workspace.device)
+    make_release(workspace, job.defense, job.seed, job.release)
 
 
 @dataclass
 class Referee:
-    """One job under way."""
+    """One job while it runs."""
 
-    place: Workplace
+    workspace: Workspace
     job: Job
     attack: Attack = field(init=False)
     knowledge: frozenset[Knowledge] = field(init=False)
-    """Read once: what the attack says that it knows is what it is given and what the record says."""
+    """What the attack says that it knows, read once: its context and its records have to agree on it."""
+    sha256: str = field(init=False, default="")
+    """Hash of the release's weight files, once it is made."""
+    preparation: float = field(init=False, default=0.0)
+    """Seconds that the attack's preparation took."""
+    recovery: Mapping[str, float] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         self.attack = registry.create("attacks", str(self.job.attack))
@@ -82,183 +88,195 @@ class Referee:
 
     def run(self, cells: Sequence[Cell]) -> list[Record]:
         try:
-            folder = make_release(self.place, self.job.defense, self.job.seed, self.job.release)
+            folder = make_release(self.workspace, self.job.defense, self.job.seed, self.job.release)
             update = updates.load(folder / ADAPTER)
-            release = Release(self.read(open_release(self.place, self.job.seed, folder)), update)
+            model = self.with_readable_text(open_release(self.workspace, self.job.seed, folder))
+            release = Release(model, update)
             self.sha256 = models.sha256(folder)
             context = self.context()
             begun = time.monotonic()
-            # A copy, for the release itself is what unattacked scores are measured on, and what tasks are read by.
-            theirs = Model(copy.deepcopy(release.model.network), copy.deepcopy(release.model.tokenizer))
-            prepared = self.attack.prepare(Release(theirs, update), context)
+            # The attack gets a copy: the release itself encodes the tasks and gives the unattacked scores.
+            copied = Model(copy.deepcopy(model.network), copy.deepcopy(model.tokenizer))
+            prepared = self.attack.prepare(Release(copied, update), context)
             self.preparation = time.monotonic() - begun
-            self.recovery = self.recovered(prepared)
+            self.recovery = self.guess_accuracy(prepared)
         except (Exception, SystemExit) as error:  # a plugin may raise anything
-            return [self.write(cell, *status_of(error)) for cell in cells]
+            return [self.write_failure(cell, *status_of(error)) for cell in cells]
         return [self.cell(cell, release, prepared, context) for cell in cells]
 
-    def read(self, model: Model) -> Model:
-        """The release as an attack reads text for it: by the corpus's tokenizer where its own has the same words but
-        reads otherwise. What is only measured is read as published."""
-        found = load_protection(self.place, self.job.release) if self.attack.trains else None
+    def with_readable_text(self, model: Model) -> Model:
+        """The release with the tokenizer that an attack encodes text by.
+
+        That is the corpus's tokenizer where the release's own has the same words but splits text in another way. An
+        attack that only measures uses the tokenizer as published.
+        """
+        found = load_protection(self.workspace, self.job.release) if self.attack.trains else None
         if found is None or not found.tokenizer_changed or model.tokenizer is None:
             return model
-        usual = make_corpus(self.place, self.job.seed).tokenizer
+        usual = make_corpus(self.workspace, self.job.seed).tokenizer
         same_words = model.tokenizer.get_vocab() == usual.get_vocab()
         return Model(model.network, copy.deepcopy(usual)) if same_words else model
 
-    def recovered(self, prepared: Prepared) -> Mapping[str, float]:
-        """How near the attack's guess comes to the owner's secret; that of an attack that was given it says nothing."""
-        secret = load_secret(self.place, self.job.release)
+    def guess_accuracy(self, prepared: Prepared) -> Mapping[str, float]:
+        """How close the attack's guess comes to the secret mask; empty where the attack was given the mask."""
+        secret = load_secret(self.workspace, self.job.release)
         if prepared.guess is None or secret is None or "secret" in self.knowledge:
             return {}
-        return recovery.score(prepared.guess, secret.mask)
+        return mask_accuracy.score(prepared.guess, secret.mask)
 
     def context(self) -> Attacker:
-        """What this attack may know."""
+        """The context of this attack: what its knowledge names."""
         knowledge = self.knowledge
         defense: Defense = registry.create("defenses", str(self.job.defense))
         return Attacker(
-            seed=derive(self.job.seed, "attack"),
-            budget=self.place.suite.budget,
-            device=self.place.device,
-            _corpus=copy.deepcopy(make_corpus(self.place, self.job.seed)) if "data" in knowledge else None,
-            _secret=load_secret(self.place, self.job.release) if "secret" in knowledge else None,
-            _base=make_reference(self.place, self.job) if "base" in knowledge else None,
+            seed=models.derive(self.job.seed, "attack"),
+            budget=self.workspace.suite.budget,
+            device=self.workspace.device,
+            _corpus=copy.deepcopy(make_corpus(self.workspace, self.job.seed)) if "data" in knowledge else None,
+            _secret=load_secret(self.workspace, self.job.release) if "secret" in knowledge else None,
+            _base=make_reference(self.workspace, self.job) if "base" in knowledge else None,
             _defense=defense if "method" in knowledge else None,
-            _suite=self.place.suite if knowledge & {"method", "sibling"} else None,
-            _sibling=make_sibling(self.place, self.job) if "sibling" in knowledge else None,
+            _suite=self.workspace.suite if knowledge & {"method", "sibling"} else None,
+            _sibling=make_sibling(self.workspace, self.job) if "sibling" in knowledge else None,
             _uses=_built_on(self.attack),
         )
 
     def cell(self, cell: Cell, release: Release, prepared: Prepared, context: Attacker) -> Record:
-        """Attack one task and let the referee measure."""
+        """Attack one task and measure the result."""
         begun = time.monotonic()
-        if self.place.plan.role(cell) == "yardstick":
+        if self.workspace.plan.role(cell) == "yardstick":
             return self.reading(cell, release, begun)
         try:
-            task = load_task(self.place, cell.task, cell.seed, release.model)
-            # A copy of its own for each task: an attack that changes what it prepared must not reach the next one.
+            task = load_task(self.workspace, cell.task, cell.seed, release.model)
+            # Each task gets a copy: an attack that changes what it prepared must not affect the next task.
             own = _copied(prepared)
-            beside = dataclasses.replace(self.beside(cell, release, context), ledger=Ledger())
-            theirs = self.theirs(cell, release, task)
-            outcome = self.attack.adapt(own, AttackersTask(theirs), beside)
+            given = dataclasses.replace(self.with_other_tasks(cell, release, context), ledger=Ledger())
+            training_task = self.training_task(cell, release, task)
+            outcome = self.attack.adapt(own, AttackersTask(training_task), given)
             plain = outcome.retried is None
             validation = self.measure(task, outcome.network, "validation", plain) if task.trainable else None
             attacked = self.measure(task, outcome.network, "test", plain)
             trained = self.attack.trains
             unattacked = self.measure(task, release.model.network, "test", True) if trained else attacked
         except (Exception, SystemExit) as error:  # a plugin may raise anything
-            return self.write(cell, *status_of(error))
+            return self.write_failure(cell, *status_of(error))
         finite = math.isfinite(attacked.value) and (attacked.loss is None or math.isfinite(attacked.loss))
         last = max(point.step for point in outcome.curve) if outcome.curve else 0
         cost = dataclasses.replace(
             outcome.cost,
-            preparation_seconds=self.preparation + beside.ledger.seconds,
-            preparation_steps=context.ledger.steps + beside.ledger.steps,
-            preparation_flops=context.ledger.flops + beside.ledger.flops,
+            preparation_seconds=self.preparation + given.ledger.seconds,
+            preparation_steps=context.ledger.steps + given.ledger.steps,
+            preparation_flops=context.ledger.flops + given.ledger.flops,
             peak_memory_bytes=max(
-                outcome.cost.peak_memory_bytes, context.ledger.peak_memory_bytes, beside.ledger.peak_memory_bytes
+                outcome.cost.peak_memory_bytes, context.ledger.peak_memory_bytes, given.ledger.peak_memory_bytes
             ),
         )
+        record = self.blank(cell, time.monotonic() - begun, training_task.documents())
+        if not finite:
+            record = dataclasses.replace(record, reason="the attacked model's score or loss is not finite")
         return self.write(
-            cell,
-            "ok" if finite else "nonfinite",
-            None if finite else "the attacked model's score or loss is not finite",
-            unattacked=unattacked if finite else None,
-            validation=validation if finite else None,
-            attacked=attacked if finite else None,
-            picked=outcome.picked,
-            curve=outcome.curve,
-            restarts=outcome.restarts,
-            at_edge=outcome.at_edge,
-            at_last_step=0 < outcome.picked.step == last,
-            stuck=outcome.stuck,
-            retried=outcome.retried,
-            cost=cost if self.attack.trains else None,
-            recovery=self.recovery,
-            protection=load_protection(self.place, cell.release) if not self.attack.trains else None,
-            seconds=time.monotonic() - begun,
-            documents=getattr(theirs, "provenance", {}),
+            dataclasses.replace(
+                record,
+                status="ok" if finite else "nonfinite",
+                unattacked=unattacked if finite else None,
+                validation=validation if finite else None,
+                attacked=attacked if finite else None,
+                picked=outcome.picked,
+                curve=outcome.curve,
+                restarts=outcome.restarts,
+                at_edge=outcome.at_edge,
+                at_last_step=0 < outcome.picked.step == last,
+                stuck=outcome.stuck,
+                retried=outcome.retried,
+                cost=cost if self.attack.trains else None,
+                recovery=self.recovery,
+                protection=load_protection(self.workspace, cell.release) if not self.attack.trains else None,
+            )
         )
 
-    def theirs(self, cell: Cell, release: Release, task: Task) -> Task:
+    def training_task(self, cell: Cell, release: Release, task: Task) -> Task:
         """The task with as many training documents as the attack takes."""
-        suite = self.place.suite
+        suite = self.workspace.suite
         taken = self.attack.train_documents(suite.budget)
         if taken == suite.budget.max_train_documents:
             return task
         budget = suite.budget.model_copy(update={"max_train_documents": taken})
         changed = suite.model_copy(update={"budget": budget})
-        place = dataclasses.replace(self.place, plan=dataclasses.replace(self.place.plan, suite=changed))
-        return load_task(place, cell.task, cell.seed, release.model)
+        workspace = dataclasses.replace(self.workspace, plan=dataclasses.replace(self.workspace.plan, suite=changed))
+        return load_task(workspace, cell.task, cell.seed, release.model)
 
-    def beside(self, cell: Cell, release: Release, context: Attacker) -> Attacker:
-        """The context with the suite's other tasks, for the attacks that are about several."""
+    def with_other_tasks(self, cell: Cell, release: Release, context: Attacker) -> Attacker:
+        """The context with the suite's other ranked tasks, for attacks that merge several fine-tuned models."""
         if self.attack.adaptation != "merging":
             return context
-        ranked = [task_spec(text) for text in self.place.suite.tasks]
+        ranked = [task_spec(text) for text in self.workspace.suite.tasks]
         found = {
-            str(spec): AttackersTask(load_task(self.place, spec, cell.seed, release.model))
+            str(spec): AttackersTask(load_task(self.workspace, spec, cell.seed, release.model))
             for spec in ranked
             if spec != cell.task
         }
         return dataclasses.replace(context, others=found)
 
     def reading(self, cell: Cell, release: Release, begun: float) -> Record:
-        """Read a yardstick off the release."""
+        """Measure a yardstick on the release."""
         try:
             yardstick: Yardstick = registry.create("yardsticks", str(cell.task))
-            found = yardstick.measure(ReleaseInspection(self.place, self.job, release))
+            found = yardstick.measure(ReleaseInspection(self.workspace, self.job, release))
         except (Exception, SystemExit) as error:  # a plugin may raise anything
-            return self.write(cell, *status_of(error))
+            return self.write_failure(cell, *status_of(error))
         unfit = sorted(name for name, value in found.values.items() if not math.isfinite(value))
-        reason = f"not finite: {', '.join(unfit)}" if unfit else None
         return self.write(
-            cell,
-            "nonfinite" if unfit else "ok",
-            reason,
-            reading=None if unfit else found,
-            protection=load_protection(self.place, cell.release),
-            seconds=time.monotonic() - begun,
+            dataclasses.replace(
+                self.blank(cell, time.monotonic() - begun),
+                status="nonfinite" if unfit else "ok",
+                reason=f"not finite: {', '.join(unfit)}" if unfit else None,
+                reading=None if unfit else found,
+                protection=load_protection(self.workspace, cell.release),
+            )
         )
 
     def measure(self, task: Task, network: nn.Module, split: SplitName, plain: bool) -> Measurement:
-        with train.autocast(self.place.device, plain):
+        with train.autocast(self.workspace.device, plain):
             return task.evaluate(network, task.split(split))
 
-    def provenance(self, seconds: float, documents: Mapping[str, Any]) -> dict[str, Any]:
-        """Where the numbers come from; `documents` says which data a text task scored."""
-        place = self.place
-        found = provenance.collect(place.suite, place.device, place.command, seconds)
-        return {**found, "corpus": corpus_key(place.suite, self.job.seed, place.plan.data), "documents": documents}
+    def blank(self, cell: Cell, seconds: float = 0.0, documents: Mapping[str, Any] | None = None) -> Record:
+        """The record of a cell before anything is measured: a failure.
 
-    def write(self, cell: Cell, status: Status, reason: str | None, **measured: Any) -> Record:
-        place = self.place
-        record = Record(
+        Args:
+            seconds: what the cell took.
+            documents: which documents a task scored.
+        """
+        workspace = self.workspace
+        origin = provenance.collect(workspace.suite, workspace.device, workspace.command, seconds)
+        corpus = corpus_key(workspace.suite, self.job.seed, workspace.plan.data)
+        return Record(
             key=cell.key,
-            suite=place.suite.name,
+            suite=workspace.suite.name,
             defense=str(cell.defense),
             attack=str(cell.attack),
             task=str(cell.task),
             seed=cell.seed,
-            row=place.plan.row(cell.defense),
-            role=place.plan.role(cell),
+            row=workspace.plan.row(cell.defense),
+            role=workspace.plan.role(cell),
             knowledge=tuple(sorted(self.knowledge)),
             adaptation=self.attack.adaptation,
             against=tuple(sorted(self.attack.against)),
             uses_release=self.attack.uses_release,
             trains=self.attack.trains,
-            status=status,
-            reason=reason,
-            limited=place.plan.limit is not None,
+            status="failed",
+            limited=workspace.plan.limit is not None,
             release=cell.release,
-            release_sha256=getattr(self, "sha256", ""),
-            provenance=self.provenance(measured.pop("seconds", 0.0), measured.pop("documents", {})),
-            **measured,
+            release_sha256=self.sha256,
+            base_sha256=load_base_sha256(workspace, cell.release),
+            provenance={**origin, "corpus": corpus, "documents": documents or {}},
         )
-        place.store.write(record)
+
+    def write(self, record: Record) -> Record:
+        self.workspace.store.write(record)
         return record
+
+    def write_failure(self, cell: Cell, status: Status, reason: str) -> Record:
+        return self.write(dataclasses.replace(self.blank(cell), status=status, reason=reason))
 
 
 def _copied(prepared: Prepared) -> Prepared:
@@ -268,22 +286,22 @@ def _copied(prepared: Prepared) -> Prepared:
 
 
 def _built_on(attack: Attack) -> tuple[str, ...]:
-    """Specs of the attacks that it is built on, and of those that these are built on."""
+    """Specs of the attacks that it is built on, directly or through others."""
     below = (_built_on(registry.create("attacks", spec)) for spec in attack.uses())
     return (*attack.uses(), *itertools.chain.from_iterable(below))
 
 
-def fail(place: Workplace, job: Job, status: Status, reason: str) -> list[Record]:
-    """Write a failed record for each unsettled cell of a job that could not even start."""
-    with place.store.claim(job.key) as mine:
-        settled = place.store.settled_among(job.cells)
-        referee = Referee(place, job)
-        return [referee.write(cell, status, reason) for cell in job.cells if mine and cell.key not in settled]
+def fail(workspace: Workspace, job: Job, status: Status, reason: str) -> list[Record]:
+    """Write a failed record for each cell of a job that could not start, unless the cell is settled."""
+    with workspace.store.claim(job.key) as mine:
+        settled = workspace.store.settled_among(job.cells)
+        referee = Referee(workspace, job)
+        return [referee.write_failure(cell, status, reason) for cell in job.cells if mine and cell.key not in settled]
 
 
 def status_of(error: BaseException) -> tuple[Status, str]:
-    """A cell's status and its reason in one line, with the place where it was raised."""
-    if isinstance(error, train.CellTimeoutError):
+    """The status of a cell that ended in this error, and the reason in one line with the file and line raising it."""
+    if isinstance(error, CellTimeoutError):
         return "timeout", str(error)
     if isinstance(error, NonFiniteError):
         return "nonfinite", str(error)
@@ -295,10 +313,3 @@ def status_of(error: BaseException) -> tuple[Status, str]:
     frames = traceback.extract_tb(error.__traceback__)  # none where the error comes from a worker process
     place = f" ({Path(frames[-1].filename).name}:{frames[-1].lineno})" if frames else ""
     return "failed", f"{type(error).__name__}: {message}{place}"
-
-
-@functools.cache
-def _single_thread(device: str) -> None:
-    """One thread a cell on the CPU, whatever --jobs: the bits of a sum depend on the number of threads."""
-    if not device.startswith("cuda"):
-        torch.set_num_threads(1)

@@ -1,6 +1,7 @@
-"""Releases: a defense protects, the referee examines what it released, and each part is kept where it belongs.
+"""Releases: a defense protects a model, the referee examines the result, and each part is stored in its own folder.
 
-The release is public; its secret and its second checkpoint are for the owner, and for attacks that are told of them.
+The release is public. Its secret and the second checkpoint of its run are for the owner, and for attacks whose
+knowledge names them.
 """
 
 from __future__ import annotations
@@ -9,9 +10,10 @@ import dataclasses
 import functools
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -25,74 +27,103 @@ from nftbench.data.lm_eval_tasks import window
 from nftbench.errors import NftbenchError
 from nftbench.models import networks as models, updates
 from nftbench.planning import registry
-from nftbench.planning.plan import Job, canonical
+from nftbench.planning.plan import Job
 from nftbench.records.spec import Spec
 from nftbench.running.owner import Owner, make_base
-from nftbench.running.workspace import Workplace, derive, load_task, make_corpus
+from nftbench.running.workspace import Workspace, load_task, make_corpus
 from nftbench.suites.schema import Budget, Pretraining
 from nftbench.training.costs import gradient_error
 
 ADAPTER = "adapter"
-"""The folder of a release in which its update lies, if it has one."""
+"""The subfolder of a release that holds its update, if it has one."""
+BASE = "base.json"
+"""The file with the hash of a release's base weights, in the folder of its protection."""
 
 
-def make_release(place: Workplace, spec: Spec, seed: int, key: str) -> Path:
-    """The folder of a release, protected if it is not there yet. Its secret lies elsewhere, for the owner only.
+def make_release(workspace: Workspace, spec: Spec, seed: int, key: str) -> Path:
+    """The folder of a release; the defense makes it if the cache lacks it. The secret is stored elsewhere.
 
     Raises:
         Exception: whatever the defense raises, or NftbenchError for a release that is not one.
     """
-    store, keeps_secret = place.store, registry.create("defenses", str(spec)).keeps_secret
+    store, keeps_secret = workspace.store, registry.create("defenses", str(spec)).keeps_secret
     kinds = ("protections", *(("secrets",) if keeps_secret else ()))
     if any(store.artifact(kind, key) is None for kind in kinds):
-        store.discard("releases", key)  # what belongs to it is missing or damaged: only all of it can be made again
-    return store.make("releases", key, lambda folder: _protect(place, spec, seed, key, folder))
+        store.discard("releases", key)  # its secret or protection is missing or damaged: all parts are made together
+    found = store.artifact("releases", key)
+    if found is not None:
+        return found
+    base = _reference_sha256(workspace, spec, seed)
+    return store.make("releases", key, lambda folder: _protect(workspace, spec, seed, key, folder, base))
 
 
-def open_release(place: Workplace, seed: int, folder: Path) -> Model:
-    """A release as attackers open it: everything in it can be trained, and code that is its owner's own is put aside
-    where the library's reads the same weights as well."""
-    model = models.load(folder, place.device, attacker=True)
-    if not models.has_custom_code(model.network) or place.suite.pretraining.task is not None or model.tokenizer is None:
+def _reference_sha256(workspace: Workspace, spec: Spec, seed: int) -> str | None:
+    """Hash of the tensors that the reference row releases; its release is made if it is not there yet.
+
+    None where the row is its own reference, and where the reference cannot be made: its own cells say why.
+    """
+    reference, key = workspace.reference(spec, seed)
+    if reference == spec or key is None:
+        return None
+    try:
+        return models.tensors_sha256(make_release(workspace, reference, seed, key))
+    except (Exception, SystemExit):  # a plugin may raise anything
+        return None
+
+
+def open_release(workspace: Workspace, seed: int, folder: Path) -> Model:
+    """A release as attackers open it: every weight can be trained.
+
+    Code of the owner's own is replaced by an architecture of transformers or nftbench, where one reads text with the
+    same weights as well.
+    """
+    model = models.load(folder, str(workspace.device), attacker=True)
+    if (
+        not models.has_custom_code(model.network)
+        or workspace.suite.pretraining.task is not None
+        or model.tokenizer is None
+    ):
         return model
-    text = _text(make_corpus(place, seed), len(model.tokenizer), place.device)
-    return Model(models.in_known_architecture(model.network, place.suite.model["model_type"], text), model.tokenizer)
+    text = _text(make_corpus(workspace, seed), len(model.tokenizer), str(workspace.device))
+    return Model(
+        models.in_known_architecture(model.network, workspace.suite.model["model_type"], text), model.tokenizer
+    )
 
 
-def make_reference(place: Workplace, job: Job) -> Model:
-    """The undefended model that a row is set against."""
-    reference = canonical("defenses", registry.create("defenses", str(job.defense)).reference_row())
-    key = place.plan.releases[str(reference), job.seed]
-    return open_release(place, job.seed, make_release(place, reference, job.seed, key))
+def make_reference(workspace: Workspace, job: Job) -> Model:
+    """The undefended model that a row is compared with."""
+    reference, key = workspace.reference(job.defense, job.seed)
+    assert key is not None  # a plan has the reference of each of its rows
+    return open_release(workspace, job.seed, make_release(workspace, reference, job.seed, key))
 
 
-def make_sibling(place: Workplace, job: Job) -> Model:
-    """The second checkpoint of a release's run, kept when the release is made.
+def make_sibling(workspace: Workspace, job: Job) -> Model:
+    """The second checkpoint of the owner's run, stored when the release was made.
 
     Raises:
-        NftbenchError: the defense trained no network of the release's shapes as far as that.
+        NftbenchError: the run kept no checkpoint, or its tensors have other shapes than the release's.
     """
-    folder = place.store.artifact("siblings", job.release)
-    if folder is None:  # a release in the cache from before siblings were kept
-        place.store.discard("releases", job.release)
-        make_release(place, job.defense, job.seed, job.release)
-        folder = place.store.artifact("siblings", job.release)
+    folder = workspace.store.artifact("siblings", job.release)
+    if folder is None:  # the cached release is older than the storing of second checkpoints
+        workspace.store.discard("releases", job.release)
+        make_release(workspace, job.defense, job.seed, job.release)
+        folder = workspace.store.artifact("siblings", job.release)
     if folder is None:
         raise NftbenchError(f"{job.defense} leaves no second checkpoint of its run")
-    return open_release(place, job.seed, folder)
+    return open_release(workspace, job.seed, folder)
 
 
-def load_secret(place: Workplace, key: str) -> Secret | None:
+def load_secret(workspace: Workspace, key: str) -> Secret | None:
     """The owner's secret of a release."""
-    folder = place.store.artifact("secrets", key)
+    folder = workspace.store.artifact("secrets", key)
     if folder is None:
         return None
     return Secret({name: tensor.bool() for name, tensor in load_file(folder / "mask.safetensors").items()})
 
 
-def load_protection(place: Workplace, key: str) -> Protection | None:
+def load_protection(workspace: Workspace, key: str) -> Protection | None:
     """What the referee found about a release."""
-    folder = place.store.artifact("protections", key)
+    folder = workspace.store.artifact("protections", key)
     if folder is None:
         return None
     content = json.loads((folder / "protection.json").read_text())
@@ -100,11 +131,20 @@ def load_protection(place: Workplace, key: str) -> Protection | None:
     return Protection(**content, series=tuple(curves))
 
 
+def load_base_sha256(workspace: Workspace, key: str) -> str | None:
+    """Hash of the base weights that belong to a release; None where it is not known."""
+    folder = workspace.store.artifact("protections", key)
+    if folder is None or not (folder / BASE).is_file():  # kept since base weights are compared
+        return None
+    found: str | None = json.loads((folder / BASE).read_text())["base_sha256"]
+    return found
+
+
 @dataclass(frozen=True)
 class ReleaseInspection:
     """`Inspection` of one release."""
 
-    _place: Workplace
+    _workspace: Workspace
     _job: Job
     _release: Release
 
@@ -114,11 +154,11 @@ class ReleaseInspection:
 
     @functools.cached_property
     def base(self) -> Model:
-        return make_reference(self._place, self._job)
+        return make_reference(self._workspace, self._job)
 
     @functools.cached_property
     def initial(self) -> Model:
-        return Owner(self._place, self._job.seed).build()
+        return Owner(self._workspace, self._job.seed).build()
 
     @property
     def update(self) -> Update | None:
@@ -126,29 +166,29 @@ class ReleaseInspection:
 
     @functools.cached_property
     def secret(self) -> Secret | None:
-        return load_secret(self._place, self._job.release)
+        return load_secret(self._workspace, self._job.release)
 
     @property
     def protection(self) -> Protection:
-        found = load_protection(self._place, self._job.release)
+        found = load_protection(self._workspace, self._job.release)
         assert found is not None  # it is made with the release
         return found
 
     @property
     def corpus(self) -> Corpus:
-        return make_corpus(self._place, self._job.seed)
+        return make_corpus(self._workspace, self._job.seed)
 
     @property
     def budget(self) -> Budget:
-        return self._place.suite.budget
+        return self._workspace.suite.budget
 
     @property
     def pretraining(self) -> Pretraining:
-        return self._place.suite.pretraining
+        return self._workspace.suite.pretraining
 
     @property
     def seed(self) -> int:
-        return derive(self._job.seed, "yardstick")
+        return models.derive(self._job.seed, "yardstick")
 
     @functools.cached_property
     def told(self) -> tuple[str, ...]:
@@ -156,14 +196,14 @@ class ReleaseInspection:
         return defense.told()
 
     def task(self, spec: str) -> Task:
-        return load_task(self._place, registry.parse(spec), self._job.seed, self.release)
+        return load_task(self._workspace, registry.parse(spec), self._job.seed, self.release)
 
 
-def _protect(place: Workplace, spec: Spec, seed: int, key: str, folder: Path) -> None:
-    """Let the defense protect; write secret and protection, then fill the release's folder."""
+def _protect(workspace: Workspace, spec: Spec, seed: int, key: str, folder: Path, base_sha256: str | None) -> None:
+    """Let the defense protect; write secret, protection and base hash, then fill the release's folder."""
     defense: Defense = registry.create("defenses", str(spec))
-    owner = Owner(place, seed, defense.told())
-    model = owner.build() if defense.stage == "pretrain" else make_base(place, seed)
+    owner = Owner(workspace, seed, defense.told())
+    model = owner.build() if defense.stage == "pretrain" else make_base(workspace, seed)
     started = time.monotonic()
     protected = defense.protect(model, owner)
     seconds = time.monotonic() - started
@@ -174,29 +214,32 @@ def _protect(place: Workplace, spec: Spec, seed: int, key: str, folder: Path) ->
     models.save(protected.release, folder)
     if protected.update is not None:
         updates.save(protected.update, folder / ADAPTER)
-    published = models.load(folder, place.device)
+    published = models.load(folder, str(workspace.device))
     _check_published(folder, published)
-    opened = open_release(place, seed, folder)
-    protection = _examine(place, seed, published, opened, mask, protected.series, seconds)
-    # A killed attempt may have left its secret; only what belongs to these weights may stay.
+    opened = open_release(workspace, seed, folder)
+    protection = _examine(workspace, seed, published, opened, mask, protected.series, seconds)
+    # A killed attempt may have left its parts, which do not belong to these weights.
     for kind in ("secrets", "siblings", "protections"):
-        place.store.discard(kind, key)
+        workspace.store.discard(kind, key)
     sibling = owner.sibling(protected.release)
     if sibling is not None:
-        place.store.make("siblings", key, lambda draft: models.save(sibling, draft), mode=0o700)
+        workspace.store.make("siblings", key, lambda draft: models.save(sibling, draft), mode=0o700)
     if mask is not None:
         held = {name: tensor.detach().to("cpu", torch.uint8).contiguous() for name, tensor in mask.items()}
-        place.store.make("secrets", key, lambda draft: save_file(held, draft / "mask.safetensors"), mode=0o700)
-    text = json.dumps(dataclasses.asdict(protection))
-    place.store.make("protections", key, lambda draft: _write(draft / "protection.json", text))
+        workspace.store.make("secrets", key, lambda draft: save_file(held, draft / "mask.safetensors"), mode=0o700)
+    if workspace.reference(spec, seed)[0] == spec:
+        base_sha256 = models.tensors_sha256(folder)
+    found = {"protection.json": dataclasses.asdict(protection), BASE: {"base_sha256": base_sha256}}
+    workspace.store.make("protections", key, lambda draft: _write(draft, found))
 
 
-def _write(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")
+def _write(folder: Path, files: Mapping[str, Mapping[str, Any]]) -> None:
+    for name, content in files.items():
+        (folder / name).write_text(json.dumps(content), encoding="utf-8")
 
 
 def _check_published(folder: Path, model: Model) -> None:
-    """Refuse tensors that are no weights: a mask left on a module as a buffer would be published with it."""
+    """Refuse tensors that the architecture does not have, such as a secret mask left on a module as a buffer."""
     known = model.network.state_dict().keys()
     for path in sorted(folder.glob("*.safetensors")):
         with safe_open(path, framework="pt") as file:
@@ -219,7 +262,7 @@ def _check_release(model: Model, mask: Mask | None) -> None:
 
 
 def _examine(
-    place: Workplace,
+    workspace: Workspace,
     seed: int,
     model: Model,
     opened: Model,
@@ -227,16 +270,21 @@ def _examine(
     series: Sequence[Series],
     seconds: float,
 ) -> Protection:
-    """What the referee finds about a release and what an attacker makes of it (`opened`), beside what the defense says
-    of itself (`series`)."""
-    owner = Owner(place, seed)
-    loss, tokenizer_changed = _probe(place, owner, model)
+    """What the referee finds about a release.
+
+    Args:
+        model: the release as published.
+        opened: the release as attackers open it, whose gradients are checked.
+        series: the curves that the defense reports.
+    """
+    owner = Owner(workspace, seed)
+    loss, tokenizer_changed = _probe(workspace, owner, model)
     before, after = owner.build().network.config.to_dict(), model.network.config.to_dict()
     ignored = {"_name_or_path", "transformers_version", "architectures", "dtype"}
     return Protection(
         parameters=sum(parameter.numel() for parameter in model.network.parameters()),
         seconds=seconds,
-        gradient_error=gradient_error(opened.network, loss, derive(seed, "probe")),
+        gradient_error=gradient_error(opened.network, loss, models.derive(seed, "probe")),
         config_changed={
             name: after.get(name) for name in sorted({*before, *after} - ignored) if before.get(name) != after.get(name)
         },
@@ -247,16 +295,15 @@ def _examine(
     )
 
 
-def _probe(place: Workplace, owner: Owner, model: Model) -> tuple[Callable[[nn.Module], torch.Tensor], bool]:
-    """A loss to probe the release's gradients with, and whether its tokenizer is another than the corpus's.
+def _probe(workspace: Workspace, owner: Owner, model: Model) -> tuple[Callable[[nn.Module], torch.Tensor], bool]:
+    """A loss to check the release's gradients with, and whether its tokenizer differs from the corpus's.
 
     Raises:
-        NftbenchError: the release's outputs do not have the shape that they should have, or it reads less at once than
-            a block of its text.
+        NftbenchError: the release's logits have the wrong shape, or its context is shorter than a block of its text.
     """
-    told = place.suite.pretraining.task
-    if told is not None:
-        task = owner.task(told)
+    pretraining_task = workspace.suite.pretraining.task
+    if pretraining_task is not None:
+        task = owner.task(pretraining_task)
         batch = task.split("train").batch(range(min(64, len(task.split("train")))))
         return lambda network: task.loss(network, batch), False
     corpus = owner.corpus
@@ -265,7 +312,7 @@ def _probe(place: Workplace, owner: Owner, model: Model) -> tuple[Callable[[nn.M
     words = model.network.get_input_embeddings().num_embeddings
     if words < len(model.tokenizer):
         raise NftbenchError(f"the release embeds {words} words, its tokenizer has {len(model.tokenizer)}")
-    tokens = _text(corpus, len(model.tokenizer), place.device)
+    tokens = _text(corpus, len(model.tokenizer), str(workspace.device))
     block, half = tokens.shape[1], tokens.shape[1] // 2
     if window(model) < block:
         raise NftbenchError(f"the release reads {window(model)} tokens at once, a block of its text has {block}")
@@ -273,9 +320,9 @@ def _probe(place: Workplace, owner: Owner, model: Model) -> tuple[Callable[[nn.M
     def loss(network: nn.Module) -> torch.Tensor:
         with models.seeded(0):  # the same dropout in every call
             logits = network(input_ids=tokens).logits[:, :-1]
-            # As tasks are trained on, which ask for the last positions alone: a network may compute those another way.
+            # Tasks ask for the logits of the last positions only, which a network may compute in another way.
             last = requests.logits_at_end(network, tokens[:, :-1], half)
-        # Not the network's own loss: transformers computes it in float32, too coarse for differences.
+        # Not the network's own loss: transformers computes it in float32, too coarse for central differences.
         found, true = torch.cat([logits, last], 1), torch.cat([tokens[:, 1:], tokens[:, -half:]], 1)
         return nn.functional.cross_entropy(found.flatten(0, 1).double(), true.flatten())
 
@@ -283,22 +330,22 @@ def _probe(place: Workplace, owner: Owner, model: Model) -> tuple[Callable[[nn.M
         logits = model.network(input_ids=tokens).logits
     if logits.shape[-1] < len(model.tokenizer) or logits.shape[:2] != tokens.shape:
         raise NftbenchError(f"the release gives logits of shape {tuple(logits.shape)} for {len(model.tokenizer)} words")
-    return loss, _reads_otherwise(model.tokenizer, corpus)
+    return loss, _differs(model.tokenizer, corpus)
 
 
 def _text(corpus: Corpus, words: int, device: str) -> torch.Tensor:
-    """Some running text [8, block]; a checkpoint brings a tokenizer of its own, with fewer words perhaps."""
+    """Held-out tokens [8, block] below `words`: the tokenizer of a checkpoint may have fewer words than the corpus."""
     return corpus.heldout[:8].to(device) % words
 
 
-def _reads_otherwise(tokenizer: PreTrainedTokenizerBase, corpus: Corpus) -> bool:
-    """Whether a tokenizer has other words, other rules, or reads a word or the beginning of a text in another way."""
+def _differs(tokenizer: PreTrainedTokenizerBase, corpus: Corpus) -> bool:
+    """Whether a tokenizer has other words or rules than the corpus's, or encodes some text in another way."""
     usual = corpus.tokenizer
     if corpora.tokenization_rules(tokenizer) != corpora.tokenization_rules(usual):
         return True
     beginnings = [usual.decode(block[: 2 + index % len(block)]) for index, block in enumerate(corpus.heldout[:64])]
     texts = [*sorted(usual.get_vocab()), *beginnings]
-    mine, theirs = (requests.Encoder(one, 0) for one in (tokenizer, usual))
+    own, expected = (requests.Encoder(one, 0) for one in (tokenizer, usual))
     return any(
-        mine.tokens(texts, special=special) != theirs.tokens(texts, special=special) for special in (True, False)
+        own.tokens(texts, special=special) != expected.tokens(texts, special=special) for special in (True, False)
     )

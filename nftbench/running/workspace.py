@@ -1,8 +1,7 @@
-"""Where and for what plan jobs run, and what lies ready there for every party: a seed's corpus and its tasks."""
+"""The workspace of a run: its plan and folders, and the corpus and tasks of each seed, which all parties share."""
 
 from __future__ import annotations
 
-import hashlib
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from nftbench.contract import Corpus, Model, Split, Task, WrappedTask
 from nftbench.data import corpus as corpora
 from nftbench.data.lm_eval_tasks import LoadedTextTask, TextTask, window
+from nftbench.device import Device
 from nftbench.errors import NftbenchError
 from nftbench.planning import registry
 from nftbench.planning.plan import Plan, corpus_key
@@ -24,8 +24,8 @@ from nftbench.terms import SplitName
 
 
 @dataclass(frozen=True)
-class Workplace:
-    """Where and for what plan jobs run."""
+class Workspace:
+    """A plan, the folders that its jobs write to, and the command that started the run."""
 
     plan: Plan
     store: Store
@@ -36,36 +36,38 @@ class Workplace:
         return self.plan.suite
 
     @property
-    def device(self) -> str:
+    def device(self) -> Device:
         return self.plan.device
 
+    def reference(self, defense: Spec, seed: int) -> tuple[Spec, str | None]:
+        """The row that a defense is compared with, and the key of its release; None where the plan has none."""
+        name = self.plan.row(defense).reference
+        return registry.parse(name), self.plan.releases.get((name, seed))
 
-def derive(seed: int, *role: str) -> int:
-    """A seed of its own for each role (init, pretrain, defense, attack, data), so that no two share a stream."""
-    return int.from_bytes(hashlib.sha256("|".join([str(seed), *role]).encode()).digest()[:6], "big")
 
-
-def make_corpus(place: Workplace, seed: int) -> Corpus:
-    """The packed corpus of a base seed, from the cache.
+def make_corpus(workspace: Workspace, seed: int) -> Corpus:
+    """The packed corpus of a base seed; built if the cache lacks it.
 
     Raises:
         NftbenchError: the suite's models read no text.
     """
-    if place.suite.corpus.source == "none":
-        raise NftbenchError(f"{place.suite.name} has no corpus: its models read no text")
-    key = corpus_key(place.suite, seed, place.plan.data)[:32]
-    return _load_corpus(place.store, key, lambda: corpora.build(place.suite.corpus, seed, place.plan.data))
+    if workspace.suite.corpus.source == "none":
+        raise NftbenchError(f"{workspace.suite.name} has no corpus: its models read no text")
+    key = corpus_key(workspace.suite, seed, workspace.plan.data)[:32]
+    return _load_corpus(workspace.store, key, lambda: corpora.build(workspace.suite.corpus, seed, workspace.plan.data))
 
 
-def load_task(place: Workplace, spec: Spec, seed: int, model: Model) -> Task:
-    """A base seed's task, loaded and encoded for the model; kept for the process's next cells.
+def load_task(workspace: Workspace, spec: Spec, seed: int, model: Model) -> Task:
+    """A task of a base seed, loaded and encoded for the model. The process keeps it for its next cells.
 
     Raises:
-        NftbenchError: the task cannot be loaded, or the model's tokens do not tell its choices apart.
+        NftbenchError: the task cannot be loaded, or all choices of its questions have the same tokens.
     """
     vocabulary = _vocabulary(model.tokenizer) if model.tokenizer is not None else ""
-    plan, length = place.plan, window(model) if model.tokenizer is not None else None
-    wanted = digest(str(spec), seed, vocabulary, length, place.device, plan.limit, plan.data, _data_settings(plan))
+    plan, length = workspace.plan, window(model) if model.tokenizer is not None else None
+    wanted = digest(
+        str(spec), seed, vocabulary, length, str(workspace.device), plan.limit, plan.data, _data_settings(plan)
+    )
     if wanted not in _tasks:
         if len(_tasks) >= 8:
             _tasks.pop(next(iter(_tasks)))
@@ -77,7 +79,7 @@ def load_task(place: Workplace, spec: Spec, seed: int, model: Model) -> Task:
             else registry.create("tasks", str(spec))
         )
         slim = Model(model.network, model.tokenizer)
-        context = TaskSetting(slim, seed, place.suite, plan.data, plan.limit, lambda: make_corpus(place, seed))
+        context = TaskSetting(slim, seed, workspace.suite, plan.data, plan.limit, lambda: make_corpus(workspace, seed))
         loaded = task.load(context)
         if isinstance(loaded, LoadedTextTask) and not loaded.split("test").choices_differ():
             raise NftbenchError(f"{spec}: all choices have the same tokens: the model does not know their words")
@@ -108,7 +110,7 @@ class TaskSetting:
 
 @dataclass(frozen=True)
 class AttackersTask(WrappedTask):
-    """A task as attackers, or the owner's defense, see it: without the splits that are not theirs."""
+    """A task without the splits that an attack, or a defense, must not see."""
 
     _hidden: tuple[SplitName, ...] = ("test",)
     _reason: str = "the test split is scored once, by the referee"
@@ -124,7 +126,7 @@ def _load_corpus(store: Store, key: str, build: Callable[[], Corpus]) -> Corpus:
         folder = store.artifact("corpora", key) or store.make(
             "corpora", key, lambda draft: corpora.save(build(), draft)
         )
-        _corpora.clear()  # one seed's corpus at a time: jobs come in the order of seeds
+        _corpora.clear()  # only one seed's corpus is kept: jobs run in the order of seeds
         _corpora[key] = corpora.load(folder)
     return _corpora[key]
 
@@ -134,7 +136,7 @@ _tasks: dict[str, Task] = {}
 
 
 def _vocabulary(tokenizer: PreTrainedTokenizerBase) -> str:
-    """Hash of a tokenizer's words and rules, once for each: a large vocabulary takes tens of milliseconds."""
+    """Hash of a tokenizer's words and rules. Kept, because hashing a large vocabulary takes tens of milliseconds."""
     count, known = _vocabularies.get(tokenizer, (-1, ""))
     if count != len(tokenizer):  # words may have been added
         known = digest(corpora.tokenization_rules(tokenizer))

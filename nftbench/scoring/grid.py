@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 from nftbench.contract import Measurement
 from nftbench.records.record import Record, Row
+from nftbench.scoring.pairing import unpaired
 from nftbench.terms import Adaptation
 
 NONE = "none"
@@ -193,6 +194,9 @@ def arrange(
     twice = [place for place, count in Counter(place for place, _ in keys).items() if count > 1]
     faults |= dict.fromkeys(twice, "recorded twice, with different keys")
     faults |= _mismatches(held)
+    strangers = unpaired(held)
+    faults |= {place: strangers[row] for place in found if (row := (place.defense, place.seed)) in strangers}
+    problems += [f"{defense}: {reason}" for (defense, _), reason in strangers.items()]
     metrics = {record.task for record in held if record.role == "utility"}
     attacked = {place.task for place in expected if place.attack != NONE}
     grid = Grid(

@@ -17,7 +17,7 @@ from nftbench.testing.defense import check_defense
 from nftbench.testing.promises import BrokenPromiseError
 from nftbench.testing.stand_ins import FirstWord, Questions, RandomMask, Undefended
 from nftbench.testing.task import check_task
-from nftbench.testing.tiny import ARCHITECTURES, task_context, temporary_workplace, tiny_suite
+from nftbench.testing.tiny import ARCHITECTURES, task_context, temporary_workspace, tiny_suite
 from nftbench.testing.yardstick import check_yardstick
 
 __all__ = [
@@ -33,6 +33,6 @@ __all__ = [
     "check_task",
     "check_yardstick",
     "task_context",
-    "temporary_workplace",
+    "temporary_workspace",
     "tiny_suite",
 ]

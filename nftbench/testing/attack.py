@@ -17,14 +17,14 @@ from nftbench.errors import NftbenchError
 from nftbench.models import networks as models, updates
 from nftbench.running.attacker import Attacker
 from nftbench.running.owner import Owner
-from nftbench.running.workspace import AttackersTask, Workplace, derive
+from nftbench.running.workspace import AttackersTask, Workspace
 from nftbench.terms import KNOWLEDGE, OF_UPDATES, Adaptation
 from nftbench.testing.comparison import identical, keeps_random_state
 from nftbench.testing.form import well_formed
 from nftbench.testing.promises import BrokenPromiseError, promise
 from nftbench.testing.stand_ins import FirstWord, RandomMask, Undefended
-from nftbench.testing.tiny import ARCHITECTURES, task_context, temporary_workplace, tiny_suite
-from nftbench.training.preparation import Ledger
+from nftbench.testing.tiny import ARCHITECTURES, task_context, temporary_workspace, tiny_suite
+from nftbench.training.trainer import Ledger
 
 
 def check_attack(
@@ -43,9 +43,9 @@ def check_attack(
     promise(not unknown, f"knowledge is among {', '.join(KNOWLEDGE)}; not: {', '.join(sorted(unknown))}")
     promise(plugin.adaptation in get_args(Adaptation), f"adaptation is among {', '.join(get_args(Adaptation))}")
     for architecture in architectures:
-        with temporary_workplace(tiny_suite(architecture)) as place:
-            release, context = attack_inputs(place, plugin)
-            task = FirstWord().load(task_context(place, release.model))
+        with temporary_workspace(tiny_suite(architecture)) as workspace:
+            release, context = attack_inputs(workspace, plugin)
+            task = FirstWord().load(task_context(workspace, release.model))
             first, second = (_adapt(plugin, release, task, context) for _ in range(2))
             _check_outcome(first.outcome, task)
             _check_steps(plugin, first, context, allowance)
@@ -54,25 +54,25 @@ def check_attack(
             promise(same, f"the same seed gives the same outcome ({architecture})")
 
 
-def attack_inputs(place: Workplace, plugin: Attack) -> tuple[Release, Attacker]:
+def attack_inputs(workspace: Workspace, plugin: Attack) -> tuple[Release, Attacker]:
     """What an attack's `prepare` is given: a pre-trained tiny model as downloaded, and a context.
 
     The context holds what the attack says that it knows. The model has a secret mask where the attack needs one.
     """
-    owner, knowledge, masked = Owner(place, 0), plugin.knowledge, RandomMask()
+    owner, knowledge, masked = Owner(workspace, 0), plugin.knowledge, RandomMask()
     secretive = bool(knowledge & {"secret", "sibling"}) or plugin.applies(Undefended()) is not None
     protected = masked.protect(owner.build(), owner) if secretive else Protected(owner.pretrain(owner.build()))
     model, sibling = protected.release, owner.sibling(protected.release)
-    folder = place.store.make("releases", "tiny", lambda draft: models.save(model, draft))
+    folder = workspace.store.make("releases", "tiny", lambda draft: models.save(model, draft))
 
     context = Attacker(
-        seed=derive(0, "attack"),
-        budget=place.suite.budget,
-        device=place.device,
+        seed=models.derive(0, "attack"),
+        budget=workspace.suite.budget,
+        device=workspace.device,
         _corpus=owner.corpus if "data" in knowledge else None,
         _secret=protected.secret if "secret" in knowledge else None,
         _defense=(masked if secretive else Undefended()) if "method" in knowledge else None,
-        _suite=place.suite if knowledge & {"method", "sibling"} else None,
+        _suite=workspace.suite if knowledge & {"method", "sibling"} else None,
         _sibling=sibling if "sibling" in knowledge else None,
         _uses=plugin.uses(),
     )
@@ -80,7 +80,7 @@ def attack_inputs(place: Workplace, plugin: Attack) -> tuple[Release, Attacker]:
     if "base" in plugin.knowledge:
         base = owner.build()
         update = updates.difference(release.model.network, base.network)
-        others = {"other": AttackersTask(FirstWord().load(task_context(place, base)))}
+        others = {"other": AttackersTask(FirstWord().load(task_context(workspace, base)))}
         return replace(release, update=update), replace(context, _base=base, others=others)
     return release, context
 

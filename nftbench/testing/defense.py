@@ -14,12 +14,12 @@ from nftbench.contract import Claim, Defense, Model, Protected, Update
 from nftbench.models import networks as models, updates
 from nftbench.planning import registry
 from nftbench.running.owner import Owner, make_base
-from nftbench.running.workspace import Workplace
+from nftbench.running.workspace import Workspace
 from nftbench.terms import Stage
 from nftbench.testing.comparison import identical, keeps_random_state
 from nftbench.testing.form import well_formed
 from nftbench.testing.promises import promise
-from nftbench.testing.tiny import ARCHITECTURES, temporary_workplace, tiny_suite
+from nftbench.testing.tiny import ARCHITECTURES, temporary_workspace, tiny_suite
 
 
 def check_defense(defense: Defense | str, *, architectures: Sequence[str] = tuple(ARCHITECTURES)) -> None:
@@ -35,12 +35,12 @@ def check_defense(defense: Defense | str, *, architectures: Sequence[str] = tupl
         registry.parse(text)
     promise(isinstance(plugin.fingerprint(), str), "fingerprint() returns a string")
     for architecture in architectures:
-        with temporary_workplace(tiny_suite(architecture)) as place:
-            plugin.check(place.suite)
-            first, second = (_protect(place, plugin) for _ in range(2))
+        with temporary_workspace(tiny_suite(architecture)) as workspace:
+            plugin.check(workspace.suite)
+            first, second = (_protect(workspace, plugin) for _ in range(2))
             _check_protected(plugin, first)
             if first.update is not None:
-                _check_update(first.release, first.update, make_base(place, 0))
+                _check_update(first.release, first.update, make_base(workspace, 0))
             _check_publishable(first.release)
             promise(
                 identical(first.release.network.state_dict(), second.release.network.state_dict()),
@@ -50,9 +50,9 @@ def check_defense(defense: Defense | str, *, architectures: Sequence[str] = tupl
                 promise(identical(first.secret.mask, second.secret.mask), "the same seed gives the same secret mask")
 
 
-def _protect(place: Workplace, plugin: Defense) -> Protected:
-    owner = Owner(place, 0, plugin.told())
-    model = owner.build() if plugin.stage == "pretrain" else make_base(place, 0)
+def _protect(workspace: Workspace, plugin: Defense) -> Protected:
+    owner = Owner(workspace, 0, plugin.told())
+    model = owner.build() if plugin.stage == "pretrain" else make_base(workspace, 0)
     with keeps_random_state("protect"):
         protected = plugin.protect(model, owner)
     promise(isinstance(protected, Protected), f"protect returns Protected, not {type(protected).__name__}")

@@ -20,7 +20,7 @@ from nftbench.terms import SplitName
 from nftbench.testing.comparison import identical, keeps_random_state
 from nftbench.testing.form import well_formed
 from nftbench.testing.promises import promise, refuses
-from nftbench.testing.tiny import ARCHITECTURES, task_context, temporary_workplace, tiny_suite
+from nftbench.testing.tiny import ARCHITECTURES, task_context, temporary_workspace, tiny_suite
 
 
 def check_task(
@@ -43,9 +43,9 @@ def check_task(
     plugin = _created(task)
     promise(isinstance(plugin.fingerprint(data), str), "fingerprint(data) returns a string")
     for architecture in architectures:
-        with temporary_workplace(tiny_suite(architecture, **changes), data) as place:
-            model = Owner(place, 0).build()
-            loaded, again = (plugin.load(task_context(place, model)) for _ in range(2))
+        with temporary_workspace(tiny_suite(architecture, **changes), data) as workspace:
+            model = Owner(workspace, 0).build()
+            loaded, again = (plugin.load(task_context(workspace, model)) for _ in range(2))
             names: tuple[SplitName, ...] = ("train", "validation", "test") if plugin.trainable else ("test",)
             for name in names:
                 promise(len(loaded.split(name)) > 0, f"the {name} split has documents")

@@ -12,7 +12,7 @@ from nftbench import suites
 from nftbench.contract import Model, TaskContext
 from nftbench.planning.plan import plan
 from nftbench.records.store import Store
-from nftbench.running.workspace import TaskSetting, Workplace, make_corpus
+from nftbench.running.workspace import TaskSetting, Workspace, make_corpus
 from nftbench.suites.schema import Suite
 
 _LLAMA = {
@@ -74,13 +74,13 @@ def tiny_suite(architecture: str = "gpt2", **changes: Any) -> Suite:
 
 
 @contextlib.contextmanager
-def temporary_workplace(suite: Suite, data: Path | None = None) -> Iterator[Workplace]:
+def temporary_workspace(suite: Suite, data: Path | None = None) -> Iterator[Workspace]:
     """The suite's plan, with results and a cache in a temporary folder that is deleted afterwards."""
     with tempfile.TemporaryDirectory(prefix="nftbench-") as folder:
         store = Store(Path(folder) / "results", Path(folder) / "cache")
-        yield Workplace(plan(suite, data=data), store)
+        yield Workspace(plan(suite, data=data), store)
 
 
-def task_context(place: Workplace, model: Model) -> TaskContext:
+def task_context(workspace: Workspace, model: Model) -> TaskContext:
     """What `Task.load` is given for this model, with data seed 0."""
-    return TaskSetting(model, 0, place.suite, place.plan.data, None, lambda: make_corpus(place, 0))
+    return TaskSetting(model, 0, workspace.suite, workspace.plan.data, None, lambda: make_corpus(workspace, 0))

@@ -12,7 +12,7 @@ from nftbench.running.releases import ADAPTER, ReleaseInspection, make_release
 from nftbench.testing.comparison import identical, keeps_random_state
 from nftbench.testing.form import well_formed
 from nftbench.testing.promises import promise
-from nftbench.testing.tiny import ARCHITECTURES, temporary_workplace, tiny_suite
+from nftbench.testing.tiny import ARCHITECTURES, temporary_workspace, tiny_suite
 
 
 def check_yardstick(
@@ -30,12 +30,12 @@ def check_yardstick(
     reason = plugin.applies(registry.create("defenses", defense))
     promise(reason is None, f"it applies to {defense}: {reason}")
     for architecture in architectures:
-        with temporary_workplace(tiny_suite(architecture, defenses=[defense])) as place:
-            job = next(job for job in place.plan.jobs() if str(job.defense) == defense)
-            folder = make_release(place, job.defense, job.seed, job.release)
+        with temporary_workspace(tiny_suite(architecture, defenses=[defense])) as workspace:
+            job = next(job for job in workspace.plan.jobs() if str(job.defense) == defense)
+            folder = make_release(workspace, job.defense, job.seed, job.release)
             model = models.load(folder, attacker=True)
             before = {name: tensor.clone() for name, tensor in model.network.state_dict().items()}
-            inspection = ReleaseInspection(place, job, Release(model, updates.load(folder / ADAPTER)))
+            inspection = ReleaseInspection(workspace, job, Release(model, updates.load(folder / ADAPTER)))
             with keeps_random_state("measure"):
                 reading = plugin.measure(inspection)
             promise(isinstance(reading, Reading), f"measure returns Reading, not {type(reading).__name__}")

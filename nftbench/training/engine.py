@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -21,16 +22,13 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedModel
 
 from nftbench.contract import EachStep, Mask, Task
+from nftbench.device import Device
 from nftbench.errors import NftbenchError
 from nftbench.models.networks import seeded
 from nftbench.suites.schema import Pretraining
 from nftbench.terms import Optimizer
 
 # ------------------------------------------------------------------------------------------------------------- steps
-
-
-class CellTimeoutError(Exception):
-    """The cell has used up the seconds of its budget."""
 
 
 class Stepper:
@@ -147,14 +145,21 @@ def _optimizers(
 
 
 @contextlib.contextmanager
-def autocast(device: str, enabled: bool = True) -> Iterator[None]:
-    """The mixed-precision policy of training and evaluation: bfloat16 on CUDA, full precision on a CPU."""
+def autocast(device: Device, enabled: bool = True) -> Iterator[None]:
+    """The device's mixed-precision arithmetic, the same for training and evaluation; nothing where it has none."""
     with (
-        torch.autocast("cuda", torch.bfloat16, enabled=enabled)
-        if device.startswith("cuda")
+        torch.autocast(device.kind, torch.bfloat16, enabled=enabled)
+        if device.autocast == "bfloat16"
         else contextlib.nullcontext()
     ):
         yield
+
+
+@functools.cache
+def set_threads(device: Device) -> None:
+    """Let torch compute on as many threads as the device asks for, whatever `--jobs` says."""
+    if device.threads is not None:
+        torch.set_num_threads(device.threads)
 
 
 # ------------------------------------------------------------------------------------------------------ pre-training
@@ -165,7 +170,7 @@ def pretrain(
     text: Tensor | Task,
     recipe: Pretraining,
     seed: int,
-    device: str,
+    device: Device,
     *,
     mask: Mask | None = None,
     each_step: EachStep | None = None,
@@ -178,7 +183,7 @@ def pretrain(
             hold the masked and clipped gradients. If it returns True, training stops; the schedule is still that of
             the whole run.
     """
-    batches = token_batches(text, recipe.batch, seed, device) if isinstance(text, Tensor) else _rows(text, recipe, seed)
+    batches = _batches(text, recipe, seed, device)
     stepper = Stepper(
         network,
         "adamw",
@@ -200,12 +205,11 @@ def pretrain(
     network.eval()
 
 
-def step_flops(network: PreTrainedModel, text: Tensor | Task, recipe: Pretraining, device: str) -> float:
+def step_flops(network: PreTrainedModel, text: Tensor | Task, recipe: Pretraining, device: Device) -> float:
     """FLOPs of the forward and the backward pass of one pre-training step, counted with PyTorch's math attention."""
-    batches = token_batches(text, recipe.batch, 0, device) if isinstance(text, Tensor) else _rows(text, recipe, 0)
-    batch, network = next(batches), copy.deepcopy(network)
+    batch, copied = next(_batches(text, recipe, 0, device)), copy.deepcopy(network)
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
-        _loss(network, text, batch).backward()  # type: ignore[no-untyped-call]
+        _loss(copied, text, batch).backward()  # type: ignore[no-untyped-call]
     return float(counter.get_total_flops())
 
 
@@ -216,8 +220,10 @@ def _loss(network: PreTrainedModel, text: Tensor | Task, batch: Any) -> Tensor:
     return loss
 
 
-def _rows(task: Task, recipe: Pretraining, seed: int) -> Iterator[Any]:
-    train = task.split("train")
+def _batches(text: Tensor | Task, recipe: Pretraining, seed: int, device: Device) -> Iterator[Any]:
+    if isinstance(text, Tensor):
+        return token_batches(text, recipe.batch, seed, str(device))
+    train = text.split("train")
     return (train.batch(indices) for indices in shuffled(len(train), recipe.batch, seed))
 
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 import time
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -16,39 +15,20 @@ from transformers import PreTrainedModel
 
 from nftbench.contract import AttackerContext, EachStep, Mask, StepLoss, Task
 from nftbench.errors import NftbenchError
-from nftbench.models.networks import seeded
-from nftbench.suites.schema import Budget
+from nftbench.models.networks import derive, seeded
 from nftbench.terms import Optimizer
 from nftbench.training import costs
-from nftbench.training.engine import CellTimeoutError, Stepper, autocast, shuffled
+from nftbench.training.engine import Stepper, autocast, shuffled
+from nftbench.training.trainer import Trainer
 
 WARMUP = 0.1
 """The share of the steps over which the learning rate rises to its full value."""
 
 
-@dataclass
-class Ledger:
-    """The cost of a preparation so far. `runs` counts calls of `train`; `peak_memory_bytes` is the highest of them."""
-
-    steps: int = 0
-    flops: float = 0.0
-    seconds: float = 0.0
-    peak_memory_bytes: int = 0
-    runs: int = 0
-
-    def check(self, started: float, budget: Budget) -> None:
-        """Raise `CellTimeoutError` if earlier runs and the one since `started` have used up the budget's seconds."""
-        if self.seconds + time.monotonic() - started > budget.timeout:
-            raise CellTimeoutError(f"more than {budget.timeout:g} s of preparation")
-
-
 def train(
+    trainer: Trainer,
     network: nn.Module,
     loss: StepLoss,
-    budget: Budget,
-    seed: int,
-    device: str,
-    ledger: Ledger,
     *,
     steps: int,
     learning_rate: float,
@@ -60,7 +40,7 @@ def train(
     """Train `network` in place on `loss(network, step)`, with steps counted from 1, and add the cost to `ledger`.
 
     The learning rate rises linearly over the first tenth of the steps and then falls linearly to almost zero. FLOPs are
-    counted for one step on a copy and multiplied by the steps taken.
+    counted for one step on a copy, multiplied by the steps taken, and added to the trainer's ledger.
 
     Raises:
         NftbenchError: `steps` is below 1, or nothing can be trained.
@@ -77,15 +57,15 @@ def train(
             learning_rate,
             factor=lambda step: min(step / warmup, (steps + 1 - step) / max(steps + 1 - warmup, 1)),
             weight_decay=weight_decay,
-            clip=budget.clip,
+            clip=trainer.budget.clip,
             mask=mask,
         )
 
     def value(trained: nn.Module, step: int) -> Tensor:
-        with autocast(device):
+        with autocast(trainer.device):
             return loss(trained, step)
 
-    taken, started = 0, time.monotonic()
+    seed, ledger, taken, started = derive(trainer.seed, "train"), trainer.ledger, 0, time.monotonic()
     with seeded(seed):
         cost = costs.step_cost(copy.deepcopy(network), stepper, lambda trained: value(trained, 1))
     with seeded(seed):
@@ -93,7 +73,7 @@ def train(
         network.train()
         for taken in range(1, steps + 1):
             training.step(value(network, taken))
-            ledger.check(started, budget)
+            ledger.check(started, trainer.budget)
             if each_step is not None and each_step(network, taken):
                 break
     network.zero_grad()
@@ -105,10 +85,10 @@ def train(
     ledger.peak_memory_bytes = max(ledger.peak_memory_bytes, cost.peak_memory_bytes)
 
 
-def gradients(network: PreTrainedModel, batches: Iterable[Tensor], ledger: Ledger) -> Iterator[dict[str, Tensor]]:
+def gradients(trainer: Trainer, network: PreTrainedModel, batches: Iterable[Tensor]) -> Iterator[Mapping[str, Tensor]]:
     """The gradient of the next-token loss on each batch [count, block], by parameter name, in evaluation mode.
 
-    The cost of the forward and backward passes is added to `ledger`.
+    The cost of the forward and backward passes is added to the trainer's ledger.
     """
     network.eval()
     started, flops = time.monotonic(), dict[torch.Size, float]()
@@ -118,8 +98,8 @@ def gradients(network: PreTrainedModel, batches: Iterable[Tensor], ledger: Ledge
                 costs.gradients(network, tokens, len(tokens))
             flops[tokens.shape] = float(counter.get_total_flops())
         by_parameter = costs.gradients(network, tokens, len(tokens))
-        ledger.flops += flops[tokens.shape]
-        ledger.seconds += time.monotonic() - started
+        trainer.ledger.flops += flops[tokens.shape]
+        trainer.ledger.seconds += time.monotonic() - started
         yield by_parameter
         started = time.monotonic()
 

@@ -21,12 +21,14 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from nftbench.contract import Adapter, Candidates, Cost, Mask, Measurement, Model, Outcome, Point, Task
+from nftbench.device import Device
 from nftbench.errors import NftbenchError
 from nftbench.models.networks import seeded
 from nftbench.suites.schema import Budget
 from nftbench.terms import Optimizer
 from nftbench.training.costs import step_cost
-from nftbench.training.engine import CellTimeoutError, Stepper, autocast, shuffled
+from nftbench.training.engine import Stepper, autocast, shuffled
+from nftbench.training.trainer import CellTimeoutError, Trainer
 
 Side = Literal["low", "high"]
 Attempt = Literal["plain", "float32", "float64", "clipped", "head"]
@@ -44,18 +46,17 @@ class NonFiniteError(Exception):
 
 
 def sweep(
+    trainer: Trainer,
     model: Model,
     task: Task,
-    budget: Budget,
-    seed: int,
-    device: str,
     *,
     adapter: Adapter | None = None,
     gradient_mask: Mask | None = None,
     optimizer: Optimizer = "adamw",
     lr_scale: float = 1.0,
+    **changes: Any,
 ) -> Outcome:
-    """Fine-tune a release on a task within the budget, and return the best network on validation.
+    """Fine-tune a release on a task within the trainer's budget, and return the best network on validation.
 
     The grid of learning rates is extended while its best rate lies at an edge. The best point is then run again with
     `budget.restarts` new attack seeds, and the best of these runs is the outcome.
@@ -68,18 +69,20 @@ def sweep(
         adapter: makes the network to train from a copy of the release and the attack seed (LoRA, an untied head).
         gradient_mask: True where a parameter may change.
         lr_scale: multiplies the grid's learning rates.
+        changes: fields of the budget.
 
     Raises:
         NftbenchError: the budget has no learning rates for the optimizer.
         NonFiniteError: no attempt has a finite trained point.
         CellTimeoutError: the budget's seconds are used up.
     """
+    budget = Budget.model_validate({**trainer.budget.model_dump(), **changes})
     if optimizer not in budget.learning_rates:
         raise NftbenchError(f"budget.learning_rates has no grid for {optimizer!r}")
-    run = Sweep(model, task, budget, seed, device, adapter, gradient_mask, optimizer)
+    run = Sweep(dataclasses.replace(trainer, budget=budget), model, task, adapter, gradient_mask, optimizer)
     grid = [rate * lr_scale for rate in budget.learning_rates[optimizer]]
     finite: tuple[Attempt, list[Point], bool] | None = None
-    for attempt in _attempts(model, device):
+    for attempt in _attempts(model, trainer.device):
         run.attempt = attempt
         curve, at_edge = run.search(grid)
         trained = [point for point in curve if point.step]
@@ -98,17 +101,17 @@ def sweep(
     return run.outcome(curve, at_edge)
 
 
-def unchanged(model: Model, task: Task, device: str) -> Outcome:
+def unchanged(trainer: Trainer, model: Model, task: Task) -> Outcome:
     """The outcome of not training: the release as it is. Utility tasks have no validation split and thus no score."""
     if not task.trainable:
         return Outcome(model.network, None, Point(0.0, 0, None, None))
-    with autocast(device):
+    with autocast(trainer.device):
         validation = task.evaluate(model.network, task.split("validation"))
     point = _point(validation, 0.0, 0, None, 0)
     return Outcome(model.network, validation, point, (point,))
 
 
-def select(task: Task, candidates: Candidates, device: str) -> Outcome:
+def select(trainer: Trainer, task: Task, candidates: Candidates) -> Outcome:
     """Evaluate candidate networks and return the best one on validation, as `sweep` does for learning rates.
 
     Each candidate is a network, a setting (stored as the point's learning rate) and a number of steps.
@@ -121,7 +124,7 @@ def select(task: Task, candidates: Candidates, device: str) -> Outcome:
     curve: list[Point] = []
     winner: tuple[Point, nn.Module, Measurement] | None = None
     for network, setting, steps in candidates:
-        with autocast(device):
+        with autocast(trainer.device):
             measurement = task.evaluate(network, validation)
         point = _point(measurement, setting, steps, None, 0)
         curve.append(point)
@@ -166,9 +169,9 @@ def edge(points: Sequence[Point], higher_is_better: bool) -> Side | None:
     return "low" if winner.learning_rate == rates[0] else "high"
 
 
-def _attempts(model: Model, device: str) -> tuple[Attempt, ...]:
+def _attempts(model: Model, device: Device) -> tuple[Attempt, ...]:
     """The attempts in their order; without `float32` if the plain sweep computes in float32 already."""
-    in_float32 = not device.startswith("cuda") and model.network.dtype == torch.float32
+    in_float32 = device.autocast is None and model.network.dtype == torch.float32
     return ("plain", "float64", "clipped", "head") if in_float32 else ("plain", "float32", "float64", "clipped", "head")
 
 
@@ -176,14 +179,12 @@ def _attempts(model: Model, device: str) -> tuple[Attempt, ...]:
 class Sweep:
     """A sweep in progress: its settings, the current attempt, and the steps and seconds spent so far."""
 
+    trainer: Trainer
     model: Model
     task: Task
-    budget: Budget
-    seed: int
-    device: str
-    adapter: Adapter | None
-    mask: Mask | None
-    optimizer: Optimizer
+    adapter: Adapter | None = None
+    mask: Mask | None = None
+    optimizer: Optimizer = "adamw"
     attempt: Attempt = "plain"
     started: float = field(default_factory=time.monotonic)
     steps: int = 0
@@ -194,13 +195,13 @@ class Sweep:
         """The points of all learning rates, and whether the best one still lies at an edge after extension."""
         curve: list[Point] = []
         for index, rate in enumerate(grid):
-            stops = self.budget.durations if index == 0 else self.budget.durations[1:]
+            stops = self.trainer.budget.durations if index == 0 else self.trainer.budget.durations[1:]
             curve += self.points(rate, stops)
         if all(point.score is None for point in curve):
             return curve, False
         rates = list(grid)
         added = {"low": 0, "high": 0}
-        while sides := [side for side in self.sides(curve) if added[side] < self.budget.extension]:
+        while sides := [side for side in self.sides(curve) if added[side] < self.trainer.budget.extension]:
             for side in sides:
                 added[side] += 1
                 if side == "low":
@@ -208,7 +209,7 @@ class Sweep:
                 else:
                     rates.append(rates[-1] * rates[-1] / rates[-2])
                 new = rates[0] if side == "low" else rates[-1]
-                curve += self.points(new, self.budget.durations[1:])
+                curve += self.points(new, self.trainer.budget.durations[1:])
         return curve, edge(curve, self.higher_is_better) is not None
 
     def sides(self, curve: Sequence[Point]) -> tuple[Side, ...]:
@@ -222,7 +223,7 @@ class Sweep:
         """Run the best point's learning rate and duration again with new attack seeds, and take the best run."""
         picked = best(curve, self.higher_is_better)
         start = next(point for point in curve if point.step == 0)
-        seeds = range(1, self.budget.restarts + 1) if picked.step else ()
+        seeds = range(1, self.trainer.budget.restarts + 1) if picked.step else ()
         restarts: list[Point] = []
         winner: tuple[Point, nn.Module, Measurement] | None = None
         # Attack seed 0 was selected as the best of many points, so its score is biased upwards. It is used only if no
@@ -262,7 +263,7 @@ class Sweep:
 
     def points(self, learning_rate: float, stops: Sequence[int]) -> list[Point]:
         """The points of one learning rate at each duration."""
-        runs = [(stop,) for stop in stops] if self.budget.decay else [tuple(stops)]
+        runs = [(stop,) for stop in stops] if self.trainer.budget.decay else [tuple(stops)]
         return [point for run in runs for point in self.trajectory(learning_rate, 0, run)[0]]
 
     def trajectory(
@@ -280,12 +281,12 @@ class Sweep:
         points: list[Point] = []
         losses: list[Tensor] = []
         reached = 0
-        with seeded(_mix(self.seed, attack_seed)):
+        with seeded(_mix(self.trainer.seed, attack_seed)):
             for stop in stops:
                 started = time.perf_counter()
                 network.train()
                 for step in range(reached + 1, stop + 1):
-                    with autocast(self.device, self.attempt == "plain"):
+                    with autocast(self.trainer.device, self.attempt == "plain"):
                         loss = self.task.loss(network, next(batches))
                     stepper.step(loss)
                     losses.append(loss.detach())
@@ -293,14 +294,14 @@ class Sweep:
                         if end not in means:  # a mean takes a copy of the weights, so it is made only when needed
                             means[end] = AveragedModel(network)
                         means[end].update_parameters(network)
-                    if time.monotonic() - self.started > self.budget.timeout:
-                        raise CellTimeoutError(f"more than {self.budget.timeout:g} s")
+                    if time.monotonic() - self.started > self.trainer.budget.timeout:
+                        raise CellTimeoutError(f"more than {self.trainer.budget.timeout:g} s")
                 train_loss = float(torch.stack(losses).float().mean()) if losses else None
                 self.steps += stop - reached
                 self.step_seconds += time.perf_counter() - started
                 reached, losses = stop, []
                 evaluated = means.pop(stop).module if stop in means else network
-                with autocast(self.device, self.attempt == "plain"):
+                with autocast(self.trainer.device, self.attempt == "plain"):
                     measurement = self.task.evaluate(evaluated, validation)
                 self.higher_is_better = measurement.higher_is_better
                 points.append(_point(measurement, learning_rate if stop else 0.0, stop, train_loss, attack_seed))
@@ -312,12 +313,12 @@ class Sweep:
 
     def averaged(self, stops: Sequence[int], step: int) -> list[int]:
         """The stops whose averaged weights include the weights after this step."""
-        return [stop for stop in stops if self.budget.average and (1 - AVERAGED) * stop < step <= stop]
+        return [stop for stop in stops if self.trainer.budget.average and (1 - AVERAGED) * stop < step <= stop]
 
     def network(self, attack_seed: int) -> nn.Module:
         """The network that a trajectory trains: an adapted copy of the release, in the attempt's precision."""
         base = copy.deepcopy(self.model.network)
-        with seeded(_mix(self.seed, attack_seed)):
+        with seeded(_mix(self.trainer.seed, attack_seed)):
             network = self.adapter(base, attack_seed) if self.adapter is not None else base
         if self.attempt == "float32":
             network.float()
@@ -331,7 +332,7 @@ class Sweep:
 
     def stepper(self, network: nn.Module, learning_rate: float, last: int) -> Stepper:
         """The optimizer: linear warm-up, then a constant rate or, with `budget.decay`, linear decay to step `last`."""
-        warmup, decay = max(self.budget.warmup, 1), self.budget.decay
+        warmup, decay = max(self.trainer.budget.warmup, 1), self.trainer.budget.decay
         if decay:  # in a run shorter than the warm-up the rate would never decay
             warmup = max(min(warmup, last // 2), 1)
 
@@ -339,13 +340,13 @@ class Sweep:
             rising = min(1.0, step / warmup)
             return min(rising, (last + 1 - step) / (last + 1 - warmup)) if decay else rising
 
-        clip = CLIPPED if self.attempt in ("clipped", "head") else self.budget.clip
+        clip = CLIPPED if self.attempt in ("clipped", "head") else self.trainer.budget.clip
         return Stepper(
             network,
             self.optimizer,
             learning_rate,
             factor=factor,
-            weight_decay=self.budget.weight_decay,
+            weight_decay=self.trainer.budget.weight_decay,
             clip=clip,
             mask=self.mask,
         )
@@ -353,14 +354,14 @@ class Sweep:
     def batches(self, attack_seed: int) -> Iterator[Any]:
         """Endless training batches, in the order of the attack seed."""
         train = self.task.split("train")
-        order = shuffled(len(train), self.budget.batch, _mix(self.seed, attack_seed))
+        order = shuffled(len(train), self.trainer.budget.batch, _mix(self.trainer.seed, attack_seed))
         while True:
             # Collating directly after a step takes eight times as long, because the step empties the CPU's caches.
             yield from [train.batch(indices) for indices in itertools.islice(order, COLLATED)]
 
     def loss_of_first_batch(self, network: nn.Module) -> Tensor:
         """The loss on the first batch, in the precision of the trajectories, to count the cost of a step."""
-        with autocast(self.device, self.attempt == "plain"):
+        with autocast(self.trainer.device, self.attempt == "plain"):
             return self.task.loss(network, next(self.batches(0)))
 
 

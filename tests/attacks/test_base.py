@@ -23,13 +23,14 @@ from nftbench.planning import registry
 from nftbench.planning.plan import narrow
 from nftbench.running.attacker import Attacker
 from nftbench.running.owner import Owner
-from nftbench.running.workspace import AttackersTask, Workplace
+from nftbench.running.workspace import AttackersTask, Workspace
 from nftbench.testing import ARCHITECTURES, FirstWord, task_context
-from nftbench.training.preparation import Ledger, tuned
+from nftbench.training.preparation import tuned
+from nftbench.training.trainer import Ledger
 from tests.by_heart import by_heart
 from tests.watched import Watched
 
-Place = Callable[..., Workplace]
+MakeWorkspace = Callable[..., Workspace]
 architectures = pytest.mark.parametrize("architecture", ARCHITECTURES)
 Weights = Mapping[str, Tensor]
 
@@ -38,7 +39,7 @@ Weights = Mapping[str, Tensor]
 class Scene:
     """A base trained on every split of the task, an untrained start, and attackers with a tiny budget."""
 
-    place: Workplace
+    workspace: Workspace
     base: Model
     start: Model
     task: Task
@@ -54,11 +55,11 @@ class Scene:
         return Model(network, self.base.tokenizer)
 
     def context(self, **known: Any) -> Watched:
-        return Watched(seed=5, budget=self.place.suite.budget, device="cpu", **known)
+        return Watched(seed=5, budget=self.workspace.suite.budget, **known)
 
     def attack(self, attack: Attack, release: Model, **known: Any) -> Outcome:
         return self.attacked_by(
-            Attacker(seed=5, budget=self.place.suite.budget, device="cpu", **known), attack, release
+            Attacker(seed=5, budget=self.workspace.suite.budget, device="cpu", **known), attack, release
         )
 
     def attacked_by(self, context: Attacker, attack: Attack, release: Model) -> Outcome:
@@ -89,9 +90,9 @@ class Scene:
 
 
 @pytest.fixture
-def scene(place: Place) -> Callable[..., Scene]:
+def scene(workspace: MakeWorkspace) -> Callable[..., Scene]:
     def make(architecture: str = "gpt2", **changes: Any) -> Scene:
-        here = place(architecture=architecture, **changes)
+        here = workspace(architecture=architecture, **changes)
         base = Owner(here, 0).build()
         start = Model(models.build(here.suite.model, base.tokenizer, 99, "cpu").network, base.tokenizer)
         task = FirstWord().load(task_context(here, base))
@@ -244,7 +245,7 @@ def test_only_parameters_that_the_base_has_too_are_moved(architecture: str, scen
 
 def test_a_release_of_another_width_is_not_mixed_with_the_base(scene: Callable[..., Scene]) -> None:
     found = scene()
-    slim = Owner(found.place, 0).build(n_embd=8)
+    slim = Owner(found.workspace, 0).build(n_embd=8)
     begun = found.beginning(Difference(), slim, _base=found.base)
     assert same(weights(begun), weights(slim.network))
     begun = found.beginning(Extrapolate(), slim, _base=found.base)
@@ -257,7 +258,7 @@ def test_a_release_of_another_width_is_not_mixed_with_the_base(scene: Callable[.
 
 def test_a_base_with_another_vocabulary_does_not_replace_the_release(scene: Callable[..., Scene]) -> None:
     found = scene()
-    slim = Owner(found.place, 0).build(n_embd=8)
+    slim = Owner(found.workspace, 0).build(n_embd=8)
     assert slim.tokenizer is not None
     foreign = Model(found.base.network, word_tokenizer(sorted(slim.tokenizer.get_vocab(), reverse=True)))
     begun = found.beginning(Interpolate(), slim, _base=foreign)
@@ -275,10 +276,12 @@ def test_the_guess_is_the_absolute_difference(scene: Callable[..., Scene]) -> No
     assert same(prepared.guess, {name: (weight - theirs[name]).abs() for name, weight in own.items()})
 
 
-def test_records_of_difference_count_every_step_and_score_the_guess(place: Place, run_all: Callable[..., Any]) -> None:
+def test_records_of_difference_count_every_step_and_score_the_guess(
+    workspace: MakeWorkspace, run_all: Callable[..., Any]
+) -> None:
     """A second checkpoint reveals the mask, and is not planned where there is no mask; every tuning step is counted."""
     attacks = ["none", "difference", "difference[to=sibling]"]
-    here = place(defenses=["none", "random_mask", "narrow"], attacks=attacks)
+    here = workspace(defenses=["none", "random_mask", "narrow"], attacks=attacks)
     skips = {(skip.defense, skip.attack) for skip in here.plan.skips}
     assert skips == {(defense, "difference[to=sibling]") for defense in ("none", "narrow")}
     records = run_all(replace(here, plan=narrow(here.plan, attacks=attacks[1:])))

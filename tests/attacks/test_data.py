@@ -21,10 +21,10 @@ from nftbench.running import referee as run
 from nftbench.running.attacker import Attacker
 from nftbench.running.owner import make_base
 from nftbench.running.referee import Referee
-from nftbench.running.workspace import Workplace, forget_tasks, load_task
+from nftbench.running.workspace import Workspace, forget_tasks, load_task
 from nftbench.testing import ARCHITECTURES, FirstWord, Questions, tiny_suite
 
-Place = Callable[..., Workplace]
+MakeWorkspace = Callable[..., Workspace]
 ATTACKS = ("full", "low_data", "full_data")
 
 
@@ -62,18 +62,20 @@ def texts(task: Task, name: Any) -> list[tuple[str, int]]:
     return [(document.pairs[0].context, document.gold[0]) for document in split.documents]
 
 
-def given(place: Workplace, attack: str) -> Task:
+def given(workspace: Workspace, attack: str) -> Task:
     """The task as the referee loads it for an attack."""
-    job = next(job for job in place.plan.jobs() if str(job.attack) == attack)
-    release, cell = Release(make_base(place, 0)), job.cells[0]
-    return Referee(place, job).theirs(cell, release, load_task(place, cell.task, cell.seed, release.model))
+    job = next(job for job in workspace.plan.jobs() if str(job.attack) == attack)
+    release, cell = Release(make_base(workspace, 0)), job.cells[0]
+    return Referee(workspace, job).training_task(
+        cell, release, load_task(workspace, cell.task, cell.seed, release.model)
+    )
 
 
 @pytest.mark.parametrize(("spec", "all_of_it"), [("toy_topic", 4000), ("sliced", 54)])
 def test_all_attacks_are_chosen_and_scored_by_the_same_documents(
-    spec: str, all_of_it: int, sliced: str, place: Place
+    spec: str, all_of_it: int, sliced: str, workspace: MakeWorkspace
 ) -> None:
-    here = place(attacks=list(ATTACKS), tasks=[spec])
+    here = workspace(attacks=list(ATTACKS), tasks=[spec])
     tasks = {attack: given(here, attack) for attack in ATTACKS}
     for attack in ATTACKS:
         for name in ("validation", "test"):
@@ -107,7 +109,7 @@ def trained_on(share: float, seed: int) -> set[int]:
     assert isinstance(rows, Questions)
     counted = Counted(rows.ids, rows.answers)
     task.splits["train"] = counted  # type: ignore[attr-defined]
-    context = Attacker(seed=seed, budget=tiny_suite().budget, device="cpu")
+    context = Attacker(seed=seed, budget=tiny_suite().budget)
     outcome = registry.create("attacks", f"low_data[share={share}]").adapt(Prepared(model), task, context)
     assert outcome.validation == task.evaluate(outcome.network, task.split("validation"))
     assert len(outcome.restarts) in (0, 3), "restarts are among what was counted"
@@ -126,13 +128,15 @@ def test_low_data_trains_on_its_share_and_on_nothing_else() -> None:
 # --------------------------------------------------------------------------------------------------------------- order
 
 
-def test_records_do_not_depend_on_the_order_of_attacks(sliced: str, place: Place, bare: Callable[[Any], Any]) -> None:
+def test_records_do_not_depend_on_the_order_of_attacks(
+    sliced: str, workspace: MakeWorkspace, bare: Callable[[Any], Any]
+) -> None:
     """Tasks stay loaded in a process; the documents of one attack must not reach the next."""
     found = []
     for results, step in (("forwards", 1), ("backwards", -1)):
         forget_tasks()
         changes = {"tasks": [sliced], "utility": ["bits_per_token"], "budget": {"restarts": 1, "extension": 0}}
-        here = place(results=results, attacks=["none", *ATTACKS], **changes)
+        here = workspace(results=results, attacks=["none", *ATTACKS], **changes)
         for job in here.plan.jobs()[::step]:
             assert run.execute(here, job)
         found.append({key: bare(record) for key, record in here.store.records().items()})

@@ -27,18 +27,18 @@ from nftbench.models.networks import seeded
 from nftbench.planning import registry
 from nftbench.running.attacker import Attacker
 from nftbench.running.owner import Owner
-from nftbench.running.workspace import Workplace, load_task
+from nftbench.running.workspace import Workspace, load_task
 from nftbench.terms import SplitName
 from nftbench.testing import ARCHITECTURES, tiny_suite
 
-Place = Callable[..., Workplace]
+MakeWorkspace = Callable[..., Workspace]
 WINDOW = 120
 
 
-def made(place: Place, architecture: str = "gpt2", spec: str = "toy_topic") -> tuple[Model, Task]:
+def made(workspace: MakeWorkspace, architecture: str = "gpt2", spec: str = "toy_topic") -> tuple[Model, Task]:
     """A network whose answers depend on every word, and a text task encoded for it."""
     field = "n_positions" if architecture == "gpt2" else "max_position_embeddings"
-    here = place(architecture=architecture, model={field: WINDOW})
+    here = workspace(architecture=architecture, model={field: WINDOW})
     model = Owner(here, 0).build()
     with seeded(1), torch.no_grad():
         for parameter in model.network.parameters():
@@ -101,8 +101,8 @@ def written_out(network: PreTrainedModel, prompt: Sequence[int], split: TextSpli
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_a_prompt_gives_the_likelihoods_of_the_text_written_out(architecture: str, place: Place) -> None:
-    model, task = made(place, architecture)
+def test_a_prompt_gives_the_likelihoods_of_the_text_written_out(architecture: str, workspace: MakeWorkspace) -> None:
+    model, task = made(workspace, architecture)
     examples = [[*solved(model.network, task, index), *separator(model.tokenizer)] for index in (3, 1, 4)]
     split = task.split("validation")
     assert isinstance(split, TextSplit)
@@ -117,9 +117,9 @@ def test_a_prompt_gives_the_likelihoods_of_the_text_written_out(architecture: st
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_a_prompt_gives_the_same_likelihoods_where_choices_share_a_prefix(
-    architecture: str, several: str, place: Place
+    architecture: str, several: str, workspace: MakeWorkspace
 ) -> None:
-    model, task = made(place, architecture, several)
+    model, task = made(workspace, architecture, several)
     split = task.split("test")
     assert isinstance(split, TextSplit)
     assert any(forward.tail is not None for forward in split._passes.forwards)
@@ -130,8 +130,8 @@ def test_a_prompt_gives_the_same_likelihoods_where_choices_share_a_prefix(
         assert [value for value, _ in ours] == pytest.approx(theirs, abs=1e-4)
 
 
-def test_logits_are_those_behind_the_prompt_with_and_without_a_mask(place: Place) -> None:
-    model, _ = made(place)
+def test_logits_are_those_behind_the_prompt_with_and_without_a_mask(workspace: MakeWorkspace) -> None:
+    model, _ = made(workspace)
     ids = torch.randint(20, 60, (7, 11), generator=torch.Generator().manual_seed(0))
     examples = [[5, 6, 7], [8, 9]]
     network = Prompted(model.network, examples, WINDOW)
@@ -151,8 +151,8 @@ def seen_by(network: PreTrainedModel) -> list[torch.Size]:
     return shapes
 
 
-def test_the_first_examples_are_dropped_where_the_prompt_exceeds_the_window(place: Place) -> None:
-    model, task = made(place)
+def test_the_first_examples_are_dropped_where_the_prompt_exceeds_the_window(workspace: MakeWorkspace) -> None:
+    model, task = made(workspace)
     examples = [[1, 2, 3], [4, 5], [6, 7, 8, 9]]
     network = Prompted(model.network, examples, 20)
     assert network.prompt(11) == [1, 2, 3, 4, 5, 6, 7, 8, 9]
@@ -169,8 +169,8 @@ def test_the_first_examples_are_dropped_where_the_prompt_exceeds_the_window(plac
     assert len({width for _, width in shapes}) > 1
 
 
-def test_a_pass_has_no_more_tokens_than_it_was_asked_for(place: Place) -> None:
-    model, _ = made(place)
+def test_a_pass_has_no_more_tokens_than_it_was_asked_for(workspace: MakeWorkspace) -> None:
+    model, _ = made(workspace)
     shapes = seen_by(model.network)
     network = Prompted(model.network, [[1] * 30], WINDOW)
     with torch.no_grad():
@@ -183,8 +183,10 @@ def test_a_pass_has_no_more_tokens_than_it_was_asked_for(place: Place) -> None:
 
 
 @pytest.mark.parametrize("spec", ["toy_topic", "several"])
-def test_an_example_is_a_training_documents_question_and_right_answer(spec: str, several: str, place: Place) -> None:
-    model, task = made(place, spec=spec)
+def test_an_example_is_a_training_documents_question_and_right_answer(
+    spec: str, several: str, workspace: MakeWorkspace
+) -> None:
+    model, task = made(workspace, spec=spec)
     split = task.split("train")
     assert isinstance(split, TextSplit)
     assert model.tokenizer is not None
@@ -197,8 +199,8 @@ def test_an_example_is_a_training_documents_question_and_right_answer(spec: str,
     assert separator(None) == []
 
 
-def test_candidates_are_the_plain_network_and_each_count_of_examples_of_each_draw(place: Place) -> None:
-    model, task = made(place)
+def test_candidates_are_the_plain_network_and_each_count_of_examples_of_each_draw(workspace: MakeWorkspace) -> None:
+    model, task = made(workspace)
     prepared = Prepared(model)
     plugin = FewShot(shots=5, draws=3)
     found = list(plugin.prompted(prepared, task, 0))
@@ -219,8 +221,8 @@ def test_candidates_are_the_plain_network_and_each_count_of_examples_of_each_dra
     assert other != list(shown.values())
 
 
-def test_counts_that_exceed_the_window_are_not_tried(place: Place) -> None:
-    model, task = made(place)
+def test_counts_that_exceed_the_window_are_not_tried(workspace: MakeWorkspace) -> None:
+    model, task = made(workspace)
     model.network.config.n_positions = 40
     for network, _, shots in FewShot(shots=16).prompted(Prepared(model), task, 0):
         if isinstance(network, Prompted):
@@ -282,7 +284,7 @@ class Questions:
 
 
 def attacker(seed: int = 0) -> Attacker:
-    return Attacker(seed=seed, budget=tiny_suite().budget, device="cpu")
+    return Attacker(seed=seed, budget=tiny_suite().budget)
 
 
 def test_examples_raise_the_score_of_a_network_that_copies_from_its_prompt() -> None:
@@ -311,8 +313,8 @@ def test_a_task_without_tokens_is_refused() -> None:
         solved(Rows(), Table(), 0)  # type: ignore[arg-type]
 
 
-def test_the_referee_scores_the_prompted_network(place: Place, run_all: Callable[..., Any]) -> None:
-    records = run_all(place(attacks=["none", "few_shot[shots=2,draws=1]"]))
+def test_the_referee_scores_the_prompted_network(workspace: MakeWorkspace, run_all: Callable[..., Any]) -> None:
+    records = run_all(workspace(attacks=["none", "few_shot[shots=2,draws=1]"]))
     record = records["none", "few_shot[shots=2,draws=1]", "toy_topic", 0]
     assert record.status == "ok", record.reason
     assert [point.step for point in record.curve] == [0, 1, 2]

@@ -23,7 +23,7 @@ OTHER = Budget(learning_rates={"adamw": (1e-3, 1e-2)}, durations=(8,), clip=None
 
 def asked_by(spec: str, budget: Budget) -> tuple[Budget, dict[str, Any]]:
     """The budget that the attack's sweep is given, and the sweep's other options."""
-    context = Watched(seed=0, budget=budget, device="cpu")
+    context = Watched(seed=0, budget=budget)
     registry.create("attacks", spec).adapt(Prepared(Model(None)), None, context)  # type: ignore[arg-type]
     (asked,) = context.asked
     return asked.budget, asked.options

@@ -16,11 +16,11 @@ from nftbench.contract import Attack, Model, Release
 from nftbench.planning import registry
 from nftbench.running.attacker import Attacker
 from nftbench.running.owner import Owner
-from nftbench.running.workspace import Workplace
-from nftbench.testing import ARCHITECTURES, attack_inputs, temporary_workplace, tiny_suite
+from nftbench.running.workspace import Workspace
+from nftbench.testing import ARCHITECTURES, attack_inputs, temporary_workspace, tiny_suite
 
 STEPS = 25
-Place = Callable[..., Workplace]
+MakeWorkspace = Callable[..., Workspace]
 RunAll = Callable[..., dict[tuple[str, str, str, int], Any]]
 
 each_architecture = pytest.mark.parametrize("architecture", list(ARCHITECTURES))
@@ -29,8 +29,8 @@ each_architecture = pytest.mark.parametrize("architecture", list(ARCHITECTURES))
 def attacked(spec: str, architecture: str = "gpt2") -> tuple[Attack, Release, Attacker]:
     """An attack, the undefended tiny release and the attack's context."""
     attack: Attack = registry.create("attacks", spec)
-    with temporary_workplace(tiny_suite(architecture, budget={"preparation_steps": STEPS})) as place:
-        release, context = attack_inputs(place, attack)
+    with temporary_workspace(tiny_suite(architecture, budget={"preparation_steps": STEPS})) as workspace:
+        release, context = attack_inputs(workspace, attack)
     return attack, release, context
 
 
@@ -96,10 +96,10 @@ def test_the_steps_and_flops_of_preparation_are_counted(spec: str, steps: int, c
     assert context.ledger.flops == pytest.approx(steps * flops(network, tokens))
 
 
-def test_records_hold_the_steps_and_flops_of_preparation(place: Place, run_all: RunAll) -> None:
+def test_records_hold_the_steps_and_flops_of_preparation(workspace: MakeWorkspace, run_all: RunAll) -> None:
     attacks = ["none", "full", "heal[steps=5]", "scratch[text=true,steps=5]"]
     few = {"learning_rates": {"adamw": [1e-3, 1e-2]}, "durations": [2], "restarts": 1, "extension": 0}
-    here = place(defenses=["none", "random_mask"], attacks=attacks, budget=few)
+    here = workspace(defenses=["none", "random_mask"], attacks=attacks, budget=few)
     records = run_all(here)
     assert all(record.status == "ok" for record in records.values())
     step = flops(Owner(here, 0).build().network, torch.zeros(8, 32, dtype=torch.long))

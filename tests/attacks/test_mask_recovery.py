@@ -25,10 +25,10 @@ from nftbench.models.architectures import dlr
 from nftbench.running import mask_accuracy as recovery
 from nftbench.running.attacker import Attacker
 from nftbench.running.owner import Owner
-from nftbench.running.workspace import AttackersTask, Workplace
+from nftbench.running.workspace import AttackersTask, Workspace
 from nftbench.testing import ARCHITECTURES, FirstWord, Undefended, task_context
 
-Place = Callable[..., Workplace]
+MakeWorkspace = Callable[..., Workspace]
 WriteFile = Callable[[str, str], Any]
 RunAll = Callable[..., dict[tuple[str, str, str, int], Any]]
 
@@ -80,9 +80,9 @@ def gradients(model: Model, tokens: Tensor) -> dict[str, Tensor]:
     return total
 
 
-def attacked(place: Workplace, defense: Leaky, estimator: str, **settings: Any) -> tuple[Mapping[str, float], int]:
+def attacked(workspace: Workspace, defense: Leaky, estimator: str, **settings: Any) -> tuple[Mapping[str, float], int]:
     """The scores of the estimator's guess on such a release, and the number of weights."""
-    owner = Owner(place, 0)
+    owner = Owner(workspace, 0)
     protected = defense.protect(owner.build(), owner)
     assert protected.secret is not None
     mask = protected.secret.mask
@@ -93,11 +93,10 @@ def attacked(place: Workplace, defense: Leaky, estimator: str, **settings: Any) 
                 weight.copy_(torch.where(mask[name], weight, weights(protected.release.network)[name]))
     context = Attacker(
         seed=5,
-        budget=place.suite.budget,
-        device="cpu",
+        budget=workspace.suite.budget,
         _corpus=owner.corpus,
         _defense=defense,
-        _suite=place.suite,
+        _suite=workspace.suite,
         _sibling=Model(second, owner.corpus.tokenizer),
     )
     attack = MaskRecovery(estimator, batches=24, guesses=3, **settings)  # type: ignore[arg-type]
@@ -118,9 +117,11 @@ READ_GRADIENTS = ("gradient", "mean_gradient", "fisher", "displacement", "early_
 
 @pytest.mark.parametrize("estimator", NAMES)
 @pytest.mark.parametrize("channel", FOUND_BY)
-def test_a_channel_is_found_by_its_estimator_and_by_no_other(channel: str, estimator: str, place: Place) -> None:
+def test_a_channel_is_found_by_its_estimator_and_by_no_other(
+    channel: str, estimator: str, workspace: MakeWorkspace
+) -> None:
     """The band is five standard errors of Mann and Whitney's statistic for a guess that knows nothing."""
-    found, count = attacked(place(budget={"preparation_steps": 20}), Leaky(channel), estimator)
+    found, count = attacked(workspace(budget={"preparation_steps": 20}), Leaky(channel), estimator)
     auc = found["roc_auc_within" if channel == "gradient" else "roc_auc"]  # planted in each tensor by itself
     band = 5 * math.sqrt(1 / (3 * count))
     if estimator in FOUND_BY[channel]:
@@ -361,12 +362,12 @@ def test_displacement_is_one_minus_net_over_gross_movement() -> None:
     ("estimator", "count", "blocks"), [("gradient", 1, 8), ("mean_gradient", 3, 16), ("fisher", 3, 1)]
 )
 def test_gradient_statistics_are_those_of_the_text_that_was_read(
-    estimator: str, count: int, blocks: int, place: Place
+    estimator: str, count: int, blocks: int, workspace: MakeWorkspace
 ) -> None:
-    here = place()
+    here = workspace()
     owner = Owner(here, 0)
     model = owner.build()
-    context = Attacker(5, here.suite.budget, "cpu", owner.corpus, _defense=Leaky(), _suite=here.suite)
+    context = Attacker(seed=5, budget=here.suite.budget, _corpus=owner.corpus, _defense=Leaky(), _suite=here.suite)
     guess = MaskRecovery(estimator, batches=3).prepare(Release(model), context).guess  # type: ignore[arg-type]
     assert guess is not None
     text = context.text(model, blocks)
@@ -418,11 +419,11 @@ def test_a_shadow_mask_of_all_true_or_all_false_gives_a_constant_guess(marked: b
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_estimators_work_on_a_locked_network(architecture: str, place: Place) -> None:
-    here = place(architecture=architecture, budget={"preparation_steps": 2})
+def test_estimators_work_on_a_locked_network(architecture: str, workspace: MakeWorkspace) -> None:
+    here = workspace(architecture=architecture, budget={"preparation_steps": 2})
     owner = Owner(here, 0)
     locked = Model(dlr.lock(owner.build().network, depth=2), owner.corpus.tokenizer)
-    context = Attacker(5, here.suite.budget, "cpu", owner.corpus, _defense=Leaky(), _suite=here.suite)
+    context = Attacker(seed=5, budget=here.suite.budget, _corpus=owner.corpus, _defense=Leaky(), _suite=here.suite)
     for name in ("likelihood", "support", "posterior", "fisher", "displacement"):
         guess = MaskRecovery(name, batches=2).prepare(Release(locked), context).guess  # type: ignore[arg-type]
         assert guess is not None
@@ -450,13 +451,13 @@ def test_it_applies_where_the_defense_keeps_a_secret() -> None:
     assert "trained base" in str(MaskRecovery("combination").applies(Later())), "no shadow can be run"
 
 
-def test_only_the_top_share_of_the_guess_is_trained(place: Place) -> None:
+def test_only_the_top_share_of_the_guess_is_trained(workspace: MakeWorkspace) -> None:
     """As many weights as the defense's ratio, those with the highest scores; the rest bit for bit as released."""
-    here = place()
+    here = workspace()
     owner = Owner(here, 0)
     defense = Leaky("magnitude", ratio=0.3)
     release = defense.protect(owner.build(), owner).release
-    context = Attacker(5, here.suite.budget, "cpu", _defense=defense, _suite=here.suite)
+    context = Attacker(seed=5, budget=here.suite.budget, _defense=defense, _suite=here.suite)
     attack = MaskRecovery("magnitude")
     prepared = attack.prepare(Release(release), context)
     task = FirstWord().load(task_context(here, release))
@@ -475,7 +476,7 @@ def test_only_the_top_share_of_the_guess_is_trained(place: Place) -> None:
 
 
 def test_a_run_scores_guesses_except_those_of_an_attack_that_knows_the_secret(
-    place: Place, plugin: WriteFile, run_all: RunAll
+    workspace: MakeWorkspace, plugin: WriteFile, run_all: RunAll
 ) -> None:
     plugin(
         "told",
@@ -487,7 +488,7 @@ def test_a_run_scores_guesses_except_those_of_an_attack_that_knows_the_secret(
         "        return context.sweep(prepared.model, task)\n",
     )
     specs = ["mask_recovery[estimator=difference]", "mask_recovery[estimator=magnitude]"]
-    records = run_all(place(defenses=["none", "pmp[discovery_steps=3]"], attacks=["none", *specs, "told"]))
+    records = run_all(workspace(defenses=["none", "pmp[discovery_steps=3]"], attacks=["none", *specs, "told"]))
     found = {
         attack: record for (row, attack, task, _), record in records.items() if row != "none" and task == "toy_topic"
     }

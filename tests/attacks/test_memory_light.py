@@ -18,19 +18,19 @@ from nftbench.models.architectures import dlr
 from nftbench.planning import registry
 from nftbench.running.attacker import Attacker
 from nftbench.running.owner import Owner
-from nftbench.running.workspace import TaskSetting, Workplace, make_corpus
+from nftbench.running.workspace import TaskSetting, Workspace, make_corpus
 from nftbench.terms import SplitName
 from nftbench.testing import ARCHITECTURES, FirstWord
 from nftbench.training.costs import saved_bytes
 
-Place = Callable[..., Workplace]
+MakeWorkspace = Callable[..., Workspace]
 
 
-def setting(place: Place, architecture: str) -> tuple[Prepared, Task, Attacker]:
-    here = place(**({"architecture": architecture} if architecture != "gpt2" else {}))
+def setting(workspace: MakeWorkspace, architecture: str) -> tuple[Prepared, Task, Attacker]:
+    here = workspace(**({"architecture": architecture} if architecture != "gpt2" else {}))
     model = Owner(here, 0).build()
     task = FirstWord().load(TaskSetting(model, 0, here.suite, None, None, lambda: make_corpus(here, 0)))
-    return Prepared(model), task, Attacker(seed=0, budget=here.suite.budget, device="cpu")
+    return Prepared(model), task, Attacker(seed=0, budget=here.suite.budget)
 
 
 def adapted(spec: str, prepared: Prepared, task: Task, context: Attacker) -> Outcome:
@@ -43,8 +43,8 @@ def adapted(spec: str, prepared: Prepared, task: Task, context: Attacker) -> Out
 
 @pytest.mark.parametrize("locked", [False, True], ids=["plain", "dlr"])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_checkpointing_gives_the_numbers_of_full(architecture: str, locked: bool, place: Place) -> None:
-    prepared, task, context = setting(place, architecture)
+def test_checkpointing_gives_the_numbers_of_full(architecture: str, locked: bool, workspace: MakeWorkspace) -> None:
+    prepared, task, context = setting(workspace, architecture)
     if locked:
         prepared = Prepared(Model(dlr.lock(prepared.model.network, 4), prepared.model.tokenizer))
     full, light = (adapted(spec, prepared, task, context) for spec in ("full", "memory_light"))
@@ -139,8 +139,8 @@ def test_directions_depend_on_the_attack_seed_and_the_step() -> None:
     assert not torch.allclose(first, other, rtol=0.1)
 
 
-def test_mezo_saves_nothing_and_runs_no_backward_pass(place: Place) -> None:
-    prepared, task, context = setting(place, "gpt2")
+def test_mezo_saves_nothing_and_runs_no_backward_pass(workspace: MakeWorkspace) -> None:
+    prepared, task, context = setting(workspace, "gpt2")
 
     class Raises(torch.autograd.Function):
         @staticmethod

@@ -63,7 +63,7 @@ def after_steps(network: PreTrainedModel, adapter: Any) -> tuple[dict[str, Tenso
 
 def moved_by(spec: str, network: PreTrainedModel) -> tuple[set[str], float]:
     """The parameters that some steps of the attack move, and by how much it raises the suite's learning rates."""
-    context = Watched(seed=0, budget=tiny_suite().budget, device="cpu")
+    context = Watched(seed=0, budget=tiny_suite().budget)
     task = FirstWord().load(Given(Model(network)))  # type: ignore[arg-type]
     registry.create("attacks", spec).adapt(Prepared(Model(network)), task, context)
     (asked,) = context.asked
@@ -194,6 +194,6 @@ def test_bitfit_trains_the_biases_or_where_there_are_none_the_gains(kind: str) -
 
 def test_a_network_without_vectors_is_refused() -> None:
     bitfit = registry.create("attacks", "bitfit")
-    context = Attacker(seed=0, budget=tiny_suite().budget, device="cpu")
+    context = Attacker(seed=0, budget=tiny_suite().budget)
     with pytest.raises(NftbenchError, match="neither biases nor norms"):
         bitfit.adapt(Prepared(Model(linear())), FirstWord().load(Given(Model(network_of("gpt2")))), context)  # type: ignore[arg-type]

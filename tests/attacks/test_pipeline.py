@@ -16,13 +16,13 @@ from nftbench.planning import registry
 from nftbench.planning.plan import canonical, narrow, plan
 from nftbench.running.attacker import Attacker
 from nftbench.running.owner import Owner
-from nftbench.running.workspace import AttackersTask, Workplace, make_corpus
+from nftbench.running.workspace import AttackersTask, Workspace, make_corpus
 from nftbench.suites.schema import Suite
 from nftbench.testing import FirstWord, task_context, tiny_suite
-from nftbench.training.preparation import Ledger
+from nftbench.training.trainer import Ledger
 from tests.by_heart import by_heart
 
-Place = Callable[..., Workplace]
+MakeWorkspace = Callable[..., Workspace]
 WriteFile = Callable[[str, str], Path]
 RunAll = Callable[..., dict[tuple[str, str, str, int], Any]]
 
@@ -79,27 +79,26 @@ def pipeline(**parameters: Any) -> Attack:
     return replace(found, **parameters)  # type: ignore[type-var]
 
 
-def scene(place: Workplace) -> tuple[Model, Task, Callable[[Attack], Attacker]]:
+def scene(workspace: Workspace) -> tuple[Model, Task, Callable[[Attack], Attacker]]:
     """A release trained on every split of the task, the task, and the context of an attack on it."""
-    model = Owner(place, 0).build()
-    task = FirstWord().load(task_context(place, model))
+    model = Owner(workspace, 0).build()
+    task = FirstWord().load(task_context(workspace, model))
     by_heart(model.network, task)
 
     def context(attack: Attack) -> Attacker:
         return Attacker(
             seed=3,
-            budget=place.suite.budget,
-            device="cpu",
-            _corpus=make_corpus(place, 0),
+            budget=workspace.suite.budget,
+            _corpus=make_corpus(workspace, 0),
             _defense=registry.create("defenses", "none"),
-            _suite=place.suite,
+            _suite=workspace.suite,
             _uses=attack.uses(),
         )
 
     return model, AttackersTask(task), context
 
 
-def attacked(attack: Attack, scaled: float, here: Workplace) -> tuple[Outcome, Prepared, Attacker, Task]:
+def attacked(attack: Attack, scaled: float, here: Workspace) -> tuple[Outcome, Prepared, Attacker, Task]:
     """The attack on a release whose weights are all multiplied."""
     model, task, make = scene(here)
     with torch.no_grad():
@@ -133,32 +132,36 @@ def score(task: Task, outcome: Outcome) -> float:
 
 
 @pytest.mark.parametrize("order", [("weights[by=0.01]", "weights[by=100]"), ("weights[by=100]", "weights[by=0.01]")])
-def test_the_best_preparation_by_validation_stands(parts: None, order: tuple[str, ...], place: Place) -> None:
+def test_the_best_preparation_by_validation_stands(
+    parts: None, order: tuple[str, ...], workspace: MakeWorkspace
+) -> None:
     """All weights were divided by 100; one of the two preparations undoes that, in either order."""
     attack = pipeline(preparations=order, tuners=("weights",))
-    outcome, prepared, _, task = attacked(attack, 0.01, place())
+    outcome, prepared, _, task = attacked(attack, 0.01, workspace())
     assert [part.model.network is prepared.model.network for part in prepared.parts] == [True, False, False]
     assert score(task, outcome) > 0.85
     mended = prepared.parts[1 + order.index("weights[by=100]")]
     assert same(weights(mended.model), weights(Model(outcome.network)))  # type: ignore[arg-type]
 
 
-def test_where_no_preparation_helps_the_release_stays(parts: None, place: Place) -> None:
+def test_where_no_preparation_helps_the_release_stays(parts: None, workspace: MakeWorkspace) -> None:
     for spoiled in ("weights[by=0.0]", "weights[by=.nan]"):
-        outcome, prepared, _, task = attacked(pipeline(preparations=(spoiled,), tuners=("weights",)), 1.0, place())
+        outcome, prepared, _, task = attacked(pipeline(preparations=(spoiled,), tuners=("weights",)), 1.0, workspace())
         assert same(weights(prepared.model), weights(Model(outcome.network)))  # type: ignore[arg-type]
         assert score(task, outcome) > 0.85
 
 
-def test_where_short_tuning_diverges_the_release_stays(parts: None, place: Place) -> None:
-    here = place(budget={"learning_rates": {"adamw": [1e37, 1e38]}})
+def test_where_short_tuning_diverges_the_release_stays(parts: None, workspace: MakeWorkspace) -> None:
+    here = workspace(budget={"learning_rates": {"adamw": [1e37, 1e38]}})
     outcome, _, _, task = attacked(pipeline(preparations=("weights[by=2]",), tuners=("weights",)), 1.0, here)
     assert score(task, outcome) > 0.85
 
 
 @pytest.mark.parametrize("order", [("weights", "full"), ("lora[rank=2]", "full")])
-def test_the_best_tuner_stands_and_the_cost_is_that_of_all(parts: None, order: tuple[str, ...], place: Place) -> None:
-    here = place()
+def test_the_best_tuner_stands_and_the_cost_is_that_of_all(
+    parts: None, order: tuple[str, ...], workspace: MakeWorkspace
+) -> None:
+    here = workspace()
     whole, *_, task = attacked(pipeline(preparations=(), tuners=order), 0.05, here)
     alone = [attacked(pipeline(preparations=(), tuners=(one,)), 0.05, here)[0] for one in order]
     best = max(alone, key=lambda one: (score(task, one), -one.validation.loss))  # type: ignore[union-attr,operator]
@@ -171,16 +174,16 @@ def test_the_best_tuner_stands_and_the_cost_is_that_of_all(parts: None, order: t
     assert whole.cost.seconds > 0
 
 
-def test_a_tuner_runs_its_own_preparation_on_a_copy(parts: None, place: Place) -> None:
+def test_a_tuner_runs_its_own_preparation_on_a_copy(parts: None, workspace: MakeWorkspace) -> None:
     """The tuner prepares a copy of what the chosen preparation made."""
-    outcome, prepared, *_ = attacked(pipeline(preparations=(), tuners=("weights[by=2]",)), 1.0, place())
+    outcome, prepared, *_ = attacked(pipeline(preparations=(), tuners=("weights[by=2]",)), 1.0, workspace())
     doubled = {name: 2 * weight for name, weight in weights(prepared.model).items()}
     assert same(doubled, weights(Model(outcome.network)))  # type: ignore[arg-type]
 
 
-def test_a_preparation_is_tried_only_where_it_applies(parts: None, place: Place) -> None:
+def test_a_preparation_is_tried_only_where_it_applies(parts: None, workspace: MakeWorkspace) -> None:
     attack = pipeline(preparations=("weights[by=7]", "weights[by=2]"), tuners=("weights",))
-    model, _, make = scene(place())
+    model, _, make = scene(workspace())
     context = make(attack)
     release = Release(model)
     assert len(attack.prepare(release, context).parts) == 2, "none keeps no secret"
@@ -192,14 +195,14 @@ def test_a_preparation_is_tried_only_where_it_applies(parts: None, place: Place)
 
 
 def test_records_count_every_step_once_and_a_resumed_run_writes_the_same(
-    parts: None, place: Place, run_all: RunAll, bare: Callable[[Any], Any]
+    parts: None, workspace: MakeWorkspace, run_all: RunAll, bare: Callable[[Any], Any]
 ) -> None:
     """The cost counts each preparation and each short tuning once; a resumed job writes the same records."""
     spec = "pipeline[preparations=trains[steps=2]+weights[by=2]+trains,tuners=full+weights]"
     both = ["toy_topic", "toy_tone"]
 
     def found(results: str, *tasks: str) -> dict[Any, Any]:
-        here = place(results=results, attacks=["none", spec], tasks=both)
+        here = workspace(results=results, attacks=["none", spec], tasks=both)
         only = narrow(here.plan, attacks=[spec], tasks=tasks)
         return {key: bare(record) for key, record in run_all(replace(here, plan=only)).items()}
 

@@ -19,12 +19,12 @@ from nftbench.models import networks as models
 from nftbench.planning import registry
 from nftbench.running.attacker import Attacker
 from nftbench.running.owner import Owner
-from nftbench.running.workspace import TaskSetting, Workplace, make_corpus
+from nftbench.running.workspace import TaskSetting, Workspace, make_corpus
 from nftbench.suites.schema import Budget
 from nftbench.terms import SplitName
 from nftbench.testing import ARCHITECTURES, FirstWord
 
-Place = Callable[..., Workplace]
+MakeWorkspace = Callable[..., Workspace]
 SOLVERS = ("whitening", "newton", "lbfgs")
 BUDGET = Budget(learning_rates={"adamw": (1e-4, 1e-3)}, durations=(10, 30), batch=32, warmup=2, extension=0, restarts=1)
 
@@ -99,7 +99,7 @@ def optimum(network: PreTrainedModel, task: Table) -> float:
 
 def adapted(spec: str, network: PreTrainedModel, task: Task, budget: Budget = BUDGET) -> Outcome:
     plugin: Attack = registry.create("attacks", spec)
-    return plugin.adapt(Prepared(Model(network)), task, Attacker(seed=0, budget=budget, device="cpu"))
+    return plugin.adapt(Prepared(Model(network)), task, Attacker(seed=0, budget=budget))
 
 
 def start(outcome: Outcome) -> float:
@@ -156,8 +156,10 @@ def test_a_white_head_is_the_head_on_white_features() -> None:
 
 @pytest.mark.parametrize("by", SOLVERS)
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_a_causal_lm_gets_a_better_head_and_keeps_its_embeddings(architecture: str, by: str, place: Place) -> None:
-    here = place(**({"architecture": architecture} if architecture != "gpt2" else {}))
+def test_a_causal_lm_gets_a_better_head_and_keeps_its_embeddings(
+    architecture: str, by: str, workspace: MakeWorkspace
+) -> None:
+    here = workspace(**({"architecture": architecture} if architecture != "gpt2" else {}))
     model = Owner(here, 0).build()
     task = FirstWord().load(TaskSetting(model, 0, here.suite, None, None, lambda: make_corpus(here, 0)))
     problem = precondition._Problem.of(precondition._untied(model.network), task)

@@ -16,15 +16,15 @@ from nftbench.models import networks as models
 from nftbench.planning import registry
 from nftbench.running.attacker import Attacker
 from nftbench.running.owner import make_base
-from nftbench.running.workspace import TaskSetting, Workplace, make_corpus
+from nftbench.running.workspace import TaskSetting, Workspace, make_corpus
 from nftbench.testing import ARCHITECTURES, FirstWord
 
-Place = Callable[..., Workplace]
+MakeWorkspace = Callable[..., Workspace]
 IDS = torch.randint(50, (4, 12), generator=torch.Generator().manual_seed(0))
 
 
-def base(place: Place, architecture: str) -> tuple[Workplace, PreTrainedModel]:
-    here = place(**({"architecture": architecture} if architecture != "gpt2" else {}))
+def base(workspace: MakeWorkspace, architecture: str) -> tuple[Workspace, PreTrainedModel]:
+    here = workspace(**({"architecture": architecture} if architecture != "gpt2" else {}))
     return here, make_base(here, 0).network
 
 
@@ -45,17 +45,17 @@ def planted(network: PreTrainedModel) -> PreTrainedModel:
     return network
 
 
-def attacked(here: Workplace, network: PreTrainedModel) -> Outcome:
+def attacked(here: Workspace, network: PreTrainedModel) -> Outcome:
     plugin: Attack = registry.create("attacks", "rebalance")
     model = Model(copy.deepcopy(network))
     task = FirstWord().load(TaskSetting(model, 0, here.suite, None, None, lambda: make_corpus(here, 0)))
-    context = Attacker(seed=0, budget=here.suite.budget, device="cpu")
+    context = Attacker(seed=0, budget=here.suite.budget)
     return plugin.adapt(plugin.prepare(Release(model), context), task, context)
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_rescaled_weights_do_not_change_the_attack(architecture: str, place: Place) -> None:
-    here, network = base(place, architecture)
+def test_rescaled_weights_do_not_change_the_attack(architecture: str, workspace: MakeWorkspace) -> None:
+    here, network = base(workspace, architecture)
     other = planted(network)
     with torch.no_grad():
         assert torch.allclose(network(input_ids=IDS).logits, other(input_ids=IDS).logits, atol=1e-4)
@@ -67,10 +67,10 @@ def test_rescaled_weights_do_not_change_the_attack(architecture: str, place: Pla
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_an_ordinary_model_keeps_its_logits(architecture: str, place: Place) -> None:
-    _, network = base(place, architecture)
+def test_an_ordinary_model_keeps_its_logits(architecture: str, workspace: MakeWorkspace) -> None:
+    _, network = base(workspace, architecture)
     rewritten = copy.deepcopy(network)
-    rebalance.Rebalance().prepare(Release(Model(rewritten)), Attacker(0, None, "cpu"))  # type: ignore[arg-type]
+    rebalance.Rebalance().prepare(Release(Model(rewritten)), Attacker(seed=0, budget=None))  # type: ignore[arg-type]
     with torch.no_grad():
         assert torch.allclose(network(input_ids=IDS).logits, rewritten(input_ids=IDS).logits, atol=1e-4)
 

@@ -22,7 +22,7 @@ from nftbench.models.architectures import dlr
 from nftbench.planning import registry
 from nftbench.running.attacker import Attacker
 from nftbench.running.owner import Owner
-from nftbench.testing import ARCHITECTURES, Undefended, temporary_workplace, tiny_suite
+from nftbench.testing import ARCHITECTURES, Undefended, temporary_workspace, tiny_suite
 
 redistill = import_module("nftbench.attacks.redistill")
 TOKENS = torch.randint(50, (3, 12), generator=torch.Generator().manual_seed(0))
@@ -48,16 +48,15 @@ def speaking(network: PreTrainedModel) -> PreTrainedModel:
 def prepared(spec: str, kind: str, locked: bool, steps: int = 40) -> tuple[PreTrainedModel, PreTrainedModel, Attacker]:
     """The release, what the attack makes of it, and the attacker's context."""
     attack: Attack = registry.create("attacks", spec)
-    with temporary_workplace(tiny_suite(kind, budget={"preparation_steps": steps})) as place:
-        owner = Owner(place, 0)
+    with temporary_workspace(tiny_suite(kind, budget={"preparation_steps": steps})) as workspace:
+        owner = Owner(workspace, 0)
         model = owner.build()
         context = Attacker(
             seed=3,
-            budget=place.suite.budget,
-            device="cpu",
+            budget=workspace.suite.budget,
             _corpus=owner.corpus,
             _defense=Undefended(),
-            _suite=place.suite,
+            _suite=workspace.suite,
         )
         context.corpus.heldout  # noqa: B018 (read before its folder is gone)
     network = speaking(dlr.lock(model.network, 3) if locked else model.network).eval()

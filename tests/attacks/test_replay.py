@@ -18,7 +18,7 @@ from nftbench.models import networks as models
 from nftbench.models.architectures import dlr
 from nftbench.models.networks import seeded
 from nftbench.planning import registry
-from nftbench.testing import ARCHITECTURES, FirstWord, attack_inputs, task_context, temporary_workplace, tiny_suite
+from nftbench.testing import ARCHITECTURES, FirstWord, attack_inputs, task_context, temporary_workspace, tiny_suite
 from nftbench.training.engine import Stepper
 
 replay = import_module("nftbench.attacks.replay")
@@ -40,9 +40,9 @@ def base(kind: str, **changes: Any) -> PreTrainedModel:
 def released(spec: str, kind: str = "gpt2") -> tuple[Attack, Release, Any, Any]:
     """An attack, the tiny release, the attack's context and a task."""
     attack: Attack = registry.create("attacks", spec)
-    with temporary_workplace(tiny_suite(kind)) as place:
-        release, context = attack_inputs(place, attack)
-        return attack, release, context, FirstWord().load(task_context(place, release.model))
+    with temporary_workspace(tiny_suite(kind)) as workspace:
+        release, context = attack_inputs(workspace, attack)
+        return attack, release, context, FirstWord().load(task_context(workspace, release.model))
 
 
 # ------------------------------------------------------------------------------------------------------------ the text

@@ -16,12 +16,13 @@ from nftbench.attacks.soft_mask import SHARPNESS, Gated, Scaled, SoftMask, displ
 from nftbench.contract import Prepared, Release
 from nftbench.running.attacker import Attacker
 from nftbench.running.owner import Owner
-from nftbench.running.workspace import AttackersTask, Workplace
+from nftbench.running.workspace import AttackersTask, Workspace
 from nftbench.testing import ARCHITECTURES
 from nftbench.training.engine import Stepper
 from nftbench.training.sweep import Sweep, sweep
+from nftbench.training.trainer import Trainer
 
-Place = Callable[..., Workplace]
+MakeWorkspace = Callable[..., Workspace]
 RunAll = Callable[..., dict[tuple[str, str, str, int], Any]]
 RATIO = 0.7
 
@@ -32,8 +33,8 @@ KINDS: dict[str, Callable[[str, Tensor], nn.Module]] = {
 }
 
 
-def network(place: Place, architecture: str = "gpt2") -> Any:
-    return Owner(place(architecture=architecture), 0).build().network
+def network(workspace: MakeWorkspace, architecture: str = "gpt2") -> Any:
+    return Owner(workspace(architecture=architecture), 0).build().network
 
 
 def values(net: nn.Module, like: nn.Module) -> dict[str, Tensor]:
@@ -51,8 +52,8 @@ def tokens(net: Any) -> Tensor:
 
 @each_architecture
 @pytest.mark.parametrize("by", KINDS)
-def test_before_training_it_is_the_release_bit_for_bit(by: str, architecture: str, place: Place) -> None:
-    plain = network(place, architecture)
+def test_before_training_it_is_the_release_bit_for_bit(by: str, architecture: str, workspace: MakeWorkspace) -> None:
+    plain = network(workspace, architecture)
     soft = displaced(copy.deepcopy(plain), KINDS[by])
     ids = tokens(plain)
     assert torch.equal(soft(input_ids=ids).logits, plain(input_ids=ids).logits)
@@ -68,9 +69,9 @@ def test_before_training_it_is_the_release_bit_for_bit(by: str, architecture: st
 
 
 @each_architecture
-def test_each_tensor_moves_at_its_own_rate(architecture: str, place: Place) -> None:
+def test_each_tensor_moves_at_its_own_rate(architecture: str, workspace: MakeWorkspace) -> None:
     """The first step of AdamW is as long as its rate wherever the gradient is not almost zero."""
-    plain = network(place, architecture)
+    plain = network(workspace, architecture)
     soft = displaced(copy.deepcopy(plain), KINDS["rates"])
     before = values(soft, plain)
     stepper = Stepper(soft, "adamw", 1e-3, factor=lambda step: 1.0, weight_decay=0.0, clip=None)
@@ -91,7 +92,7 @@ def test_each_tensor_moves_at_its_own_rate(architecture: str, place: Place) -> N
     assert torch.equal(head, table) == bool(plain.config.tie_word_embeddings)
 
 
-def test_gates_open_where_a_larger_step_lowers_the_loss(place: Place) -> None:
+def test_gates_open_where_a_larger_step_lowers_the_loss(workspace: MakeWorkspace) -> None:
     """A loss that pulls one weight far away and keeps the other near its place."""
     layer = nn.Linear(2, 1, bias=False)
     with torch.no_grad():
@@ -109,12 +110,12 @@ def test_gates_open_where_a_larger_step_lowers_the_loss(place: Place) -> None:
     assert float(gates[0]) > 0.95 > RATIO + 0.1 > float(gates[1])
 
 
-def test_rates_are_the_densities_of_the_guess(place: Place) -> None:
+def test_rates_are_the_densities_of_the_guess(workspace: MakeWorkspace) -> None:
     """In proportion to the share of each tensor among the top of the guess, and one on average over the weights."""
-    here = place()
+    here = workspace()
     owner = Owner(here, 0)
     release = owner.build()
-    context = Attacker(5, here.suite.budget, "cpu", _defense=testing.RandomMask(), _suite=here.suite)
+    context = Attacker(seed=5, budget=here.suite.budget, _defense=testing.RandomMask(), _suite=here.suite)
     attack = SoftMask()
     prepared = attack.prepare(Release(release), context)
     generator = torch.Generator().manual_seed(0)
@@ -138,12 +139,12 @@ def test_rates_are_the_densities_of_the_guess(place: Place) -> None:
 
 @pytest.mark.parametrize("by", KINDS)
 @pytest.mark.parametrize("attempt", ["plain", "float64", "clipped", "head"])
-def test_every_attempt_of_the_sweep_can_train_it(by: str, attempt: str, place: Place) -> None:
+def test_every_attempt_of_the_sweep_can_train_it(by: str, attempt: str, workspace: MakeWorkspace) -> None:
     """Where nothing stays finite a sweep goes to double precision, clips, and trains the head alone."""
-    here = place()
+    here = workspace()
     model = Owner(here, 0).build()
     task = testing.FirstWord().load(testing.task_context(here, model))
-    one = Sweep(model, task, here.suite.budget, 0, "cpu", lambda net, seed: displaced(net, KINDS[by]), None, "adamw")
+    one = Sweep(Trainer(0, here.suite.budget), model, task, lambda net, seed: displaced(net, KINDS[by]), None, "adamw")
     one.attempt = attempt  # type: ignore[assignment]
     before, after = model.network, one.trajectory(1e-2, 0, (0, 3))[1]
     moved = {
@@ -155,17 +156,17 @@ def test_every_attempt_of_the_sweep_can_train_it(by: str, attempt: str, place: P
     assert moved == head if attempt == "head" else head < moved
 
 
-def test_the_outcome_with_averaged_weights_is_the_one_that_was_measured(place: Place) -> None:
-    here = place()
+def test_the_outcome_with_averaged_weights_is_the_one_that_was_measured(workspace: MakeWorkspace) -> None:
+    here = workspace()
     model = Owner(here, 0).build()
     task = testing.FirstWord().load(testing.task_context(here, model))
     budget = here.suite.budget.model_copy(update={"average": True})
-    outcome = sweep(model, task, budget, 0, "cpu", adapter=lambda net, seed: displaced(net, KINDS["rates"]))
+    outcome = sweep(Trainer(0, budget), model, task, adapter=lambda net, seed: displaced(net, KINDS["rates"]))
     assert task.evaluate(outcome.network, task.split("validation")) == outcome.validation
 
 
-def test_a_model_without_a_secret_is_attacked_too(place: Place, run_all: RunAll) -> None:
-    records = run_all(place(attacks=["none", "soft_mask", "soft_mask[by=learnt]"]))
+def test_a_model_without_a_secret_is_attacked_too(workspace: MakeWorkspace, run_all: RunAll) -> None:
+    records = run_all(workspace(attacks=["none", "soft_mask", "soft_mask[by=learnt]"]))
     found = {attack: record for (_, attack, task, _), record in records.items() if task == "toy_topic"}
     assert {record.status for record in records.values()} == {"ok"}
     assert all(found[attack].recovery == {} for attack in found)

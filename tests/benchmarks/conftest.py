@@ -96,12 +96,13 @@ class Bench:
 
     def __init__(self, folder: Path, cache: Path) -> None:
         from nftbench import suites
+        from nftbench.device import CPU
         from nftbench.models import networks as models
         from nftbench.planning.plan import plan
         from nftbench.records.store import Store
-        from nftbench.running import referee as run
         from nftbench.running.releases import make_release
-        from nftbench.running.workspace import Workplace, load_task
+        from nftbench.running.workspace import Workspace, load_task
+        from nftbench.training import engine as train
 
         content: dict[str, Any] = {
             "name": "benchmark",
@@ -124,12 +125,12 @@ class Bench:
         }
         self.content, self.folder, self.cache = content, folder, cache
         self.suite = suites.parse(content)
-        self.place = Workplace(plan(self.suite), Store(folder / "results", cache))
-        job = next(job for job in self.place.plan.jobs() if job.attack.name == "full")
-        run._single_thread("cpu")
-        self.release = make_release(self.place, job.defense, 0, job.release)
+        self.workspace = Workspace(plan(self.suite), Store(folder / "results", cache))
+        job = next(job for job in self.workspace.plan.jobs() if job.attack.name == "full")
+        train.set_threads(CPU)
+        self.release = make_release(self.workspace, job.defense, 0, job.release)
         self.model = models.load(self.release, attacker=True)
-        self.task: Any = load_task(self.place, job.cells[0].task, job.seed, self.model)
+        self.task: Any = load_task(self.workspace, job.cells[0].task, job.seed, self.model)
 
     @property
     def budget(self) -> Any:

@@ -10,6 +10,7 @@ from torch import nn
 
 from nftbench.contract import Measurement
 from nftbench.training.sweep import Sweep
+from nftbench.training.trainer import Trainer
 from tests.benchmarks.conftest import Wrapped
 from tests.benchmarks.measure import Line, by_turns, ratio, within
 
@@ -29,9 +30,7 @@ class Watched(Wrapped):
 
 
 def trajectory(bench: Any, stops: tuple[int, ...], task: Any = None) -> tuple[Any, ...]:
-    return Sweep(bench.model, task or bench.task, bench.budget, 0, "cpu", None, None, "adamw").trajectory(
-        RATE, 0, stops
-    )
+    return Sweep(Trainer(0, bench.budget), bench.model, task or bench.task).trajectory(RATE, 0, stops)
 
 
 def test_durations(bench: Any, benchmark: Any, table: dict[str, Line]) -> None:

@@ -16,6 +16,7 @@ import yaml
 
 from nftbench import suites
 from nftbench.contract import Cost, Measurement, Point
+from nftbench.device import CPU
 from nftbench.models import networks as models
 from nftbench.planning import registry
 from nftbench.planning.plan import Plan, plan
@@ -23,7 +24,7 @@ from nftbench.records.record import Record
 from nftbench.records.store import Store
 from nftbench.running import executors, provenance
 from nftbench.running.releases import make_release
-from nftbench.running.workspace import Workplace, forget_tasks, load_task
+from nftbench.running.workspace import Workspace, forget_tasks, load_task
 from tests.benchmarks.measure import Line, Ratio, cpu, ratio
 
 IDLE = """
@@ -72,11 +73,11 @@ def test_a_cell(bench: Any, plugin: Plugin, tmp_path: Path, benchmark: Any, tabl
     }
     whole = plan(suites.parse(content))
     jobs = [job for job in whole.jobs() if job.attack.name == "idle"]
-    folder = make_release(Workplace(whole, Store(tmp_path, bench.cache)), jobs[0].defense, 0, jobs[0].release)
+    folder = make_release(Workspace(whole, Store(tmp_path, bench.cache)), jobs[0].defense, 0, jobs[0].release)
 
     def once(results: Path) -> None:
-        place = Workplace(whole, Store(results, bench.cache))
-        for _ in executors.run(place, jobs, 1):
+        workspace = Workspace(whole, Store(results, bench.cache))
+        for _ in executors.run(workspace, jobs, 1):
             pass
 
     def load() -> None:
@@ -98,8 +99,8 @@ def test_a_cell(bench: Any, plugin: Plugin, tmp_path: Path, benchmark: Any, tabl
     benchmark.pedantic(lambda: once(tmp_path / "last"), rounds=1)
     added = [1000 * (spent - loading) / cells for spent, loading, _, _ in found]
     control: Ratio = ratio([one for _, one, _, _ in found], [other for _, _, other, _ in found])
-    cell = bench.place.plan.cells[0]
-    task = cpu(lambda: (forget_tasks(), load_task(bench.place, cell.task, cell.seed, bench.model)))
+    cell = bench.workspace.plan.cells[0]
+    task = cpu(lambda: (forget_tasks(), load_task(bench.workspace, cell.task, cell.seed, bench.model)))
     table["6 cell"] = Line(
         "added by the harness to a cell, beyond loading the model, CPU time",
         f"≤ {MOST_MILLISECONDS} ms",
@@ -115,7 +116,7 @@ def settled(whole: Plan, store: Store) -> int:
     """A record for each cell, as large as the real ones."""
     points = tuple(Point(0.001, step, 0.5, 1.0, 1.0) for step in range(20))
     score = Measurement("acc", 0.5, 0.01, 2000, 0.25, loss=1.0)
-    origin = provenance.collect(whole.suite, "cpu", "nftbench run", 1.0)
+    origin = provenance.collect(whole.suite, CPU, "nftbench run", 1.0)
     for number, cell in enumerate(whole.cells):
         attack: Any = registry.create("attacks", str(cell.attack))
         value = dataclasses.replace(score, value=0.4 + (number * 7919 % 1000) / 5000)

@@ -14,6 +14,7 @@ from torch.profiler import ProfilerActivity, profile
 from nftbench.contract import Measurement
 from nftbench.data.loglikelihood import Batch
 from nftbench.training.sweep import Sweep
+from nftbench.training.trainer import Trainer
 from tests.benchmarks.conftest import Wrapped
 from tests.benchmarks.measure import Line, by_turns, ratio, within
 
@@ -30,7 +31,7 @@ class Unscored(Wrapped):
 
 def engine(bench: Any) -> nn.Module:
     """`STEPS` steps as every attack takes them: the sweep's own trajectory."""
-    run = Sweep(bench.model, Unscored(bench.task), bench.budget, 0, "cpu", None, None, "adamw")
+    run = Sweep(Trainer(0, bench.budget), bench.model, Unscored(bench.task))
     return run.trajectory(RATE, 0, (STEPS,))[1]
 
 
@@ -74,7 +75,7 @@ def plain(bench: Any, batches: Sequence[Batch]) -> nn.Module:
 
 @pytest.fixture(scope="module")
 def batches(bench: Any) -> list[Batch]:
-    stream = Sweep(bench.model, bench.task, bench.budget, 0, "cpu", None, None, "adamw").batches(0)
+    stream = Sweep(Trainer(0, bench.budget), bench.model, bench.task).batches(0)
     return [next(stream) for _ in range(STEPS)]
 
 

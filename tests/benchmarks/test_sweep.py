@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from nftbench.training.sweep import sweep
+from nftbench.training.trainer import Trainer
 from tests.benchmarks import baseline
 from tests.benchmarks.measure import Line, by_turns, cpu, cpu_of, ratio
 
@@ -48,7 +49,7 @@ def environment(bench: Any) -> Mapping[str, str]:
 
 
 def run_engine(bench: Any) -> Any:
-    return sweep(bench.model, bench.task, bench.budget, 0, "cpu")
+    return sweep(Trainer(0, bench.budget), bench.model, bench.task)
 
 
 def rates_and_durations(bench: Any) -> tuple[int, tuple[int, ...]]:

@@ -14,9 +14,11 @@ import torch
 
 from nftbench import suites
 from nftbench.contract import Model
+from nftbench.device import Device
 from nftbench.models import networks as models
 from nftbench.training import engine as train
 from nftbench.training.sweep import Sweep
+from nftbench.training.trainer import Trainer
 from tests.benchmarks.conftest import MODEL
 from tests.benchmarks.measure import Line
 from tests.benchmarks.test_step import Unscored
@@ -90,7 +92,7 @@ def test_fine_tuning(bench: Any, device: str, benchmark: Any, table: dict[str, L
         pytest.skip("no CUDA device")
     tokenizer, steps = bench.model.tokenizer, 50
     network = models.build(recipe(device)[0], tokenizer, 0, device).network
-    run = Sweep(Model(network, tokenizer), Unscored(bench.task), bench.budget, 0, device, None, None, "adamw")
+    run = Sweep(Trainer(0, bench.budget, Device.parse(device)), Model(network, tokenizer), Unscored(bench.task))
     rate, low, high = per_second(device, lambda: run.trajectory(1e-4, 0, (steps,)), steps, benchmark)
     table[f"9 {device} tuning"] = Line(
         f"fine-tuning throughput, {named(device, network)}",

@@ -22,7 +22,7 @@ from nftbench.records.record import Record
 from nftbench.records.store import Store
 from nftbench.running.owner import make_base
 from nftbench.running.releases import make_release
-from nftbench.running.workspace import Workplace
+from nftbench.running.workspace import Workspace
 from nftbench.suites.schema import Suite
 from nftbench.testing import ARCHITECTURES, check_defense, tiny_suite
 from tests.factories import scratch, sweep
@@ -55,10 +55,10 @@ def test_it_is_a_defense_on_every_architecture(cache: Path) -> None:
 def release(cache: Path, tmp_path: Path) -> tuple[Model, Model]:
     """The base and the oracle's release of it, on grammar 7."""
     suite = tiny_suite(defenses=["none", "oracle"], corpus={"grammar": 7})
-    place = Workplace(plan(suite), Store(tmp_path, cache))
-    key = place.plan.releases["oracle", 0]
+    workspace = Workspace(plan(suite), Store(tmp_path, cache))
+    key = workspace.plan.releases["oracle", 0]
     spec = registry.spec_of("oracle", registry.create("defenses", "oracle"))
-    return make_base(place, 0), models.load(make_release(place, spec, 0, key), "cpu")
+    return make_base(workspace, 0), models.load(make_release(workspace, spec, 0, key), "cpu")
 
 
 def logits(model: Model, text: str) -> torch.Tensor:

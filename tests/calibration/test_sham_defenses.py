@@ -17,11 +17,11 @@ from nftbench.planning import registry
 from nftbench.planning.plan import canonical
 from nftbench.records.record import Record
 from nftbench.running.releases import load_protection, make_release, open_release
-from nftbench.running.workspace import Workplace, load_task, make_corpus
+from nftbench.running.workspace import Workspace, load_task, make_corpus
 from nftbench.scoring.flags import GRADIENT_ERROR
 from nftbench.testing import check_defense
 
-Place = Callable[..., Workplace]
+MakeWorkspace = Callable[..., Workspace]
 FOLDER = Path(__file__).parent / "shams"
 SAME_LOGITS = (
     "rescaled",
@@ -54,7 +54,7 @@ def shams(known: Callable[[Path], None]) -> None:
     known(FOLDER)
 
 
-def release(here: Workplace, spec: str) -> tuple[Model, Any]:
+def release(here: Workspace, spec: str) -> tuple[Model, Any]:
     """What an attacker downloads, and what the referee found."""
     job = next(job for job in here.plan.jobs() if job.defense == canonical("defenses", spec))
     folder = make_release(here, job.defense, job.seed, job.release)
@@ -62,7 +62,7 @@ def release(here: Workplace, spec: str) -> tuple[Model, Any]:
 
 
 @torch.no_grad()
-def logits(here: Workplace, model: Model) -> Tensor:
+def logits(here: Workspace, model: Model) -> Tensor:
     found: Tensor = model.network(input_ids=make_corpus(here, 0).heldout[:8]).logits
     return found
 
@@ -80,8 +80,8 @@ def test_a_sham_keeps_to_the_protocol(spec: str, cache: Path) -> None:
 
 
 @pytest.mark.parametrize("spec", [*SAME_LOGITS, "half", "half[dtype=bfloat16]", "flat_head"])
-def test_a_sham_predicts_what_the_base_predicts(spec: str, place: Place) -> None:
-    here = place(defenses=["none", spec])
+def test_a_sham_predicts_what_the_base_predicts(spec: str, workspace: MakeWorkspace) -> None:
+    here = workspace(defenses=["none", spec])
     base, own = (logits(here, release(here, name)[0]) for name in ("none", spec))
     if spec == "flat_head":
         assert torch.equal(base.argmax(-1), own.argmax(-1))
@@ -94,9 +94,9 @@ def test_a_sham_predicts_what_the_base_predicts(spec: str, place: Place) -> None
 
 
 @pytest.mark.parametrize("gradient", ["zero", "nan"])
-def test_a_lie_survives_publication_and_is_found_out(gradient: str, place: Place) -> None:
+def test_a_lie_survives_publication_and_is_found_out(gradient: str, workspace: MakeWorkspace) -> None:
     spec = f"lying_backward[gradient={gradient},strange=true]"
-    here = place(defenses=["none", spec])
+    here = workspace(defenses=["none", spec])
     model, protection = release(here, spec)
     loss = model.network(input_ids=make_corpus(here, 0).heldout[:2]).logits.logsumexp(-1).mean()
     loss.backward()
@@ -107,14 +107,14 @@ def test_a_lie_survives_publication_and_is_found_out(gradient: str, place: Place
     assert release(here, "none")[1].gradient_error <= GRADIENT_ERROR
 
 
-def test_a_shortcut_without_a_backward_pass_is_found_out(place: Place) -> None:
+def test_a_shortcut_without_a_backward_pass_is_found_out(workspace: MakeWorkspace) -> None:
     spec = "lying_backward[last_only=true,strange=true]"
-    assert release(place(defenses=["none", spec]), spec)[1].gradient_error > GRADIENT_ERROR
+    assert release(workspace(defenses=["none", spec]), spec)[1].gradient_error > GRADIENT_ERROR
 
 
 @pytest.mark.parametrize("spec", ["lying_backward[gradient=nan]", "lying_backward[last_only=true]", "buffers", "deaf"])
-def test_weights_that_fit_the_library_are_attacked_in_its_own_code(spec: str, place: Place) -> None:
-    here = place(defenses=["none", spec])
+def test_weights_that_fit_the_library_are_attacked_in_its_own_code(spec: str, workspace: MakeWorkspace) -> None:
+    here = workspace(defenses=["none", spec])
     model, protection = release(here, spec)
     assert type(model.network) is GPT2LMHeadModel
     assert (protection.gradient_error <= GRADIENT_ERROR, protection.own_code) == (True, False)
@@ -122,16 +122,16 @@ def test_weights_that_fit_the_library_are_attacked_in_its_own_code(spec: str, pl
     assert type(models.load(make_release(here, canonical("defenses", spec), 0, key)).network) is not GPT2LMHeadModel
 
 
-def test_a_tokenizer_that_reads_sentences_otherwise_is_found_out(place: Place) -> None:
-    here = place(defenses=["none", "mumbling"])
+def test_a_tokenizer_that_reads_sentences_otherwise_is_found_out(workspace: MakeWorkspace) -> None:
+    here = workspace(defenses=["none", "mumbling"])
     (own, found), (base, honest) = release(here, "mumbling"), release(here, "none")
     words = sorted(base.tokenizer.get_vocab())
     assert own.tokenizer(words)["input_ids"] == base.tokenizer(words)["input_ids"]
     assert (found.tokenizer_changed, honest.tokenizer_changed) == (True, False)
 
 
-def test_a_tokenizer_does_not_read_for_the_next_release_of_the_process(place: Place) -> None:
-    here = place(defenses=["none", "mumbling"])
+def test_a_tokenizer_does_not_read_for_the_next_release_of_the_process(workspace: MakeWorkspace) -> None:
+    here = workspace(defenses=["none", "mumbling"])
     cell = next(cell for cell in here.plan.cells if cell.task.name == "toy_topic" and cell.defense.name == "mumbling")
     (own, _), (base, _) = release(here, "mumbling"), release(here, "none")
     mumbled, heard = (load_task(here, cell.task, cell.seed, model).split("train").batch([0]) for model in (own, base))
@@ -140,8 +140,8 @@ def test_a_tokenizer_does_not_read_for_the_next_release_of_the_process(place: Pl
 
 
 @pytest.mark.parametrize("sham", ["frozen", "buffers"])
-def test_nothing_is_frozen_once_it_is_published(sham: str, place: Place) -> None:
-    here = place(defenses=["none", sham])
+def test_nothing_is_frozen_once_it_is_published(sham: str, workspace: MakeWorkspace) -> None:
+    here = workspace(defenses=["none", sham])
     (model, _), (base, _) = release(here, sham), release(here, "none")
     assert all(parameter.requires_grad for parameter in model.network.parameters())
     assert {name for name, _ in model.network.named_parameters()} == {
@@ -149,8 +149,8 @@ def test_nothing_is_frozen_once_it_is_published(sham: str, place: Place) -> None
     }
 
 
-def test_what_was_published_in_sixteen_bits_is_attacked_in_thirty_two(place: Place) -> None:
-    model, _ = release(place(defenses=["none", "half"]), "half")
+def test_what_was_published_in_sixteen_bits_is_attacked_in_thirty_two(workspace: MakeWorkspace) -> None:
+    model, _ = release(workspace(defenses=["none", "half"]), "half")
     assert {parameter.dtype for parameter in model.network.parameters()} == {torch.float32}
 
 

@@ -288,6 +288,19 @@ def test_run_ends_in_a_leaderboard_and_resumes(call: Call, tiny: str) -> None:
     assert {path: path.stat().st_mtime_ns for path in Path("runs/tiny/records").iterdir()} == written
 
 
+def test_another_processor_is_named_before_any_work(call: Call, tiny: str) -> None:
+    call("run", tiny, "--jobs", 1, "--attacks", "none")
+    for path in Path("runs/tiny/records").iterdir():
+        content = json.loads(path.read_text())
+        content["provenance"]["hardware"]["vendor"] = "AnotherVendor"
+        path.write_text(json.dumps(content))
+    for verb in ("plan", "run"):
+        _, out, _ = call(verb, tiny, "--jobs", 1, "--attacks", "none")
+        line = out.splitlines()[1]
+        assert "records come from another processor" in line
+        assert "AnotherVendor" in line
+
+
 def test_figures_are_drawn_where_scores_changed_or_one_is_missing(call: Call, tiny: str) -> None:
     def drawn() -> dict[str, int]:
         return {path.name: path.stat().st_mtime_ns for path in Path("runs/tiny").glob("*.png")}

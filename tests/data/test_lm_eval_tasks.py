@@ -581,8 +581,8 @@ def test_bits_of_running_text(model: Model) -> None:
 
 
 def test_utility_tasks_have_a_limit_of_their_own(
-    place: Callable[..., Any], run_all: Callable[..., dict[tuple[str, str, str, int], Any]]
+    workspace: Callable[..., Any], run_all: Callable[..., dict[tuple[str, str, str, int], Any]]
 ) -> None:
-    records = run_all(place(budget={"max_test_documents": 12, "max_utility_documents": 30}))
+    records = run_all(workspace(budget={"max_test_documents": 12, "max_utility_documents": 30}))
     counts = {task: records["none", "none", task, 0].attacked.count for task in ("toy_topic", "toy_minimal_pairs")}
     assert counts == {"toy_topic": 12, "toy_minimal_pairs": 30}

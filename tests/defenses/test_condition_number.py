@@ -22,7 +22,7 @@ from nftbench.planning.plan import plan
 from nftbench.records.store import Store
 from nftbench.running import executors
 from nftbench.running.owner import Owner
-from nftbench.running.workspace import Workplace
+from nftbench.running.workspace import Workspace
 from nftbench.testing import tiny_suite
 
 IMMUNIZED = "condition_number[harmful=diabetes,epochs=5]"
@@ -50,29 +50,29 @@ SUITE: dict[str, Any] = {
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Workplace:
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     folder = tmp_path_factory.mktemp("tables")
-    here = Workplace(plan(suites.parse(SUITE)), Store(folder / "results", folder / "cache"))
+    here = Workspace(plan(suites.parse(SUITE)), Store(folder / "results", folder / "cache"))
     for _ in executors.run(here, here.plan.jobs(), 1):
         pass
     return here
 
 
-def test_every_cell_of_a_linear_suite_is_measured(place: Workplace) -> None:
-    records = list(place.store.records().values())
-    assert len(records) == len(place.plan.cells)
+def test_every_cell_of_a_linear_suite_is_measured(workspace: Workspace) -> None:
+    records = list(workspace.store.records().values())
+    assert len(records) == len(workspace.plan.cells)
     assert {(one.status, one.reason) for one in records} == {("ok", None)}
     assert {one.row.task_aware for one in records if one.defense.startswith("condition_number")} == {True}
     assert {one.role for one in records} == {"ranked", "benign", "utility"}
 
 
-def test_the_harmful_condition_number_rises_against_the_primary_one(place: Workplace) -> None:
+def test_the_harmful_condition_number_rises_against_the_primary_one(workspace: Workspace) -> None:
     """RIR by hand: condition numbers of both tasks' features under the released extractor and under the base."""
-    owner = Owner(place, 0, ("diabetes",))
-    releases = {str(cell.defense): cell.release for cell in place.plan.cells}
+    owner = Owner(workspace, 0, ("diabetes",))
+    releases = {str(cell.defense): cell.release for cell in workspace.plan.cells}
 
     def conditions(defense: str) -> tuple[float, float]:
-        folder = place.store.artifact("releases", releases[defense])
+        folder = workspace.store.artifact("releases", releases[defense])
         assert folder is not None
         network = load(folder).network.double()
         found = []
@@ -132,11 +132,11 @@ def test_more_features_than_can_be_inverted_are_refused_before_anything_runs(mod
 
 
 def test_a_language_model_is_immunized_against_a_toy_task(
-    place: Workplace, tmp_path: Path, cache: Path, run_all: Callable[..., Any]
+    workspace: Workspace, tmp_path: Path, cache: Path, run_all: Callable[..., Any]
 ) -> None:
     spec = "condition_number[harmful=toy_topic,balanced=true,lambda_ill=1,lambda_well=1,epochs=1]"
     suite = tiny_suite(defenses=["none", spec], attacks=["none", "full", "linear_probe[solver=ridge]"])
-    found = run_all(Workplace(plan(suite), Store(tmp_path / "results", cache)))
+    found = run_all(Workspace(plan(suite), Store(tmp_path / "results", cache)))
     assert {record.status for record in found.values()} == {"ok"}
 
 

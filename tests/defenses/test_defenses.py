@@ -16,16 +16,16 @@ from nftbench.defenses import pmp
 from nftbench.methods import masks
 from nftbench.planning import registry
 from nftbench.running.owner import Owner, make_base
-from nftbench.running.workspace import Workplace
+from nftbench.running.workspace import Workspace
 from nftbench.testing import ARCHITECTURES
 
-Place = Callable[..., Workplace]
+MakeWorkspace = Callable[..., Workspace]
 
 
-def protect(place: Place, spec: str, **changes: Any) -> tuple[Protected, Owner]:
-    owner = Owner(place(**changes), 0)
+def protect(workspace: MakeWorkspace, spec: str, **changes: Any) -> tuple[Protected, Owner]:
+    owner = Owner(workspace(**changes), 0)
     plugin = registry.create("defenses", spec)
-    model = owner.build() if plugin.stage == "pretrain" else make_base(owner._place, 0)
+    model = owner.build() if plugin.stage == "pretrain" else make_base(owner._workspace, 0)
     return plugin.protect(model, owner), owner
 
 
@@ -42,9 +42,11 @@ def share(mask: Any) -> float:
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize("spec", ["random_mask", "pmp[discovery_steps=3]", "pmp[criterion=random]"])
-def test_the_frozen_complement_is_bit_for_bit_its_initial_value(spec: str, architecture: str, place: Place) -> None:
+def test_the_frozen_complement_is_bit_for_bit_its_initial_value(
+    spec: str, architecture: str, workspace: MakeWorkspace
+) -> None:
     changes = {"architecture": architecture} if architecture != "gpt2" else {}
-    protected, owner = protect(place, spec, **changes)
+    protected, owner = protect(workspace, spec, **changes)
     initial, released = weights(owner.build()), weights(protected.release)
     assert protected.secret is not None
     mask = protected.secret.mask
@@ -64,8 +66,8 @@ def test_the_mask_is_the_top_share_in_its_scope(scope: masks.Scope) -> None:
 
 
 @pytest.mark.parametrize("scope", ["global", "per_tensor"])
-def test_ratio_1_keeps_everything_and_is_plain_pretraining(scope: str, place: Place) -> None:
-    protected, owner = protect(place, f"pmp[ratio=1,scope={scope},discovery_steps=2]")
+def test_ratio_1_keeps_everything_and_is_plain_pretraining(scope: str, workspace: MakeWorkspace) -> None:
+    protected, owner = protect(workspace, f"pmp[ratio=1,scope={scope},discovery_steps=2]")
     assert protected.secret is not None
     assert all(bool(kept.all()) for kept in protected.secret.mask.values())
     plain = owner.pretrain(owner.build())
@@ -120,9 +122,9 @@ def test_discovery_stops_by_patience(told: list[list[float]], looked: int, curve
     assert model.network.w.grad is None, "it looks at a copy"
 
 
-def test_the_record_holds_the_iou_curve_and_densities(place: Place, run_all: Any) -> None:
+def test_the_record_holds_the_iou_curve_and_densities(workspace: MakeWorkspace, run_all: Any) -> None:
     spec = "pmp[discovery_steps=4,patience=9]"
-    record = run_all(place(defenses=["none", spec]))[spec, "none", "toy_topic", 0]
+    record = run_all(workspace(defenses=["none", spec]))[spec, "none", "toy_topic", 0]
     assert record.protection is not None
     (series,) = record.protection.series
     assert series.x == (2.0, 3.0, 4.0)
@@ -132,11 +134,11 @@ def test_the_record_holds_the_iou_curve_and_densities(place: Place, run_all: Any
     assert all(0 <= value <= 1 for value in densities.values())
 
 
-def test_the_released_complement_decays_and_is_shrunk_to_its_ball(place: Place) -> None:
+def test_the_released_complement_decays_and_is_shrunk_to_its_ball(workspace: MakeWorkspace) -> None:
     """The authors' code: after the last shrink only weight decay touches the complement."""
     pretraining = {"steps": 20, "weight_decay": 0.5, "schedule": "constant", "learning_rate": 1e-2, "warmup": 0}
     spec = "pmp[complement=released,discovery_steps=3,interval=8,radius=0.05]"
-    protected, owner = protect(place, spec, pretraining=pretraining)
+    protected, owner = protect(workspace, spec, pretraining=pretraining)
     assert protected.secret is not None
     mask, initial, released = protected.secret.mask, weights(owner.build()), weights(protected.release)
 
@@ -153,7 +155,7 @@ def test_the_released_complement_decays_and_is_shrunk_to_its_ball(place: Place) 
         if bool((~kept).any()):
             ratio = weight[~kept] / initial[name][~kept]
             assert float(ratio.std()) < 1e-4 * float(ratio.mean()), f"{name}: the complement is only scaled"
-    never, _ = protect(place, spec.replace("interval=8", "interval=50"), pretraining=pretraining)
+    never, _ = protect(workspace, spec.replace("interval=8", "interval=50"), pretraining=pretraining)
     name = "transformer.h.0.mlp.c_fc.weight"
     kept = mask[name]
     expected = initial[name][~kept] * (1 - 1e-2 * 0.5) ** 20
@@ -164,8 +166,8 @@ def test_the_released_complement_decays_and_is_shrunk_to_its_ball(place: Place) 
     assert math.hypot(matrices / (1 - 1e-2 * 0.5) ** 12, vectors) == pytest.approx(0.05, rel=1e-5)
 
 
-def test_the_released_variant_leaves_no_hook(place: Place) -> None:
-    protected, _ = protect(place, "pmp[complement=released,discovery_steps=2]")
+def test_the_released_variant_leaves_no_hook(workspace: MakeWorkspace) -> None:
+    protected, _ = protect(workspace, "pmp[complement=released,discovery_steps=2]")
     assert not any(weight._backward_hooks for weight in protected.release.network.parameters())
 
 
@@ -173,9 +175,9 @@ def test_the_released_variant_leaves_no_hook(place: Place) -> None:
 
 
 @pytest.mark.parametrize("keep", [0.5, 0.7, 0.9])
-def test_narrow_is_the_width_that_comes_nearest(keep: float, place: Place) -> None:
+def test_narrow_is_the_width_that_comes_nearest(keep: float, workspace: MakeWorkspace) -> None:
     changes: dict[str, Any] = {"model": {"n_embd": 32, "n_head": 2}}
-    protected, owner = protect(place, f"narrow[keep={keep}]", **changes)
+    protected, owner = protect(workspace, f"narrow[keep={keep}]", **changes)
 
     def count(width: int) -> int:
         return sum(weight.numel() for weight in owner.build(n_embd=width).network.parameters())
@@ -188,23 +190,23 @@ def test_narrow_is_the_width_that_comes_nearest(keep: float, place: Place) -> No
 
 
 @pytest.mark.parametrize("architecture", ["llama", "qwen3"])
-def test_narrow_works_with_rotary_embeddings(architecture: str, place: Place) -> None:
-    protected, owner = protect(place, "narrow", architecture=architecture)
+def test_narrow_works_with_rotary_embeddings(architecture: str, workspace: MakeWorkspace) -> None:
+    protected, owner = protect(workspace, "narrow", architecture=architecture)
     assert protected.release.network.config.hidden_size < owner.build().network.config.hidden_size
 
 
-def test_noise_is_as_large_as_it_says(place: Place) -> None:
-    protected, owner = protect(place, "noise[scale=0.5]")
-    base = weights(make_base(owner._place, 0))
+def test_noise_is_as_large_as_it_says(workspace: MakeWorkspace) -> None:
+    protected, owner = protect(workspace, "noise[scale=0.5]")
+    base = weights(make_base(owner._workspace, 0))
     for name, weight in weights(protected.release).items():
         if weight.numel() > 200:
             noise = (weight - base[name]).square().mean().sqrt() / base[name].square().mean().sqrt()
             assert float(noise) == pytest.approx(0.5, rel=0.2), name
 
 
-def test_reinit_resets_its_share_of_the_weights(place: Place) -> None:
-    protected, owner = protect(place, "reinit[fraction=0.3]")
-    base, fresh = weights(make_base(owner._place, 0)), weights(owner.build())
+def test_reinit_resets_its_share_of_the_weights(workspace: MakeWorkspace) -> None:
+    protected, owner = protect(workspace, "reinit[fraction=0.3]")
+    base, fresh = weights(make_base(owner._workspace, 0)), weights(owner.build())
     back = total = 0
     for name, weight in weights(protected.release).items():
         assert bool(((weight == base[name]) | (weight == fresh[name])).all()), name
@@ -214,19 +216,19 @@ def test_reinit_resets_its_share_of_the_weights(place: Place) -> None:
     assert back / total == pytest.approx(0.3, abs=0.03)
 
 
-def test_none_is_the_base(place: Place) -> None:
-    protected, owner = protect(place, "none")
-    base = weights(make_base(owner._place, 0))
+def test_none_is_the_base(workspace: MakeWorkspace) -> None:
+    protected, owner = protect(workspace, "none")
+    base = weights(make_base(owner._workspace, 0))
     assert all(torch.equal(weight, base[name]) for name, weight in weights(protected.release).items())
 
 
-def test_a_checkpoint_is_published_as_it_is(place: Place, tmp_path: Any) -> None:
+def test_a_checkpoint_is_published_as_it_is(workspace: MakeWorkspace, tmp_path: Any) -> None:
     from nftbench.models import networks as models
 
-    given = Owner(place(), 0).build()
+    given = Owner(workspace(), 0).build()
     changed = copy.deepcopy(given.network)
     with torch.no_grad():
         changed.get_input_embeddings().weight.mul_(2)
     models.save(Model(changed, given.tokenizer), tmp_path / "given")
-    protected, _ = protect(place, f"checkpoint[path={tmp_path / 'given'}]")
+    protected, _ = protect(workspace, f"checkpoint[path={tmp_path / 'given'}]")
     assert all(torch.equal(weight, changed.get_parameter(name)) for name, weight in weights(protected.release).items())

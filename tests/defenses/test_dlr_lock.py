@@ -293,8 +293,8 @@ def curve(series: tuple[Series, ...], name: str) -> Series:
     return next(one for one in series if one.name == name)
 
 
-def test_distillation_error_falls(place: Callable[..., Any]) -> None:
-    here = place()
+def test_distillation_error_falls(workspace: Callable[..., Any]) -> None:
+    here = workspace()
     protect = registry.create("defenses", "dlr_lock[depth=4,module_steps=80,joint_steps=40,batch=8]").protect
     teacher = make_base(here, 0)
     before = copy.deepcopy(teacher.network.state_dict())
@@ -340,8 +340,12 @@ def test_suites_that_cannot_work_are_refused_before_anything_runs() -> None:
         registry.create("defenses", "dlr_lock").check(parse({**suite.model_dump(), "model": gptj}))
 
 
-def test_a_run_records_the_control_and_the_distillation(place: Callable[..., Any], run_all: Callable[..., Any]) -> None:
-    here = place(defenses=["none", QUICK], attacks=["none", "full", "lora[targets=mlp]"], utility=["bits_per_token"])
+def test_a_run_records_the_control_and_the_distillation(
+    workspace: Callable[..., Any], run_all: Callable[..., Any]
+) -> None:
+    here = workspace(
+        defenses=["none", QUICK], attacks=["none", "full", "lora[targets=mlp]"], utility=["bits_per_token"]
+    )
     records = run_all(here)
     assert len(records) == 2 * (2 + 2)
     assert {(one.status, one.reason) for one in records.values()} == {("ok", None)}

@@ -24,7 +24,7 @@ from nftbench.planning import registry
 from nftbench.planning.plan import plan
 from nftbench.running.owner import Owner, make_base
 from nftbench.running.releases import make_release
-from nftbench.running.workspace import Workplace, load_task
+from nftbench.running.workspace import Workspace, load_task
 from nftbench.suites.reading import read
 from nftbench.testing import tiny_suite
 from nftbench.yardsticks import scale_loss
@@ -32,16 +32,16 @@ from nftbench.yardsticks import scale_loss
 LORA = "trap2[task=toy_topic,rank=4,learning_rate=0.01,steps=12,batch=8]"
 FULL = "trap2[task=toy_topic,update=full,learning_rate=0.01,steps=12,batch=8]"
 both_kinds = pytest.mark.parametrize("spec", [LORA, FULL])
-Make = Callable[..., Workplace]
+Make = Callable[..., Workspace]
 
 
 def trap(**changes: Any) -> Trap2:
     return Trap2(**{"task": "toy_topic", "rank": 4, "learning_rate": 0.01, "steps": 12, "batch": 8, **changes})
 
 
-def protect(place: Workplace, defense: Trap2) -> tuple[Model, Protected]:
+def protect(workspace: Workspace, defense: Trap2) -> tuple[Model, Protected]:
     """The base, and what the defense makes of it."""
-    return make_base(place, 0), defense.protect(make_base(place, 0), Owner(place, 0, defense.told()))
+    return make_base(workspace, 0), defense.protect(make_base(workspace, 0), Owner(workspace, 0, defense.told()))
 
 
 # ----------------------------------------------------------------------------------------------------- the objective
@@ -97,9 +97,9 @@ def test_without_strength_one_pass_is_enough() -> None:
 
 @both_kinds
 @pytest.mark.parametrize("scale", [-0.5, 0.3, 1.0, 1.7])
-def test_a_scaled_pass_is_that_of_the_scaled_update(spec: str, scale: float, place: Make) -> None:
+def test_a_scaled_pass_is_that_of_the_scaled_update(spec: str, scale: float, workspace: Make) -> None:
     """Equal loss; and the gradient by the update D at W0 + s·D is s times the gradient by the weights."""
-    where, defense = place(), replace(registry.create("defenses", spec), dropout=0.0)
+    where, defense = workspace(), replace(registry.create("defenses", spec), dropout=0.0)
     base = make_base(where, 0)
     task = Owner(where, 0, defense.told()).task("toy_topic")
     batch = task.split("train").batch(range(8))
@@ -123,9 +123,9 @@ def test_a_scaled_pass_is_that_of_the_scaled_update(spec: str, scale: float, pla
 
 
 @pytest.mark.parametrize("update", ["lora", "full"])
-def test_a_huge_strength_stays_finite(update: Any, place: Make) -> None:
+def test_a_huge_strength_stays_finite(update: Any, workspace: Make) -> None:
     """Without the cap J has no lower bound; with it, J and the weights stay finite."""
-    _, protected = protect(place(), trap(update=update, strength=1e6, weighting="inv", steps=40))
+    _, protected = protect(workspace(), trap(update=update, strength=1e6, weighting="inv", steps=40))
     assert protected.update is not None
     for weight in (*protected.release.network.parameters(), *protected.update.weights.values()):
         assert bool(torch.isfinite(weight).all())
@@ -134,8 +134,8 @@ def test_a_huge_strength_stays_finite(update: Any, place: Make) -> None:
     assert min(map(float, found)) >= -1e6 * 5.0 / defense.minimum
 
 
-def test_it_raises_the_loss_at_other_scales_and_not_at_one(place: Make) -> None:
-    where = place(pretraining={"steps": 60})
+def test_it_raises_the_loss_at_other_scales_and_not_at_one(workspace: Make) -> None:
+    where = workspace(pretraining={"steps": 60})
     losses = {}
     for strength in (0.0, 0.3):
         base, protected = protect(where, trap(update="full", strength=strength, steps=100))
@@ -184,8 +184,8 @@ def test_a_model_without_attention_is_refused_an_adapter() -> None:
 
 @both_kinds
 @pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.*:FutureWarning")  # PEFT calls what transformers renames
-def test_the_release_is_the_base_with_its_adapter(spec: str, place: Make) -> None:
-    where = place(defenses=["none", spec])
+def test_the_release_is_the_base_with_its_adapter(spec: str, workspace: Make) -> None:
+    where = workspace(defenses=["none", spec])
     base = make_base(where, 0).network
     job = next(job for job in where.plan.jobs() if job.defense.name == "trap2")
     folder = make_release(where, job.defense, 0, job.release)
@@ -213,8 +213,8 @@ SUITE = {
 
 
 @both_kinds
-def test_a_run_records_every_coefficient_and_the_yardstick(spec: str, place: Make, run_all: Any) -> None:
-    where = place(defenses=["none", spec], **SUITE)
+def test_a_run_records_every_coefficient_and_the_yardstick(spec: str, workspace: Make, run_all: Any) -> None:
+    where = workspace(defenses=["none", spec], **SUITE)
     found = run_all(where)
     name = str(next(job.defense for job in where.plan.jobs() if job.defense.name == "trap2"))
     for attack in SUITE["attacks"][1:]:
@@ -271,7 +271,7 @@ def test_updates_merged_by_hand() -> None:
     assert float(dared.mean()) == pytest.approx(1.0, abs=0.1)
 
 
-def test_every_operator_is_linear_in_the_coefficient(place: Make) -> None:
+def test_every_operator_is_linear_in_the_coefficient(workspace: Make) -> None:
     """As `merges` has it: PEFT with every weight 0.7 gives 0.7 times what it gives with weights 1."""
     from peft.utils import merge_utils
 
@@ -297,8 +297,8 @@ class Context:
     seed: int = 0
 
 
-def test_attacks_without_an_update_or_another_task_are_refused(place: Make) -> None:
-    where = place()
+def test_attacks_without_an_update_or_another_task_are_refused(workspace: Make) -> None:
+    where = workspace()
     base = make_base(where, 0)
     task = load_task(where, registry.parse("toy_topic"), 0, base)
     context: Any = Context(base, where.suite.budget)
@@ -310,8 +310,8 @@ def test_attacks_without_an_update_or_another_task_are_refused(place: Make) -> N
 
 
 @both_kinds
-def test_distillation_learns_the_releases_logits(spec: str, place: Make) -> None:
-    where = place(budget={"learning_rates": {"adamw": [3e-3, 1e-2]}})
+def test_distillation_learns_the_releases_logits(spec: str, workspace: Make) -> None:
+    where = workspace(budget={"learning_rates": {"adamw": [3e-3, 1e-2]}})
     base, protected = protect(where, replace(registry.create("defenses", spec), steps=60))
     assert protected.update is not None
     task = load_task(where, registry.parse("toy_topic"), 0, base)

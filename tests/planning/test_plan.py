@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from nftbench.device import Device
 from nftbench.errors import NftbenchError
 from nftbench.planning import plan as plans, registry
 from nftbench.planning.plan import Plan, narrow, plan
@@ -303,9 +304,9 @@ def test_what_changes_no_number_changes_no_key(changes: dict[str, Any]) -> None:
 def test_seeds_tasks_device_and_limit_are_in_the_key() -> None:
     found = plan(suite())
     assert len(set(keys(found).values())) == len(found.cells)
-    for other in (plan(suite(), device="cuda"), plan(suite(), limit=8)):
+    for other in (plan(suite(), device=Device("cuda")), plan(suite(), limit=8)):
         assert not set(keys(other).values()) & set(keys(found).values())
-    assert keys(plan(suite(), device="cuda:1")) == keys(plan(suite(), device="cuda:0"))
+    assert keys(plan(suite(), device=Device("cuda", 1))) == keys(plan(suite(), device=Device("cuda", 0)))
 
 
 def test_a_plugins_parameters_are_in_the_key() -> None:

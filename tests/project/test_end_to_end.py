@@ -13,7 +13,7 @@ from nftbench import suites
 from nftbench.planning.plan import plan
 from nftbench.records.store import Store
 from nftbench.running import executors
-from nftbench.running.workspace import Workplace
+from nftbench.running.workspace import Workspace
 from nftbench.scoring.score import Leaderboard, score
 from nftbench.testing import tiny_suite
 
@@ -29,38 +29,38 @@ WHOLE: dict[str, Any] = {
 }
 
 
-def whole_run(folder: Path, cache: Path, **changes: Any) -> tuple[Workplace, Leaderboard]:
+def whole_run(folder: Path, cache: Path, **changes: Any) -> tuple[Workspace, Leaderboard]:
     """Write a suite, read it, run it, score what lies in the results folder."""
     folder.mkdir()
     path = folder / "suite.yaml"
     path.write_text(yaml.safe_dump(tiny_suite(**changes).model_dump(mode="json")))
-    place = Workplace(plan(suites.read(str(path))), Store(folder / "results", cache))
-    place.store.write_manifest(place.plan.manifest())
-    for _ in executors.run(place, place.plan.jobs(), 1):
+    workspace = Workspace(plan(suites.read(str(path))), Store(folder / "results", cache))
+    workspace.store.write_manifest(workspace.plan.manifest())
+    for _ in executors.run(workspace, workspace.plan.jobs(), 1):
         pass
-    return place, board(place)
+    return workspace, board(workspace)
 
 
-def board(place: Workplace) -> Leaderboard:
-    manifest = place.store.manifest()
+def board(workspace: Workspace) -> Leaderboard:
+    manifest = workspace.store.manifest()
     suite = suites.parse(manifest["suite"])
     cells = [(defense, attack, task, seed) for defense, attack, task, seed, _ in manifest["cells"]]
-    records = list(place.store.records().values())
+    records = list(workspace.store.records().values())
     return score(records, utility_bar=suite.utility_bar, ranking=suite.ranking, planned=cells)
 
 
 @pytest.fixture(scope="module")
-def finished(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Workplace, Leaderboard]:
+def finished(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Workspace, Leaderboard]:
     folder = tmp_path_factory.mktemp("whole") / "run"
     return whole_run(folder, cache, **WHOLE)
 
 
-def test_every_row_is_scored(finished: tuple[Workplace, Leaderboard]) -> None:
-    place, found = finished
+def test_every_row_is_scored(finished: tuple[Workspace, Leaderboard]) -> None:
+    workspace, found = finished
     rows = {one.defense: one for one in found.scores}
     assert set(rows) == set(DEFENSES)
-    assert {one.status for one in place.store.records().values()} == {"ok"}
-    assert len(place.store.records()) == len(place.plan.cells)
+    assert {one.status for one in workspace.store.records().values()} == {"ok"}
+    assert len(workspace.store.records()) == len(workspace.plan.cells)
     for row in rows.values():
         assert row.incomplete == ()
         assert row.retention is not None
@@ -79,11 +79,11 @@ def test_every_row_is_scored(finished: tuple[Workplace, Leaderboard]) -> None:
     assert not any(one.standing == "ranked" for one in found.scores), "two seeds rank nobody"
 
 
-def test_the_leaderboard_agrees_with_the_records(finished: tuple[Workplace, Leaderboard]) -> None:
+def test_the_leaderboard_agrees_with_the_records(finished: tuple[Workspace, Leaderboard]) -> None:
     """Suppression, by hand from the records of the folder."""
-    place, found = finished
+    workspace, found = finished
     records = {
-        (one.defense, one.attack, one.seed): one for one in place.store.records().values() if one.role == "ranked"
+        (one.defense, one.attack, one.seed): one for one in workspace.store.records().values() if one.role == "ranked"
     }
 
     def strongest(defense: str, seed: int) -> float:
@@ -100,11 +100,11 @@ def test_the_leaderboard_agrees_with_the_records(finished: tuple[Workplace, Lead
 
 
 def test_the_same_suite_twice_gives_the_same_bits(
-    finished: tuple[Workplace, Leaderboard], tmp_path: Path, bare: Callable[[Any], Any]
+    finished: tuple[Workspace, Leaderboard], tmp_path: Path, bare: Callable[[Any], Any]
 ) -> None:
-    place, _ = finished
+    workspace, _ = finished
     again, _ = whole_run(tmp_path / "again", tmp_path / "cache", **WHOLE, name="other name")
-    first, second = place.store.records(), again.store.records()
+    first, second = workspace.store.records(), again.store.records()
     assert first.keys() == second.keys()
     from dataclasses import replace
 
@@ -113,13 +113,15 @@ def test_the_same_suite_twice_gives_the_same_bits(
 
 
 def test_a_missing_or_failed_cell_leaves_the_row_incomplete(cache: Path, tmp_path: Path) -> None:
-    place, found = whole_run(
+    workspace, found = whole_run(
         tmp_path / "part", cache, defenses=["none", "early_stop", "random_mask"], attacks=["none", "full", "scratch"]
     )
     assert all(one.incomplete == () for one in found.scores)
-    record = next(one for one in place.store.records().values() if (one.defense, one.attack) == ("random_mask", "full"))
-    place.store.forget([record.key])
-    rows = {one.defense: one for one in board(place).scores}
+    record = next(
+        one for one in workspace.store.records().values() if (one.defense, one.attack) == ("random_mask", "full")
+    )
+    workspace.store.forget([record.key])
+    rows = {one.defense: one for one in board(workspace).scores}
     assert rows["random_mask"].incomplete
     assert rows["random_mask"].standing == "unranked"
     assert not rows["early_stop"].incomplete

@@ -12,6 +12,7 @@ import jsonschema
 import pytest
 
 from nftbench.contract import Protection, Series
+from nftbench.device import CPU
 from nftbench.planning.plan import Plan
 from nftbench.records.record import Record
 from nftbench.records.store import Store
@@ -105,4 +106,4 @@ def test_readme_names_every_column() -> None:
 
 
 def test_readme_names_the_provenance() -> None:
-    assert collect(tiny_suite(), "cpu", "nftbench run tiny", 1.0).keys() <= documented()
+    assert collect(tiny_suite(), CPU, "nftbench run tiny", 1.0).keys() <= documented()

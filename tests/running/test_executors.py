@@ -16,9 +16,9 @@ import pytest
 
 from nftbench.records.store import Store
 from nftbench.running import executors, referee as run
-from nftbench.running.workspace import Workplace
+from nftbench.running.workspace import Workspace
 
-Place = Callable[..., Workplace]
+MakeWorkspace = Callable[..., Workspace]
 WriteFile = Callable[[str, str], Path]
 RunAll = Callable[..., dict[tuple[str, str, str, int], Any]]
 Bare = Callable[[Any], Any]
@@ -35,13 +35,13 @@ from nftbench.running import executors
 from nftbench.planning.plan import plan
 from nftbench.records.store import Store
 from nftbench.testing import tiny_suite
-from nftbench.running.workspace import Workplace
+from nftbench.running.workspace import Workspace
 
 if __name__ == "__main__":
     results, cache, workers, changes = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), json.loads(sys.argv[4])
-    place = Workplace(plan(tiny_suite(**changes)), Store(results, cache))
+    workspace = Workspace(plan(tiny_suite(**changes)), Store(results, cache))
     print("ready", flush=True)
-    for event in executors.run(place, place.plan.jobs(), workers):
+    for event in executors.run(workspace, workspace.plan.jobs(), workers):
         print(event.kind, event.stage, len(event.records), flush=True)
 """
 
@@ -98,12 +98,12 @@ def undisturbed(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[t
     from nftbench.testing import tiny_suite
 
     folder = tmp_path_factory.mktemp("undisturbed")
-    place = Workplace(plan(tiny_suite(**CHANGES)), Store(folder / "results", folder / "cache"))
-    for _ in executors.run(place, place.plan.jobs(), 1):
+    workspace = Workspace(plan(tiny_suite(**CHANGES)), Store(folder / "results", folder / "cache"))
+    for _ in executors.run(workspace, workspace.plan.jobs(), 1):
         pass
-    found = {(one.defense, one.attack, one.task, one.seed): one for one in place.store.records().values()}
+    found = {(one.defense, one.attack, one.task, one.seed): one for one in workspace.store.records().values()}
     assert {one.status for one in found.values()} == {"ok"}
-    assert len(found) == len(place.plan.cells)
+    assert len(found) == len(workspace.plan.cells)
     return found
 
 
@@ -115,7 +115,9 @@ def found_in(results: Path) -> dict[tuple[str, str, str, int], Any]:
 def assert_same(results: Path, expected: dict[Any, Any], bare: Bare) -> None:
     found = found_in(results)
     assert len(records(results)) == len(expected), "none lost, none doubled"
-    assert {place: bare(one) for place, one in found.items()} == {place: bare(one) for place, one in expected.items()}
+    assert {workspace: bare(one) for workspace, one in found.items()} == {
+        workspace: bare(one) for workspace, one in expected.items()
+    }
 
 
 def test_two_workers_give_the_bits_of_one(undisturbed: dict[Any, Any], drive: Any, tmp_path: Path, bare: Bare) -> None:
@@ -183,13 +185,15 @@ def test_two_runs_at_once_neither_lose_nor_double_a_cell(
     assert sum(written) == len(undisturbed), "each cell was written by one of the two"
 
 
-def test_a_worker_that_dies_costs_only_its_own_cells(place: Place, plugin: WriteFile, run_all: RunAll) -> None:
+def test_a_worker_that_dies_costs_only_its_own_cells(
+    workspace: MakeWorkspace, plugin: WriteFile, run_all: RunAll
+) -> None:
     path = plugin(
         "dies",
         "@dataclass(frozen=True)\nclass Dies(Attack):\n    def adapt(self, prepared, task, context):\n"
         "        import os\n        os._exit(9)\n",
     )
-    here = place(
+    here = workspace(
         attacks=["none", "full", "dies", "head"], defenses=["none", "early_stop"], tasks=["toy_topic", "toy_tone"]
     )
     found = run_all(here, workers=2, plugins=(str(path),))
@@ -199,14 +203,14 @@ def test_a_worker_that_dies_costs_only_its_own_cells(place: Place, plugin: Write
         assert attack != "dies" or "the worker process died" in (record.reason or "")
 
 
-def test_a_worker_that_dies_while_nobody_looks(place: Place, plugin: WriteFile) -> None:
+def test_a_worker_that_dies_while_nobody_looks(workspace: MakeWorkspace, plugin: WriteFile) -> None:
     """A display takes its time with an event; meanwhile a worker dies, and the next submit meets a broken pool."""
     path = plugin(
         "dies",
         "@dataclass(frozen=True)\nclass Dies(Attack):\n    def adapt(self, prepared, task, context):\n"
         "        import os\n        os._exit(9)\n",
     )
-    here = place(attacks=["none", "dies", "full"])
+    here = workspace(attacks=["none", "dies", "full"])
     for event in executors.run(here, here.plan.jobs(), 3, (str(path),)):
         if event.kind == "started" and str(event.job.attack) == "dies" and event.stage == "attack":
             time.sleep(3)
@@ -215,21 +219,21 @@ def test_a_worker_that_dies_while_nobody_looks(place: Place, plugin: WriteFile) 
     assert all(record.status == ("oom" if attack == "dies" else "ok") for (_, attack, *_), record in found.items())
 
 
-def test_a_bad_defense_in_a_worker_fails_alone(place: Place, plugin: WriteFile, run_all: RunAll) -> None:
+def test_a_bad_defense_in_a_worker_fails_alone(workspace: MakeWorkspace, plugin: WriteFile, run_all: RunAll) -> None:
     path = plugin(
         "breaks",
         "@dataclass(frozen=True)\nclass Breaks(Defense):\n    stage: ClassVar = 'posttrain'\n"
         "    def protect(self, model, context):\n        raise ValueError('out of ideas')\n",
     )
-    found = run_all(place(defenses=["none", "breaks"], attacks=["none", "full"]), workers=2, plugins=(str(path),))
+    found = run_all(workspace(defenses=["none", "breaks"], attacks=["none", "full"]), workers=2, plugins=(str(path),))
     assert len(found) == 6
     for (defense, *_), record in found.items():
         assert record.status == ("failed" if defense == "breaks" else "ok")
         assert defense != "breaks" or (record.reason or "").startswith("ValueError: out of ideas")
 
 
-def test_events_tell_what_runs(place: Place) -> None:
-    here = place(attacks=["none", "full"], defenses=["none", "early_stop"])
+def test_events_tell_what_runs(workspace: MakeWorkspace) -> None:
+    here = workspace(attacks=["none", "full"], defenses=["none", "early_stop"])
     events = list(executors.run(here, here.plan.jobs(), 1))
     told = [(event.kind, event.stage, str(event.job.defense), str(event.job.attack)) for event in events]
     assert told[:2] == [("started", "protect", "none", "none"), ("finished", "protect", "none", "none")]
@@ -240,10 +244,10 @@ def test_events_tell_what_runs(place: Place) -> None:
 
 
 def test_an_attack_step_that_cannot_run_costs_its_own_cells_only(
-    place: Place, run_all: RunAll, monkeypatch: pytest.MonkeyPatch
+    workspace: MakeWorkspace, run_all: RunAll, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whatever goes wrong outside the plugin's own methods: the job has records, and the others run."""
-    here = place(attacks=["none", "full", "head"])
+    here = workspace(attacks=["none", "full", "head"])
     plain = run.Referee.run
 
     def breaking(self: Any, cells: Any) -> Any:

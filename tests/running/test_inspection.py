@@ -17,7 +17,7 @@ from nftbench.planning.plan import plan
 from nftbench.testing import BrokenPromiseError, check_attack, check_defense, check_yardstick, tiny_suite
 
 WriteFile = Callable[[str, str], Path]
-Place = Callable[..., Any]
+MakeWorkspace = Callable[..., Any]
 RunAll = Callable[..., dict[tuple[str, str, str, int], Any]]
 
 YARDSTICK = """
@@ -76,8 +76,8 @@ def plugins(plugin: WriteFile) -> None:
 
 
 @pytest.mark.usefixtures("plugins")
-def test_a_run_with_an_update_and_yardsticks(place: Place, run_all: RunAll, cache: Path) -> None:
-    found = run_all(place(**CHANGES, yardsticks=["distance", "distance[scale=2]"]))
+def test_a_run_with_an_update_and_yardsticks(workspace: MakeWorkspace, run_all: RunAll, cache: Path) -> None:
+    found = run_all(workspace(**CHANGES, yardsticks=["distance", "distance[scale=2]"]))
     records = {place[:3]: record for place, record in found.items()}
     assert [record.reason for record in records.values() if record.status != "ok"] == []
     one, two = (records["owned", "none", name].reading for name in ("distance", "distance[scale=2]"))

@@ -26,10 +26,10 @@ from nftbench.planning.plan import narrow
 from nftbench.running import attacker, referee as run
 from nftbench.running.owner import Owner, make_base
 from nftbench.running.releases import load_secret, make_release
-from nftbench.running.workspace import Workplace, derive, load_task
+from nftbench.running.workspace import Workspace, load_task
 from nftbench.training import engine as train, sweep
 
-Place = Callable[..., Workplace]
+MakeWorkspace = Callable[..., Workspace]
 WriteFile = Callable[[str, str], Path]
 Records = dict[tuple[str, str, str, int], Any]
 RunAll = Callable[..., Records]
@@ -87,11 +87,13 @@ BAD: dict[str, tuple[str, str]] = {
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_a_bad_defense_fails_alone_and_says_why(name: str, place: Place, plugin: WriteFile, run_all: RunAll) -> None:
+def test_a_bad_defense_fails_alone_and_says_why(
+    name: str, workspace: MakeWorkspace, plugin: WriteFile, run_all: RunAll
+) -> None:
     body, reason = BAD[name]
     imports = ""
     plugin(name, imports + defense(body, keeps_secret="mask" in name))
-    records = run_all(place(defenses=["none", name], attacks=["none", "full"]))
+    records = run_all(workspace(defenses=["none", name], attacks=["none", "full"]))
     for (row, *_), record in records.items():
         assert record.status == ("failed" if row == name else "ok")
     reasons = {record.reason for (row, *_), record in records.items() if row == name}
@@ -103,9 +105,9 @@ def test_a_bad_defense_fails_alone_and_says_why(name: str, place: Place, plugin:
     assert reason in found
 
 
-def test_a_bad_attack_fails_alone(place: Place, plugin: WriteFile, run_all: RunAll) -> None:
+def test_a_bad_attack_fails_alone(workspace: MakeWorkspace, plugin: WriteFile, run_all: RunAll) -> None:
     plugin("breaks", attack("raise RuntimeError('first\\nsecond')"))
-    records = run_all(place(attacks=["none", "breaks", "full"]))
+    records = run_all(workspace(attacks=["none", "breaks", "full"]))
     assert {attack: record.status for (_, attack, *_), record in records.items()} == {
         "none": "ok",
         "breaks": "failed",
@@ -115,7 +117,7 @@ def test_a_bad_attack_fails_alone(place: Place, plugin: WriteFile, run_all: RunA
 
 
 def test_an_attack_that_fails_on_one_task_keeps_its_other_cells(
-    place: Place, plugin: WriteFile, run_all: RunAll
+    workspace: MakeWorkspace, plugin: WriteFile, run_all: RunAll
 ) -> None:
     plugin(
         "picky",
@@ -125,7 +127,7 @@ def test_an_attack_that_fails_on_one_task_keeps_its_other_cells(
             "return context.unchanged(prepared.model, task)"
         ).replace("@dataclass", "seen = []\n\n@dataclass"),
     )
-    records = run_all(place(attacks=["none", "picky"], tasks=["toy_topic", "toy_tone"]))
+    records = run_all(workspace(attacks=["none", "picky"], tasks=["toy_topic", "toy_tone"]))
     assert sorted(record.status for (_, attack, *_), record in records.items() if attack == "picky") == ["failed", "ok"]
 
 
@@ -147,13 +149,13 @@ def test_status_of_an_error(error: Exception, status: str) -> None:
 
 
 def test_failed_cells_are_tried_again_and_settled_ones_are_not(
-    place: Place, plugin: WriteFile, run_all: RunAll, monkeypatch: pytest.MonkeyPatch
+    workspace: MakeWorkspace, plugin: WriteFile, run_all: RunAll, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plugin(
         "moody",
         attack("raise ValueError('today not')"),
     )
-    here = place(attacks=["none", "full", "moody"])
+    here = workspace(attacks=["none", "full", "moody"])
     first = run_all(here)
     assert first["none", "moody", "toy_topic", 0].status == "failed"
     settled = replace(first["none", "full", "toy_topic", 0], status="nonfinite", reason="by hand")
@@ -255,10 +257,12 @@ class Spy(Attack):
 """
 
 
-def spied(place: Place, plugin: WriteFile, run_all: RunAll, knowledge: str) -> tuple[list[Any], Secret, Path]:
+def spied(
+    workspace: MakeWorkspace, plugin: WriteFile, run_all: RunAll, knowledge: str
+) -> tuple[list[Any], Secret, Path]:
     """What an attack on `random_mask` is given, the secret, and the cache."""
     plugin("spy", SPY.replace("{knowledge}", knowledge))
-    here = place(defenses=["none", "random_mask"], attacks=["none", "spy"])
+    here = workspace(defenses=["none", "random_mask"], attacks=["none", "spy"])
     here = replace(here, plan=narrow(here.plan, defenses=["random_mask"]))
     records = run_all(here)
     assert {record.status for record in records.values()} == {"ok"}, records
@@ -271,15 +275,15 @@ def spied(place: Place, plugin: WriteFile, run_all: RunAll, knowledge: str) -> t
 
 @pytest.mark.parametrize("knowledge", ["()", "{'method', 'base', 'sibling'}"])
 def test_nothing_that_an_attack_is_given_leads_to_the_secret(
-    knowledge: str, place: Place, plugin: WriteFile, run_all: RunAll
+    knowledge: str, workspace: MakeWorkspace, plugin: WriteFile, run_all: RunAll
 ) -> None:
-    seen, secret, cache = spied(place, plugin, run_all, knowledge)
+    seen, secret, cache = spied(workspace, plugin, run_all, knowledge)
     assert leaks(seen, secret.mask, cache) == []
     assert all(getattr(item, "_secret", None) is None for item in seen)
 
 
-def test_public_text_does_not_lead_to_the_secret(place: Place, plugin: WriteFile, run_all: RunAll) -> None:
-    seen, secret, cache = spied(place, plugin, run_all, "{'data'}")
+def test_public_text_does_not_lead_to_the_secret(workspace: MakeWorkspace, plugin: WriteFile, run_all: RunAll) -> None:
+    seen, secret, cache = spied(workspace, plugin, run_all, "{'data'}")
     assert seen[3].corpus.train.ndim == 2
     assert leaks(seen, secret.mask, cache) == []
 
@@ -313,8 +317,8 @@ def test_the_walk_finds_what_is_hidden() -> None:
 @pytest.mark.parametrize(
     "spec", ["random_mask", "pmp[discovery_steps=3]", "pmp[complement=released,discovery_steps=3]"]
 )
-def test_a_published_model_has_neither_hooks_nor_frozen_weights(spec: str, place: Place) -> None:
-    here = place(defenses=["none", spec])
+def test_a_published_model_has_neither_hooks_nor_frozen_weights(spec: str, workspace: MakeWorkspace) -> None:
+    here = workspace(defenses=["none", spec])
     job = next(job for job in here.plan.jobs() if str(job.defense) != "none")
     folder = make_release(here, job.defense, job.seed, job.release)
     network = models.load(folder, attacker=True).network
@@ -326,8 +330,8 @@ def test_a_published_model_has_neither_hooks_nor_frozen_weights(spec: str, place
     )
 
 
-def test_a_release_folder_holds_neither_mask_nor_path(place: Place) -> None:
-    here = place(defenses=["none", "random_mask"])
+def test_a_release_folder_holds_neither_mask_nor_path(workspace: MakeWorkspace) -> None:
+    here = workspace(defenses=["none", "random_mask"])
     job = next(job for job in here.plan.jobs() if str(job.defense) == "random_mask")
     folder = make_release(here, job.defense, job.seed, job.release)
     secret = load_secret(here, job.release)
@@ -353,27 +357,29 @@ def test_a_release_folder_holds_neither_mask_nor_path(place: Place) -> None:
 LEAKY = "mask = {name: torch.rand(weight.shape) < 0.5 for name, weight in model.network.named_parameters()}\n"
 
 
-def test_a_mask_left_in_a_buffer_is_not_published(place: Place, plugin: WriteFile, run_all: RunAll) -> None:
+def test_a_mask_left_in_a_buffer_is_not_published(workspace: MakeWorkspace, plugin: WriteFile, run_all: RunAll) -> None:
     """As torch.nn.utils.prune leaves it."""
     body = LEAKY + "model.network.register_buffer('kept', mask['transformer.wte.weight'])\n"
     plugin(
         "prunes",
         defense(body + "return Protected(model, Secret(mask))", keeps_secret=True),
     )
-    here = place(defenses=["none", "prunes"])
+    here = workspace(defenses=["none", "prunes"])
     run_all(here)
     job = next(job for job in here.plan.jobs() if str(job.defense) == "prunes")
     folder = here.store.artifact("releases", job.release)
     assert folder is None or b"kept" not in (folder / "model.safetensors").read_bytes()
 
 
-def test_a_mask_left_in_the_configuration_is_not_published(place: Place, plugin: WriteFile, run_all: RunAll) -> None:
+def test_a_mask_left_in_the_configuration_is_not_published(
+    workspace: MakeWorkspace, plugin: WriteFile, run_all: RunAll
+) -> None:
     body = LEAKY + "model.network.config.kept = mask['transformer.wte.weight'].tolist()\n"
     plugin(
         "tells",
         defense(body + "return Protected(model, Secret(mask))", keeps_secret=True),
     )
-    here = place(defenses=["none", "tells"])
+    here = workspace(defenses=["none", "tells"])
     records = run_all(here)
     protection = records["tells", "none", "toy_topic", 0].protection
     assert protection is not None
@@ -382,7 +388,7 @@ def test_a_mask_left_in_the_configuration_is_not_published(place: Place, plugin:
 
 @pytest.mark.parametrize("stage", ["pretrain", "posttrain"])
 def test_a_tokenizer_that_hides_a_word_is_found_out(
-    stage: str, place: Place, plugin: WriteFile, run_all: RunAll
+    stage: str, workspace: MakeWorkspace, plugin: WriteFile, run_all: RunAll
 ) -> None:
     """Its vocabulary is the base's, to the letter."""
     body = (
@@ -392,14 +398,14 @@ def test_a_tokenizer_that_hides_a_word_is_found_out(
         "return Protected(model)"
     )
     plugin("hides", defense(body, stage=stage))
-    records = run_all(place(defenses=["none", "hides"]))
+    records = run_all(workspace(defenses=["none", "hides"]))
     for row, changed in (("none", False), ("hides", True)):
         protection = records[row, "none", "toy_topic", 0].protection
         assert protection is not None
         assert protection.tokenizer_changed == changed
 
 
-def test_only_knowledge_opens_the_context(place: Place, plugin: WriteFile, run_all: RunAll) -> None:
+def test_only_knowledge_opens_the_context(workspace: MakeWorkspace, plugin: WriteFile, run_all: RunAll) -> None:
     ask = (
         "try:\n    {}\nexcept Exception as error:\n    raise NftbenchError('asked: ' + str(error))\n"
         "return context.unchanged(prepared.model, task)"
@@ -410,7 +416,7 @@ def test_only_knowledge_opens_the_context(place: Place, plugin: WriteFile, run_a
     plugin("may_corpus", attack(ask.format("context.corpus"), knowledge="{'data'}"))
     plugin("may_secret", attack(ask.format("context.secret.mask"), knowledge="{'secret'}"))
     records = run_all(
-        place(
+        workspace(
             defenses=["none", "random_mask"],
             attacks=["none", "asks_corpus", "asks_secret", "asks_test", "may_corpus", "may_secret"],
         )
@@ -424,9 +430,9 @@ def test_only_knowledge_opens_the_context(place: Place, plugin: WriteFile, run_a
 # ---------------------------------------------------------------------------------------------------------- one record
 
 
-def test_a_record_agrees_with_the_release(place: Place, run_all: RunAll) -> None:
+def test_a_record_agrees_with_the_release(workspace: MakeWorkspace, run_all: RunAll) -> None:
     """Scores and hashes can be found again from the published folder."""
-    here = place(attacks=["none", "full"])
+    here = workspace(attacks=["none", "full"])
     records = run_all(here)
     full, none = records["none", "full", "toy_topic", 0], records["none", "none", "toy_topic", 0]
     folder = here.store.artifact("releases", here.plan.cells[0].release)
@@ -474,8 +480,10 @@ def count_evaluations(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return calls
 
 
-def test_test_is_scored_once_by_the_referee(place: Place, run_all: RunAll, monkeypatch: pytest.MonkeyPatch) -> None:
-    here = place(attacks=["none", "full"])
+def test_test_is_scored_once_by_the_referee(
+    workspace: MakeWorkspace, run_all: RunAll, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = workspace(attacks=["none", "full"])
     run.protect(here, here.plan.jobs()[0])
     here = replace(here, plan=narrow(here.plan, attacks=["full"]))
     calls = count_evaluations(monkeypatch)
@@ -487,7 +495,7 @@ def test_test_is_scored_once_by_the_referee(place: Place, run_all: RunAll, monke
         inside.extend(calls)
         return outcome
 
-    monkeypatch.setattr(attacker, "sweep", watched)
+    monkeypatch.setattr(attacker.Attacker, "sweep", watched)
     run_all(here)
     assert inside
     assert set(inside) == {"validation"}
@@ -515,18 +523,18 @@ OWN = "import copy\nown = Model(copy.deepcopy(prepared.model.network), prepared.
     ids=["in prepare", "after it has its own copy"],
 )
 def test_what_an_attack_does_to_its_model_reaches_no_other_score(
-    source: str, spoils_itself: bool, place: Place, plugin: WriteFile, run_all: RunAll
+    source: str, spoils_itself: bool, workspace: MakeWorkspace, plugin: WriteFile, run_all: RunAll
 ) -> None:
     """Neither the unattacked score beside it, nor the next task's."""
     plugin("spoils", source)
-    records = run_all(place(attacks=["none", "spoils"], tasks=["toy_topic", "toy_tone"]))
+    records = run_all(workspace(attacks=["none", "spoils"], tasks=["toy_topic", "toy_tone"]))
     for task in ("toy_topic", "toy_tone"):
         spoiled, none = records["none", "spoils", task, 0], records["none", "none", task, 0]
         assert spoiled.unattacked == none.unattacked
         assert (spoiled.attacked != none.attacked) == spoils_itself
 
 
-def test_a_score_that_is_not_finite_is_no_score(place: Place, plugin: WriteFile, run_all: RunAll) -> None:
+def test_a_score_that_is_not_finite_is_no_score(workspace: MakeWorkspace, plugin: WriteFile, run_all: RunAll) -> None:
     spoil = (
         "outcome = context.unchanged(prepared.model, task)\n"
         "with torch.no_grad():\n"
@@ -534,25 +542,27 @@ def test_a_score_that_is_not_finite_is_no_score(place: Place, plugin: WriteFile,
         "return outcome"
     )
     plugin("explodes", attack(spoil))
-    record = run_all(place(attacks=["none", "explodes"]))["none", "explodes", "toy_topic", 0]
+    record = run_all(workspace(attacks=["none", "explodes"]))["none", "explodes", "toy_topic", 0]
     assert record.status == "nonfinite"
     assert record.attacked is None
     assert record.reason
 
 
-def test_two_suites_in_one_process_do_not_share_documents(place: Place, run_all: RunAll) -> None:
-    few = run_all(place(results="few", budget={"max_test_documents": 12}))
-    many = run_all(place(results="many", budget={"max_test_documents": 24}))
+def test_two_suites_in_one_process_do_not_share_documents(workspace: MakeWorkspace, run_all: RunAll) -> None:
+    few = run_all(workspace(results="few", budget={"max_test_documents": 12}))
+    many = run_all(workspace(results="many", budget={"max_test_documents": 24}))
     assert [found["none", "none", "toy_topic", 0].attacked.count for found in (few, many)] == [12, 24]
 
 
-def test_limit_marks_records_and_cuts_documents(place: Place, run_all: RunAll) -> None:
-    records = run_all(place(attacks=["none", "full"], limit=16))
+def test_limit_marks_records_and_cuts_documents(workspace: MakeWorkspace, run_all: RunAll) -> None:
+    records = run_all(workspace(attacks=["none", "full"], limit=16))
     assert all(record.limited for record in records.values())
     assert {record.attacked.count for record in records.values()} == {16}
 
 
-def test_one_class_only_fails_with_a_reason(place: Place, plugin: WriteFile, run_all: RunAll, tmp_path: Path) -> None:
+def test_one_class_only_fails_with_a_reason(
+    workspace: MakeWorkspace, plugin: WriteFile, run_all: RunAll, tmp_path: Path
+) -> None:
     rows = [{"text": f"bavo {index}", "label": 0} for index in range(50)]
     for split in ("train", "test"):
         (tmp_path / f"{split}.jsonl").write_text("\n".join(map(json.dumps, rows)))
@@ -565,7 +575,7 @@ def test_one_class_only_fails_with_a_reason(place: Place, plugin: WriteFile, run
     )
     plugin("unused", "class Unused(Task):\n    def evaluate(self): ...\n")
     registry.add_file(path)
-    records = run_all(place(tasks=["toy_topic", "flat"], attacks=["none", "full"]))
+    records = run_all(workspace(tasks=["toy_topic", "flat"], attacks=["none", "full"]))
     for (_, _, task, _), record in records.items():
         assert (record.status == "failed") == (task == "flat")
         assert task != "flat" or "one class only" in (record.reason or "")
@@ -575,9 +585,9 @@ def test_one_class_only_fails_with_a_reason(place: Place, plugin: WriteFile, run
 
 
 def test_early_stop_is_the_base_runs_checkpoint_and_costs_no_training(
-    place: Place, monkeypatch: pytest.MonkeyPatch
+    workspace: MakeWorkspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    here = place(fresh=True, defenses=["none", "early_stop"])
+    here = workspace(fresh=True, defenses=["none", "early_stop"])
     trained: list[int] = []
     plain = train.pretrain
 
@@ -603,8 +613,8 @@ def test_early_stop_is_the_base_runs_checkpoint_and_costs_no_training(
     assert all(torch.equal(whole[name], full[name]) for name in whole)
 
 
-def test_a_fraction_that_was_not_kept_takes_a_run_of_its_own(place: Place) -> None:
-    here = place(fresh=True, defenses=["none", "early_stop[fraction=0.25]"])
+def test_a_fraction_that_was_not_kept_takes_a_run_of_its_own(workspace: MakeWorkspace) -> None:
+    here = workspace(fresh=True, defenses=["none", "early_stop[fraction=0.25]"])
     early = make_base(here, 0, 0.25).network.state_dict()
     owner = Owner(here, 0)
     fresh = owner.pretrain(owner.build(), each_step=lambda network, step: step == 5).network.state_dict()
@@ -612,16 +622,16 @@ def test_a_fraction_that_was_not_kept_takes_a_run_of_its_own(place: Place) -> No
 
 
 def test_seeds_and_roles_have_their_own_streams() -> None:
-    found = {derive(seed, role) for seed in range(20) for role in ("init", "pretrain", "defense", "attack")}
+    found = {models.derive(seed, role) for seed in range(20) for role in ("init", "pretrain", "defense", "attack")}
     assert len(found) == 80
-    assert derive(3, "init") == derive(3, "init")
+    assert models.derive(3, "init") == models.derive(3, "init")
 
 
 # ------------------------------------------------------------------------------------------------- releases and secrets
 
 
-def test_the_secret_lies_apart_for_the_owner_only(place: Place) -> None:
-    here = place(fresh=True, defenses=["none", "random_mask"])
+def test_the_secret_lies_apart_for_the_owner_only(workspace: MakeWorkspace) -> None:
+    here = workspace(fresh=True, defenses=["none", "random_mask"])
     job = next(job for job in here.plan.jobs() if str(job.defense) == "random_mask")
     folder = make_release(here, job.defense, 0, job.release)
     secret = here.store.artifact("secrets", job.release)
@@ -641,8 +651,10 @@ def test_the_secret_lies_apart_for_the_owner_only(place: Place) -> None:
 
 
 @pytest.mark.parametrize("harm", ["truncated", "flipped", "missing"])
-def test_a_damaged_release_is_made_again(harm: str, place: Place, run_all: RunAll, bare: Callable[[Any], Any]) -> None:
-    here = place(fresh=True, attacks=["none", "full"])
+def test_a_damaged_release_is_made_again(
+    harm: str, workspace: MakeWorkspace, run_all: RunAll, bare: Callable[[Any], Any]
+) -> None:
+    here = workspace(fresh=True, attacks=["none", "full"])
     first = run_all(here)
     weights = here.store.cache / "releases" / here.plan.cells[0].release / "model.safetensors"
     content = weights.read_bytes()
@@ -660,8 +672,8 @@ def test_a_damaged_release_is_made_again(harm: str, place: Place, run_all: RunAl
 
 
 @pytest.mark.parametrize("kind", ["secrets", "protections"])
-def test_a_damaged_secret_is_made_again(kind: str, place: Place, run_all: RunAll) -> None:
-    here = place(fresh=True, defenses=["none", "random_mask"], attacks=["none", "authorized"])
+def test_a_damaged_secret_is_made_again(kind: str, workspace: MakeWorkspace, run_all: RunAll) -> None:
+    here = workspace(fresh=True, defenses=["none", "random_mask"], attacks=["none", "authorized"])
     first = run_all(here)
     found = sorted((here.store.cache / kind).glob("*/[mp]*"))
     for path in found:
@@ -674,9 +686,11 @@ def test_a_damaged_secret_is_made_again(kind: str, place: Place, run_all: RunAll
     assert second["random_mask", "none", "toy_topic", 0].protection is not None
 
 
-def test_a_killed_protect_leaves_a_secret_that_is_replaced(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_killed_protect_leaves_a_secret_that_is_replaced(
+    workspace: MakeWorkspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Killed between secret and release, the next run must not keep a secret that belongs to other weights."""
-    here = place(fresh=True, defenses=["none", "random_mask"])
+    here = workspace(fresh=True, defenses=["none", "random_mask"])
     job = next(job for job in here.plan.jobs() if str(job.defense) == "random_mask")
     from safetensors.torch import save_file
 
@@ -688,9 +702,9 @@ def test_a_killed_protect_leaves_a_secret_that_is_replaced(place: Place, monkeyp
     assert set(secret.mask) > set(stale)
 
 
-def test_a_job_of_another_narrowing_is_the_same_work(place: Place) -> None:
+def test_a_job_of_another_narrowing_is_the_same_work(workspace: MakeWorkspace) -> None:
     """Two runs on one folder, one of them narrowed to a task, must not do one cell twice."""
-    whole = place(attacks=["none", "full"], tasks=["toy_topic", "toy_tone"])
+    whole = workspace(attacks=["none", "full"], tasks=["toy_topic", "toy_tone"])
     part = replace(whole, plan=narrow(whole.plan, tasks=["toy_topic"], attacks=["full"]))
     job = next(job for job in whole.plan.jobs() if str(job.attack) == "full")
     with whole.store.claim(job.key) as mine:
@@ -698,9 +712,11 @@ def test_a_job_of_another_narrowing_is_the_same_work(place: Place) -> None:
         assert run.execute(part, part.plan.jobs()[0]) is None
 
 
-def test_a_plugin_that_exits_costs_its_own_cell_only(place: Place, plugin: WriteFile, run_all: RunAll) -> None:
+def test_a_plugin_that_exits_costs_its_own_cell_only(
+    workspace: MakeWorkspace, plugin: WriteFile, run_all: RunAll
+) -> None:
     plugin("exits", attack("raise SystemExit(3)"))
-    records = run_all(place(attacks=["none", "exits", "full"]))
+    records = run_all(workspace(attacks=["none", "exits", "full"]))
     assert {attack: record.status for (_, attack, *_), record in records.items()} == {
         "none": "ok",
         "exits": "failed",
@@ -708,7 +724,7 @@ def test_a_plugin_that_exits_costs_its_own_cell_only(place: Place, plugin: Write
     }
 
 
-def test_preparation_counts(place: Place, plugin: WriteFile, run_all: RunAll) -> None:
+def test_preparation_counts(workspace: MakeWorkspace, plugin: WriteFile, run_all: RunAll) -> None:
     plugin(
         "slow",
         attack(
@@ -716,12 +732,12 @@ def test_preparation_counts(place: Place, plugin: WriteFile, run_all: RunAll) ->
             prepare="import time\ntime.sleep(0.2)\nreturn Prepared(release.model)",
         ),
     )
-    record = run_all(place(attacks=["none", "slow"]))["none", "slow", "toy_topic", 0]
+    record = run_all(workspace(attacks=["none", "slow"]))["none", "slow", "toy_topic", 0]
     assert record.cost.preparation_seconds >= 0.2
     assert math.isfinite(record.cost.seconds)
 
 
-def test_prepare_runs_once_for_all_tasks(place: Place, plugin: WriteFile, run_all: RunAll) -> None:
+def test_prepare_runs_once_for_all_tasks(workspace: MakeWorkspace, plugin: WriteFile, run_all: RunAll) -> None:
     plugin(
         "prepares",
         "calls = []\n"
@@ -729,7 +745,7 @@ def test_prepare_runs_once_for_all_tasks(place: Place, plugin: WriteFile, run_al
             "return context.unchanged(prepared.model, task)", prepare="calls.append(1)\nreturn Prepared(release.model)"
         ),
     )
-    run_all(place(attacks=["none", "prepares"], tasks=["toy_topic", "toy_tone"]))
+    run_all(workspace(attacks=["none", "prepares"], tasks=["toy_topic", "toy_tone"]))
     assert registry._import(registry.find("attacks", "prepares")).calls == [1]
 
 
@@ -739,13 +755,13 @@ def test_prepared_is_checked_in() -> None:
 
 
 def test_a_task_of_words_that_the_model_does_not_know_fails_and_says_so(
-    place: Place, run_all: RunAll, tmp_path: Path, added: Callable[[Path], str]
+    workspace: MakeWorkspace, run_all: RunAll, tmp_path: Path, added: Callable[[Path], str]
 ) -> None:
     tasks = Path(__file__).parents[2] / "tasks"
     shutil.copy(tasks / "toy.py", tmp_path)
     text = (tasks / "toy_topic.yaml").read_text().replace("task: toy_topic", "task: foreign")
     (tmp_path / "foreign.yaml").write_text(text.replace("doc_to_choice: choices", "doc_to_choice: [A, B, C, D]"))
     added(tmp_path / "foreign.yaml")
-    record = run_all(place(attacks=["none"], tasks=["foreign"]))["none", "none", "foreign", 0]
+    record = run_all(workspace(attacks=["none"], tasks=["foreign"]))["none", "none", "foreign", 0]
     assert record.status == "failed"
     assert "foreign: all choices have the same tokens" in str(record.reason)

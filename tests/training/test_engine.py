@@ -13,6 +13,7 @@ import torch
 from hypothesis import given, settings, strategies as st
 from torch import Tensor, nn
 
+from nftbench.device import CPU
 from nftbench.errors import NftbenchError
 from nftbench.models.networks import build
 from nftbench.suites.schema import Pretraining
@@ -290,7 +291,7 @@ def pretrained(architecture: str = "gpt2", seed: int = 5, **changes: Any) -> tup
     ).network
     blocks = torch.randint(50, (30, 12), generator=torch.Generator().manual_seed(0))
     before = weights(network)
-    train.pretrain(network, blocks, RECIPE.model_copy(update={"steps": 10}), seed, "cpu", **changes)
+    train.pretrain(network, blocks, RECIPE.model_copy(update={"steps": 10}), seed, CPU, **changes)
     return before, weights(network)
 
 
@@ -337,7 +338,7 @@ def test_pretraining_learns() -> None:
             return float(network(input_ids=blocks, labels=blocks).loss)
 
     before = value()
-    train.pretrain(network, blocks, RECIPE, 0, "cpu")
+    train.pretrain(network, blocks, RECIPE, 0, CPU)
     assert value() < before - 1
     assert not network.training
 
@@ -352,7 +353,7 @@ def test_the_engine_trains_on_the_models_own_loss() -> None:
     expected = {name: (weight.detach().clone(), weight.grad.sign()) for name, weight in network.named_parameters()}  # type: ignore[union-attr]
     strong = {name: weight.grad.abs() > 1e-5 for name, weight in network.named_parameters()}  # type: ignore[union-attr]
     network.zero_grad()
-    train.pretrain(network, blocks, recipe, 0, "cpu")
+    train.pretrain(network, blocks, recipe, 0, CPU)
     for name, weight in network.named_parameters():
         start, sign = expected[name]
         torch.testing.assert_close(

@@ -17,6 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from nftbench.contract import Model, Protected, Release
 from nftbench.data.corpus import EOS, Corpus, word_tokenizer
+from nftbench.device import CPU
 from nftbench.errors import NftbenchError
 from nftbench.models import networks as models
 from nftbench.planning.plan import Job, narrow
@@ -24,14 +25,15 @@ from nftbench.records.record import Cell
 from nftbench.running.attacker import Attacker
 from nftbench.running.owner import Owner, Shadow
 from nftbench.running.releases import load_secret, make_release, make_sibling
-from nftbench.running.workspace import Workplace, make_corpus
+from nftbench.running.workspace import Workspace, make_corpus
 from nftbench.testing import ARCHITECTURES, FirstWord, task_context
 from nftbench.training import preparation
-from nftbench.training.engine import CellTimeoutError, Stepper
-from nftbench.training.preparation import Ledger, fitting, tuned
+from nftbench.training.engine import Stepper
+from nftbench.training.preparation import fitting, tuned
+from nftbench.training.trainer import CellTimeoutError, Ledger
 from tests.running.test_referee import leaks
 
-Place = Callable[..., Workplace]
+MakeWorkspace = Callable[..., Workspace]
 WriteFile = Callable[[str, str], Path]
 RunAll = Callable[..., dict[tuple[str, str, str, int], Any]]
 Bare = Callable[[Any], Any]
@@ -59,21 +61,21 @@ def same(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
-def job_of(place: Workplace, defense: str, attack: str = "none") -> Job:
-    return next(job for job in place.plan.jobs() if (str(job.defense), str(job.attack)) == (defense, attack))
+def job_of(workspace: Workspace, defense: str, attack: str = "none") -> Job:
+    return next(job for job in workspace.plan.jobs() if (str(job.defense), str(job.attack)) == (defense, attack))
 
 
-def attacker(place: Workplace, **known: Any) -> Attacker:
-    return Attacker(seed=7, budget=place.suite.budget, device="cpu", **known)
+def attacker(workspace: Workspace, **known: Any) -> Attacker:
+    return Attacker(seed=7, budget=workspace.suite.budget, **known)
 
 
 # --------------------------------------------------------------------------------------------------------------- train
 
 
 @pytest.mark.parametrize("steps", [1, 4, 23])
-def test_training_is_adamw_with_a_tenth_of_warm_up_and_a_fall_to_nothing(steps: int, place: Place) -> None:
+def test_training_is_adamw_with_a_tenth_of_warm_up_and_a_fall_to_nothing(steps: int, workspace: MakeWorkspace) -> None:
     # In float64: AdamW makes whole steps of what rounding leaves of a gradient of nothing (that of the keys' biases).
-    context, trained, expected = attacker(place()), network().double(), network().double()
+    context, trained, expected = attacker(workspace()), network().double(), network().double()
     rates: list[float] = []
     context.train(trained, text_loss, steps=steps, learning_rate=0.01, weight_decay=0.1)
     warmup = max(1, round(steps / 10))
@@ -97,32 +99,32 @@ def test_training_is_adamw_with_a_tenth_of_warm_up_and_a_fall_to_nothing(steps: 
     assert all(weight.grad is None for weight in trained.parameters())
 
 
-def test_training_clips_as_the_budget_says(place: Place) -> None:
+def test_training_clips_as_the_budget_says(workspace: MakeWorkspace) -> None:
     norms: list[float] = []
 
     def watch(trained: nn.Module, step: int) -> None:
         norms.append(float(torch.stack([weight.grad.norm() for weight in trained.parameters()]).norm()))  # type: ignore[union-attr]
 
     for clip in (1e-3, None):
-        context = attacker(place(budget={"clip": clip}))
+        context = attacker(workspace(budget={"clip": clip}))
         context.train(network(), text_loss, steps=2, learning_rate=1e-3, each_step=watch)
     assert norms[:2] == pytest.approx([1e-3, 1e-3], rel=1e-3)
     assert min(norms[2:]) > 0.05
 
 
-def test_training_keeps_what_the_mask_does_not_mark(place: Place) -> None:
+def test_training_keeps_what_the_mask_does_not_mark(workspace: MakeWorkspace) -> None:
     trained = network()
     before = state(trained)
     mask = {name: torch.rand(weight.shape) < 0.5 for name, weight in before.items()}
-    attacker(place()).train(trained, text_loss, steps=3, learning_rate=0.01, weight_decay=0.5, mask=mask)
+    attacker(workspace()).train(trained, text_loss, steps=3, learning_rate=0.01, weight_decay=0.5, mask=mask)
     for name, weight in trained.named_parameters():
         assert torch.equal(weight[~mask[name]], before[name][~mask[name]])
     assert not torch.equal(trained.get_parameter("lm_head.weight"), before["transformer.wte.weight"])
 
 
-def test_training_at_no_rate_only_looks(place: Place) -> None:
+def test_training_at_no_rate_only_looks(workspace: MakeWorkspace) -> None:
     """Its steps show gradients, and they are counted all the same."""
-    context, trained = attacker(place()), network()
+    context, trained = attacker(workspace()), network()
     before, seen = state(trained), list[Tensor]()
 
     def look(watched: nn.Module, step: int) -> None:
@@ -138,7 +140,7 @@ def test_training_at_no_rate_only_looks(place: Place) -> None:
     torch.testing.assert_close(seen[1], expected / max(norm, 1.0), rtol=1e-4, atol=1e-7)
 
 
-def test_training_draws_from_the_attackers_seed_and_leaves_the_global_one(place: Place) -> None:
+def test_training_draws_from_the_attackers_seed_and_leaves_the_global_one(workspace: MakeWorkspace) -> None:
     def noisy(trained: nn.Module, step: int) -> Tensor:
         return text_loss(trained, step) * (1 + torch.rand(()))
 
@@ -146,23 +148,25 @@ def test_training_draws_from_the_attackers_seed_and_leaves_the_global_one(place:
     for seed in (7, 7, 8):
         torch.manual_seed(len(found))
         before, trained = torch.get_rng_state(), network()
-        replace(attacker(place()), seed=seed).train(trained, noisy, steps=3, learning_rate=0.01)
+        replace(attacker(workspace()), seed=seed).train(trained, noisy, steps=3, learning_rate=0.01)
         assert torch.equal(before, torch.get_rng_state())
         found.append(state(trained))
     assert same(found[0], found[1])
     assert not same(found[0], found[2])
 
 
-def test_training_takes_a_step_at_least(place: Place) -> None:
+def test_training_takes_a_step_at_least(workspace: MakeWorkspace) -> None:
     with pytest.raises(NftbenchError, match="at least one step, not 0"):
-        attacker(place()).train(network(), text_loss, steps=0, learning_rate=0.01)
+        attacker(workspace()).train(network(), text_loss, steps=0, learning_rate=0.01)
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
-def test_the_ledger_holds_the_flops_of_the_whole_run(architecture: str, optimizer: Any, place: Place) -> None:
+def test_the_ledger_holds_the_flops_of_the_whole_run(
+    architecture: str, optimizer: Any, workspace: MakeWorkspace
+) -> None:
     """Beside a count over every forward pass, backward pass and optimizer step of a loop of its own."""
-    context, trained, other = attacker(place()), network(architecture), network(architecture)
+    context, trained, other = attacker(workspace()), network(architecture), network(architecture)
     context.train(trained, text_loss, steps=3, learning_rate=0.01, optimizer=optimizer)
     stepper = Stepper(other, optimizer, 0.01, factor=lambda step: 1.0, weight_decay=0.0, clip=1.0)
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
@@ -171,8 +175,8 @@ def test_the_ledger_holds_the_flops_of_the_whole_run(architecture: str, optimize
     assert context.ledger.flops == counter.get_total_flops() > 0
 
 
-def test_a_teacher_is_counted_and_a_run_that_ends_early_costs_less(place: Place) -> None:
-    here, teacher = place(), network()
+def test_a_teacher_is_counted_and_a_run_that_ends_early_costs_less(workspace: MakeWorkspace) -> None:
+    here, teacher = workspace(), network()
 
     def distilled(trained: nn.Module, step: int) -> Tensor:
         with torch.no_grad():
@@ -189,8 +193,8 @@ def test_a_teacher_is_counted_and_a_run_that_ends_early_costs_less(place: Place)
     assert (short.ledger.steps, short.ledger.flops) == (2, plain.ledger.flops / 3)
 
 
-def test_the_ledger_adds_up(place: Place) -> None:
-    context = attacker(place())
+def test_the_ledger_adds_up(workspace: MakeWorkspace) -> None:
+    context = attacker(workspace())
     context.train(network(), text_loss, steps=2, learning_rate=0.01)
     once = replace(context.ledger)
     context.train(network(), text_loss, steps=3, learning_rate=0.01)
@@ -202,26 +206,28 @@ def test_the_ledger_adds_up(place: Place) -> None:
     assert context.ledger.peak_memory_bytes >= 4 * sum(weight.nbytes for weight in network().parameters())
 
 
-def test_the_budgets_seconds_are_those_of_all_preparation(place: Place) -> None:
+def test_the_budgets_seconds_are_those_of_all_preparation(workspace: MakeWorkspace) -> None:
     """Many short trainings may not take longer than one that is long."""
-    context = attacker(place(budget={"timeout": 60.0}))
+    context = attacker(workspace(budget={"timeout": 60.0}))
     context.train(network(), text_loss, steps=1, learning_rate=0.01)
     context.ledger.seconds = 59.999
     with pytest.raises(CellTimeoutError, match="more than 60 s of preparation"):
         context.train(network(), text_loss, steps=100, learning_rate=0.01)
 
 
-def test_a_preparation_that_takes_too_long_is_a_timeout(place: Place, plugin: WriteFile, run_all: RunAll) -> None:
+def test_a_preparation_that_takes_too_long_is_a_timeout(
+    workspace: MakeWorkspace, plugin: WriteFile, run_all: RunAll
+) -> None:
     plugin("slow", HEALS)
-    records = run_all(place(attacks=["none", "slow[steps=5]"], budget={"timeout": 1e-6}))
+    records = run_all(workspace(attacks=["none", "slow[steps=5]"], budget={"timeout": 1e-6}))
     assert records["none", "slow[steps=5]", "toy_topic", 0].status == "timeout"
 
 
 # ----------------------------------------------------------------------------------------------------------- gradients
 
 
-def test_gradients_are_those_of_the_mean_loss_and_are_counted(place: Place) -> None:
-    context, looked = attacker(place()), network()
+def test_gradients_are_those_of_the_mean_loss_and_are_counted(workspace: MakeWorkspace) -> None:
+    context, looked = attacker(workspace()), network()
     found = list(context.gradients(looked, [TOKENS[:4], TOKENS[4:]]))
     spent = 0.0
     for tokens, gradient in zip((TOKENS[:4], TOKENS[4:]), found, strict=True):
@@ -236,8 +242,8 @@ def test_gradients_are_those_of_the_mean_loss_and_are_counted(place: Place) -> N
     assert all(weight.grad is None for weight in looked.parameters())
 
 
-def test_gradients_that_nobody_takes_cost_nothing(place: Place) -> None:
-    context = attacker(place())
+def test_gradients_that_nobody_takes_cost_nothing(workspace: MakeWorkspace) -> None:
+    context = attacker(workspace())
     asked: list[int] = []
 
     def batches() -> Iterator[Tensor]:
@@ -257,8 +263,8 @@ def test_gradients_that_nobody_takes_cost_nothing(place: Place) -> None:
 # ---------------------------------------------------------------------------------------------------------------- text
 
 
-def test_text_is_that_of_the_corpus_without_end(place: Place) -> None:
-    here = place()
+def test_text_is_that_of_the_corpus_without_end(workspace: MakeWorkspace) -> None:
+    here = workspace()
     corpus = make_corpus(here, 0)
     context = attacker(here, _corpus=corpus)
     owner = Owner(here, 0).build()
@@ -271,8 +277,8 @@ def test_text_is_that_of_the_corpus_without_end(place: Place) -> None:
     assert not torch.equal(next(replace(context, seed=8).text(owner, 7)), batches[0])
 
 
-def test_text_comes_in_the_models_own_tokens(place: Place) -> None:
-    here = place()
+def test_text_comes_in_the_models_own_tokens(workspace: MakeWorkspace) -> None:
+    here = workspace()
     corpus = make_corpus(here, 0)
     words = sorted(corpus.tokenizer.get_vocab(), reverse=True)
     other = Model(Owner(here, 0).build().network, word_tokenizer(words))
@@ -285,8 +291,8 @@ def test_text_comes_in_the_models_own_tokens(place: Place) -> None:
     assert set(whole) <= sentences
 
 
-def test_text_needs_a_tokenizer_and_knowledge(place: Place) -> None:
-    here = place()
+def test_text_needs_a_tokenizer_and_knowledge(workspace: MakeWorkspace) -> None:
+    here = workspace()
     with pytest.raises(NftbenchError, match="needs 'data'"):
         next(attacker(here).text(Owner(here, 0).build(), 2))
     with pytest.raises(NftbenchError, match="no tokenizer"):
@@ -296,21 +302,21 @@ def test_text_needs_a_tokenizer_and_knowledge(place: Place) -> None:
 # -------------------------------------------------------------------------------------------------------------- shadow
 
 
-def shadowing(place: Workplace, defense: str) -> Attacker:
+def shadowing(workspace: Workspace, defense: str) -> Attacker:
     """What an attack with `method` and `data` is given against a defense."""
     from nftbench.planning import registry
 
     plugin = registry.create("defenses", defense)
-    return attacker(place, _corpus=make_corpus(place, 0), _defense=plugin, _suite=place.suite)
+    return attacker(workspace, _corpus=make_corpus(workspace, 0), _defense=plugin, _suite=workspace.suite)
 
 
 def files(folder: Path) -> dict[str, int]:
     return {str(path): path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
 
 
-def test_a_shadow_is_the_attackers_own(place: Place) -> None:
+def test_a_shadow_is_the_attackers_own(workspace: MakeWorkspace) -> None:
     """Neither the owner's secret nor the owner's start, nothing of it in the cache, and its cost in the ledger."""
-    here = place(fresh=True, defenses=["none", "random_mask"])
+    here = workspace(fresh=True, defenses=["none", "random_mask"])
     job = job_of(here, "random_mask")
     release = models.load(make_release(here, job.defense, 0, job.release)).network
     secret = load_secret(here, job.release)
@@ -335,8 +341,8 @@ def test_a_shadow_is_the_attackers_own(place: Place) -> None:
     assert context.ledger.steps == 3 * here.suite.pretraining.steps
 
 
-def test_a_shadows_flops_are_those_of_its_run(place: Place) -> None:
-    here = place()
+def test_a_shadows_flops_are_those_of_its_run(workspace: MakeWorkspace) -> None:
+    here = workspace()
     context = shadowing(here, "random_mask")
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
         context.shadow(0)
@@ -344,8 +350,8 @@ def test_a_shadows_flops_are_those_of_its_run(place: Place) -> None:
     assert context.ledger.flops + counted_twice == counter.get_total_flops()
 
 
-def test_a_shadow_is_of_the_same_defense(place: Place) -> None:
-    here = place()
+def test_a_shadow_is_of_the_same_defense(workspace: MakeWorkspace) -> None:
+    here = workspace()
     found = shadowing(here, "random_mask[ratio=0.3]").shadow(0)
     assert isinstance(found, Protected)
     assert found.secret is not None
@@ -354,18 +360,18 @@ def test_a_shadow_is_of_the_same_defense(place: Place) -> None:
 
 
 @pytest.mark.parametrize("missing", ["_corpus", "_defense"])
-def test_a_shadow_needs_method_and_data(missing: str, place: Place) -> None:
-    context = replace(shadowing(place(), "random_mask"), **{missing: None})
+def test_a_shadow_needs_method_and_data(missing: str, workspace: MakeWorkspace) -> None:
+    context = replace(shadowing(workspace(), "random_mask"), **{missing: None})
     with pytest.raises(NftbenchError, match="needs 'method' and 'data'"):
         context.shadow(0)
 
 
-def test_a_shadow_has_neither_the_base_nor_the_owners_tasks(place: Place) -> None:
-    here = place()
+def test_a_shadow_has_neither_the_base_nor_the_owners_tasks(workspace: MakeWorkspace) -> None:
+    here = workspace()
     with pytest.raises(NftbenchError, match="starts from a trained base"):
         shadowing(here, "noise").shadow(0)
-    own = Shadow(here.suite, "cpu", 1, make_corpus(here, 0))
-    with pytest.raises(NftbenchError, match="told of no task"):
+    own = Shadow(here.suite, CPU, 1, make_corpus(here, 0))
+    with pytest.raises(NftbenchError, match="has no tasks"):
         own.task("toy_topic")
     with pytest.raises(NftbenchError, match="no undefended run"):
         own.checkpoint(0.5)
@@ -374,8 +380,8 @@ def test_a_shadow_has_neither_the_base_nor_the_owners_tasks(place: Place) -> Non
 # ---------------------------------------------------------------------------------------------------- sibling, initial
 
 
-def test_a_sibling_is_the_run_at_nine_tenths(place: Place) -> None:
-    here = place(defenses=["none", "random_mask"])
+def test_a_sibling_is_the_run_at_nine_tenths(workspace: MakeWorkspace) -> None:
+    here = workspace(defenses=["none", "random_mask"])
     job = job_of(here, "random_mask")
     found = make_sibling(here, job)
     owner, secret = Owner(here, 0), load_secret(here, job.release)
@@ -392,8 +398,8 @@ def test_a_sibling_is_the_run_at_nine_tenths(place: Place) -> None:
     assert float((moved == secret.mask[matrix]).float().mean()) > 0.99
 
 
-def test_a_release_from_before_siblings_is_made_again(place: Place) -> None:
-    here = place(fresh=True, defenses=["none", "random_mask"])
+def test_a_release_from_before_siblings_is_made_again(workspace: MakeWorkspace) -> None:
+    here = workspace(fresh=True, defenses=["none", "random_mask"])
     job = job_of(here, "random_mask")
     first = state(make_sibling(here, job).network)
     release = state(models.load(make_release(here, job.defense, 0, job.release)).network)
@@ -402,14 +408,14 @@ def test_a_release_from_before_siblings_is_made_again(place: Place) -> None:
     assert same(state(models.load(make_release(here, job.defense, 0, job.release)).network), release)
 
 
-def test_a_defense_that_trains_nothing_leaves_no_sibling(place: Place) -> None:
-    here = place(defenses=["none", "noise"])
+def test_a_defense_that_trains_nothing_leaves_no_sibling(workspace: MakeWorkspace) -> None:
+    here = workspace(defenses=["none", "noise"])
     with pytest.raises(NftbenchError, match="noise leaves no second checkpoint"):
         make_sibling(here, job_of(here, "noise"))
 
 
-def test_the_start_of_the_run_needs_the_right_seed_and_a_sibling(place: Place) -> None:
-    here = place(seeds=[0, 3])
+def test_the_start_of_the_run_needs_the_right_seed_and_a_sibling(workspace: MakeWorkspace) -> None:
+    here = workspace(seeds=[0, 3])
     own = Owner(here, 3).build()
     context = attacker(here, _sibling=own, _suite=here.suite)
     assert same(state(context.initial(3)), state(own.network))
@@ -424,10 +430,10 @@ def test_the_start_of_the_run_needs_the_right_seed_and_a_sibling(place: Place) -
 # -------------------------------------------------------------------------------------------------------- other attacks
 
 
-def test_other_attacks_are_those_that_are_named(place: Place) -> None:
+def test_other_attacks_are_those_that_are_named(workspace: MakeWorkspace) -> None:
     from nftbench.planning import registry
 
-    context = attacker(place(), _uses=("full[optimizer=sgd]", "lora[rank=8]"))
+    context = attacker(workspace(), _uses=("full[optimizer=sgd]", "lora[rank=8]"))
     assert context.attack("full[optimizer=sgd]") == registry.create("attacks", "full[optimizer=sgd]")
     assert context.attack("lora") == registry.create("attacks", "lora"), "defaults written out are the same attack"
     for other in ("full", "head", "lora[rank=4]"):
@@ -438,8 +444,8 @@ def test_other_attacks_are_those_that_are_named(place: Place) -> None:
 # ---------------------------------------------------------------------------------------------- a look before the sweep
 
 
-def test_a_look_is_one_short_run_at_the_middle_rate(place: Place) -> None:
-    here = place(budget={"learning_rates": {"adamw": [1e-3, 4e-3, 1e-2, 3e-2]}})
+def test_a_look_is_one_short_run_at_the_middle_rate(workspace: MakeWorkspace) -> None:
+    here = workspace(budget={"learning_rates": {"adamw": [1e-3, 4e-3, 1e-2, 3e-2]}})
     context, model = attacker(here), Owner(here, 0).build()
     task = FirstWord().load(task_context(here, model))
     before = state(model.network)
@@ -498,18 +504,20 @@ class Heals(Attack):
 """
 
 
-def test_what_is_spent_before_the_sweep_stands_in_the_record(place: Place, plugin: WriteFile, run_all: RunAll) -> None:
+def test_what_is_spent_before_the_sweep_stands_in_the_record(
+    workspace: MakeWorkspace, plugin: WriteFile, run_all: RunAll
+) -> None:
     """The preparation that tasks share in each one's, and what is spent on one task in that one's alone."""
     plugin("heals", HEALS)
     tasks = ["toy_topic", "toy_tone"]
     attacks = ["heals", "heals[again=3,sweeps=false]", "heals[sweeps=false]"]
-    here = place(attacks=["none", *attacks], tasks=tasks)
+    here = workspace(attacks=["none", *attacks], tasks=tasks)
     records = run_all(replace(here, plan=narrow(here.plan, attacks=attacks)))
     plain, more, alone = ([records["none", attack, task, 0].cost for task in tasks] for attack in attacks)
     assert [cost.preparation_steps for cost in plain] == [4, 4]
     assert [cost.preparation_steps for cost in more] == [7, 7]
     assert [cost.preparation_steps for cost in alone] == [4, 4]
-    owner = Owner(place(), 0).build().network
+    owner = Owner(workspace(), 0).build().network
     tokens = torch.zeros(8, 32, dtype=torch.long)
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
         owner(input_ids=tokens, labels=tokens).loss.backward()
@@ -526,7 +534,7 @@ def test_what_is_spent_before_the_sweep_stands_in_the_record(place: Place, plugi
 
 
 def test_a_resumed_job_costs_what_a_whole_one_costs(
-    place: Place, plugin: WriteFile, run_all: RunAll, bare: Bare
+    workspace: MakeWorkspace, plugin: WriteFile, run_all: RunAll, bare: Bare
 ) -> None:
     """Killed after its first task, an attack prepares again: the second task's record is the same."""
     plugin("heals", HEALS)
@@ -534,7 +542,7 @@ def test_a_resumed_job_costs_what_a_whole_one_costs(
     both = ["toy_topic", "toy_tone"]
 
     def half(results: str, *tasks: str) -> Mapping[Any, Any]:
-        here = place(results=results, defenses=["none", "random_mask"], attacks=["none", spec], tasks=both)
+        here = workspace(results=results, defenses=["none", "random_mask"], attacks=["none", spec], tasks=both)
         only = narrow(here.plan, defenses=["random_mask"], attacks=[spec], tasks=tasks)
         return {key: bare(record) for key, record in run_all(replace(here, plan=only)).items()}
 
@@ -544,14 +552,14 @@ def test_a_resumed_job_costs_what_a_whole_one_costs(
     assert all(record.recovery and record.cost.preparation_steps == 6 for record in whole.values())
 
 
-def test_a_guess_is_scored_by_the_referee(place: Place, plugin: WriteFile, run_all: RunAll) -> None:
+def test_a_guess_is_scored_by_the_referee(workspace: MakeWorkspace, plugin: WriteFile, run_all: RunAll) -> None:
     from nftbench.running import mask_accuracy as recovery
 
     plugin("heals", HEALS)
     plugin("knows", HEALS.replace('frozenset({"data", "method"})', 'frozenset({"data", "secret"})'))
     guessing = "[steps=1,guess=magnitude,sweeps=false]"
     attacks = ["none", f"heals{guessing}", f"knows{guessing}", "heals[steps=1,guess=half,sweeps=false]"]
-    here = place(defenses=["none", "random_mask"], attacks=attacks)
+    here = workspace(defenses=["none", "random_mask"], attacks=attacks)
     records = run_all(here)
     job = job_of(here, "random_mask")
     secret = load_secret(here, job.release)
@@ -570,7 +578,7 @@ def test_a_guess_is_scored_by_the_referee(place: Place, plugin: WriteFile, run_a
 
 
 def test_an_attacks_own_number_of_documents_leaves_the_others_splits_alone(
-    place: Place, plugin: WriteFile, run_all: RunAll, monkeypatch: pytest.MonkeyPatch
+    workspace: MakeWorkspace, plugin: WriteFile, run_all: RunAll, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = (
         "seen = []\n\n@dataclass(frozen=True)\nclass Many(Attack):\n    count: int | None = None\n"
@@ -582,7 +590,7 @@ def test_an_attacks_own_number_of_documents_leaves_the_others_splits_alone(
     )
     path = plugin("many", source)
     assert path.is_file()
-    here = place(attacks=["none", "many", "many[count=5]", "many[count=32]"])
+    here = workspace(attacks=["none", "many", "many[count=5]", "many[count=32]"])
     records = run_all(here)
     from nftbench.planning import registry
 
@@ -610,10 +618,10 @@ class Few(Attack):
 
 
 def test_a_record_names_the_documents_that_the_attack_was_given(
-    place: Place, plugin: WriteFile, run_all: RunAll
+    workspace: MakeWorkspace, plugin: WriteFile, run_all: RunAll
 ) -> None:
     plugin("few", FEW)
-    record = run_all(place(attacks=["none", "few"]))["none", "few", "toy_topic", 0]
+    record = run_all(workspace(attacks=["none", "few"]))["none", "few", "toy_topic", 0]
     assert record.provenance["documents"]["splits"]["train"]["documents"] == 5
 
 
@@ -638,11 +646,13 @@ class Spy(Attack):
 """
 
 
-def test_method_and_data_do_not_lead_to_the_secret(place: Place, plugin: WriteFile, run_all: RunAll) -> None:
+def test_method_and_data_do_not_lead_to_the_secret(
+    workspace: MakeWorkspace, plugin: WriteFile, run_all: RunAll
+) -> None:
     from nftbench.planning import registry
 
     plugin("spy", SPY)
-    here = place(defenses=["none", "random_mask"], attacks=["none", "spy"])
+    here = workspace(defenses=["none", "random_mask"], attacks=["none", "spy"])
     here = replace(here, plan=narrow(here.plan, defenses=["random_mask"], attacks=["spy"]))
     assert [record.status for record in run_all(here).values()] == ["ok"]
     secret = load_secret(here, here.plan.cells[0].release)
@@ -650,7 +660,7 @@ def test_method_and_data_do_not_lead_to_the_secret(place: Place, plugin: WriteFi
     seen = registry._import(registry.find("attacks", "spy")).seen
     assert len(seen) == 9
     assert leaks(seen, secret.mask, here.store.cache) == []
-    assert not any(isinstance(item, Workplace | Cell | Owner) for item in seen)
+    assert not any(isinstance(item, Workspace | Cell | Owner) for item in seen)
     assert isinstance(seen[0], Release)
     assert isinstance(seen[1].corpus, Corpus)
 
@@ -674,12 +684,12 @@ class {name}(Attack):
 
 
 def test_an_attack_may_be_built_on_one_that_is_built_on_others(
-    place: Place, plugin: WriteFile, run_all: RunAll
+    workspace: MakeWorkspace, plugin: WriteFile, run_all: RunAll
 ) -> None:
     plugin("low", STACKED.format(name="Low", uses=()))
     plugin("middle", STACKED.format(name="Middle", uses=("low",)))
     plugin("high", STACKED.format(name="High", uses=("middle",)))
-    records = run_all(place(attacks=["none", "high"]))
+    records = run_all(workspace(attacks=["none", "high"]))
     assert records["none", "high", "toy_topic", 0].reason is None
 
 
@@ -704,14 +714,14 @@ class Spoils(Attack):
 
 
 def test_what_one_task_does_to_what_an_attacker_holds_reaches_no_other(
-    place: Place, plugin: WriteFile, run_all: RunAll, bare: Bare
+    workspace: MakeWorkspace, plugin: WriteFile, run_all: RunAll, bare: Bare
 ) -> None:
     """Or a resumed job would end elsewhere than a whole one."""
     plugin("spoils", SPOILS)
     both = ["toy_topic", "toy_tone"]
 
     def found(results: str, *tasks: str) -> Mapping[Any, Any]:
-        here = place(results=results, defenses=["none", "random_mask"], attacks=["none", "spoils"], tasks=both)
+        here = workspace(results=results, defenses=["none", "random_mask"], attacks=["none", "spoils"], tasks=both)
         only = narrow(here.plan, attacks=["spoils"], tasks=tasks)
         return {key: bare(record) for key, record in run_all(replace(here, plan=only)).items()}
 
@@ -721,11 +731,11 @@ def test_what_one_task_does_to_what_an_attacker_holds_reaches_no_other(
     assert found("resumed") == whole
 
 
-def test_a_shadow_takes_time_and_has_a_limit(place: Place) -> None:
-    context = shadowing(place(), "random_mask")
+def test_a_shadow_takes_time_and_has_a_limit(workspace: MakeWorkspace) -> None:
+    context = shadowing(workspace(), "random_mask")
     context.shadow(0)
     assert context.ledger.seconds > 0
-    short = shadowing(place(budget={"timeout": 1e-6}), "random_mask")
+    short = shadowing(workspace(budget={"timeout": 1e-6}), "random_mask")
     with pytest.raises(CellTimeoutError):
         short.shadow(0)
 
@@ -742,10 +752,12 @@ class Corrupts(Attack):
 """
 
 
-def test_an_attacker_cannot_change_the_owners_text(place: Place, plugin: WriteFile, run_all: RunAll) -> None:
+def test_an_attacker_cannot_change_the_owners_text(
+    workspace: MakeWorkspace, plugin: WriteFile, run_all: RunAll
+) -> None:
     """Later jobs of the process pre-train on it, and what they make is kept."""
     plugin("corrupts", CORRUPTS)
-    here = place(attacks=["none", "corrupts"])
+    here = workspace(attacks=["none", "corrupts"])
     before = copy.deepcopy(make_corpus(here, 0))
     assert run_all(here)["none", "corrupts", "toy_topic", 0].status == "ok"
     after = make_corpus(here, 0)

@@ -15,15 +15,17 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from nftbench.contract import Measurement, Model, Point, Split, Task
+from nftbench.device import CPU, Device
 from nftbench.errors import NftbenchError
-from nftbench.models.networks import build, untrained
+from nftbench.models.networks import build, derive, untrained
 from nftbench.planning import registry
-from nftbench.running.workspace import Workplace, derive
+from nftbench.running.workspace import Workspace
 from nftbench.suites.schema import Budget
 from nftbench.terms import SplitName
 from nftbench.testing import ARCHITECTURES
 from nftbench.training import sweep as sweeps
 from nftbench.training.sweep import CellTimeoutError, NonFiniteError, best, edge, sweep
+from nftbench.training.trainer import Trainer
 
 BUDGET = Budget(
     learning_rates={"adamw": (1e-3, 3e-2), "sgd": (1e-2, 1e-1), "muon": (1e-3, 3e-2)},
@@ -104,8 +106,9 @@ def same(first: nn.Module, second: nn.Module) -> bool:
 
 
 def under_way(task: Task, budget: Budget = BUDGET, **changes: Any) -> sweeps.Sweep:
-    options = {"model": model(), "seed": 0, "device": "cpu", "adapter": None, "mask": None, "optimizer": "adamw"}
-    return sweeps.Sweep(task=task, budget=budget, **{**options, **changes})
+    return sweeps.Sweep(
+        **{"trainer": Trainer(changes.pop("seed", 0), budget), "model": model(), "task": task, **changes}
+    )
 
 
 # -------------------------------------------------------------------------------------------------------- trajectories
@@ -281,7 +284,7 @@ def test_averaging_moves_nothing_that_a_mask_holds() -> None:
 def test_a_sweep_with_decay_or_averaging_restarts_the_same_recipe(changes: dict[str, bool]) -> None:
     budget = BUDGET.model_copy(update={**changes, "extension": 0})
     task = Parity()
-    outcome = sweep(model(), task, budget, 0, "cpu")
+    outcome = sweep(Trainer(0, budget), model(), task)
     assert outcome.picked.step > 0
     assert outcome.validation == task.evaluate(outcome.network, task.split("validation"))
     (again,), network, _ = under_way(Parity(), budget).trajectory(
@@ -308,23 +311,23 @@ def test_a_trajectory_that_blows_up_is_none_from_there_on() -> None:
 def test_the_release_is_left_as_it_is() -> None:
     release = model()
     before = weights(release.network)
-    sweep(release, Parity(), BUDGET, 0, "cpu")
+    sweep(Trainer(0, BUDGET), release, Parity())
     assert all(torch.equal(weight, before[name]) for name, weight in weights(release.network).items())
 
 
 def test_the_whole_sweep_repeats_itself_and_leaves_random_numbers_alone() -> None:
     state = torch.get_rng_state()
-    first, second = (sweep(model(), Parity(), BUDGET, 3, "cpu") for _ in range(2))
+    first, second = (sweep(Trainer(3, BUDGET), model(), Parity()) for _ in range(2))
     assert torch.equal(state, torch.get_rng_state())
     assert (first.curve, first.restarts, first.picked) == (second.curve, second.restarts, second.picked)
     assert same(first.network, second.network)
-    other = sweep(model(), Parity(), BUDGET, 4, "cpu")
+    other = sweep(Trainer(4, BUDGET), model(), Parity())
     assert other.curve != first.curve
 
 
 def test_what_a_sweep_reports() -> None:
     task = Parity()
-    outcome = sweep(model(), task, BUDGET, 0, "cpu")
+    outcome = sweep(Trainer(0, BUDGET), model(), task)
     assert set(task.evaluated) == {"validation"}
     start = [point for point in outcome.curve if point.step == 0]
     assert len(start) == 1
@@ -348,10 +351,10 @@ def test_what_a_sweep_reports() -> None:
 
 
 def test_durations_and_rates_are_the_budgets() -> None:
-    outcome = sweep(model(), Parity(), BUDGET.model_copy(update={"extension": 0}), 0, "cpu", lr_scale=3.0)
+    outcome = sweep(Trainer(0, BUDGET.model_copy(update={"extension": 0})), model(), Parity(), lr_scale=3.0)
     assert {point.learning_rate for point in outcome.curve if point.step} == {3e-3, 9e-2}
     with pytest.raises(NftbenchError, match="no grid for 'lion'"):
-        sweep(model(), Parity(), BUDGET, 0, "cpu", optimizer="lion")  # type: ignore[arg-type]
+        sweep(Trainer(0, BUDGET), model(), Parity(), optimizer="lion")  # type: ignore[arg-type]
 
 
 def test_a_gradient_mask_holds_through_the_sweep() -> None:
@@ -360,7 +363,7 @@ def test_a_gradient_mask_holds_through_the_sweep() -> None:
     mask = {
         name: torch.rand(weight.shape, generator=generator) < 0.3 for name, weight in release.network.named_parameters()
     }
-    outcome = sweep(release, Parity(), BUDGET.model_copy(update={"weight_decay": 0.1}), 0, "cpu", gradient_mask=mask)
+    outcome = sweep(Trainer(0, BUDGET.model_copy(update={"weight_decay": 0.1})), release, Parity(), gradient_mask=mask)
     _, network, _ = under_way(Parity(), model=release, mask=mask).trajectory(1e-2, 1, (5,))
     for trained in (outcome.network, network):
         for name, weight in trained.named_parameters():
@@ -566,9 +569,9 @@ def of_type(*dtypes: torch.dtype) -> Callable[[nn.Module], bool]:
 
 
 def test_a_loss_that_overflows_in_float32_is_rescued_in_float64() -> None:
-    outcome = sweep(model(), Parity(scale=1e38), BUDGET, 0, "cpu")
+    outcome = sweep(Trainer(0, BUDGET), model(), Parity(scale=1e38))
     assert outcome.retried is None, "1e38 still fits into float32"
-    outcome = sweep(model(), Parity(scale=1e39), BUDGET, 0, "cpu")
+    outcome = sweep(Trainer(0, BUDGET), model(), Parity(scale=1e39))
     assert outcome.retried == "float64"
     assert outcome.picked.step > 0
     assert next(outcome.network.parameters()).dtype == torch.float64
@@ -578,9 +581,9 @@ def test_a_loss_that_overflows_in_float32_is_rescued_in_float64() -> None:
 
 def test_what_never_stays_finite_is_nonfinite() -> None:
     with pytest.raises(NonFiniteError, match="float32 and float64, clipped, and on the head alone"):
-        sweep(model(), Parity(spoil=lambda network: True), BUDGET, 0, "cpu")
+        sweep(Trainer(0, BUDGET), model(), Parity(spoil=lambda network: True))
     with pytest.raises(NonFiniteError):
-        sweep(model(), Parity(spoil=of_type(torch.float32, torch.float64)), BUDGET, 0, "cpu")
+        sweep(Trainer(0, BUDGET), model(), Parity(spoil=of_type(torch.float32, torch.float64)))
 
 
 def test_every_rung_of_the_ladder_is_tried_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -593,12 +596,12 @@ def test_every_rung_of_the_ladder_is_tried_in_turn(monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(sweeps.Sweep, "search", search)
     with pytest.raises(NonFiniteError):
-        sweep(model(), Parity(spoil=lambda network: True), BUDGET, 0, "cpu")
+        sweep(Trainer(0, BUDGET), model(), Parity(spoil=lambda network: True))
     assert tried == ["plain", "float64", "clipped", "head"]
     half = model()
     half.network.to(torch.bfloat16)
-    assert sweeps._attempts(half, "cpu") == ("plain", "float32", "float64", "clipped", "head")
-    assert sweeps._attempts(model(), "cuda:0") == ("plain", "float32", "float64", "clipped", "head")
+    assert sweeps._attempts(half, CPU) == ("plain", "float32", "float64", "clipped", "head")
+    assert sweeps._attempts(model(), Device("cuda", 0)) == ("plain", "float32", "float64", "clipped", "head")
 
 
 @pytest.mark.parametrize(("reached", "retried"), [(0.45, None), (0.6, "head")])
@@ -616,13 +619,13 @@ def test_another_attempt_stands_only_where_it_helps(
         return points, False
 
     monkeypatch.setattr(sweeps.Sweep, "search", search)
-    outcome = sweep(model(), Parity(), BUDGET, 0, "cpu")
+    outcome = sweep(Trainer(0, BUDGET), model(), Parity())
     assert (outcome.retried, outcome.stuck) == (retried, retried is None)
 
 
 def test_one_diverging_rate_is_a_point_of_the_curve() -> None:
     budget = BUDGET.model_copy(update={"learning_rates": {"adamw": (1e-2, 1e30)}, "extension": 0, "clip": None})
-    outcome = sweep(model(), Parity(), budget, 0, "cpu")
+    outcome = sweep(Trainer(0, budget), model(), Parity())
     assert outcome.retried is None
     assert [point.score for point in outcome.curve if point.learning_rate == 1e30] == [None, None]
     assert outcome.picked.learning_rate in (0.0, 1e-2)
@@ -630,11 +633,13 @@ def test_one_diverging_rate_is_a_point_of_the_curve() -> None:
 
 def test_time_runs_out() -> None:
     with pytest.raises(CellTimeoutError, match=r"more than 1e-09 s"):
-        sweep(model(), Parity(), BUDGET.model_copy(update={"timeout": 1e-9}), 0, "cpu")
+        sweep(Trainer(0, BUDGET.model_copy(update={"timeout": 1e-9})), model(), Parity())
 
 
-def test_a_timeout_is_the_cells_status(place: Callable[..., Workplace], run_all: Callable[..., dict[Any, Any]]) -> None:
-    records = run_all(place(attacks=["none", "full"], budget={"timeout": 1e-6}))
+def test_a_timeout_is_the_cells_status(
+    workspace: Callable[..., Workspace], run_all: Callable[..., dict[Any, Any]]
+) -> None:
+    records = run_all(workspace(attacks=["none", "full"], budget={"timeout": 1e-6}))
     assert records["none", "full", "toy_topic", 0].status == "timeout"
     assert records["none", "none", "toy_topic", 0].status == "ok"
 
@@ -730,7 +735,7 @@ def test_a_sweep_with_lora_and_scratch_trains_the_adapted_network() -> None:
         given = model()
         asked = asked_by(spec, given)
         outcome = sweep(
-            given, Parity(), BUDGET, 0, "cpu", adapter=asked["adapter"], lr_scale=asked.get("lr_scale", 1.0)
+            Trainer(0, BUDGET), given, Parity(), adapter=asked["adapter"], lr_scale=asked.get("lr_scale", 1.0)
         )
         assert outcome.picked.attack_seed in (0, 1, 2, 3)
         assert outcome.cost.step_flops > 0

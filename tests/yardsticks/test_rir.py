@@ -20,8 +20,8 @@ from nftbench.planning import registry
 from nftbench.planning.plan import plan
 from nftbench.records.store import Store
 from nftbench.running.owner import Owner
-from nftbench.running.workspace import Workplace, load_task
-from nftbench.testing import temporary_workplace, tiny_suite
+from nftbench.running.workspace import Workspace, load_task
+from nftbench.testing import temporary_workspace, tiny_suite
 
 IMMUNIZED = "condition_number[harmful=toy_topic,lambda_ill=1,lambda_well=1,balanced=true,epochs=1]"
 Array = np.ndarray[Any, np.dtype[np.float64]]
@@ -99,15 +99,15 @@ def test_an_unchanged_model_has_a_ratio_of_one() -> None:
 
 def test_a_language_model_is_read_in_groups_of_rows(cache: Path) -> None:
     """The harmful task's rows against tokens of text; of an undefended model's own features the ratio is 1."""
-    with temporary_workplace(tiny_suite()) as place:
-        owner = Owner(place, 0)
+    with temporary_workspace(tiny_suite()) as workspace:
+        owner = Owner(workspace, 0)
         base = owner.build()
         release = Model(copy.deepcopy(base.network), base.tokenizer)
         with seeded(0), torch.no_grad():
             for weight in release.network.parameters():
                 weight.add_(0.05 * torch.randn_like(weight))
         spec = registry.parse("toy_topic")
-        task = load_task(place, spec, 0, base)
+        task = load_task(workspace, spec, 0, base)
         inspection: Any = SimpleNamespace(
             release=release,
             base=base,
@@ -147,8 +147,8 @@ def test_a_defense_that_is_told_its_owners_task_has_no_harmful_one() -> None:
 
 def test_a_run_reads_it_off_the_release(tmp_path: Path, cache: Path, run_all: Callable[..., Any]) -> None:
     suite = tiny_suite(defenses=["none", IMMUNIZED], attacks=["none"], yardsticks=["rir[groups=2,size=20,steps=3]"])
-    place = Workplace(plan(suite), Store(tmp_path / "results", cache))
-    read = [record for record in run_all(place).values() if record.role == "yardstick"]
+    workspace = Workspace(plan(suite), Store(tmp_path / "results", cache))
+    read = [record for record in run_all(workspace).values() if record.role == "yardstick"]
     assert [(record.defense, record.status, record.reason) for record in read] == [(IMMUNIZED, "ok", None)]
     assert set(read[0].reading.values) == {"rir", "harmful", "primary", "norm_ratio", "norm_ratio_undefended"}
 

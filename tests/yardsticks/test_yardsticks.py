@@ -288,8 +288,8 @@ def test_mask_yardsticks_apply_to_defenses_with_a_mask() -> None:
     assert registry.create("yardsticks", "cost").applies(registry.create("defenses", "narrow")) is None
 
 
-def test_a_run_reads_every_yardstick_that_applies(place: Callable[..., Any], run_all: Callable[..., Any]) -> None:
-    here = place(
+def test_a_run_reads_every_yardstick_that_applies(workspace: Callable[..., Any], run_all: Callable[..., Any]) -> None:
+    here = workspace(
         defenses=[
             "none",
             "pmp[discovery_steps=3]",

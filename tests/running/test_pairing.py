@@ -1,0 +1,109 @@
+"""Each record names the base weights that its row is to be compared with."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from nftbench.models import networks as models
+from nftbench.planning.plan import Plan
+from nftbench.running.releases import BASE, load_base_sha256, make_release
+from nftbench.running.workspace import Workspace
+
+MakeWorkspace = Callable[..., Workspace]
+RunAll = Callable[..., dict[tuple[str, str, str, int], Any]]
+BROKEN_TWIN = """
+@dataclass(frozen=True)
+class {name}(Defense):
+    stage: ClassVar = "pretrain"
+
+    def reference_row(self):
+        return "breaks_at_once"
+
+    def protect(self, model, context):
+        {body}
+"""
+
+
+def keys(plan: Plan) -> dict[str, str]:
+    return {str(cell.defense): cell.release for cell in plan.cells}
+
+
+def test_every_record_of_a_seed_names_the_references_tensors(workspace: MakeWorkspace, run_all: RunAll) -> None:
+    here = workspace(defenses=["random_mask", "noise", "none"], attacks=["none", "scratch", "full"], seeds=[0, 1])
+    records = run_all(here)
+    for seed in (0, 1):
+        folder = here.store.artifact("releases", here.plan.releases["none", seed])
+        found = {one.base_sha256 for one in records.values() if one.seed == seed}
+        assert found == {models.tensors_sha256(folder)}
+    assert len({one.base_sha256 for one in records.values()}) == 2
+
+
+def test_the_hash_is_kept_with_the_release(workspace: MakeWorkspace) -> None:
+    here = workspace(fresh=True, defenses=["noise"])
+    (job,) = [job for job in here.plan.jobs() if str(job.defense) == "noise"]
+    make_release(here, job.defense, 0, job.release)
+    before = load_base_sha256(here, job.release)
+    for kind, key in (("releases", here.plan.releases["none", 0]), ("protections", here.plan.releases["none", 0])):
+        here.store.discard(kind, key)
+    assert before is not None
+    assert load_base_sha256(here, job.release) == before
+
+
+def test_a_release_from_before_the_hash_was_kept_has_an_unknown_base(workspace: MakeWorkspace) -> None:
+    here = workspace(fresh=True)
+    (job,) = here.plan.jobs()
+    make_release(here, job.defense, 0, job.release)
+    folder = here.store.cache / "protections" / job.release
+    (folder / BASE).unlink()
+    complete = json.loads((folder / "complete.json").read_text())
+    (folder / "complete.json").write_text(json.dumps({name: one for name, one in complete.items() if name != BASE}))
+    assert load_base_sha256(here, job.release) is None
+
+
+def test_a_reference_that_cannot_be_made_fails_no_other_row(
+    workspace: MakeWorkspace, plugin: Callable[[str, str], Path], run_all: RunAll
+) -> None:
+    plugin("breaks_at_once", BROKEN_TWIN.format(name="Broken", body="raise ValueError('no such model')"))
+    plugin("twin_of_it", BROKEN_TWIN.format(name="Twin", body="return Protected(model)"))
+    records = run_all(workspace(defenses=["twin_of_it"]))
+    assert {(row, one.status, one.base_sha256) for (row, *_), one in records.items()} == {
+        ("breaks_at_once", "failed", None),
+        ("twin_of_it", "ok", None),
+    }
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    save_file({"a": torch.zeros(2, 3), "b": torch.ones((), dtype=torch.bfloat16)}, tmp_path / "model.safetensors")
+    return tmp_path
+
+
+def test_how_tensors_are_spread_over_files_does_not_count(
+    folder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    tensors, other = load_file(folder / "model.safetensors"), tmp_path_factory.mktemp("sharded")
+    for number, name in enumerate(sorted(tensors, reverse=True)):
+        save_file({name: tensors[name]}, other / f"model-{number}.safetensors", metadata={"format": "pt"})
+    assert models.tensors_sha256(other) == models.tensors_sha256(folder)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"a": torch.zeros(3, 2)},
+        {"a": torch.full((2, 3), -0.0)},
+        {"a": torch.zeros(2, 3, dtype=torch.float64)},
+        {"c": torch.zeros(1)},
+    ],
+)
+def test_each_tensors_name_dtype_shape_and_bytes_count(change: dict[str, torch.Tensor], folder: Path) -> None:
+    before, tensors = models.tensors_sha256(folder), load_file(folder / "model.safetensors")
+    save_file({**tensors, **change}, folder / "model.safetensors")
+    assert models.tensors_sha256(folder) != before
