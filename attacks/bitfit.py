@@ -7,10 +7,11 @@ head as well, which is new there; a language model's head stays as released.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from transformers import PreTrainedModel
 
-from nftbench import Attack, AttackerContext, NftbenchError, Outcome, Prepared, Task
+from nftbench import Attack, AttackerContext, NftbenchError, Outcome, Prepared, Task, TrainedWeights
 
 LR_SCALE = 10.0
 """Vectors alone need higher rates. On the toy topics (suite `small`, 100 steps) all weights of its GPT-2 learn best at
@@ -20,6 +21,8 @@ ten holds both, and its edges are extended."""
 
 @dataclass(frozen=True)
 class Bitfit(Attack):
+    trained_weights: ClassVar[TrainedWeights] = "part"
+
     def adapt(self, prepared: Prepared, task: Task, context: AttackerContext) -> Outcome:
         return context.sweep(prepared.model, task, adapter=_vectors_only, lr_scale=LR_SCALE)
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
-from nftbench import Attack, AttackerContext, Outcome, Prepared, Task
+from nftbench import Attack, AttackerContext, Outcome, Prepared, Task, TrainedWeights
 
 
 @dataclass(frozen=True)
@@ -14,6 +14,7 @@ class Full(Attack):
     clip gradients as the suite does, or not at all. `warmup`: in steps; None for the suite's. `decay`: the rate falls
     linearly to nothing. `average`: the mean of the weights over the last quarter of the steps is kept."""
 
+    trained_weights: ClassVar[TrainedWeights] = "all"
     optimizer: Literal["adamw", "sgd", "muon"] = "adamw"
     clip: bool = True
     warmup: int | None = None

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 from torch import nn
 from transformers import PreTrainedModel
 
-from nftbench import Attack, AttackerContext, NftbenchError, Outcome, Prepared, Task
+from nftbench import Attack, AttackerContext, NftbenchError, Outcome, Prepared, Task, TrainedWeights
 from nftbench.methods import adapters
 
 
@@ -16,6 +16,8 @@ from nftbench.methods import adapters
 class Layers(Attack):
     """`share` of the blocks, at least one. At `end=first` what lies before them is trained too (the embeddings), at
     `end=last` what lies behind them (the last norm and the head). Tied embeddings are untied, for they are both."""
+
+    trained_weights: ClassVar[TrainedWeights] = "part"
 
     end: Literal["first", "last"] = "last"
     share: float = 0.5

@@ -15,7 +15,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from nftbench import Adaptation, Attack, AttackerContext, Knowledge, Outcome, Prepared, Task
+from nftbench import Adaptation, Attack, AttackerContext, Knowledge, Outcome, Prepared, Task, TrainedWeights
 from nftbench.methods import conditioning
 
 PENALTIES = tuple(10.0**power for power in range(-10, 5, 2))
@@ -28,6 +28,7 @@ class LinearProbe(Attack):
     durations; `ridge` and `whitened` in closed form, the latter on features made white first, at eight penalties;
     `lbfgs` on the task's own loss. `precision`: in which it is computed and the probe is kept."""
 
+    trained_weights: ClassVar[TrainedWeights] = "part"
     knowledge: ClassVar[frozenset[Knowledge]] = frozenset({"method"})
     adaptation: ClassVar[Adaptation] = "linear_probe"
     against: ClassVar[frozenset[str]] = frozenset({"condition_number"})

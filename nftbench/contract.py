@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from nftbench.errors import NftbenchError
-from nftbench.terms import Adaptation, Knowledge, Optimizer, SplitName, Stage
+from nftbench.terms import Adaptation, Knowledge, Optimizer, SplitName, Stage, TrainedWeights
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -451,6 +451,8 @@ class Attack(Protocol):
     """False for attacks that ignore the weights: planned once for each reference row."""
     trains: ClassVar[bool] = True
     """False for attacks that only measure: these also run on utility tasks."""
+    trained_weights: ClassVar[TrainedWeights] = "other"
+    """Which of the release's own weights it trains, started from the release as it is."""
 
     @property
     def knowledge(self) -> frozenset[Knowledge]:

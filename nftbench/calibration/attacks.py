@@ -9,18 +9,21 @@ strongest, within the ranking's knowledge.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 from nftbench.calibration.proof import Finding, Run, only
-from nftbench.report import tables
-from nftbench.report.tables import Table
+from nftbench.report.tables import place
+from nftbench.scoring import Score
 from nftbench.scoring.grid import NONE, Grid
 from nftbench.scoring.intervals import Interval
-from nftbench.scoring.score import Score
+from nftbench.scoring.table import UNKNOWN, Table, number
 
 SHOWN = 0.05
 """Changes of suppression below this, in points, are not shown."""
+
+
+Pair = tuple[float | None, float | None]
 
 
 @dataclass(frozen=True)
@@ -29,9 +32,9 @@ class Change:
 
     attack: str
     row: str
-    attacked: tuple[float | None, float | None]
-    suppression: tuple[float | None, float | None]
-    excess: tuple[float | None, float | None]
+    attacked: Pair
+    suppression: Pair
+    excess: Pair
     verdict: tuple[str | None, str | None]
     place: tuple[str, str]
     """The rank, or what the row is instead."""
@@ -89,10 +92,10 @@ def leave_out(run: Run, attack: str, whole: Mapping[str, Score]) -> list[Change]
             Change(
                 attack=attack,
                 row=row,
-                attacked=(_value(before, "attacked"), _value(after, "attacked")),
-                suppression=(_value(before, "suppression"), _value(after, "suppression")),
-                excess=(_value(before, "excess"), _value(after, "excess")),
-                verdict=(before.verdict, after.verdict if after is not None else None),
+                attacked=_values(before, after, lambda one: one.resistance.attacked),
+                suppression=_values(before, after, lambda one: one.resistance.suppression),
+                excess=_values(before, after, lambda one: one.excess.interval),
+                verdict=(before.claim.verdict, after.claim.verdict if after is not None else None),
                 place=(_place(before), _place(after)),
             )
         )
@@ -104,18 +107,21 @@ def picked(run: Run, grid: Grid) -> dict[str, Counter[str]]:
     found: dict[str, Counter[str]] = {}
     for row in grid.rows:
         for task in run.tasks:
-            for (record,) in (grid.best(row, [task], grid.within(grid.ranking)) or {}).values():
+            for (record,) in (grid.best_finetuning(row, [task], grid.within(grid.ranking)) or {}).values():
                 found.setdefault(record.attack, Counter())[row] += 1
     return found
 
 
 def _place(score: Score | None) -> str:
-    return tables.place(score) if score is not None and score.standing != "unranked" else "unranked"
+    return place(score) if score is not None and score.standing.group != "unranked" else "unranked"
 
 
-def _value(score: Score | None, of: str) -> float | None:
-    found: Interval | None = getattr(score, of, None)
-    return found.value if found is not None else None
+def _values(before: Score, after: Score | None, of: Callable[[Score], Interval | None]) -> Pair:
+    return _value(of(before)), _value(of(after)) if after is not None else None
+
+
+def _value(interval: Interval | None) -> float | None:
+    return interval.value if interval is not None else None
 
 
 # ----------------------------------------------------------------------------------------------------------- showing
@@ -141,7 +147,7 @@ def _worth(trained: Sequence[str], changes: Sequence[Change], strongest: Mapping
 def _most(changes: Sequence[Change]) -> str:
     """`7.0 trap2`: the row from which the attack takes most that no other does."""
     most, row = max(((one.alone, one.row) for one in changes if one.alone is not None), default=(0.0, ""))
-    return f"{most:.1f} {row}" if most >= SHOWN else tables.UNKNOWN
+    return f"{most:.1f} {row}" if most >= SHOWN else UNKNOWN
 
 
 def _times(strongest: Mapping[str, Counter[str]], attack: str) -> int:
@@ -154,8 +160,8 @@ def _changes(changes: Sequence[Change]) -> Table:
         "What changes when one attack is left out",
         ("attack", "row", *pairs),
         tuple(
-            (one.attack, one.row, *map(tables.number, (*one.attacked, *one.suppression)),
-             *(verdict or tables.UNKNOWN for verdict in one.verdict), *one.place)
+            (one.attack, one.row, *map(number, (*one.attacked, *one.suppression)),
+             *(verdict or UNKNOWN for verdict in one.verdict), *one.place)
             for one in changes
             if one.shown
         ),

@@ -17,10 +17,9 @@ from nftbench.calibration import derived
 from nftbench.calibration.proof import Finding, Run, ranked_with_effect
 from nftbench.contract import Claim
 from nftbench.planning.plan import canonical
-from nftbench.report import tables
-from nftbench.report.tables import Table
+from nftbench.scoring import Score
 from nftbench.scoring.intervals import Interval
-from nftbench.scoring.score import Score
+from nftbench.scoring.table import UNKNOWN, Table, interval
 from nftbench.suites.schema import Suite
 
 if TYPE_CHECKING:
@@ -75,7 +74,7 @@ def judge(suite: Suite, run: Run) -> Finding:
     controls = derived.trivial(suite)
     doses = [_dose(run, fraction, controls) for fraction in FRACTIONS]
     failures = [
-        f"{one.row} is taken for a defense: {one.standing}, excess {tables.interval(one.excess)}, claim {one.verdict}"
+        f"{one.row} is taken for a defense: {one.standing}, excess {interval(one.excess)}, claim {one.verdict}"
         for one in doses
         if one.taken_for_a_defense
     ]
@@ -98,12 +97,12 @@ def _dose(run: Run, fraction: float, controls: Sequence[str]) -> Dose:
         fraction=fraction,
         row=row,
         control=row in controls,
-        retention=found.retention,
-        suppression=found.suppression,
-        excess=found.excess,
-        standing=found.standing,
-        verdict=found.verdict,
-        reasons=found.reasons,
+        retention=found.utility.retention,
+        suppression=found.resistance.suppression,
+        excess=found.excess.interval,
+        standing=found.standing.group,
+        verdict=found.claim.verdict,
+        reasons=found.standing.reasons,
     )
 
 
@@ -115,8 +114,8 @@ def _table(doses: Sequence[Dose]) -> Table:
         "Doses of pre-training, each judged as though it claimed to be a defense",
         ("row", "utility %", "suppression", "excess", "standing", "claim", "why it is not ranked"),
         tuple(
-            (one.row, tables.interval(one.retention, 100), tables.interval(one.suppression),
-             tables.interval(one.excess), one.standing, one.verdict or tables.UNKNOWN, "; ".join(one.reasons))
+            (one.row, interval(one.retention, 100), interval(one.suppression),
+             interval(one.excess), one.standing, one.verdict or UNKNOWN, "; ".join(one.reasons))
             for one in doses
         ),
     )  # fmt: skip

@@ -30,13 +30,14 @@ from typing import NamedTuple
 
 from nftbench.calibration import derived
 from nftbench.calibration.proof import Finding, Run
-from nftbench.calibration.report import interval
 from nftbench.contract import Claim
 from nftbench.records.record import Record, Row
-from nftbench.report.tables import Table
-from nftbench.scoring.grid import NONE, final, kept_share
+from nftbench.scoring import Score, score
+from nftbench.scoring.grid import NONE
 from nftbench.scoring.intervals import PRELIMINARY_SEEDS, RANKED_SEEDS, Interval, gap_by_seed, mean, student, weakest
-from nftbench.scoring.score import Score, above_floor, score, usable_metrics
+from nftbench.scoring.points import above_floor, final, kept_share
+from nftbench.scoring.table import Table, interval
+from nftbench.scoring.utility import usable_metrics
 from nftbench.suites.schema import Suite
 
 SEEDS = 12
@@ -208,10 +209,14 @@ def leaderboards(run: Run, bar: float) -> Verdicts:
     return Verdicts(
         bar=math.isfinite(bar),
         boards=BOARDS,
-        clears_bar=share(lambda one: one.clears_bar),
-        ranked=share(lambda one: one.standing == "ranked" and one.excess is not None and one.excess.low > 0),
-        holds=share(lambda one: one.verdict == "holds"),
+        clears_bar=share(lambda one: one.utility.clears_bar),
+        ranked=share(lambda one: one.standing.group == "ranked" and _has_effect(one)),
+        holds=share(lambda one: one.claim.verdict == "holds"),
     )
+
+
+def _has_effect(score: Score) -> bool:
+    return score.excess.interval is not None and score.excess.interval.low > 0
 
 
 def _share(scores: Sequence[Score], of: Callable[[Score], bool]) -> float:
@@ -268,16 +273,20 @@ def _utilities(run: Run) -> Table:
     rows = []
     for metric in sorted(usable_metrics(grid, NONE)):
         none, twin = (
-            {seed: final(record) for seed, (record,) in (grid.picks(model, [metric], frozenset({NONE})) or {}).items()}
+            {
+                seed: final(record)
+                for seed, (record,) in (grid.best_attacks(model, [metric], frozenset({NONE})) or {}).items()
+            }
             for model in MODELS
         )
         kept = [100 * kept_share(twin[seed], none[seed]) for seed in sorted(none)]
         errors = {seed: 100 * math.hypot(none[seed].stderr, twin[seed].stderr) for seed in none}
         chance = [100 * error / above_floor(none[seed]) for seed, error in errors.items()]
         found, spread = mean(kept), statistics.stdev(kept)
+        by_chance = math.sqrt(statistics.fmean(error * error for error in chance))
         reach = student(0.0, spread / math.sqrt(RANKED_SEEDS), RANKED_SEEDS - 1, RANKED_SEEDS).high
         rows.append(
-            (metric, interval(found), f"{spread:.2f}", f"{math.sqrt(statistics.fmean(x * x for x in chance)):.2f}",
+            (metric, interval(found, digits=2), f"{spread:.2f}", f"{by_chance:.2f}",
              f"{100 * run.suite.utility_bar + reach:.1f}")
         )  # fmt: skip
     return Table(
@@ -298,9 +307,9 @@ def _seeds(pairs: Mapping[int, tuple[float, float]]) -> Table:
         "The undefended models after the strongest attack, points: mean over tasks",
         ("seed", *MODELS, "difference"),
         (*rows, ("mean", *(f"{statistics.fmean(column):.2f}" for column in zip(*pairs.values(), strict=True)),
-                 interval(mean(gaps)))),
+                 interval(mean(gaps), digits=2))),
     )  # fmt: skip
 
 
 def _percent(value: Interval) -> str:
-    return interval(Interval(100 * value.value, 100 * value.low, 100 * value.high))
+    return interval(value, 100, digits=2)

@@ -18,10 +18,9 @@ from nftbench.calibration.proof import Finding, Run, ranked_with_effect
 from nftbench.errors import NftbenchError
 from nftbench.planning import registry
 from nftbench.planning.plan import canonical
-from nftbench.report import tables
-from nftbench.report.tables import Table
+from nftbench.scoring import Score
 from nftbench.scoring.intervals import Interval, gap_by_seed
-from nftbench.scoring.score import Score
+from nftbench.scoring.table import UNKNOWN, Table, interval
 from nftbench.suites.schema import Suite
 
 
@@ -84,8 +83,8 @@ def judge(suite: Suite, run: Run) -> Finding:
     grades = [grade(run, scores[row]) for row in run.suite.defenses if scores[row].kind == "defense"]
     failures = [f"{one.row} is not ranked: {'; '.join(one.reasons)}" for one in grades if one.standing == "unranked"]
     failures += [
-        f"{weak.row} suppresses {tables.interval(weak.suppression)}, no less than the stronger {strong.row}, "
-        f"{tables.interval(strong.suppression)}"
+        f"{weak.row} suppresses {interval(weak.suppression)}, no less than the stronger {strong.row}, "
+        f"{interval(strong.suppression)}"
         for weak, strong in itertools.pairwise(grades)
         if _value(weak.suppression) >= _value(strong.suppression)
     ]
@@ -93,11 +92,11 @@ def judge(suite: Suite, run: Run) -> Finding:
     # The weakest grades may be too weak to be seen; from the first that is seen on all must be.
     first = seen.index(True) if any(seen) else 0
     failures += [
-        f"{one.row} is not found: claim {one.verdict}, excess {tables.interval(one.excess)}"
+        f"{one.row} is not found: claim {one.verdict}, excess {interval(one.excess)}"
         for one in grades[first:]
         if not one.found
     ]
-    notes = [f"too weak to be found: {one.row}, excess {tables.interval(one.excess)}" for one in grades[:first]]
+    notes = [f"too weak to be found: {one.row}, excess {interval(one.excess)}" for one in grades[:first]]
     numbers = {"grades": [asdict(one) | {"found": one.found} for one in grades]}
     return Finding(run.suite.name, (_table(run, grades),), numbers, tuple(failures), tuple(notes))
 
@@ -105,29 +104,29 @@ def judge(suite: Suite, run: Run) -> Finding:
 def grade(run: Run, score: Score) -> Grade:
     return Grade(
         row=score.defense,
-        standing=score.standing,
-        rank=score.rank,
-        reasons=score.reasons,
-        retention=score.retention,
-        suppression=score.suppression,
-        excess=score.excess,
-        excess_over=score.excess_over,
-        verdict=score.verdict,
+        standing=score.standing.group,
+        rank=score.standing.rank,
+        reasons=score.standing.reasons,
+        retention=score.utility.retention,
+        suppression=score.resistance.suppression,
+        excess=score.excess.interval,
+        excess_over=score.excess.over,
+        verdict=score.claim.verdict,
         attacked_by_seed=run.attacked(score.defense),
-        control_by_seed=run.attacked(score.excess_over or "none"),
+        control_by_seed=run.attacked(score.excess.over or "none"),
     )
 
 
-def _value(interval: Interval | None) -> float:
-    return interval.value if interval is not None else 0.0
+def _value(found: Interval | None) -> float:
+    return found.value if found is not None else 0.0
 
 
 def _table(run: Run, grades: Sequence[Grade]) -> Table:
     before: list[Grade | None] = [None, *grades[:-1]]
     rows = [
-        (one.row, f"{one.rank or tables.UNKNOWN}", one.standing, tables.interval(one.suppression),
-         tables.interval(one.excess), one.excess_over or tables.UNKNOWN,
-         _more(weaker, one), tables.interval(one.retention, 100), one.verdict or tables.UNKNOWN)
+        (one.row, f"{one.rank or UNKNOWN}", one.standing, interval(one.suppression),
+         interval(one.excess), one.excess_over or UNKNOWN,
+         _more(weaker, one), interval(one.retention, 100), one.verdict or UNKNOWN)
         for weaker, one in zip(before, grades, strict=True)
     ]  # fmt: skip
     header = ("row", "#", "standing", "suppression", "excess", "over", "more than the weaker", "utility %", "claim")
@@ -136,5 +135,5 @@ def _table(run: Run, grades: Sequence[Grade]) -> Table:
 
 def _more(weaker: Grade | None, grade: Grade) -> str:
     if weaker is None:
-        return tables.UNKNOWN
-    return tables.interval(gap_by_seed(weaker.attacked_by_seed, grade.attacked_by_seed))
+        return UNKNOWN
+    return interval(gap_by_seed(weaker.attacked_by_seed, grade.attacked_by_seed))

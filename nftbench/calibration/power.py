@@ -27,9 +27,8 @@ from dataclasses import asdict, dataclass
 from nftbench.calibration import null, oracle
 from nftbench.calibration.proof import Finding, Run
 from nftbench.errors import NftbenchError
-from nftbench.report import tables
-from nftbench.report.tables import Table
 from nftbench.scoring.intervals import CONFIDENCE, PRELIMINARY_SEEDS, RANKED_SEEDS, Interval, difference
+from nftbench.scoring.table import Table, number
 
 POWER = 0.8
 REPEATS = 1000
@@ -201,7 +200,7 @@ def _detections(seen: Sequence[Detection]) -> Table:
         "The oracle's strengths: what the formula predicts, and in how many choices of seeds they are seen",
         ("row", "seeds", "excess", "predicted %", "seen"),
         tuple(
-            (one.row, f"{one.seeds}", tables.number(one.excess), f"{100 * one.predicted:.0f}",
+            (one.row, f"{one.seeds}", number(one.excess), f"{100 * one.predicted:.0f}",
              f"{one.seen} of {one.subsets}")
             for one in seen
         ),

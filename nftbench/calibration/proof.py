@@ -13,12 +13,14 @@ from typing import Any
 
 from nftbench.errors import NftbenchError
 from nftbench.planning.plan import Plan
-from nftbench.records.record import Record
+from nftbench.records.record import CellId, Record
 from nftbench.records.store import Store
-from nftbench.report.tables import Table
-from nftbench.scoring.grid import Grid, PlannedCell, arrange, mean_points
+from nftbench.scoring import Leaderboard, score
+from nftbench.scoring.grid import Grid, arrange
 from nftbench.scoring.intervals import Interval
-from nftbench.scoring.score import Leaderboard, origin_problems, score
+from nftbench.scoring.leaderboard import origin_problems
+from nftbench.scoring.points import mean_points
+from nftbench.scoring.table import Table
 from nftbench.suites.reading import parse
 from nftbench.suites.schema import Suite
 
@@ -28,15 +30,16 @@ class Run:
     """The cells that a run planned, and its records."""
 
     suite: Suite
-    planned: tuple[PlannedCell, ...]
+    planned: tuple[CellId, ...]
     records: tuple[Record, ...]
 
     @classmethod
     def of(cls, plan: Plan, records: Mapping[str, Record]) -> Run:
         """A plan's cells without yardsticks, with those of its records that there are."""
         cells = [cell for cell in plan.cells if plan.role(cell) != "yardstick"]
-        planned = [(str(cell.defense), str(cell.attack), str(cell.task), cell.seed) for cell in cells]
-        return cls(plan.suite, tuple(planned), tuple(records[cell.key] for cell in cells if cell.key in records))
+        return cls(
+            plan.suite, tuple(map(CellId.of, cells)), tuple(records[cell.key] for cell in cells if cell.key in records)
+        )
 
     @classmethod
     def read(cls, folder: Path, cache: Path) -> Run:
@@ -52,19 +55,17 @@ class Run:
         except (KeyError, TypeError):
             raise NftbenchError(f"{folder / 'manifest.json'}: no run; nftbench run writes it") from None
         found = store.records()
-        planned = tuple((defense, attack, task, seed) for defense, attack, task, seed, _ in cells)
+        planned = tuple(CellId(defense, attack, task, seed) for defense, attack, task, seed, _ in cells)
         return cls(suite, planned, tuple(found[key] for *_, key in cells if key in found))
 
     @property
     def missing(self) -> str:
         """What has no result, in words; empty where everything has."""
-        done = {(one.defense, one.attack, one.task, one.seed) for one in self.records if one.status == "ok"}
+        done = {CellId.of(one) for one in self.records if one.status == "ok"}
         lost = [cell for cell in self.planned if cell not in done]
         if not lost:
             return ""
-        defense, attack, task, seed = lost[0]
-        first = f"{defense} × {attack} on {task}, seed {seed}"
-        return f"{len(lost)} of {len(self.planned)} cells have no result, first {first}"
+        return f"{len(lost)} of {len(self.planned)} cells have no result, first {lost[0]}"
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -84,7 +85,7 @@ class Run:
         kept = set(rows)
         return replace(
             self,
-            planned=tuple(cell for cell in self.planned if cell[0] in kept),
+            planned=tuple(cell for cell in self.planned if cell.defense in kept),
             records=tuple(one for one in self.records if one.defense in kept),
         )
 
@@ -92,14 +93,14 @@ class Run:
         """As if this attack had never been planned."""
         return replace(
             self,
-            planned=tuple(cell for cell in self.planned if cell[1] != attack),
+            planned=tuple(cell for cell in self.planned if cell.attack != attack),
             records=tuple(one for one in self.records if one.attack != attack),
         )
 
     def attacked(self, row: str) -> dict[int, float]:
         """Points of the best attack within the ranking level, picked on validation: the mean over tasks, by seed."""
         grid = self.grid()
-        return mean_points(grid.best(row, self.tasks, grid.within(grid.ranking)))
+        return mean_points(grid.best_finetuning(row, self.tasks, grid.within(grid.ranking)))
 
 
 @dataclass(frozen=True)

@@ -19,11 +19,11 @@ from nftbench.calibration.proof import Finding, Run, ranked_with_effect
 from nftbench.errors import NftbenchError
 from nftbench.planning import registry
 from nftbench.planning.plan import canonical
-from nftbench.report import tables
-from nftbench.report.tables import Table
-from nftbench.scoring.grid import NONE, Grid, mean_points
+from nftbench.scoring import Score
+from nftbench.scoring.grid import NONE, Grid
 from nftbench.scoring.intervals import Interval, gap_by_seed
-from nftbench.scoring.score import Score
+from nftbench.scoring.points import mean_points
+from nftbench.scoring.table import UNKNOWN, Table, interval
 from nftbench.suites.schema import Suite
 from nftbench.terms import OF_UPDATES
 
@@ -105,11 +105,11 @@ def _catalogue(suite: Suite) -> list[str]:
 def judge(suite: Suite, run: Run) -> Finding:
     """Judge every sham, and say which attacks break it."""
     grid, board = run.grid(), run.board()
-    if any(place.defense == "none" for place in grid.faults):
+    if any(cell.defense == "none" for cell in grid.faults):
         return Finding(run.suite.name, failures=(run.missing,))
     shams = [_sham(run, grid, one) for one in board.scores if one.kind == "defense"]
     failures = [
-        f"{one.row} is taken for a defense: {one.standing}, excess {tables.interval(one.excess)}"
+        f"{one.row} is taken for a defense: {one.standing}, excess {interval(one.excess)}"
         for one in shams
         if one.taken_for_a_defense
     ]
@@ -126,14 +126,14 @@ def _only_useless(sham: Sham) -> bool:
 
 
 def _sham(run: Run, grid: Grid, score: Score) -> Sham:
-    retention = score.retention
+    retention = score.utility.retention
     return Sham(
         row=score.defense,
-        standing=score.standing,
-        reasons=score.reasons,
-        excess=score.excess,
+        standing=score.standing.group,
+        reasons=score.standing.reasons,
+        excess=score.excess.interval,
         retention=retention,
-        verdict=score.verdict,
+        verdict=score.claim.verdict,
         useless=retention is not None and retention.value < run.suite.utility_bar,
         attacks=tuple(_broken(run, grid, score.defense)),
     )
@@ -144,7 +144,7 @@ def _broken(run: Run, grid: Grid, row: str) -> list[Broken]:
     strongest = run.attacked("none")
     start, end = fmean(_ends(run, grid, "none", NONE).values()), fmean(strongest.values())
     found = []
-    for attack in sorted(grid.within(grid.ranking) - grid.ignoring() - {NONE}):
+    for attack in sorted(grid.within(grid.ranking) - grid.ignoring_release() - {NONE}):
         # Every attack may choose not to train; that is no attack's merit.
         mine, undefended = (_ends(run, grid, one, attack) for one in (row, "none"))
         lacks = gap_by_seed(undefended, mine)
@@ -156,7 +156,7 @@ def _broken(run: Run, grid: Grid, row: str) -> list[Broken]:
 
 def _ends(run: Run, grid: Grid, row: str, attack: str) -> Mapping[int, float]:
     """Where one attack ends on a row, in points by seed."""
-    return mean_points(grid.picks(row, run.tasks, frozenset({attack})))
+    return mean_points(grid.best_attacks(row, run.tasks, frozenset({attack})))
 
 
 # ----------------------------------------------------------------------------------------------------------- showing
@@ -167,8 +167,8 @@ def _rows(shams: Sequence[Sham]) -> Table:
         "Shams: each must be unranked or without an effect, and broken by some attack",
         ("row", "standing", "excess", "utility %", "claim", "broken by (points)", "why it is not ranked"),
         tuple(
-            (one.row, one.standing, tables.interval(one.excess), tables.interval(one.retention, 100),
-             one.verdict or tables.UNKNOWN, _breakers(one), "; ".join(one.reasons))
+            (one.row, one.standing, interval(one.excess), interval(one.retention, 100),
+             one.verdict or UNKNOWN, _breakers(one), "; ".join(one.reasons))
             for one in shams
         ),
     )  # fmt: skip
@@ -191,7 +191,7 @@ def _attacks(shams: Sequence[Sham]) -> Table:
         ("attack", "breaks", "fails on"),
         tuple(
             (attack, f"{sum(tried[attack].values())} of {len(tried[attack])}",
-             ", ".join(row for row, broken in tried[attack].items() if not broken) or tables.UNKNOWN)
+             ", ".join(row for row, broken in tried[attack].items() if not broken) or UNKNOWN)
             for attack in order
         ),
     )  # fmt: skip

@@ -14,9 +14,9 @@ from dataclasses import asdict, dataclass
 
 from nftbench.calibration.proof import Finding, Run, only
 from nftbench.records.record import Record
-from nftbench.report import tables
-from nftbench.report.tables import Table
-from nftbench.scoring.grid import Grid, final, points
+from nftbench.scoring.grid import Grid
+from nftbench.scoring.points import final, points
+from nftbench.scoring.table import UNKNOWN, Table, number
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ def judge(runs: Sequence[Run]) -> Finding:
 def spread(grid: Grid, row: str, task: str) -> Spread | None:
     """One row on one task; None where no seed has been run to its end."""
     attacks = grid.within(grid.ranking)
-    picks, reference = (grid.best(name, [task], attacks) or {} for name in (row, grid.rows[row].reference))
+    picks, reference = (grid.best_finetuning(name, [task], attacks) or {} for name in (row, grid.rows[row].reference))
     mine = {seed: record for seed, (record,) in picks.items()}
     if not mine:
         return None
@@ -107,15 +107,14 @@ def _by_task(run: Run, spreads: Sequence[Spread]) -> Table:
 
 def _middle(values: Sequence[float | None]) -> str:
     known = [value for value in values if value is not None]
-    return f"{statistics.median(known):.2f} ({max(known):.2f})" if known else tables.UNKNOWN
+    return f"{statistics.median(known):.2f} ({max(known):.2f})" if known else UNKNOWN
 
 
 def _every(spreads: Sequence[Spread]) -> Table:
-    rows = [
-        (one.task, one.row, f"{one.attacked:.1f}", *map(_number, (one.base_seeds, one.suppression, one.attack_seeds)),
-         f"{one.sampling:.2f}")
-        for one in spreads
-    ]  # fmt: skip
+    rows = []
+    for one in spreads:
+        deviations = (one.base_seeds, one.suppression, one.attack_seeds, one.sampling)
+        rows.append((one.task, one.row, number(one.attacked), *(number(value, digits=2) for value in deviations)))
     header = (
         "task",
         "row",
@@ -126,7 +125,3 @@ def _every(spreads: Sequence[Spread]) -> Table:
         "sampling error",
     )
     return Table("Each row on each task, points", header, tuple(rows))
-
-
-def _number(value: float | None) -> str:
-    return tables.UNKNOWN if value is None else f"{value:.2f}"

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from nftbench.planning.registry import Kind, Plugin
     from nftbench.records.record import Record
     from nftbench.records.store import Store
-    from nftbench.scoring.score import Leaderboard
+    from nftbench.scoring import Leaderboard
     from nftbench.suites.schema import Suite
 
 BAD_CELLS, BAD_INPUT, INTERRUPTED = 1, 2, 130
@@ -504,7 +504,8 @@ def _planned(store: Store, manifest: Mapping[str, Any]) -> dict[str, Record]:
 
 
 def _board(records: Mapping[str, Record], manifest: Mapping[str, Any]) -> Leaderboard:
-    from nftbench.scoring.score import score
+    from nftbench.records.record import CellId
+    from nftbench.scoring import score
     from nftbench.suites.schema import PaperClaim
 
     suite = manifest["suite"]
@@ -513,7 +514,7 @@ def _board(records: Mapping[str, Record], manifest: Mapping[str, Any]) -> Leader
         utility_bar=suite["utility_bar"],
         ranking=frozenset(suite["ranking"]),
         about=suite.get("about", ""),
-        planned=[(defense, attack, task, seed) for defense, attack, task, seed, _ in manifest["cells"]],
+        planned=[CellId(defense, attack, task, seed) for defense, attack, task, seed, _ in manifest["cells"]],
         claims=[PaperClaim.model_validate(claim) for claim in manifest.get("claims", ())],
         skips=manifest.get("skips", ()),
     )

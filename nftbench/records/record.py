@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from nftbench.contract import Claim, Cost, Measurement, Point, Protection, Reading
 from nftbench.records.spec import Spec
-from nftbench.terms import Adaptation, Role, Status
+from nftbench.terms import Adaptation, Role, Status, TrainedWeights
 
 
 @dataclass(frozen=True)
@@ -24,6 +24,23 @@ class Cell:
     seed: int
     key: str
     release: str
+
+
+class CellId(NamedTuple):
+    """Which cell of a suite: defense, attack and task as printed specs, and the base seed."""
+
+    defense: str
+    attack: str
+    task: str
+    seed: int
+
+    @classmethod
+    def of(cls, one: Cell | Record) -> CellId:
+        """The identity of a planned cell, or of the cell that a record belongs to."""
+        return cls(str(one.defense), str(one.attack), str(one.task), one.seed)
+
+    def __str__(self) -> str:
+        return f"{self.defense} × {self.attack} on {self.task}, seed {self.seed}"
 
 
 @dataclass(frozen=True)
@@ -61,6 +78,8 @@ class Record:
     """Names of the defenses that the attack was written against."""
     uses_release: bool = True
     trains: bool = True
+    trained_weights: TrainedWeights | None = None
+    """Which of the release's weights the attack trains; None in older records, which do not say."""
     release: str = ""
     """Folder of the attacked release under `releases/` in the cache."""
     release_sha256: str = ""

@@ -249,6 +249,7 @@ class _Referee:
             against=tuple(sorted(self.attack.against)),
             uses_release=self.attack.uses_release,
             trains=self.attack.trains,
+            trained_weights=self.attack.trained_weights,
             status=status,
             reason=reason,
             limited=place.plan.limit is not None,

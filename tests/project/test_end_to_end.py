@@ -14,7 +14,7 @@ from nftbench.planning.plan import plan
 from nftbench.records.store import Store
 from nftbench.running import executors
 from nftbench.running.workspace import Workplace
-from nftbench.scoring.score import Leaderboard, score
+from nftbench.scoring import Leaderboard, score
 from nftbench.testing import tiny_suite
 
 DEFENSES = ["none", "early_stop", "noise", "random_mask", "pmp[discovery_steps=4]"]
