@@ -79,12 +79,13 @@ def score(
     planned: Sequence[CellId] | None = None,
     claims: Sequence[PaperClaim] = (),
     skips: Sequence[Sequence[str]] = (),
+    side_tables: Sequence[type[SideTable]] = SIDE_TABLES,
 ) -> Leaderboard:
     """Score every row of a suite and rank those that may be ranked.
 
     `about` is what the suite says of itself, `claims` what its papers claim. `planned` names the cells that should be
     there; without it they are inferred from the records. `skips` are defense, attack and reason of what was not
-    planned.
+    planned, `side_tables` the tables to stand beside the ranking.
     """
     readings = [record for record in records if record.role == "yardstick"]
     grid, problems = arrange(records, planned, frozenset(ranking), utility_bar)
@@ -96,7 +97,7 @@ def score(
         for reference in grid.references()
     }
     mixed = bool(versions)
-    scores = judged(_scores(grid, tasks, room), mixed)
+    scores = judged(_scores(grid, tasks, room), mixed, side_tables)
     evidence = SuiteEvidence(
         grid,
         tasks,
@@ -105,8 +106,8 @@ def score(
         unjudged=frozenset(one.defense for one in scores if mixed or one.incomplete),
         misleading=frozenset(one.defense for one in scores if flags.is_misleading(one)),
     )
-    tables = tuple(table.of(evidence) for table in SIDE_TABLES)
-    scores = [with_standing(with_side_verdict(one, tables), mixed) for one in scores]
+    tables = tuple(table.of(evidence) for table in side_tables)
+    scores = [with_standing(with_side_verdict(one, tables), mixed, tables) for one in scores]
     suites = sorted({record.suite for record in grid.records.values()})
     if len(suites) > 1:
         problems.append(f"records of several suites: {', '.join(suites)}")

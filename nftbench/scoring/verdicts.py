@@ -11,13 +11,17 @@ from dataclasses import replace
 
 from nftbench.scoring.intervals import PRELIMINARY_SEEDS, RANKED_SEEDS, beats_zero, holm, shared_ranks
 from nftbench.scoring.scores import Score, Standing
-from nftbench.scoring.side_tables import SIDE_TABLES, SideTable
+from nftbench.scoring.side_tables import SideTable
 from nftbench.terms import Verdict
 
 
-def judged(scores: Sequence[Score], mixed_versions: bool) -> list[Score]:
-    """The scores with verdicts on their claims, Holm-corrected over the rows that can be tested."""
-    testable = [index for index, one in enumerate(scores) if _testable(one) and not mixed_versions]
+def judged(scores: Sequence[Score], mixed_versions: bool, tables: Sequence[type[SideTable]]) -> list[Score]:
+    """The scores with verdicts on their claims, Holm-corrected over the rows that can be tested.
+
+    Claims that one of the side tables judges stay `untested` here; see `with_side_verdict`.
+    """
+    own = [index for index, one in enumerate(scores) if not any(table.judges(one.row) for table in tables)]
+    testable = [index for index in own if _testable(scores[index]) and not mixed_versions]
     adjusted = dict(zip(testable, holm([_p(scores[index]) for index in testable]), strict=True))
     return [
         replace(one, claim=replace(one.claim, p=adjusted.get(index), verdict=verdict(one, adjusted.get(index))))
@@ -47,27 +51,18 @@ def with_side_verdict(score: Score, tables: Sequence[SideTable]) -> Score:
 
     One refutation refutes it; it holds where every table that speaks of it says so.
     """
-    if not _judged_in_side_table(score):
+    if score.kind != "defense" or score.row.claim is None or not any(table.judges(score.row) for table in tables):
         return score
     found = {verdict for table in tables for verdict in table.verdicts().get(score.defense, ())}
     settled: Verdict = "refuted" if "refuted" in found else "holds" if found == {"holds"} else "untested"
     return replace(score, claim=replace(score.claim, verdict=settled))
 
 
-def _judged_in_side_table(score: Score) -> bool:
-    return score.kind == "defense" and score.row.claim is not None and _has_side_table(score)
-
-
-def _has_side_table(score: Score) -> bool:
-    return any(table.judges(score.row) for table in SIDE_TABLES)
-
-
 def _testable(score: Score) -> bool:
     """An attack within the claim's knowledge ran, every cell is there, and there are enough seeds to judge."""
     excess = score.claim.excess
     enough = excess is not None and excess.count >= PRELIMINARY_SEEDS
-    own = score.kind == "defense" and not _judged_in_side_table(score)
-    return own and score.claim.tested and not score.incomplete and enough
+    return score.kind == "defense" and score.claim.tested and not score.incomplete and enough
 
 
 def _p(score: Score) -> float:
@@ -81,7 +76,7 @@ def _is_controlled(score: Score) -> bool:
 # ---------------------------------------------------------------------------------------------------------- standing
 
 
-def with_standing(score: Score, mixed_versions: bool) -> Score:
+def with_standing(score: Score, mixed_versions: bool, tables: Sequence[SideTable]) -> Score:
     """The score with its group, and the reasons why it is not ranked."""
     reasons = _lacking(score)
     if score.kind != "defense":
@@ -95,7 +90,8 @@ def with_standing(score: Score, mixed_versions: bool) -> Score:
     elif seeds < PRELIMINARY_SEEDS:
         reasons.append(f"{seeds} base seed{'s' * (seeds > 1)}: three are preliminary, five are ranked")
     reasons += [flag.message for flag in score.flags if flag.severity == "unrank"]
-    if _has_side_table(score) or (score.row.claim and score.row.claim.adaptation != "finetuning"):
+    judged_elsewhere = any(table.judges(score.row) for table in tables)
+    if judged_elsewhere or (score.row.claim and score.row.claim.adaptation != "finetuning"):
         reasons.append("its claim is not about fine-tuning at large: it has a table of its own")
     if mixed_versions:
         reasons.append("records differ in library versions")
