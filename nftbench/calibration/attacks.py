@@ -1,9 +1,9 @@
 """What each attack is worth to the benchmark: a finished run judged again as if one attack had never been planned.
 
-Only records are read. An attack that is left out is left out everywhere: of each row, and of the undefended model that
-the rows are measured against; so a row's suppression may fall too. What its own attacked score loses is what the attack
-alone has found there; of two attacks that find the same, neither is missed. Beside it stands how often each is the
-strongest, within the ranking's knowledge.
+Only records are read. An attack is left out everywhere: on each row, and on the undefended model that rows are compared
+with. So a row's suppression may fall as well as rise. The points by which the row's attacked score falls are those that
+only this attack reaches; where two attacks reach the same points, leaving out one changes nothing. Beside it stands how
+often each attack is the strongest, with the ranking's knowledge.
 """
 
 from __future__ import annotations
@@ -41,13 +41,13 @@ class Change:
 
     @property
     def alone(self) -> float | None:
-        """Points that the attack takes from the row and no other does."""
+        """Points that only this attack reaches on the row."""
         before, after = self.attacked
         return before - after if before is not None and after is not None else None
 
     @property
     def more(self) -> float | None:
-        """Points of suppression that the row would seem to have more."""
+        """Points of suppression that the row would gain without the attack."""
         before, after = self.suppression
         return after - before if before is not None and after is not None else None
 
@@ -82,8 +82,10 @@ def judge(runs: Sequence[Run]) -> Finding:
 
 
 def leave_out(run: Run, attack: str, whole: Mapping[str, Score]) -> list[Change]:
-    """What becomes of every row without an attack; `whole` are the rows with all of them. Of a row that has no other
-    record, as in a run that is not finished, nothing is left."""
+    """Every row with and without an attack; `whole` are the rows with all of them.
+
+    In an unfinished run a row may have no other record; it has no numbers without the attack then.
+    """
     rest = {one.defense: one for one in run.without(attack).board().scores}
     found = []
     for row, before in sorted(whole.items()):
@@ -103,7 +105,7 @@ def leave_out(run: Run, attack: str, whole: Mapping[str, Score]) -> list[Change]
 
 
 def picked(run: Run, grid: Grid) -> dict[str, Counter[str]]:
-    """By attack and row: on how many tasks and seeds it is the strongest, picked on validation; `none` is an attack."""
+    """By attack and row: the number of tasks and seeds on which it is the strongest on validation; `none` counts."""
     found: dict[str, Counter[str]] = {}
     for row in grid.rows:
         for task in run.tasks:
@@ -145,7 +147,7 @@ def _worth(trained: Sequence[str], changes: Sequence[Change], strongest: Mapping
 
 
 def _most(changes: Sequence[Change]) -> str:
-    """`7.0 trap2`: the row from which the attack takes most that no other does."""
+    """`7.0 trap2`: the most points that only this attack reaches, and on which row."""
     most, row = max(((one.alone, one.row) for one in changes if one.alone is not None), default=(0.0, ""))
     return f"{most:.1f} {row}" if most >= SHOWN else UNKNOWN
 

@@ -1,4 +1,4 @@
-"""Whether a suite can tell defenses apart at all: its tasks have headroom, its utility metrics are not blunt.
+"""Whether a suite can tell defenses apart: its tasks have headroom, and its utility metrics notice less training.
 
 A toy language is valid if, on the undefended model, the strongest attack gains at least 30 points on every
 ranked task and ends between 80 and 95 %, training from scratch gains at most 10, half the pre-training measurably
@@ -24,7 +24,7 @@ from nftbench.suites.schema import Suite
 LEAST_GAIN, LEAST_END, MOST_END, MOST_SCRATCH = 30.0, 80.0, 95.0, 10.0
 SEEDS = 3
 HALF, EARLY, TWIN = "early_stop", "early_stop[fraction=0.28]", "twin"
-"""Half is where early_stop stops unless told otherwise; a trial found 28 % to keep nearly all of a blunt metric."""
+"""`early_stop` stops at half by default. In a trial, 28 % of the training kept nearly all of an insensitive metric."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class TaskCheck:
     task: str
     unattacked: tuple[float, ...]
     end: tuple[float, ...]
-    """After the strongest attack, picked on validation as the ranking has it."""
+    """After the strongest attack, chosen on validation as for the ranking."""
     scratch_gain: tuple[float, ...]
     """Of training from scratch, over chance."""
     attack: str
@@ -46,7 +46,7 @@ class TaskCheck:
 
 @dataclass(frozen=True)
 class Gap:
-    """What the undefended model is better by than another row, in points; paired by seed."""
+    """How many points the undefended model lies above another row; paired by seed."""
 
     row: str
     what: str
@@ -63,7 +63,7 @@ class Gap:
 
 
 def derive(suite: Suite, rows: Sequence[str], attacks: Sequence[str]) -> Suite:
-    """The suite that calibrates another: its model, language and attacks; three seeds; undefended models alone."""
+    """The suite that calibrates another one: same model, language and attacks, three seeds, undefended models only."""
     fractions = {*suite.pretraining.checkpoints, 0.5}
     stopped = [HALF, *([EARLY] if 0.28 in fractions else ())]
     stopped += [str(spec) for text in suite.defenses if (spec := canonical("defenses", text)).name == HALF]
@@ -78,13 +78,13 @@ def derive(suite: Suite, rows: Sequence[str], attacks: Sequence[str]) -> Suite:
 
 
 def needed(plan: Plan) -> Plan:
-    """A derived suite's plan without the attacks on models that were stopped early: only their utility is looked at."""
+    """A derived suite's plan without attacks on models that were stopped early: only their utility is needed."""
     kept = [cell for cell in plan.cells if cell.defense.name != HALF or cell.attack.name == "none"]
     return replace(plan, cells=tuple(kept))
 
 
 def judge(suite: Suite, run: Run) -> Finding:
-    """Judge a suite by the records of the one derived from it."""
+    """Judge a suite by the records of the suite derived from it."""
     grid = run.grid()
     if grid.faults:
         faults = [f"{cell}: {fault}" for cell, fault in sorted(grid.faults.items())]

@@ -1,8 +1,8 @@
 """Less pre-training is no defense: `early_stop` from a tenth to nine tenths, each judged as if it claimed to be one.
 
-A model that was stopped early takes points from an attacker and loses utility. None of the doses may be ranked with an
-effect, or have its claim hold, against the trivial defenses that the suite lists. Their curve, suppression against
-utility, is what every claim is measured against: whatever lies on it costs nothing to invent.
+A model that was stopped early takes points from an attacker and loses utility. No dose may be ranked with an effect, or
+have its claim hold, beside the trivial defenses that the suite lists. The curve of suppression against utility is what
+every defense has to lie above: less training alone reaches each point on it.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Dose:
     fraction: float
     row: str
     control: bool
-    """The suite lists it among its trivial defenses: it is what others are judged against, and not judged."""
+    """The suite lists it among its trivial defenses: others are compared with it, and it is not judged itself."""
     retention: Interval | None
     suppression: Interval | None
     excess: Interval | None
@@ -148,7 +148,7 @@ def _curve(axes: Axes, doses: Sequence[Dose], color: tuple[float, float, float])
     shown = [(one.fraction, one.retention, one.suppression) for one in doses if one.retention and one.suppression]
     kept = [100 * retention.value for _, retention, _ in shown]
     taken = [suppression.value for _, _, suppression in shown]
-    # Straight lines between means: with few seeds the intervals of utility would hide the curve.
+    # Only the means are joined; with few seeds the intervals of utility would hide the curve.
     axes.plot([*kept, 100.0], [*taken, 0.0], color=color, linewidth=1.0)
     errors = [[suppression.value - suppression.low for _, _, suppression in shown],
               [suppression.high - suppression.value for _, _, suppression in shown]]  # fmt: skip

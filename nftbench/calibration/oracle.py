@@ -1,10 +1,9 @@
 """A defense that truly works, in graded strengths: it must be found, and the strengths put in order.
 
-The grades are rows of one plugin, named from the weakest to the strongest. The attackers of this proof know what the
-plugin claims to withstand and no more. Every grade must be fit to be ranked and take more from the attacker than the
-one before it; the strongest must lie beyond the trivial defenses with its whole interval, its claim must hold, and so
-must those of all grades that are stronger than one which does. Which grades are too weak to be seen says how sharp the
-benchmark is: see `power.py`.
+The grades are rows of one plugin, named from the weakest to the strongest. The attackers of this proof know just what
+the plugin claims to withstand. Every grade must be ranked, and take more from the attacker than the one before it. A
+grade is found if its claim holds and its whole interval lies beyond the trivial defenses. The strongest grade must be
+found, and so must every grade that is stronger than a found one. `power.py` says which grades are too weak to be seen.
 """
 
 from __future__ import annotations
@@ -40,7 +39,7 @@ class Grade:
     attacked_by_seed: Mapping[int, float]
     """Points of the best attack, the mean over tasks."""
     control_by_seed: Mapping[int, float]
-    """The same of the row that `excess` is over."""
+    """The same for the row `excess_over`."""
 
     @property
     def found(self) -> bool:
@@ -89,7 +88,7 @@ def judge(suite: Suite, run: Run) -> Finding:
         if _value(weak.suppression) >= _value(strong.suppression)
     ]
     seen = [one.found for one in grades]
-    # The weakest grades may be too weak to be seen; from the first that is seen on all must be.
+    # The weakest grades may be too weak to be seen; all after the first that is seen must be seen too.
     first = seen.index(True) if any(seen) else 0
     failures += [
         f"{one.row} is not found: claim {one.verdict}, excess {interval(one.excess)}"

@@ -1,11 +1,11 @@
 """Releases that look protected and are not: none may be ranked with an effect, and some attack must break each.
 
-Shams are plugins, defenses that rescale weights, hide behind hooks or lower the loss. They are attacked by whatever
-knows the release alone or the method too, on one task. An attack breaks a sham if it ends within noise of where it ends
-on the undefended model (the interval of what it lacks covers zero) and reaches nine tenths of the strongest attack's
-gain there: with few seeds an interval covers much, and an attack that does little anywhere breaks nothing. Not within
-noise of the strongest, which no single attack is on the undefended model itself. A sham that keeps less utility than
-the bar asks is no protection whether it breaks or not; that is said.
+Shams are plugins: defenses that rescale weights, hide behind hooks or lower the loss. They are attacked on one task, by
+attacks that know the release alone or the method too. An attack breaks a sham if two things hold. It ends within noise
+of where it ends on the undefended model: the interval of the difference covers zero. And it reaches nine tenths of the
+strongest attack's gain there, since with few seeds an interval covers much. It need not end within noise of the
+strongest attack: on the undefended model itself no single attack is the strongest everywhere. A sham that misses the
+utility bar protects nothing, broken or not; the finding says so.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Broken:
     attack: str
     attacked: float
     lacks: Interval
-    """What it ends below where it ends on the undefended model."""
+    """Points by which it ends below its end on the undefended model."""
     regained: float
     """Its gain as a share of the strongest attack's on the undefended model."""
 
@@ -50,7 +50,7 @@ class Broken:
 
 @dataclass(frozen=True)
 class Sham:
-    """One sham's row, and what each attack does to it, the strongest first."""
+    """One sham's row, and each attack on it, the strongest first."""
 
     row: str
     standing: str
@@ -68,7 +68,7 @@ class Sham:
 
     @property
     def taken_for_a_defense(self) -> bool:
-        """Ranked, with an effect beyond the trivial defenses. What a sham claims is its own affair."""
+        """Ranked with an effect beyond the trivial defenses. The verdict on its claim does not matter here."""
         return ranked_with_effect(self.standing, self.excess)
 
 
@@ -145,7 +145,7 @@ def _broken(run: Run, grid: Grid, row: str) -> list[Broken]:
     start, end = fmean(_ends(run, grid, "none", NONE).values()), fmean(strongest.values())
     found = []
     for attack in sorted(grid.within(grid.ranking) - grid.ignoring_release() - {NONE}):
-        # Every attack may choose not to train; that is no attack's merit.
+        # `none` is not among them: not training is open to every attack, and breaks nothing.
         mine, undefended = (_ends(run, grid, one, attack) for one in (row, "none"))
         lacks = gap_by_seed(undefended, mine)
         if lacks is not None and mine.keys() == undefended.keys() == strongest.keys():

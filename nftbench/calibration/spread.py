@@ -1,8 +1,8 @@
 """How much numbers vary between attack seeds and between base seeds, on every task of a finished run.
 
-Of each row and task the strongest attack is taken, as the ranking picks it. Between base seeds everything differs:
-grammar, initial weights, order of training. Between attack seeds, the restarts of the picked recipe, only the order of
-the fine-tuning data and what the attack adds at random do. The sampling error is that of the finite test split.
+For each row and task the strongest attack is taken, as the ranking chooses it. Between base seeds everything differs:
+grammar, initial weights, order of training. Attack seeds are the restarts of the chosen recipe: only the order of the
+fine-tuning data and the attack's own random choices differ. The sampling error is that of the finite test split.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from nftbench.scoring.table import UNKNOWN, Table, number
 
 @dataclass(frozen=True)
 class Spread:
-    """Standard deviations of one row's attacked score on one task, in points; None where there are no two numbers."""
+    """Standard deviations of one row's attacked score on one task, in points; None for fewer than two numbers."""
 
     task: str
     row: str
@@ -29,7 +29,7 @@ class Spread:
     """The mean over base seeds."""
     base_seeds: float | None
     suppression: float | None
-    """Between base seeds, of the difference from the reference, which is paired."""
+    """Between base seeds, of the paired difference from the reference."""
     attack_seeds: float | None
     """Between restarts of the picked recipe, on validation: the root mean square over base seeds."""
     sampling: float
