@@ -134,12 +134,12 @@ def _worth(trained: Sequence[str], changes: Sequence[Change], strongest: Mapping
     knowledge = {one.attack: one.knowledge for one in run.records}
     rows = []
     for attack in sorted({*trained, *strongest}, key=lambda one: (-_times(strongest, one), one)):
-        mine = [one for one in changes if one.attack == attack]
-        flattered = sum(one.more is not None and one.more >= SHOWN for one in mine)
+        own = [one for one in changes if one.attack == attack]
+        flattered = sum(one.more is not None and one.more >= SHOWN for one in own)
         rows.append(
             (attack, "+".join(knowledge[attack]) or "release alone", f"{_times(strongest, attack)} of {cells}",
-             f"{strongest.get(attack, Counter())['none']}", _most(mine), f"{flattered}",
-             f"{sum(len({*one.verdict}) > 1 for one in mine)}", f"{sum(len({*one.place}) > 1 for one in mine)}")
+             f"{strongest.get(attack, Counter())['none']}", _most(own), f"{flattered}",
+             f"{sum(len({*one.verdict}) > 1 for one in own)}", f"{sum(len({*one.place}) > 1 for one in own)}")
         )  # fmt: skip
     header = ("attack", "knowledge", "strongest in", "on none", "most that it finds alone (points)",
               "rows flattered without it", "verdicts changed", "places changed")  # fmt: skip

@@ -146,10 +146,10 @@ def _broken(run: Run, grid: Grid, row: str) -> list[Broken]:
     found = []
     for attack in sorted(grid.within(grid.ranking) - grid.ignoring_release() - {NONE}):
         # `none` is not among them: not training is open to every attack, and breaks nothing.
-        mine, undefended = (_ends(run, grid, one, attack) for one in (row, "none"))
-        lacks = gap_by_seed(undefended, mine)
-        if lacks is not None and mine.keys() == undefended.keys() == strongest.keys():
-            value = fmean(mine.values())
+        attacked, undefended = (_ends(run, grid, one, attack) for one in (row, "none"))
+        lacks = gap_by_seed(undefended, attacked)
+        if lacks is not None and attacked.keys() == undefended.keys() == strongest.keys():
+            value = fmean(attacked.values())
             found.append(Broken(attack, value, lacks, (value - start) / (end - start) if end > start else 0.0))
     return sorted(found, key=lambda one: (-one.attacked, one.attack))
 
@@ -175,8 +175,8 @@ def _rows(shams: Sequence[Sham]) -> Table:
 
 
 def _breakers(sham: Sham) -> str:
-    told = [f"{one.attack} ({one.attacked:.1f})" for one in sham.attacks if one.breaks]
-    return ", ".join(told) or "nothing"
+    breakers = [f"{one.attack} ({one.attacked:.1f})" for one in sham.attacks if one.breaks]
+    return ", ".join(breakers) or "nothing"
 
 
 def _attacks(shams: Sequence[Sham]) -> Table:

@@ -55,13 +55,13 @@ def judge(runs: Sequence[Run]) -> Finding:
 def spread(grid: Grid, row: str, task: str) -> Spread | None:
     """One row on one task; None where no seed has been run to its end."""
     attacks = grid.within(grid.ranking)
-    picks, reference = (grid.best_finetuning(name, [task], attacks) or {} for name in (row, grid.rows[row].reference))
-    mine = {seed: record for seed, (record,) in picks.items()}
-    if not mine:
+    best, reference = (grid.best_finetuning(name, [task], attacks) or {} for name in (row, grid.rows[row].reference))
+    records = {seed: record for seed, (record,) in best.items()}
+    if not records:
         return None
-    ends = {seed: points(final(record)) for seed, record in mine.items()}
+    ends = {seed: points(final(record)) for seed, record in records.items()}
     gaps = [points(final(reference[seed][0])) - end for seed, end in ends.items() if seed in reference]
-    restarts = [found for record in mine.values() if (found := _restarts(record)) is not None]
+    restarts = [found for record in records.values() if (found := _restarts(record)) is not None]
     return Spread(
         task=task,
         row=row,
@@ -69,7 +69,7 @@ def spread(grid: Grid, row: str, task: str) -> Spread | None:
         base_seeds=_deviation(list(ends.values())),
         suppression=_deviation(gaps) if row != grid.rows[row].reference else None,
         attack_seeds=_root_mean_square(restarts) if restarts else None,
-        sampling=_root_mean_square([100 * final(record).stderr for record in mine.values()]),
+        sampling=_root_mean_square([100 * final(record).stderr for record in records.values()]),
     )
 
 

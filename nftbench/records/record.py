@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from nftbench.contract import Claim, Cost, Measurement, Point, Protection, Reading
 from nftbench.records.spec import Spec
@@ -26,6 +26,19 @@ class Cell:
     release: str
 
 
+class OfCell(Protocol):
+    """Anything that belongs to one cell, with specs as text or parsed: a planned cell, a record."""
+
+    @property
+    def defense(self) -> object: ...
+    @property
+    def attack(self) -> object: ...
+    @property
+    def task(self) -> object: ...
+    @property
+    def seed(self) -> int: ...
+
+
 class CellId(NamedTuple):
     """Which cell of a suite: defense, attack and task as printed specs, and the base seed."""
 
@@ -35,8 +48,8 @@ class CellId(NamedTuple):
     seed: int
 
     @classmethod
-    def of(cls, one: Cell | Record) -> CellId:
-        """The identity of a planned cell, or of the cell that a record belongs to."""
+    def of(cls, one: OfCell) -> CellId:
+        """The identity of the cell that this belongs to."""
         return cls(str(one.defense), str(one.attack), str(one.task), one.seed)
 
     def __str__(self) -> str:
