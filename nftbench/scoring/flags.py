@@ -47,6 +47,10 @@ class RowEvidence:
         return [record.protection for record in self.records if record.protection]
 
 
+Message = Callable[[RowEvidence], str | None]
+"""What was seen, in one sentence; None where the flag does not apply."""
+
+
 @dataclass(frozen=True)
 class Check:
     """One flag, and when it is raised."""
@@ -56,7 +60,7 @@ class Check:
     kinds: frozenset[Kind]
     misleading: bool
     """The release misled whoever attacked it, or may have: no claim about it can hold."""
-    message: Callable[[RowEvidence], str | None]
+    message: Message
 
 
 CHECKS: list[Check] = []
@@ -66,8 +70,10 @@ EVERY_ROW: tuple[Kind, ...] = ("defense", "trivial", "reference")
 
 def _flag(
     name: str, severity: Severity, *, on: Sequence[Kind] = EVERY_ROW, misleading: bool = False
-) -> Callable[[Callable[[RowEvidence], str | None]], Callable[[RowEvidence], str | None]]:
-    def added(message: Callable[[RowEvidence], str | None]) -> Callable[[RowEvidence], str | None]:
+) -> Callable[[Message], Message]:
+    """Add the decorated function to `CHECKS`, for rows of these kinds."""
+
+    def added(message: Message) -> Message:
         CHECKS.append(Check(name, severity, frozenset(on), misleading, message))
         return message
 
