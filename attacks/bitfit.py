@@ -8,10 +8,11 @@ as released.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from transformers import PreTrainedModel
 
-from nftbench import Attack, AttackerContext, NftbenchError, Outcome, Prepared, Task
+from nftbench import Attack, AttackerContext, NftbenchError, Outcome, Prepared, Task, TrainedWeights
 
 LR_SCALE = 10.0
 """Vectors alone need higher learning rates. On toy_topic (suite `small`, 100 steps) the best rate of GPT-2 is 0.0015
@@ -21,6 +22,8 @@ Ten times the suite's grid covers both, and the sweep extends it at the edges.""
 
 @dataclass(frozen=True)
 class Bitfit(Attack):
+    trained_weights: ClassVar[TrainedWeights] = "part"
+
     def adapt(self, prepared: Prepared, task: Task, context: AttackerContext) -> Outcome:
         return context.sweep(prepared.model, task, adapter=_vectors_only, lr_scale=LR_SCALE)
 

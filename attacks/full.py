@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
-from nftbench import Attack, AttackerContext, Outcome, Prepared, Task
+from nftbench import Attack, AttackerContext, Outcome, Prepared, Task, TrainedWeights
 
 
 @dataclass(frozen=True)
@@ -15,6 +15,7 @@ class Full(Attack):
     whether the learning rate falls linearly to zero. `average`: whether the result is the mean of the weights over the
     last quarter of the steps."""
 
+    trained_weights: ClassVar[TrainedWeights] = "all"
     optimizer: Literal["adamw", "sgd", "muon"] = "adamw"
     clip: bool = True
     warmup: int | None = None

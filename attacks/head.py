@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import nn
 from transformers import PreTrainedModel
 
-from nftbench import Attack, AttackerContext, Outcome, Prepared, Task
+from nftbench import Attack, AttackerContext, Outcome, Prepared, Task, TrainedWeights
 
 LR_SCALE = 3.0
 """A head alone tolerates higher learning rates: on the toy models its best one is about three times as high."""
@@ -15,6 +16,8 @@ LR_SCALE = 3.0
 
 @dataclass(frozen=True)
 class Head(Attack):
+    trained_weights: ClassVar[TrainedWeights] = "part"
+
     def adapt(self, prepared: Prepared, task: Task, context: AttackerContext) -> Outcome:
         return context.sweep(prepared.model, task, adapter=_head_only, lr_scale=LR_SCALE)
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 from torch import nn
 from transformers import PreTrainedModel
 
-from nftbench import Attack, AttackerContext, NftbenchError, Outcome, Prepared, Task
+from nftbench import Attack, AttackerContext, NftbenchError, Outcome, Prepared, Task, TrainedWeights
 from nftbench.methods import adapters
 
 
@@ -17,6 +17,8 @@ class Layers(Attack):
     """`share`: the share of the blocks that are trained, at least one block. `end=first` also trains everything before
     them (the embeddings), and `end=last` everything after them (the last norm and the head). Tied embeddings belong to
     both ends and are therefore untied."""
+
+    trained_weights: ClassVar[TrainedWeights] = "part"
 
     end: Literal["first", "last"] = "last"
     share: float = 0.5

@@ -16,7 +16,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from nftbench import Adaptation, Attack, AttackerContext, Knowledge, Outcome, Prepared, Task
+from nftbench import Adaptation, Attack, AttackerContext, Knowledge, Outcome, Prepared, Task, TrainedWeights
 from nftbench.methods import conditioning
 
 PENALTIES = tuple(10.0**power for power in range(-10, 5, 2))
@@ -35,6 +35,7 @@ class LinearProbe(Attack):
     `precision`: the precision of the computation and of the probe.
     """
 
+    trained_weights: ClassVar[TrainedWeights] = "part"
     knowledge: ClassVar[frozenset[Knowledge]] = frozenset({"method"})
     adaptation: ClassVar[Adaptation] = "linear_probe"
     against: ClassVar[frozenset[str]] = frozenset({"condition_number"})

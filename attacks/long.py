@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
-from nftbench import Attack, AttackerContext, Outcome, Prepared, Task
+from nftbench import Attack, AttackerContext, Outcome, Prepared, Task, TrainedWeights
 
 
 @dataclass(frozen=True)
@@ -13,6 +14,7 @@ class Long(Attack):
     """`times`: the longest run, as a multiple of the budget's longest duration. Each learning rate is evaluated at the
     budget's durations, at the longest run, and half-way between on a logarithmic scale."""
 
+    trained_weights: ClassVar[TrainedWeights] = "all_longer"
     times: int = 10
 
     def __post_init__(self) -> None:

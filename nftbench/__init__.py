@@ -56,6 +56,7 @@ if TYPE_CHECKING:
         Optimizer as Optimizer,
         SplitName as SplitName,
         Stage as Stage,
+        TrainedWeights as TrainedWeights,
     )
 
 __version__ = "0.1.0"
@@ -98,6 +99,7 @@ __all__ = [
     "Suite",
     "Task",
     "TaskContext",
+    "TrainedWeights",
     "Update",
     "WrappedTask",
     "Yardstick",

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 from nftbench.errors import NftbenchError
-from nftbench.terms import Adaptation, Knowledge, Optimizer, SplitName, Stage
+from nftbench.terms import Adaptation, Knowledge, Optimizer, SplitName, Stage, TrainedWeights
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -481,6 +481,8 @@ class Attack(Protocol):
     """False for attacks that only measure: these also run on utility tasks."""
     optimizer: Optimizer | None = None
     """The optimizer of its sweeps, if that is a setting of the attack; the budget must have learning rates for it."""
+    trained_weights: ClassVar[TrainedWeights] = "other"
+    """Which of the release's own weights it trains, started from the release as it is."""
 
     @property
     def knowledge(self) -> frozenset[Knowledge]:

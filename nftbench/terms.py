@@ -18,3 +18,6 @@ OF_UPDATES = frozenset({"merging", "rescaling"})
 Role = Literal["ranked", "benign", "utility", "yardstick"]
 """What a task is for: kept out of reach, kept within reach (attacked as the ranked ones are, but never part of a
 suppression), or only measured. A yardstick stands in a task's place and is no part of any score."""
+TrainedWeights = Literal["all", "all_longer", "part", "other"]
+"""Which of a release's weights an attack trains: every one, within the suite's budget; every one, for longer; some of
+them; or anything else, such as an adapter, a changed copy of the release, or nothing."""

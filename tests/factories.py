@@ -8,7 +8,7 @@ from typing import Any
 
 from nftbench.contract import Claim, Cost, Measurement, Point
 from nftbench.records.record import Record, Row
-from nftbench.scoring.score import Leaderboard, score
+from nftbench.scoring import Leaderboard, score
 
 TASKS = ("pairs", "topic")
 RANKING = frozenset({"method", "data"})

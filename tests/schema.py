@@ -10,7 +10,7 @@ from pydantic import TypeAdapter
 
 from nftbench.records.record import Record
 
-LATER = {"told", "base_sha256", "reading", "preparation_steps", "own_code"}
+LATER = {"told", "base_sha256", "reading", "preparation_steps", "own_code", "trained_weights"}
 """Fields that records published before them lack."""
 PATH = Path(__file__).resolve().parent.parent / "results" / "schema.json"
 

@@ -1,4 +1,8 @@
-"""The benchmark's own proof: does it find what is there, and nothing else? One part a file; see docs/validity.md."""
+"""Proofs that the benchmark finds defenses that work, and takes nothing else for one. See docs/validity.md.
+
+Each proof is one file. Most derive a suite from another one, run it, and judge its records; `power`, `attacks` and
+`spread` read the records of finished runs.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +31,7 @@ def find(name: str) -> Measured | Read:
     """The proof of this name.
 
     Raises:
-        NftbenchError: there is none; names the nearest one.
+        NftbenchError: there is none; the message names the nearest one.
     """
     if name not in PROOFS:
         raise NftbenchError(f"--proof {name}: no such proof{suggest(name, list(PROOFS))}")

@@ -1,26 +1,29 @@
 """What each attack is worth to the benchmark: a finished run judged again as if one attack had never been planned.
 
-Only records are read. An attack that is left out is left out everywhere: of each row, and of the undefended model that
-the rows are measured against; so a row's suppression may fall too. What its own attacked score loses is what the attack
-alone has found there; of two attacks that find the same, neither is missed. Beside it stands how often each is the
-strongest, within the ranking's knowledge.
+Only records are read. An attack is left out everywhere: on each row, and on the undefended model that rows are compared
+with. So a row's suppression may fall as well as rise. The points by which the row's attacked score falls are those that
+only this attack reaches; where two attacks reach the same points, leaving out one changes nothing. Beside it stands how
+often each attack is the strongest, with the ranking's knowledge.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 from nftbench.calibration.proof import Finding, Run, only
-from nftbench.report import tables
-from nftbench.report.tables import Table
+from nftbench.report.tables import place
+from nftbench.scoring import Score
 from nftbench.scoring.grid import NONE, Grid
 from nftbench.scoring.intervals import Interval
-from nftbench.scoring.score import Score
+from nftbench.scoring.table import UNKNOWN, Table, number
 
 SHOWN = 0.05
 """Changes of suppression below this, in points, are not shown."""
+
+
+Pair = tuple[float | None, float | None]
 
 
 @dataclass(frozen=True)
@@ -29,22 +32,22 @@ class Change:
 
     attack: str
     row: str
-    attacked: tuple[float | None, float | None]
-    suppression: tuple[float | None, float | None]
-    excess: tuple[float | None, float | None]
+    attacked: Pair
+    suppression: Pair
+    excess: Pair
     verdict: tuple[str | None, str | None]
     place: tuple[str, str]
     """The rank, or what the row is instead."""
 
     @property
     def alone(self) -> float | None:
-        """Points that the attack takes from the row and no other does."""
+        """Points that only this attack reaches on the row."""
         before, after = self.attacked
         return before - after if before is not None and after is not None else None
 
     @property
     def more(self) -> float | None:
-        """Points of suppression that the row would seem to have more."""
+        """Points of suppression that the row would gain without the attack."""
         before, after = self.suppression
         return after - before if before is not None and after is not None else None
 
@@ -79,8 +82,10 @@ def judge(runs: Sequence[Run]) -> Finding:
 
 
 def leave_out(run: Run, attack: str, whole: Mapping[str, Score]) -> list[Change]:
-    """What becomes of every row without an attack; `whole` are the rows with all of them. Of a row that has no other
-    record, as in a run that is not finished, nothing is left."""
+    """Every row with and without an attack; `whole` are the rows with all of them.
+
+    In an unfinished run a row may have no other record; it has no numbers without the attack then.
+    """
     rest = {one.defense: one for one in run.without(attack).board().scores}
     found = []
     for row, before in sorted(whole.items()):
@@ -89,10 +94,10 @@ def leave_out(run: Run, attack: str, whole: Mapping[str, Score]) -> list[Change]
             Change(
                 attack=attack,
                 row=row,
-                attacked=(_value(before, "attacked"), _value(after, "attacked")),
-                suppression=(_value(before, "suppression"), _value(after, "suppression")),
-                excess=(_value(before, "excess"), _value(after, "excess")),
-                verdict=(before.verdict, after.verdict if after is not None else None),
+                attacked=_values(before, after, lambda one: one.resistance.attacked),
+                suppression=_values(before, after, lambda one: one.resistance.suppression),
+                excess=_values(before, after, lambda one: one.excess.interval),
+                verdict=(before.claim.verdict, after.claim.verdict if after is not None else None),
                 place=(_place(before), _place(after)),
             )
         )
@@ -100,22 +105,25 @@ def leave_out(run: Run, attack: str, whole: Mapping[str, Score]) -> list[Change]
 
 
 def picked(run: Run, grid: Grid) -> dict[str, Counter[str]]:
-    """By attack and row: on how many tasks and seeds it is the strongest, picked on validation; `none` is an attack."""
+    """By attack and row: the number of tasks and seeds on which it is the strongest on validation; `none` counts."""
     found: dict[str, Counter[str]] = {}
     for row in grid.rows:
         for task in run.tasks:
-            for (record,) in (grid.best(row, [task], grid.within(grid.ranking)) or {}).values():
+            for (record,) in (grid.best_finetuning(row, [task], grid.within(grid.ranking)) or {}).values():
                 found.setdefault(record.attack, Counter())[row] += 1
     return found
 
 
 def _place(score: Score | None) -> str:
-    return tables.place(score) if score is not None and score.standing != "unranked" else "unranked"
+    return place(score) if score is not None and score.standing.group != "unranked" else "unranked"
 
 
-def _value(score: Score | None, of: str) -> float | None:
-    found: Interval | None = getattr(score, of, None)
-    return found.value if found is not None else None
+def _values(before: Score, after: Score | None, of: Callable[[Score], Interval | None]) -> Pair:
+    return _value(of(before)), _value(of(after)) if after is not None else None
+
+
+def _value(interval: Interval | None) -> float | None:
+    return interval.value if interval is not None else None
 
 
 # ----------------------------------------------------------------------------------------------------------- showing
@@ -126,12 +134,12 @@ def _worth(trained: Sequence[str], changes: Sequence[Change], strongest: Mapping
     knowledge = {one.attack: one.knowledge for one in run.records}
     rows = []
     for attack in sorted({*trained, *strongest}, key=lambda one: (-_times(strongest, one), one)):
-        mine = [one for one in changes if one.attack == attack]
-        flattered = sum(one.more is not None and one.more >= SHOWN for one in mine)
+        own = [one for one in changes if one.attack == attack]
+        flattered = sum(one.more is not None and one.more >= SHOWN for one in own)
         rows.append(
             (attack, "+".join(knowledge[attack]) or "release alone", f"{_times(strongest, attack)} of {cells}",
-             f"{strongest.get(attack, Counter())['none']}", _most(mine), f"{flattered}",
-             f"{sum(len({*one.verdict}) > 1 for one in mine)}", f"{sum(len({*one.place}) > 1 for one in mine)}")
+             f"{strongest.get(attack, Counter())['none']}", _most(own), f"{flattered}",
+             f"{sum(len({*one.verdict}) > 1 for one in own)}", f"{sum(len({*one.place}) > 1 for one in own)}")
         )  # fmt: skip
     header = ("attack", "knowledge", "strongest in", "on none", "most that it finds alone (points)",
               "rows flattered without it", "verdicts changed", "places changed")  # fmt: skip
@@ -139,9 +147,9 @@ def _worth(trained: Sequence[str], changes: Sequence[Change], strongest: Mapping
 
 
 def _most(changes: Sequence[Change]) -> str:
-    """`7.0 trap2`: the row from which the attack takes most that no other does."""
+    """`7.0 trap2`: the most points that only this attack reaches, and on which row."""
     most, row = max(((one.alone, one.row) for one in changes if one.alone is not None), default=(0.0, ""))
-    return f"{most:.1f} {row}" if most >= SHOWN else tables.UNKNOWN
+    return f"{most:.1f} {row}" if most >= SHOWN else UNKNOWN
 
 
 def _times(strongest: Mapping[str, Counter[str]], attack: str) -> int:
@@ -154,8 +162,8 @@ def _changes(changes: Sequence[Change]) -> Table:
         "What changes when one attack is left out",
         ("attack", "row", *pairs),
         tuple(
-            (one.attack, one.row, *map(tables.number, (*one.attacked, *one.suppression)),
-             *(verdict or tables.UNKNOWN for verdict in one.verdict), *one.place)
+            (one.attack, one.row, *map(number, (*one.attacked, *one.suppression)),
+             *(verdict or UNKNOWN for verdict in one.verdict), *one.place)
             for one in changes
             if one.shown
         ),

@@ -1,6 +1,6 @@
-"""Whether a suite can tell defenses apart at all: its tasks have headroom, its utility metrics are not blunt.
+"""Whether a suite can tell defenses apart: its tasks have headroom, and its utility metrics notice less training.
 
-DESIGN calls a toy language valid if, on the undefended model, the strongest attack gains at least 30 points on every
+A toy language is valid if, on the undefended model, the strongest attack gains at least 30 points on every
 ranked task and ends between 80 and 95 %, training from scratch gains at most 10, half the pre-training measurably
 lowers some utility metric, and two undefended models differ by nothing that the intervals would call an effect.
 """
@@ -14,18 +14,17 @@ from statistics import fmean
 
 from nftbench.calibration import derived
 from nftbench.calibration.proof import Finding, Run
-from nftbench.calibration.report import interval
 from nftbench.planning.plan import Plan, canonical
-from nftbench.report.tables import Table
-from nftbench.scoring.grid import NONE, Grid, final, mean_points
+from nftbench.scoring.grid import NONE, Grid
 from nftbench.scoring.intervals import Interval, gap_by_seed
-from nftbench.scoring.score import above_floor
+from nftbench.scoring.points import above_floor, final, mean_points
+from nftbench.scoring.table import Table, interval
 from nftbench.suites.schema import Suite
 
 LEAST_GAIN, LEAST_END, MOST_END, MOST_SCRATCH = 30.0, 80.0, 95.0, 10.0
 SEEDS = 3
 HALF, EARLY, TWIN = "early_stop", "early_stop[fraction=0.28]", "twin"
-"""Half is where early_stop stops unless told otherwise; a trial found 28 % to keep nearly all of a blunt metric."""
+"""`early_stop` stops at half by default. In a trial, 28 % of the training kept nearly all of an insensitive metric."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +34,7 @@ class TaskCheck:
     task: str
     unattacked: tuple[float, ...]
     end: tuple[float, ...]
-    """After the strongest attack, picked on validation as the ranking has it."""
+    """After the strongest attack, chosen on validation as for the ranking."""
     scratch_gain: tuple[float, ...]
     """Of training from scratch, over chance."""
     attack: str
@@ -47,7 +46,7 @@ class TaskCheck:
 
 @dataclass(frozen=True)
 class Gap:
-    """What the undefended model is better by than another row, in points; paired by seed."""
+    """How many points the undefended model lies above another row; paired by seed."""
 
     row: str
     what: str
@@ -64,7 +63,7 @@ class Gap:
 
 
 def derive(suite: Suite, rows: Sequence[str], attacks: Sequence[str]) -> Suite:
-    """The suite that calibrates another: its model, language and attacks; three seeds; undefended models alone."""
+    """The suite that calibrates another one: same model, language and attacks, three seeds, undefended models only."""
     fractions = {*suite.pretraining.checkpoints, 0.5}
     stopped = [HALF, *([EARLY] if 0.28 in fractions else ())]
     stopped += [str(spec) for text in suite.defenses if (spec := canonical("defenses", text)).name == HALF]
@@ -79,16 +78,16 @@ def derive(suite: Suite, rows: Sequence[str], attacks: Sequence[str]) -> Suite:
 
 
 def needed(plan: Plan) -> Plan:
-    """A derived suite's plan without the attacks on models that were stopped early: only their utility is looked at."""
+    """A derived suite's plan without attacks on models that were stopped early: only their utility is needed."""
     kept = [cell for cell in plan.cells if cell.defense.name != HALF or cell.attack.name == "none"]
     return replace(plan, cells=tuple(kept))
 
 
 def judge(suite: Suite, run: Run) -> Finding:
-    """Judge a suite by the records of the one derived from it."""
+    """Judge a suite by the records of the suite derived from it."""
     grid = run.grid()
     if grid.faults:
-        faults = [f"{place}: {fault}" for place, fault in sorted(grid.faults.items())]
+        faults = [f"{cell}: {fault}" for cell, fault in sorted(grid.faults.items())]
         return Finding(run.suite.name, failures=(run.missing,) if run.missing else tuple(faults))
     less = [row for row in run.suite.defenses if row not in ("none", TWIN)]
     tasks = [_check(grid, task, run.suite.seeds) for task in run.suite.tasks]
@@ -99,7 +98,9 @@ def judge(suite: Suite, run: Run) -> Finding:
     if not any(gap.clear for gap in utility if gap.row == HALF):
         failures.append("half the pre-training lowers no utility metric measurably")
     failures += [
-        f"two undefended models differ: {gap.what} by {interval(gap.interval)}" for gap in twin if not gap.covers_zero
+        f"two undefended models differ: {gap.what} by {interval(gap.interval, digits=2)}"
+        for gap in twin
+        if not gap.covers_zero
     ]
     numbers = {
         "suite": run.suite.name,
@@ -114,8 +115,8 @@ def judge(suite: Suite, run: Run) -> Finding:
 
 
 def _check(grid: Grid, task: str, seeds: Sequence[int]) -> TaskCheck:
-    best = grid.best("none", [task], grid.within(grid.ranking)) or {}
-    scratch = grid.picks("none", [task], grid.scratch()) or {}
+    best = grid.best_finetuning("none", [task], grid.within(grid.ranking)) or {}
+    scratch = grid.best_attacks("none", [task], grid.from_scratch()) or {}
     return TaskCheck(
         task=task,
         unattacked=tuple(_unattacked(grid, "none", task)[seed] for seed in seeds),
@@ -131,7 +132,9 @@ def _utility_gap(grid: Grid, row: str, metric: str) -> Gap:
 
 def _attacked_gap(grid: Grid, row: str, task: str) -> Gap:
     attacks = grid.within(grid.ranking)
-    return _gap(row, f"{task}, attacked", *(mean_points(grid.best(name, [task], attacks)) for name in ("none", row)))
+    return _gap(
+        row, f"{task}, attacked", *(mean_points(grid.best_finetuning(name, [task], attacks)) for name in ("none", row))
+    )
 
 
 def _gap(row: str, what: str, undefended: Mapping[int, float], other: Mapping[int, float]) -> Gap:
@@ -141,7 +144,7 @@ def _gap(row: str, what: str, undefended: Mapping[int, float], other: Mapping[in
 
 
 def _unattacked(grid: Grid, row: str, task: str) -> Mapping[int, float]:
-    return mean_points(grid.picks(row, [task], frozenset({NONE})))
+    return mean_points(grid.best_attacks(row, [task], frozenset({NONE})))
 
 
 def _task_failures(check: TaskCheck) -> list[str]:
@@ -179,12 +182,12 @@ def _tables(
     less = Table(
         "Less pre-training: what the undefended model is better by, points (100 × the metric)",
         ("row", "metric", "gap", "measurable"),
-        tuple((gap.row, gap.what, interval(gap.interval), "yes" if gap.clear else "no") for gap in utility),
+        tuple((gap.row, gap.what, interval(gap.interval, digits=2), "yes" if gap.clear else "no") for gap in utility),
     )
     twin = Table(
         "Two undefended models: their difference, points (100 × the metric)",
         ("metric", "gap", "covers zero"),
-        tuple((gap.what, interval(gap.interval), "yes" if gap.covers_zero else "no") for gap in undefended),
+        tuple((gap.what, interval(gap.interval, digits=2), "yes" if gap.covers_zero else "no") for gap in undefended),
     )
     return [tasks, less, twin]
 

@@ -11,25 +11,25 @@ from nftbench.planning.plan import canonical
 from nftbench.suites.schema import Suite
 
 QUICK = ("full", "lora", "head", "linear_probe")
-"""Attacks that know nothing but the release, and cost little: enough where attackers need no cunning."""
+"""Cheap attacks that know little but the release: enough for proofs that need no special attacker."""
 
 
 def derive(suite: Suite, proof: str, **changes: Any) -> Suite:
-    """The suite's model, language and budget, without its claims and yardsticks; `changes` are fields."""
+    """The suite's model, language and budget, without claims and yardsticks; `changes` are fields."""
     return suite.model_copy(update={"name": f"{suite.name}-{proof}", "yardsticks": (), "claims": (), **changes})
 
 
 def seeds(suite: Suite, count: int) -> tuple[int, ...]:
-    """The suite's own base seeds first, then the lowest that it has not."""
+    """So many base seeds: the suite's own first, then the lowest others."""
     more = (seed for seed in range(max(suite.seeds) + count + 1) if seed not in suite.seeds)
     return tuple([*suite.seeds, *more][:count])
 
 
 def chosen(asked: Sequence[str], own: Sequence[str]) -> tuple[str, ...]:
-    """The attacks asked for, or else the proof's own, each once.
+    """The attacks that were asked for, or else the proof's own, each once.
 
     Raises:
-        NftbenchError: none of them can be tried on every release, so that there would be nothing to compare.
+        NftbenchError: none of them trains every release without its secret, so there would be nothing to compare.
     """
     few = distinct(asked or own)
     plugins = [registry.create("attacks", text) for text in few]
@@ -39,12 +39,12 @@ def chosen(asked: Sequence[str], own: Sequence[str]) -> tuple[str, ...]:
 
 
 def quick(suite: Suite, asked: Sequence[str]) -> tuple[str, ...]:
-    """The attacks asked for, or else the quick ones that the suite lists, or else all quick ones."""
+    """The attacks that were asked for, else the quick ones that the suite lists, else all quick ones."""
     return chosen(asked, tuple(name for name in QUICK if name in suite.attacks) or QUICK)
 
 
 def knowledge(attacks: Iterable[str]) -> frozenset[str]:
-    """What these attacks know together: a claim against more than they use would stay untested."""
+    """What these attacks know together. A claim about attackers who know more would stay untested."""
     return frozenset(known for text in attacks for known in registry.create("attacks", text).knowledge)
 
 

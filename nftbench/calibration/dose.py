@@ -1,8 +1,8 @@
 """Less pre-training is no defense: `early_stop` from a tenth to nine tenths, each judged as if it claimed to be one.
 
-A model that was stopped early takes points from an attacker and loses utility. None of the doses may be ranked with an
-effect, or have its claim hold, against the trivial defenses that the suite lists. Their curve, suppression against
-utility, is what every claim is measured against: whatever lies on it costs nothing to invent.
+A model that was stopped early takes points from an attacker and loses utility. No dose may be ranked with an effect, or
+have its claim hold, beside the trivial defenses that the suite lists. The curve of suppression against utility is what
+every defense has to lie above: less training alone reaches each point on it.
 """
 
 from __future__ import annotations
@@ -17,10 +17,9 @@ from nftbench.calibration import derived
 from nftbench.calibration.proof import Finding, Run, ranked_with_effect
 from nftbench.contract import Claim
 from nftbench.planning.plan import canonical
-from nftbench.report import tables
-from nftbench.report.tables import Table
+from nftbench.scoring import Score
 from nftbench.scoring.intervals import Interval
-from nftbench.scoring.score import Score
+from nftbench.scoring.table import UNKNOWN, Table, interval
 from nftbench.suites.schema import Suite
 
 if TYPE_CHECKING:
@@ -36,7 +35,7 @@ class Dose:
     fraction: float
     row: str
     control: bool
-    """The suite lists it among its trivial defenses: it is what others are judged against, and not judged."""
+    """The suite lists it among its trivial defenses: others are compared with it, and it is not judged itself."""
     retention: Interval | None
     suppression: Interval | None
     excess: Interval | None
@@ -75,7 +74,7 @@ def judge(suite: Suite, run: Run) -> Finding:
     controls = derived.trivial(suite)
     doses = [_dose(run, fraction, controls) for fraction in FRACTIONS]
     failures = [
-        f"{one.row} is taken for a defense: {one.standing}, excess {tables.interval(one.excess)}, claim {one.verdict}"
+        f"{one.row} is taken for a defense: {one.standing}, excess {interval(one.excess)}, claim {one.verdict}"
         for one in doses
         if one.taken_for_a_defense
     ]
@@ -98,12 +97,12 @@ def _dose(run: Run, fraction: float, controls: Sequence[str]) -> Dose:
         fraction=fraction,
         row=row,
         control=row in controls,
-        retention=found.retention,
-        suppression=found.suppression,
-        excess=found.excess,
-        standing=found.standing,
-        verdict=found.verdict,
-        reasons=found.reasons,
+        retention=found.utility.retention,
+        suppression=found.resistance.suppression,
+        excess=found.excess.interval,
+        standing=found.standing.group,
+        verdict=found.claim.verdict,
+        reasons=found.standing.reasons,
     )
 
 
@@ -115,8 +114,8 @@ def _table(doses: Sequence[Dose]) -> Table:
         "Doses of pre-training, each judged as though it claimed to be a defense",
         ("row", "utility %", "suppression", "excess", "standing", "claim", "why it is not ranked"),
         tuple(
-            (one.row, tables.interval(one.retention, 100), tables.interval(one.suppression),
-             tables.interval(one.excess), one.standing, one.verdict or tables.UNKNOWN, "; ".join(one.reasons))
+            (one.row, interval(one.retention, 100), interval(one.suppression),
+             interval(one.excess), one.standing, one.verdict or UNKNOWN, "; ".join(one.reasons))
             for one in doses
         ),
     )  # fmt: skip
@@ -149,7 +148,7 @@ def _curve(axes: Axes, doses: Sequence[Dose], color: tuple[float, float, float])
     shown = [(one.fraction, one.retention, one.suppression) for one in doses if one.retention and one.suppression]
     kept = [100 * retention.value for _, retention, _ in shown]
     taken = [suppression.value for _, _, suppression in shown]
-    # Straight lines between means: with few seeds the intervals of utility would hide the curve.
+    # Only the means are joined; with few seeds the intervals of utility would hide the curve.
     axes.plot([*kept, 100.0], [*taken, 0.0], color=color, linewidth=1.0)
     errors = [[suppression.value - suppression.low for _, _, suppression in shown],
               [suppression.high - suppression.value for _, _, suppression in shown]]  # fmt: skip

@@ -1,20 +1,21 @@
 """How often the benchmark sees a defense where there is none.
 
-Twelve base seeds, each with a grammar of its own, and on each grammar two undefended models: `none`, and its `twin`
-from another initialisation. A fake defense is made of some of the seeds, by calling one of each pair the defended model
-and the other the reference. Real rows are paired in that way: a defense that pre-trains differs from its reference in
-what it starts from or does, on the same text in the same order. Models of different grammars, paired as it comes, are
-judged beside them, for a reader who would rather trust no pairing.
+There are twelve base seeds, each with a grammar of its own. Each grammar has two undefended models: `none`, and its
+`twin` from another initialisation. A fake defense is made of some of the seeds: one model of each pair is called
+the defended one, the other the reference. Real rows are paired in the same way, since a defense and its reference are
+trained on the same text in the same order. Models of different grammars, paired at random, are judged beside them, for
+a reader who trusts no pairing.
 
-Every choice of seeds and of sides is judged by the code that judges a row, and counted. The choices overlap: twelve
-seeds hold two disjoint sets of five. So the interval is a delete-one jackknife over the base seeds (Arvesen 1969: of a
-U-statistic; Efron and Stein 1981: it errs on the wide side), Student's t with one degree of freedom fewer than seeds.
+Every choice of seeds and of sides is judged by the code that judges a row. The choices overlap, since twelve seeds hold
+only two disjoint sets of five. So the rate's interval is a delete-one jackknife over the base seeds (Arvesen 1969, for
+U-statistics; Efron and Stein 1981 show that it tends to be too wide), with Student's t at one degree of freedom fewer
+than seeds.
 
-Symmetry alone bounds the rate, whatever the scores' distribution: the two models of a pair are exchangeable, so given
-the sizes of n differences each of the 2^n patterns of signs is as likely. The paired interval of differences x lies
-above zero if the sum is positive and (Σx)² > c Σx², with c = t²/(t² + n - 1) · n: 2.71 of at most 3 for three seeds,
-3.29 of at most 5 for five. With three no negative difference leaves the sum so large, so the rate is at most 1/8; with
-five one small one may be negative, and no other, so it is at most 2/32.
+Symmetry alone bounds the rate, whatever the distribution of scores. The two models of a pair are exchangeable: given
+the sizes of n differences, each of the 2^n patterns of signs is equally likely. The paired interval of differences x
+lies above zero if the sum is positive and (Σx)² > c Σx², with c = t²/(t² + n - 1) · n. That is 2.71 of at most 3 for
+three seeds, and 3.29 of at most 5 for five. With three seeds all differences must be positive: the rate is at most 1/8.
+With five seeds at most one small difference may be negative: the rate is at most 2/32.
 """
 
 from __future__ import annotations
@@ -30,29 +31,30 @@ from typing import NamedTuple
 
 from nftbench.calibration import derived
 from nftbench.calibration.proof import Finding, Run
-from nftbench.calibration.report import interval
 from nftbench.contract import Claim
 from nftbench.records.record import Record, Row
-from nftbench.report.tables import Table
-from nftbench.scoring.grid import NONE, final, kept_share
+from nftbench.scoring import Score, score
+from nftbench.scoring.grid import NONE
 from nftbench.scoring.intervals import PRELIMINARY_SEEDS, RANKED_SEEDS, Interval, gap_by_seed, mean, student, weakest
-from nftbench.scoring.score import Score, above_floor, score, usable_metrics
+from nftbench.scoring.points import above_floor, final, kept_share
+from nftbench.scoring.table import Table, interval
+from nftbench.scoring.utility import usable_metrics
 from nftbench.suites.schema import Suite
 
 SEEDS = 12
 LIMIT = 0.10
 """The false-positive rate that the benchmark may have."""
 BOUNDS = {PRELIMINARY_SEEDS: 1 / 8, RANKED_SEEDS: 1 / 16}
-"""The rate that symmetry allows at most, by seeds of a row."""
+"""The highest rate that symmetry allows, by the number of seeds of a row."""
 MODELS = ("none", "twin")
 SAMPLE = 20_000
-"""Choices that are judged where there are more, drawn at random."""
+"""If there are more choices than this, so many are drawn at random."""
 BOARDS = 200
-"""Of which whole leaderboards are made."""
+"""Fakes of which whole leaderboards are made."""
 
 
 class Fake(NamedTuple):
-    """A fake defense: its attacked scores beside the reference's, and the seeds that either is made of."""
+    """A fake defense: its attacked scores, the reference's, and the seeds that both are made of."""
 
     defended: tuple[float, ...]
     reference: tuple[float, ...]
@@ -73,10 +75,10 @@ class Rate:
 
 @dataclass(frozen=True)
 class Verdicts:
-    """What whole leaderboards say of fakes: shares of `boards`."""
+    """Verdicts of whole leaderboards on fakes, as shares of `boards`."""
 
     bar: bool
-    """Whether the utility bar stands, or any utility passes."""
+    """False where any utility passes."""
     boards: int
     clears_bar: float
     ranked: float
@@ -98,7 +100,7 @@ def derive(suite: Suite, rows: Sequence[str], attacks: Sequence[str]) -> Suite:
 
 
 def judge(suite: Suite, run: Run) -> Finding:
-    """The rates of both designs, for rows of three and of five seeds, and what leaderboards make of fakes."""
+    """The rates of both designs, for rows of three and of five seeds, and the verdicts of whole leaderboards."""
     failures = [run.missing] if run.missing else _same_weights(run)
     if failures:
         return Finding(run.suite.name, failures=tuple(failures))
@@ -171,18 +173,18 @@ def rate(design: str, size: int, fakes: Iterable[Fake]) -> Rate:
 
 
 def _excess(fake: Fake) -> Interval:
-    """As a row's is made, of the one control that a fake has; its seeds are the places, paired as they come."""
+    """Excess suppression over the fake's one control, as for a row; the index of a score serves as its seed."""
     gap = gap_by_seed(*(dict(enumerate(scores)) for scores in (fake.reference, fake.defended)))
     assert gap is not None  # a fake has seeds
     return weakest([gap])
 
 
 def _jackknife(share: float, left_out: Sequence[float], bound: float) -> Interval:
-    """The share with its interval, from the shares without each unit; what symmetry rules out is left out.
+    """The share with its interval, from the shares without each unit; the interval ends at `bound`.
 
-    With n units the variance is (n - 1)/n times the sum of squares, so the error is that of the mean of n values
-    spread (n - 1) times as wide. Where leaving a unit out changes nothing there is no spread to go by, and the bound
-    is the upper end.
+    With n units the jackknife variance is (n - 1)/n times the sum of squares. So the error is that of the mean of n
+    values spread (n - 1) times as wide. If leaving out a unit never changes the share, the interval reaches from 0 to
+    the bound.
     """
     count = len(left_out)
     centre = statistics.fmean(left_out)
@@ -196,7 +198,7 @@ def _jackknife(share: float, left_out: Sequence[float], bound: float) -> Interva
 
 
 def leaderboards(run: Run, bar: float) -> Verdicts:
-    """Score fakes of five seeds as a suite's rows are scored; the reference also plays the trivial defense."""
+    """Score fakes of five seeds as a suite's rows are scored; the reference also serves as the trivial defense."""
     draw = random.Random(0)
     judged: list[Score] = []
     for _ in range(BOARDS):
@@ -208,10 +210,14 @@ def leaderboards(run: Run, bar: float) -> Verdicts:
     return Verdicts(
         bar=math.isfinite(bar),
         boards=BOARDS,
-        clears_bar=share(lambda one: one.clears_bar),
-        ranked=share(lambda one: one.standing == "ranked" and one.excess is not None and one.excess.low > 0),
-        holds=share(lambda one: one.verdict == "holds"),
+        clears_bar=share(lambda one: one.utility.clears_bar),
+        ranked=share(lambda one: one.standing.group == "ranked" and _has_effect(one)),
+        holds=share(lambda one: one.claim.verdict == "holds"),
     )
+
+
+def _has_effect(score: Score) -> bool:
+    return score.excess.interval is not None and score.excess.interval.low > 0
 
 
 def _share(scores: Sequence[Score], of: Callable[[Score], bool]) -> float:
@@ -219,7 +225,7 @@ def _share(scores: Sequence[Score], of: Callable[[Score], bool]) -> float:
 
 
 def _disguised(run: Run, sides: Mapping[int, str]) -> list[Record]:
-    """Records of three rows: `none`, `control` (the same models) and `fake`, which is the model named for the seed."""
+    """Records of three rows: `none`, `control` (the same models), and `fake`, which `sides` names by seed."""
     rows = {
         "none": Row("pretrain", False, "none"),
         "control": Row("pretrain", True, "none"),
@@ -260,24 +266,28 @@ def _tables(rates: Sequence[Rate], verdicts: Sequence[Verdicts]) -> tuple[Table,
 
 
 def _utilities(run: Run) -> Table:
-    """What the twin keeps of the undefended model's utility, and how much of its spread more documents would take away.
+    """What the twin keeps of the undefended model's utility, and how much of its spread the test documents explain.
 
-    The errors over documents are added as though two models failed on different ones, so the share is an upper bound.
+    The errors of the two models are added as if they were independent, so the explained spread is an upper bound.
     """
     grid = run.grid()
     rows = []
     for metric in sorted(usable_metrics(grid, NONE)):
         none, twin = (
-            {seed: final(record) for seed, (record,) in (grid.picks(model, [metric], frozenset({NONE})) or {}).items()}
+            {
+                seed: final(record)
+                for seed, (record,) in (grid.best_attacks(model, [metric], frozenset({NONE})) or {}).items()
+            }
             for model in MODELS
         )
         kept = [100 * kept_share(twin[seed], none[seed]) for seed in sorted(none)]
         errors = {seed: 100 * math.hypot(none[seed].stderr, twin[seed].stderr) for seed in none}
         chance = [100 * error / above_floor(none[seed]) for seed, error in errors.items()]
         found, spread = mean(kept), statistics.stdev(kept)
+        by_chance = math.sqrt(statistics.fmean(error * error for error in chance))
         reach = student(0.0, spread / math.sqrt(RANKED_SEEDS), RANKED_SEEDS - 1, RANKED_SEEDS).high
         rows.append(
-            (metric, interval(found), f"{spread:.2f}", f"{math.sqrt(statistics.fmean(x * x for x in chance)):.2f}",
+            (metric, interval(found, digits=2), f"{spread:.2f}", f"{by_chance:.2f}",
              f"{100 * run.suite.utility_bar + reach:.1f}")
         )  # fmt: skip
     return Table(
@@ -298,9 +308,9 @@ def _seeds(pairs: Mapping[int, tuple[float, float]]) -> Table:
         "The undefended models after the strongest attack, points: mean over tasks",
         ("seed", *MODELS, "difference"),
         (*rows, ("mean", *(f"{statistics.fmean(column):.2f}" for column in zip(*pairs.values(), strict=True)),
-                 interval(mean(gaps)))),
+                 interval(mean(gaps), digits=2))),
     )  # fmt: skip
 
 
 def _percent(value: Interval) -> str:
-    return interval(Interval(100 * value.value, 100 * value.low, 100 * value.high))
+    return interval(value, 100, digits=2)

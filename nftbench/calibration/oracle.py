@@ -1,10 +1,9 @@
 """A defense that truly works, in graded strengths: it must be found, and the strengths put in order.
 
-The grades are rows of one plugin, named from the weakest to the strongest. The attackers of this proof know what the
-plugin claims to withstand and no more. Every grade must be fit to be ranked and take more from the attacker than the
-one before it; the strongest must lie beyond the trivial defenses with its whole interval, its claim must hold, and so
-must those of all grades that are stronger than one which does. Which grades are too weak to be seen says how sharp the
-benchmark is: see `power.py`.
+The grades are rows of one plugin, named from the weakest to the strongest. The attackers of this proof know just what
+the plugin claims to withstand. Every grade must be ranked, and take more from the attacker than the one before it. A
+grade is found if its claim holds and its whole interval lies beyond the trivial defenses. The strongest grade must be
+found, and so must every grade that is stronger than a found one. `power.py` says which grades are too weak to be seen.
 """
 
 from __future__ import annotations
@@ -18,10 +17,9 @@ from nftbench.calibration.proof import Finding, Run, ranked_with_effect
 from nftbench.errors import NftbenchError
 from nftbench.planning import registry
 from nftbench.planning.plan import canonical
-from nftbench.report import tables
-from nftbench.report.tables import Table
+from nftbench.scoring import Score
 from nftbench.scoring.intervals import Interval, gap_by_seed
-from nftbench.scoring.score import Score
+from nftbench.scoring.table import UNKNOWN, Table, interval
 from nftbench.suites.schema import Suite
 
 
@@ -41,7 +39,7 @@ class Grade:
     attacked_by_seed: Mapping[int, float]
     """Points of the best attack, the mean over tasks."""
     control_by_seed: Mapping[int, float]
-    """The same of the row that `excess` is over."""
+    """The same for the row `excess_over`."""
 
     @property
     def found(self) -> bool:
@@ -84,20 +82,20 @@ def judge(suite: Suite, run: Run) -> Finding:
     grades = [grade(run, scores[row]) for row in run.suite.defenses if scores[row].kind == "defense"]
     failures = [f"{one.row} is not ranked: {'; '.join(one.reasons)}" for one in grades if one.standing == "unranked"]
     failures += [
-        f"{weak.row} suppresses {tables.interval(weak.suppression)}, no less than the stronger {strong.row}, "
-        f"{tables.interval(strong.suppression)}"
+        f"{weak.row} suppresses {interval(weak.suppression)}, no less than the stronger {strong.row}, "
+        f"{interval(strong.suppression)}"
         for weak, strong in itertools.pairwise(grades)
         if _value(weak.suppression) >= _value(strong.suppression)
     ]
     seen = [one.found for one in grades]
-    # The weakest grades may be too weak to be seen; from the first that is seen on all must be.
+    # The weakest grades may be too weak to be seen; all after the first that is seen must be seen too.
     first = seen.index(True) if any(seen) else 0
     failures += [
-        f"{one.row} is not found: claim {one.verdict}, excess {tables.interval(one.excess)}"
+        f"{one.row} is not found: claim {one.verdict}, excess {interval(one.excess)}"
         for one in grades[first:]
         if not one.found
     ]
-    notes = [f"too weak to be found: {one.row}, excess {tables.interval(one.excess)}" for one in grades[:first]]
+    notes = [f"too weak to be found: {one.row}, excess {interval(one.excess)}" for one in grades[:first]]
     numbers = {"grades": [asdict(one) | {"found": one.found} for one in grades]}
     return Finding(run.suite.name, (_table(run, grades),), numbers, tuple(failures), tuple(notes))
 
@@ -105,29 +103,29 @@ def judge(suite: Suite, run: Run) -> Finding:
 def grade(run: Run, score: Score) -> Grade:
     return Grade(
         row=score.defense,
-        standing=score.standing,
-        rank=score.rank,
-        reasons=score.reasons,
-        retention=score.retention,
-        suppression=score.suppression,
-        excess=score.excess,
-        excess_over=score.excess_over,
-        verdict=score.verdict,
+        standing=score.standing.group,
+        rank=score.standing.rank,
+        reasons=score.standing.reasons,
+        retention=score.utility.retention,
+        suppression=score.resistance.suppression,
+        excess=score.excess.interval,
+        excess_over=score.excess.over,
+        verdict=score.claim.verdict,
         attacked_by_seed=run.attacked(score.defense),
-        control_by_seed=run.attacked(score.excess_over or "none"),
+        control_by_seed=run.attacked(score.excess.over or "none"),
     )
 
 
-def _value(interval: Interval | None) -> float:
-    return interval.value if interval is not None else 0.0
+def _value(found: Interval | None) -> float:
+    return found.value if found is not None else 0.0
 
 
 def _table(run: Run, grades: Sequence[Grade]) -> Table:
     before: list[Grade | None] = [None, *grades[:-1]]
     rows = [
-        (one.row, f"{one.rank or tables.UNKNOWN}", one.standing, tables.interval(one.suppression),
-         tables.interval(one.excess), one.excess_over or tables.UNKNOWN,
-         _more(weaker, one), tables.interval(one.retention, 100), one.verdict or tables.UNKNOWN)
+        (one.row, f"{one.rank or UNKNOWN}", one.standing, interval(one.suppression),
+         interval(one.excess), one.excess_over or UNKNOWN,
+         _more(weaker, one), interval(one.retention, 100), one.verdict or UNKNOWN)
         for weaker, one in zip(before, grades, strict=True)
     ]  # fmt: skip
     header = ("row", "#", "standing", "suppression", "excess", "over", "more than the weaker", "utility %", "claim")
@@ -136,5 +134,5 @@ def _table(run: Run, grades: Sequence[Grade]) -> Table:
 
 def _more(weaker: Grade | None, grade: Grade) -> str:
     if weaker is None:
-        return tables.UNKNOWN
-    return tables.interval(gap_by_seed(weaker.attacked_by_seed, grade.attacked_by_seed))
+        return UNKNOWN
+    return interval(gap_by_seed(weaker.attacked_by_seed, grade.attacked_by_seed))

@@ -6,14 +6,14 @@ standard error exceeds the critical value t(97.5 %). Let σ_d be the spread of t
 over σ_d/√n, follows the noncentral t distribution with noncentrality δ√n/σ_d (Johnson and Welch 1940):
 
 - paired: with n - 1 degrees of freedom, against t(97.5 %) at as many;
-- Welch: against t(97.5 %) at (σ₁² + σ₂²)²(n - 1)/(σ₁⁴ + σ₂⁴), times √(σ₁² + σ₂²)/σ_d, for its error is made of both
-  rows' spreads though pairing has taken out what they share. The estimate of that error has the degrees of freedom
-  (σ₁² + σ₂²)²(n - 1)/(σ₁⁴ + σ₂⁴ + 2σ₁₂²), fewer the more the rows share: σ₁₂ = (σ₁² + σ₂² - σ_d²)/2, their covariance
-  (Satterthwaite 1946).
+- Welch: against t(97.5 %) at (σ₁² + σ₂²)²(n - 1)/(σ₁⁴ + σ₂⁴), times √(σ₁² + σ₂²)/σ_d. The factor is there because
+  Welch's error adds both rows' spreads, while the difference lacks what they share. The estimate of that error has
+  (σ₁² + σ₂²)²(n - 1)/(σ₁⁴ + σ₂⁴ + 2σ₁₂²) degrees of freedom, fewer the more the rows share: σ₁₂ = (σ₁² + σ₂² - σ_d²)/2
+  is their covariance (Satterthwaite 1946).
 
-The smallest δ that passes with 80 % power is given, of the two tests the larger. It is a little low where they are near
-one another, for both must pass; so beside it stands the power of the rule itself, simulated on normal scores. All of it
-is for one control and one row: to beat several controls, or Holm's correction over several claims, takes more.
+Given is the smallest δ that passes both tests with 80 % power each. Where the two tests are near one another this is a
+little low, since both must pass at once; so the power of the whole rule, simulated on normal scores, stands beside it.
+All of this is for one control and one row. Several controls, or Holm's correction over several claims, take more.
 """
 
 from __future__ import annotations
@@ -27,19 +27,18 @@ from dataclasses import asdict, dataclass
 from nftbench.calibration import null, oracle
 from nftbench.calibration.proof import Finding, Run
 from nftbench.errors import NftbenchError
-from nftbench.report import tables
-from nftbench.report.tables import Table
 from nftbench.scoring.intervals import CONFIDENCE, PRELIMINARY_SEEDS, RANKED_SEEDS, Interval, difference
+from nftbench.scoring.table import Table, number
 
 POWER = 0.8
 REPEATS = 1000
-"""Rows that are simulated."""
+"""Number of simulated rows."""
 SEEDS = (PRELIMINARY_SEEDS, RANKED_SEEDS)
 
 
 @dataclass(frozen=True)
 class Spread:
-    """Standard deviations over base seeds of what two rows end at, and of its paired difference, in points."""
+    """Standard deviations over base seeds: of two rows' attacked scores and of their paired difference, in points."""
 
     source: str
     seeds: int
@@ -50,20 +49,20 @@ class Spread:
 
 @dataclass(frozen=True)
 class Detection:
-    """How a grade of the oracle is seen by rows of so many seeds."""
+    """How often a grade of the oracle is seen with so many seeds."""
 
     row: str
     seeds: int
     excess: float
     predicted: float
-    """The power of a difference as large as the one found, at the grade's own spread."""
+    """Power of the formula at the difference that was found and at the grade's own spread."""
     subsets: int
     seen: int
-    """Subsets of the run's seeds, so many each, in which the interval lies above zero."""
+    """Subsets of so many seeds in which the interval lies above zero."""
 
 
 def judge(runs: Sequence[Run]) -> Finding:
-    """The power that the runs of the proofs `null` and `oracle` allow.
+    """The power that follows from the runs of the proofs `null` and `oracle`.
 
     Raises:
         NftbenchError: one of the two runs is not there.
@@ -106,7 +105,7 @@ def _of(runs: Sequence[Run], proof: str) -> Run:
 
 
 def spread(source: str, control: Mapping[int, float], row: Mapping[int, float]) -> Spread:
-    """Of the seeds that both rows have."""
+    """The spreads over the seeds that both rows have."""
     seeds = sorted(control.keys() & row.keys())
     if len(seeds) < 2:
         raise NftbenchError(f"--proof power: {source} has {len(seeds)} base seeds, and a spread takes two")
@@ -151,7 +150,7 @@ def simulated(spread: Spread, count: int, excess: float) -> float:
 
 
 def _tests(spread: Spread, count: int) -> list[tuple[float, float]]:
-    """Of the paired and of Welch's test: degrees of freedom, and what the noncentral t must exceed."""
+    """For the paired test and for Welch's: degrees of freedom, and the value that the noncentral t must exceed."""
     first, second = spread.control**2, spread.row**2
     shared = (first + second - spread.difference**2) / 2
     squares = first**2 + second**2
@@ -168,7 +167,7 @@ def _critical(freedom: float) -> float:
 
 
 def detection(grade: oracle.Grade, count: int) -> Detection:
-    """What the formula predicts of a grade, and what every `count` of its seeds show."""
+    """What the formula predicts for a grade, and what every subset of `count` seeds shows."""
     control, row = grade.control_by_seed, grade.attacked_by_seed
     subsets = list(itertools.combinations(sorted(control.keys() & row.keys()), count))
     gaps = [difference([control[seed] for seed in few], [row[seed] for seed in few]) for few in subsets]
@@ -201,7 +200,7 @@ def _detections(seen: Sequence[Detection]) -> Table:
         "The oracle's strengths: what the formula predicts, and in how many choices of seeds they are seen",
         ("row", "seeds", "excess", "predicted %", "seen"),
         tuple(
-            (one.row, f"{one.seeds}", tables.number(one.excess), f"{100 * one.predicted:.0f}",
+            (one.row, f"{one.seeds}", number(one.excess), f"{100 * one.predicted:.0f}",
              f"{one.seen} of {one.subsets}")
             for one in seen
         ),

@@ -1,7 +1,7 @@
-"""The nouns of a proof: a finished run, and what a judge finds in it.
+"""The nouns of a proof: a run's records, and the finding of a judge.
 
-A proof that measures derives a suite, which is run as any suite is, and judges its records; another reads the records
-of runs that are there already. Either can be judged again at any time: nothing that a judge says is kept in a record.
+A `Measured` proof derives a suite, which is run like any other, and judges its records. A `Read` proof judges records
+of finished runs. Records hold no findings, so either can be judged again at any time.
 """
 
 from __future__ import annotations
@@ -13,12 +13,14 @@ from typing import Any
 
 from nftbench.errors import NftbenchError
 from nftbench.planning.plan import Plan
-from nftbench.records.record import Record
+from nftbench.records.record import CellId, Record
 from nftbench.records.store import Store
-from nftbench.report.tables import Table
-from nftbench.scoring.grid import Grid, PlannedCell, arrange, mean_points
+from nftbench.scoring import Leaderboard, score
+from nftbench.scoring.grid import Grid, arrange
 from nftbench.scoring.intervals import Interval
-from nftbench.scoring.score import Leaderboard, origin_problems, score
+from nftbench.scoring.leaderboard import origin_problems
+from nftbench.scoring.points import mean_points
+from nftbench.scoring.table import Table
 from nftbench.suites.reading import parse
 from nftbench.suites.schema import Suite
 
@@ -28,19 +30,20 @@ class Run:
     """The cells that a run planned, and its records."""
 
     suite: Suite
-    planned: tuple[PlannedCell, ...]
+    planned: tuple[CellId, ...]
     records: tuple[Record, ...]
 
     @classmethod
     def of(cls, plan: Plan, records: Mapping[str, Record]) -> Run:
-        """A plan's cells without yardsticks, with those of its records that there are."""
+        """A plan's cells without yardsticks, with the records that exist."""
         cells = [cell for cell in plan.cells if plan.role(cell) != "yardstick"]
-        planned = [(str(cell.defense), str(cell.attack), str(cell.task), cell.seed) for cell in cells]
-        return cls(plan.suite, tuple(planned), tuple(records[cell.key] for cell in cells if cell.key in records))
+        return cls(
+            plan.suite, tuple(map(CellId.of, cells)), tuple(records[cell.key] for cell in cells if cell.key in records)
+        )
 
     @classmethod
     def read(cls, folder: Path, cache: Path) -> Run:
-        """What `nftbench run` or `nftbench calibrate` left in a folder.
+        """The run that `nftbench run` or `nftbench calibrate` wrote into a folder.
 
         Raises:
             NftbenchError: there is no manifest of a run.
@@ -52,19 +55,17 @@ class Run:
         except (KeyError, TypeError):
             raise NftbenchError(f"{folder / 'manifest.json'}: no run; nftbench run writes it") from None
         found = store.records()
-        planned = tuple((defense, attack, task, seed) for defense, attack, task, seed, _ in cells)
+        planned = tuple(CellId(defense, attack, task, seed) for defense, attack, task, seed, _ in cells)
         return cls(suite, planned, tuple(found[key] for *_, key in cells if key in found))
 
     @property
     def missing(self) -> str:
-        """What has no result, in words; empty where everything has."""
-        done = {(one.defense, one.attack, one.task, one.seed) for one in self.records if one.status == "ok"}
+        """Cells without a result, in words; empty where every cell has one."""
+        done = {CellId.of(one) for one in self.records if one.status == "ok"}
         lost = [cell for cell in self.planned if cell not in done]
         if not lost:
             return ""
-        defense, attack, task, seed = lost[0]
-        first = f"{defense} × {attack} on {task}, seed {seed}"
-        return f"{len(lost)} of {len(self.planned)} cells have no result, first {first}"
+        return f"{len(lost)} of {len(self.planned)} cells have no result, first {lost[0]}"
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -72,7 +73,7 @@ class Run:
         return tuple(sorted({one.task for one in self.records if one.role == "ranked"}))
 
     def grid(self) -> Grid:
-        """The records by place."""
+        """The records by cell."""
         return arrange(self.records, self.planned, self.suite.ranking, self.suite.utility_bar)[0]
 
     def board(self) -> Leaderboard:
@@ -80,33 +81,33 @@ class Run:
         return score(self.records, utility_bar=self.suite.utility_bar, ranking=self.suite.ranking, planned=self.planned)
 
     def of_rows(self, rows: Iterable[str]) -> Run:
-        """As if only these defenses had been planned."""
+        """The run as if only these defenses had been planned."""
         kept = set(rows)
         return replace(
             self,
-            planned=tuple(cell for cell in self.planned if cell[0] in kept),
+            planned=tuple(cell for cell in self.planned if cell.defense in kept),
             records=tuple(one for one in self.records if one.defense in kept),
         )
 
     def without(self, attack: str) -> Run:
-        """As if this attack had never been planned."""
+        """The run as if this attack had never been planned."""
         return replace(
             self,
-            planned=tuple(cell for cell in self.planned if cell[1] != attack),
+            planned=tuple(cell for cell in self.planned if cell.attack != attack),
             records=tuple(one for one in self.records if one.attack != attack),
         )
 
     def attacked(self, row: str) -> dict[int, float]:
-        """Points of the best attack within the ranking level, picked on validation: the mean over tasks, by seed."""
+        """Points that the best attack at the ranking's knowledge reaches: means over tasks, by seed."""
         grid = self.grid()
-        return mean_points(grid.best(row, self.tasks, grid.within(grid.ranking)))
+        return mean_points(grid.best_finetuning(row, self.tasks, grid.within(grid.ranking)))
 
 
 @dataclass(frozen=True)
 class Finding:
-    """What a judge found: tables to read, the numbers behind them as JSON, and what speaks against the benchmark.
+    """What a judge found: tables to read, the numbers behind them as JSON, and failures of the benchmark.
 
-    `verdict` is false where nothing could: the proof only reports.
+    `verdict` is false for a proof that cannot fail and only reports.
     """
 
     name: str
@@ -127,9 +128,9 @@ class Finding:
 class Measured:
     """A proof that runs a suite of its own.
 
-    `derive(suite, rows, attacks)` makes it: `rows` are the defenses to be tried, for proofs that try some, and
-    `attacks` replace the proof's own choice. `needed` leaves out cells of the plan. `judge` is given the suite that is
-    proved, and the run of the derived one. `tries` says whether there are rows to be tried.
+    `derive(suite, rows, attacks)` makes it: `rows` are defenses that the user names, if `tries` allows that, and
+    `attacks` replace the proof's own choice. `needed` leaves out cells of the plan. `judge` is given the suite under
+    proof, and the run of the derived suite.
     """
 
     derive: Callable[[Suite, Sequence[str], Sequence[str]], Suite]
@@ -138,15 +139,15 @@ class Measured:
     tries: bool = False
 
     def found(self, suite: Suite, run: Run) -> Finding:
-        """What the judge finds, and whether the run's records differ in commit or machine."""
+        """What the judge finds, with a note if the run's records differ in commit or machine."""
         finding = self.judge(suite, run)
         return replace(finding, notes=(*finding.notes, *origin_problems(run.records)))
 
     def again(self, suite: Suite, proof: str, runs: Sequence[Run]) -> Finding:
-        """Judge a run that is there.
+        """Judge a finished run.
 
         Raises:
-            NftbenchError: not one run, or one of another suite or proof.
+            NftbenchError: there is not exactly one run, or it is of another suite or proof.
         """
         run = only(runs, proof)
         wanted = f"{suite.name}-{proof}"
@@ -157,13 +158,13 @@ class Measured:
 
 @dataclass(frozen=True)
 class Read:
-    """A proof that reads finished runs: by default that of the suite itself, or those of other proofs."""
+    """A proof that reads finished runs: those of `proofs`, or else that of the suite itself."""
 
     judge: Callable[[Sequence[Run]], Finding]
     proofs: tuple[str, ...] = ()
 
     def folders(self, suite: str) -> list[Path]:
-        """Where the runs lie unless the command line says otherwise."""
+        """The folders of the runs, unless the command line names others."""
         return [Path("runs") / (f"{suite}-{proof}" if proof else suite) for proof in self.proofs or ("",)]
 
 
@@ -171,7 +172,7 @@ def only(runs: Sequence[Run], proof: str) -> Run:
     """The one run that a proof reads.
 
     Raises:
-        NftbenchError: not one.
+        NftbenchError: there is not exactly one.
     """
     if len(runs) != 1:
         raise NftbenchError(f"--proof {proof} reads one run: name its folder with --from")
@@ -179,5 +180,5 @@ def only(runs: Sequence[Run], proof: str) -> Run:
 
 
 def ranked_with_effect(standing: str, excess: Interval | None) -> bool:
-    """No flag unranks the row, and the interval of its excess suppression lies above zero."""
+    """Whether the row is ranked, and the interval of its excess suppression lies above zero."""
     return standing in ("ranked", "preliminary") and excess is not None and excess.low > 0

@@ -1,11 +1,11 @@
 """Releases that look protected and are not: none may be ranked with an effect, and some attack must break each.
 
-Shams are plugins, defenses that rescale weights, hide behind hooks or lower the loss. They are attacked by whatever
-knows the release alone or the method too, on one task. An attack breaks a sham if it ends within noise of where it ends
-on the undefended model (the interval of what it lacks covers zero) and reaches nine tenths of the strongest attack's
-gain there: with few seeds an interval covers much, and an attack that does little anywhere breaks nothing. Not within
-noise of the strongest, which no single attack is on the undefended model itself. A sham that keeps less utility than
-the bar asks is no protection whether it breaks or not; that is said.
+Shams are plugins: defenses that rescale weights, hide behind hooks or lower the loss. They are attacked on one task, by
+attacks that know the release alone or the method too. An attack breaks a sham if two things hold. It ends within noise
+of where it ends on the undefended model: the interval of the difference covers zero. And it reaches nine tenths of the
+strongest attack's gain there, since with few seeds an interval covers much. It need not end within noise of the
+strongest attack: on the undefended model itself no single attack is the strongest everywhere. A sham that misses the
+utility bar protects nothing, broken or not; the finding says so.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from nftbench.calibration.proof import Finding, Run, ranked_with_effect
 from nftbench.errors import NftbenchError
 from nftbench.planning import registry
 from nftbench.planning.plan import canonical
-from nftbench.report import tables
-from nftbench.report.tables import Table
-from nftbench.scoring.grid import NONE, Grid, mean_points
+from nftbench.scoring import Score
+from nftbench.scoring.grid import NONE, Grid
 from nftbench.scoring.intervals import Interval, gap_by_seed
-from nftbench.scoring.score import Score
+from nftbench.scoring.points import mean_points
+from nftbench.scoring.table import UNKNOWN, Table, interval
 from nftbench.suites.schema import Suite
 from nftbench.terms import OF_UPDATES
 
@@ -39,7 +39,7 @@ class Broken:
     attack: str
     attacked: float
     lacks: Interval
-    """What it ends below where it ends on the undefended model."""
+    """Points by which it ends below its end on the undefended model."""
     regained: float
     """Its gain as a share of the strongest attack's on the undefended model."""
 
@@ -50,7 +50,7 @@ class Broken:
 
 @dataclass(frozen=True)
 class Sham:
-    """One sham's row, and what each attack does to it, the strongest first."""
+    """One sham's row, and each attack on it, the strongest first."""
 
     row: str
     standing: str
@@ -68,7 +68,7 @@ class Sham:
 
     @property
     def taken_for_a_defense(self) -> bool:
-        """Ranked, with an effect beyond the trivial defenses. What a sham claims is its own affair."""
+        """Ranked with an effect beyond the trivial defenses. The verdict on its claim does not matter here."""
         return ranked_with_effect(self.standing, self.excess)
 
 
@@ -105,11 +105,11 @@ def _catalogue(suite: Suite) -> list[str]:
 def judge(suite: Suite, run: Run) -> Finding:
     """Judge every sham, and say which attacks break it."""
     grid, board = run.grid(), run.board()
-    if any(place.defense == "none" for place in grid.faults):
+    if any(cell.defense == "none" for cell in grid.faults):
         return Finding(run.suite.name, failures=(run.missing,))
     shams = [_sham(run, grid, one) for one in board.scores if one.kind == "defense"]
     failures = [
-        f"{one.row} is taken for a defense: {one.standing}, excess {tables.interval(one.excess)}"
+        f"{one.row} is taken for a defense: {one.standing}, excess {interval(one.excess)}"
         for one in shams
         if one.taken_for_a_defense
     ]
@@ -126,14 +126,14 @@ def _only_useless(sham: Sham) -> bool:
 
 
 def _sham(run: Run, grid: Grid, score: Score) -> Sham:
-    retention = score.retention
+    retention = score.utility.retention
     return Sham(
         row=score.defense,
-        standing=score.standing,
-        reasons=score.reasons,
-        excess=score.excess,
+        standing=score.standing.group,
+        reasons=score.standing.reasons,
+        excess=score.excess.interval,
         retention=retention,
-        verdict=score.verdict,
+        verdict=score.claim.verdict,
         useless=retention is not None and retention.value < run.suite.utility_bar,
         attacks=tuple(_broken(run, grid, score.defense)),
     )
@@ -144,19 +144,19 @@ def _broken(run: Run, grid: Grid, row: str) -> list[Broken]:
     strongest = run.attacked("none")
     start, end = fmean(_ends(run, grid, "none", NONE).values()), fmean(strongest.values())
     found = []
-    for attack in sorted(grid.within(grid.ranking) - grid.ignoring() - {NONE}):
-        # Every attack may choose not to train; that is no attack's merit.
-        mine, undefended = (_ends(run, grid, one, attack) for one in (row, "none"))
-        lacks = gap_by_seed(undefended, mine)
-        if lacks is not None and mine.keys() == undefended.keys() == strongest.keys():
-            value = fmean(mine.values())
+    for attack in sorted(grid.within(grid.ranking) - grid.ignoring_release() - {NONE}):
+        # `none` is not among them: not training is open to every attack, and breaks nothing.
+        attacked, undefended = (_ends(run, grid, one, attack) for one in (row, "none"))
+        lacks = gap_by_seed(undefended, attacked)
+        if lacks is not None and attacked.keys() == undefended.keys() == strongest.keys():
+            value = fmean(attacked.values())
             found.append(Broken(attack, value, lacks, (value - start) / (end - start) if end > start else 0.0))
     return sorted(found, key=lambda one: (-one.attacked, one.attack))
 
 
 def _ends(run: Run, grid: Grid, row: str, attack: str) -> Mapping[int, float]:
     """Where one attack ends on a row, in points by seed."""
-    return mean_points(grid.picks(row, run.tasks, frozenset({attack})))
+    return mean_points(grid.best_attacks(row, run.tasks, frozenset({attack})))
 
 
 # ----------------------------------------------------------------------------------------------------------- showing
@@ -167,16 +167,16 @@ def _rows(shams: Sequence[Sham]) -> Table:
         "Shams: each must be unranked or without an effect, and broken by some attack",
         ("row", "standing", "excess", "utility %", "claim", "broken by (points)", "why it is not ranked"),
         tuple(
-            (one.row, one.standing, tables.interval(one.excess), tables.interval(one.retention, 100),
-             one.verdict or tables.UNKNOWN, _breakers(one), "; ".join(one.reasons))
+            (one.row, one.standing, interval(one.excess), interval(one.retention, 100),
+             one.verdict or UNKNOWN, _breakers(one), "; ".join(one.reasons))
             for one in shams
         ),
     )  # fmt: skip
 
 
 def _breakers(sham: Sham) -> str:
-    told = [f"{one.attack} ({one.attacked:.1f})" for one in sham.attacks if one.breaks]
-    return ", ".join(told) or "nothing"
+    breakers = [f"{one.attack} ({one.attacked:.1f})" for one in sham.attacks if one.breaks]
+    return ", ".join(breakers) or "nothing"
 
 
 def _attacks(shams: Sequence[Sham]) -> Table:
@@ -191,7 +191,7 @@ def _attacks(shams: Sequence[Sham]) -> Table:
         ("attack", "breaks", "fails on"),
         tuple(
             (attack, f"{sum(tried[attack].values())} of {len(tried[attack])}",
-             ", ".join(row for row, broken in tried[attack].items() if not broken) or tables.UNKNOWN)
+             ", ".join(row for row, broken in tried[attack].items() if not broken) or UNKNOWN)
             for attack in order
         ),
     )  # fmt: skip

@@ -1,8 +1,8 @@
 """How much numbers vary between attack seeds and between base seeds, on every task of a finished run.
 
-Of each row and task the strongest attack is taken, as the ranking picks it. Between base seeds everything differs:
-grammar, initial weights, order of training. Between attack seeds, the restarts of the picked recipe, only the order of
-the fine-tuning data and what the attack adds at random do. The sampling error is that of the finite test split.
+For each row and task the strongest attack is taken, as the ranking chooses it. Between base seeds everything differs:
+grammar, initial weights, order of training. Attack seeds are the restarts of the chosen recipe: only the order of the
+fine-tuning data and the attack's own random choices differ. The sampling error is that of the finite test split.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from dataclasses import asdict, dataclass
 
 from nftbench.calibration.proof import Finding, Run, only
 from nftbench.records.record import Record
-from nftbench.report import tables
-from nftbench.report.tables import Table
-from nftbench.scoring.grid import Grid, final, points
+from nftbench.scoring.grid import Grid
+from nftbench.scoring.points import final, points
+from nftbench.scoring.table import UNKNOWN, Table, number
 
 
 @dataclass(frozen=True)
 class Spread:
-    """Standard deviations of one row's attacked score on one task, in points; None where there are no two numbers."""
+    """Standard deviations of one row's attacked score on one task, in points; None for fewer than two numbers."""
 
     task: str
     row: str
@@ -29,7 +29,7 @@ class Spread:
     """The mean over base seeds."""
     base_seeds: float | None
     suppression: float | None
-    """Between base seeds, of the difference from the reference, which is paired."""
+    """Between base seeds, of the paired difference from the reference."""
     attack_seeds: float | None
     """Between restarts of the picked recipe, on validation: the root mean square over base seeds."""
     sampling: float
@@ -55,13 +55,13 @@ def judge(runs: Sequence[Run]) -> Finding:
 def spread(grid: Grid, row: str, task: str) -> Spread | None:
     """One row on one task; None where no seed has been run to its end."""
     attacks = grid.within(grid.ranking)
-    picks, reference = (grid.best(name, [task], attacks) or {} for name in (row, grid.rows[row].reference))
-    mine = {seed: record for seed, (record,) in picks.items()}
-    if not mine:
+    best, reference = (grid.best_finetuning(name, [task], attacks) or {} for name in (row, grid.rows[row].reference))
+    records = {seed: record for seed, (record,) in best.items()}
+    if not records:
         return None
-    ends = {seed: points(final(record)) for seed, record in mine.items()}
+    ends = {seed: points(final(record)) for seed, record in records.items()}
     gaps = [points(final(reference[seed][0])) - end for seed, end in ends.items() if seed in reference]
-    restarts = [found for record in mine.values() if (found := _restarts(record)) is not None]
+    restarts = [found for record in records.values() if (found := _restarts(record)) is not None]
     return Spread(
         task=task,
         row=row,
@@ -69,7 +69,7 @@ def spread(grid: Grid, row: str, task: str) -> Spread | None:
         base_seeds=_deviation(list(ends.values())),
         suppression=_deviation(gaps) if row != grid.rows[row].reference else None,
         attack_seeds=_root_mean_square(restarts) if restarts else None,
-        sampling=_root_mean_square([100 * final(record).stderr for record in mine.values()]),
+        sampling=_root_mean_square([100 * final(record).stderr for record in records.values()]),
     )
 
 
@@ -107,15 +107,14 @@ def _by_task(run: Run, spreads: Sequence[Spread]) -> Table:
 
 def _middle(values: Sequence[float | None]) -> str:
     known = [value for value in values if value is not None]
-    return f"{statistics.median(known):.2f} ({max(known):.2f})" if known else tables.UNKNOWN
+    return f"{statistics.median(known):.2f} ({max(known):.2f})" if known else UNKNOWN
 
 
 def _every(spreads: Sequence[Spread]) -> Table:
-    rows = [
-        (one.task, one.row, f"{one.attacked:.1f}", *map(_number, (one.base_seeds, one.suppression, one.attack_seeds)),
-         f"{one.sampling:.2f}")
-        for one in spreads
-    ]  # fmt: skip
+    rows = []
+    for one in spreads:
+        deviations = (one.base_seeds, one.suppression, one.attack_seeds, one.sampling)
+        rows.append((one.task, one.row, number(one.attacked), *(number(value, digits=2) for value in deviations)))
     header = (
         "task",
         "row",
@@ -126,7 +125,3 @@ def _every(spreads: Sequence[Spread]) -> Table:
         "sampling error",
     )
     return Table("Each row on each task, points", header, tuple(rows))
-
-
-def _number(value: float | None) -> str:
-    return tables.UNKNOWN if value is None else f"{value:.2f}"

@@ -14,7 +14,7 @@ from nftbench import suites
 from nftbench.errors import NftbenchError, suggest
 from nftbench.planning import registry
 from nftbench.planning.registry import KINDS, Kind, Plugin
-from nftbench.report.tables import bound
+from nftbench.scoring.side_tables.paper_claims import bound
 from nftbench.suites.schema import PaperClaim
 from nftbench.terms import KNOWLEDGE
 

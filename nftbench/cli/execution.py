@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from nftbench.planning.registry import Kind, Plugin
     from nftbench.records.record import Record
     from nftbench.records.store import Store
-    from nftbench.scoring.score import Leaderboard
+    from nftbench.scoring import Leaderboard
     from nftbench.suites.schema import Suite
 
 FIGURES = ("frontier.png", "attacks.png", "budget.png")
@@ -225,7 +225,8 @@ def planned_records(store: Store, manifest: Mapping[str, Any]) -> dict[str, Reco
 
 def rank(records: Mapping[str, Record], manifest: Mapping[str, Any]) -> Leaderboard:
     """The leaderboard of a manifest's records."""
-    from nftbench.scoring.score import score
+    from nftbench.records.record import CellId
+    from nftbench.scoring import score
     from nftbench.suites.schema import PaperClaim
 
     suite = manifest["suite"]
@@ -234,7 +235,7 @@ def rank(records: Mapping[str, Record], manifest: Mapping[str, Any]) -> Leaderbo
         utility_bar=suite["utility_bar"],
         ranking=frozenset(suite["ranking"]),
         about=suite.get("about", ""),
-        planned=[(defense, attack, task, seed) for defense, attack, task, seed, _ in manifest["cells"]],
+        planned=[CellId(defense, attack, task, seed) for defense, attack, task, seed, _ in manifest["cells"]],
         claims=[PaperClaim.model_validate(claim) for claim in manifest.get("claims", ())],
         skips=manifest.get("skips", ()),
     )

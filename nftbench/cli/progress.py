@@ -18,7 +18,7 @@ from nftbench.records.record import Record
 from nftbench.report import terminal
 from nftbench.running.estimate import duration
 from nftbench.running.executors import Event, Stage
-from nftbench.scoring.score import Leaderboard
+from nftbench.scoring import Leaderboard
 
 BOARD_SECONDS = 5.0
 """The live leaderboard is scored again after this time at the earliest."""

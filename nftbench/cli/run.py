@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from nftbench.cli.execution import Work
     from nftbench.records.record import Record
-    from nftbench.scoring.score import Leaderboard
+    from nftbench.scoring import Leaderboard
 
 
 def plan(suite: SuiteName, selection: Selection, options: RunOptions) -> None:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple, Protocol
 
 from nftbench.contract import Claim, Cost, Measurement, Point, Protection, Reading
 from nftbench.records.spec import Spec
-from nftbench.terms import Adaptation, Role, Status
+from nftbench.terms import Adaptation, Role, Status, TrainedWeights
 
 
 @dataclass(frozen=True)
@@ -24,6 +24,36 @@ class Cell:
     seed: int
     key: str
     release: str
+
+
+class OfCell(Protocol):
+    """Anything that belongs to one cell, with specs as text or parsed: a planned cell, a record."""
+
+    @property
+    def defense(self) -> object: ...
+    @property
+    def attack(self) -> object: ...
+    @property
+    def task(self) -> object: ...
+    @property
+    def seed(self) -> int: ...
+
+
+class CellId(NamedTuple):
+    """Which cell of a suite: defense, attack and task as printed specs, and the base seed."""
+
+    defense: str
+    attack: str
+    task: str
+    seed: int
+
+    @classmethod
+    def of(cls, one: OfCell) -> CellId:
+        """The identity of the cell that this belongs to."""
+        return cls(str(one.defense), str(one.attack), str(one.task), one.seed)
+
+    def __str__(self) -> str:
+        return f"{self.defense} × {self.attack} on {self.task}, seed {self.seed}"
 
 
 @dataclass(frozen=True)
@@ -82,6 +112,9 @@ class Record:
     """False for an attack that ignores the release, such as `scratch`."""
     trains: bool = True
     """False for attack `none`."""
+    trained_weights: TrainedWeights | None = None
+    """Which of the release's weights the attack trains: `all`; `all_longer`, for more steps than the budget has;
+    `part`; or `other`. None in older records, which do not say."""
     release: str = ""
     """Folder of the attacked release under `releases/` in the cache."""
     release_sha256: str = ""

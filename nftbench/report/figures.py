@@ -1,10 +1,10 @@
-"""Scores become pictures: what a defense keeps against what it takes, what each attack reaches, and at what expense."""
+"""Scores become pictures: utility kept against fine-tuning suppressed, what each attack reaches, and at what cost."""
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import matplotlib as mpl
@@ -20,11 +20,12 @@ from matplotlib.lines import Line2D
 
 from nftbench.records.record import Record
 from nftbench.scoring.intervals import Interval
-from nftbench.scoring.score import Leaderboard, Score
+from nftbench.scoring.leaderboard import Leaderboard
+from nftbench.scoring.scores import Score
 from nftbench.terms import OF_UPDATES
 
 LABEL = 60
-"""Characters of a spec that a figure shows."""
+"""Characters of a spec that a figure shows at most."""
 KINDS = {"defense": "defense", "trivial": "trivial defense", "reference": "undefended"}
 
 
@@ -43,40 +44,44 @@ def write(board: Leaderboard, records: Sequence[Record], folder: Path) -> list[P
 
 def frontier(board: Leaderboard) -> Figure | None:
     """Retention (share of base utility) against suppression (points), each row with its intervals."""
-    rows = [score for score in board.scores if score.retention is not None and score.suppression is not None]
+    rows = list(_kept_and_taken(board.scores))
     if not rows:
         return None
     figure, axes = plt.subplots(figsize=(7.2, 4.4))
     colors = dict(zip(KINDS, sns.color_palette("colorblind", 3), strict=True))
-    for number, score in enumerate(rows, 1):
-        assert score.retention is not None
-        assert score.suppression is not None
+    for number, (score, kept, taken) in enumerate(rows, 1):
         axes.errorbar(
-            score.suppression.value,
-            100 * score.retention.value,
-            xerr=_bars(score.suppression),
-            yerr=_bars(score.retention, 100),
+            taken.value,
+            100 * kept.value,
+            xerr=_bars(taken),
+            yerr=_bars(kept, 100),
             fmt="o",
             color=colors[score.kind],
             capsize=2,
             elinewidth=0.8,
             markersize=5,
         )
-        place = (score.suppression.value, 100 * score.retention.value)
-        axes.annotate(str(number), place, xytext=(5, 5), textcoords="offset points", fontsize=8)
-    axes.axhline(100 * board.utility_bar, color="gray", linestyle="--", linewidth=0.9)
+        axes.annotate(
+            str(number), (taken.value, 100 * kept.value), xytext=(5, 5), textcoords="offset points", fontsize=8
+        )
+    axes.axhline(100 * board.rules.utility_bar, color="gray", linestyle="--", linewidth=0.9)
     axes.text(
-        1.0, 100 * board.utility_bar, " utility bar", transform=axes.get_yaxis_transform(), va="center", fontsize=8
+        1.0,
+        100 * board.rules.utility_bar,
+        " utility bar",
+        transform=axes.get_yaxis_transform(),
+        va="center",
+        fontsize=8,
     )
-    _limits(axes, rows)
+    _limits(axes, [(taken, kept) for _, kept, taken in rows])
     axes.set(
         xlabel="suppression: points taken from the best attack",
         ylabel="retention: % of base utility, worst metric",
-        title=f"{board.suite}: utility kept against fine-tuning suppressed (attackers have {board.ranking})",
+        title=f"{board.suite}: utility kept against fine-tuning suppressed (attackers have {board.rules.ranking})",
     )
     handles = [Line2D([], [], marker="o", linestyle="", color=colors[kind], label=KINDS[kind]) for kind in KINDS]
     axes.legend(handles=handles, loc="upper center", bbox_to_anchor=(0.5, -0.13), ncols=3, fontsize=8, frameon=False)
-    names = "\n".join(f"{number:2}  {_clipped(score.defense)}" for number, score in enumerate(rows, 1))
+    names = "\n".join(f"{number:2}  {_clipped(score.defense)}" for number, (score, _, _) in enumerate(rows, 1))
     axes.text(1.13, 0.98, names, transform=axes.transAxes, va="top", fontsize=8, family="monospace")
     return figure
 
@@ -87,7 +92,7 @@ def attacks(board: Leaderboard, records: Sequence[Record]) -> Figure | None:
         {"defense": record.defense, "attack": record.attack, "score": 100 * record.attacked.value}
         for record in records
         if record.status == "ok" and record.role == "ranked" and record.attacked is not None
-        if record.adaptation not in OF_UPDATES  # they are of one task alone and have a table of their own
+        if record.adaptation not in OF_UPDATES  # merging is about one task alone, and has a table of its own
     ]
     if not rows:
         return None
@@ -116,13 +121,13 @@ def budget(board: Leaderboard) -> Figure | None:
     for training from scratch."""
     if not board.budgets:
         return None
-    places = {score.defense: index for index, score in enumerate(board.scores)}
+    order = {score.defense: index for index, score in enumerate(board.scores)}
     kinds = {score.defense: score.kind for score in board.scores}
-    curves = sorted(board.budgets, key=lambda curve: places.get(curve.defense, len(places)))
+    curves = sorted(board.budgets, key=lambda curve: order.get(curve.defense, len(order)))
     colors = itertools.cycle([*sns.color_palette("colorblind", 10), *sns.color_palette("dark", 10)])
     figure, axes = plt.subplots(figsize=(7.2, 4.4))
     for curve in curves:
-        kind = kinds.get(curve.defense)  # none: an attack that ignores every release
+        kind = kinds.get(curve.defense)  # None for an attack that ignores every release
         sns.lineplot(
             x=curve.flops,
             y=[score.value for score in curve.scores],
@@ -138,7 +143,7 @@ def budget(board: Leaderboard) -> Figure | None:
         xscale="log",
         xlabel="FLOPs spent on one task: attack after attack, the cheapest first, preparation included",
         ylabel="best score so far, points (validation)",
-        title=f"{board.suite}: what an attacker reaches for what they spend (attackers have {board.ranking})",
+        title=f"{board.suite}: what an attacker reaches for what they spend (attackers have {board.rules.ranking})",
     )
     axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1.0), fontsize=7, frameon=False)
     return figure
@@ -155,11 +160,19 @@ def _bars(interval: Interval, scale: float = 1.0) -> list[list[float]]:
     return [[scale * end if math.isfinite(end) else 0.0] for end in ends]
 
 
-def _limits(axes: Axes, rows: Sequence[Score]) -> None:
+def _kept_and_taken(scores: Sequence[Score]) -> Iterator[tuple[Score, Interval, Interval]]:
+    """Retention and suppression of the rows that have both."""
+    for score in scores:
+        kept, taken = score.utility.retention, score.resistance.suppression
+        if kept is not None and taken is not None:
+            yield score, kept, taken
+
+
+def _limits(axes: Axes, points: Sequence[tuple[Interval, Interval]]) -> None:
     """Frame the values, not the widest interval: three seeds give intervals that would squeeze everything else."""
     for values, setter, margin in (
-        ([score.suppression.value for score in rows if score.suppression], axes.set_xlim, 4.0),
-        ([100 * score.retention.value for score in rows if score.retention], axes.set_ylim, 6.0),
+        ([taken.value for taken, _ in points], axes.set_xlim, 4.0),
+        ([100 * kept.value for _, kept in points], axes.set_ylim, 6.0),
     ):
         spread = max(values) - min(values)
         setter(min(values) - margin - 0.1 * spread, max(values) + margin + 0.1 * spread)

@@ -1,23 +1,27 @@
-"""A leaderboard in the terminal, after a run and while it runs, and what became of its papers' claims."""
+"""A leaderboard in the terminal, while a suite runs and afterwards, and what became of its papers' claims."""
 
 from __future__ import annotations
+
+from collections.abc import Iterable
 
 from rich.console import Group, RenderableType
 from rich.table import Table as RichTable
 from rich.text import Text
 
 from nftbench.report import tables
-from nftbench.scoring.score import Leaderboard
+from nftbench.scoring.leaderboard import Leaderboard
+from nftbench.scoring.side_tables.paper_claims import PaperClaims
+from nftbench.scoring.table import Table
 
 STYLES = {"refuted": "red", "holds": "green", "ref": "dim", "control": "dim"}
 SHOWN = ("#", "defense", "excess", "suppression", "utility %", "worst task", "claim", "doubts")
 
 
 def ranking(board: Leaderboard) -> RichTable:
-    """The main table, rows that are not ranked at its end: one for the live display."""
+    """The ranking with rows that are not ranked at its end: one table for the live display."""
     table = tables.main(board, ("ranked", "preliminary", "control", "unranked"))
     columns = [table.header.index(name) for name in SHOWN]
-    shown = RichTable(title=Text(f"{board.suite} · attackers have {board.ranking}"), title_justify="left")
+    shown = RichTable(title=Text(f"{board.suite} · attackers have {board.rules.ranking}"), title_justify="left")
     for name in SHOWN:
         shown.add_column(name, justify="left" if name in ("defense", "claim", "doubts") else "right", overflow="fold")
     for row in table.rows:
@@ -27,23 +31,28 @@ def ranking(board: Leaderboard) -> RichTable:
 
 
 def summary(board: Leaderboard) -> RenderableType:
-    """The table, what the reader must know of the suite, and why rows are not ranked."""
+    """The ranking, what the reader must know of the suite, and why rows are not ranked."""
     notes = [Text(board.about)] if board.about else []
     notes += [Text(problem, style="yellow") for problem in board.problems]
     notes += [
-        Text.assemble((score.defense, "bold"), f": {'; '.join(score.reasons)}")
+        Text.assemble((score.defense, "bold"), f": {'; '.join(score.standing.reasons)}")
         for score in board.scores
-        if score.reasons
+        if score.standing.reasons
     ]
-    return Group(ranking(board), *notes, *([claims(board)] if board.claims else []))
+    return Group(ranking(board), *notes, *([claims(board)] if board.side_table(PaperClaims).rows else []))
 
 
 def claims(board: Leaderboard) -> RichTable:
     """What the suite's papers claim, beside the measurement."""
-    table = tables.claims(board)
-    shown = RichTable(title=Text(f"{board.suite} · claimed and measured"), title_justify="left", show_lines=True)
+    (table,) = board.side_table(PaperClaims).tables()
+    return plain(table, f"{board.suite} · claimed and measured", whole=["measured"], lines=True)
+
+
+def plain(table: Table, title: str | None = None, *, whole: Iterable[str] = (), lines: bool = False) -> RichTable:
+    """Any table as it is; columns in `whole` are not wrapped, `lines` draws one between rows."""
+    shown = RichTable(title=Text(title or table.title), title_justify="left", show_lines=lines)
     for name in table.header:
-        shown.add_column(name, overflow="fold", no_wrap=name == "measured")
+        shown.add_column(Text(name), overflow="fold", no_wrap=name in whole)
     for row in table.rows:
         shown.add_row(*map(Text, row))
     return shown

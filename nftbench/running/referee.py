@@ -263,6 +263,7 @@ class Referee:
             against=tuple(sorted(self.attack.against)),
             uses_release=self.attack.uses_release,
             trains=self.attack.trains,
+            trained_weights=self.attack.trained_weights,
             status="failed",
             limited=workspace.plan.limit is not None,
             release=cell.release,

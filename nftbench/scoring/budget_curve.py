@@ -1,10 +1,10 @@
 """The attacker's budget: the best score so far against the FLOPs spent on it, over the whole catalogue.
 
-The attacker has one machine and no foresight: every attack is run on the release, the cheapest first, each with its
-preparation, its whole sweep and its restarts, and all that is spent is paid, on what failed as well. (Who knows the one
-recipe that works pays less, and that is the cost to break; who has more machines pays as much, sooner.) Within an
-attack the learning rates are trained side by side, none further than the others; durations that are runs of their own
-are taken in proportion. Scores are of the validation split, all that an attacker sees on the way.
+The attacker has one machine and no foresight. Every attack is run on the release, the cheapest first, with its
+preparation, its whole sweep and its restarts. Everything spent is counted, failed attacks included. (An attacker who
+knows the one recipe that works pays less: that is the cost to break.) Within an attack all learning rates are trained
+side by side, none further than the others; runs of several durations are taken in proportion. Scores are those of the
+validation split, which is all that an attacker sees on the way.
 """
 
 from __future__ import annotations
@@ -17,9 +17,10 @@ from typing import NamedTuple
 
 from nftbench.contract import Cost, Point
 from nftbench.records.record import Record
-from nftbench.scoring.grid import Grid, Level, in_points
+from nftbench.scoring.grid import Attacks, Grid
 from nftbench.scoring.intervals import Interval, mean
 from nftbench.scoring.per_attack import counted, total_flops
+from nftbench.scoring.points import in_points
 
 PER_DECADE = 8
 """Points of a curve for each factor of ten in FLOPs."""
@@ -27,10 +28,10 @@ PER_DECADE = 8
 
 @dataclass(frozen=True)
 class BudgetCurve:
-    """One row's curve: `scores[i]`, in points, is what an attacker has who has spent `flops[i]` on one task."""
+    """One row's curve: after `flops[i]` spent on one task the attacker's best score is `scores[i]`, in points."""
 
     defense: str
-    """The row, or the attack of which alone it is the curve, one that ignores every release."""
+    """The row; or the name of an attack that ignores every release, whose curve stands for itself."""
     flops: tuple[float, ...]
     scores: tuple[Interval, ...]
     """Means over the tasks within a seed, then over base seeds."""
@@ -44,13 +45,13 @@ class Reached(NamedTuple):
 
 
 def budget_curves(grid: Grid, tasks: Mapping[str, Sequence[str]]) -> tuple[BudgetCurve, ...]:
-    """A curve for each row of which every attack at the ranking level has a result, and one for training from scratch
-    beside each reference; `tasks` are those that count, by reference."""
+    """A curve for each row on which every attack at the ranking's knowledge has a result, and one for training from
+    scratch beside each reference; `tasks` are those with headroom, by reference."""
     attacks = grid.within(grid.ranking)
     ways = {row: _of_row(grid, row, tasks.get(grid.rows[row].reference, ()), attacks) for row in sorted(grid.rows)}
     references = sorted(grid.references() & grid.rows.keys())
     for reference in references:
-        for alone in sorted(grid.scratch() & grid.on(reference)):
+        for alone in sorted(grid.from_scratch() & grid.attacks_on(reference)):
             name = alone if len(references) == 1 else f"{alone} beside {reference}"
             ways[name] = _of_row(grid, reference, tasks.get(reference, ()), frozenset({alone}))
     spent = [point.flops for seeds in ways.values() for units in seeds for way in units for point in way if point.flops]
@@ -62,7 +63,7 @@ def budget_curves(grid: Grid, tasks: Mapping[str, Sequence[str]]) -> tuple[Budge
 
 
 def _curve(row: str, seeds: Sequence[Sequence[Sequence[Reached]]], axis: Sequence[float]) -> BudgetCurve:
-    """Read each seed's tasks where the axis stands, up to the first value at which all attacks are through."""
+    """Read each seed's tasks at the values of the axis, up to the first value at which all attacks have ended."""
     end = max(way[-1].flops for units in seeds for way in units)
     stops = [flops for index, flops in enumerate(axis) if index == 0 or axis[index - 1] < end]
     columns = [[_read(way, stops) for way in units] for units in seeds]
@@ -71,7 +72,7 @@ def _curve(row: str, seeds: Sequence[Sequence[Sequence[Reached]]], axis: Sequenc
 
 
 def _read(way: Sequence[Reached], stops: Iterable[float]) -> list[float]:
-    """The score at each of the rising budgets: that of the last point which it pays for, the first of all is free."""
+    """The score at each of the rising budgets: that of the last point within it. The first point is free."""
     found, index = [], 0
     for stop in stops:
         while index + 1 < len(way) and way[index + 1].flops <= stop:
@@ -80,9 +81,9 @@ def _read(way: Sequence[Reached], stops: Iterable[float]) -> list[float]:
     return found
 
 
-def _of_row(grid: Grid, row: str, tasks: Sequence[str], attacks: Level) -> list[list[list[Reached]]]:
-    """For each seed and task the way of an attacker through the catalogue; the order is the same in all of them."""
-    tried = grid.tried(row, tasks, attacks)
+def _of_row(grid: Grid, row: str, tasks: Sequence[str], attacks: Attacks) -> list[list[list[Reached]]]:
+    """For each seed and task what an attacker reaches, attack after attack; the order of attacks is always the same."""
+    tried = grid.candidates(row, tasks, attacks)
     cells = [record for units in tried.values() for unit in units for record in unit]
     rate = _flops_per_second(cells)
     if rate is None:
@@ -99,21 +100,21 @@ def _of_row(grid: Grid, row: str, tasks: Sequence[str], attacks: Level) -> list[
 
 
 def _flops_per_second(records: Sequence[Record]) -> float | None:
-    """What the row's attacks compute in a second, the middle one; None where none of them is counted."""
+    """The median of what the row's attacks compute in a second; None where none of them is counted."""
     costs = [record.cost for record in records if record.cost is not None]
     rates = [cost.step_flops * cost.steps / cost.seconds for cost in costs if cost.step_flops and cost.seconds]
     return statistics.median(rates) if rates else None
 
 
 def _total(record: Record, rate: float) -> float:
-    """FLOPs of the whole attack. One whose steps are not counted, such as a probe in closed form, is taken to compute
-    as many in a second as the others: nothing is free."""
+    """FLOPs of the whole attack. An attack without counted steps, such as a probe in closed form, is taken to compute
+    as many in a second as the others do."""
     cost = record.cost or Cost()
     return total_flops(cost) if counted(cost) else cost.preparation_flops + rate * cost.seconds
 
 
 def way(records: Sequence[Record], rate: float) -> list[Reached]:
-    """One attacker's way through the attacks on one task in this order; scores never fall and start untrained."""
+    """What one attacker reaches on one task, attack after attack in this order; scores never fall."""
     best, paid = -math.inf, 0.0
     found: list[Reached] = []
     for record in records:
@@ -126,8 +127,8 @@ def way(records: Sequence[Record], rate: float) -> list[Reached]:
 
 
 def _stages(record: Record, total: float) -> list[Reached]:
-    """What one attack has spent, and its best new score there: after its preparation, at each step at which the sweep
-    was read, and after the restarts."""
+    """What one attack has spent and its score there: at each step at which the sweep was evaluated, preparation
+    included, and after the restarts."""
     cost, higher = record.cost or Cost(), record.validation is None or record.validation.higher_is_better
     rates = {point.learning_rate for point in record.curve if point.step}
     longest = {one: max(point.step for point in record.curve if point.learning_rate == one) for one in rates}

@@ -1,6 +1,6 @@
-"""Records by their place in a suite: which should be there, which are results, and which attack is picked.
+"""A suite's records by cell: which cells should have one, which records are results, and which attack is best.
 
-What is missing or has failed never counts for the defense.
+A missing or failed record never counts in a defense's favour.
 """
 
 from __future__ import annotations
@@ -8,208 +8,208 @@ from __future__ import annotations
 import functools
 import itertools
 import math
-import statistics
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 from nftbench.contract import Measurement
-from nftbench.records.record import Record, Row
+from nftbench.records.record import CellId, Record, Row
+from nftbench.scoring.older_records import trained_weights
 from nftbench.scoring.pairing import unpaired
-from nftbench.terms import Adaptation
+from nftbench.scoring.points import BestAttacks, mean_points, preference
+from nftbench.terms import KNOWLEDGE, Adaptation, TrainedWeights
 
 NONE = "none"
 """The attack that does nothing: base utility and every gain are measured from it."""
-Level = frozenset[str]
-WAYS: Mapping[Adaptation, frozenset[Adaptation]] = {
+Attacks = frozenset[str]
+"""Attacks by their printed specs."""
+Knowledge = frozenset[str]
+"""What an attacker has beside the release and the task; one level of knowledge."""
+COUNTED_WITH: Mapping[Adaptation, frozenset[Adaptation]] = {
     "finetuning": frozenset({"finetuning", "linear_probe"}),
     "linear_probe": frozenset({"linear_probe"}),
     "merging": frozenset({"merging"}),
     "rescaling": frozenset({"rescaling"}),
 }
-"""Kinds of attack that count against a claim: who may fine-tune may also fit a probe."""
-PlannedCell = tuple[str, str, str, int]
-"""Defense, attack, task (each printed as a spec) and seed of a cell that should have a record."""
-Picks = Mapping[int, tuple[Record, ...]]
-"""By seed: the picked record of each task."""
+"""Kinds of attack that count against a claim about each kind: whoever may fine-tune may also fit a probe."""
 
 
-class Place(NamedTuple):
-    """Where a record belongs."""
-
-    defense: str
-    attack: str
-    task: str
-    seed: int
-
-    def __str__(self) -> str:
-        return f"{self.defense} × {self.attack} on {self.task}, seed {self.seed}"
+def knowledge_name(knowledge: Iterable[str]) -> str:
+    """`method+data`; `release alone` for an attacker who has nothing else."""
+    return "+".join(sorted(knowledge, key=KNOWLEDGE.index)) or "release alone"
 
 
 @dataclass(frozen=True)
 class Grid:
-    """The records by place, and the places that should have one."""
+    """The records by cell, and the cells that should have one."""
 
-    records: Mapping[Place, Record]
-    expected: frozenset[Place]
-    faults: Mapping[Place, str]
+    records: Mapping[CellId, Record]
+    expected: frozenset[CellId]
+    faults: Mapping[CellId, str]
+    """Why a cell has no result."""
     attacks: Mapping[str, Record]
-    """One record of each attack, for what it says of the attack."""
+    """One record of each attack, for what records say of the attack itself."""
     rows: Mapping[str, Row]
     seeds: Mapping[str, tuple[int, ...]]
     tasks: tuple[str, ...]
     metrics: tuple[str, ...]
-    ranking: Level
+    """Utility tasks."""
+    ranking: Knowledge
     utility_bar: float
 
-    def within(self, level: Level, adaptation: Adaptation = "finetuning") -> Level:
-        """Attacks that need no more knowledge, and adapt the release in this way; attack `none` is always one.
+    # ------------------------------------------------------------------------------------------------ sets of attacks
 
-        An attack that has no record yet counts everywhere: it may be the strongest.
+    def within(self, knowledge: Knowledge, adaptation: Adaptation = "finetuning") -> Attacks:
+        """Attacks that need no more than this knowledge and adapt the release in this way; `none` is always one.
+
+        An attack that has no record yet is always one too, since it may be the strongest.
         """
         return frozenset(
             attack
-            for attack in {place.attack for place in self.expected}
+            for attack in {cell.attack for cell in self.expected}
             if attack not in self.attacks
             or (
-                level - {"secret"} >= set(self.attacks[attack].knowledge)
-                and (attack == NONE or self.attacks[attack].adaptation in WAYS[adaptation])
+                knowledge - {"secret"} >= set(self.attacks[attack].knowledge)
+                and (attack == NONE or self.attacks[attack].adaptation in COUNTED_WITH[adaptation])
             )
         )
 
-    def ignoring(self) -> Level:
+    def ignoring_release(self) -> Attacks:
         """Attacks that ignore the release: they are recorded once, with the reference, and open to every attacker."""
         return frozenset(attack for attack, record in self.attacks.items() if not record.uses_release)
 
-    def scratch(self) -> Level:
-        """Those of them that know nothing else either: the floor. One that is given public text is a control for
-        attacks that prepare on the same text, and stands higher."""
-        return frozenset(attack for attack in self.ignoring() if not self.attacks[attack].knowledge)
+    def from_scratch(self) -> Attacks:
+        """Attacks that ignore the release and know nothing else: the floor of what an attacker reaches.
 
-    def secret(self) -> Level:
-        """The owner's own fine-tuning."""
+        An attack that ignores the release but is given public text is no floor. It is the control of attacks that
+        prepare on the same text.
+        """
+        return frozenset(attack for attack in self.ignoring_release() if not self.attacks[attack].knowledge)
+
+    def by_owner(self) -> Attacks:
+        """The owner's own fine-tuning, which uses the secret."""
         return frozenset(attack for attack, record in self.attacks.items() if "secret" in record.knowledge)
 
-    def tested(self, defense: str, level: Level, adaptation: Adaptation = "finetuning") -> bool:
-        """Whether the attacks on this release use all that the level grants; if not it is untested, not withstood.
+    def training(self, *weights: TrainedWeights) -> Attacks:
+        """Attacks that train these weights of the release; one that has no record yet does not say."""
+        return frozenset(attack for attack, record in self.attacks.items() if trained_weights(record) in weights)
+
+    def attacks_on(self, defense: str) -> Attacks:
+        """The attacks that are expected on this release, `none` among them."""
+        return self._attacks_by_defense.get(defense, frozenset())
+
+    def uses_all(self, defense: str, knowledge: Knowledge, adaptation: Adaptation = "finetuning") -> bool:
+        """Whether the attacks on this release together use all of the knowledge. If not, nothing is known there.
 
         An attack that has no record yet may be one that does.
         """
-        tried = self.on(defense) & self.within(level, adaptation)
+        tried = self.attacks_on(defense) & self.within(knowledge, adaptation)
         known = [self.attacks[attack] for attack in tried if attack in self.attacks]
         used = [set(record.knowledge) for record in known if record.trains and record.uses_release]
-        return len(known) < len(tried) or (bool(used) and set().union(*used) == level)
-
-    def on(self, defense: str) -> Level:
-        """The attacks that are expected on this release, attack `none` among them."""
-        return self._attacks_on.get(defense, frozenset())
+        return len(known) < len(tried) or (bool(used) and set().union(*used) == knowledge)
 
     def references(self) -> set[str]:
         return {row.reference for row in self.rows.values()}
 
-    def picks(self, defense: str, tasks: Sequence[str], attacks: Level) -> Picks | None:
-        """The picked attack on each task, by seed. A seed that has not been run to its end is left out.
+    # ------------------------------------------------------------------------------------------------------ the best
 
-        None where a cell failed: the strongest attack may have been that one, and the seed may have been the weakest.
+    def best_attacks(self, defense: str, tasks: Sequence[str], attacks: Attacks) -> BestAttacks | None:
+        """The attack that is best on validation, for each seed and task. A seed with missing cells is left out.
+
+        None where a cell failed: its attack may have been the strongest, or its seed the weakest.
         """
-        pools = self._pools(defense, tasks, attacks)
-        if pools is None:
+        candidates = self._candidates(defense, tasks, attacks)
+        if candidates is None:
             return None
         return {
-            seed: tuple(self.records[max(pool, key=self._preferences.__getitem__)] for pool in each)
-            for seed, each in pools.items()
+            seed: tuple(self.records[max(cells, key=self._preferences.__getitem__)] for cells in by_task)
+            for seed, by_task in candidates.items()
         }
 
-    def tried(self, defense: str, tasks: Sequence[str], attacks: Level) -> Mapping[int, Sequence[Sequence[Record]]]:
-        """All of the attacks on each task, by seed, where `picks` would pick one."""
-        pools = self._pools(defense, tasks, attacks) or {}
-        return {seed: [[self.records[place] for place in pool] for pool in each] for seed, each in pools.items()}
-
-    def _pools(self, defense: str, tasks: Sequence[str], attacks: Level) -> dict[int, list[list[Place]]] | None:
-        """The candidates on each task, by seed; see `picks`."""
-        found: dict[int, list[list[Place]]] = {}
-        for seed in self.seeds.get(defense, ()) if tasks else ():
-            pools = [self._pool(defense, task, seed, attacks) for task in tasks]
-            faulty = [place for pool in pools for place in pool if place in self.faults]
-            if any(place in self.records for place in faulty):
-                return None
-            if all(pools) and not faulty:
-                found[seed] = pools
-        return found
-
-    def best(self, defense: str, tasks: Sequence[str], attacks: Level) -> Picks | None:
-        """The picked attacks; None where none of them fine-tunes this release: it is untested then, not withstood."""
-        tried = self.on(defense) & attacks
+    def best_finetuning(self, defense: str, tasks: Sequence[str], attacks: Attacks) -> BestAttacks | None:
+        """As `best_attacks`; None also where no attack fine-tunes this release, since nothing was tried then."""
+        tried = self.attacks_on(defense) & attacks
         known = [self.attacks[attack] for attack in tried if attack in self.attacks]
         if len(known) == len(tried) and not any(record.trains and record.uses_release for record in known):
             return None
-        return self.picks(defense, tasks, attacks)
+        return self.best_attacks(defense, tasks, attacks)
 
-    def scores(self, defense: str, task: str, attacks: Level) -> dict[int, float]:
-        """Test scores of the picked attack on one task, in points by seed; none at all where a cell failed, for that
-        may have been the telling one."""
-        return mean_points(self.picks(defense, [task], attacks)) if defense in self.rows else {}
+    def candidates(self, defense: str, tasks: Sequence[str], attacks: Attacks) -> Mapping[int, list[list[Record]]]:
+        """By seed and task: every record that `best_attacks` chooses from."""
+        found = self._candidates(defense, tasks, attacks) or {}
+        return {seed: [[self.records[cell] for cell in cells] for cells in by_task] for seed, by_task in found.items()}
+
+    def scores(self, defense: str, task: str, attacks: Attacks) -> dict[int, float]:
+        """Test scores of the best attack on one task, in points by seed; empty where a cell failed."""
+        return mean_points(self.best_attacks(defense, [task], attacks)) if defense in self.rows else {}
+
+    def cell(self, defense: str, attack: str, task: str, seed: int) -> CellId:
+        """The cell of an attack on this row: the reference's own, if the attack ignores the release."""
+        known = self.attacks.get(attack)
+        shared = known is not None and not known.uses_release
+        return CellId(self.rows[defense].reference if shared else defense, attack, task, seed)
+
+    def _candidates(self, defense: str, tasks: Sequence[str], attacks: Attacks) -> dict[int, list[list[CellId]]] | None:
+        """By seed and task: the cells that `best_attacks` chooses from."""
+        found: dict[int, list[list[CellId]]] = {}
+        for seed in self.seeds.get(defense, ()) if tasks else ():
+            by_task = [self._expected(defense, task, seed, attacks) for task in tasks]
+            faulty = [cell for cells in by_task for cell in cells if cell in self.faults]
+            if any(cell in self.records for cell in faulty):
+                return None
+            if all(by_task) and not faulty:
+                found[seed] = by_task
+        return found
+
+    def _expected(self, defense: str, task: str, seed: int, attacks: Attacks) -> list[CellId]:
+        return [cell for attack in attacks if (cell := self.cell(defense, attack, task, seed)) in self.expected]
 
     @functools.cached_property
-    def _preferences(self) -> Mapping[Place, tuple[float, float, float, str]]:
-        return {place: preference(record) for place, record in self.records.items()}
+    def _preferences(self) -> Mapping[CellId, tuple[float, float, float, str]]:
+        return {cell: preference(record) for cell, record in self.records.items()}
 
     @functools.cached_property
-    def _attacks_on(self) -> Mapping[str, Level]:
+    def _attacks_by_defense(self) -> Mapping[str, Attacks]:
         return {
-            defense: frozenset(place.attack for place in places)
-            for defense, places in itertools.groupby(sorted(self.expected), key=lambda place: place.defense)
+            defense: frozenset(cell.attack for cell in cells)
+            for defense, cells in itertools.groupby(sorted(self.expected), key=lambda cell: cell.defense)
         }
 
-    def place(self, defense: str, attack: str, task: str, seed: int) -> Place:
-        """Where the record of an attack on this row lies: with the reference, if it ignores the release."""
-        known = self.attacks.get(attack)
-        elsewhere = known is not None and not known.uses_release
-        return Place(self.rows[defense].reference if elsewhere else defense, attack, task, seed)
 
-    def _pool(self, defense: str, task: str, seed: int, attacks: Level) -> list[Place]:
-        return [place for attack in attacks if (place := self.place(defense, attack, task, seed)) in self.expected]
+# --------------------------------------------------------------------------------------------------- making the grid
 
 
 def arrange(
-    records: Sequence[Record], planned: Sequence[PlannedCell] | None, ranking: Level, utility_bar: float
+    records: Sequence[Record], planned: Sequence[CellId] | None, ranking: Knowledge, utility_bar: float
 ) -> tuple[Grid, list[str]]:
     """The grid of a suite's records, and what is wrong with them as a whole.
 
-    Without a plan the places that should have a record are inferred from the records.
+    Without a plan the cells that should have a record are inferred from the records.
     """
     problems = []
-    wanted = None if planned is None else frozenset(Place(str(d), str(a), str(t), s) for d, a, t, s in planned)
-    ordered = sorted(records, key=lambda record: (_place(record), record.key))
+    wanted = None if planned is None else frozenset(planned)
+    ordered = sorted(records, key=lambda record: (CellId.of(record), record.key))
     ordered = [record for record in ordered if record.role != "yardstick"]
-    held = [record for record in ordered if wanted is None or _place(record) in wanted]
+    held = [record for record in ordered if wanted is None or CellId.of(record) in wanted]
     if len(held) < len(ordered):
         problems.append(f"{len(ordered) - len(held)} records outside the plan are left out")
-    found = {_place(record): record for record in held}
+    found = {CellId.of(record): record for record in held}
     expected = _implied(held) if wanted is None else wanted
-    faults = {place: "missing" for place in expected if place not in found}
-    faults |= {place: fault for place, record in found.items() if (fault := _fault(record))}
-    keys = {(_place(record), record.key) for record in held}
-    twice = [place for place, count in Counter(place for place, _ in keys).items() if count > 1]
-    faults |= dict.fromkeys(twice, "recorded twice, with different keys")
-    faults |= _mismatches(held)
-    strangers = unpaired(held)
-    faults |= {place: strangers[row] for place in found if (row := (place.defense, place.seed)) in strangers}
-    problems += [f"{defense}: {reason}" for (defense, _), reason in strangers.items()]
+    unlike = unpaired(held)
+    problems += [f"{defense}: {reason}" for (defense, _), reason in unlike.items()]
     metrics = {record.task for record in held if record.role == "utility"}
-    attacked = {place.task for place in expected if place.attack != NONE}
+    attacked = {cell.task for cell in expected if cell.attack != NONE}
     grid = Grid(
         records=found,
         expected=expected,
-        faults=faults,
+        faults=_faults(held, found, expected, unlike),
         attacks={record.attack: record for record in held},
         rows={record.defense: record.row for record in held},
         seeds={
-            defense: tuple(sorted({place.seed for place in expected if place.defense == defense}))
-            for defense in {place.defense for place in expected}
+            defense: tuple(sorted({cell.seed for cell in expected if cell.defense == defense}))
+            for defense in {cell.defense for cell in expected}
         },
-        tasks=tuple(sorted((attacked or {place.task for place in expected}) - metrics)),
+        tasks=tuple(sorted((attacked or {cell.task for cell in expected}) - metrics)),
         metrics=tuple(sorted(metrics)),
         ranking=ranking,
         utility_bar=utility_bar,
@@ -217,88 +217,51 @@ def arrange(
     return grid, problems
 
 
-def _place(record: Record) -> Place:
-    return Place(record.defense, record.attack, record.task, record.seed)
+def _faults(
+    records: Sequence[Record],
+    by_cell: Mapping[CellId, Record],
+    expected: frozenset[CellId],
+    unlike: Mapping[tuple[str, int], str],
+) -> dict[CellId, str]:
+    """Why a cell has no result that counts; `unlike` gives the defenses and seeds that are paired with another base."""
+    faults = {cell: "missing" for cell in expected if cell not in by_cell}
+    faults |= {cell: fault for cell, record in by_cell.items() if (fault := _fault(record))}
+    keys = {(CellId.of(record), record.key) for record in records}
+    twice = [cell for cell, count in Counter(cell for cell, _ in keys).items() if count > 1]
+    faults |= dict.fromkeys(twice, "recorded twice, with different keys") | _different_weights(records)
+    return faults | {cell: unlike[row] for cell in by_cell if (row := (cell.defense, cell.seed)) in unlike}
 
 
-def _mismatches(records: Sequence[Record]) -> dict[Place, str]:
-    """Cells of a row and seed that did not attack the same weights."""
+def _different_weights(records: Sequence[Record]) -> dict[CellId, str]:
+    """Cells of one row and seed that did not attack the same weights."""
     hashes: dict[tuple[str, int], set[str]] = {}
     used = [record for record in records if record.uses_release and record.release_sha256]
     for record in used:
         hashes.setdefault((record.defense, record.seed), set()).add(record.release_sha256)
     return {
-        _place(record): "cells of this row and seed attacked different weights"
+        CellId.of(record): "cells of this row and seed attacked different weights"
         for record in used
         if len(hashes[record.defense, record.seed]) > 1
     }
 
 
-def _implied(records: Sequence[Record]) -> frozenset[Place]:
-    """The places that records imply: every attack of a row, and of its reference, on all tasks and seeds.
+def _implied(records: Sequence[Record]) -> frozenset[CellId]:
+    """The cells that records imply: every attack of a row, and of its reference, on all tasks and seeds.
 
-    A row that lacks an attack which its reference withstood would look the stronger for it.
+    Otherwise a row would look stronger for lacking an attack that its reference was given.
     """
-    places = {_place(record) for record in records}
-    training = [record for record in records if record.role == "ranked"]
-    tasks = {record.task for record in training}
+    cells = {CellId.of(record) for record in records}
+    attacked = [record for record in records if record.role == "ranked"]
+    tasks = {record.task for record in attacked}
     metrics = {record.task for record in records} - tasks
-    shared = {(one.defense, one.attack) for one in training if one.uses_release and "secret" not in one.knowledge}
+    shared = {(one.defense, one.attack) for one in attacked if one.uses_release and "secret" not in one.knowledge}
     for defense, reference in {(record.defense, record.row.reference) for record in records}:
-        seeds = {place.seed for place in places if place.defense == defense}
-        attacks = {record.attack for record in training if record.defense == defense}
+        seeds = {cell.seed for cell in cells if cell.defense == defense}
+        attacks = {record.attack for record in attacked if record.defense == defense}
         attacks |= {attack for owner, attack in shared if owner == reference}
-        places |= {Place(defense, attack, task, seed) for attack in attacks for task in tasks for seed in seeds}
-        places |= {Place(defense, NONE, task, seed) for task in metrics for seed in seeds}
-    return frozenset(places)
-
-
-# -------------------------------------------------------------------------------------------------- reading a record
-
-
-def mean_points(picks: Picks | None) -> dict[int, float]:
-    """A_d by seed: the test scores of the picked attacks, averaged over the tasks."""
-    return {
-        seed: statistics.fmean(points(final(record)) for record in picked) for seed, picked in (picks or {}).items()
-    }
-
-
-def points(measurement: Measurement) -> float:
-    """The metric times 100; negative where lower is better, so that more is always better."""
-    return in_points(measurement.value, measurement.higher_is_better)
-
-
-def in_points(value: float, higher_is_better: bool) -> float:
-    return 100 * value if higher_is_better else -100 * value
-
-
-def kept_share(released: Measurement, undefended: Measurement) -> float:
-    """Utility retention of one metric: (U_d - floor) / (U_none - floor), the same either way up.
-
-    Where lower is better this is (floor - U_d) / (floor - U_none), as DESIGN writes it for bits per token.
-    """
-    return (released.value - undefended.floor) / (undefended.value - undefended.floor)
-
-
-def preference(record: Record) -> tuple[float, float, float, str]:
-    """Sort key of the picked attack: validation score, then validation loss, then fewer steps; never the test score."""
-    if record.validation is None:
-        return (-math.inf, -math.inf, -math.inf, record.attack)
-    loss = record.validation.loss
-    steps = record.picked.step if record.picked else math.inf
-    finite = loss is not None and math.isfinite(loss)
-    return (points(record.validation), -loss if finite and loss is not None else -math.inf, -steps, record.attack)
-
-
-def final(record: Record) -> Measurement:
-    """The test score that counts; attack `none` may have measured it only once."""
-    found = record.attacked or record.unattacked
-    assert found is not None  # _fault has looked
-    return found
-
-
-def _finite(measurement: Measurement | None) -> bool:
-    return measurement is not None and math.isfinite(measurement.value)
+        cells |= {CellId(defense, attack, task, seed) for attack in attacks for task in tasks for seed in seeds}
+        cells |= {CellId(defense, NONE, task, seed) for task in metrics for seed in seeds}
+    return frozenset(cells)
 
 
 def _fault(record: Record) -> str | None:
@@ -312,3 +275,7 @@ def _fault(record: Record) -> str | None:
     if not _finite(record.validation):
         return "no validation score"
     return None if _finite(record.attacked) else "no test score"
+
+
+def _finite(measurement: Measurement | None) -> bool:
+    return measurement is not None and math.isfinite(measurement.value)

@@ -1,6 +1,6 @@
 """Intervals, differences, corrections and ranks: pure functions on a few numbers, one for each base seed.
 
-Intervals are Student's and Welch's, not bootstrapped: over three seeds a bootstrap covers 70–80 % where it says 95.
+Intervals are Student's and Welch's. A bootstrap over three seeds would cover 70–80 % where it should cover 95 %.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 CONFIDENCE = 0.95
 RANKED_SEEDS, PRELIMINARY_SEEDS = 5, 3
-"""Base seeds that a rank takes, and a preliminary one; with fewer than three nothing is judged."""
+"""Base seeds needed for a rank, and for a preliminary rank; with fewer nothing is judged."""
 
 
 @dataclass(frozen=True)
@@ -37,11 +37,11 @@ def mean(values: Sequence[float]) -> Interval:
 def difference(first: Sequence[float], second: Sequence[float]) -> Interval:
     """Mean of `first - second`, paired by seed: the wider of the paired t interval and Welch's (Welch 1947).
 
-    Welch: se² = a + b with a = s₁²/n, b = s₂²/n and df = (a + b)² (n - 1) / (a² + b²). It guards
-    against few seeds that happen to move together.
+    Welch: se² = a + b with a = s₁²/n, b = s₂²/n and df = (a + b)² (n - 1) / (a² + b²). It protects against a few seeds
+    that happen to move together.
     """
     count = len(first)
-    # rounded, or else seeds that all agree could differ by one same float error and prove anything
+    # Rounded: otherwise one float error, the same at every seed, would pass for a certain difference.
     gaps = [round(one - other, 9) for one, other in zip(first, second, strict=True)]
     paired = mean(gaps)
     if count < 2 or not any(gaps):
@@ -58,8 +58,8 @@ def ratio(first: Sequence[float], second: Sequence[float]) -> Interval | None:
 
     It holds every θ at which a paired t test cannot tell the mean of first - θ · second from zero. With a, b the means
     and s the variances and covariance over t² / n, its ends are the roots of
-    (b² - s_bb) θ² - 2 (ab - s_ab) θ + a² - s_aa = 0. None where `second` cannot be told from zero, for then the ends
-    bound nothing. (A mean of quotients would follow the seed whose divisor happens to be nearest to zero.)
+    (b² - s_bb) θ² - 2 (ab - s_ab) θ + a² - s_aa = 0. None where `second` cannot be told from zero, since the interval
+    has no ends then. (A mean of quotients would follow the seed whose divisor happens to be nearest to zero.)
     """
     count = len(first)
     below = mean(second)
@@ -80,9 +80,9 @@ def ratio(first: Sequence[float], second: Sequence[float]) -> Interval | None:
 def weakest(differences: Sequence[Interval]) -> Interval:
     """The smallest of several differences: an intersection-union test (Berger 1982).
 
-    "Better than the best control" has to be better than each: the lower bound is the lowest and p the largest, which
-    keeps the error rate although the best control is chosen on the same data.
-    Excess suppression is that of A_c - A_d over controls c, the reference (S = 0) among them: S_d - max_c S_c.
+    A row that is better than the best control is better than each of them. So the lower bound is the lowest and p the
+    largest, which keeps the error rate although the best control is chosen on the same data. Excess suppression is the
+    smallest A_c - A_d over the controls c, where A is an attacked score; the reference is one of them.
     """
     least = min(differences, key=lambda one: one.value)
     return replace(
@@ -108,10 +108,10 @@ def beats_zero(adjusted_p: float) -> bool:
 
 
 def shared_ranks(rows: Sequence[Mapping[int, float]]) -> list[int]:
-    """Ranks of rows given best first, each by seed; a rank begins only where all below are told apart from all above.
+    """Ranks of rows, given best first and by seed. Rows that cannot be told apart share a rank.
 
-    Two rows are told apart where the interval of their paired difference leaves out zero. That relation has chains, so
-    rows that cannot be told apart always share a rank, also by way of a third.
+    Two rows are told apart where the interval of their paired difference leaves out zero. A new rank begins only where
+    every row above is told apart from every row below; so two rows also share a rank by way of a third.
     """
     ranks: list[int] = []
     for index in range(len(rows)):
@@ -126,7 +126,7 @@ def _told_apart(first: Mapping[int, float], second: Mapping[int, float]) -> bool
 
 
 def student(value: float, error: float, freedom: float, count: int) -> Interval:
-    """Student's t interval of an estimate with this standard error, and the one-sided p of its being above zero."""
+    """Student's t interval of an estimate with this standard error; p is one-sided, against zero or less."""
     if error == 0:
         return Interval(value, value, value, count, 0.0 if value > 0 else 1.0)
     from scipy.special import stdtr, stdtrit  # two thirds of this module's import time
@@ -136,11 +136,13 @@ def student(value: float, error: float, freedom: float, count: int) -> Interval:
 
 
 def gap_by_seed(first: Mapping[int, float], second: Mapping[int, float]) -> Interval | None:
+    """`difference` over the seeds that both have; None where they share none."""
     seeds = sorted(first.keys() & second.keys())
     return difference([first[seed] for seed in seeds], [second[seed] for seed in seeds]) if seeds else None
 
 
 def mean_by_seed(by_seed: Mapping[int, float]) -> Interval | None:
+    """`mean` over the seeds; None without any."""
     return mean([by_seed[seed] for seed in sorted(by_seed)]) if by_seed else None
 
 

@@ -1,4 +1,4 @@
-"""Every attack on a row by itself: what it gains, the recipe that was picked, what it cost, and what became of it."""
+"""Every attack on a row by itself: what it gains, the recipe that was picked, what it cost, and which cells failed."""
 
 from __future__ import annotations
 
@@ -9,18 +9,19 @@ from dataclasses import dataclass
 
 from nftbench.contract import Cost
 from nftbench.records.record import Record
-from nftbench.scoring.grid import NONE, Grid, Level, mean_points
+from nftbench.scoring.grid import NONE, Attacks, Grid
 from nftbench.scoring.intervals import Interval, average_by_seed, gap_by_seed, mean_by_seed
+from nftbench.scoring.points import mean_points
 from nftbench.terms import Adaptation
 
 
 @dataclass(frozen=True)
 class AttackRow:
-    """One attack on one row: means over the tasks and base seeds, of the recipe and the costs the middle ones."""
+    """One attack on one row: scores are means over tasks and base seeds, recipe and costs are medians."""
 
     attack: str
     knowledge: tuple[str, ...] | None
-    """None for an attack without a record: what it knows stands in its records."""
+    """None for an attack without a record, since only records say what it knows."""
     adaptation: Adaptation
     against: tuple[str, ...]
     uses_release: bool
@@ -28,44 +29,48 @@ class AttackRow:
     """Its knowledge lies within the ranking level, if that is known."""
     cells: int
     failed: int
-    """Of these, those without a result."""
+    """Cells without a result."""
     faults: tuple[str, ...]
-    """What became of those, as `2 × nonfinite (…)`."""
+    """Why those have none, as `2 × nonfinite (…)`."""
     attacked: Interval | None
     gain: Interval | None
     gains: Mapping[str, float]
     """By task: means over base seeds."""
     learning_rate: float | None
-    """Picked most often over tasks and seeds; None for an attack that has none, or where not training is best."""
+    """The one picked most often over tasks and seeds; None if the attack has none, or if not training is best."""
     step: float | None
-    """Median of the picked ones."""
+    """Of the picked point."""
     steps: float | None
     flops: float | None
     """None where the steps of the attack are not counted in FLOPs."""
     seconds: float | None
     memory: float | None
-    """Bytes. Medians over tasks and seeds of all that one task's attacker spends: preparation, sweep and restarts."""
+    """Bytes. Costs are of everything that the attacker of one task spends: preparation, sweep and restarts."""
     preparation: float | None
     """The share of `seconds` before the sweep."""
 
 
-def catalogue(grid: Grid, defense: str, tasks: Sequence[str]) -> tuple[AttackRow, ...]:
-    """Every attack that was planned on this row, or for everyone; the strongest of them first."""
-    attacks = (grid.on(defense) | (grid.on(grid.rows[defense].reference) & grid.ignoring())) - {NONE}
+def per_attack(grid: Grid, defense: str, tasks: Sequence[str]) -> tuple[AttackRow, ...]:
+    """Every attack that was planned on this row, or once for all rows; the strongest first."""
+    shared = grid.attacks_on(grid.rows[defense].reference) & grid.ignoring_release()
     counting = grid.within(grid.ranking)
-    rows = [_row(grid, defense, attack, tasks, counting) for attack in sorted(attacks)]
+    rows = [
+        _row(grid, defense, attack, tasks, counting) for attack in sorted((grid.attacks_on(defense) | shared) - {NONE})
+    ]
     return tuple(sorted(rows, key=lambda row: -row.attacked.value if row.attacked else float("inf")))
 
 
-def _row(grid: Grid, defense: str, attack: str, tasks: Sequence[str], counting: Level) -> AttackRow:
+def _row(grid: Grid, defense: str, attack: str, tasks: Sequence[str], counting: Attacks) -> AttackRow:
     units = [(task, seed) for task in tasks for seed in grid.seeds[defense]]
-    places = [place for unit in units if (place := grid.place(defense, attack, *unit)) in grid.expected]
-    on = [task for task in tasks if any(place.task == task for place in places)]
+    cells = [cell for unit in units if (cell := grid.cell(defense, attack, *unit)) in grid.expected]
+    planned = [task for task in tasks if any(cell.task == task for cell in cells)]
     known, alone = grid.attacks.get(attack), frozenset({attack})
-    scores, zero = (mean_points(grid.picks(defense, on, tried)) for tried in (alone, frozenset({NONE})))
-    gains = {task: _gain(grid, defense, task, attack) for task in on}
-    faults = Counter(grid.faults[place] for place in places if place in grid.faults)
-    found = [grid.records[place] for place in places if place not in grid.faults]
+    scores, unattacked = (
+        mean_points(grid.best_attacks(defense, planned, tried)) for tried in (alone, frozenset({NONE}))
+    )
+    gains = {task: _gain(grid, defense, task, attack) for task in planned}
+    faults = Counter(grid.faults[cell] for cell in cells if cell in grid.faults)
+    found = [grid.records[cell] for cell in cells if cell not in grid.faults]
     costs = [record.cost for record in found if record.cost is not None]
     return AttackRow(
         attack=attack,
@@ -74,11 +79,11 @@ def _row(grid: Grid, defense: str, attack: str, tasks: Sequence[str], counting: 
         against=tuple(known.against) if known else (),
         uses_release=known is None or known.uses_release,
         counts=attack in counting,
-        cells=len(places),
+        cells=len(cells),
         failed=faults.total(),
         faults=tuple(f"{count} × {fault}" for fault, count in sorted(faults.items())),
         attacked=mean_by_seed(scores),
-        gain=gap_by_seed(scores, zero),
+        gain=gap_by_seed(scores, unattacked),
         gains={task: gain for task, gain in gains.items() if gain is not None},
         learning_rate=_picked_rate(found),
         step=_median(record.picked.step for record in found if record.picked),
@@ -91,12 +96,12 @@ def _row(grid: Grid, defense: str, attack: str, tasks: Sequence[str], counting: 
 
 
 def _gain(grid: Grid, defense: str, task: str, attack: str) -> float | None:
-    scores, zero = (grid.scores(defense, task, frozenset({tried})) for tried in (attack, NONE))
-    return average_by_seed({seed: scores[seed] - zero[seed] for seed in scores.keys() & zero.keys()})
+    scores, unattacked = (grid.scores(defense, task, frozenset({tried})) for tried in (attack, NONE))
+    return average_by_seed({seed: scores[seed] - unattacked[seed] for seed in scores.keys() & unattacked.keys()})
 
 
 def counted(cost: Cost) -> bool:
-    """Whether what it took was counted in FLOPs; prompting takes no step, and time."""
+    """Whether what it took was counted in FLOPs. Prompting, which takes time and no steps, is not."""
     return cost.step_flops > 0 or cost.seconds == 0
 
 
@@ -111,7 +116,7 @@ def _preparing(cost: Cost) -> float | None:
 
 
 def _picked_rate(records: Sequence[Record]) -> float | None:
-    """Between rates that are picked as often the lowest."""
+    """The rate picked most often; of several the lowest."""
     rates = Counter(record.picked.learning_rate for record in records if record.picked and record.picked.learning_rate)
     return max(sorted(rates), key=rates.__getitem__) if rates else None
 

@@ -15,8 +15,8 @@ from nftbench.calibration import attacks
 from nftbench.calibration.proof import Run
 from nftbench.cli import main
 from nftbench.errors import NftbenchError
-from nftbench.records.record import Record
-from nftbench.scoring.score import score
+from nftbench.records.record import CellId, Record
+from nftbench.scoring import score
 from nftbench.testing import tiny_suite
 from tests.factories import TASKS, record, suite
 
@@ -36,7 +36,7 @@ def records() -> list[Record]:
 
 
 def run_of(found: list[Record]) -> Run:
-    planned = tuple((one.defense, one.attack, one.task, one.seed) for one in found)
+    planned = tuple(CellId.of(one) for one in found)
     return Run(tiny_suite(defenses=["none", "early_stop", "pmp"], ranking=[]), planned, tuple(found))
 
 
@@ -48,8 +48,8 @@ def test_leaving_out_is_running_without() -> None:
         board = score(rest, utility_bar=0.95, ranking=frozenset())
         for one in board.scores:
             change = changes[attack, one.defense]
-            assert change["suppression"][1] == (one.suppression.value if one.suppression else None)
-            assert change["verdict"][1] == one.verdict
+            assert change["suppression"][1] == (taken.value if (taken := one.resistance.suppression) else None)
+            assert change["verdict"][1] == one.claim.verdict
     pmp = changes["lora", "pmp"]
     # full: 82 - 52 = 30 on both tasks; with lora topic ends at 79, 3 below, so the mean is 16.5
     assert pmp["suppression"] == pytest.approx((16.5, 30.0))

@@ -12,7 +12,7 @@ import pytest
 from nftbench.calibration import dose
 from nftbench.calibration.proof import Finding, Run
 from nftbench.planning.plan import plan
-from nftbench.records.record import Record
+from nftbench.records.record import CellId, Record
 from nftbench.testing import tiny_suite
 from tests.factories import scratch, sweep
 
@@ -28,7 +28,7 @@ def judged(doses: Mapping[float, tuple[float, float]]) -> Finding:
     for fraction, (taken, utility) in doses.items():
         ends = [end - taken + error for end, error in zip(SEEDS, noise, strict=True)]
         records += sweep(dose.spec(fraction), ends, utility=utility)
-    planned = [(one.defense, one.attack, one.task, one.seed) for one in records]
+    planned = [CellId.of(one) for one in records]
     return dose.judge(SUITE, Run(dose.derive(SUITE, (), ()), tuple(planned), tuple(records)))
 
 
@@ -74,7 +74,7 @@ def test_a_missing_dose_is_said() -> None:
     del doses[0.3]
     records = sweep("none", SEEDS)
     derived = dose.derive(SUITE, (), ())
-    planned = [(row, "none", "pairs", seed) for row in derived.defenses for seed in range(3)]
+    planned = [CellId(row, "none", "pairs", seed) for row in derived.defenses for seed in range(3)]
     (failure,) = dose.judge(SUITE, Run(derived, tuple(planned), tuple(records))).failures
     assert failure.startswith("27 of 30 cells have no result")
 

@@ -17,7 +17,7 @@ from nftbench.calibration import null
 from nftbench.calibration.proof import Run
 from nftbench.cli import main
 from nftbench.planning.plan import plan
-from nftbench.records.record import Record
+from nftbench.records.record import CellId, Record
 from nftbench.records.store import Store
 from nftbench.scoring.intervals import difference
 from nftbench.suites.schema import Suite
@@ -50,7 +50,7 @@ def records_of(pairs: Pairs, utility: float = 0.75) -> list[Record]:
 
 
 def run_of(records: list[Record]) -> Run:
-    planned = [(one.defense, one.attack, one.task, one.seed) for one in records]
+    planned = [CellId.of(one) for one in records]
     suite = tiny_suite(name="tiny-null", seeds=sorted({one.seed for one in records}), ranking=[])
     return Run(suite, tuple(planned), tuple(records))
 
@@ -181,9 +181,9 @@ def test_leaderboards_see_what_the_rates_see() -> None:
     board = null.score(null._disguised(run, sides), utility_bar=0.95, ranking=frozenset())
     fake = next(one for one in board.scores if one.defense == "fake")
     gaps = [one - other for one, other in pairs.values()]
-    assert fake.excess is not None
-    assert fake.excess.value == pytest.approx(np.mean(gaps))
-    assert (fake.standing, fake.verdict, fake.controls) == ("ranked", "holds", ("none", "control"))
+    assert fake.excess.interval is not None
+    assert fake.excess.interval.value == pytest.approx(np.mean(gaps))
+    assert (fake.standing.group, fake.claim.verdict, fake.excess.controls) == ("ranked", "holds", ("none", "control"))
 
 
 def test_a_benchmark_that_takes_models_for_defenses_fails(quick: None, monkeypatch: pytest.MonkeyPatch) -> None:

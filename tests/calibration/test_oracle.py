@@ -18,7 +18,7 @@ from nftbench.models import networks as models
 from nftbench.models.networks import untrained
 from nftbench.planning import registry
 from nftbench.planning.plan import plan
-from nftbench.records.record import Record
+from nftbench.records.record import CellId, Record
 from nftbench.records.store import Store
 from nftbench.running.owner import make_base
 from nftbench.running.releases import make_release
@@ -139,7 +139,7 @@ def judged(taken: dict[str, float], utility: float = 0.75, control: float = 0.02
     records: list[Record] = [*sweep("none", SEEDS), *scratch([0.4] * 3), *sweep("early_stop", ends(control))]
     for name, by in taken.items():
         records += sweep(name, ends(by), utility=utility, claim=Claim(), **claims)
-    planned = tuple((one.defense, one.attack, one.task, one.seed) for one in records)
+    planned = tuple(CellId.of(one) for one in records)
     suite = tiny_suite(name="tiny-oracle", defenses=["none", "early_stop", *taken], seeds=[0, 1, 2], ranking=[])
     return oracle.judge(tiny_suite(), Run(suite, planned, tuple(records)))
 

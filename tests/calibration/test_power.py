@@ -12,6 +12,7 @@ from nftbench.calibration import power
 from nftbench.calibration.proof import Run
 from nftbench.contract import Claim
 from nftbench.errors import NftbenchError
+from nftbench.records.record import CellId
 from nftbench.scoring.intervals import difference
 from nftbench.testing import tiny_suite
 from tests.factories import record, scratch, sweep
@@ -70,7 +71,7 @@ def runs(count: int = 4) -> tuple[Run, Run]:
         graded += sweep(name, changed, claim=Claim())
     made = []
     for name, records, rows in (("null", null, ["none", "twin"]), ("oracle", graded, ["none", "weak", "strong"])):
-        planned = tuple((one.defense, one.attack, one.task, one.seed) for one in records)
+        planned = tuple(CellId.of(one) for one in records)
         suite = tiny_suite(name=f"tiny-{name}", defenses=rows, seeds=list(range(count)), ranking=[])
         made.append(Run(suite, planned, tuple(records)))
     return made[0], made[1]
@@ -121,7 +122,7 @@ def test_a_grade_that_does_not_vary_is_left_out() -> None:
         if one.attacked is not None
     ]
     flat = [one for one in flat if one.defense != "early_stop"]
-    planned = tuple((one.defense, one.attack, one.task, one.seed) for one in flat)
+    planned = tuple(CellId.of(one) for one in flat)
     found = power.judge([null, replace(graded, records=tuple(flat), planned=planned)])
     assert found.notes == ("left out, for its difference from the control does not vary: strong",)
     assert [one["source"] for one in found.numbers["spreads"]] == ["two undefended models", "weak"]
@@ -129,7 +130,7 @@ def test_a_grade_that_does_not_vary_is_left_out() -> None:
 
 def test_a_missing_cell_is_said() -> None:
     null, graded = runs()
-    lost = replace(null, planned=(*null.planned, ("none", "lora", "topic", 0)))
+    lost = replace(null, planned=(*null.planned, CellId("none", "lora", "topic", 0)))
     (failure,) = power.judge([lost, graded]).failures
     assert "none × lora on topic, seed 0" in failure
     assert record("none", "lora", "topic", 0, 0.5).status == "ok"

@@ -9,7 +9,7 @@ import pytest
 from nftbench.calibration import shams
 from nftbench.calibration.proof import Finding, Run
 from nftbench.errors import NftbenchError
-from nftbench.records.record import Record
+from nftbench.records.record import CellId, Record
 from nftbench.testing import tiny_suite
 from tests.factories import record, sweep
 
@@ -32,7 +32,7 @@ def with_attacks(name: str, full: float, rebalance: float, utility: float = 0.75
 def judged(*rows: list[Record]) -> Finding:
     undefended = [*with_attacks("none", 0.0, 0.01), *with_attacks("early_stop", 0.02, 0.02)]
     records = [*undefended, *(one for records in rows for one in records)]
-    planned = tuple((one.defense, one.attack, one.task, one.seed) for one in records)
+    planned = tuple(CellId.of(one) for one in records)
     derived = tiny_suite(name="tiny-shams", seeds=[0, 1, 2], tasks=["topic"], ranking=["method"])
     return shams.judge(SUITE, Run(derived, planned, tuple(records)))
 
@@ -86,7 +86,7 @@ def test_an_attack_with_a_failed_cell_breaks_nothing() -> None:
     records = [one for one in records if (one.attack, one.seed) != ("rebalance", 1)]
     planned = with_attacks("loud", 0.4, 0.0)
     undefended = [*with_attacks("none", 0.0, 0.01), *with_attacks("early_stop", 0.02, 0.02)]
-    cells = tuple((one.defense, one.attack, one.task, one.seed) for one in [*undefended, *planned])
+    cells = tuple(CellId.of(one) for one in [*undefended, *planned])
     derived = tiny_suite(name="tiny-shams", seeds=[0, 1, 2], tasks=["topic"], ranking=["method"])
     found = shams.judge(SUITE, Run(derived, cells, (*undefended, *records)))
     (sham,) = found.numbers["shams"]

@@ -9,7 +9,7 @@ from nftbench.calibration import spread
 from nftbench.calibration.proof import Run
 from nftbench.contract import Point
 from nftbench.errors import NftbenchError
-from nftbench.records.record import Record
+from nftbench.records.record import CellId, Record
 from nftbench.testing import tiny_suite
 from tests.factories import record
 
@@ -31,7 +31,7 @@ def run_of(seeds: int = 3) -> Run:
             found.append(record(row, "none", task, seed, 0.3))
             found.append(record(row, "full", task, seed, end, restarts=restarts(seed, row)))
             found.append(record(row, "head", task, seed, end - 0.1, restarts=()))
-    planned = tuple((one.defense, one.attack, one.task, one.seed) for one in found)
+    planned = tuple(CellId.of(one) for one in found)
     return Run(tiny_suite(ranking=[]), planned, tuple(found))
 
 

@@ -14,7 +14,7 @@ from nftbench.planning.plan import Job
 from nftbench.records.record import Cell, Record
 from nftbench.records.spec import Spec
 from nftbench.running.executors import Event
-from nftbench.scoring.score import Leaderboard
+from nftbench.scoring import Leaderboard
 from tests import factories
 
 

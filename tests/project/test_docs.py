@@ -15,11 +15,10 @@ import typer
 
 from nftbench import suites
 from nftbench.calibration import null
-from nftbench.calibration.report import interval as two_decimals
 from nftbench.cli import app
 from nftbench.contract import AttackerContext, Inspection, OwnerContext, TaskContext
 from nftbench.planning import registry
-from nftbench.report import tables
+from nftbench.scoring import flags, table
 from nftbench.scoring.intervals import Interval
 from nftbench.testing import check_attack, check_defense, check_task, check_yardstick
 from tests import reference
@@ -80,8 +79,7 @@ def test_every_table_made_from_the_code_stands_on_one_page() -> None:
 
 
 def test_every_flag_is_named_with_its_severity() -> None:
-    source = read("nftbench/scoring/flags.py")
-    raised = dict(re.findall(r'Flag\(\s*"(\w+)", "(\w+)', source))
+    raised = {check.name: check.severity for check in flags.CHECKS if "defense" in check.kinds}
     rows = dict(re.findall(r"^\| `(\w+)` \| (unrank|warn|note) \|", read("docs/protocol.md"), re.MULTILINE))
     assert rows == raised
 
@@ -225,7 +223,7 @@ def published(path: str) -> Any:
 
 
 def interval(value: dict[str, Any] | None, scale: float = 1) -> str:
-    return tables.interval(Interval(**value) if value else None, scale)
+    return table.interval(Interval(**value) if value else None, scale)
 
 
 @pytest.mark.parametrize(("heading", "suite"), [("Two commands", "small"), ("The ranking", "standard")])
@@ -244,7 +242,7 @@ def test_the_table_of_fakes_is_that_of_the_null() -> None:
     made = []
     for one in published("small-null/null.json")["rates"]:
         low, value, high = (100 * one["interval"][key] for key in ("low", "value", "high"))
-        rate = two_decimals(Interval(value, low, high))
+        rate = table.interval(Interval(value, low, high), digits=2)
         made.append([one["design"], f"{one['seeds']}", rate, f"{100 * null.BOUNDS[one['seeds']]:g}"])
     assert rows(read("docs/validity.md"), "Null: two undefended models") == made
 

@@ -11,10 +11,11 @@ import yaml
 
 from nftbench import suites
 from nftbench.planning.plan import plan
+from nftbench.records.record import CellId
 from nftbench.records.store import Store
 from nftbench.running import executors
 from nftbench.running.workspace import Workspace
-from nftbench.scoring.score import Leaderboard, score
+from nftbench.scoring import Leaderboard, score
 from nftbench.testing import tiny_suite
 
 DEFENSES = ["none", "early_stop", "noise", "random_mask", "pmp[discovery_steps=4]"]
@@ -44,7 +45,7 @@ def whole_run(folder: Path, cache: Path, **changes: Any) -> tuple[Workspace, Lea
 def board(workspace: Workspace) -> Leaderboard:
     manifest = workspace.store.manifest()
     suite = suites.parse(manifest["suite"])
-    cells = [(defense, attack, task, seed) for defense, attack, task, seed, _ in manifest["cells"]]
+    cells = [CellId(defense, attack, task, seed) for defense, attack, task, seed, _ in manifest["cells"]]
     records = list(workspace.store.records().values())
     return score(records, utility_bar=suite.utility_bar, ranking=suite.ranking, planned=cells)
 
@@ -63,20 +64,20 @@ def test_every_row_is_scored(finished: tuple[Workspace, Leaderboard]) -> None:
     assert len(workspace.store.records()) == len(workspace.plan.cells)
     for row in rows.values():
         assert row.incomplete == ()
-        assert row.retention is not None
-        assert row.attacked is not None
-        assert row.suppression is not None
+        assert row.utility.retention is not None
+        assert row.resistance.attacked is not None
+        assert row.resistance.suppression is not None
     assert rows["none"].kind == "reference"
-    assert rows["none"].suppression is not None
-    assert rows["none"].suppression.value == 0
+    assert rows["none"].resistance.suppression is not None
+    assert rows["none"].resistance.suppression.value == 0
     assert {rows[name].kind for name in ("early_stop", "noise")} == {"trivial"}
     for name in ("random_mask", "pmp[discovery_steps=4]"):
         assert rows[name].authorized_gain is not None
         assert rows["none"].authorized_gain is None
-        assert any("preliminary" in str(reason) or "seed" in str(reason) for reason in rows[name].reasons), rows[
-            name
-        ].reasons
-    assert not any(one.standing == "ranked" for one in found.scores), "two seeds rank nobody"
+        assert any("preliminary" in str(reason) or "seed" in str(reason) for reason in rows[name].standing.reasons), (
+            rows[name].standing.reasons
+        )
+    assert not any(one.standing.group == "ranked" for one in found.scores), "two seeds rank nobody"
 
 
 def test_the_leaderboard_agrees_with_the_records(finished: tuple[Workspace, Leaderboard]) -> None:
@@ -96,7 +97,7 @@ def test_the_leaderboard_agrees_with_the_records(finished: tuple[Workspace, Lead
     for row in found.scores:
         if row.defense != "none":
             by_seed = {seed: strongest("none", seed) - strongest(row.defense, seed) for seed in (0, 1)}
-            assert row.suppression_by_seed == pytest.approx(by_seed), row.defense
+            assert row.resistance.suppression_by_seed == pytest.approx(by_seed), row.defense
 
 
 def test_the_same_suite_twice_gives_the_same_bits(
@@ -123,7 +124,7 @@ def test_a_missing_or_failed_cell_leaves_the_row_incomplete(cache: Path, tmp_pat
     workspace.store.forget([record.key])
     rows = {one.defense: one for one in board(workspace).scores}
     assert rows["random_mask"].incomplete
-    assert rows["random_mask"].standing == "unranked"
+    assert rows["random_mask"].standing.group == "unranked"
     assert not rows["early_stop"].incomplete
 
 
@@ -160,9 +161,9 @@ def test_an_under_trained_model_is_not_ranked_as_a_defense(
     )
     lazy = next(one for one in found.scores if one.defense == "lazy")
     assert lazy.incomplete == ()
-    assert lazy.retention is not None
-    assert lazy.retention.value < 0.95
-    assert not lazy.clears_bar
-    assert lazy.standing == "unranked"
-    assert lazy.rank is None
-    assert any("utility" in reason for reason in lazy.reasons), lazy.reasons
+    assert lazy.utility.retention is not None
+    assert lazy.utility.retention.value < 0.95
+    assert not lazy.utility.clears_bar
+    assert lazy.standing.group == "unranked"
+    assert lazy.standing.rank is None
+    assert any("utility" in reason for reason in lazy.standing.reasons), lazy.standing.reasons

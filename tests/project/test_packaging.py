@@ -70,7 +70,7 @@ def test_imports_point_down() -> None:
     "statement",
     [
         "import nftbench",
-        "import nftbench.cli, nftbench.planning.plan, nftbench.scoring.score, nftbench.report.terminal",
+        "import nftbench.cli, nftbench.planning.plan, nftbench.scoring, nftbench.report.terminal",
         "from nftbench.planning import registry; [registry.available(kind) for kind in registry.KINDS]",
     ],
 )

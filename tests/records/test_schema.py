@@ -16,7 +16,7 @@ from nftbench.device import CPU
 from nftbench.planning.plan import Plan
 from nftbench.records.record import Record
 from nftbench.records.store import Store
-from nftbench.report import tables
+from nftbench.report import row_tables, tables
 from nftbench.running.provenance import collect
 from nftbench.testing import tiny_suite
 from tests import schema
@@ -98,9 +98,10 @@ def test_readme_names_every_key_of_the_manifest() -> None:
 
 def test_readme_names_every_column() -> None:
     board = scored([*suite(), *scratch([0.4] * 5)])
-    fixed = (tables.main, tables.unranked, tables.details, tables.headroom, tables.flags, tables.claims, tables.merging)
-    found = [*(table(board) for table in fixed), *tables.tasks(board), *tables.aware(board), *tables.recovered(board)]
-    found += [tables.healed(board), *(table(board.scores[0]) for table in (tables.attacks, tables.breaking))]
+    fixed = (tables.main, tables.unranked, tables.details, tables.headroom, tables.flags)
+    found = [*(table(board) for table in fixed), *tables.tasks(board)]
+    found += [table for one in board.side_tables for table in one.tables()]
+    found += [table(board.scores[0]) for table in (row_tables.attacks, row_tables.cost_to_break)]
     columns = {column for table in found for column in table.header} | {tables.levels(board).header[-1]}
     assert columns - {""} <= documented()
 

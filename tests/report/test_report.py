@@ -14,10 +14,11 @@ from rich.console import Console
 
 from nftbench import report
 from nftbench.contract import Claim
-from nftbench.records.record import Record
-from nftbench.report import markdown, tables, terminal
+from nftbench.records.record import CellId, Record
+from nftbench.report import json as json_file, latex as latex_file, page as pages, terminal
+from nftbench.scoring import Leaderboard
 from nftbench.scoring.intervals import Interval
-from nftbench.scoring.score import Leaderboard
+from nftbench.scoring.table import interval, number
 from tests.factories import COST, TASKS, curve, failed, record, scored, scratch, suite, sweep
 from tests.pages import rows
 
@@ -40,15 +41,15 @@ def board() -> Leaderboard:
 
 
 def test_numbers() -> None:
-    assert tables.interval(Interval(12.34, 8.06, 16.54, 5)) == "12.3 [8.1, 16.5]"
-    assert tables.interval(Interval(12.34)) == "12.3"
-    assert tables.interval(Interval(0.965, 0.951, 0.979, 5), 100) == "96.5 [95.1, 97.9]"
-    assert tables.interval(None) == "–"
-    assert tables.number(-0.04) == "0.0"
+    assert interval(Interval(12.34, 8.06, 16.54, 5)) == "12.3 [8.1, 16.5]"
+    assert interval(Interval(12.34)) == "12.3"
+    assert interval(Interval(0.965, 0.951, 0.979, 5), 100) == "96.5 [95.1, 97.9]"
+    assert interval(None) == "–"
+    assert number(-0.04) == "0.0"
 
 
 def test_page(board: Leaderboard) -> None:
-    page = markdown.page(board, COMMAND)
+    page = pages.leaderboard(board, COMMAND)
     ranking = rows(page, "Ranking")
     assert [row[:2] for row in ranking] == [["1", "pmp"], ["control", "early_stop"], ["ref", "none"]]
     assert ranking[0][2].startswith("20.0 [")
@@ -68,7 +69,7 @@ def test_page(board: Leaderboard) -> None:
 
 
 def test_without_scratch_nothing_is_said_to_be_known_of_headroom() -> None:
-    page = markdown.page(scored([one for one in suite() if one.attack != "scratch"]), COMMAND)
+    page = pages.leaderboard(scored([one for one in suite() if one.attack != "scratch"]), COMMAND)
     assert [row[-1] for row in rows(page, "Headroom")] == ["not known", "not known"]
     assert "training from scratch was not tried" in page.partition("## How to read it")[2]
     assert "always among the attacks" not in page
@@ -83,8 +84,8 @@ def test_levels_stand_beside_the_ranking_with_the_claim_and_who_was_written_agai
         ]
 
     records = [*suite(), *against("none", "diff", "base"), *against("pmp", "diff", "base"), *sweep("mask", (0.6,) * 5)]
-    planned = [(one.defense, one.attack, one.task, one.seed) for one in records]
-    page = markdown.page(scored(records, planned=planned), COMMAND)
+    planned = [CellId.of(one) for one in records]
+    page = pages.leaderboard(scored(records, planned=planned), COMMAND)
     header = page.partition("## Suppression by what the attacker knows\n\n")[2].splitlines()[0]
     assert header == "| defense | claim | method+data (ranking) | release alone | base | written against it |"
     found = {row[0]: row[1:] for row in rows(page, "Suppression by what the attacker knows")}
@@ -101,7 +102,7 @@ def test_a_control_that_lacks_cells_stands_once_and_says_so() -> None:
     records = suite()
     index = next(i for i, one in enumerate(records) if (one.defense, one.attack) == ("none", "full"))
     records[index] = failed(records[index])
-    page = markdown.page(scored(records), COMMAND)
+    page = pages.leaderboard(scored(records), COMMAND)
     assert [row[1] for row in rows(page, "Ranking")] == ["early_stop", "none"]
     assert all(row[-1].endswith("incomplete") for row in rows(page, "Ranking"))
     assert [row[0] for row in rows(page, "Not ranked")] == ["pmp"]
@@ -118,24 +119,24 @@ def test_commands_that_made_records_are_shown_where_they_are_not_the_last_one() 
     records = suite()
     mixed = [by(later, "2026-01-02", one) if one.attack == "full" else by(first, "2026-01-01", one) for one in records]
     board = scored(mixed)
-    assert list(board.commands) == [first, later]
-    assert sum(board.commands.values()) == len(records)
-    page = markdown.page(board, later)
+    assert list(board.origin.commands) == [first, later]
+    assert sum(board.origin.commands.values()) == len(records)
+    page = pages.leaderboard(board, later)
     assert page.partition("## The command\n\n")[2].splitlines() == [
         f"    {later}",
         "",
         "The records were made by",
         "",
-        f"    {board.commands[first]:6}  {first}",
-        f"    {board.commands[later]:6}  {later}",
+        f"    {board.origin.commands[first]:6}  {first}",
+        f"    {board.origin.commands[later]:6}  {later}",
     ]
-    assert "were made by" not in markdown.page(scored([by(first, "", one) for one in records]), first)
+    assert "were made by" not in pages.leaderboard(scored([by(first, "", one) for one in records]), first)
 
 
 def test_what_is_partial_says_so() -> None:
-    planned = [(one.defense, one.attack, one.task, one.seed) for one in suite()]
+    planned = [CellId.of(one) for one in suite()]
     board = scored([one for one in suite() if one.attack == "full"], planned=planned)
-    row = next(row for row in rows(markdown.page(board, COMMAND), "Not ranked") if row[0] == "pmp")
+    row = next(row for row in rows(pages.leaderboard(board, COMMAND), "Not ranked") if row[0] == "pmp")
     assert row[2].startswith("30.0 [")
     assert row[2].endswith("] (partial)")
     assert "partial: by full on pairs, topic alone" in row[-1]
@@ -143,25 +144,25 @@ def test_what_is_partial_says_so() -> None:
 
 def test_a_claim_about_attackers_who_have_nothing_else_reads_as_that() -> None:
     bare = [replace(one, row=replace(one.row, claim=Claim())) if one.defense == "pmp" else one for one in suite()]
-    assert rows(markdown.page(scored(bare), COMMAND), "Ranking")[0][8] == "holds (release alone)"
+    assert rows(pages.leaderboard(scored(bare), COMMAND), "Ranking")[0][8] == "holds (release alone)"
     wide = Claim(frozenset({"data", "method"}))
     told = [replace(one, row=replace(one.row, claim=wide)) if one.defense == "pmp" else one for one in suite()]
-    assert rows(markdown.page(scored(told), COMMAND), "Ranking")[0][8] == "untested (method+data)"
+    assert rows(pages.leaderboard(scored(told), COMMAND), "Ranking")[0][8] == "untested (method+data)"
 
 
 def test_text_of_plugins_is_escaped(board: Leaderboard) -> None:
     records = renamed(suite(), "pmp", "evil[text=a|b<script>\n`x`*]")
     records[-1] = failed(records[-1])
-    page = markdown.page(scored(records), "run\n\n# evil")
+    page = pages.leaderboard(scored(records), "run\n\n# evil")
     assert "evil[text=a\\|b&lt;script> \\`x\\`\\*]" in page
     assert "<script" not in page
     assert "    run # evil" in page
-    latex = tables.latex(scored(renamed(suite(), "pmp", "a_b&c%{d}\\[x=1]")))
+    latex = latex_file.text(scored(renamed(suite(), "pmp", "a_b&c%{d}\\[x=1]")))
     assert r"a\_b\&c\%\{d\}\textbackslash{}{[}x=1{]}" in latex
 
 
 def test_preliminary_ranks_are_in_brackets_and_shown_apart_from_ranks() -> None:
-    page = markdown.page(scored(suite(3)), COMMAND)
+    page = pages.leaderboard(scored(suite(3)), COMMAND)
     assert rows(page, "Ranking")[0][:2] == ["(1)", "pmp"]
 
 
@@ -217,6 +218,6 @@ def test_terminal(board: Leaderboard) -> None:
 
 
 def test_intervals_without_end_become_null() -> None:
-    content = json.loads(tables.json(scored(suite(1)), COMMAND))
+    content = json.loads(json_file.text(scored(suite(1)), COMMAND))
     assert content["scores"][0]["suppression"]["low"] is None
     assert math.isfinite(content["scores"][0]["suppression"]["value"])

@@ -8,9 +8,9 @@ from dataclasses import replace
 import pytest
 
 from nftbench.contract import Point, Protection
-from nftbench.records.record import Record
+from nftbench.records.record import CellId, Record
+from nftbench.scoring import Leaderboard, Score
 from nftbench.scoring.flags import Flag
-from nftbench.scoring.score import Leaderboard, Score
 from tests.factories import TASKS, curve, measurement, record, row, scored, scratch, suite, sweep
 
 
@@ -35,7 +35,7 @@ def adaptive() -> list[Record]:
 
 def test_a_clean_row_has_no_flag() -> None:
     assert raised(adaptive()) == {}
-    assert of(scored(adaptive())).standing == "ranked"
+    assert of(scored(adaptive())).standing.group == "ranked"
 
 
 def test_edge_unranks() -> None:
@@ -44,8 +44,8 @@ def test_edge_unranks() -> None:
     assert flag.severity == "unrank"
     assert "(0.03)" in flag.message
     assert "10 of 10 picked cells, first full on pairs, seed 0" in flag.message
-    assert of(scored(records)).standing == "unranked"
-    assert flag.message in of(scored(records)).reasons
+    assert of(scored(records)).standing.group == "unranked"
+    assert flag.message in of(scored(records)).standing.reasons
 
 
 def test_edge_of_the_reference_or_of_an_attack_that_was_not_picked_warns() -> None:
@@ -55,7 +55,7 @@ def test_edge_of_the_reference_or_of_an_attack_that_was_not_picked_warns() -> No
     ]
     board = scored([*adaptive(), *weak])
     assert [(flag.name, flag.severity) for flag in of(board).flags] == [("edge_elsewhere", "warn")]
-    assert of(board).standing == "ranked"
+    assert of(board).standing.group == "ranked"
 
 
 def test_the_owner_s_own_fine_tuning_is_no_attack_left_at_an_edge() -> None:
@@ -74,7 +74,7 @@ def test_utility_bar_unranks() -> None:
     flag = raised(records)["utility"]
     assert flag.severity == "unrank"
     assert flag.message == "keeps 90.0 % of base utility, its interval ends at 90.0 %, below the bar of 95 %"
-    assert of(scored(records)).rank is None
+    assert of(scored(records)).standing.rank is None
 
 
 def test_a_wide_interval_is_not_said_to_miss_the_bar() -> None:
@@ -103,7 +103,7 @@ def test_one_seed_is_not_said_to_miss_the_bar() -> None:
 def test_gradient_error_unranks(error: float | None, doubtful: bool) -> None:
     records = changed(adaptive(), "pmp", "none", protection=Protection(1000, 1.0, gradient_error=error))
     assert ("gradient" in raised(records)) == doubtful
-    assert of(scored(records)).verdict == ("untested" if doubtful else "holds")
+    assert of(scored(records)).claim.verdict == ("untested" if doubtful else "holds")
 
 
 def test_resistance_undone_by_another_optimizer_unranks() -> None:
@@ -135,7 +135,7 @@ def test_a_part_that_ends_above_the_whole_unranks(part: str) -> None:
     flag = raised(parts(0.72, 0.62))["part"]  # full ends at 0.82 and 0.52 on average
     assert flag.severity == "unrank"
     assert "ends 10.0 [" in flag.message
-    assert of(scored(parts(0.72, 0.62))).verdict == "untested"
+    assert of(scored(parts(0.72, 0.62))).claim.verdict == "untested"
     assert "part" not in raised(parts(0.72, 0.50))
     # a part that is ahead on the undefended model too says nothing of the defense
     assert "part" not in raised(parts(0.92, 0.62))
@@ -162,7 +162,7 @@ def test_an_attack_of_which_only_the_head_stayed_finite_unranks() -> None:
     records = changed(adaptive(), "pmp", "full", retried="head")
     flag = raised(records)["head_alone"]
     assert (flag.severity, "10 of 10 picked cells" in flag.message) == ("unrank", True)
-    assert of(scored(records)).verdict == "untested"
+    assert of(scored(records)).claim.verdict == "untested"
     assert "head_alone" not in raised(changed(adaptive(), "none", "full", retried="head"), "none")
 
 
@@ -183,10 +183,10 @@ def test_a_claim_tested_by_weak_attacks_cannot_hold_though_the_ranking_picked_be
         for seed in range(5)
     ]
     sound = scored([*adaptive(), *heal])
-    assert (of(sound).verdict, [flag.name for flag in of(sound).flags]) == ("holds", [])
+    assert (of(sound).claim.verdict, [flag.name for flag in of(sound).flags]) == ("holds", [])
     weak = scored([*changed(adaptive(), "pmp", "full", **weakness), *heal])
-    assert of(weak).verdict == "untested"
-    assert of(weak).standing == "ranked"
+    assert of(weak).claim.verdict == "untested"
+    assert of(weak).standing.group == "ranked"
     flag = next(flag for flag in of(weak).flags if flag.name == "claim")
     assert (flag.severity, "in 10 cells" in flag.message) == ("warn", True)
 
@@ -227,7 +227,7 @@ def test_no_effect_beyond_the_trivial_defenses() -> None:
     assert flag.severity == "note"
     assert flag.message.startswith("no effect beyond the trivial defenses: 0.0 [")
     assert flag.message.endswith("points beyond early_stop")
-    assert of(scored(records)).standing == "ranked"  # listed, with its rank
+    assert of(scored(records)).standing.group == "ranked"  # listed, with its rank
 
 
 def test_without_trivial_defenses_no_effect_is_none_beyond_the_undefended() -> None:
@@ -257,7 +257,7 @@ def test_changed_configuration_is_noted() -> None:
 def test_a_tokenizer_that_reads_otherwise_unranks() -> None:
     records = changed(adaptive(), "pmp", "none", protection=Protection(1000, 1.0, tokenizer_changed=True))
     assert raised(records)["tokenizer"].severity == "unrank"
-    assert of(scored(records)).standing == "unranked"
+    assert of(scored(records)).standing.group == "unranked"
     twin = [
         replace(one, defense="twin", row=row("twin", reference="twin", claim=None))
         for one in suite()
@@ -269,13 +269,13 @@ def test_a_tokenizer_that_reads_otherwise_unranks() -> None:
 
 def test_attacks_that_only_the_reference_withstood_are_named() -> None:
     records = [*adaptive(), *(record("none", "lora", task, seed, 0.8) for task in TASKS for seed in range(5))]
-    planned = [(one.defense, one.attack, one.task, one.seed) for one in records]
+    planned = [CellId.of(one) for one in records]
     flags = {flag.name: flag for flag in of(scored(records, planned=planned)).flags}
     assert flags["skipped"].message.startswith("not attacked by lora, which its reference was")
 
 
 def test_an_attack_that_has_not_run_was_not_skipped() -> None:
     """Scratch is planned under the reference alone; that it ignores the release, its records say."""
-    planned = [(one.defense, one.attack, one.task, one.seed) for one in adaptive()]
+    planned = [CellId.of(one) for one in adaptive()]
     left = [one for one in adaptive() if one.attack != "scratch"]
     assert "skipped" not in {flag.name for flag in of(scored(left, planned=planned)).flags}

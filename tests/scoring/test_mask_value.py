@@ -10,8 +10,8 @@ import pytest
 from scipy import stats
 
 from nftbench.records.record import Record
-from nftbench.report import markdown, tables
-from nftbench.scoring.side_tables.mask_value import RecoveredRow
+from nftbench.report import page
+from nftbench.scoring.side_tables.mask_value import MaskRow, MaskValue
 from tests.factories import TASKS, failed, record, scored, scratch, sweep
 
 SEEDS = 5
@@ -46,8 +46,8 @@ def rows_of(*more: list[Record], undefended: float = 0.8) -> list[Record]:
     return [one for records in (base, *more) for one in records]
 
 
-def table(*more: list[Record]) -> dict[str, RecoveredRow]:
-    return {row.attack: row for row in scored(rows_of(*more)).recovered}
+def table(*more: list[Record]) -> dict[str, MaskRow]:
+    return {row.attack: row for row in scored(rows_of(*more)).side_table(MaskValue).rows}
 
 
 def test_metrics_are_means_over_seeds_beside_what_knows_nothing() -> None:
@@ -133,7 +133,7 @@ def test_without_the_owner_or_with_a_failed_cell_nothing_is_measured() -> None:
 
 def test_one_seed_tells_nothing() -> None:
     records = [one for one in rows_of(guesses("magnitude", (0.9,) * SEEDS), owner()) if one.seed == 0]
-    (row,) = scored(records).recovered
+    (row,) = scored(records).side_table(MaskValue).rows
     assert (row.finds, row.outcome, row.value) == (None, "not distinguishable", None)
 
 
@@ -146,14 +146,14 @@ def test_who_knows_the_secret_guesses_nothing() -> None:
 
 def test_report() -> None:
     board = scored(rows_of(guesses("magnitude[batches=2]", (0.80, 0.84, 0.82, 0.83, 0.81)), owner()))
-    metrics, worth = tables.recovered(board)
+    metrics, worth = board.side_table(MaskValue).tables()
     (line,) = metrics.rows
     assert line[:4] == ("mask", "magnitude[batches=2]", "method+data", "0.820 [0.800, 0.840]")
     assert line[metrics.header.index("IoU")] == "0.720 [0.700, 0.740] (0.429)"
     assert line[-1] == "yes"
     assert worth.rows[0][2:5] == ("50.4 [49.0, 51.8]", "60.6 [57.9, 63.3]", "70.6 [68.7, 72.5]")
     assert worth.rows[0][-1].startswith("50.5 [")
-    page = markdown.page(board, "nftbench run tiny")
-    assert "## What the guessed masks are worth" in page
-    assert "- **Recovery of secrets**:" in page
-    assert "Recovery of secrets" not in markdown.page(scored(rows_of()), "nftbench run tiny")
+    text = page.leaderboard(board, "nftbench run tiny")
+    assert "## What the guessed masks are worth" in text
+    assert "- **Recovery of secrets**:" in text
+    assert "Recovery of secrets" not in page.leaderboard(scored(rows_of()), "nftbench run tiny")

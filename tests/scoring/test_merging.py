@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 
 from nftbench.contract import Claim
-from nftbench.records.record import Record
+from nftbench.records.record import CellId, Record
 from nftbench.scoring.grid import Grid, arrange
 from nftbench.scoring.intervals import difference, mean
-from nftbench.scoring.side_tables.merging import MergingRow, merging_table
+from nftbench.scoring.side_tables import SuiteEvidence
+from nftbench.scoring.side_tables.merging import Merging, MergingRow
 from tests.factories import RANKING, failed, measurement, record, row
 
 CLAIM = Claim(frozenset({"base"}), "merging")
@@ -43,12 +44,15 @@ def records(merged: Sequence[float] = MERGED, plain: Sequence[float] = PLAIN) ->
 
 
 def grid(found: Sequence[Record]) -> Grid:
-    places = [(one.defense, one.attack, one.task, one.seed) for one in found]
-    return arrange(found, places, RANKING, 0.95)[0]
+    return arrange(found, [CellId.of(one) for one in found], RANKING, 0.95)[0]
+
+
+def lines(found: Sequence[Record], **doubts: frozenset[str]) -> tuple[MergingRow, ...]:
+    return Merging.of(SuiteEvidence(grid(found), {}, **doubts)).rows
 
 
 def table(found: Sequence[Record]) -> dict[str, MergingRow]:
-    return {one.defense: one for one in merging_table(grid(found))}
+    return {one.defense: one for one in lines(found)}
 
 
 def test_by_hand() -> None:
@@ -80,7 +84,7 @@ def test_by_hand() -> None:
 
 def test_each_operator_has_a_row() -> None:
     ties = [one for one in cells("trap2", PLAIN, "merge[operator=ties]", control="plain") if one.attack != "none"]
-    found = merging_table(grid([*records(), *ties]))
+    found = lines([*records(), *ties])
     assert [(one.defense, one.attack) for one in found] == [
         ("plain", "merge"),
         ("trap2", "merge"),
@@ -110,11 +114,12 @@ def test_too_few_seeds_and_failed_cells_test_nothing() -> None:
 
 
 def test_a_release_that_misled_its_attackers_or_lacks_cells_proves_nothing() -> None:
-    (_, sound), (_, misled), (plain, unsettled) = (
-        merging_table(grid(records()), **doubts) for doubts in ({}, {"misled": ["trap2"]}, {"unsettled": ["trap2"]})
+    trap = frozenset({"trap2"})
+    (_, sound), (_, misleading), (plain, unjudged) = (
+        lines(records(), **doubts) for doubts in ({}, {"misleading": trap}, {"unjudged": trap})
     )
-    assert [one.verdict for one in (sound, misled, unsettled, plain)] == ["holds", "untested", "untested", None]
-    (_, refuted) = merging_table(grid(records(merged=PLAIN)), misled=["trap2"])
+    assert [one.verdict for one in (sound, misleading, unjudged, plain)] == ["holds", "untested", "untested", None]
+    (_, refuted) = lines(records(merged=PLAIN), misleading=trap)
     assert refuted.verdict == "refuted"
 
 
@@ -132,4 +137,4 @@ def test_an_update_that_is_worth_nothing_keeps_nothing_to_speak_of() -> None:
 
 
 def test_nothing_merged_nothing_shown() -> None:
-    assert merging_table(grid([record("none", "full", "topic", 0, 0.5)])) == ()
+    assert lines([record("none", "full", "topic", 0, 0.5)]) == ()

@@ -12,9 +12,10 @@ import pytest
 from nftbench import NftbenchError, Reading, report as reports
 from nftbench.planning.plan import plan
 from nftbench.records.record import Record
-from nftbench.report import markdown
+from nftbench.report import page
 from nftbench.scoring.grid import arrange
-from nftbench.scoring.paper_claims import ClaimResult, examine
+from nftbench.scoring.side_tables.paper_claims import ClaimResult, examine
+from nftbench.scoring.side_tables.readings import Readings
 from nftbench.suites.reading import parse
 from nftbench.suites.schema import PaperClaim
 from nftbench.testing import tiny_suite
@@ -91,9 +92,9 @@ def test_readings_of_yardsticks_and_their_ratio() -> None:
 def test_readings_are_shown_as_means_over_seeds() -> None:
     readings = [reading("pmp", seed, bytes=6.0 + seed) for seed in range(COUNT)]
     board = scored([*suite(COUNT), *readings])
-    found = board.readings["cost[batch=2]"]["pmp"]["bytes"]
+    found = board.side_table(Readings).values["cost[batch=2]"]["pmp"]["bytes"]
     assert (found.value, found.count) == (pytest.approx(7.0), COUNT)
-    assert "| pmp | 7 [4.52, 9.48] |" in markdown.page(board, "nftbench run tiny")
+    assert "| pmp | 7 [4.52, 9.48] |" in page.leaderboard(board, "nftbench run tiny")
 
 
 @pytest.mark.parametrize(
@@ -154,10 +155,10 @@ def test_a_claim_says_on_how_many_of_the_seeds_it_rests() -> None:
         claims=[PaperClaim.model_validate({"says": "so", "read": {"rows": ["pmp"], "read": read}})
                 for read in ("cost.bytes", "gain", "cost.flops")],
     )  # fmt: skip
-    page = markdown.page(board, "nftbench run tiny")
-    assert "| so | – | 2.5 [-3.85, 8.85] | 2 of 3 | – | measured |" in page
-    assert "| so | – | 22.7 [16.4, 28.9] | 3 | – | measured |" in page
-    assert "| so | – | – | 0 of 3 | – | not measured: cost of pmp has no flops |" in page
+    text = page.leaderboard(board, "nftbench run tiny")
+    assert "| so | – | 2.5 [-3.85, 8.85] | 2 of 3 | – | measured |" in text
+    assert "| so | – | 22.7 [16.4, 28.9] | 3 | – | measured |" in text
+    assert "| so | – | – | 0 of 3 | – | not measured: cost of pmp has no flops |" in text
 
 
 def test_reports_show_the_claims(tmp_path: Path) -> None:
@@ -165,9 +166,9 @@ def test_reports_show_the_claims(tmp_path: Path) -> None:
         {"says": "It | resists", "paper": "a lot", "read": {"rows": ["pmp"], "read": "gain"}}
     )
     reports.write(scored(suite(COUNT), claims=[claim]), tmp_path, "nftbench reproduce it")
-    page = (tmp_path / "leaderboard.md").read_text()
-    assert "| It \\| resists | a lot | 22.7 [16.4, 28.9] | 3 | – | measured |" in page
-    assert "- **Claims**:" in page
+    text = (tmp_path / "leaderboard.md").read_text()
+    assert "| It \\| resists | a lot | 22.7 [16.4, 28.9] | 3 | – | measured |" in text
+    assert "- **Claims**:" in text
     (found,) = json.loads((tmp_path / "leaderboard.json").read_text())["claims"]
     assert found["claim"]["says"] == "It | resists"
     assert found["measured"]["value"] == pytest.approx((20 + 23 + 25) / 3)

@@ -9,10 +9,10 @@ import pytest
 
 from nftbench import report
 from nftbench.contract import Cost, Point
-from nftbench.records.record import Record
-from nftbench.report import markdown, tables
+from nftbench.records.record import CellId, Record
+from nftbench.report import page, row_tables
+from nftbench.scoring import Leaderboard
 from nftbench.scoring.per_attack import AttackRow
-from nftbench.scoring.score import Leaderboard
 from tests.factories import TASKS, failed, record, scored, suite, sweep
 
 COUNT = 3
@@ -97,7 +97,7 @@ def test_costs_that_were_not_counted_are_unknown_and_not_nothing() -> None:
 
 def test_an_attack_that_is_planned_on_one_task_has_its_gain_there() -> None:
     merged = [one for one in lora() if one.task == "topic"]
-    planned = [(one.defense, one.attack, one.task, one.seed) for one in [*suite(COUNT), *merged]]
+    planned = [CellId.of(one) for one in [*suite(COUNT), *merged]]
     found = attacks(scored([*suite(COUNT), *merged], planned=planned))["lora"]
     assert found.cells == 3
     assert found.gain is not None
@@ -108,12 +108,12 @@ def test_an_attack_that_is_planned_on_one_task_has_its_gain_there() -> None:
 def test_what_an_attack_without_a_record_knows_is_not_known() -> None:
     """It may be one that knows the secret, and must not be shown as one that counts."""
     known = suite(COUNT)
-    planned = [(one.defense, one.attack, one.task, one.seed) for one in known]
-    missing = [("pmp", "authorized", task, seed) for task in TASKS for seed in range(COUNT)]
+    planned = [CellId.of(one) for one in known]
+    missing = [CellId("pmp", "authorized", task, seed) for task in TASKS for seed in range(COUNT)]
     found = scored(known, planned=[*planned, *missing])
     assert attacks(found)["authorized"].knowledge is None
     (score,) = [one for one in found.scores if one.defense == "pmp"]
-    (row,) = [row for row in tables.attacks(score).rows if row[0] == "authorized"]
+    (row,) = [row for row in row_tables.attacks(score).rows if row[0] == "authorized"]
     assert row[1:4] == ("–", "–", "–")
 
 
@@ -143,6 +143,6 @@ def test_a_page_for_each_row(tmp_path: Path) -> None:
 def test_every_row_has_a_file_of_its_own_in_the_folder(names: list[str]) -> None:
     records = [one for name in names for one in sweep(name, (0.5,) * COUNT)]
     found = scored([*suite(COUNT), *records])
-    files = list(markdown.pages(found, "nftbench run tiny"))
+    files = list(page.rows(found, "nftbench run tiny"))
     assert len({name.lower() for name in files}) == len(found.scores)
     assert all(Path(name).name == name and len(name) < 120 for name in files)

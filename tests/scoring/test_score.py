@@ -15,11 +15,12 @@ from hypothesis import given, settings, strategies as st
 from scipy import stats
 
 from nftbench.contract import Claim, Cost, Point
-from nftbench.records.record import Record
+from nftbench.records.record import CellId, Record
+from nftbench.scoring import Leaderboard, Score
 from nftbench.scoring.cost_to_break import Multiple, cost_to_break, median_multiple
-from nftbench.scoring.grid import kept_share, points, preference
+from nftbench.scoring.grid import knowledge_name
 from nftbench.scoring.intervals import Interval, beats_zero, difference, holm, mean, ratio, shared_ranks, weakest
-from nftbench.scoring.score import Leaderboard, Score, level_name
+from nftbench.scoring.points import kept_share, points, preference
 from nftbench.terms import Knowledge
 from tests import factories
 from tests.factories import (
@@ -39,6 +40,11 @@ from tests.factories import (
 
 def of(board: Leaderboard, defense: str) -> Score:
     return next(one for one in board.scores if one.defense == defense)
+
+
+def suppressions(score: Score) -> list[Interval | None]:
+    """Every number of a row that speaks for the defense."""
+    return [score.resistance.suppression, score.excess.interval, score.recipes.suppression, score.claim.excess]
 
 
 # ------------------------------------------------------------------------------------------------------- statistics
@@ -179,31 +185,31 @@ def test_scores_by_hand() -> None:
     pmp, stopped, none = (of(board, name) for name in ("pmp", "early_stop", "none"))
     assert board.problems == ()
     # means over five seeds: undefended 82, early_stop 72, pmp 52
-    assert pmp.attacked is not None
-    assert pmp.attacked.value == pytest.approx(52.0)
-    assert pmp.suppression is not None
-    assert pmp.suppression.value == pytest.approx(30.0)
-    assert pmp.suppression.count == 5
-    assert stopped.suppression is not None
-    assert stopped.suppression.value == pytest.approx(10.0)
-    assert none.suppression is not None
-    assert none.suppression.value == 0.0
-    assert pmp.excess is not None
-    assert pmp.excess.value == pytest.approx(20.0)
-    assert pmp.excess_over == "early_stop"
-    assert pmp.gain is not None
-    assert pmp.gain.value == pytest.approx(22.0)
-    assert pmp.protected_fraction == pytest.approx(30 / 42)
-    assert pmp.retention is not None
-    assert pmp.retention.value == 1.0
-    assert pmp.recipe == "full"
-    assert pmp.recipe_suppression is not None
-    assert pmp.recipe_suppression.value == pytest.approx(30.0)
-    assert (pmp.standing, pmp.rank, pmp.verdict) == ("ranked", 1, "holds")
-    assert (stopped.standing, none.standing) == ("control", "control")
-    assert (stopped.rank, stopped.verdict, stopped.excess) == (None, None, None)
+    assert pmp.resistance.attacked is not None
+    assert pmp.resistance.attacked.value == pytest.approx(52.0)
+    assert pmp.resistance.suppression is not None
+    assert pmp.resistance.suppression.value == pytest.approx(30.0)
+    assert pmp.resistance.suppression.count == 5
+    assert stopped.resistance.suppression is not None
+    assert stopped.resistance.suppression.value == pytest.approx(10.0)
+    assert none.resistance.suppression is not None
+    assert none.resistance.suppression.value == 0.0
+    assert pmp.excess.interval is not None
+    assert pmp.excess.interval.value == pytest.approx(20.0)
+    assert pmp.excess.over == "early_stop"
+    assert pmp.resistance.gain is not None
+    assert pmp.resistance.gain.value == pytest.approx(22.0)
+    assert pmp.resistance.protected_fraction == pytest.approx(30 / 42)
+    assert pmp.utility.retention is not None
+    assert pmp.utility.retention.value == 1.0
+    assert pmp.recipes.best == "full"
+    assert pmp.recipes.suppression is not None
+    assert pmp.recipes.suppression.value == pytest.approx(30.0)
+    assert (pmp.standing.group, pmp.standing.rank, pmp.claim.verdict) == ("ranked", 1, "holds")
+    assert (stopped.standing.group, none.standing.group) == ("control", "control")
+    assert (stopped.standing.rank, stopped.claim.verdict, stopped.excess.interval) == (None, None, None)
     # S by seed: 30 29 29 31 31, standard deviation 1
-    assert pmp.seed_spread == pytest.approx(1.0)
+    assert pmp.resistance.seed_spread == pytest.approx(1.0)
 
 
 def test_worst_task_and_per_task_numbers() -> None:
@@ -215,29 +221,29 @@ def test_worst_task_and_per_task_numbers() -> None:
         for one in records
     ]
     pmp = of(scored(records), "pmp")
-    assert pmp.worst_task is not None
-    assert pmp.worst_task.task == "topic"
-    assert pmp.worst_task.suppression is not None
-    assert pmp.worst_task.suppression.value == pytest.approx(82 - 60)
-    assert pmp.worst_task.unattacked == pytest.approx(30)
-    assert pmp.worst_task.attack == "full"
+    assert pmp.resistance.worst_task is not None
+    assert pmp.resistance.worst_task.task == "topic"
+    assert pmp.resistance.worst_task.suppression is not None
+    assert pmp.resistance.worst_task.suppression.value == pytest.approx(82 - 60)
+    assert pmp.resistance.worst_task.unattacked == pytest.approx(30)
+    assert pmp.resistance.worst_task.attack == "full"
 
 
 def test_scratch_is_in_every_attackers_set() -> None:
     records = [*suite(3, defended=(0.35, 0.35, 0.35))]
     pmp = of(scored(records), "pmp")
-    assert pmp.attacked is not None
-    assert pmp.attacked.value == pytest.approx(40.0)  # scratch ends at 0.4, full at 0.35
-    assert pmp.tasks[0].attack == "scratch"
+    assert pmp.resistance.attacked is not None
+    assert pmp.resistance.attacked.value == pytest.approx(40.0)  # scratch ends at 0.4, full at 0.35
+    assert pmp.resistance.tasks[0].attack == "scratch"
 
 
 def test_attack_none_is_in_every_attackers_set() -> None:
     records = [*sweep("none", (0.8,) * 3), *sweep("pmp", (0.4,) * 3, unattacked=0.5)]
     pmp = of(scored(records), "pmp")
-    assert pmp.attacked is not None
-    assert pmp.attacked.value == pytest.approx(50.0)
-    assert pmp.gain is not None
-    assert pmp.gain.value == 0.0
+    assert pmp.resistance.attacked is not None
+    assert pmp.resistance.attacked.value == pytest.approx(50.0)
+    assert pmp.resistance.gain is not None
+    assert pmp.resistance.gain.value == 0.0
 
 
 def test_tasks_without_headroom_are_left_out_before_any_defense_is_looked_at() -> None:
@@ -251,8 +257,8 @@ def test_tasks_without_headroom_are_left_out_before_any_defense_is_looked_at() -
     board = scored([*suite(3), *flat])
     assert [row.task for row in board.headroom if not row.kept] == ["flat"]
     assert any("flat" in problem and "scratch" in problem for problem in board.problems)
-    assert of(board, "pmp").suppression == of(scored(suite(3)), "pmp").suppression
-    assert [task.task for task in of(board, "pmp").tasks] == list(TASKS)
+    assert of(board, "pmp").resistance.suppression == of(scored(suite(3)), "pmp").resistance.suppression
+    assert [task.task for task in of(board, "pmp").resistance.tasks] == list(TASKS)
 
 
 def test_retention_is_the_minimum_over_metrics_within_a_seed() -> None:
@@ -263,12 +269,12 @@ def test_retention_is_the_minimum_over_metrics_within_a_seed() -> None:
     ]
     bits = [replace(one, unattacked=None, validation=None) for one in bits]
     pmp = of(scored([*suite(3), *bits]), "pmp")
-    assert pmp.retention is not None
-    assert pmp.utilities["minimal_pairs"].value == 1.0
-    assert pmp.retention.value == pytest.approx((0.9 + 1.0 + 0.9) / 3)
-    assert not pmp.clears_bar
-    assert pmp.verdict == "refuted"
-    assert pmp.standing == "unranked"
+    assert pmp.utility.retention is not None
+    assert pmp.utility.by_metric["minimal_pairs"].value == 1.0
+    assert pmp.utility.retention.value == pytest.approx((0.9 + 1.0 + 0.9) / 3)
+    assert not pmp.utility.clears_bar
+    assert pmp.claim.verdict == "refuted"
+    assert pmp.standing.group == "unranked"
 
 
 def test_utility_metric_on_which_the_reference_is_at_its_floor_is_left_out() -> None:
@@ -279,25 +285,25 @@ def test_utility_metric_on_which_the_reference_is_at_its_floor_is_left_out() -> 
     ]
     board = scored([*suite(3), *dead])
     assert any("dead" in problem for problem in board.problems)
-    assert list(of(board, "pmp").utilities) == ["minimal_pairs"]
-    assert of(board, "pmp").clears_bar
+    assert list(of(board, "pmp").utility.by_metric) == ["minimal_pairs"]
+    assert of(board, "pmp").utility.clears_bar
 
 
 def test_a_trivial_defense_that_loses_utility_is_no_control() -> None:
     records = [one for one in suite(5) if one.defense != "early_stop"]
     records += sweep("early_stop", (0.5,) * 5, utility=0.5)
     pmp = of(scored(records), "pmp")
-    assert pmp.excess_over == "none"
-    assert pmp.excess is not None
-    assert pmp.excess.value == pytest.approx(30.0)
+    assert pmp.excess.over == "none"
+    assert pmp.excess.interval is not None
+    assert pmp.excess.interval.value == pytest.approx(30.0)
 
 
 def test_another_reference_has_its_own_controls() -> None:
     records = [*suite(5), *sweep("twin", (0.9,) * 5, claim=None), *sweep("checkpoint", (0.8,) * 5, reference="twin")]
     score = of(scored(records), "checkpoint")
-    assert score.suppression is not None
-    assert score.suppression.value == pytest.approx(10.0)
-    assert score.excess_over == "twin"
+    assert score.resistance.suppression is not None
+    assert score.resistance.suppression.value == pytest.approx(10.0)
+    assert score.excess.over == "twin"
     assert of(scored(records), "twin").kind == "reference"
 
 
@@ -308,11 +314,11 @@ def test_best_single_recipe_is_picked_on_validation() -> None:
             records.append(record(defense, "lora", "pairs", seed, 0.55))
             records.append(record(defense, "lora", "topic", seed, 0.45))
     pmp = of(scored(records), "pmp")
-    assert pmp.recipe == "full"  # 52.7 on both against lora's 50
-    assert pmp.attacked is not None
-    assert pmp.attacked.value == pytest.approx((55 + (50 + 53 + 55) / 3) / 2)
-    assert pmp.recipe_suppression is not None
-    assert pmp.recipe_suppression.value == pytest.approx(82 - 158 / 3)
+    assert pmp.recipes.best == "full"  # 52.7 on both against lora's 50
+    assert pmp.resistance.attacked is not None
+    assert pmp.resistance.attacked.value == pytest.approx((55 + (50 + 53 + 55) / 3) / 2)
+    assert pmp.recipes.suppression is not None
+    assert pmp.recipes.suppression.value == pytest.approx(82 - 158 / 3)
 
 
 def test_authorised_gain_is_scored_apart() -> None:
@@ -320,8 +326,8 @@ def test_authorised_gain_is_scored_apart() -> None:
     pmp = of(scored([*suite(3), *owner]), "pmp")
     assert pmp.authorized_gain is not None
     assert pmp.authorized_gain.value == pytest.approx(60.0)
-    assert pmp.suppression == of(scored(suite(3)), "pmp").suppression
-    assert "secret" not in "".join(pmp.levels)
+    assert pmp.resistance.suppression == of(scored(suite(3)), "pmp").resistance.suppression
+    assert "secret" not in "".join(pmp.by_knowledge.suppression)
 
 
 def everywhere(attack: str, value: float, *rows: str, **changes: object) -> list[Record]:
@@ -337,14 +343,14 @@ def everywhere(attack: str, value: float, *rows: str, **changes: object) -> list
 def test_a_column_for_each_knowledge_level() -> None:
     sibling = everywhere("diff", 0.78, knowledge=("sibling",))
     pmp = of(scored([*suite(3), *sibling]), "pmp")
-    assert list(pmp.levels) == ["release alone", "sibling", "method+data"]
-    assert pmp.levels["sibling"] is not None
-    assert pmp.levels["sibling"].value == pytest.approx(82 - 78)
-    assert pmp.levels["method+data"] == pmp.suppression
-    assert pmp.suppression is not None
-    assert pmp.suppression.value == pytest.approx(82 - 158 / 3)
-    assert pmp.untested == ()
-    assert level_name({"data", "method"}) == "method+data"
+    assert list(pmp.by_knowledge.suppression) == ["release alone", "sibling", "method+data"]
+    assert pmp.by_knowledge.suppression["sibling"] is not None
+    assert pmp.by_knowledge.suppression["sibling"].value == pytest.approx(82 - 78)
+    assert pmp.by_knowledge.suppression["method+data"] == pmp.resistance.suppression
+    assert pmp.resistance.suppression is not None
+    assert pmp.resistance.suppression.value == pytest.approx(82 - 158 / 3)
+    assert pmp.by_knowledge.untested == ()
+    assert knowledge_name({"data", "method"}) == "method+data"
 
 
 def test_a_level_that_no_attack_on_the_row_uses_in_full_is_untested() -> None:
@@ -355,31 +361,31 @@ def test_a_level_that_no_attack_on_the_row_uses_in_full_is_untested() -> None:
         *everywhere("replayed", 0.4, "none", knowledge=("method", "sibling")),
         *everywhere("rewritten", 0.4, knowledge=("method",)),
     ]
-    planned = [(one.defense, one.attack, one.task, one.seed) for one in records]
+    planned = [CellId.of(one) for one in records]
     board = scored(records, planned=planned)
     pmp, stopped, none = (of(board, name) for name in ("pmp", "early_stop", "none"))
-    assert pmp.untested == ("method+sibling",)
-    assert stopped.untested == ("base", "method+sibling")
-    assert none.untested == ()  # the reference withstands nothing by definition
-    assert list(pmp.levels) == ["release alone", "base", "method", "method+data"]
-    assert set(none.levels) >= {"method+sibling"}
+    assert pmp.by_knowledge.untested == ("method+sibling",)
+    assert stopped.by_knowledge.untested == ("base", "method+sibling")
+    assert none.by_knowledge.untested == ()  # the reference withstands nothing by definition
+    assert list(pmp.by_knowledge.suppression) == ["release alone", "base", "method", "method+data"]
+    assert set(none.by_knowledge.suppression) >= {"method+sibling"}
 
 
 def test_what_a_level_grants_may_be_used_by_several_attacks() -> None:
     both = [*everywhere("rewritten", 0.4, knowledge=("method",)), *everywhere("watched", 0.4, knowledge=("sibling",))]
     claimed = claiming([*suite(3), *both], Claim(frozenset({"method", "sibling"})))
-    assert of(scored(claimed), "pmp").levels["method+sibling"] is not None
+    assert of(scored(claimed), "pmp").by_knowledge.suppression["method+sibling"] is not None
     looked = [replace(one, trains=False) if one.attack == "watched" else one for one in claimed]
-    assert of(scored(looked), "pmp").untested == ("sibling", "method+sibling")  # looking on tests nothing
+    assert of(scored(looked), "pmp").by_knowledge.untested == ("sibling", "method+sibling")  # looking on tests nothing
 
 
 def test_a_level_at_which_cells_are_missing_is_unknown_and_not_untested() -> None:
     records = [*suite(3), *everywhere("diff", 0.4, knowledge=("base",))]
-    planned = [(one.defense, one.attack, one.task, one.seed) for one in records]
+    planned = [CellId.of(one) for one in records]
     left = [one for one in records if (one.defense, one.attack) != ("pmp", "diff")]
     pmp = of(scored(left, planned=planned), "pmp")
-    assert pmp.untested == ()
-    assert pmp.levels["base"] is None
+    assert pmp.by_knowledge.untested == ()
+    assert pmp.by_knowledge.suppression["base"] is None
 
 
 def test_attacks_written_against_a_row_are_named() -> None:
@@ -389,8 +395,8 @@ def test_attacks_written_against_a_row_are_named() -> None:
         *everywhere("authorized", 0.4, "pmp", knowledge=("secret",), against=("pmp",)),
     ]
     broken = [failed(one) for one in everywhere("broken", 0.4, "pmp", against=("pmp",))]
-    assert of(scored([*records, *broken]), "pmp").adaptive == ("rewritten",)
-    assert of(scored(records), "early_stop").adaptive == ()
+    assert of(scored([*records, *broken]), "pmp").by_knowledge.adaptive == ("rewritten",)
+    assert of(scored(records), "early_stop").by_knowledge.adaptive == ()
 
 
 def on_text(value: float) -> list[Record]:
@@ -406,12 +412,12 @@ def test_scratch_on_text_is_open_to_everyone_and_is_not_the_floor() -> None:
     plain, both = scored(suite(3)), scored([*suite(3), *on_text(0.6)])
     assert both.headroom == plain.headroom
     floor, text = of(plain, "pmp"), of(both, "pmp")
-    assert text.attacked is not None
-    assert text.attacked.value == pytest.approx(60.0)  # full ends at 50, 53, 55
-    assert text.tasks[0].attack == "scratch[text=true]"
+    assert text.resistance.attacked is not None
+    assert text.resistance.attacked.value == pytest.approx(60.0)  # full ends at 50, 53, 55
+    assert text.resistance.tasks[0].attack == "scratch[text=true]"
     # of the 82 - 40 points that there are above scratch, what the best attack of all leaves
-    assert text.protected_fraction == pytest.approx((82 - 60) / (82 - 40))
-    assert floor.protected_fraction == pytest.approx((82 - 158 / 3) / (82 - 40))
+    assert text.resistance.protected_fraction == pytest.approx((82 - 60) / (82 - 40))
+    assert floor.resistance.protected_fraction == pytest.approx((82 - 158 / 3) / (82 - 40))
     assert text.flags == floor.flags  # it is not skipped on the row, for it is run beside the reference alone
 
 
@@ -426,14 +432,14 @@ def test_beyond_the_control_that_a_defense_names() -> None:
     records = [*suite(3), *sweep("random_mask", (0.6,) * 3)]
     records = [replace(one, row=row("pmp", control="random_mask")) if one.defense == "pmp" else one for one in records]
     pmp = of(scored(records), "pmp")
-    assert pmp.beyond_control is not None
-    assert pmp.beyond_control.value == pytest.approx(60 - 158 / 3)
+    assert pmp.excess.beyond_control is not None
+    assert pmp.excess.beyond_control.value == pytest.approx(60 - 158 / 3)
 
 
 def test_spread_of_attack_seeds() -> None:
     restarts = (Point(0.1, 10, 0.50, None), Point(0.1, 10, 0.52, None, attack_seed=1), Point(0.1, 10, None, None))
     records = [replace(one, restarts=restarts) if one.attack == "full" else one for one in suite(3)]
-    assert of(scored(records), "pmp").attack_spread == pytest.approx(math.sqrt(2))
+    assert of(scored(records), "pmp").resistance.attack_spread == pytest.approx(math.sqrt(2))
 
 
 # ----------------------------------------------------------------------------------------------------- cost to break
@@ -559,9 +565,9 @@ def test_a_failed_cell_makes_the_row_incomplete_and_is_never_resistance(status: 
     index = next(i for i, one in enumerate(records) if (one.defense, one.attack) == (defense, "full"))
     records[index] = failed(records[index], status)
     pmp = of(scored(records), "pmp")
-    assert (pmp.standing, pmp.rank, pmp.verdict) == ("unranked", None, "untested")
-    assert f"{defense} × full on pairs, seed 0: {status} (boom)" in pmp.reasons[0]
-    assert pmp.excess is None
+    assert (pmp.standing.group, pmp.standing.rank, pmp.claim.verdict) == ("unranked", None, "untested")
+    assert f"{defense} × full on pairs, seed 0: {status} (boom)" in pmp.standing.reasons[0]
+    assert pmp.excess.interval is None
 
 
 def test_what_is_not_a_result() -> None:
@@ -575,22 +581,22 @@ def test_what_is_not_a_result() -> None:
         records = suite(3)
         index = next(i for i, one in enumerate(records) if (one.defense, one.attack) == ("pmp", "full"))
         records[index] = replace(records[index], **change)
-        assert of(scored(records), "pmp").standing == "unranked", change
-        assert of(scored(records), "pmp").suppression is None, change
+        assert of(scored(records), "pmp").standing.group == "unranked", change
+        assert of(scored(records), "pmp").resistance.suppression is None, change
 
 
 def test_a_missing_cell_makes_the_row_incomplete() -> None:
     records = suite()
-    planned = [(one.defense, one.attack, one.task, one.seed) for one in records]
+    planned = [CellId.of(one) for one in records]
     left = [one for one in records if (one.defense, one.attack, one.seed) != ("pmp", "full", 4)]
     for plan in (planned, None):
         pmp = of(scored(left, planned=plan), "pmp")
-        assert pmp.standing == "unranked"
-        assert "seed 4: missing" in pmp.reasons[0]
-        assert pmp.suppression is not None
-        assert pmp.suppression.count == 4  # what has run so far is shown
+        assert pmp.standing.group == "unranked"
+        assert "seed 4: missing" in pmp.standing.reasons[0]
+        assert pmp.resistance.suppression is not None
+        assert pmp.resistance.suppression.count == 4  # what has run so far is shown
     board = scored(left, planned=planned)
-    assert (board.records, board.planned) == (len(left), len(planned))
+    assert (board.origin.records, board.origin.planned) == (len(left), len(planned))
 
 
 def lora(values: dict[str, float]) -> list[Record]:
@@ -604,28 +610,33 @@ def lora(values: dict[str, float]) -> list[Record]:
 
 def test_a_narrowed_run_shows_what_row_and_reference_share_and_never_ranks_it() -> None:
     records = [*suite(), *lora({"none": 0.85, "early_stop": 0.8, "pmp": 0.84})]
-    planned = [(one.defense, one.attack, one.task, one.seed) for one in records]
+    planned = [CellId.of(one) for one in records]
     narrowed = [one for one in records if one.attack == "full" and one.defense in ("none", "pmp")]
     pmp = of(scored(narrowed, planned=planned), "pmp")
-    assert (pmp.suppression, pmp.excess, pmp.standing, pmp.verdict) == (None, None, "unranked", "untested")
-    assert pmp.partial is not None
-    assert pmp.partial.suppression.value == pytest.approx(30.0)
-    assert (pmp.partial.attacks, pmp.partial.tasks) == (("full",), TASKS)
-    assert "partial: by full on pairs, topic alone" in pmp.reasons
-    assert of(scored(records, planned=planned), "pmp").partial is None
+    assert (pmp.resistance.suppression, pmp.excess.interval, pmp.standing.group, pmp.claim.verdict) == (
+        None,
+        None,
+        "unranked",
+        "untested",
+    )
+    assert pmp.resistance.partial is not None
+    assert pmp.resistance.partial.suppression.value == pytest.approx(30.0)
+    assert (pmp.resistance.partial.attacks, pmp.resistance.partial.tasks) == (("full",), TASKS)
+    assert "partial: by full on pairs, topic alone" in pmp.standing.reasons
+    assert of(scored(records, planned=planned), "pmp").resistance.partial is None
 
 
 def test_an_attack_that_one_of_the_two_lacks_is_no_part_of_a_partial_suppression() -> None:
     """Else the reference would be beaten by an attack that this row was spared."""
     records = [*suite(), *lora({"none": 0.9, "early_stop": 0.9, "pmp": 0.9})]
-    planned = [(one.defense, one.attack, one.task, one.seed) for one in records]
+    planned = [CellId.of(one) for one in records]
     spared = [one for one in records if (one.defense, one.attack) != ("pmp", "lora")]
-    partial = of(scored(spared, planned=planned), "pmp").partial
+    partial = of(scored(spared, planned=planned), "pmp").resistance.partial
     assert partial is not None
     assert partial.suppression.value == pytest.approx(30.0)
     assert partial.attacks == ("full", "none", "scratch")
     short = [one for one in spared if (one.defense, one.attack, one.task) != ("pmp", "full", "topic")]
-    partial = of(scored(short, planned=planned), "pmp").partial
+    partial = of(scored(short, planned=planned), "pmp").resistance.partial
     assert partial is not None
     assert partial.tasks == ("pairs",)
 
@@ -633,29 +644,29 @@ def test_an_attack_that_one_of_the_two_lacks_is_no_part_of_a_partial_suppression
 @pytest.mark.parametrize("defense", ["pmp", "none"])
 def test_nothing_partial_is_said_where_an_attack_failed_or_none_fine_tuned(defense: str) -> None:
     records = [*suite(), *lora({"none": 0.9, "early_stop": 0.9, "pmp": 0.9})]
-    planned = [(one.defense, one.attack, one.task, one.seed) for one in records]
+    planned = [CellId.of(one) for one in records]
     index = next(i for i, one in enumerate(records) if (one.defense, one.attack) == (defense, "lora"))
     broken = [failed(one) if i == index else one for i, one in enumerate(records)]
     left = [one for one in broken if (one.attack, one.seed) != ("full", 4)]
-    assert of(scored(left, planned=planned), "pmp").partial is None
+    assert of(scored(left, planned=planned), "pmp").resistance.partial is None
     looked = [one for one in records if one.defense != defense or one.attack == "none"]
-    assert of(scored(looked, planned=planned), "pmp").partial is None
+    assert of(scored(looked, planned=planned), "pmp").resistance.partial is None
 
 
 def test_an_attack_that_only_the_reference_withstood_is_missing() -> None:
     records = [*suite(), *(record("none", "lora", task, seed, 0.8) for task in TASKS for seed in range(5))]
-    assert "pmp × lora on pairs, seed 0: missing" in of(scored(records), "pmp").reasons[0]
+    assert "pmp × lora on pairs, seed 0: missing" in of(scored(records), "pmp").standing.reasons[0]
 
 
 def test_planned_defense_without_records_may_be_a_control() -> None:
     records = suite()
-    planned = [(one.defense, one.attack, one.task, one.seed) for one in records] + [("noise", "full", "topic", 0)]
-    assert of(scored(records, planned=planned), "pmp").standing == "unranked"
+    planned = [CellId.of(one) for one in records] + [CellId("noise", "full", "topic", 0)]
+    assert of(scored(records, planned=planned), "pmp").standing.group == "unranked"
 
 
 def test_records_outside_the_plan_are_left_out() -> None:
     records = suite()
-    planned = [(one.defense, one.attack, one.task, one.seed) for one in records]
+    planned = [CellId.of(one) for one in records]
     board = scored([*records, record("pmp", "head", "topic", 7, 0.1)], planned=planned)
     assert board.problems == ("1 records outside the plan are left out",)
     assert of(board, "pmp") == of(scored(records, planned=planned), "pmp")
@@ -664,10 +675,10 @@ def test_records_outside_the_plan_are_left_out() -> None:
 def test_cells_recorded_twice_or_on_other_weights_do_not_count() -> None:
     records = suite()
     twice = [*records, replace(records[-1], key="other")]
-    assert "recorded twice" in of(scored(twice), "pmp").reasons[0]
-    assert of(scored([*records, records[-1]]), "pmp").standing == "ranked"
+    assert "recorded twice" in of(scored(twice), "pmp").standing.reasons[0]
+    assert of(scored([*records, records[-1]]), "pmp").standing.group == "ranked"
     mixed = [replace(one, release_sha256=f"{one.attack}") if one.defense == "pmp" else one for one in records]
-    assert "different weights" in of(scored(mixed), "pmp").reasons[0]
+    assert "different weights" in of(scored(mixed), "pmp").standing.reasons[0]
 
 
 @pytest.mark.parametrize(
@@ -676,20 +687,20 @@ def test_cells_recorded_twice_or_on_other_weights_do_not_count() -> None:
 )
 def test_seeds_needed(count: int, standing: str, verdict: str) -> None:
     pmp = of(scored(suite(count)), "pmp")
-    assert pmp.standing == standing
-    assert pmp.verdict == verdict
+    assert pmp.standing.group == standing
+    assert pmp.claim.verdict == verdict
     if count == 1:
-        assert pmp.suppression == Interval(pytest.approx(30.0))  # type: ignore[arg-type]
-        assert any("1 base seed:" in reason for reason in pmp.reasons)
+        assert pmp.resistance.suppression == Interval(pytest.approx(30.0))  # type: ignore[arg-type]
+        assert any("1 base seed:" in reason for reason in pmp.standing.reasons)
 
 
 def test_zero_variance() -> None:
     values = {"none": 0.8, "early_stop": 0.8, "pmp": 0.8, "mask": 0.5}
     board = scored([*scratch([0.4] * 5), *(one for row, value in values.items() for one in sweep(row, (value,) * 5))])
-    assert of(board, "pmp").verdict == "refuted"
-    assert of(board, "mask").verdict == "holds"
-    assert of(board, "pmp").excess == Interval(0.0, 0.0, 0.0, 5, 1.0)
-    assert [of(board, name).rank for name in ("mask", "pmp")] == [1, 2]
+    assert of(board, "pmp").claim.verdict == "refuted"
+    assert of(board, "mask").claim.verdict == "holds"
+    assert of(board, "pmp").excess.interval == Interval(0.0, 0.0, 0.0, 5, 1.0)
+    assert [of(board, name).standing.rank for name in ("mask", "pmp")] == [1, 2]
 
 
 def test_other_library_versions_are_not_ranked_together() -> None:
@@ -697,7 +708,7 @@ def test_other_library_versions_are_not_ranked_together() -> None:
     records[-1] = replace(records[-1], provenance={"versions": {"torch": "2.10.0"}})
     board = scored(records)
     assert any("torch 2.10.0, 2.9.0" in problem for problem in board.problems)
-    assert (of(board, "pmp").standing, of(board, "pmp").verdict) == ("unranked", "untested")
+    assert (of(board, "pmp").standing.group, of(board, "pmp").claim.verdict) == ("unranked", "untested")
 
 
 def test_other_code_and_machines_are_said_and_still_ranked() -> None:
@@ -710,22 +721,22 @@ def test_other_code_and_machines_are_said_and_still_ranked() -> None:
     board = scored(records)
     (problem,) = board.problems
     assert problem == f"records differ in commit ({'a' * 12}, {'a' * 12}-dirty), threads (1, 2): compare them with care"
-    assert of(board, "pmp").standing == "ranked"
+    assert of(board, "pmp").standing.group == "ranked"
     records[0] = replace(records[0], provenance=made(None, "Epyc", 1))
     assert "unknown), processor (Epyc, Xeon)" in scored(records).problems[0]
 
 
 def test_task_aware_rows_have_a_table_of_their_own() -> None:
     records = [replace(one, row=replace(one.row, task_aware=True)) if one.defense == "pmp" else one for one in suite()]
-    assert of(scored(records), "pmp").standing == "unranked"
+    assert of(scored(records), "pmp").standing.group == "unranked"
 
 
 def test_no_records_and_no_reference() -> None:
     assert scored([]).scores == ()
     pmp = of(scored(sweep("pmp", (0.5,) * 5)), "pmp")
-    assert pmp.suppression is None
-    assert pmp.standing == "unranked"
-    assert "none: no records" in pmp.reasons[0]
+    assert pmp.resistance.suppression is None
+    assert pmp.standing.group == "unranked"
+    assert "none: no records" in pmp.standing.reasons[0]
 
 
 # ----------------------------------------------------------------------------------------------------------- verdict
@@ -737,40 +748,45 @@ def claiming(records: list[Record], claim: Claim | None) -> list[Record]:
 
 def test_no_claim_no_verdict() -> None:
     pmp = of(scored(claiming(suite(), None)), "pmp")
-    assert (pmp.verdict, pmp.claim_p, pmp.standing) == (None, None, "ranked")
+    assert (pmp.claim.verdict, pmp.claim.p, pmp.standing.group) == (None, None, "ranked")
 
 
 def test_a_claim_that_no_attack_tried_is_untested_never_withstood() -> None:
     unattacked = [one for one in suite() if one.attack != "full"]
-    assert of(scored(unattacked), "pmp").verdict == "untested"
+    assert of(scored(unattacked), "pmp").claim.verdict == "untested"
     sibling_only = [replace(one, knowledge=("sibling",)) if one.attack == "full" else one for one in suite()]
-    assert of(scored(sibling_only), "pmp").verdict == "untested"
-    assert of(scored(claiming(suite(), Claim(adaptation="merging"))), "pmp").verdict == "untested"
+    assert of(scored(sibling_only), "pmp").claim.verdict == "untested"
+    assert of(scored(claiming(suite(), Claim(adaptation="merging"))), "pmp").claim.verdict == "untested"
 
 
 def test_a_row_that_nothing_fine_tunes_has_no_suppression() -> None:
     records = [one for one in suite() if (one.defense, one.attack) != ("pmp", "full")]
-    planned = [(one.defense, one.attack, one.task, one.seed) for one in records]
+    planned = [CellId.of(one) for one in records]
     pmp = of(scored(records, planned=planned), "pmp")
-    assert (pmp.suppression, pmp.excess, pmp.standing, pmp.verdict) == (None, None, "unranked", "untested")
-    assert set(pmp.levels.values()) == {None}
-    assert all(task.suppression is None for task in pmp.tasks)
+    assert (pmp.resistance.suppression, pmp.excess.interval, pmp.standing.group, pmp.claim.verdict) == (
+        None,
+        None,
+        "unranked",
+        "untested",
+    )
+    assert set(pmp.by_knowledge.suppression.values()) == {None}
+    assert all(task.suppression is None for task in pmp.resistance.tasks)
 
 
 def test_a_claim_holds_only_against_attackers_who_use_what_it_grants() -> None:
     """Attackers who know less have not got through, and those of whom it speaks did not come."""
     wide = Claim(frozenset({"method", "data"}))
-    assert of(scored(claiming(suite(), wide)), "pmp").verdict == "untested"
+    assert of(scored(claiming(suite(), wide)), "pmp").claim.verdict == "untested"
     rewritten = [
         record(defense, "rewritten", task, seed, 0.5, knowledge=("data", "method"))
         for defense in ("none", "early_stop", "pmp")
         for task in TASKS
         for seed in range(5)
     ]
-    assert of(scored(claiming([*suite(), *rewritten], wide)), "pmp").verdict == "holds"
+    assert of(scored(claiming([*suite(), *rewritten], wide)), "pmp").claim.verdict == "holds"
     # one who knows less and does get through refutes it all the same
     weak = suite(5, defended=(0.8, 0.82, 0.84, 0.81, 0.83))
-    assert of(scored(claiming(weak, wide)), "pmp").verdict == "refuted"
+    assert of(scored(claiming(weak, wide)), "pmp").claim.verdict == "refuted"
 
 
 def test_a_claim_about_probes_is_judged_by_probes() -> None:
@@ -781,8 +797,8 @@ def test_a_claim_about_probes_is_judged_by_probes() -> None:
         for seed in range(5)
     ]
     tuned = [*sweep("none", (0.8,) * 5), *sweep("early_stop", (0.8,) * 5), *sweep("pmp", (0.8,) * 5), *probes]
-    assert of(scored(claiming(tuned, Claim(adaptation="linear_probe"))), "pmp").verdict == "holds"
-    assert of(scored(claiming(tuned, Claim())), "pmp").verdict == "refuted"
+    assert of(scored(claiming(tuned, Claim(adaptation="linear_probe"))), "pmp").claim.verdict == "holds"
+    assert of(scored(claiming(tuned, Claim())), "pmp").claim.verdict == "refuted"
 
 
 @pytest.mark.parametrize(("knowledge", "verdict"), [("data", "holds"), ("method", "refuted")])
@@ -794,13 +810,13 @@ def test_a_claim_is_judged_at_its_own_level_and_the_method_is_public(knowledge: 
         for seed in range(5)
     ]
     records = [*suite(), *strong]
-    assert of(scored(claiming(records, Claim())), "pmp").verdict == verdict
-    assert of(scored(claiming(records, Claim(frozenset({knowledge})))), "pmp").verdict == "refuted"
+    assert of(scored(claiming(records, Claim())), "pmp").claim.verdict == verdict
+    assert of(scored(claiming(records, Claim(frozenset({knowledge})))), "pmp").claim.verdict == "refuted"
 
 
 def test_an_attack_left_at_an_edge_cannot_prove_a_claim() -> None:
     records = [replace(one, at_edge=True) if (one.defense, one.attack) == ("pmp", "full") else one for one in suite()]
-    assert of(scored(records), "pmp").verdict == "untested"
+    assert of(scored(records), "pmp").claim.verdict == "untested"
 
 
 # -------------------------------------------------------------------------------------------------------- properties
@@ -833,12 +849,11 @@ def test_a_failed_attack_never_raises_suppression(
     )
     before = of(scored(records), "pmp")
     after = of(scored([failed(one) if i == index else one for i, one in enumerate(records)]), "pmp")
-    assert after.partial is None
-    for name in ("suppression", "excess", "recipe_suppression", "claim_excess"):
-        old, new = getattr(before, name), getattr(after, name)
-        assert new is None or new.value <= old.value
-    assert after.standing == "unranked"
-    assert after.verdict == "untested"
+    assert after.resistance.partial is None
+    for old, new in zip(suppressions(before), suppressions(after), strict=True):
+        assert new is None or (old is not None and new.value <= old.value)
+    assert after.standing.group == "unranked"
+    assert after.claim.verdict == "untested"
 
 
 @settings(max_examples=40, deadline=None)
@@ -851,9 +866,9 @@ def test_one_more_attack_never_lowers_what_the_attacker_reaches(
     for defense in ("none", "pmp"):
         records += [record(defense, "lora", task, seed, more[seed]) for task in TASKS for seed in range(3)]
     after = of(scored(records), "pmp")
-    assert before.attacked is not None
-    assert after.attacked is not None
-    assert after.attacked.value >= before.attacked.value - 1e-9
+    assert before.resistance.attacked is not None
+    assert after.resistance.attacked is not None
+    assert after.resistance.attacked.value >= before.resistance.attacked.value - 1e-9
 
 
 # -------------------------------------------------------------------------------------------------------- simulation
@@ -913,13 +928,13 @@ def test_no_effect_through_whole_records() -> None:
             for name, run in zip(("none", "early_stop", "pmp", "mask"), runs, strict=True)
             for one in sweep(name, run)
         ]
-        wrong += any(one.verdict == "holds" for one in scored(records).scores)
+        wrong += any(one.claim.verdict == "holds" for one in scored(records).scores)
     assert wrong <= 6  # 3 expected at most; beyond 6 less likely than 4 %
 
 
 def test_scoring_loads_no_torch_and_no_scipy_stats() -> None:
     heavy = ("torch", "scipy", "numpy", "pandas", "lm_eval")
-    imports = "import sys, nftbench.scoring.score, nftbench.scoring.flags"
+    imports = "import sys, nftbench.scoring"
     code = f"{imports}; print([name for name in {heavy} if name in sys.modules])"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"
@@ -929,5 +944,5 @@ def test_without_a_trivial_defense_no_row_is_ranked_and_no_claim_holds() -> None
     """A run without controls shows suppression, but not that it is worth more than stopping early."""
     none, mask = (0.8, 0.81, 0.79, 0.8, 0.8), (0.5, 0.52, 0.49, 0.5, 0.51)
     alone = of(scored([*sweep("none", none), *scratch([0.4] * 5), *sweep("mask", mask)]), "mask")
-    assert (alone.standing, alone.verdict) == ("unranked", "untested")
-    assert "nothing to be beyond" in " ".join(alone.reasons)
+    assert (alone.standing.group, alone.claim.verdict) == ("unranked", "untested")
+    assert "nothing to be beyond" in " ".join(alone.standing.reasons)

@@ -12,7 +12,8 @@ from nftbench.contract import Claim, Protection
 from nftbench.records.record import Record
 from nftbench.scoring.grid import Grid, arrange
 from nftbench.scoring.intervals import difference
-from nftbench.scoring.side_tables.task_aware import AwareRow, Group, aware_table
+from nftbench.scoring.side_tables import SuiteEvidence
+from nftbench.scoring.side_tables.task_aware import AwareRow, Group, TaskAware
 from nftbench.terms import Adaptation
 from tests.factories import RANKING, failed, record, row, scored
 
@@ -59,8 +60,12 @@ def _grid(*records: Sequence[Record]) -> Grid:
     return grid
 
 
+def _lines(*records: Sequence[Record]) -> tuple[AwareRow, ...]:
+    return TaskAware.of(SuiteEvidence(_grid(*records), {})).rows
+
+
 def _table(immune: Scores = IMMUNE, claim: Claim | None = CLAIM) -> tuple[AwareRow, ...]:
-    return aware_table(_grid(_rows("none", UNDEFENDED), _rows("immune", immune, claim, (TOLD,))))
+    return _lines(_rows("none", UNDEFENDED), _rows("immune", immune, claim, (TOLD,)))
 
 
 def _suppression(one: AwareRow, attack: str, group: Group) -> Any:
@@ -120,7 +125,7 @@ def test_without_benign_tasks_the_told_ones_decide() -> None:
         return {place: values for place, values in scores.items() if place[1] != KEPT}
 
     records = (_rows("none", without(UNDEFENDED)), _rows("immune", without(IMMUNE), CLAIM, (TOLD,)))
-    (immune,) = aware_table(_grid(*records))
+    (immune,) = _lines(*records)
     assert (immune.tasks["benign"], immune.claim) == ((), "holds")
     assert _suppression(immune, PROBE, "benign") is None
 
@@ -131,7 +136,7 @@ def test_holm_over_the_rows() -> None:
     assert difference([80.0, 82.0, 84.0], [60.0, 70.0, 62.0]).p == pytest.approx(0.0138, abs=1e-4)
     assert _table(weak)[0].claim == "holds"
     records = (_rows("none", UNDEFENDED), *(_rows(name, weak, CLAIM, (TOLD,)) for name in ("one", "two")))
-    together = aware_table(_grid(*records))
+    together = _lines(*records)
     assert [one.claim for one in together] == ["refuted", "refuted"]
 
 
@@ -158,29 +163,29 @@ def test_a_claim_that_was_not_tested_well_does_not_hold(fault: str) -> None:
     undefended = _rows("none", UNDEFENDED)
     for records, verdict in ((NOTHING, "holds"), (FAULTS[fault], "untested")):
         board = scored([*undefended, *records])
-        assert [one.claim for one in board.aware] == [verdict]
-        assert [one.verdict for one in board.scores if one.defense == "immune"] == [verdict]
+        assert [one.claim for one in board.side_table(TaskAware).rows] == [verdict]
+        assert [one.claim.verdict for one in board.scores if one.defense == "immune"] == [verdict]
 
 
 def test_an_attack_that_decides_nothing_may_stop_at_an_edge() -> None:
     board = scored([*_rows("none", UNDEFENDED), *_changed(FULL, at_edge=True)])
-    assert [one.claim for one in board.aware] == ["holds"]
+    assert [one.claim for one in board.side_table(TaskAware).rows] == ["holds"]
 
 
 def test_untested_where_seeds_cells_or_told_tasks_are_missing() -> None:
     few: Scores = {place: values[:2] for place, values in IMMUNE.items()}
     assert _table(few)[0].claim == "untested"
     held = (_rows("none", UNDEFENDED), _rows("immune", IMMUNE, CLAIM, ("another",)))
-    (immune,) = aware_table(_grid(*held))
+    (immune,) = _lines(*held)
     assert (immune.tasks["told"], immune.claim, immune.adaptive) == ((), "untested", "untested")
     broken = _rows("immune", IMMUNE, CLAIM, (TOLD,))
     broken = [failed(one) if (one.attack, one.task, one.seed) == (RIDGE, TOLD, 1) else one for one in broken]
-    (immune,) = aware_table(_grid(_rows("none", UNDEFENDED), broken))
+    (immune,) = _lines(_rows("none", UNDEFENDED), broken)
     assert (immune.claim, immune.adaptive) == ("holds", "untested")
     assert _suppression(immune, RIDGE, "told") is None
     plain: Scores = {place: values for place, values in IMMUNE.items() if place[0] in (RIDGE, FULL)}
     others: Scores = {place: values for place, values in UNDEFENDED.items() if place[0] in (RIDGE, FULL)}
-    (immune,) = aware_table(_grid(_rows("none", others), _rows("immune", plain, CLAIM, (TOLD,))))
+    (immune,) = _lines(_rows("none", others), _rows("immune", plain, CLAIM, (TOLD,)))
     assert (immune.claim, immune.adaptive) == ("untested", "refuted")
 
 
@@ -192,11 +197,11 @@ def test_only_defenses_that_are_told_tasks_and_claim_something() -> None:
         _rows("silent", IMMUNE, None, (TOLD,)),
         _rows("unmergeable", IMMUNE, merging, (TOLD,)),
     ]
-    assert aware_table(_grid(*records)) == ()
+    assert _lines(*records) == ()
 
 
 def test_no_reference_no_scores() -> None:
-    (immune,) = aware_table(_grid(_rows("immune", IMMUNE, CLAIM, (TOLD,))))
+    (immune,) = _lines(_rows("immune", IMMUNE, CLAIM, (TOLD,)))
     assert (immune.claim, _suppression(immune, PROBE, "told")) == ("untested", None)
 
 
@@ -208,5 +213,5 @@ def test_the_owners_attack_and_scratch_stay_out() -> None:
     records = _rows("immune", IMMUNE, CLAIM, (TOLD,))
     owner = [replace(one, row=records[0].row) for one in owner]
     fresh = [record("none", "scratch", TOLD, seed, 0.4) for seed in range(3)]
-    (immune,) = aware_table(_grid(_rows("none", UNDEFENDED), fresh, records, owner))
+    (immune,) = _lines(_rows("none", UNDEFENDED), fresh, records, owner)
     assert {one.attack for one in immune.attacks} == {"none", PROBE, FLOAT32, RIDGE, FULL}

@@ -7,8 +7,9 @@ from dataclasses import replace
 import pytest
 
 from nftbench.records.record import Record
-from nftbench.report import tables
-from nftbench.scoring.side_tables.text_control import HealedRow
+from nftbench.scoring import Leaderboard
+from nftbench.scoring.side_tables.text_control import TextControl, TextRow
+from nftbench.scoring.table import Table
 from tests.factories import COST, TASKS, record, scored, suite
 
 SEEDS = 3
@@ -27,8 +28,8 @@ HEALED = [one for row in ("none", "early_stop", "pmp") for one in on_text(row, "
 AFRESH = on_text("none", "scratch[text=true]", (0.60, 0.65, 0.61))
 
 
-def table(records: list[Record]) -> tuple[HealedRow, ...]:
-    return scored([*suite(SEEDS), *records]).healed
+def table(records: list[Record]) -> tuple[TextRow, ...]:
+    return scored([*suite(SEEDS), *records]).side_table(TextControl).rows
 
 
 def test_what_a_healed_release_is_worth_beyond_its_text() -> None:
@@ -36,10 +37,10 @@ def test_what_a_healed_release_is_worth_beyond_its_text() -> None:
     assert list(found) == ["early_stop", "none", "pmp"]
     pmp = found["pmp"]
     assert (pmp.attack, pmp.control, pmp.steps) == ("heal", "scratch[text=true]", 200)
-    assert pmp.healed is not None
-    assert pmp.healed.value == pytest.approx(71.0)
-    assert pmp.afresh is not None
-    assert pmp.afresh.value == pytest.approx(62.0)
+    assert pmp.from_release is not None
+    assert pmp.from_release.value == pytest.approx(71.0)
+    assert pmp.from_scratch is not None
+    assert pmp.from_scratch.value == pytest.approx(62.0)
     assert pmp.beyond is not None
     assert pmp.beyond.value == pytest.approx(((70 - 60) + (72 - 65) + (71 - 61)) / 3)
     assert pmp.beyond.count == SEEDS
@@ -55,8 +56,13 @@ def test_only_where_both_are_there_and_had_as_much_of_the_text() -> None:
     assert table(silent) == ()  # nobody prepared
 
 
+def table_of(board: Leaderboard) -> Table:
+    (found,) = board.side_table(TextControl).tables()
+    return found
+
+
 def test_table() -> None:
     board = scored([*suite(SEEDS), *HEALED, *AFRESH])
-    line = next(row for row in tables.healed(board).rows if row[0] == "pmp")
+    line = next(row for row in table_of(board).rows if row[0] == "pmp")
     assert line[:6] == ("pmp", "heal", "200", "71.0 [68.5, 73.5]", "scratch[text=true]", "62.0 [55.4, 68.6]")
-    assert tables.healed(scored(suite(SEEDS))).rows == ()
+    assert table_of(scored(suite(SEEDS))).rows == ()

@@ -1,1 +1,21 @@
-"""Tables beside the ranking, one file each, for claims and findings that it does not rank."""
+"""Tables beside the ranking, for claims and findings that it does not rank.
+
+Each is one file with one class, a `SideTable`; `SIDE_TABLES` lists them in the order of leaderboard.json. Those that
+stand at the same position of leaderboard.md follow this order too.
+"""
+
+from __future__ import annotations
+
+from nftbench.scoring.side_tables.mask_value import MaskValue
+from nftbench.scoring.side_tables.merging import Merging
+from nftbench.scoring.side_tables.paper_claims import PaperClaims
+from nftbench.scoring.side_tables.protocol import (
+    Position as Position,
+    SideTable as SideTable,
+    SuiteEvidence as SuiteEvidence,
+)
+from nftbench.scoring.side_tables.readings import Readings
+from nftbench.scoring.side_tables.task_aware import TaskAware
+from nftbench.scoring.side_tables.text_control import TextControl
+
+SIDE_TABLES: tuple[type[SideTable], ...] = (TaskAware, Merging, PaperClaims, Readings, MaskValue, TextControl)

@@ -1,20 +1,24 @@
-"""Task-aware defenses, in a table of their own: what they were told, what was held out, and what must stay trainable.
+"""Task-aware defenses: which tasks they were told, which were held out, and which must stay trainable.
 
-Such a defense is told the tasks that it is to resist, so that a rank among the others would be fair to neither. Each
-attack stands for itself here: a claim about gradient descent on a linear probe is read beside other solvers of the same
-probe, beside other precisions and fine-tuning at large.
+Such a defense knows the tasks that it is to resist, so a rank among the others would be fair to neither. Each attack
+stands for itself here. A claim about gradient descent on a linear probe is read beside other solvers of the same probe,
+other precisions, and fine-tuning of all weights.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
+from nftbench.contract import Claim
 from nftbench.records.record import Row
 from nftbench.scoring.flags import at_their_best
-from nftbench.scoring.grid import NONE, Grid, Level, mean_points
+from nftbench.scoring.grid import NONE, Attacks, Grid
 from nftbench.scoring.intervals import PRELIMINARY_SEEDS, Interval, beats_zero, gap_by_seed, holm, mean_by_seed
+from nftbench.scoring.points import mean_points
+from nftbench.scoring.side_tables.protocol import Position, SideTable, SuiteEvidence
+from nftbench.scoring.table import UNKNOWN, Table, interval
 from nftbench.terms import Verdict
 
 Group = Literal["told", "held_out", "benign"]
@@ -39,7 +43,7 @@ class AttackScores:
 
     attack: str
     claimed: bool
-    """The claim is about this attack: it adapts the release in the claim's way and is used as it comes."""
+    """The claim is about this attack: it adapts the release in the claim's way, at its default settings."""
     groups: Mapping[Group, GroupScore]
 
 
@@ -56,37 +60,80 @@ class AwareRow:
     claim: Verdict = "untested"
     """Against the attacks that the claim is about."""
     adaptive: Verdict = "untested"
-    """Against all that adapt the release in the claim's way and know no more than it grants: other solvers too."""
+    """Against every attack that adapts the release in the claim's way and knows no more than the claim grants."""
 
 
-def aware_table(grid: Grid, unsettled: Collection[str] = (), misled: Collection[str] = ()) -> tuple[AwareRow, ...]:
+@dataclass(frozen=True)
+class TaskAware(SideTable):
     """A row for each defense that was told tasks and claims to withstand a linear probe or fine-tuning, by name.
 
-    Both verdicts are about the best attack on validation, doing nothing among them. One `holds` where the told tasks
-    lose points to the defense, and more of them than the benign ones do: a release that is worse at everything resists
-    nothing in particular. The larger p of the two, one-sided at 2.5 %, is Holm-adjusted over the rows. Nothing is said
-    of an `unsettled` row. No claim holds of one that `misled` its attackers, or against attacks that were not at their
-    best.
+    Both verdicts are about the best attack on validation; doing nothing is one. A verdict `holds` where the defense
+    takes points from the told tasks, and more than from the benign ones: a release that is worse at everything resists
+    nothing in particular. The larger p of the two tests, one-sided at 2.5 %, is Holm-adjusted over the rows.
     """
-    rows = [
-        _row(grid, defense, row)
-        for defense, row in sorted(grid.rows.items())
-        if row.task_aware and row.told and row.claim is not None and row.claim.adaptation in ADAPTATIONS
-    ]
-    claimed = [frozenset(one.attack for one in row.attacks if one.claimed) for row in rows]
-    covered = [_within(grid, row.row) for row in rows]
-    claims, adaptive = (_verdicts(grid, rows, levels, unsettled, misled) for levels in (claimed, covered))
-    return tuple(
-        replace(row, claim=one, adaptive=other) for row, one, other in zip(rows, claims, adaptive, strict=True)
-    )
+
+    name: ClassVar[str] = "aware"
+    position: ClassVar[Position] = "after the flags"
+
+    rows: tuple[AwareRow, ...]
+
+    @classmethod
+    def of(cls, evidence: SuiteEvidence) -> TaskAware:
+        grid = evidence.grid
+        claims = {
+            defense: row.claim
+            for defense, row in sorted(grid.rows.items())
+            if row.task_aware and row.told and row.claim is not None and row.claim.adaptation in ADAPTATIONS
+        }
+        rows = [_row(grid, defense, claim) for defense, claim in claims.items()]
+        claimed = [frozenset(one.attack for one in row.attacks if one.claimed) for row in rows]
+        covered = [_covered(grid, claim) for claim in claims.values()]
+        verdicts = (_verdicts(evidence, rows, attacks) for attacks in (claimed, covered))
+        return cls(
+            tuple(replace(row, claim=one, adaptive=other) for row, one, other in zip(rows, *verdicts, strict=True))
+        )
+
+    @classmethod
+    def judges(cls, row: Row) -> bool:
+        return row.task_aware
+
+    def verdicts(self) -> Mapping[str, Sequence[Verdict]]:
+        return {row.defense: [row.claim] for row in self.rows}
+
+    def tables(self) -> tuple[Table, ...]:
+        verdicts = tuple(
+            (one.defense, ", ".join(one.tasks["told"]) or UNKNOWN, one.claim, one.adaptive) for one in self.rows
+        )
+        losses = tuple(
+            (
+                row.defense,
+                one.attack,
+                "yes" if one.claimed else "no",
+                *(interval(one.groups[group].suppression) for group in GROUPS),
+            )
+            for row in self.rows
+            for one in row.attacks
+        )
+        return (
+            Table("Task-aware defenses", ("defense", "told", "its claim", "all probes"), verdicts),
+            Table(
+                "Suppression by task-aware defenses",
+                ("defense", "attack", "claimed", "told tasks", "held-out tasks", "benign tasks"),
+                losses,
+            ),
+        )
+
+    def content(self) -> Any:
+        return self.rows
 
 
-def _row(grid: Grid, defense: str, row: Row) -> AwareRow:
-    tasks = _tasks(grid, row)
+def _row(grid: Grid, defense: str, claim: Claim) -> AwareRow:
+    row = grid.rows[defense]
+    tasks, covered = _tasks(grid, row), _covered(grid, claim)
     scores = [
         AttackScores(
             attack,
-            attack in _within(grid, row) and _as_it_comes(grid, row, attack),
+            attack in covered and _at_defaults(grid, claim, attack),
             {group: _group_score(grid, defense, tasks[group], frozenset({attack})) for group in GROUPS},
         )
         for attack in sorted(_tried(grid, defense))
@@ -107,42 +154,54 @@ def _tasks(grid: Grid, row: Row) -> dict[Group, tuple[str, ...]]:
     }
 
 
-def _tried(grid: Grid, defense: str) -> Level:
-    """The attacks on this release, the owner's own fine-tuning apart."""
-    return grid.on(defense) - grid.secret() - grid.ignoring()
+def _tried(grid: Grid, defense: str) -> Attacks:
+    """The attacks on this release, without the owner's own fine-tuning."""
+    return grid.attacks_on(defense) - grid.by_owner() - grid.ignoring_release()
 
 
-def _within(grid: Grid, row: Row) -> Level:
-    """The attacks that the claim's words cover; `none` is one."""
-    assert row.claim is not None  # aware_table has looked
-    return grid.within(frozenset(row.claim.knowledge), row.claim.adaptation)
+def _covered(grid: Grid, claim: Claim) -> Attacks:
+    """The attacks that the claim covers as it is worded; `none` is one."""
+    return grid.within(frozenset(claim.knowledge), claim.adaptation)
 
 
-def _as_it_comes(grid: Grid, row: Row, attack: str) -> bool:
-    """Whether it trains in the claim's own way, with no parameter but the precision that it computes in."""
-    assert row.claim is not None
-    record, chosen = grid.attacks.get(attack), attack.partition("[")[2].rstrip("]")
-    plain = all(part.startswith("precision=") for part in chosen.split(",") if part)
-    return record is not None and plain and record.trains and record.adaptation == row.claim.adaptation
+def _at_defaults(grid: Grid, claim: Claim, attack: str) -> bool:
+    """Whether it trains in the claim's own way, with no setting of its own but the precision that it computes in."""
+    record, settings = grid.attacks.get(attack), attack.partition("[")[2].rstrip("]")
+    plain = all(part.startswith("precision=") for part in settings.split(",") if part)
+    return record is not None and plain and record.trains and record.adaptation == claim.adaptation
 
 
-def _by_seed(grid: Grid, defense: str, tasks: Sequence[str], attacks: Level) -> list[dict[int, float]]:
+def _by_seed(grid: Grid, defense: str, tasks: Sequence[str], attacks: Attacks) -> list[dict[int, float]]:
     """The reference's scores by seed, and the defense's."""
     return [
-        mean_points(grid.picks(name, tasks, attacks)) if name in grid.rows else {}
+        mean_points(grid.best_attacks(name, tasks, attacks)) if name in grid.rows else {}
         for name in (grid.rows[defense].reference, defense)
     ]
 
 
-def _group_score(grid: Grid, defense: str, tasks: Sequence[str], attacks: Level) -> GroupScore:
+def _group_score(grid: Grid, defense: str, tasks: Sequence[str], attacks: Attacks) -> GroupScore:
     undefended, attacked = _by_seed(grid, defense, tasks, attacks)
     return GroupScore(mean_by_seed(undefended), mean_by_seed(attacked), gap_by_seed(undefended, attacked))
 
 
-def _p(grid: Grid, row: AwareRow, attacks: Level) -> float | None:
+# ---------------------------------------------------------------------------------------------------------- verdicts
+
+
+def _verdicts(evidence: SuiteEvidence, rows: Sequence[AwareRow], attacks: Sequence[Attacks]) -> list[Verdict]:
+    """A verdict on each row, under the attacks of the same index."""
+    pairs = list(zip(rows, attacks, strict=True))
+    p_values = [None if row.defense in evidence.unjudged else _p(evidence.grid, row, few) for row, few in pairs]
+    adjusted = iter(holm([p for p in p_values if p is not None]))
+    return [
+        "untested" if p is None else _verdict(evidence, row, few, next(adjusted))
+        for (row, few), p in zip(pairs, p_values, strict=True)
+    ]
+
+
+def _p(grid: Grid, row: AwareRow, attacks: Attacks) -> float | None:
     """One-sided p of taking nothing from the told tasks, or no more from them than from the benign ones.
 
-    None where no attack, no told task or not enough seeds were run.
+    None where no attack, no told task or too few seeds were run.
     """
     if not attacks & _tried(grid, row.defense) - {NONE}:
         return None
@@ -158,25 +217,9 @@ def _p(grid: Grid, row: AwareRow, attacks: Level) -> float | None:
     return max(test.p for test in found) if len(found) == len(tests) else None
 
 
-def _verdicts(
-    grid: Grid, rows: Sequence[AwareRow], levels: Sequence[Level], unsettled: Collection[str], misled: Collection[str]
-) -> list[Verdict]:
-    """What becomes of each row under its attacks."""
-    pairs = list(zip(rows, levels, strict=True))
-    p_values = [None if row.defense in unsettled else _p(grid, row, level) for row, level in pairs]
-    adjusted = iter(holm([p for p in p_values if p is not None]))
-    return [
-        "untested" if p is None else _verdict(grid, row, level, next(adjusted), misled)
-        for (row, level), p in zip(pairs, p_values, strict=True)
-    ]
-
-
-def _verdict(grid: Grid, row: AwareRow, attacks: Level, adjusted_p: float, misled: Collection[str]) -> Verdict:
+def _verdict(evidence: SuiteEvidence, row: AwareRow, attacks: Attacks, adjusted_p: float) -> Verdict:
     if not beats_zero(adjusted_p):
         return "refuted"
-    return "holds" if row.defense not in misled and _at_their_best(grid, row, attacks) else "untested"
-
-
-def _at_their_best(grid: Grid, row: AwareRow, attacks: Level) -> bool:
-    picks = grid.picks(row.defense, row.tasks["told"], attacks | {NONE}) or {}
-    return all(at_their_best(picked) for picked in picks.values())
+    best = evidence.grid.best_attacks(row.defense, row.tasks["told"], attacks | {NONE}) or {}
+    proven = row.defense not in evidence.misleading and all(at_their_best(records) for records in best.values())
+    return "holds" if proven else "untested"

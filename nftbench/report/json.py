@@ -1,0 +1,106 @@
+"""leaderboard.json: everything that a leaderboard knows, under its published names and in their published order.
+
+The functions below are the published layout. Names and order do not follow the code's own; changing either changes a
+published format.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import BaseModel
+
+from nftbench.scoring.leaderboard import Leaderboard
+from nftbench.scoring.scores import Score
+
+
+def text(board: Leaderboard, command: str) -> str:
+    """The file's content; intervals without ends have null there."""
+    return written(
+        {
+            "command": command,
+            "suite": board.suite,
+            "about": board.about,
+            "scores": [_score(score) for score in board.scores],
+            "headroom": board.headroom,
+            "ranking": board.rules.ranking,
+            "utility_bar": board.rules.utility_bar,
+            "problems": board.problems,
+            "records": board.origin.records,
+            "planned": board.origin.planned,
+            **{table.name: table.content() for table in board.side_tables},
+            "budgets": board.budgets,
+            "skips": board.origin.skips,
+            "commands": board.origin.commands,
+        }
+    )
+
+
+def _score(score: Score) -> dict[str, Any]:
+    return {
+        "defense": score.defense,
+        "kind": score.kind,
+        "row": score.row,
+        "incomplete": score.incomplete,
+        "utilities": score.utility.by_metric,
+        "retention": score.utility.retention,
+        "clears_bar": score.utility.clears_bar,
+        "unattacked": score.resistance.unattacked,
+        "attacked": score.resistance.attacked,
+        "gain": score.resistance.gain,
+        "suppression": score.resistance.suppression,
+        "suppression_by_seed": score.resistance.suppression_by_seed,
+        "partial": score.resistance.partial,
+        "excess": score.excess.interval,
+        "excess_by_seed": score.excess.by_seed,
+        "controls": score.excess.controls,
+        "excess_over": score.excess.over,
+        "beyond_control": score.excess.beyond_control,
+        "levels": score.by_knowledge.suppression,
+        "untested": score.by_knowledge.untested,
+        "adaptive": score.by_knowledge.adaptive,
+        "tasks": score.resistance.tasks,
+        "worst_task": score.resistance.worst_task,
+        "recipe": score.recipes.best,
+        "recipe_suppression": score.recipes.suppression,
+        "optimizers": score.recipes.optimizers,
+        "part_ahead": score.recipes.part_ahead,
+        "protected_fraction": score.resistance.protected_fraction,
+        "authorized_gain": score.authorized_gain,
+        "cost_to_break": score.cost_to_break,
+        "attacks": score.attacks,
+        "seed_spread": score.resistance.seed_spread,
+        "attack_spread": score.resistance.attack_spread,
+        "claim_excess": score.claim.excess,
+        "claim_tested": score.claim.tested,
+        "claim_covered": score.claim.covered,
+        "claim_p": score.claim.p,
+        "verdict": score.claim.verdict,
+        "flags": score.flags,
+        "standing": score.standing.group,
+        "rank": score.standing.rank,
+        "reasons": score.standing.reasons,
+    }
+
+
+def written(content: Mapping[str, Any]) -> str:
+    """JSON of dataclasses, models, mappings, sets and sequences; infinity and NaN, which JSON lacks, become null."""
+    return json.dumps(_plain(content), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, BaseModel):  # a paper's claim, as the suite states it
+        return _plain(value.model_dump(mode="json"))
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, frozenset):
+        return sorted(value)
+    if isinstance(value, tuple | list):
+        return [_plain(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

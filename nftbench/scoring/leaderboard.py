@@ -1,0 +1,268 @@
+"""Records become a leaderboard: every row of a suite scored, judged and ranked, with the tables beside the ranking."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TypeVar
+
+from nftbench.records.record import CellId, Record
+from nftbench.scoring import flags
+from nftbench.scoring.budget_curve import BudgetCurve, budget_curves
+from nftbench.scoring.excess import claim_test, claimed_attacks, controls, excess
+from nftbench.scoring.grid import Attacks, Grid, Knowledge, arrange, knowledge_name
+from nftbench.scoring.headroom import headroom
+from nftbench.scoring.per_attack import per_attack
+from nftbench.scoring.resistance import adaptive, authorized_gain, by_knowledge, costs, recipes, resistance
+from nftbench.scoring.scores import ByKnowledge, ClaimTest, Excess, Headroom, Kind, Score, Utility
+from nftbench.scoring.side_tables import SIDE_TABLES, SideTable, SuiteEvidence
+from nftbench.scoring.utility import usable_metrics, utility
+from nftbench.scoring.verdicts import judged, ranked, with_side_verdict, with_standing
+from nftbench.suites.schema import PaperClaim
+
+AnyTable = TypeVar("AnyTable", bound=SideTable)
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What the suite asks of its rows."""
+
+    ranking: str
+    """What the attackers know by whom rows are ranked, in words."""
+    utility_bar: float
+    """The share of base utility that a ranked row keeps at least."""
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What the leaderboard was made from."""
+
+    records: int
+    planned: int
+    """Cells that should have a record."""
+    skips: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    """By defense and attack: why it was not planned."""
+    commands: Mapping[str, int] = field(default_factory=dict)
+    """The commands that made the records, the oldest first, with how many each made."""
+
+
+@dataclass(frozen=True)
+class Leaderboard:
+    """Every row of a suite: ranked ones first, then preliminary ones, controls, and those that are not ranked."""
+
+    suite: str
+    about: str
+    """What the suite says of itself."""
+    rules: Rules
+    scores: tuple[Score, ...]
+    headroom: tuple[Headroom, ...]
+    problems: tuple[str, ...]
+    """What the reader must know of the suite as a whole."""
+    origin: Origin
+    side_tables: tuple[SideTable, ...] = ()
+    """In the order of `SIDE_TABLES`."""
+    budgets: tuple[BudgetCurve, ...] = ()
+    """The best score so far against what has been spent."""
+
+    def side_table(self, kind: type[AnyTable]) -> AnyTable:
+        """The side table of this kind."""
+        return next(table for table in self.side_tables if isinstance(table, kind))
+
+
+def score(
+    records: Sequence[Record],
+    *,
+    utility_bar: float,
+    ranking: Knowledge,
+    about: str = "",
+    planned: Sequence[CellId] | None = None,
+    claims: Sequence[PaperClaim] = (),
+    skips: Sequence[Sequence[str]] = (),
+    side_tables: Sequence[type[SideTable]] = SIDE_TABLES,
+) -> Leaderboard:
+    """Score every row of a suite and rank those that may be ranked.
+
+    `about` is what the suite says of itself, `claims` what its papers claim. `planned` names the cells that should be
+    there; without it they are inferred from the records. `skips` are defense, attack and reason of what was not
+    planned, `side_tables` the tables to stand beside the ranking.
+    """
+    readings = [record for record in records if record.role == "yardstick"]
+    grid, problems = arrange(records, planned, frozenset(ranking), utility_bar)
+    versions = _version_problems(list(grid.records.values()))
+    room = [row for reference in sorted(grid.references()) for row in headroom(grid, reference)]
+    problems += versions + origin_problems(list(grid.records.values())) + _problems(grid, room)
+    tasks = {
+        reference: [row.task for row in room if row.reference == reference and row.kept]
+        for reference in grid.references()
+    }
+    mixed = bool(versions)
+    scores = judged(_scores(grid, tasks, room), mixed, side_tables)
+    evidence = SuiteEvidence(
+        grid,
+        tasks,
+        readings,
+        claims,
+        unjudged=frozenset(one.defense for one in scores if mixed or one.incomplete),
+        misleading=frozenset(one.defense for one in scores if flags.is_misleading(one)),
+    )
+    tables = tuple(table.of(evidence) for table in side_tables)
+    scores = [with_standing(with_side_verdict(one, tables), mixed, tables) for one in scores]
+    suites = sorted({record.suite for record in grid.records.values()})
+    if len(suites) > 1:
+        problems.append(f"records of several suites: {', '.join(suites)}")
+    return Leaderboard(
+        suite=", ".join(suites),
+        about=about,
+        rules=Rules(knowledge_name(ranking), utility_bar),
+        scores=tuple(ranked(scores)),
+        headroom=tuple(room),
+        problems=tuple(problems),
+        origin=Origin(
+            records=len(grid.records),
+            planned=len(grid.expected),
+            skips=_by_defense(skips),
+            commands=_commands([*grid.records.values(), *readings]),
+        ),
+        side_tables=tables,
+        budgets=budget_curves(grid, tasks),
+    )
+
+
+# -------------------------------------------------------------------------------------------------------------- rows
+
+
+def _scores(grid: Grid, tasks: Mapping[str, Sequence[str]], room: Sequence[Headroom]) -> list[Score]:
+    """Every row with its numbers and flags; `tasks` are those with headroom, by reference."""
+    utilities = {defense: utility(grid, defense) for defense in grid.rows}
+    found = []
+    for defense in sorted(grid.rows):
+        kept = tasks[grid.rows[defense].reference]
+        one = _score(grid, defense, kept, utilities)
+        found.append(replace(one, flags=flags.find(_evidence(grid, one, kept, room))))
+    return found
+
+
+def _score(grid: Grid, defense: str, tasks: Sequence[str], utilities: Mapping[str, Utility]) -> Score:
+    """One row; nothing but its utility is known where its reference has no records."""
+    row = grid.rows[defense]
+    kind: Kind = "reference" if defense in grid.references() else "trivial" if row.trivial else "defense"
+    over = controls(grid, defense, utilities)
+    blank = Score(
+        defense,
+        kind,
+        row,
+        incomplete=tuple(_incomplete(grid, defense, over)),
+        utility=utilities[defense],
+        by_knowledge=ByKnowledge(adaptive=adaptive(grid, defense)),
+    )
+    if row.reference not in grid.rows:
+        return blank
+    return replace(
+        blank,
+        resistance=resistance(grid, defense, tasks),
+        by_knowledge=by_knowledge(grid, defense, tasks),
+        recipes=recipes(grid, defense, tasks),
+        excess=excess(grid, defense, tasks, over) if kind == "defense" else Excess(),
+        authorized_gain=authorized_gain(grid, defense, tasks),
+        cost_to_break=costs(grid, defense, tasks),
+        attacks=per_attack(grid, defense, tasks),
+        claim=claim_test(grid, defense, tasks, over) if kind == "defense" else ClaimTest(),
+    )
+
+
+def _incomplete(grid: Grid, defense: str, over: Sequence[str]) -> list[str]:
+    """Cells without a result, of this row and of those that its numbers are measured against.
+
+    A planned defense without any record may be one of them.
+    """
+    rows = {defense, *over, *(grid.seeds.keys() - grid.rows.keys())}
+    faults = sorted(grid.faults.items(), key=lambda fault: (fault[0].defense != defense, fault[0]))
+    found = [f"{cell}: {fault}" for cell, fault in faults if cell.defense in rows]
+    reference = grid.rows[defense].reference
+    return found if reference in grid.rows or found else [f"{reference}: no records"]
+
+
+def _evidence(grid: Grid, score: Score, tasks: Sequence[str], room: Sequence[Headroom]) -> flags.RowEvidence:
+    """What the flags of a row are read from."""
+    ranking, row = grid.within(grid.ranking), score.row
+    # Whether an attack without any record uses the release is not known, so it is not said to be skipped.
+    applied = ranking & grid.attacks.keys() - grid.ignoring_release()
+    known = row.reference in grid.rows
+    return flags.RowEvidence(
+        score,
+        records=[record for cell, record in sorted(grid.records.items()) if cell.defense == score.defense],
+        best=_best(grid, score.defense, tasks, ranking) if known else [],
+        best_claimed=_best(grid, score.defense, tasks, claimed_attacks(grid, row)) if known else [],
+        headroom=[one for one in room if one.reference == score.defense],
+        skipped=sorted((grid.attacks_on(row.reference) - grid.attacks_on(score.defense)) & applied),
+        utility_bar=grid.utility_bar,
+    )
+
+
+def _best(grid: Grid, defense: str, tasks: Sequence[str], attacks: Attacks) -> list[Record]:
+    best = grid.best_attacks(defense, tasks, attacks) or {}
+    return [record for seed in sorted(best) for record in best[seed]]
+
+
+# ---------------------------------------------------------------------------------------------------------- the suite
+
+
+def _problems(grid: Grid, room: Sequence[Headroom]) -> list[str]:
+    """What the reader must know of the suite as a whole."""
+    problems = [
+        f"{row.task} is left out: undefended {row.undefended:.1f} is no better than scratch {row.scratch:.1f}"
+        for row in room
+        if not row.kept
+    ]
+    for reference in sorted(grid.references()):
+        if reference not in grid.rows:
+            problems.append(f"the reference {reference} has no records: rows measured against it have no score")
+            continue
+        lost = sorted(set(grid.metrics) - set(usable_metrics(grid, reference)))
+        problems += [f"utility metric {metric} is left out: {reference} does not beat its floor" for metric in lost]
+        if not grid.attacks_on(reference) & grid.from_scratch():
+            problems.append(f"no scratch row beside {reference}: headroom is not known")
+    return problems
+
+
+def _version_problems(records: Sequence[Record]) -> list[str]:
+    sets = {tuple(sorted((record.provenance.get("versions") or {}).items())) for record in records}
+    everywhere = {name for versions in sets for name, _ in versions}
+    found = {name: {str(dict(versions).get(name)) for versions in sets} for name in everywhere}
+    return [
+        f"records differ in library versions, so no row is ranked: {name} {', '.join(sorted(versions))}"
+        for name, versions in sorted(found.items())
+        if len(versions) > 1
+    ]
+
+
+def origin_problems(records: Sequence[Record]) -> list[str]:
+    """Differences of commit and machine, which may make other numbers of the same cell."""
+    hardware = [record.provenance.get("hardware") or {} for record in records]
+    found: dict[str, set[str]] = {
+        "commit": {_short(record.provenance.get("commit")) for record in records},
+        **{name: {str(one.get(name, "unknown")) for one in hardware} for name in ("processor", "gpu", "threads")},
+    }
+    differing = [f"{name} ({', '.join(sorted(values))})" for name, values in found.items() if len(values) > 1]
+    return [f"records differ in {', '.join(differing)}: compare them with care"] if differing else []
+
+
+def _short(commit: str | None) -> str:
+    """`7f9ee86ab0c1`, `7f9ee86ab0c1-dirty`."""
+    name, dirty, _ = (commit or "unknown").partition("-dirty")
+    return name[:12] + dirty
+
+
+def _by_defense(skips: Sequence[Sequence[str]]) -> dict[str, dict[str, str]]:
+    found: dict[str, dict[str, str]] = {}
+    for defense, attack, reason in skips:
+        found.setdefault(defense, {})[attack] = reason
+    return found
+
+
+def _commands(records: Sequence[Record]) -> dict[str, int]:
+    made = sorted(
+        (str(one.provenance.get("written") or ""), str(one.provenance.get("command") or "")) for one in records
+    )
+    return dict(Counter(command for _, command in made if command))

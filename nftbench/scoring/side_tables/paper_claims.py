@@ -1,0 +1,243 @@
+"""What papers claim, beside what was measured: a suite's `claims`, worked out from its records.
+
+A quantity is one number for each base seed. A claim is about one quantity, or about the difference or ratio of two,
+paired by seed. It holds where the whole 95 % interval lies on the claim's side of its bound.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+from nftbench.records.record import Record
+from nftbench.scoring.grid import NONE, Attacks, Grid
+from nftbench.scoring.intervals import Interval, gap_by_seed, mean_by_seed
+from nftbench.scoring.points import final, kept_share
+from nftbench.scoring.side_tables.protocol import Position, SideTable, SuiteEvidence
+from nftbench.scoring.table import UNKNOWN, Table, precise
+from nftbench.suites.schema import PaperClaim, Quantity
+
+ClaimStatus = Literal["holds", "does not hold", "not distinguishable", "measured", "not measured"]
+BySeed = Mapping[int, float]
+
+
+@dataclass(frozen=True)
+class ClaimResult:
+    """One claim, and the measurement beside it."""
+
+    claim: PaperClaim
+    measured: Interval | None
+    outcome: ClaimStatus
+    """`measured` where the claim names no bound, or one seed allows no interval."""
+    planned: int = 0
+    """The suite's base seeds; `measured.count` says how many of them were used."""
+    reason: str | None = None
+    """Why it is not measured."""
+
+
+@dataclass(frozen=True)
+class PaperClaims(SideTable):
+    """A line for each claim."""
+
+    name: ClassVar[str] = "claims"
+    position: ClassVar[Position] = "first"
+    guide: ClassVar[str] = """\
+- **Claims**: what a paper says, and the measurement over as many base seeds as stand beside it. A claim *holds* where
+  the whole interval lies on its side of the bound, *does not hold* where it lies on the other, and is *not
+  distinguishable* between; without a bound or with one seed it is *measured*. Nothing is corrected for their number.
+"""
+
+    rows: tuple[ClaimResult, ...]
+
+    @classmethod
+    def of(cls, evidence: SuiteEvidence) -> PaperClaims:
+        return cls(examine(evidence.paper_claims, evidence.grid, evidence.readings))
+
+    def tables(self) -> tuple[Table, ...]:
+        rows = tuple(
+            (
+                one.claim.says,
+                one.claim.paper or UNKNOWN,
+                precise(one.measured),
+                _seeds(one),
+                bound(one.claim),
+                f"{one.outcome}: {one.reason}" if one.reason else one.outcome,
+            )
+            for one in self.rows
+        )
+        return (Table("Claims", ("claim", "the paper", "measured", "seeds", "holds if", "outcome"), rows),)
+
+    def content(self) -> Any:
+        return self.rows
+
+
+def bound(claim: PaperClaim) -> str:
+    """`above 0`."""
+    if claim.above is None and claim.below is None:
+        return UNKNOWN
+    return f"above {claim.above:g}" if claim.above is not None else f"below {claim.below:g}"
+
+
+def _seeds(one: ClaimResult) -> str:
+    """`3`, or `2 of 3` where one seed lacks a number."""
+    count = one.measured.count if one.measured else 0
+    return f"{count}" if count == one.planned else f"{count} of {one.planned}"
+
+
+def examine(claims: Sequence[PaperClaim], grid: Grid, readings: Sequence[Record]) -> tuple[ClaimResult, ...]:
+    """Every claim, beside its measurement."""
+    numbers = _Numbers(grid, readings)
+    seeds = len({cell.seed for cell in grid.expected} | {record.seed for record in readings})
+    results = []
+    for claim in claims:
+        measured, reason = _measured(claim, numbers)
+        results.append(ClaimResult(claim, measured, _outcome(claim, measured), seeds, reason))
+    return tuple(results)
+
+
+def _measured(claim: PaperClaim, numbers: _Numbers) -> tuple[Interval | None, str | None]:
+    """The interval; or None and why: no seed has all the numbers, or a quotient would be by zero."""
+    first, other = numbers.read(claim.read), claim.minus or claim.over
+    if other is None:
+        return mean_by_seed(first), None if first else numbers.lacking(claim.read)
+    second = numbers.read(other)
+    seeds = first.keys() & second.keys()
+    if not seeds:
+        lacking = [numbers.lacking(one) for one, found in ((claim.read, first), (other, second)) if not found]
+        return None, lacking[0] if lacking else "no seed has both of its numbers"
+    if claim.over is None:
+        return gap_by_seed(first, second), None
+    if zero := sorted(seed for seed in seeds if second[seed] == 0):
+        return None, f"a quotient by zero: {claim.over.read} of {', '.join(claim.over.rows)} is 0 at seed {zero[0]}"
+    return mean_by_seed({seed: first[seed] / second[seed] for seed in seeds}), None
+
+
+def _outcome(claim: PaperClaim, measured: Interval | None) -> ClaimStatus:
+    if measured is None:
+        return "not measured"
+    if measured.count < 2 or (claim.above is None and claim.below is None):
+        return "measured"
+    low, high = measured.low, measured.high
+    if claim.above is not None:
+        holds, fails = low > claim.above, high < claim.above
+    else:
+        assert claim.below is not None
+        holds, fails = high < claim.below, low > claim.below
+    return "holds" if holds else "does not hold" if fails else "not distinguishable"
+
+
+@dataclass(frozen=True)
+class _Numbers:
+    """The numbers that claims are about, by base seed."""
+
+    grid: Grid
+    readings: Sequence[Record]
+
+    def read(self, quantity: Quantity) -> BySeed:
+        """The mean over the quantity's rows, at the seeds that all of them have."""
+        rows = [self.of_row(row, quantity) for row in quantity.rows]
+        seeds = set.intersection(*(set(found) for found in rows))
+        return {seed: statistics.fmean(found[seed] for found in rows) for seed in seeds}
+
+    def of_row(self, row: str, quantity: Quantity) -> BySeed:
+        if "." in quantity.read:
+            return self.reading(row, *quantity.read.split(".", 1))
+        if row not in self.grid.rows:
+            return {}
+        if quantity.read == "utility":
+            return self.utility(row, quantity.tasks or self.grid.metrics)
+        return self.attacked(row, quantity)
+
+    def reading(self, row: str, yardstick: str, name: str) -> BySeed:
+        """A value of a yardstick, whatever its parameters."""
+        return {
+            record.seed: record.reading.values[name]
+            for record in self.readings
+            if record.defense == row and record.task.partition("[")[0] == yardstick
+            if record.reading is not None and name in record.reading.values
+        }
+
+    def utility(self, row: str, metrics: Sequence[str]) -> BySeed:
+        """The share of the reference's utility that is kept, in percent; the mean over metrics."""
+        released, undefended = (
+            self.grid.best_attacks(one, metrics, frozenset({NONE})) or {}
+            for one in (row, self.grid.rows[row].reference)
+        )
+        return {
+            seed: statistics.fmean(
+                100 * kept_share(final(after), final(before))
+                for after, before in zip(released[seed], undefended[seed], strict=True)
+            )
+            for seed in released.keys() & undefended.keys()
+        }
+
+    def attacked(self, row: str, quantity: Quantity) -> BySeed:
+        """The quantity after the best attack; means over tasks, at the seeds that have them all."""
+        attacks, tasks = self._attacks(quantity), self._tasks(quantity)
+        found = [self.on_task(row, task, attacks, quantity.read) for task in tasks]
+        seeds = set.intersection(*map(set, found)) if found else set()
+        return {seed: statistics.fmean(by_seed[seed] for by_seed in found) for seed in seeds}
+
+    def on_task(self, row: str, task: str, attacks: Attacks, read: str) -> BySeed:
+        """`score`; `gain` over the unattacked release; or `kept`, the gain as a share of what the row itself is worth
+        beyond its reference."""
+        scores = self.grid.scores(row, task, attacks)
+        if read == "score":
+            return scores
+        alone = self.grid.scores(row, task, frozenset({NONE}))
+        if read == "gain":
+            return {seed: scores[seed] - alone[seed] for seed in scores.keys() & alone.keys()}
+        base = self.grid.scores(self.grid.rows[row].reference, task, frozenset({NONE}))
+        seeds = scores.keys() & alone.keys() & base.keys()
+        return {s: (scores[s] - base[s]) / (alone[s] - base[s]) for s in seeds if alone[s] != base[s]}
+
+    def _attacks(self, quantity: Quantity) -> Attacks:
+        grid = self.grid
+        return frozenset(quantity.attacks) or grid.within(grid.ranking) - grid.ignoring_release() - {NONE}
+
+    def _tasks(self, quantity: Quantity) -> Sequence[str]:
+        return quantity.tasks or tuple(task for task in self.grid.tasks if self._role(task) == "ranked")
+
+    def _role(self, task: str) -> str:
+        return next((record.role for record in self.grid.records.values() if record.task == task), "ranked")
+
+    # ------------------------------------------------------------------------------------------ why there is no number
+
+    def lacking(self, quantity: Quantity) -> str:
+        """Why no seed has this quantity."""
+        empty = [row for row in quantity.rows if not self.of_row(row, quantity)]
+        if not empty:
+            return f"no seed has it for all of {', '.join(quantity.rows)}"
+        row, grid = empty[0], self.grid
+        if "." in quantity.read:
+            return self._unread(row, *quantity.read.split(".", 1))
+        if row not in grid.rows:
+            return f"no records of {row}"
+        if quantity.read == "utility":
+            return f"no utility of {row} and of {grid.rows[row].reference} at the same seed"
+        if faults := self._faults(row, quantity):
+            return faults[0] + (f", and {len(faults) - 1} more" if faults[1:] else "")
+        attacks = self._attacks(quantity)
+        if not attacks & grid.attacks_on(row):
+            return f"not run on {row}: {', '.join(sorted(attacks)) or 'any attack'}"
+        if quantity.read == "kept":
+            return f"nothing to keep: unattacked {row} scores what {grid.rows[row].reference} does"
+        return f"no {quantity.read} of {row}"
+
+    def _faults(self, row: str, quantity: Quantity) -> list[str]:
+        rows = {row, self.grid.rows[row].reference} if quantity.read == "kept" else {row}
+        attacks, tasks = self._attacks(quantity) | {NONE}, self._tasks(quantity)
+        return [
+            f"{cell}: {fault}"
+            for cell, fault in sorted(self.grid.faults.items())
+            if cell.defense in rows and cell.task in tasks and cell.attack in attacks
+        ]
+
+    def _unread(self, row: str, yardstick: str, name: str) -> str:
+        found = [one for one in self.readings if one.defense == row and one.task.partition("[")[0] == yardstick]
+        failed = [one for one in found if one.reading is None]
+        if failed:
+            return f"{yardstick} of {row}, seed {failed[0].seed}: {failed[0].status}"
+        return f"{yardstick} of {row} has no {name}" if found else f"{yardstick} was not read off {row}"
