@@ -1,7 +1,7 @@
-"""The verbs: list, info, plan, run, reproduce, report, calibrate, lm-eval. Each imports what it needs when called.
+"""The verbs: list, info, plan, run, reproduce, report, pack, calibrate, lm-eval.
 
-Bad input is one line on stderr and exit code 2; a run in which a cell is not ok ends with 1, an interrupted one
-with 130.
+Each imports what it needs when called. Bad input is one line on stderr and exit code 2; a run in which a cell is not ok
+ends with 1, an interrupted one with 130.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 
+from nftbench.cli.pack import pack
 from nftbench.errors import NftbenchError, suggest
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from nftbench.calibration import Measured, Read
     from nftbench.planning.plan import Plan
     from nftbench.planning.registry import Kind, Plugin
+    from nftbench.records.manifest import Manifest
     from nftbench.records.record import Record
     from nftbench.records.store import Store
     from nftbench.scoring.score import Leaderboard
@@ -307,9 +309,12 @@ def report(folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="What r
     records = _planned(store, manifest)
     board = _board(records, manifest)
     _console().print(terminal.summary(board))
-    command = manifest.get("command") or f"nftbench report {shlex.quote(str(folder))}"
+    command = manifest.command or f"nftbench report {shlex.quote(str(folder))}"
     for path in _publish(board, records, folder, command, redraw=True):
         typer.echo(path)
+
+
+app.command("pack")(pack)
 
 
 def _publish(
@@ -346,8 +351,7 @@ def _prepare(request: Request) -> Work:
     _check_corpus(suite, request.data)
     added = [plugin for file in request.plugin or () for plugin in registry.add_file(file)]
     store = _store(request.out, suite.name)
-    there = len([*store.results.glob("records/*.json")])
-    typer.echo(f"{suite.name}: planning; {there} records in {store.results}")
+    typer.echo(f"{suite.name}: planning; {store.contents()} in {store.results}")
     suite = _extended(suite, added, filters)
     whole = planned(suite, device=request.device, data=request.data, limit=request.limit)
     defenses, attacks, tasks = (filters[kind] for kind in ("defenses", "attacks", "tasks"))
@@ -424,11 +428,12 @@ def _carry_out(work: Work, jobs: int | None, plugins: Sequence[str], command: st
     from nftbench.records.store import SETTLED
 
     store: Store = work.store
-    manifest = {**work.whole.manifest(), "command": command}
+    manifest = work.whole.manifest(command)
     gc.freeze()  # what is imported stays; else collections while records are read walk all of torch, a quarter second
     records = _planned(store, manifest)
     settled = {cell.key for cell in work.part.cells if cell.key in records and records[cell.key].status in SETTLED}
-    todo = [job for job in work.part.jobs() if any(cell.key not in settled for cell in job.cells)]
+    # Without their settled cells: workers look at single files only, and a settled record may stand in the pack.
+    todo = [job for whole in work.part.jobs() if (job := whole.without(settled)).cells]
     if todo:
         _check_model(work.whole.suite)
     cells = f"{len(work.part.cells)} cells, {len(settled)} settled"
@@ -450,7 +455,7 @@ def _carry_out(work: Work, jobs: int | None, plugins: Sequence[str], command: st
     if workers > 1:
         _start_server()
     try:
-        with display.shown(todo, workers, board, _console()) as show:
+        with store.together(), display.shown(todo, workers, board, _console()) as show:
             for event in executors.run(place, todo, workers, files):
                 show(event)
     except KeyboardInterrupt:
@@ -497,25 +502,24 @@ def _stop_workers() -> None:
         process.terminate()
 
 
-def _planned(store: Store, manifest: Mapping[str, Any]) -> dict[str, Record]:
+def _planned(store: Store, manifest: Manifest) -> dict[str, Record]:
     """The records that the manifest names, by key; records of other settings may lie beside them."""
-    keys = {key for *_, key in [*_of(manifest, "cells", store), *manifest.get("readings", ())]}
+    keys = manifest.keys
     return {key: record for key, record in store.records().items() if key in keys}
 
 
-def _board(records: Mapping[str, Record], manifest: Mapping[str, Any]) -> Leaderboard:
+def _board(records: Mapping[str, Record], manifest: Manifest) -> Leaderboard:
     from nftbench.scoring.score import score
-    from nftbench.suites.schema import PaperClaim
 
-    suite = manifest["suite"]
+    suite = manifest.suite
     return score(
         list(records.values()),
-        utility_bar=suite["utility_bar"],
-        ranking=frozenset(suite["ranking"]),
-        about=suite.get("about", ""),
-        planned=[(defense, attack, task, seed) for defense, attack, task, seed, _ in manifest["cells"]],
-        claims=[PaperClaim.model_validate(claim) for claim in manifest.get("claims", ())],
-        skips=manifest.get("skips", ()),
+        utility_bar=suite.utility_bar,
+        ranking=frozenset(suite.ranking),
+        about=suite.about,
+        planned=[cell[:4] for cell in manifest.cells],
+        claims=manifest.claims,
+        skips=manifest.skips,
     )
 
 
@@ -645,13 +649,6 @@ def _listed(option: str, text: str | None) -> list[str]:
     if text is not None and not parts:
         raise NftbenchError(f"{option} {text!r} names nothing; leave it out for the whole suite")
     return parts
-
-
-def _of(manifest: Mapping[str, Any], key: str, store: Store) -> Any:
-    try:
-        return manifest[key]
-    except (KeyError, TypeError):
-        raise NftbenchError(f"{store.results / 'manifest.json'}: {key!r} is missing; nftbench run writes it") from None
 
 
 # ----------------------------------------------------------------------------------------------------------- telling
