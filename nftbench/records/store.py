@@ -112,7 +112,7 @@ class Store:
         doomed = set(keys)
         if doomed & self._packed_records().keys():
             with self.alone():
-                self._write_pack([one for one in self._packed() if one["key"] not in doomed])
+                self._write_pack([one for one in self.packed() if one["key"] not in doomed])
         for key, record in self._single_records().items():
             if key in doomed:
                 self.path(record).unlink(missing_ok=True)
@@ -152,7 +152,7 @@ class Store:
             contents = {path: path.read_bytes() for path, _ in self._single_files()}
             size = _size(self._pack)
             single = {record["key"]: record for record in map(json.loads, contents.values())}
-            packed = {record["key"]: record for record in self._packed()}
+            packed = {record["key"]: record for record in self.packed()}
             merged = _merged(packed, single, lambda record: record["status"])
             if contents:
                 self._write_pack(list(merged.values()))
@@ -167,7 +167,7 @@ class Store:
     def _pack(self) -> Path:
         return self.results / "records.jsonl.xz"
 
-    def _packed(self) -> list[JsonObject]:
+    def packed(self) -> list[JsonObject]:
         """The pack's records as JSON; none without a pack."""
         if not self._pack.exists():
             return []

@@ -43,8 +43,8 @@ def whole_run(folder: Path, cache: Path, **changes: Any) -> tuple[Workplace, Lea
 
 def board(place: Workplace) -> Leaderboard:
     manifest = place.store.manifest()
-    suite = suites.parse(manifest["suite"])
-    cells = [(defense, attack, task, seed) for defense, attack, task, seed, _ in manifest["cells"]]
+    suite = manifest.suite
+    cells = [cell[:4] for cell in manifest.cells]
     records = list(place.store.records().values())
     return score(records, utility_bar=suite.utility_bar, ranking=suite.ranking, planned=cells)
 
