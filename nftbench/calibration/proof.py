@@ -21,7 +21,6 @@ from nftbench.scoring.intervals import Interval
 from nftbench.scoring.leaderboard import origin_problems
 from nftbench.scoring.points import mean_points
 from nftbench.scoring.table import Table
-from nftbench.suites.reading import parse
 from nftbench.suites.schema import Suite
 
 
@@ -49,14 +48,9 @@ class Run:
             NftbenchError: there is no manifest of a run.
         """
         store = Store(folder, cache)
-        manifest = store.manifest()
-        try:
-            suite, cells = parse(manifest["suite"], str(folder)), manifest["cells"]
-        except (KeyError, TypeError):
-            raise NftbenchError(f"{folder / 'manifest.json'}: no run; nftbench run writes it") from None
-        found = store.records()
-        planned = tuple(CellId(defense, attack, task, seed) for defense, attack, task, seed, _ in cells)
-        return cls(suite, planned, tuple(found[key] for *_, key in cells if key in found))
+        manifest, found = store.manifest(), store.records()
+        records = tuple(found[cell.key] for cell in manifest.cells if cell.key in found)
+        return cls(manifest.suite, tuple(cell.id for cell in manifest.cells), records)
 
     @property
     def missing(self) -> str:

@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import typer
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from nftbench.device import Device
     from nftbench.planning.plan import Job, Plan
     from nftbench.planning.registry import Kind, Plugin
+    from nftbench.records.manifest import Manifest
     from nftbench.records.record import Record
     from nftbench.records.store import Store
     from nftbench.scoring import Leaderboard
@@ -59,8 +60,7 @@ def prepare(suite_name: str, selection: Selection, options: RunOptions) -> Work:
     check_corpus(suite, options.data)
     added = [plugin for file in options.plugin or () for plugin in registry.add_file(file)]
     store = open_store(options.out, suite.name)
-    count = len([*store.results.glob("records/*.json")])
-    typer.echo(f"{suite.name}: planning; {count} records in {store.results}")
+    typer.echo(f"{suite.name}: planning; {store.contents()} in {store.results}")
     whole = plan(_with_additions(suite, added, names), device=device, data=options.data, limit=selection.limit)
     part = narrow(whole, defenses=names["defenses"], attacks=names["attacks"], tasks=names["tasks"], seeds=seeds)
     return Work(whole, part, store)
@@ -141,7 +141,7 @@ def _with_additions(suite: Suite, added: Sequence[Plugin], names: Mapping[Kind, 
 def carry_out(work: Work, options: RunOptions, command: str) -> dict[str, Record]:
     """Run every selected cell that is not settled; returns all records of the whole plan by key."""
     store, suite = work.store, work.whole.suite
-    manifest = {**work.whole.manifest(), "command": command}
+    manifest = work.whole.manifest(command)
     # Keep imported objects out of collections while records are read: walking all of torch takes a quarter second.
     gc.freeze()
     records = planned_records(store, manifest)
@@ -167,11 +167,14 @@ def compare_hardware(records: Iterable[Record], device: Device) -> None:
 
 
 def _unsettled(part: Plan, records: Mapping[str, Record]) -> tuple[set[str], list[Job]]:
-    """The keys of settled cells, and the jobs in which a cell is not settled."""
+    """The keys of settled cells, and the jobs in which a cell is not settled, without their settled cells.
+
+    Workers look at single files only, and a settled record may be in the pack.
+    """
     from nftbench.records.store import SETTLED
 
     settled = {cell.key for cell in part.cells if cell.key in records and records[cell.key].status in SETTLED}
-    return settled, [job for job in part.jobs() if any(cell.key not in settled for cell in job.cells)]
+    return settled, [job for whole in part.jobs() if (job := whole.without(settled)).cells]
 
 
 def _check_model(suite: Suite) -> None:
@@ -189,7 +192,7 @@ def _run_jobs(
     from nftbench.running import executors
     from nftbench.running.workspace import Workspace
 
-    manifest, so_far = work.whole.manifest(), dict(records)
+    manifest, so_far = work.whole.manifest(command), dict(records)
 
     def leaderboard(new: Sequence[Record]) -> Leaderboard:
         so_far.update((record.key, record) for record in new)
@@ -200,7 +203,7 @@ def _run_jobs(
     if count > 1:
         workers.start_server()
     try:
-        with progress.display(jobs, count, leaderboard, console()) as show:
+        with work.store.together(), progress.display(jobs, count, leaderboard, console()) as show:
             for event in executors.run(Workspace(work.whole, work.store, command), jobs, count, files):
                 show(event)
     except KeyboardInterrupt:
@@ -211,33 +214,25 @@ def _run_jobs(
 # ---------------------------------------------------------------------------------------------------- rank, publish
 
 
-def planned_records(store: Store, manifest: Mapping[str, Any]) -> dict[str, Record]:
-    """The records that the manifest names, by key. The folder may hold others, of earlier settings.
-
-    Raises:
-        NftbenchError: the manifest has no cells.
-    """
-    if "cells" not in manifest:
-        raise NftbenchError(f"{store.results / 'manifest.json'}: 'cells' is missing; nftbench run writes it")
-    keys = {key for *_, key in [*manifest["cells"], *manifest.get("readings", ())]}
+def planned_records(store: Store, manifest: Manifest) -> dict[str, Record]:
+    """The records that the manifest names, by key. The folder may hold others, of earlier settings."""
+    keys = manifest.keys
     return {key: record for key, record in store.records().items() if key in keys}
 
 
-def rank(records: Mapping[str, Record], manifest: Mapping[str, Any]) -> Leaderboard:
+def rank(records: Mapping[str, Record], manifest: Manifest) -> Leaderboard:
     """The leaderboard of a manifest's records."""
-    from nftbench.records.record import CellId
     from nftbench.scoring import score
-    from nftbench.suites.schema import PaperClaim
 
-    suite = manifest["suite"]
+    suite = manifest.suite
     return score(
         list(records.values()),
-        utility_bar=suite["utility_bar"],
-        ranking=frozenset(suite["ranking"]),
-        about=suite.get("about", ""),
-        planned=[CellId(defense, attack, task, seed) for defense, attack, task, seed, _ in manifest["cells"]],
-        claims=[PaperClaim.model_validate(claim) for claim in manifest.get("claims", ())],
-        skips=manifest.get("skips", ()),
+        utility_bar=suite.utility_bar,
+        ranking=frozenset(suite.ranking),
+        about=suite.about,
+        planned=[cell.id for cell in manifest.cells],
+        claims=manifest.claims,
+        skips=manifest.skips,
     )
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from nftbench.contract import Attack, Defense, Yardstick
 from nftbench.device import CPU, Device
 from nftbench.errors import NftbenchError, suggest
 from nftbench.planning import local_data as folders, registry
+from nftbench.records.manifest import Manifest, PlannedCell, Skip
 from nftbench.records.record import Cell, Row
 from nftbench.records.spec import Spec
 from nftbench.records.store import digest
@@ -31,15 +32,6 @@ PROTOCOL = 2
 
 TEXT_PARAMETERS = ("metric", "num_fewshot")
 """What the spec of a text task may set: which of its metrics is the score, and solved examples in the prompt."""
-
-
-@dataclass(frozen=True)
-class Skip:
-    """An attack that is not planned against a defense, and why."""
-
-    defense: str
-    attack: str
-    reason: str
 
 
 @dataclass(frozen=True)
@@ -59,6 +51,10 @@ class Job:
     def release(self) -> str:
         """Key of the release that is attacked."""
         return self.cells[0].release
+
+    def without(self, settled: Collection[str]) -> Job:
+        """The job that is left when the cells with these keys are done."""
+        return replace(self, cells=tuple(cell for cell in self.cells if cell.key not in settled))
 
 
 @dataclass(frozen=True)
@@ -118,21 +114,24 @@ class Plan:
     def _rows(self) -> dict[Spec, Row]:
         return {}
 
-    def manifest(self) -> dict[str, Any]:
-        """What a report needs beside the records, as JSON."""
-        return {
-            "suite": self.suite.model_dump(mode="json"),
-            "device": str(self.device),
-            "limit": self.limit,
-            "cells": [_listed(cell) for cell in self.cells if self.role(cell) != "yardstick"],
-            "readings": [_listed(cell) for cell in self.cells if self.role(cell) == "yardstick"],
-            "claims": [claim.model_dump(mode="json") for claim in self.claims],
-            "skips": [[skip.defense, skip.attack, skip.reason] for skip in self.skips],
-        }
+    def manifest(self, command: str = "") -> Manifest:
+        """The plan as a results folder keeps it; `command` is the command line that runs it."""
+        scored = [cell for cell in self.cells if self.role(cell) != "yardstick"]
+        readings = [cell for cell in self.cells if self.role(cell) == "yardstick"]
+        return Manifest(
+            suite=self.suite,
+            cells=tuple(map(_listed, scored)),
+            readings=tuple(map(_listed, readings)),
+            claims=self.claims,
+            skips=self.skips,
+            device=str(self.device),
+            limit=self.limit,
+            command=command,
+        )
 
 
-def _listed(cell: Cell) -> list[Any]:
-    return [str(cell.defense), str(cell.attack), str(cell.task), cell.seed, cell.key]
+def _listed(cell: Cell) -> PlannedCell:
+    return PlannedCell(str(cell.defense), str(cell.attack), str(cell.task), cell.seed, cell.key)
 
 
 def plan(suite: Suite, *, device: Device = CPU, data: Path | None = None, limit: int | None = None) -> Plan:

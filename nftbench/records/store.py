@@ -1,8 +1,9 @@
 """Records and releases on disk, by content hash; what is there is whole.
 
-Under the results folder: `records/`, one JSON file a cell, and `manifest.json`, what the last run planned. Under the
-cache: `corpora/`, `bases/`, `releases/` and, apart from them and for the owner only, `secrets/`. Every write is a
-temporary file or folder, fsync, rename. Locks are `flock`s: a killed process leaves none behind.
+Under the results folder: `manifest.json`, what the last run planned; `records/`, one JSON file a cell; and
+`records.jsonl.xz`, the pack: records that `nftbench pack` took out of single files. Under the cache: `corpora/`,
+`bases/`, `releases/` and, apart from them and for the owner only, `secrets/`. Every write is a temporary file or
+folder, fsync, rename. Locks are `flock`s: a killed process leaves none behind.
 """
 
 from __future__ import annotations
@@ -14,18 +15,22 @@ import json
 import os
 import re
 import shutil
+import sys
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from filelock import FileLock, Timeout
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import to_json
 
 from nftbench.errors import NftbenchError
+from nftbench.records import manifest as manifests, pack as packs
+from nftbench.records.manifest import Manifest
+from nftbench.records.pack import JsonObject
 from nftbench.records.record import Cell, Record
 
 _COMPLETE = "complete.json"
@@ -36,6 +41,20 @@ SETTLED = ("ok", "nonfinite")
 def default_cache() -> Path:
     """Where bases, releases and generated data lie: $NFTBENCH_CACHE, or ~/.cache/nftbench."""
     return Path(os.environ.get("NFTBENCH_CACHE") or Path.home() / ".cache" / "nftbench")
+
+
+@dataclass(frozen=True)
+class Packed:
+    """What packing did."""
+
+    records: int
+    """In the pack now."""
+    files: int
+    """Single files that went into it."""
+    before: int
+    """Bytes of these files and of the pack before."""
+    after: int
+    """Bytes of the pack."""
 
 
 @dataclass(frozen=True)
@@ -55,24 +74,25 @@ class Store:
         return path
 
     def records(self) -> dict[str, Record]:
-        """Every readable record by its key. One that cannot be read is set aside with a warning, and done again."""
-        found: dict[str, Record] = {}
-        for path in sorted((self.results / "records").glob("*.json")):
-            try:
-                record = _read(path)
-            except ValidationError as error:
-                first = error.errors()[0]
-                warnings.warn(f"{path}: set aside: {'.'.join(map(str, first['loc']))} {first['msg']}", stacklevel=2)
-                with contextlib.suppress(FileNotFoundError):  # another run has set it aside
-                    path.rename(path.with_suffix(".corrupt"))
-                continue
-            except FileNotFoundError:
-                continue
-            found[record.key] = record
-        return found
+        """Every record by its key, in the order of file names, from single files and from the pack.
+
+        A single file that cannot be read is set aside with a warning, and its cell is computed again.
+
+        Raises:
+            NftbenchError: the pack is damaged.
+        """
+        # Single files first: a record that is packed meanwhile is then seen twice, and never missed.
+        single = self._single_records()
+        merged = _merged(self._packed_records(), single, lambda record: record.status)
+        return {record.key: record for record in sorted(merged.values(), key=_file_name)}
+
+    def contents(self) -> str:
+        """How many records the folder holds, in words and at no cost: the pack is not opened."""
+        count = len([*self.results.glob("records/*.json")])
+        return f"{count} records" + (f" and {self._pack.name}" if self._pack.exists() else "")
 
     def settled_among(self, cells: Sequence[Cell]) -> set[str]:
-        """Of these cells, the keys that need not run again; reads their records alone."""
+        """Of these cells, the keys whose single files need not run again; reads these files alone, and no pack."""
         found = set()
         for cell in cells:
             try:
@@ -83,39 +103,107 @@ class Store:
                 found.add(cell.key)
         return found
 
-    def forget(self, keys: Sequence[str]) -> None:
-        """Delete the records of these cells (`--force`)."""
-        for key, record in self.records().items():
-            if key in keys:
+    def forget(self, keys: Collection[str]) -> None:
+        """Delete the records of these cells (`--force`), from the pack too.
+
+        Raises:
+            NftbenchError: the pack holds one of them and is damaged, or another process works in the folder.
+        """
+        doomed = set(keys)
+        if doomed & self._packed_records().keys():
+            with self.alone():
+                self._write_pack([one for one in self.packed() if one["key"] not in doomed])
+        for key, record in self._single_records().items():
+            if key in doomed:
                 self.path(record).unlink(missing_ok=True)
 
     def path(self, cell: Record | Cell) -> Path:
-        """The file of a cell's record: readable, and told apart by its key."""
-        name = f"{cell.defense}-{cell.attack}-{cell.task}-{cell.seed}"
-        readable = re.sub(r"[^A-Za-z0-9=.+-]+", "_", name).strip("_")[:120]
-        return self.results / "records" / f"{readable}-{cell.key[:16]}.json"
+        """The single file of a cell's record: readable, and told apart by its key."""
+        return self.results / "records" / _file_name(cell)
+
+    def _single_records(self) -> dict[str, Record]:
+        return {record.key: record for _, record in self._single_files()}
+
+    def _single_files(self) -> Iterator[tuple[Path, Record]]:
+        """Single files and their records, by file name; what cannot be read is set aside."""
+        for path in sorted((self.results / "records").glob("*.json")):
+            try:
+                yield path, _read(path)
+            except ValidationError as error:
+                first = error.errors()[0]
+                warnings.warn(f"{path}: set aside: {'.'.join(map(str, first['loc']))} {first['msg']}", stacklevel=2)
+                with contextlib.suppress(FileNotFoundError):  # another run has set it aside
+                    path.rename(path.with_suffix(".corrupt"))
+            except FileNotFoundError:
+                continue
+
+    # ------------------------------------------------------------------------------------------------------ the pack
+
+    def pack(self) -> Packed:
+        """Move the single files into the pack. A kill at any moment loses nothing: the pack is written and read back
+        before a single file is deleted, and a record that stands in both is read once.
+
+        Raises:
+            NftbenchError: another process works in the folder, or the pack that is there is damaged.
+        """
+        with self.alone():
+            for draft in self.results.glob(f".{self._pack.name}.*"):  # of a packing that was killed
+                draft.unlink()
+            contents = {path: path.read_bytes() for path, _ in self._single_files()}
+            size = _size(self._pack)
+            single = {record["key"]: record for record in map(json.loads, contents.values())}
+            packed = {record["key"]: record for record in self.packed()}
+            merged = _merged(packed, single, lambda record: record["status"])
+            if contents:
+                self._write_pack(list(merged.values()))
+            for path, content in contents.items():
+                if path.read_bytes() == content:
+                    path.unlink()
+            with contextlib.suppress(OSError):  # it is not there, or holds something else
+                (self.results / "records").rmdir()
+            return Packed(len(merged), len(contents), size + sum(map(len, contents.values())), _size(self._pack))
+
+    @property
+    def _pack(self) -> Path:
+        return self.results / "records.jsonl.xz"
+
+    def packed(self) -> list[JsonObject]:
+        """The pack's records as JSON; none without a pack."""
+        if not self._pack.exists():
+            return []
+        return list(map(json.loads, packs.decode(self._pack.read_bytes(), str(self._pack))))
+
+    def _packed_records(self) -> Mapping[str, Record]:
+        try:
+            status = self._pack.stat()
+        except FileNotFoundError:
+            return {}
+        return _unpacked(self._pack, status.st_ino, status.st_mtime_ns, status.st_size)
+
+    def _write_pack(self, records: Sequence[JsonObject]) -> None:
+        if not records:
+            self._pack.unlink(missing_ok=True)
+            return
+        content = packs.encode(sorted(records, key=lambda one: [one[name] for name in _NAMING]))
+        write_atomically(self._pack, content)
+        _fsync(self.results)  # what is deleted next must not be gone before the pack's name is there
+        if self._pack.read_bytes() != content:
+            raise NftbenchError(f"{self._pack}: the disk does not hold what was written; the single files stay")
 
     # ------------------------------------------------------------------------------------------------------ manifest
 
-    def write_manifest(self, content: Mapping[str, Any]) -> None:
+    def write_manifest(self, manifest: Manifest) -> None:
         """What was planned, so that a report needs nothing but the folder."""
         self.results.mkdir(parents=True, exist_ok=True)
-        write_atomically(self.results / "manifest.json", json.dumps(content, indent=1).encode() + b"\n")
+        write_atomically(self.results / "manifest.json", manifests.dump(manifest).encode())
 
-    def manifest(self) -> dict[str, Any]:
+    def manifest(self) -> Manifest:
         """What `write_manifest` wrote.
 
         Raises:
-            NftbenchError: the folder holds no results.
+            NftbenchError: the folder holds no results, or its manifest is damaged.
         """
-        path = self.results / "manifest.json"
-        try:
-            content: dict[str, Any] = json.loads(path.read_text())
-        except FileNotFoundError:
-            raise NftbenchError(f"{self.results}: no results here (manifest.json is missing)") from None
-        except json.JSONDecodeError as error:
-            raise NftbenchError(f"{path}: not JSON: {error}") from None
-        return content
+        return manifests.read(self.results / "manifest.json")
 
     # ----------------------------------------------------------------------------------------------------- artifacts
 
@@ -175,15 +263,50 @@ class Store:
     def claim(self, key: str) -> Iterator[bool]:
         """Hold a job of this results folder, or learn at once that another process holds it."""
         lock = self._lock(self.results, "jobs", key)
-        try:
-            lock.acquire(blocking=False)
-        except Timeout:
-            yield False
+        with self.together():  # a worker outlives a run that is killed
+            try:
+                lock.acquire(blocking=False)
+            except Timeout:
+                yield False
+                return
+            try:
+                yield True
+            finally:
+                lock.release()
+
+    @contextlib.contextmanager
+    def together(self) -> Iterator[None]:
+        """Hold the results folder as one of several processes that write records; wait while it is being packed."""
+        with self._folder_lock(exclusive=False):
+            yield
+
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[None]:
+        """Hold the results folder as its only process.
+
+        Raises:
+            NftbenchError: another process works there, or this system has no such locks.
+        """
+        with self._folder_lock(exclusive=True):
+            yield
+
+    @contextlib.contextmanager
+    def _folder_lock(self, exclusive: bool) -> Iterator[None]:
+        if sys.platform == "win32":  # it has no shared locks: a pack is read there, and not written
+            if exclusive:
+                raise NftbenchError(f"{self.results}: packs are written on POSIX systems only")
+            yield
             return
-        try:
-            yield True
-        finally:
-            lock.release()
+        import fcntl
+
+        folder = self.results / ".locks"
+        folder.mkdir(parents=True, exist_ok=True)
+        with (folder / "folder.lock").open("a") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB if exclusive else fcntl.LOCK_SH)
+            except BlockingIOError:
+                raise NftbenchError(f"{self.results}: another nftbench process works here; wait for its end") from None
+            yield  # closing the file ends the lock
 
     @staticmethod
     def _lock(root: Path, kind: str, key: str) -> FileLock:
@@ -237,11 +360,58 @@ def _parsed(path: Path, inode: int, changed: int, size: int) -> Record:
     return _adapter().validate_json(path.read_bytes())
 
 
+@functools.lru_cache(maxsize=4)
+def _unpacked(path: Path, inode: int, changed: int, size: int) -> Mapping[str, Record]:
+    """The records in this version of a pack, by key.
+
+    Raises:
+        NftbenchError: it is damaged.
+    """
+    texts, validate = packs.decode(path.read_bytes(), str(path)), _adapter().validate_json
+    try:
+        return {record.key: record for record in map(validate, texts)}
+    except ValidationError as error:
+        raise NftbenchError(f"{path}: holds something that is no record: {' '.join(str(error).split())}") from None
+
+
+_Stored = TypeVar("_Stored", Record, JsonObject)
+
+
+def _merged(
+    packed: Mapping[str, _Stored], single: Mapping[str, _Stored], status: Callable[[_Stored], str]
+) -> dict[str, _Stored]:
+    """One record a key: a settled one before an unsettled one, then that of a single file before the packed one."""
+    wins = {
+        key: one
+        for key, one in single.items()
+        if key not in packed or status(one) in SETTLED or status(packed[key]) not in SETTLED
+    }
+    return {**packed, **wins}
+
+
+_NAMING = ("defense", "attack", "task", "seed", "key")
+"""The fields of a cell that name its single file."""
+
+
+def _file_name(cell: Record | Cell) -> str:
+    name = f"{cell.defense}-{cell.attack}-{cell.task}-{cell.seed}"
+    readable = re.sub(r"[^A-Za-z0-9=.+-]+", "_", name).strip("_")[:120]
+    return f"{readable}-{cell.key[:16]}.json"
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
+
+
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _fsync(path: Path) -> None:
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
+    """Of a file or a folder."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -12,10 +12,11 @@ from rich.table import Table
 from rich.text import Text
 
 from nftbench.planning import registry
-from nftbench.planning.plan import Plan, Skip, base_key
+from nftbench.planning.plan import Plan, base_key
+from nftbench.records.manifest import Skip
 from nftbench.records.record import Cell, Record
 from nftbench.records.spec import Spec
-from nftbench.records.store import Store
+from nftbench.records.store import SETTLED, Store
 from nftbench.suites.schema import Suite
 
 THROUGHPUT = {"cpu": 3e10, "cuda": 2e13}
@@ -61,7 +62,8 @@ def _skipped(skips: Sequence[Skip]) -> list[str]:
 
 def overview(plan: Plan, store: Store, workers: int) -> RenderableType:
     """Cells by defense and attack with how many are settled, what is skipped and why, time and disk."""
-    settled = store.settled_among(plan.cells)
+    records = store.records()
+    settled = {cell.key for cell in plan.cells if cell.key in records and records[cell.key].status in SETTLED}
     left = remaining(plan, store, settled)
     parameters = parameters_of(plan.suite)
     lines = [

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import shutil
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +15,7 @@ from nftbench.calibration.proof import Run
 from nftbench.cli import main
 from nftbench.errors import NftbenchError
 from nftbench.records.record import CellId, Record
+from nftbench.records.store import Store
 from nftbench.scoring import score
 from nftbench.testing import tiny_suite
 from tests.factories import TASKS, record, suite
@@ -116,14 +116,12 @@ def test_the_verb_reads_a_published_run(
     tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Two rows of the published run, copied: leaving out is from records alone, and writes elsewhere."""
-    (tmp_path / "run/records").mkdir(parents=True)
-    manifest = json.loads((PUBLISHED / "manifest.json").read_text())
-    rows = ("none", "early_stop[fraction=0.9]")
-    manifest["cells"] = [cell for cell in manifest["cells"] if cell[0] in rows]
-    (tmp_path / "run/manifest.json").write_text(json.dumps(manifest))
-    for path in (PUBLISHED / "records").glob("*.json"):
-        if path.name.startswith(("none-", "early_stop_fraction=0.9_-")):
-            shutil.copy(path, tmp_path / "run/records")
+    published, copied = Store(PUBLISHED, tmp_path), Store(tmp_path / "run", tmp_path)
+    rows, manifest = ("none", "early_stop[fraction=0.9]"), published.manifest()
+    copied.write_manifest(replace(manifest, cells=tuple(cell for cell in manifest.cells if cell.defense in rows)))
+    for one in published.records().values():
+        if one.defense in rows:
+            copied.write(one)
     monkeypatch.chdir(tmp_path)
     assert main(["calibrate", "small", "--proof", "attacks", "--from", "run"]) == 0
     assert "small-attacks: reported" in capsys.readouterr().out
@@ -144,4 +142,4 @@ def test_the_verb_says_what_is_not_there(
     assert "did you mean 'attacks'?" in capsys.readouterr().err
     Path("manifest.json").write_text("{}")
     assert main(["calibrate", "small", "--proof", "spread", "--from", "."]) == 2
-    assert "manifest.json: no run" in capsys.readouterr().err
+    assert "manifest.json: not a manifest that nftbench run writes" in capsys.readouterr().err

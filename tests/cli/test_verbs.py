@@ -18,6 +18,7 @@ from nftbench import suites
 from nftbench.cli import main
 from nftbench.cli.execution import FIGURES
 from nftbench.planning import registry
+from nftbench.records.manifest import Manifest, PlannedCell
 from nftbench.records.record import Record
 from nftbench.records.store import Store, digest
 from nftbench.suites.schema import Suite
@@ -95,8 +96,7 @@ def cells(folder: str | Path = "runs/tiny") -> set[tuple[str, str, str, int]]:
 
 
 def planned(folder: str | Path = "runs/tiny") -> set[tuple[str, str, str, int]]:
-    manifest = json.loads((Path(folder) / "manifest.json").read_text())
-    return {(defense, attack, task, seed) for defense, attack, task, seed, _ in manifest["cells"]}
+    return {cell[:4] for cell in Store(Path(folder), Path()).manifest().cells}
 
 
 def listed(text: str) -> set[str]:
@@ -242,7 +242,7 @@ def test_a_manifest_of_something_else_is_refused(call: Call, tmp_path: Path) -> 
     (tmp_path / "manifest.json").write_text("{}")
     code, _, err = call("report", ".")
     assert code == 2
-    assert "'cells' is missing" in err
+    assert "manifest.json: not a manifest that nftbench run writes: suite: Field required" in err
 
 
 # -------------------------------------------------------------------------------------------------------- plan, run
@@ -488,12 +488,9 @@ def write_results(folder: Path, found: Sequence[Record]) -> None:
     store = Store(folder, folder)
     for record in found:
         store.write(record)
-    content = {
-        "suite": {"utility_bar": 0.95, "ranking": ["method", "data"]},
-        "command": "nftbench run tiny",
-        "cells": [[one.defense, one.attack, one.task, one.seed, one.key] for one in found],
-    }
-    store.write_manifest(content)
+    cells = tuple(PlannedCell(one.defense, one.attack, one.task, one.seed, one.key) for one in found)
+    suite = tiny_suite(utility_bar=0.95, ranking=["method", "data"])
+    store.write_manifest(Manifest(suite=suite, cells=cells, command="nftbench run tiny"))
 
 
 def test_report_ranks_again_without_torch(tmp_path: Path) -> None:

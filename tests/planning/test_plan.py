@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +15,7 @@ from nftbench.device import Device
 from nftbench.errors import NftbenchError
 from nftbench.planning import plan as plans, registry
 from nftbench.planning.plan import Plan, narrow, plan
+from nftbench.records import manifest as manifests
 from nftbench.records.record import Cell
 from nftbench.suites.reading import parse
 from nftbench.suites.schema import Suite
@@ -487,11 +489,10 @@ def test_an_optimizer_without_a_grid_is_refused(attack: str) -> None:
 
 
 def test_the_manifest_is_json_and_lists_every_cell() -> None:
-    import json
-
     found = plan(suite(), limit=3)
-    manifest = json.loads(json.dumps(found.manifest()))
+    manifest = json.loads(manifests.dump(found.manifest("nftbench run tiny")))
     assert [tuple(cell[:4]) for cell in manifest["cells"]] == [place(cell) for cell in found.cells]
+    assert manifest["command"] == "nftbench run tiny"
     assert manifest["limit"] == 3
     assert ["none", "authorized", "the defense keeps no secret"] in manifest["skips"]
     assert Suite.model_validate(manifest["suite"]) == found.suite

@@ -11,7 +11,6 @@ import yaml
 
 from nftbench import suites
 from nftbench.planning.plan import plan
-from nftbench.records.record import CellId
 from nftbench.records.store import Store
 from nftbench.running import executors
 from nftbench.running.workspace import Workspace
@@ -44,8 +43,8 @@ def whole_run(folder: Path, cache: Path, **changes: Any) -> tuple[Workspace, Lea
 
 def board(workspace: Workspace) -> Leaderboard:
     manifest = workspace.store.manifest()
-    suite = suites.parse(manifest["suite"])
-    cells = [CellId(defense, attack, task, seed) for defense, attack, task, seed, _ in manifest["cells"]]
+    suite = manifest.suite
+    cells = [cell.id for cell in manifest.cells]
     records = list(workspace.store.records().values())
     return score(records, utility_bar=suite.utility_bar, ranking=suite.ranking, planned=cells)
 

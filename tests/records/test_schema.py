@@ -14,6 +14,7 @@ import pytest
 from nftbench.contract import Protection, Series
 from nftbench.device import CPU
 from nftbench.planning.plan import Plan
+from nftbench.records import manifest as manifests, pack as packs
 from nftbench.records.record import Record
 from nftbench.records.store import Store
 from nftbench.report import row_tables, tables
@@ -70,19 +71,25 @@ def test_what_is_no_record_is_refused(changes: dict[str, Any], tmp_path: Path) -
 
 
 def test_published_records_obey() -> None:
-    for path in sorted(RESULTS.glob("*/records/*.json")):
-        problems = [error.message for error in VALIDATOR.iter_errors(json.loads(path.read_text(encoding="utf-8")))]
-        assert not problems, f"{path}: {problems[0]}"
+    for path in sorted(RESULTS.glob("*/records.jsonl.xz")):
+        for one in map(json.loads, packs.decode(path.read_bytes(), str(path))):
+            problems = [error.message for error in VALIDATOR.iter_errors(one)]
+            assert not problems, f"{path}: {one['key']}: {problems[0]}"
 
 
 def test_published_records_are_whole() -> None:
     """A folder holds a record for each cell of its manifest, and none that a quick or unfinished run left behind."""
     for path in sorted(RESULTS.glob("*/manifest.json")):
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-        records = [json.loads(one.read_text(encoding="utf-8")) for one in path.parent.glob("records/*.json")]
-        planned = [*manifest["cells"], *manifest.get("readings", ())]
-        assert {one["key"] for one in records} == {cell[-1] for cell in planned}, path
-        assert not [one["key"] for one in records if one["limited"]], path
+        store = Store(path.parent, path.parent)
+        records = store.records()
+        assert records.keys() == store.manifest().keys, path
+        assert not [key for key, one in records.items() if one.limited], path
+
+
+def test_published_records_are_packed() -> None:
+    packs_of = {path.parent for path in RESULTS.glob("*/records.jsonl.xz")}
+    assert packs_of == {path.parent for path in RESULTS.glob("*/manifest.json")}
+    assert not list(RESULTS.glob("*/records/*")), "run `nftbench pack FOLDER`"
 
 
 def test_readme_names_every_field() -> None:
@@ -93,7 +100,7 @@ def test_readme_names_every_field() -> None:
 
 def test_readme_names_every_key_of_the_manifest() -> None:
     plan = Plan(tiny_suite(), (), ())
-    assert plan.manifest().keys() <= documented()
+    assert json.loads(manifests.dump(plan.manifest())).keys() <= documented()
 
 
 def test_readme_names_every_column() -> None:

@@ -35,7 +35,7 @@ PROOFS = [
 @pytest.mark.parametrize("folder", BOARDS, ids=lambda folder: folder.name)
 def test_a_leaderboard_is_that_of_its_records(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(figures, "write", lambda *_: [])
-    for name in ("manifest.json", "records"):
+    for name in ("manifest.json", "records.jsonl.xz"):
         (tmp_path / name).symlink_to(folder / name)
     assert main(["report", str(tmp_path)]) == 0
     check(folder, tmp_path, "leaderboard.*", "defenses/*")

@@ -1,0 +1,79 @@
+"""manifest.json: what is written is read back, and what is no manifest is refused in one line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nftbench.errors import NftbenchError
+from nftbench.planning.plan import plan
+from nftbench.records import manifest as manifests
+from nftbench.records.manifest import Manifest
+from nftbench.testing import tiny_suite
+
+
+def planned() -> Manifest:
+    suite = tiny_suite(defenses=["none", "early_stop"], attacks=["none", "full", "authorized"], yardsticks=["cost"])
+    return plan(suite, limit=7).manifest("nftbench run tiny --limit 7")
+
+
+def write(folder: Path, content: Any) -> Path:
+    path = folder / "manifest.json"
+    path.write_text(content if isinstance(content, str) else json.dumps(content))
+    return path
+
+
+def test_a_manifest_survives_the_disk_exactly(tmp_path: Path) -> None:
+    found = planned()
+    assert found.readings
+    assert found.skips
+    assert manifests.read(write(tmp_path, manifests.dump(found))) == found
+
+
+def test_keys_are_those_of_cells_and_readings() -> None:
+    content = json.loads(manifests.dump(planned()))
+    assert planned().keys == {cell[-1] for cell in content["cells"] + content["readings"]}
+
+
+def test_an_older_manifest_is_read(tmp_path: Path) -> None:
+    """It has no `format`; the oldest have neither readings nor claims."""
+    content = json.loads(manifests.dump(planned()))
+    for name in ("format", "readings", "claims"):
+        del content[name]
+    found = manifests.read(write(tmp_path, content))
+    assert (found.format, found.readings, found.claims) == (1, (), ())
+    assert found.cells == planned().cells
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ('{"cells": ', "not JSON"),
+        ("\x00", "not JSON"),
+        ([], "not a manifest that nftbench run writes: all of it"),
+        ({}, "suite: Field required"),
+        ({"suite": {"name": "x"}, "cells": []}, r"suite\.\w+"),
+        ({"format": 99}, "written by another nftbench .format 99, not 1."),
+    ],
+)
+def test_what_is_no_manifest_is_one_line(content: Any, said: str, tmp_path: Path) -> None:
+    with pytest.raises(NftbenchError, match=said) as caught:
+        manifests.read(write(tmp_path, content))
+    assert str(tmp_path / "manifest.json") in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("damage", [["none", "full", "toy_topic", 0], ["none", "full", "toy_topic", "first", "key"], 3])
+def test_a_damaged_cell_is_named(damage: Any, tmp_path: Path) -> None:
+    content = json.loads(manifests.dump(planned()))
+    content["cells"][2] = damage
+    with pytest.raises(NftbenchError, match=r"manifest\.json: .*cells\.2"):
+        manifests.read(write(tmp_path, content))
+
+
+def test_no_manifest_is_no_results(tmp_path: Path) -> None:
+    with pytest.raises(NftbenchError, match=r"no results here \(manifest\.json is missing\)"):
+        manifests.read(tmp_path / "manifest.json")
