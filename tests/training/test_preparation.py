@@ -373,7 +373,7 @@ def test_a_shadow_has_neither_the_base_nor_the_owners_tasks(workspace: MakeWorks
     own = Shadow(here.suite, CPU, 1, make_corpus(here, 0))
     with pytest.raises(NftbenchError, match="has no tasks"):
         own.task("toy_topic")
-    with pytest.raises(NftbenchError, match="no undefended run"):
+    with pytest.raises(NftbenchError, match="no undefended checkpoints"):
         own.checkpoint(0.5)
 
 

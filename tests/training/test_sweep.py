@@ -181,8 +181,8 @@ def by_hand(here: sweeps.Sweep, attack_seed: int, rates: Sequence[float]) -> ByH
     for rate, indices in zip(rates, task.batches, strict=False):
         optimizer.zero_grad()
         task.loss(network, Words("", *_of(task)).batch(indices)).backward()  # type: ignore[no-untyped-call]
-        if here.budget.clip is not None:
-            nn.utils.clip_grad_norm_(parameters, here.budget.clip)
+        if here.trainer.budget.clip is not None:
+            nn.utils.clip_grad_norm_(parameters, here.trainer.budget.clip)
         optimizer.param_groups[0]["lr"] = rate
         optimizer.step()
         found.append([parameter.detach().clone() for parameter in parameters])
