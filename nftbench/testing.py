@@ -55,6 +55,7 @@ from nftbench.errors import NftbenchError
 from nftbench.models import networks as models, updates
 from nftbench.planning import registry
 from nftbench.planning.plan import plan
+from nftbench.records.spec import Spec
 from nftbench.records.store import Store
 from nftbench.running.attacker import Attacker
 from nftbench.running.owner import Owner, make_base
@@ -135,7 +136,7 @@ def check_defense(defense: Defense | str, *, architectures: Sequence[str] = tupl
     _promise(plugin.stage in get_args(Stage), f"stage is one of {', '.join(get_args(Stage))}, not {plugin.stage!r}")
     _promise(plugin.claims is None or isinstance(plugin.claims, Claim), "claims is a Claim or None")
     for text in filter(None, (plugin.reference_row(), plugin.control_row())):
-        registry.parse(text)
+        Spec.parse(text)
     _promise(isinstance(plugin.fingerprint(), str), "fingerprint() returns a string")
     for architecture in architectures:
         with _workplace(tiny_suite(architecture)) as place:
@@ -520,7 +521,7 @@ class _FirstWord(Task):
 def _plugin(kind: registry.Kind, plugin: Any) -> Any:
     """The plugin, once its form is right: a frozen dataclass of plain values that its spec creates again."""
     if isinstance(plugin, str):
-        name = registry.parse(plugin).name
+        name = Spec.parse(plugin).name
         plugin = registry.create(kind, plugin)
         _promise(registry.create(kind, str(registry.spec_of(name, plugin))) == plugin, "its spec creates it again")
     cls = type(plugin)
@@ -541,7 +542,7 @@ def _task(task: Task | str | Path) -> Task:
     if isinstance(task, Path):
         return TextTask(task)
     if isinstance(task, str):
-        found = registry.find("tasks", registry.parse(task).name)
+        found = registry.find("tasks", Spec.parse(task).name)
         if found.path is not None and found.path.suffix == ".yaml":
             return TextTask(found.path)
     plugin: Task = _plugin("tasks", task)

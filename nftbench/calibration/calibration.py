@@ -15,7 +15,8 @@ from statistics import fmean
 from nftbench.calibration import derived
 from nftbench.calibration.proof import Finding, Run
 from nftbench.calibration.report import interval
-from nftbench.planning.plan import Plan, canonical
+from nftbench.planning.plan import Plan
+from nftbench.planning.specs import canonical
 from nftbench.report.tables import Table
 from nftbench.scoring.grid import NONE, Grid, final, mean_points
 from nftbench.scoring.intervals import Interval, gap_by_seed

@@ -18,7 +18,7 @@ from nftbench.calibration import derived
 from nftbench.calibration.proof import Finding, Run, ranked_with_effect
 from nftbench.errors import NftbenchError
 from nftbench.planning import registry
-from nftbench.planning.plan import canonical
+from nftbench.planning.specs import canonical
 from nftbench.report import tables
 from nftbench.report.tables import Table
 from nftbench.scoring.grid import NONE, Grid, mean_points

@@ -639,7 +639,7 @@ def lm_eval(context: typer.Context) -> None:
 
 def _listed(option: str, text: str | None) -> list[str]:
     """Parts between commas, where the option is given."""
-    from nftbench.planning.registry import split
+    from nftbench.records.spec import split
 
     parts = split(text or "")
     if text is not None and not parts:

@@ -1,7 +1,8 @@
-"""Where a text task's local files lie under --data; light enough for planning, which hashes them."""
+"""Text tasks as planning sees them: their settings, the code that they name, their files under --data."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,12 +21,27 @@ _WithoutFunctions.add_constructor("!function", lambda loader, node: str(node.val
 
 def settings(path: Path) -> dict[str, Any]:
     """A task file's keys, those of the files that it includes beneath them; functions stay names."""
-    content: dict[str, Any] = yaml.load(path.read_text(encoding="utf-8"), _WithoutFunctions) or {}
-    included = content.pop("include", None) or []
+    content = _content(path)
     merged: dict[str, Any] = {}
-    for other in [included] if isinstance(included, str) else included:
-        merged |= settings(path.parent / other)
-    return merged | content
+    for other in _included(path, content):
+        merged |= settings(other)
+    return merged | {key: value for key, value in content.items() if key != "include"}
+
+
+def functions(path: Path) -> set[Path]:
+    """The Python files in which the functions of a task file, and of those that it includes, are defined."""
+    modules = re.findall(r"!function\s+([\w.]+)\.\w+", path.read_text(encoding="utf-8"))
+    found = {path.parent / f"{module.replace('.', '/')}.py" for module in modules}
+    return found.union(*map(functions, _included(path, _content(path))))
+
+
+def _content(path: Path) -> dict[str, Any]:
+    return yaml.load(path.read_text(encoding="utf-8"), _WithoutFunctions) or {}
+
+
+def _included(path: Path, content: Mapping[str, Any]) -> list[Path]:
+    included = content.get("include") or []
+    return [path.parent / other for other in ([included] if isinstance(included, str) else included)]
 
 
 def find(data: Path, config: Mapping[str, Any]) -> Path:

@@ -207,11 +207,6 @@ def write_atomically(path: Path, content: bytes) -> None:
         raise
 
 
-def digest(*parts: Any) -> str:
-    """sha256 of the canonical JSON of `parts`."""
-    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
-
-
 def _json(record: Record) -> bytes:
     """The record as its file has it; a set has no order of its own, but equal records are to be equal files."""
     content = _adapter().dump_python(record, mode="json")

@@ -12,7 +12,8 @@ from rich.table import Table
 from rich.text import Text
 
 from nftbench.planning import registry
-from nftbench.planning.plan import Plan, Skip, base_key, device_kind
+from nftbench.planning.keys import base_key, device_kind
+from nftbench.planning.plan import Plan, Skip
 from nftbench.records.record import Cell, Record
 from nftbench.records.spec import Spec
 from nftbench.records.store import Store
@@ -52,7 +53,7 @@ def _skipped(skips: Sequence[Skip]) -> list[str]:
     """One line for each reason and the defenses that it holds for."""
     against: dict[tuple[str, str], list[str]] = {}
     for skip in skips:
-        against.setdefault((skip.attack, skip.reason), []).append(registry.parse(skip.defense).name)
+        against.setdefault((skip.attack, skip.reason), []).append(Spec.parse(skip.defense).name)
     together: dict[tuple[str, str], list[str]] = {}
     for (attack, reason), names in against.items():
         together.setdefault((", ".join(dict.fromkeys(names)), reason), []).append(attack)

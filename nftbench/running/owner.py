@@ -18,8 +18,8 @@ from torch import nn
 from nftbench.contract import Corpus, EachStep, Mask, Model, Task
 from nftbench.errors import NftbenchError
 from nftbench.models import networks as models
-from nftbench.planning import registry
-from nftbench.planning.plan import base_key
+from nftbench.planning.keys import base_key
+from nftbench.records.spec import Spec
 from nftbench.running.workspace import AttackersTask, Workplace, derive, load_task, make_corpus
 from nftbench.suites.schema import Pretraining, Suite
 from nftbench.training import engine as train
@@ -149,7 +149,7 @@ class Owner(_Pipeline):
         allowed = (*self._told, *filter(None, [self.pretraining.task]))
         if spec not in allowed:
             raise NftbenchError(f"the defense was not told of {spec!r}: what it asks for it must name in told()")
-        loaded = load_task(self._place, registry.parse(spec), self.base_seed, self.build())
+        loaded = load_task(self._place, Spec.parse(spec), self.base_seed, self.build())
         return AttackersTask(loaded, ("validation", "test"), "the owner's defense learns from the training split alone")
 
     def checkpoint(self, fraction: float) -> Model:

@@ -25,7 +25,9 @@ from nftbench.contract import Attack, Defense, Measurement, Model, Prepared, Rel
 from nftbench.errors import NftbenchError
 from nftbench.models import networks as models, updates
 from nftbench.planning import registry
-from nftbench.planning.plan import Job, corpus_key, task_spec
+from nftbench.planning.keys import corpus_key
+from nftbench.planning.plan import Job
+from nftbench.planning.specs import task_spec
 from nftbench.records.record import Cell, Record
 from nftbench.running import mask_accuracy as recovery, provenance
 from nftbench.running.attacker import Attacker, own_copy

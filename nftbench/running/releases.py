@@ -25,7 +25,8 @@ from nftbench.data.lm_eval_tasks import window
 from nftbench.errors import NftbenchError
 from nftbench.models import networks as models, updates
 from nftbench.planning import registry
-from nftbench.planning.plan import Job, canonical
+from nftbench.planning.plan import Job
+from nftbench.planning.specs import canonical
 from nftbench.records.spec import Spec
 from nftbench.running.owner import Owner, make_base
 from nftbench.running.workspace import Workplace, derive, load_task, make_corpus
@@ -156,7 +157,7 @@ class ReleaseInspection:
         return defense.told()
 
     def task(self, spec: str) -> Task:
-        return load_task(self._place, registry.parse(spec), self._job.seed, self.release)
+        return load_task(self._place, Spec.parse(spec), self._job.seed, self.release)
 
 
 def _protect(place: Workplace, spec: Spec, seed: int, key: str, folder: Path) -> None:

@@ -16,9 +16,11 @@ from nftbench.data import corpus as corpora
 from nftbench.data.lm_eval_tasks import LoadedTextTask, TextTask, window
 from nftbench.errors import NftbenchError
 from nftbench.planning import registry
-from nftbench.planning.plan import Plan, corpus_key
+from nftbench.planning.keys import corpus_key
+from nftbench.planning.plan import Plan
+from nftbench.records.identity import digest
 from nftbench.records.spec import Spec
-from nftbench.records.store import Store, digest
+from nftbench.records.store import Store
 from nftbench.suites.schema import Suite
 from nftbench.terms import SplitName
 

@@ -1,8 +1,8 @@
 """Rebalancing: norms folded, layers equalised, cancelling units merged, then every weight is fine-tuned.
 
-Undoes what resists by the size of its weights alone. The rewrites keep the outputs; `nftbench.methods.symmetries`
-has them. What they leave to see in no accuracy is the size of the logits: where a softmax is saturated or
-flat whatever is read, they are scaled by tens until it is neither.
+Undoes what resists by the size of its weights alone. The rewrites in `symmetries.py` keep the outputs. One thing is
+left that no accuracy shows: the size of the logits. Where a softmax is saturated or flat whatever is read, the logits
+are scaled by tens until it is neither.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ import torch
 from transformers import PreTrainedModel
 
 from nftbench import Attack, AttackerContext, Knowledge, Outcome, Prepared, Release, Task
-from nftbench.methods import symmetries
+
+from . import symmetries
 
 ORDINARY = (0.001, 0.999)
 """Between these shares of the entropy of a uniform guess lie the predictions of an ordinary language model."""
