@@ -36,6 +36,8 @@ BAD_CELLS, BAD_INPUT, INTERRUPTED = 1, 2, 130
 PIPE_WIDTH = 160
 FIGURES = ("frontier.png", "attacks.png", "budget.png")
 """What nftbench.report.figures draws; importing it to ask would load matplotlib."""
+UNKNOWN = "which code and which base weights they came from is unknown"
+"""What is said of records that 0.1 wrote."""
 WORKER_BYTES = 2 * 1024**3
 """Memory that one worker process may need: torch and transformers alone take half a gigabyte."""
 
@@ -222,9 +224,14 @@ def plan(
 ) -> None:
     """Show what a run would do, and about how long it would take; runs nothing."""
     work = _prepare(Request.of(locals()))
+    from nftbench.planning import older_keys
     from nftbench.running import estimate  # not before: it loads torch
 
-    _console().print(estimate.overview(work.part, work.store, _workers(jobs, device)))
+    older = older_keys.older_records(work.whole, work.store)
+    _console().print(estimate.overview(work.part, work.store, _workers(jobs, device), older))
+    if older:
+        typer.echo(f"a run will take over {len(older)} records of nftbench 0.1; {UNKNOWN}")
+    _tell_sources({**_planned(work.store, work.whole.manifest()), **older}, work.store)
 
 
 @app.command()
@@ -250,7 +257,10 @@ def run(
 
     work = _prepare(Request.of(locals()))
     if force:
-        work.store.forget([cell.key for cell in work.part.cells])
+        from nftbench.planning.older_keys import older_keys
+
+        keys, older = [cell.key for cell in work.part.cells], older_keys(work.part)
+        work.store.forget([*keys, *older.values()])
     raise typer.Exit(_run(work, jobs, plugin or (), context.obj, terminal.summary))
 
 
@@ -307,6 +317,7 @@ def report(folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="What r
     records = _planned(store, manifest)
     board = _board(records, manifest)
     _console().print(terminal.summary(board))
+    _tell_sources(records, store)
     command = manifest.get("command") or f"nftbench report {shlex.quote(str(folder))}"
     for path in _publish(board, records, folder, command, redraw=True):
         typer.echo(path)
@@ -421,12 +432,17 @@ def _extended(suite: Suite, added: Sequence[Plugin], filters: Mapping[Kind, Sequ
 
 def _carry_out(work: Work, jobs: int | None, plugins: Sequence[str], command: str) -> dict[str, Record]:
     """Run what is not settled; every record of the whole plan, by key."""
+    from nftbench.planning import older_keys
     from nftbench.records.store import SETTLED
 
     store: Store = work.store
     manifest = {**work.whole.manifest(), "command": command}
     gc.freeze()  # what is imported stays; else collections while records are read walk all of torch, a quarter second
+    taken = older_keys.take_over(work.whole, store)
+    if taken:
+        typer.echo(f"{taken} records of nftbench 0.1 taken over; {UNKNOWN}")
     records = _planned(store, manifest)
+    _tell_sources(records, store)
     settled = {cell.key for cell in work.part.cells if cell.key in records and records[cell.key].status in SETTLED}
     todo = [job for job in work.part.jobs() if any(cell.key not in settled for cell in job.cells)]
     if todo:
@@ -663,6 +679,15 @@ def _console() -> Console:
 
     found = Console()
     return found if found.is_terminal else Console(width=PIPE_WIDTH)
+
+
+def _tell_sources(records: Mapping[str, Record], store: Store) -> None:
+    """One line on how many of these cells come from other code than today's."""
+    from nftbench.planning import code_origin
+
+    line = code_origin.comparison(records.values(), store.cache)
+    if line is not None:
+        typer.echo(line)
 
 
 def _say(message: str, code: int) -> int:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -89,12 +89,21 @@ class Keys:
     """Keys of one plan; whatever several cells share is hashed once."""
 
     def __init__(self, suite: Suite, device: str, data: Path | None, limit: int | None, scheme: Scheme = TODAY) -> None:
-        self.suite, self.data, self.limit, self.scheme = suite, data, limit, scheme
-        self.source = functools.cache(scheme.source)
-        self.base = functools.cache(lambda seed: base_key(suite, seed, data, device, scheme))
+        self.suite, self.data, self.limit = suite, data, limit
+        self.plugins: dict[tuple[Kind, str], str] = {}
+        """What stands for each plugin that a key was made of so far."""
+        self.scheme = replace(scheme, source=self.source)
+        self.counted = scheme.source
+        self.base = functools.cache(lambda seed: base_key(suite, seed, data, device, self.scheme))
         self.task_data = functools.cache(lambda task: _task_data(task, data))
         self.create = functools.cache(lambda kind, spec: registry.create(kind, str(spec)))
         self.budget = suite.budget.model_dump(exclude={"timeout"}, exclude_defaults=True)
+
+    def source(self, kind: Kind, name: str) -> str:
+        """What stands for the code of a plugin."""
+        if (kind, name) not in self.plugins:
+            self.plugins[kind, name] = self.counted(kind, name)
+        return self.plugins[kind, name]
 
     def release(self, spec: Spec, seed: int) -> str:
         """Key of what a defense releases."""

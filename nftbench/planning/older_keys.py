@@ -1,4 +1,4 @@
-"""Keys as nftbench 0.1 made them, so that a folder begun with it can be continued.
+"""Keys as nftbench 0.1 made them, and taking over its records, so that a folder begun with it can be continued.
 
 In 0.1 a plugin counted by the text of its one file. `older_keys.json` holds these hashes as they were at its last
 commit, 1b316ec, each beside the digest that the same plugin has today; `tests/golden/freeze.py` writes the latter. A
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,6 +19,8 @@ from nftbench.planning.keys import TODAY, Keys, Scheme
 from nftbench.planning.plan import Plan
 from nftbench.planning.plugin_sources import source_digest
 from nftbench.planning.registry import Kind
+from nftbench.records.record import Record
+from nftbench.records.store import SETTLED, Store
 
 FROZEN = Path(__file__).with_name("older_keys.json")
 PROTOCOL = 2
@@ -50,6 +53,30 @@ def older_keys(plan: Plan) -> dict[str, str]:
         except _ChangedError:
             continue
     return found
+
+
+def older_records(plan: Plan, store: Store) -> dict[str, Record]:
+    """Settled records under older keys, by the keys of today and with them; only of cells without a settled record.
+
+    Such a record does not say which sources and which base weights it came from.
+    """
+    records = store.records()
+    open_cells = {cell.key for cell in plan.cells} - {key for key, one in records.items() if one.status in SETTLED}
+    if not open_cells or records.keys() <= {cell.key for cell in plan.cells}:
+        return {}
+    found = {}
+    for key, older in older_keys(plan).items():
+        if key in open_cells and older in records and records[older].status in SETTLED:
+            found[key] = replace(records[older], key=key)
+    return found
+
+
+def take_over(plan: Plan, store: Store) -> int:
+    """Write the records of `older_records` beside the older ones; how many they are."""
+    found = older_records(plan, store)
+    for record in found.values():
+        store.write(record)
+    return len(found)
 
 
 @functools.cache

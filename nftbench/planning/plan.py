@@ -16,6 +16,7 @@ from nftbench.contract import Attack, Defense
 from nftbench.errors import NftbenchError, suggest
 from nftbench.planning import registry
 from nftbench.planning.keys import TODAY, Keys, Scheme
+from nftbench.planning.plugin_sources import Source
 from nftbench.planning.specs import canonical, task_spec
 from nftbench.records.identity import digest
 from nftbench.records.record import Cell, Row
@@ -66,6 +67,8 @@ class Plan:
     """Keys of all releases by defense and seed, whatever the cells are narrowed to."""
     claims: tuple[PaperClaim, ...] = ()
     """The suite's, with specs written as cells have them."""
+    sources: Mapping[tuple[registry.Kind, str], Source] = field(default_factory=dict)
+    """The plugins that its numbers come from, by kind and name, as they were when this was planned."""
 
     def jobs(self) -> list[Job]:
         """Cells grouped into jobs, in the order of seeds, then of the suite."""
@@ -172,7 +175,10 @@ def plan(
                     if yardstick.applies(plugin) is None:
                         key = keys.reading(release, attack, task, seed)
                         cells.append(Cell(defense, attack, task, seed, key, release))
-    return Plan(suite, tuple(cells), tuple(skips.values()), device, data, limit, releases, _claims(suite, cells))
+    sources = {place: Source.of(registry.find(*place)) for place in keys.plugins}
+    return Plan(
+        suite, tuple(cells), tuple(skips.values()), device, data, limit, releases, _claims(suite, cells), sources
+    )
 
 
 def narrow(

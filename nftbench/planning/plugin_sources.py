@@ -11,6 +11,7 @@ import functools
 import importlib.util
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from nftbench.errors import NftbenchError
@@ -19,10 +20,23 @@ from nftbench.planning.registry import Plugin
 from nftbench.records import identity
 from nftbench.records.identity import Import, digest
 
-ROOMS = ("data", "models", "training", "running")
-"""The rooms of the core whose code makes numbers."""
 METHODS = "nftbench.methods"
 SHIPPED = tuple(f"nftbench.{kind}." for kind in registry.KINDS)
+
+
+@dataclass(frozen=True)
+class Source:
+    """A plugin and what its source was at some time."""
+
+    plugin: Plugin
+    digest: str
+    methods: tuple[str, ...]
+    """The modules of nftbench.methods that it imports, directly or through others."""
+
+    @classmethod
+    def of(cls, plugin: Plugin) -> Source:
+        """The plugin with its source as it is now."""
+        return cls(plugin, source_digest(plugin), methods(plugin))
 
 
 def source_digest(plugin: Plugin) -> str:
@@ -32,7 +46,7 @@ def source_digest(plugin: Plugin) -> str:
     """
     own = own_files(plugin)
     settings = [local_data.settings(plugin.path)] if plugin.is_text and plugin.path is not None else []
-    return digest(*settings, sorted(_file_digest(path) for path in own))
+    return digest(*settings, sorted(file_digest(path) for path in own))
 
 
 def own_files(plugin: Plugin) -> frozenset[Path]:
@@ -63,13 +77,9 @@ def methods(plugin: Plugin) -> tuple[str, ...]:
     return tuple(sorted(found))
 
 
-def shared_digest(name: str) -> str | None:
-    """Digest of a module of nftbench.methods or of a whole room, by its full name; None where there is none."""
-    path = _located(name)
-    if path is None:
-        return None
-    files = sorted(path.parent.rglob("*.py")) if path.name == "__init__.py" else [path]
-    return digest(sorted(_file_digest(file) for file in files))
+def file_digest(path: Path) -> str:
+    """Of a Python file the digest of its syntax, of another that of its bytes."""
+    return identity.code(path).digest if path.suffix == ".py" else identity.file_hash(path)
 
 
 # --------------------------------------------------------------------------------------------------------- files
@@ -82,7 +92,7 @@ def _beginnings(plugin: Plugin) -> Iterator[tuple[Path, str]]:
         yield from ((path, path.stem) for path in local_data.functions(plugin.path))
         return
     if plugin.entry_point is not None:
-        name, path = plugin.entry_point.module, _located(plugin.entry_point.module)
+        name, path = plugin.entry_point.module, located(plugin.entry_point.module)
         if path is None:
             raise NftbenchError(f"{plugin.kind} {plugin.name!r} ({plugin.origin}): there is no file of {name}")
     else:
@@ -107,10 +117,6 @@ def _left_out(name: str) -> bool:
     if name.startswith((".", "test_")) or name.endswith((".pyc", "~")):
         return True
     return name in ("__pycache__", "tests", "conftest.py")
-
-
-def _file_digest(path: Path) -> str:
-    return identity.code(path).digest if path.suffix == ".py" else identity.file_hash(path)
 
 
 # ------------------------------------------------------------------------------------------------------- modules
@@ -143,26 +149,26 @@ def _absolute(one: Import, package: str) -> str:
 def _own_module(plugin: Plugin, name: str) -> Path | None:
     """The file of a module, if the module is the plugin's own or one of nftbench's plugins."""
     if name.startswith(SHIPPED):
-        return _located(name)
+        return located(name)
     if plugin.origin in ("nftbench", "lm-eval"):
         return None
     if plugin.entry_point is not None:
         top = plugin.entry_point.module.partition(".")[0]
-        return _located(name) if name.partition(".")[0] == top != "nftbench" else None
+        return located(name) if name.partition(".")[0] == top != "nftbench" else None
     assert plugin.path is not None
     folder = plugin.path.parent
     beside = _below((folder,), name.split("."))
     if beside is not None:
         return beside
-    found = _located(name)  # the folder may lie inside a package that can be imported
+    found = located(name)  # the folder may lie inside a package that can be imported
     return found if found is not None and found.is_relative_to(folder) else None
 
 
 def _method(name: str) -> Path | None:
-    return _located(name) if name.startswith(f"{METHODS}.") else None
+    return located(name) if name.startswith(f"{METHODS}.") else None
 
 
-def _located(name: str) -> Path | None:
+def located(name: str) -> Path | None:
     """The file of a module that could be imported by this name; nothing but nftbench itself is imported for it."""
     parts = name.split(".")
     known = 2 if parts[0] == "nftbench" else 1  # plugins lie beside nftbench in a checkout, and inside when installed

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from rich.console import Group, RenderableType
@@ -60,9 +60,12 @@ def _skipped(skips: Sequence[Skip]) -> list[str]:
     return [f"skipped: {', '.join(attacks)} against {names}: {reason}" for (names, reason), attacks in together.items()]
 
 
-def overview(plan: Plan, store: Store, workers: int) -> RenderableType:
-    """Cells by defense and attack with how many are settled, what is skipped and why, time and disk."""
-    settled = store.settled_among(plan.cells)
+def overview(plan: Plan, store: Store, workers: int, older: Collection[str] = ()) -> RenderableType:
+    """Cells by defense and attack with how many are settled, what is skipped and why, time and disk.
+
+    `older` are the keys of cells whose records lie there under keys of 0.1: a run takes them over.
+    """
+    settled = store.settled_among(plan.cells) | {cell.key for cell in plan.cells if cell.key in older}
     left = remaining(plan, store, settled)
     parameters = parameters_of(plan.suite)
     lines = [

@@ -24,11 +24,12 @@ from torch import nn
 from nftbench.contract import Attack, Defense, Measurement, Model, Prepared, Release, Task, Yardstick
 from nftbench.errors import NftbenchError
 from nftbench.models import networks as models, updates
-from nftbench.planning import registry
+from nftbench.planning import code_origin, registry
 from nftbench.planning.keys import corpus_key
 from nftbench.planning.plan import Job
 from nftbench.planning.specs import task_spec
 from nftbench.records.record import Cell, Record
+from nftbench.records.spec import Spec
 from nftbench.running import mask_accuracy as recovery, provenance
 from nftbench.running.attacker import Attacker, own_copy
 from nftbench.running.releases import (
@@ -65,6 +66,7 @@ def execute(place: Workplace, job: Job) -> list[Record] | None:
 def protect(place: Workplace, job: Job) -> None:
     """Make the release that a job attacks, so that the jobs of one release need not wait for each other."""
     _single_thread(place.device)
+    _check_sources(place, job)
     make_release(place, job.defense, job.seed, job.release)
 
 
@@ -84,6 +86,7 @@ class _Referee:
 
     def run(self, cells: Sequence[Cell]) -> list[Record]:
         try:
+            _check_sources(self.place, self.job)
             folder = make_release(self.place, self.job.defense, self.job.seed, self.job.release)
             update = updates.load(folder / ADAPTER)
             release = Release(self.read(open_release(self.place, self.job.seed, folder)), update)
@@ -229,11 +232,16 @@ class _Referee:
         with train.autocast(self.place.device, plain):
             return task.evaluate(network, task.split(split))
 
-    def provenance(self, seconds: float, documents: Mapping[str, Any]) -> dict[str, Any]:
+    def provenance(self, cell: Cell, seconds: float, documents: Mapping[str, Any]) -> dict[str, Any]:
         """Where the numbers come from; `documents` says which data a text task scored."""
         place = self.place
         found = provenance.collect(place.suite, place.device, place.command, seconds)
-        return {**found, "corpus": corpus_key(place.suite, self.job.seed, place.plan.data), "documents": documents}
+        return {
+            **found,
+            "corpus": corpus_key(place.suite, self.job.seed, place.plan.data),
+            "documents": documents,
+            "sources": code_origin.sources(place.plan, cell, place.store.cache),
+        }
 
     def write(self, cell: Cell, status: Status, reason: str | None, **measured: Any) -> Record:
         place = self.place
@@ -256,11 +264,21 @@ class _Referee:
             limited=place.plan.limit is not None,
             release=cell.release,
             release_sha256=getattr(self, "sha256", ""),
-            provenance=self.provenance(measured.pop("seconds", 0.0), measured.pop("documents", {})),
+            provenance=self.provenance(cell, measured.pop("seconds", 0.0), measured.pop("documents", {})),
             **measured,
         )
         place.store.write(record)
         return record
+
+
+def _check_sources(place: Workplace, job: Job) -> None:
+    """Refuse a job whose plugins have been edited since the run was planned."""
+    attacks = (str(job.attack), *_built_on(registry.create("attacks", str(job.attack))))
+    measured = {(cell.task.name, place.plan.role(cell) == "yardstick") for cell in job.cells}
+    names: list[tuple[registry.Kind, str]] = [("defenses", job.defense.name)]
+    names += [("attacks", Spec.parse(spec).name) for spec in attacks]
+    names += [("yardsticks" if is_yardstick else "tasks", name) for name, is_yardstick in sorted(measured)]
+    code_origin.check(place.plan, names)
 
 
 def _copied(prepared: Prepared) -> Prepared:
