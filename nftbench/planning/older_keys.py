@@ -39,9 +39,9 @@ class _Frozen(NamedTuple):
     """Of defenses that gave files of nftbench's own as files that they read."""
 
 
-def older_keys(plan: Plan) -> dict[str, str]:
-    """The older key of each cell that has one, by the cell's key of today."""
-    if _frozen().versions != {area: list(version) for area, version in TODAY.versions.items()}:
+def older_keys(plan: Plan, today: Scheme = TODAY) -> dict[str, str]:
+    """The older key of each cell that has one, by the cell's key under `today`'s scheme."""
+    if _frozen().versions != {area: list(version) for area, version in today.versions.items()}:
         return {}
     keys = Keys(plan.suite, plan.device, plan.data, plan.limit, SCHEME)
     release = functools.cache(keys.release)

@@ -82,8 +82,8 @@ def _code(path: Path, changed: int, size: int) -> Code:
 
 def _renamings(imports: Iterable[ast.Import | ast.ImportFrom]) -> set[tuple[str, str]]:
     """Every `x as y`; of a dotted `x` the last part, so that a module may move."""
-    aliases = [alias for node in imports for alias in node.names if alias.asname is not None]
-    return {(alias.name.rpartition(".")[2], str(alias.asname)) for alias in aliases}
+    pairs = {(alias.name.rpartition(".")[2], alias.asname) for node in imports for alias in node.names}
+    return {(name, other) for name, other in pairs if other is not None and other != name}
 
 
 def _imported(imports: Iterable[ast.Import | ast.ImportFrom]) -> Iterable[Import]:

@@ -66,7 +66,7 @@ def execute(place: Workplace, job: Job) -> list[Record] | None:
 def protect(place: Workplace, job: Job) -> None:
     """Make the release that a job attacks, so that the jobs of one release need not wait for each other."""
     _single_thread(place.device)
-    _check_sources(place, job)
+    code_origin.check(place.plan, [("defenses", job.defense.name)])
     make_release(place, job.defense, job.seed, job.release)
 
 
@@ -86,7 +86,7 @@ class _Referee:
 
     def run(self, cells: Sequence[Cell]) -> list[Record]:
         try:
-            _check_sources(self.place, self.job)
+            self.check_sources()
             folder = make_release(self.place, self.job.defense, self.job.seed, self.job.release)
             update = updates.load(folder / ADAPTER)
             release = Release(self.read(open_release(self.place, self.job.seed, folder)), update)
@@ -101,6 +101,15 @@ class _Referee:
         except (Exception, SystemExit) as error:  # a plugin may raise anything
             return [self.write(cell, *status_of(error)) for cell in cells]
         return [self.cell(cell, release, prepared, context) for cell in cells]
+
+    def check_sources(self) -> None:
+        """Refuse the job if its plugins have been edited since the run was planned."""
+        attacks = (str(self.job.attack), *_built_on(self.attack))
+        roles = [(cell, self.place.plan.role(cell)) for cell in self.job.cells]
+        names: list[tuple[registry.Kind, str]] = [("defenses", self.job.defense.name)]
+        names += [("attacks", Spec.parse(spec).name) for spec in attacks]
+        names += [("yardsticks" if role == "yardstick" else "tasks", cell.task.name) for cell, role in roles]
+        code_origin.check(self.place.plan, dict.fromkeys(names))
 
     def read(self, model: Model) -> Model:
         """The release as an attack reads text for it: by the corpus's tokenizer where its own has the same words but
@@ -269,16 +278,6 @@ class _Referee:
         )
         place.store.write(record)
         return record
-
-
-def _check_sources(place: Workplace, job: Job) -> None:
-    """Refuse a job whose plugins have been edited since the run was planned."""
-    attacks = (str(job.attack), *_built_on(registry.create("attacks", str(job.attack))))
-    measured = {(cell.task.name, place.plan.role(cell) == "yardstick") for cell in job.cells}
-    names: list[tuple[registry.Kind, str]] = [("defenses", job.defense.name)]
-    names += [("attacks", Spec.parse(spec).name) for spec in attacks]
-    names += [("yardsticks" if is_yardstick else "tasks", name) for name, is_yardstick in sorted(measured)]
-    code_origin.check(place.plan, names)
 
 
 def _copied(prepared: Prepared) -> Prepared:
