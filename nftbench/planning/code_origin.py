@@ -6,6 +6,7 @@ nftbench.methods that the plugins import, and the rooms of the core that make nu
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
@@ -116,7 +117,10 @@ def _shared_digest(name: str, cache: Path) -> str | None:
         return None
     files = sorted(path.parent.rglob("*.py")) if path.name == "__init__.py" else [path]
     kept = cache / "code" / digest([file_hash(file) for file in files])[:32]
-    if not kept.is_file():
+    if kept.is_file():
+        return kept.read_text(encoding="ascii")
+    found = digest(sorted(file_digest(file) for file in files))
+    with contextlib.suppress(OSError):  # a cache that cannot be written costs time alone
         kept.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(kept, digest(sorted(file_digest(file) for file in files)).encode())
-    return kept.read_text(encoding="ascii")
+        write_atomically(kept, found.encode())
+    return found

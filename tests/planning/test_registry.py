@@ -143,6 +143,39 @@ def test_a_plugin_file_is_known_by_its_name(plugin: WriteFile) -> None:
     registry.add_file(path)  # twice the same file is no quarrel
 
 
+def test_a_folder_is_a_plugin_and_its_files_import_each_other(tmp_path: Path) -> None:
+    for place in ("one", "other"):
+        folder = tmp_path / place / "mine"
+        folder.mkdir(parents=True)
+        (folder / "__init__.py").write_text(
+            '"""Does mine."""\nfrom dataclasses import dataclass\nfrom typing import ClassVar\nfrom nftbench import *\n'
+            "from . import helper\n" + MINE.replace("1.0", "helper.STRENGTH")
+        )
+        (folder / "helper.py").write_text(f"STRENGTH = {len(place)}.0\n")
+        for path in (folder, folder / "__init__.py"):
+            with registry.added(path) as (found,):
+                assert (found.name, found.origin, found.about) == ("mine", str(folder), "Does mine.")
+                assert registry.create("defenses", "mine").strength == len(place)
+
+
+def test_a_folder_without_a_plugin_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(NftbenchError, match="no such file"):
+        registry.add_file(tmp_path)
+    (tmp_path / "__init__.py").write_text("x = 1\n")
+    with pytest.raises(NftbenchError, match="holds no class with protect"):
+        registry.add_file(tmp_path)
+
+
+def test_plugins_are_known_for_a_while(tmp_path: Path) -> None:
+    paths = [tmp_path / f"{name}.py" for name in ("first", "second")]
+    for path in paths:
+        path.write_text(source("attacks"))
+    with registry.added(paths[0]):
+        registry.add_file(paths[1])
+        assert {"first", "second"} <= registry.available("attacks").keys()
+    assert not {"first", "second"} & registry.available("attacks").keys()
+
+
 def test_a_file_may_hold_several_kinds(plugin: WriteFile) -> None:
     plugin("both", source("defenses") + source("attacks"))
     assert registry.load(registry.find("defenses", "both")).__name__ == "DefenseOf"
@@ -250,6 +283,10 @@ def test_a_broken_file_in_the_folder_warns_and_hides_no_other(tmp_path: Path, mo
     (folder / "broken.py").write_text("def protect(:\n")
     (folder / "binary.py").write_bytes(b"\xff\xfe\x00")
     (folder / "_private.py").write_text(source("defenses"))
+    for name, text in (("whole", source("defenses")), ("empty", ""), ("__pycache__", source("defenses"))):
+        (folder / name).mkdir()
+        (folder / name / "__init__.py").write_text(text)
+    (folder / "data").mkdir()
     (folder / "fine.py").write_text(source("defenses"))
     import importlib.util
     from types import SimpleNamespace
@@ -262,7 +299,7 @@ def test_a_broken_file_in_the_folder_warns_and_hides_no_other(tmp_path: Path, mo
     monkeypatch.setattr(importlib.util, "find_spec", spec)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        assert set(registry.available("defenses")) == {"fine"}
+        assert set(registry.available("defenses")) == {"fine", "whole"}
     assert {Path(str(one.message).split(":")[0]).name for one in caught} == {"broken.py", "binary.py"}
 
 
