@@ -8,6 +8,7 @@ from typing import Any
 
 from nftbench.contract import Claim, Cost, Measurement, Point
 from nftbench.records.record import Record, Row
+from nftbench.records.spec import Spec
 from nftbench.scoring.score import Leaderboard, score
 
 TASKS = ("pairs", "topic")
@@ -22,7 +23,7 @@ def measurement(value: float, *, loss: float | None = None, floor: float = 0.25,
 def row(defense: str, **changes: Any) -> Row:
     """`none` is the reference, `early_stop` and `noise` are trivial, everything else claims to withstand attackers who
     have nothing but the release, as attack `full` is one."""
-    trivial = defense.partition("[")[0] in ("early_stop", "noise")
+    trivial = Spec.parse(defense).name in ("early_stop", "noise")
     claim = None if trivial or defense == "none" else Claim()
     return replace(Row("pretrain", trivial, "none", claim=claim), **changes)
 

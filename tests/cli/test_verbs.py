@@ -18,7 +18,8 @@ from nftbench import suites
 from nftbench.cli.verbs import FIGURES, main
 from nftbench.planning import registry
 from nftbench.records.record import Record
-from nftbench.records.store import Store, digest
+from nftbench.records.identity import digest
+from nftbench.records.store import Store
 from nftbench.suites.schema import Suite
 from nftbench.testing import tiny_suite
 from tests import factories
