@@ -15,7 +15,7 @@ DATA ?= ../shared/data
 # -P: the folder nftbench/ here lacks the plugin folders, which only the installed package has inside.
 RUN := $(PYTHON) -P -m
 
-.PHONY: run test test-all check format-check lint types layers format schema docs bench gpu clean has-nftbench
+.PHONY: run test test-all check format-check lint types layers format schema docs golden bench gpu clean has-nftbench
 
 run: $(READY)
 	$(RUN) nftbench run $(SUITE)
@@ -49,6 +49,9 @@ schema: $(READY)
 
 docs: $(READY)
 	$(PYTHON) -P tests/reference.py
+
+golden: $(READY)
+	$(PYTHON) -P tests/golden/golden.py
 
 bench: $(READY)
 	$(RUN) pytest -q -s tests/benchmarks

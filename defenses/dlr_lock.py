@@ -9,10 +9,8 @@ paper's description.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import ClassVar, NamedTuple
 
 import torch
@@ -20,7 +18,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from nftbench import Claim, Defense, Model, OwnerContext, Protected, Series, Spec, Stage, Suite
-from nftbench.methods import Stepper, build, distillation, dlr, seeded, token_batches
+from nftbench.methods import Stepper, build, dlr, seeded, token_batches
 from nftbench.methods.distillation import error, joint_loss, module_loss, traced
 from nftbench.methods.overhead import kl
 
@@ -55,11 +53,6 @@ class DlrLock(Defense):
         control = dataclasses.replace(self, depth=1, rank=None)
         values = [(field.name, getattr(control, field.name), field.default) for field in dataclasses.fields(self)]
         return str(Spec("dlr_lock", tuple((name, value) for name, value, default in values if value != default)))
-
-    def fingerprint(self) -> str:
-        """A hash of the code of the network and the losses, which determine the release but lie in other files."""
-        code = Path(dlr.__file__).read_bytes() + Path(distillation.__file__).read_bytes()
-        return hashlib.sha256(code).hexdigest()
 
     def check(self, suite: Suite) -> None:
         with torch.device("meta"):

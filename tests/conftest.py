@@ -46,11 +46,9 @@ def workspace(cache: Path, tmp_path: Path) -> Callable[..., Any]:
 
 
 @pytest.fixture
-def plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str], Path]:
+def plugin(tmp_path: Path) -> Iterator[Callable[[str, str], Path]]:
     """`plugin(name, source)`: a plugin file, known as with --plugin until the test ends."""
     from nftbench.planning import registry
-
-    monkeypatch.setattr(registry, "_added", dict(registry._added))
 
     def write(name: str, source: str) -> Path:
         path = tmp_path / f"{name}.py"
@@ -58,7 +56,8 @@ def plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, st
         registry.add_file(path)
         return path
 
-    return write
+    with registry.added():
+        yield write
 
 
 @pytest.fixture
@@ -82,8 +81,7 @@ def known() -> Iterator[Callable[[Path], None]]:
         for path in sorted(folder.glob("*.py")):
             registry.add_file(path)
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(registry, "_added", dict(registry._added))
+    with registry.added():
         yield add
 
 
@@ -103,7 +101,8 @@ def run_all() -> Callable[..., dict[tuple[str, str, str, int], Any]]:
 @pytest.fixture(scope="module")
 def attacked(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Any]:
     """`attacked(defense, attack)`: the record on toy_topic, in a suite like `small` with a quarter of its steps."""
-    from nftbench.planning.plan import canonical, plan
+    from nftbench.planning.plan import plan
+    from nftbench.planning.specs import canonical
     from nftbench.records.store import Store
     from nftbench.running import referee as run
     from nftbench.running.workspace import Workspace

@@ -8,6 +8,7 @@ from typing import Any
 
 from nftbench.contract import Claim, Cost, Measurement, Point
 from nftbench.records.record import Record, Row
+from nftbench.records.spec import Spec
 from nftbench.scoring import Leaderboard, score
 
 TASKS = ("pairs", "topic")
@@ -24,7 +25,7 @@ def row(defense: str, **changes: Any) -> Row:
 
     Every other defense claims to withstand attackers who know only the release, such as `full`.
     """
-    trivial = defense.partition("[")[0] in ("early_stop", "noise")
+    trivial = Spec.parse(defense).name in ("early_stop", "noise")
     claim = None if trivial or defense == "none" else Claim()
     return replace(Row("pretrain", trivial, "none", claim=claim), **changes)
 

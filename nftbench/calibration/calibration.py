@@ -14,7 +14,8 @@ from statistics import fmean
 
 from nftbench.calibration import derived
 from nftbench.calibration.proof import Finding, Run
-from nftbench.planning.plan import Plan, canonical
+from nftbench.planning.plan import Plan
+from nftbench.planning.specs import canonical
 from nftbench.scoring.grid import NONE, Grid
 from nftbench.scoring.intervals import Interval, gap_by_seed
 from nftbench.scoring.points import above_floor, final, mean_points

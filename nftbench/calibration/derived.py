@@ -7,7 +7,7 @@ from typing import Any
 
 from nftbench.errors import NftbenchError
 from nftbench.planning import registry
-from nftbench.planning.plan import canonical
+from nftbench.planning.specs import canonical
 from nftbench.suites.schema import Suite
 
 QUICK = ("full", "lora", "head", "linear_probe")

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from nftbench.calibration import derived
 from nftbench.calibration.proof import Finding, Run, ranked_with_effect
 from nftbench.contract import Claim
-from nftbench.planning.plan import canonical
+from nftbench.planning.specs import canonical
 from nftbench.scoring import Score
 from nftbench.scoring.intervals import Interval
 from nftbench.scoring.table import UNKNOWN, Table, interval

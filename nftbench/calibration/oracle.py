@@ -16,7 +16,7 @@ from nftbench.calibration import derived
 from nftbench.calibration.proof import Finding, Run, ranked_with_effect
 from nftbench.errors import NftbenchError
 from nftbench.planning import registry
-from nftbench.planning.plan import canonical
+from nftbench.planning.specs import canonical
 from nftbench.scoring import Score
 from nftbench.scoring.intervals import Interval, gap_by_seed
 from nftbench.scoring.table import UNKNOWN, Table, interval

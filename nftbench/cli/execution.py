@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 FIGURES = ("frontier.png", "attacks.png", "budget.png")
 """What nftbench.report.figures draws; importing it to ask would load matplotlib."""
 
+UNKNOWN_ORIGIN = "from which code and which base weights they came is unknown"
+"""What is said of records that 0.1 wrote."""
+
 
 @dataclass(frozen=True)
 class Work:
@@ -140,11 +143,17 @@ def _with_additions(suite: Suite, added: Sequence[Plugin], names: Mapping[Kind, 
 
 def carry_out(work: Work, options: RunOptions, command: str) -> dict[str, Record]:
     """Run every selected cell that is not settled; returns all records of the whole plan by key."""
+    from nftbench.planning import older_keys
+
     store, suite = work.store, work.whole.suite
     manifest = work.whole.manifest(command)
     # Keep imported objects out of collections while records are read: walking all of torch takes a quarter second.
     gc.freeze()
+    taken_over = older_keys.take_over(work.whole, store)
+    if taken_over:
+        typer.echo(f"{taken_over} records of nftbench 0.1 taken over; {UNKNOWN_ORIGIN}")
     records = planned_records(store, manifest)
+    compare_sources(records, store)
     compare_hardware(records.values(), work.part.device)
     settled, jobs = _unsettled(work.part, records)
     if jobs:
@@ -164,6 +173,15 @@ def compare_hardware(records: Iterable[Record], device: Device) -> None:
     note = other_hardware(records, hardware(device))
     if note is not None:
         typer.echo(note)
+
+
+def compare_sources(records: Mapping[str, Record], store: Store) -> None:
+    """Say in one line how many of these cells come from other code than today's."""
+    from nftbench.planning import code_origin
+
+    line = code_origin.comparison(records.values(), store.cache)
+    if line is not None:
+        typer.echo(line)
 
 
 def _unsettled(part: Plan, records: Mapping[str, Record]) -> tuple[set[str], list[Job]]:

@@ -132,7 +132,7 @@ def parts(option: str, text: str | None) -> list[str]:
     Raises:
         NftbenchError: the option is given and names nothing.
     """
-    from nftbench.planning.registry import split
+    from nftbench.records.spec import split
 
     specs = split(text or "")
     if text is not None and not specs:

@@ -24,6 +24,7 @@ def report(
     records = execution.planned_records(store, manifest)
     leaderboard = execution.rank(records, manifest)
     console().print(terminal.summary(leaderboard))
+    execution.compare_sources(records, store)
     command = manifest.command or f"nftbench report {shlex.quote(str(folder))}"
     for path in execution.publish(leaderboard, records, folder, command, redraw=True):
         typer.echo(path)

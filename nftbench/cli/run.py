@@ -24,11 +24,17 @@ def plan(suite: SuiteName, selection: Selection, options: RunOptions) -> None:
     from nftbench.cli import execution, workers
 
     work = execution.prepare(suite, selection, options)
+    from nftbench.planning import older_keys
     from nftbench.running import estimate  # after the line that planning prints, because it loads torch
 
-    execution.compare_hardware(work.store.records().values(), work.part.device)
+    older = older_keys.older_records(work.whole, work.store)
+    records = {**execution.planned_records(work.store, work.whole.manifest()), **older}
+    execution.compare_hardware(records.values(), work.part.device)
     count = workers.count(options.jobs, work.part.device)
-    console().print(estimate.overview(work.part, work.store, count))
+    console().print(estimate.overview(work.part, work.store, count, older))
+    if older:
+        typer.echo(f"a run will take over {len(older)} records of nftbench 0.1; {execution.UNKNOWN_ORIGIN}")
+    execution.compare_sources(records, work.store)
 
 
 def run(
@@ -44,7 +50,9 @@ def run(
 
     work = execution.prepare(suite, selection, options)
     if force:
-        work.store.forget([cell.key for cell in work.part.cells])
+        from nftbench.planning.older_keys import older_keys
+
+        work.store.forget([*(cell.key for cell in work.part.cells), *older_keys(work.part).values()])
     _run(work, options, context.obj, terminal.summary)
 
 

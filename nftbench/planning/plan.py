@@ -1,37 +1,29 @@
 """A `Suite` becomes `Cell`s, and cells become jobs; nothing runs here.
 
-A key hashes all that can change a number: settings, seeds, plugin sources, the content of local data, the kind of
-device. Library versions are provenance and no part of it. Settings are hashed without their defaults, so that a field
-that is added later leaves every key as it was; a changed default raises `PROTOCOL`.
+Each cell has a key, made in `keys.py`, and the plan knows the digests of the code that makes the cell's number.
 """
 
 from __future__ import annotations
 
 import functools
-import hashlib
 import operator
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
-from nftbench.contract import Attack, Defense, Yardstick
+from nftbench.contract import Attack, Defense
 from nftbench.device import CPU, Device
 from nftbench.errors import NftbenchError, suggest
-from nftbench.planning import local_data as folders, registry
+from nftbench.planning import registry
+from nftbench.planning.keys import TODAY, Keys, Scheme
+from nftbench.planning.plugin_sources import Source
+from nftbench.planning.specs import canonical, task_spec
+from nftbench.records.identity import digest
 from nftbench.records.manifest import Manifest, PlannedCell, Skip
 from nftbench.records.record import Cell, Row
 from nftbench.records.spec import Spec
-from nftbench.records.store import digest
 from nftbench.suites.schema import PaperClaim, Quantity, Suite
 from nftbench.terms import OF_UPDATES, Role
-
-PROTOCOL = 2
-"""Raised by one whenever the core computes other numbers from the same settings: old records no longer count."""
-
-
-TEXT_PARAMETERS = ("metric", "num_fewshot")
-"""What the spec of a text task may set: which of its metrics is the score, and solved examples in the prompt."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +63,8 @@ class Plan:
     """Keys of all releases by defense and seed, whatever the cells are narrowed to."""
     claims: tuple[PaperClaim, ...] = ()
     """The suite's, with specs written as cells have them."""
+    sources: Mapping[tuple[registry.Kind, str], Source] = field(default_factory=dict)
+    """The plugins that its numbers come from, by kind and name, as they were when this was planned."""
 
     def jobs(self) -> list[Job]:
         """Cells grouped into jobs, in the order of seeds, then of the suite."""
@@ -134,8 +128,15 @@ def _listed(cell: Cell) -> PlannedCell:
     return PlannedCell(str(cell.defense), str(cell.attack), str(cell.task), cell.seed, cell.key)
 
 
-def plan(suite: Suite, *, device: Device = CPU, data: Path | None = None, limit: int | None = None) -> Plan:
-    """All cells of a suite, in order: seed, defense, attack, task.
+def plan(
+    suite: Suite,
+    *,
+    device: Device = CPU,
+    data: Path | None = None,
+    limit: int | None = None,
+    scheme: Scheme = TODAY,
+) -> Plan:
+    """All cells of a suite, in order: seed, defense, attack, task. `scheme` says how their keys are made.
 
     Raises:
         NftbenchError: a plugin that does not exist or does not take these parameters, a defense that the suite cannot
@@ -152,14 +153,14 @@ def plan(suite: Suite, *, device: Device = CPU, data: Path | None = None, limit:
         plugin.check(suite)
     for attack, attacker in attacks.items():
         _check_attack(suite, attack, attacker)
-    keys = _Keys(suite, device, data, limit)
+    keys = Keys(suite, device, data, limit, scheme)
     references = {str(canonical("defenses", plugin.reference_row())) for plugin in defenses.values()}
     cells: list[Cell] = []
     releases: dict[tuple[str, int], str] = {}
     skips: dict[tuple[str, str], Skip] = {}
     for seed in suite.seeds:
         for defense, plugin in defenses.items():
-            release = releases[str(defense), seed] = keys.release(defense, plugin, seed)
+            release = releases[str(defense), seed] = keys.release(defense, seed)
             for attack, attacker in attacks.items():
                 reason = _skipped(suite, defense, plugin, attacker, references)
                 if reason is not None:
@@ -167,13 +168,16 @@ def plan(suite: Suite, *, device: Device = CPU, data: Path | None = None, limit:
                         skips[str(defense), str(attack)] = Skip(str(defense), str(attack), reason)
                     continue
                 for task in _tasks(plugin, attacker, tasks, utility):
-                    key = keys.cell(release, attack, attacker, task, seed)
+                    key = keys.cell(release, attack, task, seed)
                     cells.append(Cell(defense, attack, task, seed, key, release))
                 for task, yardstick in yardsticks.items() if not attacker.trains else ():
                     if yardstick.applies(plugin) is None:
-                        key = keys.reading(release, attack, task, yardstick, seed)
+                        key = keys.reading(release, attack, task, seed)
                         cells.append(Cell(defense, attack, task, seed, key, release))
-    return Plan(suite, tuple(cells), tuple(skips.values()), device, data, limit, releases, _claims(suite, cells))
+    sources = {place: Source.of(registry.find(*place)) for place in keys.plugins}
+    return Plan(
+        suite, tuple(cells), tuple(skips.values()), device, data, limit, releases, _claims(suite, cells), sources
+    )
 
 
 def narrow(
@@ -218,56 +222,8 @@ def exact(text: str) -> bool:
 def asked(kind: registry.Kind, text: str) -> Spec:
     """What a filter names, written as planning has it; a name alone stays one, whatever parameters it may need."""
     if not exact(text):
-        return registry.parse(text)
+        return Spec.parse(text)
     return task_spec(text) if kind == "tasks" else canonical(kind, text)
-
-
-def canonical(kind: registry.Kind, text: str) -> Spec:
-    """The one way to write a spec: known parameters, defaults left out."""
-    return registry.spec_of(registry.parse(text).name, registry.create(kind, text))
-
-
-def corpus_key(suite: Suite, seed: int, data: Path | None) -> str:
-    """Key of the packed corpus; real text does not depend on the seed."""
-    settings = suite.corpus
-    if settings.source == "none":
-        return digest("corpus", PROTOCOL, "none")
-    if settings.source == "toy":
-        fields = ("source", "sentences", "block", "heldout_blocks")
-        return digest(
-            "corpus", PROTOCOL, settings.model_dump(include=set(fields), exclude_defaults=True), settings.grammar + seed
-        )
-    files = [
-        path for place in (settings.train, settings.heldout) for path in sorted((data or Path()).glob(place or ""))
-    ]
-    content = [file_hash(path) for path in files] if settings.source == "text" else []
-    return digest(
-        "corpus", PROTOCOL, settings.model_dump(exclude={"grammar", "sentences"}, exclude_defaults=True), content
-    )
-
-
-def base_key(suite: Suite, seed: int, data: Path | None, device: Device) -> str:
-    """Key of the undefended model's whole pre-training run; which checkpoints of it are kept changes no number."""
-    recipe = suite.pretraining.model_dump(exclude={"checkpoints", "task", "only"}, exclude_defaults=True)
-    if suite.pretraining.task is not None:
-        recipe |= {"task": _told(suite, (suite.pretraining.task,), data), "only": suite.pretraining.only}
-    return digest("base", PROTOCOL, suite.model, corpus_key(suite, seed, data), recipe, seed, device.kind)
-
-
-@functools.lru_cache(maxsize=256)
-def file_hash(path: Path) -> str:
-    """sha256 of a file's content, read once a process."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _told(suite: Suite, specs: tuple[str, ...], data: Path | None) -> list[Any]:
-    """What an owner's use of tasks depends on: their sources and data, and how much of them the budget leaves."""
-    tasks = [task_spec(text) for text in specs]
-    read = [
-        [str(task), registry.source_hash(registry.find("tasks", task.name)), _task_data(task, data)] for task in tasks
-    ]
-    return [read, suite.budget.max_train_documents]
 
 
 def _tasks(defense: Defense, attack: Attack, ranked: list[Spec], utility: list[Spec]) -> list[Spec]:
@@ -293,7 +249,7 @@ def _claims(suite: Suite, cells: list[Cell]) -> tuple[PaperClaim, ...]:
         "attacks": {str(cell.attack) for cell in cells},
         "tasks": {str(cell.task) for cell in cells},
     }
-    yardsticks = {registry.parse(text).name for text in suite.yardsticks}
+    yardsticks = {Spec.parse(text).name for text in suite.yardsticks}
 
     def written(quantity: Quantity) -> Quantity:
         specs = {
@@ -344,18 +300,6 @@ def _row(defense: Spec) -> Row:
     )
 
 
-def task_spec(text: str) -> Spec:
-    """A text task takes what lm-eval's command line lets one choose; other tasks are dataclasses like all plugins."""
-    spec = registry.parse(text)
-    plugin = registry.find("tasks", spec.name)
-    if plugin.path is None or plugin.path.suffix != ".yaml":
-        return canonical("tasks", text)
-    for key, _ in spec.parameters:
-        if key not in TEXT_PARAMETERS:
-            raise NftbenchError(f"{text!r}: a text task has no parameter {key!r}{suggest(key, TEXT_PARAMETERS)}")
-    return Spec(spec.name, tuple(sorted(spec.parameters)))
-
-
 def _check_attack(suite: Suite, spec: Spec, attack: Attack, above: tuple[Spec, ...] = ()) -> None:
     """An attack may only be built on such that know no more than it does, and not on itself; the suite has a grid for
     the optimizer that it names."""
@@ -387,59 +331,3 @@ def _skipped(suite: Suite, spec: Spec, defense: Defense, attack: Attack, referen
     if "sibling" in attack.knowledge and defense.stage != "pretrain":
         return "the defense changes a finished model: its run has no second checkpoint"
     return attack.applies(defense)
-
-
-class _Keys:
-    """Keys of one plan; whatever several cells share is hashed once."""
-
-    def __init__(self, suite: Suite, device: Device, data: Path | None, limit: int | None) -> None:
-        self.suite, self.device, self.data, self.limit = suite, device, data, limit
-        self.source = functools.cache(lambda kind, name: registry.source_hash(registry.find(kind, name)))
-        self.base = functools.cache(lambda seed: base_key(suite, seed, data, device))
-        self.task_data = functools.cache(lambda task: _task_data(task, data))
-        self.budget = suite.budget.model_dump(exclude={"timeout"}, exclude_defaults=True)
-
-    def release(self, spec: Spec, plugin: Defense, seed: int) -> str:
-        source = self.source("defenses", spec.name)
-        parts: list[Any] = [self.base(seed), spec.name, registry.parameters(plugin), source, plugin.fingerprint()]
-        if plugin.told():
-            parts += [_told(self.suite, plugin.told(), self.data), self.limit, seed]
-        return digest("release", *parts)[:32]
-
-    def cell(self, release: str, attack: Spec, plugin: Attack, task: Spec, seed: int) -> str:
-        others = [_told(self.suite, self.suite.tasks, self.data)] if plugin.adaptation == "merging" else []
-        others += [self.built_on(text) for text in plugin.uses()]
-        return digest(
-            "cell",
-            release,
-            [attack.name, registry.parameters(plugin), self.source("attacks", attack.name), *others],
-            [str(task), self.source("tasks", task.name), self.task_data(task)],
-            self.budget,
-            self.limit,
-            seed,
-        )
-
-    def built_on(self, text: str) -> list[Any]:
-        """What a number depends on through another attack."""
-        spec = canonical("attacks", text)
-        plugin: Attack = registry.create("attacks", text)
-        source, below = self.source("attacks", spec.name), [self.built_on(one) for one in plugin.uses()]
-        return [spec.name, registry.parameters(plugin), source, *below]
-
-    def reading(self, release: str, attack: Spec, task: Spec, plugin: Yardstick, seed: int) -> str:
-        source = self.source("yardsticks", task.name)
-        used = _told(self.suite, plugin.uses(), self.data)
-        told = [str(attack), task.name, registry.parameters(plugin), source]
-        return digest("reading", release, told, used, self.budget, self.limit, seed)
-
-
-def _task_data(task: Spec, data: Path | None) -> list[str]:
-    """Hashes of the local files that a task reads; its hub revision stands in its own source."""
-    path = registry.find("tasks", task.name).path
-    if path is None or path.suffix != ".yaml":
-        return [registry.create("tasks", str(task)).fingerprint(data)]
-    config = folders.settings(path)
-    if data is None or not (config.get("dataset_path") or (config.get("metadata") or {}).get("folder")):
-        return []
-    folder = folders.find(data, config)
-    return [file_hash(file) for file in sorted(folder.iterdir()) if file.is_file()]

@@ -1,17 +1,17 @@
-"""Plugins by name: a file in defenses/, attacks/, tasks/ or yardsticks/, an entry point, or one given with --plugin.
+"""Plugins by name: a file or folder in defenses/, attacks/, tasks/ or yardsticks/, an entry point, or --plugin PATH.
 
-Names are found without importing anything; a plugin is imported when it is asked for. Its name is its file's stem (or
-its entry point's name), its class the one in that file which has the protocol's method. A text task is a YAML file.
+Names are found without importing anything; a plugin is imported when it is asked for. Its name is that of its file,
+folder or entry point; its class is the one in that file, or in the folder's `__init__.py`, which has the protocol's
+method. A text task is a YAML file.
 """
 
 from __future__ import annotations
 
 import ast
+import contextlib
 import functools
-import hashlib
 import importlib
 import importlib.util
-import inspect
 import re
 import sys
 import warnings
@@ -26,7 +26,7 @@ import yaml
 
 from nftbench.contract import Attack, Defense, Task, Yardstick
 from nftbench.errors import NftbenchError, suggest
-from nftbench.records.spec import Spec
+from nftbench.records.spec import Spec, split
 
 if TYPE_CHECKING:
     from pydantic import TypeAdapter
@@ -46,8 +46,13 @@ class Plugin:
     origin: str
     """`nftbench`, the distribution behind an entry point, the path given with --plugin, or `lm-eval`."""
     path: Path | None = None
-    """Its source file; None for an entry point, whose file is not known before it is imported."""
+    """Its source file, of a folder the `__init__.py`; None for an entry point."""
     entry_point: EntryPoint | None = None
+
+    @property
+    def is_text(self) -> bool:
+        """Whether it is a text task: a YAML file."""
+        return self.path is not None and self.path.suffix == ".yaml"
 
     @property
     def about(self) -> str:
@@ -55,7 +60,7 @@ class Plugin:
         if self.path is None:
             return f"(from {self.origin})"
         text = self.path.read_text(encoding="utf-8")
-        if self.path.suffix == ".yaml":
+        if self.is_text:
             first = text.split("\n", 1)[0]
             return first.removeprefix("#").strip() if first.startswith("#") else ""
         return (ast.get_docstring(ast.parse(text)) or "").split("\n", 1)[0]
@@ -65,27 +70,40 @@ _added: dict[tuple[Kind, str], Plugin] = {}
 
 
 def add_file(path: str | Path) -> list[Plugin]:
-    """Make the plugins of a file available, whichever kinds it holds (`--plugin path/to/file.py`).
+    """Make the plugins of a file or folder available, whichever kinds it holds (`--plugin path/to/mine.py`).
 
     Raises:
-        NftbenchError: no such file, it cannot be read, it holds no plugin, or a name is taken already.
+        NftbenchError: there is no such file, it cannot be read, it holds no plugin, or a name is taken already.
     """
     path = Path(path).resolve()
-    if not path.is_file():
-        raise NftbenchError(f"--plugin {path}: no such file")
+    path = path.parent if path.name == "__init__.py" else path
+    source = path / "__init__.py" if path.is_dir() else path
+    if not source.is_file():
+        raise NftbenchError(f"--plugin {source}: no such file")
     try:
-        kinds = _kinds(path)
+        kinds = _kinds(source)
     except (SyntaxError, UnicodeDecodeError) as error:
         raise NftbenchError(f"--plugin {path}: {error}") from None
     if not kinds:
         raise NftbenchError(f"--plugin {path}: holds no class with {', '.join(_METHOD.values())}")
-    added = [Plugin(kind, path.stem, str(path), path) for kind in kinds]
+    added = [Plugin(kind, _name(source), str(path), source) for kind in kinds]
     for plugin in added:
         known = available(plugin.kind).get(plugin.name)
         if known is not None and known != plugin:
             raise NftbenchError(f"two {plugin.kind} are named {plugin.name!r}: from {known.origin} and from {path}")
         _added[plugin.kind, plugin.name] = plugin
     return added
+
+
+@contextlib.contextmanager
+def added(*paths: str | Path) -> Iterator[list[Plugin]]:
+    """Make the plugins of these files and folders available for a while; what is added meanwhile goes with them."""
+    before = dict(_added)
+    try:
+        yield [plugin for path in paths for plugin in add_file(path)]
+    finally:
+        _added.clear()
+        _added.update(before)
 
 
 def available(kind: Kind) -> dict[str, Plugin]:
@@ -117,39 +135,6 @@ def find(kind: Kind, name: str) -> Plugin:
     return Plugin("tasks", name, "lm-eval", path)
 
 
-def parse(text: str) -> Spec:
-    """`lora[rank=16,targets=attention]` as a `Spec`. Values are YAML scalars; `a+b` is a list if the field is one."""
-    name, bracket, rest = text.strip().partition("[")
-    if not bracket:
-        return Spec(name)
-    if not rest.endswith("]"):
-        raise NftbenchError(f"{text!r}: the bracket is not closed; write name[key=value,key=value]")
-    parameters: list[tuple[str, Any]] = []
-    for item in split(rest[:-1]):
-        key, separator, value = item.partition("=")
-        if not separator:
-            raise NftbenchError(f"{text!r}: {item!r} is not key=value")
-        if key.strip() in dict(parameters):
-            raise NftbenchError(f"{text!r}: {key.strip()!r} stands there twice")
-        try:
-            parameters.append((key.strip(), yaml.safe_load(value)))
-        except yaml.YAMLError:
-            raise NftbenchError(f"{text!r}: {value!r} is no value; quote it as in YAML") from None
-    return Spec(name, tuple(parameters))
-
-
-def split(text: str, mark: str = ",") -> list[str]:
-    """The parts between marks, stripped, without empty ones; a mark within brackets, however deep, parts nothing."""
-    parts, depth = [""], 0
-    for character in text:
-        depth += (character == "[") - (character == "]")
-        if character == mark and depth == 0:
-            parts.append("")
-        else:
-            parts[-1] += character
-    return [part.strip() for part in parts if part.strip()]
-
-
 def create(kind: Kind, text: str) -> Any:
     """The plugin that a spec names, its parameters checked against the fields of its dataclass.
 
@@ -158,7 +143,7 @@ def create(kind: Kind, text: str) -> Any:
     """
     from pydantic import ValidationError
 
-    spec = parse(text)
+    spec = Spec.parse(text)
     cls = load(find(kind, spec.name))
     known = [field.name for field in fields(cls) if field.init]
     for key, _ in spec.parameters:
@@ -220,49 +205,27 @@ def load(plugin: Plugin) -> type[Any]:
     return cls
 
 
-def source_hash(plugin: Plugin) -> str:
-    """Hash of a plugin's source. Comments and docstrings do not count in Python files; a YAML task counts in full,
-    together with the Python files that its `!function` tags name."""
-    digest = hashlib.sha256()
-    if plugin.path is not None and plugin.path.suffix == ".yaml":
-        text = plugin.path.read_text(encoding="utf-8")
-        digest.update(text.encode())
-        for module in sorted(set(re.findall(r"!function\s+([\w.]+)\.\w+", text))):
-            digest.update(_code(plugin.path.parent / f"{module.replace('.', '/')}.py").encode())
-    else:
-        path = plugin.path or Path(inspect.getfile(load(plugin)))
-        digest.update(_code(path).encode())
-    return digest.hexdigest()
-
-
-def _code(path: Path) -> str:
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-            node.body = [line for line in node.body if not _is_string(line)] or [ast.Pass()]
-    return ast.unparse(tree)
-
-
-def _is_string(node: ast.stmt) -> bool:
-    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
-
-
 def _candidates(kind: Kind) -> Iterator[Plugin]:
     package = importlib.util.find_spec(f"nftbench.{kind}")
     folders = package.submodule_search_locations if package is not None else None
     for folder in folders or ():
-        for path in sorted(Path(folder).iterdir()):
-            if path.suffix not in (".py", ".yaml") or path.stem.startswith("_"):
+        for entry in sorted(Path(folder).iterdir()):
+            if entry.name.startswith(("_", ".")):
                 continue
+            path = entry if entry.suffix in (".py", ".yaml") else entry / "__init__.py"
             try:
-                if kind in _kinds(path):
-                    yield Plugin(kind, path.stem, "nftbench", path)
+                if path.is_file() and kind in _kinds(path):
+                    yield Plugin(kind, _name(path), "nftbench", path)
             except (SyntaxError, UnicodeDecodeError) as error:
                 warnings.warn(f"{path}: left out: {error}", stacklevel=2)
     for entry_point in _entry_points(kind, tuple(sys.path)):
         distribution = entry_point.dist.name if entry_point.dist is not None else entry_point.value
         yield Plugin(kind, entry_point.name, distribution, entry_point=entry_point)
     yield from (plugin for (its_kind, _), plugin in _added.items() if its_kind == kind)
+
+
+def _name(source: Path) -> str:
+    return source.parent.name if source.name == "__init__.py" else source.stem
 
 
 @functools.cache
@@ -292,7 +255,10 @@ def _import(plugin: Plugin) -> ModuleType:
     name = f"nftbench_plugin_{plugin.name}"
     module = sys.modules.get(name)
     if module is None or module.__file__ != str(plugin.path):
-        specification = importlib.util.spec_from_file_location(name, plugin.path)
+        for other in [one for one in sys.modules if one.startswith(f"{name}.")]:
+            del sys.modules[other]  # of another plugin of this name, which was a folder
+        folder = [str(plugin.path.parent)] if plugin.path.name == "__init__.py" else None
+        specification = importlib.util.spec_from_file_location(name, plugin.path, submodule_search_locations=folder)
         assert specification is not None
         assert specification.loader is not None
         module = importlib.util.module_from_spec(specification)

@@ -22,7 +22,7 @@ from nftbench.data import corpus as corpora
 from nftbench.errors import NftbenchError
 from nftbench.models import networks as models
 from nftbench.planning import registry
-from nftbench.planning.plan import canonical
+from nftbench.planning.specs import canonical
 from nftbench.running.owner import Shadow
 from nftbench.suites.schema import Pretraining, Suite
 from nftbench.training import engine as train, preparation

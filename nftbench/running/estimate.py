@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from rich.console import Group, RenderableType
@@ -12,7 +12,8 @@ from rich.table import Table
 from rich.text import Text
 
 from nftbench.planning import registry
-from nftbench.planning.plan import Plan, base_key
+from nftbench.planning.keys import base_key
+from nftbench.planning.plan import Plan
 from nftbench.records.manifest import Skip
 from nftbench.records.record import Cell, Record
 from nftbench.records.spec import Spec
@@ -53,17 +54,21 @@ def _skipped(skips: Sequence[Skip]) -> list[str]:
     """What is not planned: one line for each reason, with the attacks and defenses."""
     against: dict[tuple[str, str], list[str]] = {}
     for skip in skips:
-        against.setdefault((skip.attack, skip.reason), []).append(registry.parse(skip.defense).name)
+        against.setdefault((skip.attack, skip.reason), []).append(Spec.parse(skip.defense).name)
     together: dict[tuple[str, str], list[str]] = {}
     for (attack, reason), names in against.items():
         together.setdefault((", ".join(dict.fromkeys(names)), reason), []).append(attack)
     return [f"skipped: {', '.join(attacks)} against {names}: {reason}" for (names, reason), attacks in together.items()]
 
 
-def overview(plan: Plan, store: Store, workers: int) -> RenderableType:
-    """Cells by defense and attack with how many are settled, what is skipped and why, time and disk."""
+def overview(plan: Plan, store: Store, workers: int, older: Collection[str] = ()) -> RenderableType:
+    """Cells by defense and attack with how many are settled, what is skipped and why, time and disk.
+
+    `older` are the keys of cells whose records are in the folder under keys of 0.1: a run takes them over.
+    """
     records = store.records()
     settled = {cell.key for cell in plan.cells if cell.key in records and records[cell.key].status in SETTLED}
+    settled |= {cell.key for cell in plan.cells if cell.key in older}
     left = remaining(plan, store, settled)
     parameters = parameters_of(plan.suite)
     lines = [

@@ -19,8 +19,8 @@ from nftbench.contract import Corpus, EachStep, Mask, Model, Task
 from nftbench.device import Device
 from nftbench.errors import NftbenchError
 from nftbench.models import networks as models
-from nftbench.planning import registry
-from nftbench.planning.plan import base_key
+from nftbench.planning.keys import base_key
+from nftbench.records.spec import Spec
 from nftbench.running.workspace import AttackersTask, Workspace, load_task, make_corpus
 from nftbench.suites.schema import Pretraining, Suite
 from nftbench.training import engine as train
@@ -153,7 +153,7 @@ class Owner(_OwnerBase):
         allowed = (*self._known_tasks, *filter(None, [self.pretraining.task]))
         if spec not in allowed:
             raise NftbenchError(f"the defense asks for the task {spec!r}, which it does not name in told()")
-        loaded = load_task(self._workspace, registry.parse(spec), self.base_seed, self.build())
+        loaded = load_task(self._workspace, Spec.parse(spec), self.base_seed, self.build())
         return AttackersTask(loaded, ("validation", "test"), "a defense sees only the training split of a task")
 
     def checkpoint(self, fraction: float) -> Model:

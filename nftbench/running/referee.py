@@ -23,9 +23,12 @@ from torch import nn
 from nftbench.contract import Attack, Defense, Measurement, Model, Prepared, Release, Task, Yardstick
 from nftbench.errors import NftbenchError
 from nftbench.models import networks as models, updates
-from nftbench.planning import registry
-from nftbench.planning.plan import Job, corpus_key, task_spec
+from nftbench.planning import code_origin, registry
+from nftbench.planning.keys import corpus_key
+from nftbench.planning.plan import Job
+from nftbench.planning.specs import task_spec
 from nftbench.records.record import Cell, Record
+from nftbench.records.spec import Spec
 from nftbench.running import mask_accuracy, provenance
 from nftbench.running.attacker import Attacker, own_copy
 from nftbench.running.releases import (
@@ -64,6 +67,7 @@ def execute(workspace: Workspace, job: Job) -> list[Record] | None:
 def protect(workspace: Workspace, job: Job) -> None:
     """Make the release that a job attacks. Done first, so that the jobs of one release do not wait for each other."""
     train.set_threads(workspace.device)
+    code_origin.check(workspace.plan, [("defenses", job.defense.name)])
     make_release(workspace, job.defense, job.seed, job.release)
 
 
@@ -88,6 +92,7 @@ class Referee:
 
     def run(self, cells: Sequence[Cell]) -> list[Record]:
         try:
+            self.check_sources()
             folder = make_release(self.workspace, self.job.defense, self.job.seed, self.job.release)
             update = updates.load(folder / ADAPTER)
             model = self.with_readable_text(open_release(self.workspace, self.job.seed, folder))
@@ -103,6 +108,15 @@ class Referee:
         except (Exception, SystemExit) as error:  # a plugin may raise anything
             return [self.write_failure(cell, *status_of(error)) for cell in cells]
         return [self.cell(cell, release, prepared, context) for cell in cells]
+
+    def check_sources(self) -> None:
+        """Refuse the job if its plugins have been edited since the run was planned."""
+        attacks = (str(self.job.attack), *_built_on(self.attack))
+        roles = [(cell, self.workspace.plan.role(cell)) for cell in self.job.cells]
+        names: list[tuple[registry.Kind, str]] = [("defenses", self.job.defense.name)]
+        names += [("attacks", Spec.parse(spec).name) for spec in attacks]
+        names += [("yardsticks" if role == "yardstick" else "tasks", cell.task.name) for cell, role in roles]
+        code_origin.check(self.workspace.plan, dict.fromkeys(names))
 
     def with_readable_text(self, model: Model) -> Model:
         """The release with the tokenizer that an attack encodes text by.
@@ -249,6 +263,7 @@ class Referee:
         workspace = self.workspace
         origin = provenance.collect(workspace.suite, workspace.device, workspace.command, seconds)
         corpus = corpus_key(workspace.suite, self.job.seed, workspace.plan.data)
+        sources = code_origin.sources(workspace.plan, cell, workspace.store.cache)
         return Record(
             key=cell.key,
             suite=workspace.suite.name,
@@ -269,7 +284,7 @@ class Referee:
             release=cell.release,
             release_sha256=self.sha256,
             base_sha256=load_base_sha256(workspace, cell.release),
-            provenance={**origin, "corpus": corpus, "documents": documents or {}},
+            provenance={**origin, "corpus": corpus, "documents": documents or {}, "sources": sources},
         )
 
     def write(self, record: Record) -> Record:

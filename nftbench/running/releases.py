@@ -196,7 +196,7 @@ class ReleaseInspection:
         return defense.told()
 
     def task(self, spec: str) -> Task:
-        return load_task(self._workspace, registry.parse(spec), self._job.seed, self.release)
+        return load_task(self._workspace, Spec.parse(spec), self._job.seed, self.release)
 
 
 def _protect(workspace: Workspace, spec: Spec, seed: int, key: str, folder: Path, base_sha256: str | None) -> None:

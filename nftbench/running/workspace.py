@@ -16,9 +16,11 @@ from nftbench.data.lm_eval_tasks import LoadedTextTask, TextTask, window
 from nftbench.device import Device
 from nftbench.errors import NftbenchError
 from nftbench.planning import registry
-from nftbench.planning.plan import Plan, corpus_key
+from nftbench.planning.keys import corpus_key
+from nftbench.planning.plan import Plan
+from nftbench.records.identity import digest
 from nftbench.records.spec import Spec
-from nftbench.records.store import Store, digest
+from nftbench.records.store import Store
 from nftbench.suites.schema import Suite
 from nftbench.terms import SplitName
 
@@ -42,7 +44,7 @@ class Workspace:
     def reference(self, defense: Spec, seed: int) -> tuple[Spec, str | None]:
         """The row that a defense is compared with, and the key of its release; None where the plan has none."""
         name = self.plan.row(defense).reference
-        return registry.parse(name), self.plan.releases.get((name, seed))
+        return Spec.parse(name), self.plan.releases.get((name, seed))
 
 
 def make_corpus(workspace: Workspace, seed: int) -> Corpus:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from nftbench.records.record import Record
+from nftbench.records.spec import Spec
 from nftbench.terms import TrainedWeights
 
 _TRAINED_WEIGHTS: Mapping[str, TrainedWeights] = {
@@ -19,4 +20,4 @@ _TRAINED_WEIGHTS: Mapping[str, TrainedWeights] = {
 
 def trained_weights(record: Record) -> TrainedWeights:
     """Which weights the record's attack trains: what it declares, or what an attack of its name declared in 0.1."""
-    return record.trained_weights or _TRAINED_WEIGHTS.get(record.attack.partition("[")[0], "other")
+    return record.trained_weights or _TRAINED_WEIGHTS.get(Spec.parse(record.attack).name, "other")

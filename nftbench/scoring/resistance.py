@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from nftbench.records.record import CellId
+from nftbench.records.spec import Spec
 from nftbench.scoring.cost_to_break import Multiple, median_costs
 from nftbench.scoring.grid import NONE, Attacks, Grid, Knowledge, knowledge_name
 from nftbench.scoring.intervals import Interval, gap_by_seed, mean_by_seed, weakest
@@ -146,7 +147,7 @@ def _levels(grid: Grid) -> list[Knowledge]:
 
 def adaptive(grid: Grid, defense: str) -> tuple[str, ...]:
     """The attacks written against this defense that ran to their end, without the owner's own fine-tuning."""
-    name = defense.partition("[")[0]
+    name = Spec.parse(defense).name
     against = {attack for attack, record in grid.attacks.items() if name in record.against} - grid.by_owner()
     ran = {cell.attack for cell in grid.records.keys() - grid.faults.keys() if cell.defense == defense}
     return tuple(sorted(against & ran))
@@ -187,19 +188,13 @@ def _optimizers(
     """Suppression under an attack's default optimizer alone, and under all optimizers that it is run with."""
     found = {}
     for default in sorted(attacks):
-        family = frozenset(attack for attack in attacks if _without_optimizer(attack) == default)
+        family = frozenset(attack for attack in attacks if str(Spec.parse(attack).without("optimizer")) == default)
         if default not in family or len(family) < 2:
             continue
         alone, together = (_suppression(grid, defense, tasks, few) for few in (frozenset({default}), family))
         if alone is not None and together is not None:
             found[default] = (alone, together)
     return found
-
-
-def _without_optimizer(attack: str) -> str:
-    name, _, inside = attack.partition("[")
-    rest = [part for part in inside.rstrip("]").split(",") if part and not part.startswith("optimizer=")]
-    return f"{name}[{','.join(rest)}]" if rest else name
 
 
 def _part_ahead(grid: Grid, defense: str, tasks: Sequence[str], attacks: Attacks) -> Interval | None:

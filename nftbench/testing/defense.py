@@ -12,7 +12,7 @@ from safetensors import safe_open
 
 from nftbench.contract import Claim, Defense, Model, Protected, Update
 from nftbench.models import networks as models, updates
-from nftbench.planning import registry
+from nftbench.records.spec import Spec
 from nftbench.running.owner import Owner, make_base
 from nftbench.running.workspace import Workspace
 from nftbench.terms import Stage
@@ -32,7 +32,7 @@ def check_defense(defense: Defense | str, *, architectures: Sequence[str] = tupl
     promise(plugin.stage in get_args(Stage), f"stage is one of {', '.join(get_args(Stage))}, not {plugin.stage!r}")
     promise(plugin.claims is None or isinstance(plugin.claims, Claim), "claims is a Claim or None")
     for text in filter(None, (plugin.reference_row(), plugin.control_row())):
-        registry.parse(text)
+        Spec.parse(text)
     promise(isinstance(plugin.fingerprint(), str), "fingerprint() returns a string")
     for architecture in architectures:
         with temporary_workspace(tiny_suite(architecture)) as workspace:

@@ -8,6 +8,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from nftbench.planning import registry
+from nftbench.records.spec import Spec
 from nftbench.testing.promises import broken_by, promise
 
 
@@ -18,7 +19,7 @@ def well_formed(kind: registry.Kind, plugin: Any) -> Any:
         BrokenPromiseError: it names the promise.
     """
     if isinstance(plugin, str):
-        name = registry.parse(plugin).name
+        name = Spec.parse(plugin).name
         plugin = registry.create(kind, plugin)
         promise(registry.create(kind, str(registry.spec_of(name, plugin))) == plugin, "its spec creates it again")
     cls = type(plugin)

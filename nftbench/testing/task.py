@@ -15,6 +15,7 @@ from torch import nn
 from nftbench.contract import Task
 from nftbench.data.lm_eval_tasks import TextTask
 from nftbench.planning import registry
+from nftbench.records.spec import Spec
 from nftbench.running.owner import Owner
 from nftbench.terms import SplitName
 from nftbench.testing.comparison import identical, keeps_random_state
@@ -61,7 +62,7 @@ def _created(task: Task | str | Path) -> Task:
     if isinstance(task, Path):
         return TextTask(task)
     if isinstance(task, str):
-        found = registry.find("tasks", registry.parse(task).name)
+        found = registry.find("tasks", Spec.parse(task).name)
         if found.path is not None and found.path.suffix == ".yaml":
             return TextTask(found.path)
     plugin: Task = well_formed("tasks", task)

@@ -24,7 +24,7 @@ from nftbench.data.grammar import Grammar
 from nftbench.data.splits import TextSplit
 from nftbench.errors import NftbenchError
 from nftbench.models.networks import seeded
-from nftbench.planning import registry
+from nftbench.records.spec import Spec
 from nftbench.running.attacker import Attacker
 from nftbench.running.owner import Owner
 from nftbench.running.workspace import Workspace, load_task
@@ -44,7 +44,7 @@ def made(workspace: MakeWorkspace, architecture: str = "gpt2", spec: str = "toy_
         for parameter in model.network.parameters():
             parameter.add_(torch.randn_like(parameter), alpha=0.3)
     model.network.eval()
-    return model, load_task(here, registry.parse(spec), 0, model)
+    return model, load_task(here, Spec.parse(spec), 0, model)
 
 
 @pytest.fixture

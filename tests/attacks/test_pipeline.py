@@ -13,7 +13,8 @@ import torch
 from nftbench.contract import Attack, Measurement, Model, Outcome, Prepared, Release, Task
 from nftbench.errors import NftbenchError
 from nftbench.planning import registry
-from nftbench.planning.plan import canonical, narrow, plan
+from nftbench.planning.plan import narrow, plan
+from nftbench.planning.specs import canonical
 from nftbench.running.attacker import Attacker
 from nftbench.running.owner import Owner
 from nftbench.running.workspace import AttackersTask, Workspace, make_corpus

@@ -14,8 +14,8 @@ from transformers import PreTrainedModel
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 from transformers.models.qwen3.modeling_qwen3 import Qwen3RMSNorm
 
-from nftbench.methods import symmetries
-from nftbench.methods.symmetries import anatomy, balanced, canonical, scale_logits
+from nftbench.attacks.rebalance import symmetries
+from nftbench.attacks.rebalance.symmetries import anatomy, balanced, canonical, scale_logits
 from nftbench.models import networks as models
 
 LLAMA = {

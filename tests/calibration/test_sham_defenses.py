@@ -13,9 +13,9 @@ from transformers import GPT2LMHeadModel
 
 from nftbench.contract import Model
 from nftbench.models import networks as models
-from nftbench.planning import registry
-from nftbench.planning.plan import canonical
+from nftbench.planning.specs import canonical
 from nftbench.records.record import Record
+from nftbench.records.spec import Spec
 from nftbench.running.releases import load_protection, make_release, open_release
 from nftbench.running.workspace import Workspace, load_task, make_corpus
 from nftbench.scoring.flags import GRADIENT_ERROR
@@ -71,7 +71,7 @@ def logits(here: Workspace, model: Model) -> Tensor:
 
 
 def test_each_file_is_tried() -> None:
-    assert {registry.parse(spec).name for spec in EVERY} == {path.stem for path in FOLDER.glob("*.py")}
+    assert {Spec.parse(spec).name for spec in EVERY} == {path.stem for path in FOLDER.glob("*.py")}
 
 
 @pytest.mark.parametrize("spec", EVERY)
@@ -90,7 +90,7 @@ def test_a_sham_predicts_what_the_base_predicts(spec: str, workspace: MakeWorksp
         error = {"half": 1e-2, "half[dtype=bfloat16]": 0.1, "cancelling_branch": 0.1}.get(spec, 1e-3)
         assert float((base - own).abs().max()) < error * float(base.abs().max())
         same = ("frozen", "buffers", "lying_backward", "deaf", "mumbling")
-        assert not torch.equal(base, own) or registry.parse(spec).name in same
+        assert not torch.equal(base, own) or Spec.parse(spec).name in same
 
 
 @pytest.mark.parametrize("gradient", ["zero", "nan"])

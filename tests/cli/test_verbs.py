@@ -18,9 +18,10 @@ from nftbench import suites
 from nftbench.cli import main
 from nftbench.cli.execution import FIGURES
 from nftbench.planning import registry
+from nftbench.records.identity import digest
 from nftbench.records.manifest import Manifest, PlannedCell
 from nftbench.records.record import Record
-from nftbench.records.store import Store, digest
+from nftbench.records.store import Store
 from nftbench.suites.schema import Suite
 from nftbench.testing import tiny_suite
 from tests import factories

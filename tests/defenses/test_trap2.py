@@ -22,6 +22,7 @@ from nftbench.models import updates
 from nftbench.models.networks import load
 from nftbench.planning import registry
 from nftbench.planning.plan import plan
+from nftbench.records.spec import Spec
 from nftbench.running.owner import Owner, make_base
 from nftbench.running.releases import make_release
 from nftbench.running.workspace import Workspace, load_task
@@ -140,7 +141,7 @@ def test_it_raises_the_loss_at_other_scales_and_not_at_one(workspace: Make) -> N
     for strength in (0.0, 0.3):
         base, protected = protect(where, trap(update="full", strength=strength, steps=100))
         assert protected.update is not None
-        task = load_task(where, registry.parse("toy_topic"), 0, base)
+        task = load_task(where, Spec.parse("toy_topic"), 0, base)
         weights, batch = updates.dense(protected.update), task.split("train").batch(range(32))
         with torch.no_grad():
             losses[strength] = [
@@ -300,7 +301,7 @@ class Context:
 def test_attacks_without_an_update_or_another_task_are_refused(workspace: Make) -> None:
     where = workspace()
     base = make_base(where, 0)
-    task = load_task(where, registry.parse("toy_topic"), 0, base)
+    task = load_task(where, Spec.parse("toy_topic"), 0, base)
     context: Any = Context(base, where.suite.budget)
     for attack in (Merge(), RescaleUpdate()):
         with pytest.raises(NftbenchError, match="the release has no update beside it"):
@@ -314,7 +315,7 @@ def test_distillation_learns_the_releases_logits(spec: str, workspace: Make) -> 
     where = workspace(budget={"learning_rates": {"adamw": [3e-3, 1e-2]}})
     base, protected = protect(where, replace(registry.create("defenses", spec), steps=60))
     assert protected.update is not None
-    task = load_task(where, registry.parse("toy_topic"), 0, base)
+    task = load_task(where, Spec.parse("toy_topic"), 0, base)
     context: Any = Context(base, where.suite.budget)
     teacher = protected.release.network
     before = copy.deepcopy(teacher.state_dict())

@@ -23,6 +23,7 @@ from nftbench.models.architectures import linear
 from nftbench.models.architectures.linear import LinearConfig, LinearModel
 from nftbench.models.networks import seeded
 from nftbench.planning import registry
+from nftbench.records.spec import Spec
 from nftbench.testing import tiny_suite
 
 DATA = Path("/work/shared/data")
@@ -38,7 +39,7 @@ def _load(text: str, *, width: int | None = None, seed: int = 0, limit: int | No
     task = registry.create("tasks", text)
     budget = {"max_train_documents": None, "max_validation_documents": None, "max_test_documents": None}
     context: Any = SimpleNamespace(
-        model=Model(_network(width or WIDTHS[text.partition("[")[0]])),
+        model=Model(_network(width or WIDTHS[Spec.parse(text).name])),
         seed=seed,
         suite=tiny_suite(budget={**budget, **changes}),
         data=DATA if DATA.is_dir() else None,
@@ -95,7 +96,7 @@ def test_the_linear_model_computes_the_equation_of_the_paper() -> None:
 @pytest.mark.parametrize("text", OFFLINE)
 def test_offline_tasks_keep_their_promises(text: str) -> None:
     task, again, other = _load(text), _load(text), _load(text, seed=1)
-    network = _network(WIDTHS[text.partition("[")[0]])
+    network = _network(WIDTHS[Spec.parse(text).name])
     for name in ("train", "validation", "test"):
         split = task.split(name)
         assert torch.equal(split.rows.inputs, again.split(name).rows.inputs)

@@ -13,10 +13,11 @@ import pytest
 
 from nftbench.device import Device
 from nftbench.errors import NftbenchError
-from nftbench.planning import plan as plans, registry
+from nftbench.planning.keys import TODAY, Area, Scheme
 from nftbench.planning.plan import Plan, narrow, plan
 from nftbench.records import manifest as manifests
 from nftbench.records.record import Cell
+from nftbench.records.spec import Spec
 from nftbench.suites.reading import parse
 from nftbench.suites.schema import Suite
 from nftbench.testing import tiny_suite
@@ -148,8 +149,8 @@ def test_reference_rows_are_added_and_scratch_is_planned_once_for_each(tmp_path:
     audited = f"checkpoint[path={folders[0]},reference={folders[1]}]"
     found = plan(suite(defenses=["none", "pmp", audited], seeds=[0]))
     assert {str(cell.defense) for cell in found.cells} == {"none", "pmp", audited, twin}
-    assert found.row(registry.parse(audited)).reference == twin
-    assert found.row(registry.parse("pmp")).reference == "none"
+    assert found.row(Spec.parse(audited)).reference == twin
+    assert found.row(Spec.parse("pmp")).reference == "none"
     scratch = [
         place(cell)[0] for cell in found.cells if str(cell.attack) == "scratch" and str(cell.task) == "toy_topic"
     ]
@@ -158,7 +159,7 @@ def test_reference_rows_are_added_and_scratch_is_planned_once_for_each(tmp_path:
 
 def test_rows_carry_what_the_score_needs() -> None:
     found = plan(suite())
-    rows = {name: found.row(registry.parse(name)) for name in DEFENSES}
+    rows = {name: found.row(Spec.parse(name)) for name in DEFENSES}
     assert [rows[name].trivial for name in DEFENSES] == [False, True, False, False]
     assert rows["pmp"].claim is not None
     assert rows["pmp"].claim.knowledge == {"method", "data"}
@@ -170,10 +171,7 @@ def test_rows_carry_what_the_score_needs() -> None:
     }
 
 
-def test_whoever_names_tasks_is_told_them_and_is_no_rival_of_those_who_are_not(plugin: WriteFile) -> None:
-    plugin(
-        "confider",
-        """
+CONFIDER = """
 @dataclass(frozen=True)
 class Confider(Defense):
     stage: ClassVar[str] = "posttrain"
@@ -183,9 +181,12 @@ class Confider(Defense):
 
     def protect(self, model, context):
         return Protected(model)
-""",
-    )
-    row = plan(suite(defenses=["none", "confider"])).row(registry.parse("confider"))
+"""
+
+
+def test_whoever_names_tasks_is_told_them_and_is_no_rival_of_those_who_are_not(plugin: WriteFile) -> None:
+    plugin("confider", CONFIDER)
+    row = plan(suite(defenses=["none", "confider"])).row(Spec.parse("confider"))
     assert (row.task_aware, row.told) == (True, ("toy_topic",))
 
 
@@ -423,10 +424,30 @@ def test_local_text_is_in_the_key_by_content(tmp_path: Path) -> None:
     assert not set(found[0].values()) & set(found[2].values())
 
 
-def test_the_protocol_is_in_the_key(monkeypatch: pytest.MonkeyPatch) -> None:
-    before = keys(plan(suite()))
-    monkeypatch.setattr(plans, "PROTOCOL", plans.PROTOCOL + 1)
-    assert not set(before.values()) & set(keys(plan(suite())).values())
+def raised(area: Area) -> Scheme:
+    return replace(TODAY, versions={**TODAY.versions, area: (["another version"],)})
+
+
+def changed_attacks(area: Area, **changes: Any) -> set[str]:
+    """The attacks of which at least one key changes with an area's version."""
+    asked = suite(yardsticks=["landscape"], seeds=[0], **changes)
+    before, after = keys(plan(asked)), keys(plan(asked, scheme=raised(area)))
+    return {f"{cell[1]} {cell[2]}" for cell in before if before[cell] != after[cell]}
+
+
+def test_the_versions_of_the_core_are_in_the_keys_of_what_they_change() -> None:
+    everything = changed_attacks("training")
+    assert changed_attacks("evaluation") == everything
+    assert {"none toy_topic", "full toy_topic", "none landscape"} <= everything
+    # A release that is only measured does not depend on how attacks train.
+    assert changed_attacks("attack") == {place for place in everything if place[:5] != "none "} | {"none landscape"}
+
+
+def test_a_release_depends_on_evaluation_where_its_defense_is_told_tasks(plugin: WriteFile) -> None:
+    plugin("confider", CONFIDER)
+    asked = suite(defenses=["none", "confider"], seeds=[0])
+    before, after = plan(asked).releases, plan(asked, scheme=raised("evaluation")).releases
+    assert {name for (name, _), key in before.items() if after[name, 0] != key} == {"confider"}
 
 
 def test_cells_of_one_defense_and_seed_share_a_release() -> None:

@@ -10,6 +10,7 @@ import pytest
 
 from nftbench.contract import Claim, Protection
 from nftbench.records.record import Record
+from nftbench.records.spec import Spec
 from nftbench.scoring.grid import Grid, arrange
 from nftbench.scoring.intervals import difference
 from nftbench.scoring.side_tables import SuiteEvidence
@@ -32,7 +33,7 @@ def _rows(defense: str, scores: Scores, claim: Claim | None = None, told: tuple[
         replace(
             record(defense, attack, task, seed, value, role="benign" if task == KEPT else "ranked"),
             row=about,
-            adaptation=adaptations.get(attack.partition("[")[0], "finetuning"),
+            adaptation=adaptations.get(Spec.parse(attack).name, "finetuning"),
         )
         for (attack, task), values in attacks.items()
         for seed, value in enumerate(values)

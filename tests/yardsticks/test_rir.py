@@ -18,6 +18,7 @@ from nftbench.models.architectures.linear import LinearConfig, LinearModel
 from nftbench.models.networks import seeded
 from nftbench.planning import registry
 from nftbench.planning.plan import plan
+from nftbench.records.spec import Spec
 from nftbench.records.store import Store
 from nftbench.running.owner import Owner
 from nftbench.running.workspace import Workspace, load_task
@@ -106,7 +107,7 @@ def test_a_language_model_is_read_in_groups_of_rows(cache: Path) -> None:
         with seeded(0), torch.no_grad():
             for weight in release.network.parameters():
                 weight.add_(0.05 * torch.randn_like(weight))
-        spec = registry.parse("toy_topic")
+        spec = Spec.parse("toy_topic")
         task = load_task(workspace, spec, 0, base)
         inspection: Any = SimpleNamespace(
             release=release,

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 from nftbench.records.record import Record
+from nftbench.records.spec import Spec
 from nftbench.scoring.grid import NONE, Attacks, Grid
 from nftbench.scoring.intervals import Interval, gap_by_seed, mean_by_seed
 from nftbench.scoring.points import final, kept_share
@@ -155,7 +156,7 @@ class _Numbers:
         return {
             record.seed: record.reading.values[name]
             for record in self.readings
-            if record.defense == row and record.task.partition("[")[0] == yardstick
+            if record.defense == row and Spec.parse(record.task).name == yardstick
             if record.reading is not None and name in record.reading.values
         }
 
@@ -236,7 +237,7 @@ class _Numbers:
         ]
 
     def _unread(self, row: str, yardstick: str, name: str) -> str:
-        found = [one for one in self.readings if one.defense == row and one.task.partition("[")[0] == yardstick]
+        found = [one for one in self.readings if one.defense == row and Spec.parse(one.task).name == yardstick]
         failed = [one for one in found if one.reading is None]
         if failed:
             return f"{yardstick} of {row}, seed {failed[0].seed}: {failed[0].status}"

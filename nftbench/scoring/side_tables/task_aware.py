@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Literal, get_args
 
 from nftbench.contract import Claim
 from nftbench.records.record import Row
+from nftbench.records.spec import Spec
 from nftbench.scoring.flags import at_their_best
 from nftbench.scoring.grid import NONE, Attacks, Grid
 from nftbench.scoring.intervals import PRELIMINARY_SEEDS, Interval, beats_zero, gap_by_seed, holm, mean_by_seed
@@ -166,8 +167,7 @@ def _covered(grid: Grid, claim: Claim) -> Attacks:
 
 def _at_defaults(grid: Grid, claim: Claim, attack: str) -> bool:
     """Whether it trains in the claim's own way, with no setting of its own but the precision that it computes in."""
-    record, settings = grid.attacks.get(attack), attack.partition("[")[2].rstrip("]")
-    plain = all(part.startswith("precision=") for part in settings.split(",") if part)
+    record, plain = grid.attacks.get(attack), not Spec.parse(attack).without("precision").parameters
     return record is not None and plain and record.trains and record.adaptation == claim.adaptation
 
 

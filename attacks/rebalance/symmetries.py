@@ -36,7 +36,7 @@ from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaRMS
 from transformers.models.qwen3.modeling_qwen3 import Qwen3DecoderLayer, Qwen3RMSNorm
 from transformers.pytorch_utils import Conv1D
 
-from nftbench.models.architectures.dlr import DlrNet
+from nftbench.methods import dlr
 
 SAME = 1e-6
 """Units whose inner weights have a smaller relative difference count as equal: a few rounding errors of float32."""
@@ -128,7 +128,7 @@ class Block:
     attention_norm: nn.Module
     units: tuple[Units, ...]
     units_norm: nn.Module
-    chain: DlrNet | None = None
+    chain: dlr.DlrNet | None = None
 
     def writers(self) -> Iterator[Affine]:
         yield self.attention.output
@@ -179,7 +179,7 @@ def _gpt2(block: Any) -> Block:
     whole, width = Affine.of(block.attn.c_attn), block.attn.embed_dim
     query, key, value = (whole.outputs(start, start + width) for start in range(0, 3 * width, width))
     attention = Attention(query, key, value, Affine.of(block.attn.c_proj), block.attn.head_dim, rotary=False)
-    if isinstance(block.mlp, DlrNet):
+    if isinstance(block.mlp, dlr.DlrNet):
         return Block(attention, block.ln_1, _low_rank(block.mlp), block.ln_2, block.mlp)
     assert isinstance(block.mlp, GPT2MLP)
     units = Units(block.mlp.act, Affine.of(block.mlp.c_fc), Affine.of(block.mlp.c_proj))
@@ -192,7 +192,7 @@ def _llama(block: Any) -> Block:
     query, key, value, output = (Affine.of(layer) for layer in (own.q_proj, own.k_proj, own.v_proj, own.o_proj))
     attention = Attention(query, key, value, output, own.head_dim, rotary=True, norms=norms)
     first, second = block.input_layernorm, block.post_attention_layernorm
-    if isinstance(block.mlp, DlrNet):
+    if isinstance(block.mlp, dlr.DlrNet):
         return Block(attention, first, _low_rank(block.mlp), second, block.mlp)
     inner, linear, output = (
         Affine.of(layer) for layer in (block.mlp.gate_proj, block.mlp.up_proj, block.mlp.down_proj)
@@ -200,7 +200,7 @@ def _llama(block: Any) -> Block:
     return Block(attention, first, (Units(block.mlp.act_fn, inner, output, linear),), second)
 
 
-def _low_rank(chain: DlrNet) -> tuple[Units, ...]:
+def _low_rank(chain: dlr.DlrNet) -> tuple[Units, ...]:
     return tuple(
         Units(block.activation, Affine.of(block.down), Affine.of(block.up))  # type: ignore[arg-type]
         for block in chain.blocks

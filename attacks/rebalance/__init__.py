@@ -1,8 +1,8 @@
 """Rebalancing: norms are folded, layers equalised and cancelling units merged, then every weight is fine-tuned.
 
-This undoes defenses that resist only by the size of their weights. The rewrites keep the outputs and are defined in
-`nftbench.methods.symmetries`. The size of the logits is a further degree of freedom, which no accuracy shows. If the
-softmax is saturated or flat for every input, the logits are scaled by powers of ten until it is neither.
+This undoes defenses that resist only by the size of their weights. The rewrites keep the outputs; `symmetries.py` has
+them. The size of the logits is a further degree of freedom, which no accuracy shows. If the softmax is saturated or
+flat for every input, the logits are scaled by powers of ten until it is neither.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ import torch
 from transformers import PreTrainedModel
 
 from nftbench import Attack, AttackerContext, Knowledge, Outcome, Prepared, Release, Task
-from nftbench.methods import symmetries
+
+from . import symmetries
 
 ORDINARY = (0.001, 0.999)
 """The range of the mean entropy of an ordinary language model's predictions, relative to that of a uniform guess."""

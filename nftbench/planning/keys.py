@@ -1,0 +1,167 @@
+"""Keys: hashes of everything that can change a number, and of nothing else.
+
+A corpus key is part of a base key, a base key of a release key, a release key of a cell's. Settings are hashed without
+their defaults, so that a field that is added later leaves every key as it was. The core counts by the versions of its
+areas, a plugin by its source. Versions of libraries are provenance and no part of a key.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from nftbench.contract import Attack, Defense, Yardstick
+from nftbench.device import Device
+from nftbench.planning import local_data, registry
+from nftbench.planning.plugin_sources import source_digest
+from nftbench.planning.registry import Kind
+from nftbench.planning.specs import canonical, task_spec
+from nftbench.records import identity
+from nftbench.records.identity import digest, file_hash
+from nftbench.records.spec import Spec
+from nftbench.suites.schema import Suite
+
+Area = Literal["training", "attack", "evaluation"]
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """How code is counted in a key."""
+
+    versions: Mapping[Area, tuple[Any, ...]]
+    """What stands in a key for the core's code of an area."""
+    source: Callable[[Kind, str], str]
+    """What stands for the code of a plugin, by its kind and name."""
+    fingerprint: Callable[[str, Defense], str] = lambda name, plugin: plugin.fingerprint()
+    """What stands for the files outside nftbench that a defense reads, by its name."""
+
+
+def _source(kind: Kind, name: str) -> str:
+    return source_digest(registry.find(kind, name))
+
+
+TODAY = Scheme(
+    {
+        "training": (["training", identity.TRAINING],),
+        "attack": (["attack", identity.ATTACK],),
+        "evaluation": (["evaluation", identity.EVALUATION],),
+    },
+    _source,
+)
+
+
+def corpus_key(suite: Suite, seed: int, data: Path | None, scheme: Scheme = TODAY) -> str:
+    """Key of the packed corpus; real text does not depend on the seed."""
+    settings, version = suite.corpus, scheme.versions["training"]
+    if settings.source == "none":
+        return digest("corpus", *version, "none")
+    if settings.source == "toy":
+        fields = {"source", "sentences", "block", "heldout_blocks"}
+        return digest(
+            "corpus", *version, settings.model_dump(include=fields, exclude_defaults=True), settings.grammar + seed
+        )
+    files = [
+        path for place in (settings.train, settings.heldout) for path in sorted((data or Path()).glob(place or ""))
+    ]
+    content = [file_hash(path) for path in files] if settings.source == "text" else []
+    described = settings.model_dump(exclude={"grammar", "sentences"}, exclude_defaults=True)
+    return digest("corpus", *version, described, content)
+
+
+def base_key(suite: Suite, seed: int, data: Path | None, device: Device, scheme: Scheme = TODAY) -> str:
+    """Key of the undefended model's whole pre-training run; which checkpoints of it are kept changes no number."""
+    recipe = suite.pretraining.model_dump(exclude={"checkpoints", "task", "only"}, exclude_defaults=True)
+    if suite.pretraining.task is not None:
+        told = _told(suite, (suite.pretraining.task,), data, scheme)
+        recipe |= {"task": told, "only": suite.pretraining.only}
+    corpus = corpus_key(suite, seed, data, scheme)
+    return digest("base", *scheme.versions["training"], suite.model, corpus, recipe, seed, device.kind)
+
+
+class Keys:
+    """Keys of one plan; whatever several cells share is hashed once."""
+
+    def __init__(
+        self, suite: Suite, device: Device, data: Path | None, limit: int | None, scheme: Scheme = TODAY
+    ) -> None:
+        self.suite, self.data, self.limit = suite, data, limit
+        self.plugins: dict[tuple[Kind, str], str] = {}
+        """What stands for each plugin that a key was made of so far."""
+        self.scheme = replace(scheme, source=self.source)
+        self.counted = scheme.source
+        self.base = functools.cache(lambda seed: base_key(suite, seed, data, device, self.scheme))
+        self.task_data = functools.cache(lambda task: _task_data(task, data))
+        self.create = functools.cache(lambda kind, spec: registry.create(kind, str(spec)))
+        self.budget = suite.budget.model_dump(exclude={"timeout"}, exclude_defaults=True)
+
+    def source(self, kind: Kind, name: str) -> str:
+        """What stands for the code of a plugin."""
+        if (kind, name) not in self.plugins:
+            self.plugins[kind, name] = self.counted(kind, name)
+        return self.plugins[kind, name]
+
+    def release(self, spec: Spec, seed: int) -> str:
+        """Key of what a defense releases."""
+        plugin: Defense = self.create("defenses", spec)
+        source, fingerprint = self.source("defenses", spec.name), self.scheme.fingerprint(spec.name, plugin)
+        parts: list[Any] = [self.base(seed), spec.name, registry.parameters(plugin), source, fingerprint]
+        if plugin.told():
+            told = _told(self.suite, plugin.told(), self.data, self.scheme)
+            parts += [*self.scheme.versions["evaluation"], told, self.limit, seed]
+        return digest("release", *parts)[:32]
+
+    def cell(self, release: str, attack: Spec, task: Spec, seed: int) -> str:
+        """Key of one attack's score on one task."""
+        plugin: Attack = self.create("attacks", attack)
+        others = [_told(self.suite, self.suite.tasks, self.data, self.scheme)] if plugin.adaptation == "merging" else []
+        others += [self.built_on(text) for text in plugin.uses()]
+        return digest(
+            "cell",
+            *(self.scheme.versions["attack"] if plugin.trains else ()),
+            *self.scheme.versions["evaluation"],
+            release,
+            [attack.name, registry.parameters(plugin), self.source("attacks", attack.name), *others],
+            [str(task), self.source("tasks", task.name), self.task_data(task)],
+            self.budget,
+            self.limit,
+            seed,
+        )
+
+    def built_on(self, text: str) -> list[Any]:
+        """What a number depends on through another attack."""
+        spec = canonical("attacks", text)
+        plugin: Attack = self.create("attacks", spec)
+        source, below = self.source("attacks", spec.name), [self.built_on(one) for one in plugin.uses()]
+        return [spec.name, registry.parameters(plugin), source, *below]
+
+    def reading(self, release: str, attack: Spec, task: Spec, seed: int) -> str:
+        """Key of what a yardstick reads off a release."""
+        plugin: Yardstick = self.create("yardsticks", task)
+        source = self.source("yardsticks", task.name)
+        used = _told(self.suite, plugin.uses(), self.data, self.scheme)
+        told = [str(attack), task.name, registry.parameters(plugin), source]
+        versions = [*self.scheme.versions["attack"], *self.scheme.versions["evaluation"]]
+        return digest("reading", *versions, release, told, used, self.budget, self.limit, seed)
+
+
+def _told(suite: Suite, specs: tuple[str, ...], data: Path | None, scheme: Scheme) -> list[Any]:
+    """What an owner's use of tasks depends on: their sources and data, and how much of them the budget leaves."""
+    tasks = [task_spec(text) for text in specs]
+    read = [[str(task), scheme.source("tasks", task.name), _task_data(task, data)] for task in tasks]
+    return [read, suite.budget.max_train_documents]
+
+
+def _task_data(task: Spec, data: Path | None) -> list[str]:
+    """Hashes of the local files that a task reads; its hub revision stands in its own source."""
+    plugin = registry.find("tasks", task.name)
+    if not plugin.is_text:
+        return [registry.create("tasks", str(task)).fingerprint(data)]
+    assert plugin.path is not None
+    config = local_data.settings(plugin.path)
+    if data is None or not (config.get("dataset_path") or (config.get("metadata") or {}).get("folder")):
+        return []
+    folder = local_data.find(data, config)
+    return [file_hash(file) for file in sorted(folder.iterdir()) if file.is_file()]
