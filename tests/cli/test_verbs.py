@@ -284,7 +284,11 @@ def test_run_ends_in_a_leaderboard_and_resumes(call: Call, tiny: str) -> None:
     written = {path: path.stat().st_mtime_ns for path in Path("runs/tiny/records").iterdir()}
     code, out, _ = call("run", tiny, "--jobs", 1)
     assert code == 0
-    assert out.startswith("tiny: planning; 6 records in runs/tiny\ntiny: 6 cells, 6 settled; 0 jobs to run\n")
+    assert out.splitlines()[:3] == [
+        "tiny: planning; 6 records in runs/tiny",
+        "sources of 6 cells: 6 as today",
+        "tiny: 6 cells, 6 settled; 0 jobs to run",
+    ]
     assert "seed 0:" not in out
     assert {path: path.stat().st_mtime_ns for path in Path("runs/tiny/records").iterdir()} == written
 
