@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 FIGURES = ("frontier.png", "attacks.png", "budget.png")
 """What nftbench.report.figures draws; importing it to ask would load matplotlib."""
 
-UNKNOWN_ORIGIN = "from which code and which base weights they came is unknown"
+UNKNOWN_ORIGIN = "which code and which base weights they came from is unknown"
 """What is said of records that 0.1 wrote."""
 
 

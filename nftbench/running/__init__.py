@@ -1,1 +1,6 @@
-"""A plan carried out: base models, releases, what owners and attackers are given, the referee's measurements."""
+"""A plan carried out: base models and releases are made, attacks run, and the referee measures and writes records.
+
+`owner` and `attacker` are the contexts that defenses and attacks are given; `releases` keeps secrets apart from what is
+published; `referee` runs one job, and `executors` spreads jobs over worker processes. Import each module by its name:
+together they load torch, transformers and lm-eval.
+"""

@@ -58,9 +58,7 @@ class Scene:
         return Watched(seed=5, budget=self.workspace.suite.budget, **known)
 
     def attack(self, attack: Attack, release: Model, **known: Any) -> Outcome:
-        return self.attacked_by(
-            Attacker(seed=5, budget=self.workspace.suite.budget, device="cpu", **known), attack, release
-        )
+        return self.attacked_by(Attacker(seed=5, budget=self.workspace.suite.budget, **known), attack, release)
 
     def attacked_by(self, context: Attacker, attack: Attack, release: Model) -> Outcome:
         known = [model for model in (context._base, context._sibling) if model is not None]

@@ -314,7 +314,7 @@ def told(steps: list[dict[str, Tensor]], **fields: Any) -> Any:
         pretraining=SimpleNamespace(batch=4, learning_rate=1e-3),
         budget=SimpleNamespace(preparation_steps=len(steps)),
         untrained=lambda model, seed: copy.deepcopy(model.network),
-        defense=SimpleNamespace(ratio=0.5),
+        defense=SimpleNamespace(ratio=0.5, scope="global"),
     )
 
 

@@ -34,7 +34,7 @@ from nftbench.records.spec import Spec
 from nftbench.records.store import Store
 from nftbench.running.attacker import Attacker, own_copy
 from nftbench.running.owner import Owner
-from nftbench.running.workspace import TaskSetting, Workplace, derive, load_task, make_corpus
+from nftbench.running.workspace import TaskSetting, Workspace, load_task, make_corpus
 from nftbench.testing import tiny_suite
 
 STORED = Path(__file__).with_name("golden.json")
@@ -51,12 +51,12 @@ def compute(folder: Path) -> dict[str, Numbers]:
     A module of nftbench.methods counts as training where a defense uses it, for a release's key holds no other area.
     """
     with _float64(), _cache(folder):
-        place = Workplace(plan(tiny_suite()), Store(folder / "results", folder))
-        base = _base(place)
+        workspace = Workspace(plan(tiny_suite()), Store(folder / "results", folder))
+        base = _base(workspace)
         found = {
-            "training": {**_training(place, base), **_shared_by_defenses(place, base)},
-            "attack": {**_attack(place, base), **_shared_by_attacks(place, base)},
-            "evaluation": {**_evaluation(place, base), **_tables(place)},
+            "training": {**_training(workspace, base), **_shared_by_defenses(workspace, base)},
+            "attack": {**_attack(workspace, base), **_shared_by_attacks(workspace, base)},
+            "evaluation": {**_evaluation(workspace, base), **_tables(workspace)},
         }
     return {area: {name: _float(value) for name, value in numbers.items()} for area, numbers in found.items()}
 
@@ -97,19 +97,19 @@ def main() -> int:
 # ------------------------------------------------------------------------------------------------------------ numbers
 
 
-def _training(place: Workplace, base: Model) -> Mapping[str, Any]:
-    corpus, drawn = make_corpus(place, 0), Owner(place, 0).build()
+def _training(workspace: Workspace, base: Model) -> Mapping[str, Any]:
+    corpus, drawn = make_corpus(workspace, 0), Owner(workspace, 0).build()
     blocks = torch.cat([corpus.train, corpus.heldout]).flatten()
     return {
         "initial weights": _mean({name: weight.square() for name, weight in drawn.network.named_parameters()}),
         "corpus": (blocks * torch.arange(1, len(blocks) + 1)).sum(),
         "pre-training loss": _loss(base.network, corpus.heldout),
-        "pre-training under a mask": _loss(_masked(place).network, corpus.heldout),
+        "pre-training under a mask": _loss(_masked(workspace).network, corpus.heldout),
     }
 
 
-def _attack(place: Workplace, base: Model) -> Mapping[str, Any]:
-    task, context = load_task(place, Spec.parse("toy_topic"), 0, base), _context(place)
+def _attack(workspace: Workspace, base: Model) -> Mapping[str, Any]:
+    task, context = load_task(workspace, Spec.parse("toy_topic"), 0, base), _context(workspace)
     found: dict[str, Any] = {}
     for optimizer in ("adamw", "sgd"):
         found |= _curve(f"sweep with {optimizer}", context.sweep(_copied(base), task, optimizer=optimizer))
@@ -117,14 +117,14 @@ def _attack(place: Workplace, base: Model) -> Mapping[str, Any]:
     prepared = _copied(base)
     batches = context.text(prepared, 4)
     context.train(prepared.network, lambda network, _: _loss(network, next(batches)), steps=5, learning_rate=1e-3)
-    found["preparation"] = _loss(prepared.network, make_corpus(place, 0).heldout)
+    found["preparation"] = _loss(prepared.network, make_corpus(workspace, 0).heldout)
     return found
 
 
-def _evaluation(place: Workplace, base: Model) -> Mapping[str, Any]:
+def _evaluation(workspace: Workspace, base: Model) -> Mapping[str, Any]:
     found: dict[str, Any] = {}
     for name in ("toy_topic", "toy_minimal_pairs", "bits_per_token"):
-        task = load_task(place, Spec.parse(name), 0, base)
+        task = load_task(workspace, Spec.parse(name), 0, base)
         measured = task.evaluate(base.network, task.split("test"))
         found |= {f"{name} score": measured.value, f"{name} floor": measured.floor}
         if measured.loss is not None:
@@ -132,8 +132,8 @@ def _evaluation(place: Workplace, base: Model) -> Mapping[str, Any]:
     return found
 
 
-def _shared_by_defenses(place: Workplace, base: Model) -> Mapping[str, Any]:
-    tokens = make_corpus(place, 0).heldout[:4]
+def _shared_by_defenses(workspace: Workspace, base: Model) -> Mapping[str, Any]:
+    tokens = make_corpus(workspace, 0).heldout[:4]
     weights = {name: weight.detach() for name, weight in base.network.named_parameters()}
     marked = masks.top({name: weight.abs() for name, weight in weights.items()}, 0.3)
     with networks.seeded(0):
@@ -154,8 +154,8 @@ def _shared_by_defenses(place: Workplace, base: Model) -> Mapping[str, Any]:
     }
 
 
-def _shared_by_attacks(place: Workplace, base: Model) -> Mapping[str, Any]:
-    task, context = load_task(place, Spec.parse("toy_topic"), 0, base), _context(place)
+def _shared_by_attacks(workspace: Workspace, base: Model) -> Mapping[str, Any]:
+    task, context = load_task(workspace, Spec.parse("toy_topic"), 0, base), _context(workspace)
     fresh = context.untrained(base, 0)
     outcome = context.sweep(_copied(base), task, adapter=lambda network, _: adapters.lora(network, 2, 4.0))
     return {
@@ -166,10 +166,10 @@ def _shared_by_attacks(place: Workplace, base: Model) -> Mapping[str, Any]:
     }
 
 
-def _tables(place: Workplace) -> Mapping[str, Any]:
+def _tables(workspace: Workspace) -> Mapping[str, Any]:
     with networks.seeded(0):
         network = LinearModel(LinearConfig(input_dim=64, output_dim=1))
-    context = TaskSetting(Model(network), 0, place.suite, None, None, lambda: make_corpus(place, 0))
+    context = TaskSetting(Model(network), 0, workspace.suite, None, None, lambda: make_corpus(workspace, 0))
     task = registry.create("tasks", "digits_pair").load(context)
     assert isinstance(task, tabular.Loaded)
     measured = task.evaluate(network, task.split("test"))
@@ -222,21 +222,21 @@ def _built(owner: Owner) -> Model:
     return model
 
 
-def _base(place: Workplace) -> Model:
-    owner = Owner(place, 0)
+def _base(workspace: Workspace) -> Model:
+    owner = Owner(workspace, 0)
     return owner.pretrain(_built(owner))
 
 
-def _masked(place: Workplace) -> Model:
-    owner = Owner(place, 0)
+def _masked(workspace: Workspace) -> Model:
+    owner = Owner(workspace, 0)
     model = _built(owner)
     mask = {name: weight > 0 for name, weight in model.network.named_parameters()}
     return owner.pretrain(model, mask=mask, weight_decay=0.1)
 
 
-def _context(place: Workplace) -> Attacker:
-    seed = derive(0, "attack")
-    return Attacker(seed=seed, budget=place.suite.budget, device="cpu", _corpus=make_corpus(place, 0))
+def _context(workspace: Workspace) -> Attacker:
+    seed = networks.derive(0, "attack")
+    return Attacker(seed=seed, budget=workspace.suite.budget, _corpus=make_corpus(workspace, 0))
 
 
 def _copied(model: Model) -> Model:

@@ -13,9 +13,9 @@ from nftbench.planning import code_origin, registry
 from nftbench.planning.code_origin import ROOMS
 from nftbench.planning.plugin_sources import source_digest
 from nftbench.records.record import Record
-from nftbench.running.workspace import Workplace
+from nftbench.running.workspace import Workspace
 
-Place = Callable[..., Workplace]
+MakeWorkspace = Callable[..., Workspace]
 RunAll = Callable[..., dict[tuple[str, str, str, int], Record]]
 MINE = (
     "@dataclass(frozen=True)\nclass Mine(Defense):\n    stage: ClassVar = 'posttrain'\n"
@@ -29,8 +29,8 @@ def changed(record: Record, **sources: str) -> Record:
 
 
 @pytest.fixture
-def records(place: Place, run_all: RunAll) -> list[Record]:
-    return list(run_all(place(attacks=["none", "lora"])).values())
+def records(workspace: MakeWorkspace, run_all: RunAll) -> list[Record]:
+    return list(run_all(workspace(attacks=["none", "lora"])).values())
 
 
 def test_a_record_names_its_plugins_their_shared_modules_and_the_rooms(records: list[Record]) -> None:
@@ -59,18 +59,18 @@ def test_one_line_says_which_cells_come_from_other_code(records: list[Record], c
     )
 
 
-def test_shared_code_is_parsed_once_for_each_content(tmp_path: Path, place: Place) -> None:
-    here = place()
+def test_shared_code_is_parsed_once_for_each_content(tmp_path: Path, workspace: MakeWorkspace) -> None:
+    here = workspace()
     first = code_origin.sources(here.plan, here.plan.cells[0], tmp_path)
     kept = {path.read_text() for path in (tmp_path / "code").iterdir()}
     assert kept == {first[room] for room in ROOMS}
 
 
 def test_a_plugin_that_is_edited_during_a_run_fails_its_jobs_alone(
-    place: Place, run_all: RunAll, plugin: Callable[[str, str], Path]
+    workspace: MakeWorkspace, run_all: RunAll, plugin: Callable[[str, str], Path]
 ) -> None:
     path = plugin("mine", MINE)
-    here: Any = place(defenses=["none", "mine"], attacks=["none", "full"])
+    here: Any = workspace(defenses=["none", "mine"], attacks=["none", "full"])
     path.write_text(path.read_text().replace("'posttrain'", "'pretrain'"))
     for record in run_all(here).values():
         if record.defense == "none":

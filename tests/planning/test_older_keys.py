@@ -10,22 +10,23 @@ from typing import Any
 
 import pytest
 
+from nftbench.device import Device
 from nftbench.planning import older_keys, registry
 from nftbench.planning.keys import TODAY
 from nftbench.planning.plan import plan
-from nftbench.running.workspace import Workplace
+from nftbench.running.workspace import Workspace
 from nftbench.suites.reading import parse
 
 ROOT = Path(__file__).parents[2]
-Place = Callable[..., Workplace]
+MakeWorkspace = Callable[..., Workspace]
 
 
 @pytest.mark.parametrize("folder", ["small", "standard"])
 def test_they_are_the_keys_of_published_folders(folder: str) -> None:
     """Both were run at the last commit of 0.1."""
     manifest = json.loads((ROOT / "results" / folder / "manifest.json").read_text())
-    whole = plan(parse(manifest["suite"], folder), device=manifest["device"], limit=manifest["limit"])
-    published = {tuple(place): key for *place, key in [*manifest["cells"], *manifest["readings"]]}
+    whole = plan(parse(manifest["suite"], folder), device=Device.parse(manifest["device"]), limit=manifest["limit"])
+    published = {tuple(workspace): key for *workspace, key in [*manifest["cells"], *manifest["readings"]]}
     older = older_keys.older_keys(whole)
     found = {
         (str(cell.defense), str(cell.attack), str(cell.task), cell.seed): older[cell.key]
@@ -36,27 +37,29 @@ def test_they_are_the_keys_of_published_folders(folder: str) -> None:
     assert found.items() <= published.items()
 
 
-def test_a_plugin_that_0_1_had_not_has_no_older_key(plugin: Callable[[str, str], Path], place: Place) -> None:
+def test_a_plugin_that_0_1_had_not_has_no_older_key(
+    plugin: Callable[[str, str], Path], workspace: MakeWorkspace
+) -> None:
     plugin(
         "mine",
         "@dataclass(frozen=True)\nclass Mine(Defense):\n    stage: ClassVar = 'posttrain'\n"
         "    def protect(self, model, context):\n        return Protected(model)\n",
     )
-    whole = place(defenses=["none", "mine"]).plan
+    whole = workspace(defenses=["none", "mine"]).plan
     older = older_keys.older_keys(whole)
     assert {cell.defense.name for cell in whole.cells if cell.key in older} == {"none"}
 
 
-def test_other_versions_of_the_core_have_no_older_keys(place: Place) -> None:
+def test_other_versions_of_the_core_have_no_older_keys(workspace: MakeWorkspace) -> None:
     versions = {**TODAY.versions, "attack": (["attack", 2],)}
-    assert older_keys.older_keys(place().plan)
-    assert not older_keys.older_keys(place().plan, replace(TODAY, versions=versions))
+    assert older_keys.older_keys(workspace().plan)
+    assert not older_keys.older_keys(workspace().plan, replace(TODAY, versions=versions))
 
 
 @pytest.fixture
-def begun(place: Place, run_all: Callable[..., Any]) -> Workplace:
+def begun(workspace: MakeWorkspace, run_all: Callable[..., Any]) -> Workspace:
     """A folder as 0.1 left it, with one record of a cell that failed."""
-    here = place(attacks=["none", "full"])
+    here = workspace(attacks=["none", "full"])
     run_all(here)
     older = older_keys.older_keys(here.plan)
     for key, record in here.store.records().items():
@@ -67,7 +70,7 @@ def begun(place: Place, run_all: Callable[..., Any]) -> Workplace:
     return here
 
 
-def test_settled_records_are_taken_over_once(begun: Workplace) -> None:
+def test_settled_records_are_taken_over_once(begun: Workspace) -> None:
     before = begun.store.records()
     measured = {cell.key for cell in begun.plan.cells if cell.attack.name == "none"}
     found = older_keys.older_records(begun.plan, begun.store)
@@ -81,7 +84,7 @@ def test_settled_records_are_taken_over_once(begun: Workplace) -> None:
     assert older_keys.take_over(begun.plan, begun.store) == 0
 
 
-def test_a_settled_record_of_today_stands(begun: Workplace) -> None:
+def test_a_settled_record_of_today_stands(begun: Workspace) -> None:
     cell = next(cell for cell in begun.plan.cells if cell.attack.name == "none")
     older = begun.store.records()[older_keys.older_keys(begun.plan)[cell.key]]
     begun.store.write(replace(older, key=cell.key, status="nonfinite"))

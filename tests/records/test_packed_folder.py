@@ -15,8 +15,9 @@ from pathlib import Path
 import pytest
 
 from nftbench.errors import NftbenchError
+from nftbench.records.identity import digest
 from nftbench.records.record import Record
-from nftbench.records.store import Store, digest
+from nftbench.records.store import Store
 from tests import factories
 
 FOUND = [replace(one, key=digest(one.key)) for one in factories.suite()]
