@@ -56,7 +56,7 @@ def check(plan: Plan, names: Iterable[tuple[Kind, str]]) -> None:
     """
     for kind, name in names:
         source = plan.sources[kind, name]
-        if source_digest(source.plugin) != source.digest:
+        if source.changed():
             part = kind.removesuffix("s")
             raise NftbenchError(f"{part} {name!r}: its source has changed since the run began; start the run again")
 

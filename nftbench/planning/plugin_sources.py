@@ -32,11 +32,27 @@ class Source:
     digest: str
     methods: tuple[str, ...]
     """The modules of nftbench.methods that it imports, directly or through others."""
+    stamps: tuple[tuple[Path, int, int], ...]
+    """Its files with the time of their last change, in ns, and their size."""
 
     @classmethod
     def of(cls, plugin: Plugin) -> Source:
         """The plugin with its source as it is now."""
-        return cls(plugin, source_digest(plugin), methods(plugin))
+        files = sorted({*own_files(plugin), *([plugin.path] if plugin.path is not None else [])})
+        return cls(plugin, source_digest(plugin), methods(plugin), tuple(map(_stamp, files)))
+
+    def changed(self) -> bool:
+        """Whether the source is another one by now; read again only where a file was written since."""
+        try:
+            written = any(_stamp(path) != (path, *stamp) for path, *stamp in self.stamps)
+        except FileNotFoundError:
+            written = True
+        return written and source_digest(self.plugin) != self.digest
+
+
+def _stamp(path: Path) -> tuple[Path, int, int]:
+    status = path.stat()
+    return path, status.st_mtime_ns, status.st_size
 
 
 def source_digest(plugin: Plugin) -> str:

@@ -82,6 +82,8 @@ class Referee:
     """What the attack says that it knows, read once: its context and its records have to agree on it."""
     sha256: str = field(init=False, default="")
     """Hash of the release's weight files, once it is made."""
+    base_sha256: str | None = field(init=False, default=None)
+    """Hash of the weights of its reference row, once it is made."""
     preparation: float = field(init=False, default=0.0)
     """Seconds that the attack's preparation took."""
     recovery: Mapping[str, float] = field(init=False, default_factory=dict)
@@ -98,6 +100,7 @@ class Referee:
             model = self.with_readable_text(open_release(self.workspace, self.job.seed, folder))
             release = Release(model, update)
             self.sha256 = models.sha256(folder)
+            self.base_sha256 = load_base_sha256(self.workspace, self.job.release)
             context = self.context()
             begun = time.monotonic()
             # The attack gets a copy: the release itself encodes the tasks and gives the unattacked scores.
@@ -283,7 +286,7 @@ class Referee:
             limited=workspace.plan.limit is not None,
             release=cell.release,
             release_sha256=self.sha256,
-            base_sha256=load_base_sha256(workspace, cell.release),
+            base_sha256=self.base_sha256,
             provenance={**origin, "corpus": corpus, "documents": documents or {}, "sources": sources},
         )
 
