@@ -243,7 +243,7 @@ def test_a_manifest_of_something_else_is_refused(call: Call, tmp_path: Path) -> 
     (tmp_path / "manifest.json").write_text("{}")
     code, _, err = call("report", ".")
     assert code == 2
-    assert "manifest.json: not a manifest that nftbench run writes: suite: Field required" in err
+    assert "manifest.json: not a manifest of nftbench: suite: Field required" in err
 
 
 # -------------------------------------------------------------------------------------------------------- plan, run
