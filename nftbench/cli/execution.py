@@ -119,16 +119,16 @@ def check_corpus(suite: Suite, data: Path | None) -> None:
 def _with_additions(suite: Suite, added: Sequence[Plugin], names: Mapping[Kind, Sequence[str]]) -> Suite:
     """The suite with the plugins of --plugin files, and with the selected plugins that it does not list."""
     from nftbench.planning import registry
-    from nftbench.planning.plan import asked, exact
+    from nftbench.planning.plan import exact, filter_spec
 
     for kind in registry.KINDS:
         selected, from_files = names.get(kind, ()), [plugin.name for plugin in added if plugin.kind == kind]
         if not selected and not from_files:
             continue
         listed = getattr(suite, kind)
-        present = {asked(kind, text) for text in (*listed, *(suite.utility if kind == "tasks" else ()))}
+        present = {filter_spec(kind, text) for text in (*listed, *(suite.utility if kind == "tasks" else ()))}
         present_names = {spec.name for spec in present}
-        specs = {text: asked(kind, text) for text in selected}
+        specs = {text: filter_spec(kind, text) for text in selected}
         new = [
             text for text, spec in specs.items() if (spec not in present if exact(text) else text not in present_names)
         ]
