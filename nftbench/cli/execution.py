@@ -26,15 +26,15 @@ if TYPE_CHECKING:
     from nftbench.suites.schema import Suite
 
 FIGURES = ("frontier.png", "attacks.png", "budget.png")
-"""What nftbench.report.figures draws; importing it to ask would load matplotlib."""
+"""The files that nftbench.report.figures writes. The list is here because importing that module loads matplotlib."""
 
 UNKNOWN_ORIGIN = "which code and which base weights they came from is unknown"
-"""What is said of records that 0.1 wrote."""
+"""A remark in messages about records of nftbench 0.1."""
 
 
 @dataclass(frozen=True)
 class Work:
-    """A planned run: the whole plan of the suite, the part that the command line selects, and where records go."""
+    """A planned run: the plan of the whole suite, the selected part of it, and the store for records."""
 
     whole: Plan
     part: Plan
@@ -45,7 +45,7 @@ class Work:
 
 
 def prepare(suite_name: str, selection: Selection, options: RunOptions) -> Work:
-    """Read the suite, add the plugins that the command line names beyond it, plan it, select.
+    """Read a suite, add plugins that only the command line names, plan it, and select a part.
 
     Planning imports plugins, and these import torch, so a line is printed before that.
 
