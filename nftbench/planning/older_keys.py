@@ -36,7 +36,7 @@ class _Frozen(NamedTuple):
     plugins: dict[str, tuple[str, str]]
     """By `<kind>/<name>`: the source hash in 0.1, and today's digest of the same source."""
     fingerprints: dict[str, str]
-    """By name: the fingerprints in 0.1 of defenses that included files of nftbench in theirs."""
+    """By defense: the fingerprint in 0.1, if it contained files of nftbench itself."""
 
 
 def older_keys(plan: Plan, today: Scheme = TODAY) -> dict[str, str]:

@@ -108,7 +108,7 @@ def beats_zero(adjusted_p: float) -> bool:
 
 
 def shared_ranks(rows: Sequence[Mapping[int, float]]) -> list[int]:
-    """Ranks of rows, of which each has a score by seed, and the best is first. Rows that do not differ share a rank.
+    """Ranks of rows. Each row is its scores by seed, and the best row is first. Rows that do not differ share a rank.
 
     Two rows differ if the interval of their paired difference does not contain zero. A new rank begins only where every
     row above differs from every row below. So two rows that differ share a rank if both do not differ from a third.

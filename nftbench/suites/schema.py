@@ -164,15 +164,15 @@ class Quantity(_Section):
     """A number for each base seed, computed from the records of one or more rows."""
 
     rows: tuple[str, ...] = Field(min_length=1)
-    """Defenses of the suite. Of several, the mean is taken."""
+    """One or more defenses of the suite. The mean over them counts."""
     read: str
     """`score`: the score after the best attack, in points; `gain`: that score minus the unattacked score; `kept`: the
     part of the release's lead over the reference that is left after the attack; `utility`: percent of the reference's;
     or a value of a yardstick, as in `rir.rir`."""
     attacks: tuple[str, ...] = ()
-    """Attacks, of which the best on validation counts. Empty: all attacks of the main ranking that use the release."""
+    """The best of these attacks on validation counts. Empty: all attacks of the main ranking that use the release."""
     tasks: tuple[str, ...] = ()
-    """Tasks, over which the mean is taken. Empty: all ranked tasks, or for `utility` all its metrics."""
+    """The mean over these tasks counts. Empty: all ranked tasks, or for `utility` all its metrics."""
 
 
 class PaperClaim(_Section):
