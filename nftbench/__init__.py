@@ -1,7 +1,7 @@
-"""nftbench measures how much a claim of non-fine-tunability is worth.
+"""nftbench tests claims of non-fine-tunability: that a released model gains little from unauthorised fine-tuning.
 
-The names below are what a plugin needs; what plugins share beyond them lies in `nftbench.methods`. A name is loaded
-when it is first used, so that importing nftbench costs next to nothing.
+Plugins import the names below from here, and shared building blocks from `nftbench.methods`. Each name is loaded at its
+first use, so that `import nftbench` is fast.
 """
 
 from __future__ import annotations
@@ -104,11 +104,11 @@ __all__ = [
     "WrappedTask",
     "Yardstick",
 ]
-_HOMES = ("nftbench.contract", "nftbench.records.spec", "nftbench.suites")
-"""Where the names are defined, or imported to be used there; the heaviest stands last."""
+_MODULES = ("nftbench.contract", "nftbench.records.spec", "nftbench.suites")
+"""Modules that have these names, searched in this order. The one that takes longest to import is last."""
 
 
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module 'nftbench' has no attribute {name!r}")
-    return next(getattr(home, name) for home in map(import_module, _HOMES) if hasattr(home, name))
+    return next(getattr(module, name) for module in map(import_module, _MODULES) if hasattr(module, name))

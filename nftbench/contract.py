@@ -1,7 +1,7 @@
-"""The nouns of nftbench, and the three protocols that plugins follow.
+"""The interface between nftbench and its plugins: four protocols, and the types in their signatures.
 
-Everything here is a frozen dataclass or a protocol; nothing here imports torch. A measurement is one number with its
-error, a record is that number with its origin, a score is one row of a leaderboard.
+A plugin is a `Defense`, an `Attack`, a `Task` or a `Yardstick`. The other types are the data that plugins take and
+return, as frozen dataclasses, and the contexts that they are given, as protocols. This module does not import torch.
 """
 
 from __future__ import annotations
@@ -23,22 +23,26 @@ if TYPE_CHECKING:
 
 
 Mask = Mapping[str, "Tensor"]
-"""One boolean tensor for each parameter name, of the parameter's shape; True marks what may change."""
+"""One boolean tensor for each parameter name, of the parameter's shape. True marks weights that may change."""
 
 EachStep = Callable[["nn.Module", int], "bool | None"]
-"""Watches pre-training: called after each step, counted from 1; True ends the run."""
+"""A callback of training: `(network, step)` after each optimizer step, counted from 1. Returning True ends the run."""
 
 Guess = Mapping[str, "Tensor"]
-"""One real score for each parameter; a higher one means likelier marked by the secret mask."""
+"""An attacker's guess at the secret mask: one real score for each weight, as tensors by parameter name.
+
+Each tensor has its parameter's shape. A higher score means that the mask is more likely True there.
+"""
 
 Candidates = Iterable[tuple["nn.Module", float, int]]
-"""Networks to choose among, each with the setting that made it and the steps it took; made when they are asked for."""
+"""Networks to choose among, as `(network, setting, steps)`: the number that produced the network, and its optimizer
+steps. A generator makes each network only when it is evaluated."""
 
 StepLoss = Callable[["nn.Module", int], "Tensor"]
-"""The scalar that an attacker's own training descends at a step, counted from 1."""
+"""The loss of an attacker's own training: `(network, step)` to a scalar tensor, with steps counted from 1."""
 
 Adapter = Callable[["PreTrainedModel", int], "nn.Module"]
-"""Makes the network that a trajectory trains from a fresh copy of the model and the attack seed."""
+"""`(model, attack seed)` to the network that is trained. The model is a fresh copy, and may be changed in place."""
 
 
 # ---------------------------------------------------------------------------------------------------------- numbers
@@ -51,7 +55,7 @@ class Measurement:
     metric: str
     """The metric's name."""
     value: float
-    """The number."""
+    """The metric's value."""
     stderr: float
     """Its standard error over the documents."""
     count: int
@@ -59,9 +63,10 @@ class Measurement:
     floor: float
     """The score of a model that knows nothing: chance for an accuracy, the unigram entropy for bits per token."""
     higher_is_better: bool = True
-    """False for bits."""
+    """False where a lower value is better, as for bits per token."""
     loss: float | None = None
-    """Mean negative log-likelihood of the right answers, in nats. It decides between equal values."""
+    """Mean negative log-likelihood of the right answers, in nats. Of two equal values, the one with the lower loss is
+    better."""
 
 
 @dataclass(frozen=True)
@@ -71,9 +76,9 @@ class Series:
     name: str
     """The curve's name."""
     x: tuple[float, ...]
-    """Where it was measured."""
+    """Positions on the horizontal axis."""
     y: tuple[float, ...]
-    """What was measured there."""
+    """The value at each position."""
     x_label: str = "step"
     """Name of the horizontal axis."""
     y_label: str = ""
@@ -93,14 +98,14 @@ class Point:
     loss: float | None
     """Loss on the validation split, in nats; None where it is not finite."""
     train_loss: float | None = None
-    """Mean training loss over the steps since the point before, in nats; None at step 0."""
+    """Mean training loss over the steps since the previous point, in nats; None at step 0."""
     attack_seed: int = 0
-    """0 in the sweep, 1 and up in the restarts."""
+    """0 in the sweep; 1 and above in the restarts, which run the chosen recipe again."""
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What an attack spent in all. A step is one optimizer step on one batch."""
+    """The total cost of an attack. A step is one optimizer step on one batch."""
 
     steps: int = 0
     """Optimizer steps of the sweep, its extensions and the restarts."""
@@ -111,21 +116,21 @@ class Cost:
     step_seconds: float = 0.0
     """Mean time of one step."""
     saved_bytes: int = 0
-    """Bytes that one step saves for the backward pass, each storage once, without the parameters."""
+    """Bytes that one step saves for the backward pass. Each storage counts once, and parameters do not count."""
     peak_memory_bytes: int = 0
     """Peak memory of sweeps and preparation. On the CPU it is the sum of parameters, gradients, optimizer state and
     `saved_bytes`; on CUDA it is the allocator's peak."""
     preparation_steps: int = 0
-    """Optimizer steps in preparation, outside the sweeps; `steps` leaves them out. Older records lack it."""
+    """Optimizer steps in preparation, outside the sweeps; `steps` does not include them. Older records lack it."""
     preparation_flops: float = 0.0
     """FLOPs in preparation, outside the sweeps."""
     preparation_seconds: float = 0.0
-    """Time in preparation, outside the sweeps; `seconds` leaves it out."""
+    """Time in preparation, outside the sweeps; `seconds` does not include it."""
 
 
 @dataclass(frozen=True)
 class Claim:
-    """The attackers whom a defense claims to withstand."""
+    """A defense's claim: which attackers it withstands."""
 
     knowledge: frozenset[Knowledge] = frozenset()
     """What these attackers know beyond the release and the task."""
@@ -146,17 +151,17 @@ class Model:
 
 @dataclass(frozen=True)
 class Corpus:
-    """Text as tokens. `train` and `heldout` are [blocks, block] and share no document."""
+    """Text as token ids. `train` and `heldout` are integer tensors [blocks, tokens], and no document is in both."""
 
     tokenizer: PreTrainedTokenizerBase
     train: Tensor
     heldout: Tensor
     heldout_bytes: int
-    """Bytes of UTF-8 text that the held-out blocks stand for."""
+    """Length of the held-out blocks' text in UTF-8, in bytes."""
 
     @property
     def unigram_bits(self) -> float:
-        """Entropy of the held-out tokens under their own frequencies: the floor of bits per token."""
+        """Entropy of the held-out tokens' own frequencies, in bits: bits per token of a model that knows only these."""
         counts = self.heldout.flatten().bincount().double()
         shares = counts[counts > 0] / counts.sum()
         return float(-(shares * shares.log2()).sum())
@@ -164,17 +169,17 @@ class Corpus:
 
 @dataclass(frozen=True)
 class Secret:
-    """What the owner keeps. `mask` marks the parameters that authorised fine-tuning may change."""
+    """What the owner keeps secret. `mask` is True for the weights that authorised fine-tuning may change."""
 
     mask: Mask
 
 
 @dataclass(frozen=True)
 class Update:
-    """What an owner's fine-tuning added to the base: release = base + update.
+    """What an owner's fine-tuning added to the base model: release = base + update.
 
-    `weights` are the differences by parameter name, each of its parameter's shape; or, with `config` (a PEFT LoRA
-    configuration), the low-rank factors by PEFT's names.
+    Without `config`, `weights` holds the differences by parameter name, each of its parameter's shape. With `config`, a
+    PEFT LoRA configuration, it holds the low-rank factors under PEFT's names.
     """
 
     weights: Mapping[str, Tensor]
@@ -185,7 +190,7 @@ class Update:
 class Protected:
     """What a defense returns: `release` is published, `secret` stays with the owner, `series` goes into the record.
 
-    `update`, of defenses that protect one, is published in the release's folder `adapter/`.
+    Defenses that protect an update also return it as `update`. It is published in the release's folder `adapter/`.
     """
 
     release: Model
@@ -196,7 +201,7 @@ class Protected:
 
 @dataclass(frozen=True)
 class Release:
-    """What an attacker downloads: the model, loaded again from the published folder, and the update beside it."""
+    """What an attacker downloads: the model as loaded from the published folder, and the update if there is one."""
 
     model: Model
     update: Update | None = None
@@ -204,51 +209,57 @@ class Release:
 
 @dataclass(frozen=True)
 class Prepared:
-    """A release after an attack's preparation, shared by all tasks; the referee scores its guess of the secret."""
+    """A release after an attack's preparation, used for all tasks. The referee scores `guess` by the secret mask."""
 
     model: Model
     guess: Guess | None = None
     update: Update | None = None
-    """The release's own, where it has one."""
+    """The release's update, if it has one."""
     parts: tuple[Prepared, ...] = ()
-    """Of an attack that is built on several."""
+    """For an attack that is built on several attacks: what each of them prepared."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a sweep found: `network` stands at the picked recipe, `validation` is its score there, if it has one."""
+    """The result of an attack on one task: the attacked network, and the sweep that chose it."""
 
     network: nn.Module
+    """The network after training with the chosen recipe."""
     validation: Measurement | None
+    """The network's score on the validation split; None for a utility task, which has no such split."""
     picked: Point
+    """The chosen point."""
     curve: tuple[Point, ...] = ()
+    """Every point of the sweep and of the grid's extensions."""
     restarts: tuple[Point, ...] = ()
+    """Points of the chosen recipe, run again with new attack seeds."""
     cost: Cost = Cost()
     at_edge: bool = False
-    """The best learning rate lies at an edge of the grid and strictly beats its neighbour, after all extensions."""
+    """True where the best learning rate lies at an edge of the grid and strictly beats its neighbour, after all
+    extensions."""
     stuck: bool = False
-    """No trained point beats not training at all, after all extensions and retries."""
+    """True where no trained point beats not training at all, after all extensions and retries."""
     retried: str | None = None
-    """What it took to stay finite: float32, float64, clipped or head; None where the plain sweep did."""
+    """The change that kept training finite: float32, float64, clipped or head; None where none was needed."""
 
 
 @dataclass(frozen=True)
 class Protection:
-    """What the referee, who holds release and secret, found about a release. Only cells of attack `none` store it."""
+    """Facts about a release, measured by the referee, who holds its secret. Records of attack `none` contain them."""
 
     parameters: int
     """The number of parameters of the release."""
     seconds: float
     """Time that the defense took."""
     gradient_error: float | None = None
-    """Largest relative difference between autograd and central differences over random directions, in float64. A
-    difference above 0.1 between gradients in float32 and in float64 counts as well."""
+    """Largest relative difference between autograd and central differences over random directions, in float64. If the
+    gradients in float32 and float64 differ by more than 0.1, that difference counts too."""
     config_changed: Mapping[str, Any] = field(default_factory=dict)
-    """The fields of the configuration that differ from the base's, with the release's values."""
+    """The configuration fields that differ from the base model's, with the release's values."""
     tokenizer_changed: bool = False
     """True where the tokenizer differs from the corpus's in vocabulary or rules, or encodes some text differently."""
     density: Mapping[str, float] = field(default_factory=dict)
-    """Share of each tensor that the secret mask leaves trainable; empty without a mask."""
+    """The share of each tensor's weights that the secret mask leaves trainable; empty without a mask."""
     series: tuple[Series, ...] = ()
     """Curves that the defense reports."""
     own_code: bool = False
@@ -258,7 +269,7 @@ class Protection:
 
 @dataclass(frozen=True)
 class Reading:
-    """What a yardstick, a paper's own metric, read off a release."""
+    """What a yardstick, which is a paper's own metric, measured on a release."""
 
     values: Mapping[str, float]
     """Finite numbers by name; the yardstick's docstring (`nftbench info NAME`) gives their units."""
@@ -270,14 +281,23 @@ class Reading:
 
 
 class OwnerContext(Protocol):
-    """What a defense is given beside the model."""
+    """What a defense is given besides the model."""
 
     @property
-    def seed(self) -> int: ...
+    def seed(self) -> int:
+        """The seed for everything random in the defense itself."""
+        ...
+
     @property
-    def corpus(self) -> Corpus: ...
+    def corpus(self) -> Corpus:
+        """The pre-training text of this base seed."""
+        ...
+
     @property
-    def pretraining(self) -> Pretraining: ...
+    def pretraining(self) -> Pretraining:
+        """The suite's pre-training recipe."""
+        ...
+
     def build(self, **changes: Any) -> Model:
         """An untrained model of the suite's architecture; `changes` are fields of its configuration."""
         ...
@@ -290,30 +310,46 @@ class OwnerContext(Protocol):
         each_step: EachStep | None = None,
         **changes: Any,
     ) -> Model:
-        """Pre-train `model` in place by the suite's recipe; only what `mask` marks changes.
+        """Pre-train `model` in place with the suite's recipe, and return it. Only weights that `mask` marks change.
 
-        `each_step(network, step)` runs after each optimizer step, counted from 1, and sees its gradients (masked and
-        clipped); True ends the run. `changes` are fields of the suite's
-        `pretraining` section (`steps=…`, `weight_decay=…`).
+        `each_step(network, step)` runs after each optimizer step, counted from 1, while the masked and clipped
+        gradients of the step are still there. Returning True ends the run. `changes` replace fields of the suite's
+        `pretraining` section, as in `steps=…` or `weight_decay=…`.
         """
         ...
 
     def task(self, spec: str) -> Task:
-        """A task that the defense names in `told`, loaded for the suite's model; its training split only."""
+        """A task that the defense lists in `told`, loaded for the suite's model. Only its training split can be read.
+
+        Raises:
+            NftbenchError: the defense does not list this task.
+        """
         ...
 
     def checkpoint(self, fraction: float) -> Model:
-        """The undefended model at this fraction of its own pre-training run, as the suite's `checkpoints` kept it."""
+        """The undefended model after this fraction of its pre-training steps.
+
+        Fractions in the suite's `pretraining.checkpoints` cost no further training.
+        """
         ...
 
 
 class AttackerContext(Protocol):
-    """What an attack is given beside the release: its budget, its seed, and what its `knowledge` names, no more."""
+    """What an attack is given besides the release: its seed, the suite's budget, and what its `knowledge` names.
+
+    Using anything that needs other knowledge raises `NftbenchError`.
+    """
 
     @property
-    def seed(self) -> int: ...
+    def seed(self) -> int:
+        """The seed for everything random in the attack itself."""
+        ...
+
     @property
-    def budget(self) -> Budget: ...
+    def budget(self) -> Budget:
+        """What the suite lets every attacker spend."""
+        ...
+
     @property
     def corpus(self) -> Corpus:
         """Public text like the pre-training text; needs knowledge `data`."""
@@ -331,31 +367,31 @@ class AttackerContext(Protocol):
 
     @property
     def pretraining(self) -> Pretraining:
-        """The owner's recipe; needs knowledge `method`."""
+        """The owner's pre-training recipe; needs knowledge `method`."""
         ...
 
     @property
     def sibling(self) -> Model:
-        """A second checkpoint of the run that made the release, from before its end; needs knowledge `sibling`."""
+        """An earlier checkpoint of the pre-training run that made the release; needs knowledge `sibling`."""
         ...
 
     def initial(self, guess: int) -> PreTrainedModel:
-        """The untrained network that the suite's pipeline starts from at a guessed base seed.
+        """The untrained network of a base seed: what the owner started from, if `guess` is the owner's seed.
 
-        Needs knowledge `sibling`: whoever knows the owner's seed holds the run's checkpoint at step 0.
+        Needs knowledge `sibling`, because this network is the checkpoint of the owner's run at step 0.
         """
         ...
 
     def shadow(self, index: int) -> Protected:
-        """The attacked defense, run again by the attacker on public text with seeds of the attacker's own.
+        """A release that the attacker makes with the attacked defense, on public text and with other seeds.
 
-        Release and secret are the attacker's, to learn from. Needs knowledge `method` and `data`, and a defense of the
-        stage `pretrain`.
+        The attacker knows the secret of this release, and can learn from it how to find another. Each `index` gives
+        another seed. Needs knowledge `method` and `data`, and a defense of the stage `pretrain`. Its cost is counted.
         """
         ...
 
     def text(self, model: Model, batch: int) -> Iterator[Tensor]:
-        """Batches [batch, block] of public text without end, in the model's own tokens; needs knowledge `data`."""
+        """Endless batches [batch, block] of public text, as the model's own token ids; needs knowledge `data`."""
         ...
 
     def train(
@@ -370,19 +406,27 @@ class AttackerContext(Protocol):
         mask: Mask | None = None,
         each_step: EachStep | None = None,
     ) -> None:
-        """Train `network` in place before the sweep (healing, distilling, probing); what it spends is counted.
+        """Train `network` in place before the sweep, for example to distil a model. The cost is counted.
 
-        The rate warms up over a tenth of the steps and then falls linearly to nothing; the budget's clipping applies.
-        An attack that is not about its own length takes `budget.preparation_steps`.
+        The learning rate rises linearly over a tenth of the steps and then falls linearly to almost zero. Gradients
+        are clipped as in the budget. Only weights that `mask` marks change. Attacks take `budget.preparation_steps`
+        steps, unless the number of steps is what the attack is about.
+
+        Raises:
+            NftbenchError: `steps` is below 1, or nothing can be trained.
         """
         ...
 
     def gradients(self, network: PreTrainedModel, batches: Iterable[Tensor]) -> Iterator[Mapping[str, Tensor]]:
-        """The gradient of the mean next-token loss on each batch [count, block] by parameter; counted."""
+        """The gradient of the mean next-token loss on each batch [count, block], by parameter name; counted as cost."""
         ...
 
     def attack(self, spec: str) -> Attack:
-        """Another attack, one of those that this one names in `uses`."""
+        """Another attack, which this one must list in `uses`.
+
+        Raises:
+            NftbenchError: the attack does not list it.
+        """
         ...
 
     def sweep(
@@ -396,16 +440,19 @@ class AttackerContext(Protocol):
         lr_scale: float = 1.0,
         **changes: Any,
     ) -> Outcome:
-        """Spend the suite's budget: every learning rate and duration, the best on validation, three fresh restarts.
+        """Fine-tune copies of `model` on `task` at every learning rate and duration of the budget.
 
-        `changes` are fields of the budget (`warmup=…`, `durations=…`), for attacks that are about them.
+        The best point on validation is run again with new attack seeds, and the best of these runs is the outcome.
+        `adapter` makes the trained network from a copy of the model. `gradient_mask` marks the weights that may change.
+        `lr_scale` multiplies every learning rate. `changes` replace fields of the budget, as in `durations=…`, for
+        attacks that are about such a field.
         """
         ...
 
     def select(self, task: Task, candidates: Candidates) -> Outcome:
-        """Try networks instead of learning rates: the best on validation, and each one a point of the curve.
+        """Evaluate each candidate network on validation, and return the best, instead of a sweep of learning rates.
 
-        A point's `learning_rate` is the candidate's setting, its `step` the steps that it took.
+        Each candidate is a point of the curve: `learning_rate` holds its setting, `step` its optimizer steps.
         """
         ...
 
@@ -416,7 +463,7 @@ class AttackerContext(Protocol):
 
     @property
     def others(self) -> Mapping[str, Task]:
-        """The suite's other ranked tasks by spec, without their test splits; empty while preparing."""
+        """The suite's other ranked tasks by spec, without their test splits. Empty in `prepare`, which sees no task."""
         ...
 
     def untrained(self, model: Model, seed: int) -> PreTrainedModel:
@@ -424,7 +471,7 @@ class AttackerContext(Protocol):
         ...
 
     def unchanged(self, model: Model, task: Task) -> Outcome:
-        """The outcome of not training at all."""
+        """The outcome of not training at all: the model as it is."""
         ...
 
 
@@ -432,80 +479,92 @@ class Defense(Protocol):
     """Turns the base model into the released one. A plugin is a frozen dataclass of its hyper-parameters."""
 
     stage: ClassVar[Stage]
-    """`pretrain` is given an untrained model, `posttrain` the trained base."""
+    """`pretrain`: `protect` is given an untrained model; `posttrain`: it is given the pre-trained base model."""
     claims: ClassVar[Claim | None] = None
+    """The attackers that the defense claims to withstand; None claims nothing."""
     trivial: ClassVar[bool] = False
-    """A control that a claim must beat."""
+    """True for a control, which every claim must beat."""
     keeps_secret: ClassVar[bool] = False
+    """True where `protect` returns a secret mask."""
     task_aware: ClassVar[bool] = False
+    """True where the defense uses the tasks that attackers train on. Listing tasks in `told` means the same."""
     releases_update: ClassVar[bool] = False
-    """It protects an update for a task of the owner's own, the first that it was told; merging attacks are planned on
-    that task alone."""
+    """True where the defense protects an update instead of a model. The owner's task is the first in `told`, and
+    attacks on the update run on that task alone."""
     ratio: float | None = None
-    """Share of the weights that its secret mask marks; None where that is no setting of the defense."""
+    """The share of the weights that the secret mask marks; None where the defense has no such setting."""
     scope: Literal["global", "per_tensor"] = "global"
     """Whether `ratio` is the share of all weights together or of each tensor."""
 
     def reference_row(self) -> str:
-        """Spec of the row without this defense, against which it is scored."""
+        """Spec of the defense's reference: the row without the defense, with which the score compares it."""
         return "none"
 
     def control_row(self) -> str | None:
-        """Spec of the matched control where `none` is not it."""
+        """Spec of the matched control: the same procedure without the protecting part. None where there is none."""
         return None
 
     def told(self) -> tuple[str, ...]:
-        """Specs of the tasks that it asks its context for; part of the release's key with their data."""
+        """Specs of the tasks that `protect` may load with `context.task`. They are part of the release's key."""
         return ()
 
     def fingerprint(self) -> str:
-        """Hash of the files outside the benchmark that it reads; part of the release's key."""
+        """A hash of all files outside nftbench that the defense reads. It is part of the release's key."""
         return ""
 
     def check(self, suite: Suite) -> None:
-        """Raise `NftbenchError` if the suite cannot run this defense; called before anything runs."""
+        """Called before anything runs.
+
+        Raises:
+            NftbenchError: the suite cannot run this defense.
+        """
         return
 
-    def protect(self, model: Model, context: OwnerContext) -> Protected: ...
+    def protect(self, model: Model, context: OwnerContext) -> Protected:
+        """Make the release. `model` may be changed in place."""
+        ...
 
 
 class Attack(Protocol):
-    """Fine-tunes a release without leave. A plugin is a frozen dataclass of its hyper-parameters."""
+    """Unauthorised fine-tuning of a release. A plugin is a frozen dataclass of its hyper-parameters."""
 
     adaptation: ClassVar[Adaptation] = "finetuning"
+    """How the attack adapts the release."""
     against: ClassVar[frozenset[str]] = frozenset()
-    """Names of the defenses that it was written against."""
+    """Names of the defenses that the attack was designed against."""
     uses_release: ClassVar[bool] = True
-    """False for attacks that ignore the weights: planned once for each reference row."""
+    """False for attacks that ignore the release's weights. These run once for each reference row."""
     trains: ClassVar[bool] = True
-    """False for attacks that only measure: these also run on utility tasks."""
+    """False for attacks that only measure. These run on utility tasks too."""
     optimizer: Optimizer | None = None
-    """The optimizer of its sweeps, if that is a setting of the attack; the budget must have learning rates for it."""
+    """The optimizer of the sweeps, if the attack has such a setting. The budget must have learning rates for it."""
     trained_weights: ClassVar[TrainedWeights] = "other"
-    """Which of the release's own weights it trains, started from the release as it is."""
+    """Which of the release's weights the attack trains, if it starts from the release as it is."""
 
     @property
     def knowledge(self) -> frozenset[Knowledge]:
-        """What the attacker has beside the release and the task; a class attribute where all settings need the same."""
+        """What the attacker has besides the release and the task. A class attribute may take this property's place."""
         return frozenset()
 
     def uses(self) -> tuple[str, ...]:
-        """Specs of the attacks that it is built on; part of its cells' keys."""
+        """Specs of the attacks that this one is built on. They are part of its cells' keys."""
         return ()
 
     def train_documents(self, budget: Budget) -> int | None:
-        """How many of a task's training documents it takes; None for all of them."""
+        """The number of a task's training documents that the attack takes; None for all of them."""
         return budget.max_train_documents
 
     def applies(self, defense: Defense) -> str | None:
-        """Why this attack is not planned for the defense, or None where it is."""
+        """The reason why this attack does not run against the defense; None if it runs."""
         return None
 
     def prepare(self, release: Release, context: AttackerContext) -> Prepared:
-        """What costs much and does not depend on the task; once for each release and seed."""
+        """The expensive work that does not depend on the task. It runs once for each release and seed."""
         return Prepared(release.model, update=release.update)
 
-    def adapt(self, prepared: Prepared, task: Task, context: AttackerContext) -> Outcome: ...
+    def adapt(self, prepared: Prepared, task: Task, context: AttackerContext) -> Outcome:
+        """Attack one task, and return the attacked network. `task` has no test split: the referee scores that."""
+        ...
 
 
 class Split(Protocol):
@@ -513,29 +572,41 @@ class Split(Protocol):
 
     def __len__(self) -> int: ...
     def batch(self, indices: Sequence[int]) -> Any:
-        """What `Task.loss` takes for these documents."""
+        """These documents as the batch that `Task.loss`, `Task.features` and `Task.targets` take."""
         ...
 
 
 class TaskContext(Protocol):
-    """What a task is given to load itself: for whom it encodes, where data lies, how much of it."""
+    """What `Task.load` is given: the model to encode documents for, and where and how many documents to read."""
 
     @property
-    def model(self) -> Model: ...
+    def model(self) -> Model:
+        """The model whose tokenizer encodes the documents."""
+        ...
+
     @property
-    def seed(self) -> int: ...
+    def seed(self) -> int:
+        """The base seed."""
+        ...
+
     @property
-    def corpus(self) -> Corpus: ...
+    def corpus(self) -> Corpus:
+        """The pre-training text of the base seed."""
+        ...
+
     @property
-    def suite(self) -> Suite: ...
+    def suite(self) -> Suite:
+        """The suite that runs."""
+        ...
+
     @property
     def data(self) -> Path | None:
-        """The folder of local data (`--data`); None means the hub."""
+        """The folder of local data (`--data`); None means that data comes from the Hugging Face hub."""
         ...
 
     @property
     def limit(self) -> int | None:
-        """At most so many documents a split (`--limit`); None for all."""
+        """The largest number of documents in a split (`--limit`); None for no limit."""
         ...
 
 
@@ -544,39 +615,53 @@ class Task(Protocol):
 
     @property
     def trainable(self) -> bool:
-        """False for utility tasks, which have a test split only."""
+        """False for tasks with a test split only, which can only be utility tasks."""
         return True
 
     def fingerprint(self, data: Path | None) -> str:
-        """Hash of the local files that it reads; part of a cell's key. Text tasks need not say."""
+        """A hash of the local files that the task reads. It is part of a cell's key. Text tasks need none."""
         return ""
 
     def load(self, context: TaskContext) -> Task:
-        """The task with its splits loaded and encoded for `context.model`; the object that the methods below need."""
+        """The task with its splits loaded and encoded for `context.model`. The methods below need this object."""
         ...
 
-    def split(self, name: SplitName) -> Split: ...
+    def split(self, name: SplitName) -> Split:
+        """The documents of one split."""
+        ...
+
     def loss(self, network: nn.Module, batch: Any) -> Tensor:
-        """The scalar that fine-tuning descends: mean negative log-likelihood of the right answer, in nats."""
+        """The loss of fine-tuning, a scalar: mean negative log-likelihood of the right answers, in nats."""
         ...
 
-    def evaluate(self, network: nn.Module, split: Split) -> Measurement: ...
+    def evaluate(self, network: nn.Module, split: Split) -> Measurement:
+        """The network's score on a split, with its standard error."""
+        ...
+
     def features(self, network: nn.Module, batch: Any) -> Tensor:
-        """What a linear probe of this task reads: the inputs [rows, D] of the output head."""
+        """The inputs of a linear probe on this task: the inputs [rows, width] of the network's output head.
+
+        Raises:
+            NftbenchError: the task has no linear probe.
+        """
         raise NftbenchError(f"{type(self).__name__} has no features that a linear probe could read")
 
     def targets(self, network: nn.Module, batch: Any) -> Tensor:
-        """What a linear probe fits by least squares [rows, outputs of the head]."""
+        """The targets [rows, outputs of the head] that a linear probe fits by least squares.
+
+        Raises:
+            NftbenchError: the task has no linear probe.
+        """
         raise NftbenchError(f"{type(self).__name__} has no targets for a linear probe")
 
     def documents(self) -> Mapping[str, Any]:
-        """Which documents the loaded task scores, as JSON for the record; empty where the task does not say."""
+        """What identifies the documents that the loaded task scores, as JSON for the record. It may be empty."""
         return {}
 
 
 @dataclass(frozen=True)
 class WrappedTask(Task):
-    """Another task, as it is; an attack that trains on more than the task's own loss derives from it."""
+    """A task that behaves as another one. Attacks derive from it to change one method, such as the loss."""
 
     task: Task
 
@@ -607,13 +692,16 @@ class WrappedTask(Task):
 
 
 class Inspection(Protocol):
-    """What the referee holds about one release, for yardsticks."""
+    """What a yardstick is given: everything that the referee has about one release."""
 
     @property
-    def release(self) -> Model: ...
+    def release(self) -> Model:
+        """The released model."""
+        ...
+
     @property
     def base(self) -> Model:
-        """The undefended model of the same seed."""
+        """The undefended model of the same base seed."""
         ...
 
     @property
@@ -622,41 +710,64 @@ class Inspection(Protocol):
         ...
 
     @property
-    def update(self) -> Update | None: ...
+    def update(self) -> Update | None:
+        """The released update; None if the defense protects a model."""
+        ...
+
     @property
-    def secret(self) -> Secret | None: ...
+    def secret(self) -> Secret | None:
+        """The owner's secret; None if the defense keeps none."""
+        ...
+
     @property
-    def protection(self) -> Protection: ...
+    def protection(self) -> Protection:
+        """The facts that the referee measured about the release."""
+        ...
+
     @property
-    def corpus(self) -> Corpus: ...
+    def corpus(self) -> Corpus:
+        """The pre-training text of the base seed."""
+        ...
+
     @property
-    def budget(self) -> Budget: ...
+    def budget(self) -> Budget:
+        """What the suite lets every attacker spend."""
+        ...
+
     @property
-    def seed(self) -> int: ...
+    def seed(self) -> int:
+        """The seed for everything random in the yardstick itself."""
+        ...
+
     @property
-    def pretraining(self) -> Pretraining: ...
+    def pretraining(self) -> Pretraining:
+        """The suite's pre-training recipe."""
+        ...
+
     @property
     def told(self) -> tuple[str, ...]:
-        """Specs of the tasks that the defense was told, in its order."""
+        """Specs of the tasks that the defense lists in `Defense.told`, in the same order."""
         ...
 
     def task(self, spec: str) -> Task:
-        """Any task, loaded for the release, with all its splits."""
+        """A task, loaded for the release, with all its splits."""
         ...
 
 
 class Yardstick(Protocol):
-    """A paper's own metric, read by the referee off a release. A plugin is a frozen dataclass of its settings.
+    """A paper's own metric, which the referee measures on a release. A plugin is a frozen dataclass of its settings.
 
-    What it reads is shown beside the paper's claim and is never part of a score.
+    Reports show its values beside the paper's claim. They are never part of a score.
     """
 
     def applies(self, defense: Defense) -> str | None:
-        """Why there is nothing to measure on this defense's releases, or None where there is."""
+        """The reason why the yardstick cannot measure releases of this defense; None if it can."""
         return None
 
     def uses(self) -> tuple[str, ...]:
-        """Specs of the tasks that it reads beside those that the defense was told; part of its cells' keys."""
+        """Specs of the tasks that the yardstick reads, beyond those in `Inspection.told`. They are part of its key."""
         return ()
 
-    def measure(self, inspection: Inspection) -> Reading: ...
+    def measure(self, inspection: Inspection) -> Reading:
+        """Measure one release."""
+        ...

@@ -1,4 +1,4 @@
-"""What a plan computes on: the CPU or one CUDA card, and the arithmetic that goes with it."""
+"""The device that a run computes on, the CPU or one CUDA GPU, with its number of threads and its precision."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ DeviceKind = Literal["cpu", "cuda"]
 
 @dataclass(frozen=True)
 class Device:
-    """The CPU, or the CUDA card of this index. Printed as torch and `--device` write it: `cpu`, `cuda`, `cuda:1`."""
+    """The CPU or one CUDA GPU. As text it is written as in torch and in `--device`: `cpu`, `cuda`, `cuda:1`."""
 
     kind: DeviceKind = "cpu"
     index: int | None = None
-    """Of a card; None for the current one."""
+    """The number of the GPU; None for torch's current one, and for the CPU."""
 
     @classmethod
     def parse(cls, text: str) -> Device:
-        """The device that `--device` names.
+        """The device with this name. It need not exist on this machine.
 
         Raises:
-            NftbenchError: there is no device of this name. Whether the machine has it is not looked at.
+            NftbenchError: the text is not the name of a device.
         """
         kind, colon, index = text.partition(":")
         if text == "cpu":
@@ -37,15 +37,15 @@ class Device:
 
     @property
     def threads(self) -> int | None:
-        """Threads that a cell computes on: one on the CPU, for the bits of a sum depend on their number.
+        """The number of CPU threads for one cell; None on CUDA, which leaves it to torch.
 
-        None on CUDA: as many as torch takes.
+        On the CPU it is one, because rounding errors of sums depend on the number of threads.
         """
         return 1 if self.kind == "cpu" else None
 
     @property
     def autocast(self) -> Literal["bfloat16"] | None:
-        """The number format of mixed-precision arithmetic: bfloat16 on CUDA; None on the CPU, which has none."""
+        """The number format of mixed-precision training: bfloat16 on CUDA; None on the CPU, which trains in float32."""
         return "bfloat16" if self.kind == "cuda" else None
 
 

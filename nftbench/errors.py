@@ -1,4 +1,4 @@
-"""The one exception for bad input, and the suggestion of a near name that its messages end with."""
+"""The exception for bad input, and suggestions of similar names for its messages."""
 
 from __future__ import annotations
 
@@ -7,11 +7,14 @@ from collections.abc import Sequence
 
 
 class NftbenchError(ValueError):
-    """Bad input: one line for the user that names the file and key, and the nearest valid name where there is one."""
+    """Bad input. The message is one line that names the file or key, and a similar valid name if there is one."""
 
 
 def suggest(name: str, known: Sequence[str]) -> str:
-    """`; did you mean …?` with the nearest known name, or the known names where none is near."""
+    """The end of a message about an unknown name: `; did you mean …?` with the most similar known name.
+
+    If no known name is similar, all of them are listed.
+    """
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
     if near:
         return f"; did you mean {near[0]!r}?"

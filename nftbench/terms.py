@@ -1,23 +1,33 @@
-"""The closed lists of terms that settings, plugins and records share."""
+"""The terms that settings, plugins and records share, each as a closed list of strings."""
 
 from __future__ import annotations
 
 from typing import Literal, get_args
 
 Knowledge = Literal["method", "data", "base", "sibling", "secret"]
+"""What an attacker has besides the release and the task: the defense's code, public text, the base model, an earlier
+checkpoint of the release's pre-training run, or the owner's secret."""
 KNOWLEDGE: tuple[str, ...] = get_args(Knowledge)
 Stage = Literal["pretrain", "posttrain"]
+"""When a defense acts: it pre-trains the model itself, or it changes the pre-trained base model."""
 Status = Literal["ok", "failed", "oom", "timeout", "nonfinite"]
 Verdict = Literal["holds", "refuted", "untested"]
-"""On a claim; the burden of proof is on the defense."""
+"""The verdict on a defense's claim. It holds only if the defense has met every condition of the protocol."""
 Optimizer = Literal["adamw", "sgd", "muon"]
 SplitName = Literal["train", "validation", "test"]
 Adaptation = Literal["finetuning", "linear_probe", "merging", "rescaling"]
-"""How an attack adapts a release. The last two are of updates: merged with others, or scaled alone."""
+"""How an attack adapts a release. The last two act on a released update: it is merged with others, or rescaled."""
 OF_UPDATES = frozenset({"merging", "rescaling"})
+"""The adaptations that act on a released update."""
 Role = Literal["ranked", "benign", "utility", "yardstick"]
-"""What a task is for: kept out of reach, kept within reach (attacked as the ranked ones are, but never part of a
-suppression), or only measured. A yardstick stands in a task's place and is no part of any score."""
+"""The part that a task plays in a suite.
+
+`ranked`: defenses should stop attackers from learning it; `benign`: it should stay trainable, and attacks on it do not
+count in the score; `utility`: it is only measured on releases; `yardstick`: not a task but a paper's own metric.
+"""
 TrainedWeights = Literal["all", "all_longer", "part", "other"]
-"""Which of a release's weights an attack trains: every one, within the suite's budget; every one, for longer; some of
-them; or anything else, such as an adapter, a changed copy of the release, or nothing."""
+"""Which of a release's weights an attack trains.
+
+`all`: every weight, within the suite's budget; `all_longer`: every weight, for more steps; `part`: some of the weights;
+`other`: anything else, such as an adapter, a changed copy of the release, or nothing.
+"""

@@ -104,7 +104,7 @@ def attacked(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Any]:
     from nftbench.planning.plan import plan
     from nftbench.planning.specs import canonical
     from nftbench.records.store import Store
-    from nftbench.running import referee as run
+    from nftbench.running import referee
     from nftbench.running.workspace import Workspace
     from nftbench.suites.reading import parse
 
@@ -138,7 +138,7 @@ def attacked(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Any]:
         wanted = canonical("defenses", defense), canonical("attacks", attack)
         for job in here.plan.jobs():
             if (job.defense, job.attack) == wanted:
-                run.execute(here, job)
+                referee.execute(here, job)
         keys = {one.key for one in here.plan.cells if (one.defense, one.attack, str(one.task)) == (*wanted, task)}
         (record,) = (record for record in store.records().values() if record.key in keys)
         return record

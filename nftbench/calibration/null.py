@@ -50,7 +50,7 @@ MODELS = ("none", "twin")
 SAMPLE = 20_000
 """If there are more choices than this, so many are drawn at random."""
 BOARDS = 200
-"""Fakes of which whole leaderboards are made."""
+"""The number of leaderboards that are computed, each with one fake defense."""
 
 
 class Fake(NamedTuple):

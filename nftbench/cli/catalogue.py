@@ -1,4 +1,4 @@
-"""The verbs `list` and `info`: what there is, and what each of it is."""
+"""The verbs `list` and `info`: names of all plugins and suites, and details of one."""
 
 from __future__ import annotations
 

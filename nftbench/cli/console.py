@@ -1,4 +1,4 @@
-"""What a verb tells its user: tables on standard output, one line on standard error, an exit code."""
+"""Output of the command line: tables on standard output, messages on standard error, and exit codes."""
 
 from __future__ import annotations
 

@@ -75,7 +75,7 @@ def _section(title: str, parts: list[str]) -> str:
 
 
 def _own_doc(cls: type[Any]) -> str:
-    """The class's docstring, empty where it has none: a dataclass then has its signature in its place."""
+    """The class's docstring; empty if it has none, in which case `dataclass` has set it to the signature."""
     text = cls.__doc__ or ""
     return "" if text.startswith(f"{cls.__name__}(") else textwrap.dedent(f"    {text}")
 

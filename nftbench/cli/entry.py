@@ -1,4 +1,4 @@
-"""The entry point: the verbs by name, and what becomes of errors, warnings and Ctrl-C.
+"""The entry point: it runs the verb of a command line, and handles errors, warnings and Ctrl-C.
 
 Each verb imports what it needs when it is called, so that `--help` and `list` load nothing heavy.
 """

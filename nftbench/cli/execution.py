@@ -26,15 +26,15 @@ if TYPE_CHECKING:
     from nftbench.suites.schema import Suite
 
 FIGURES = ("frontier.png", "attacks.png", "budget.png")
-"""What nftbench.report.figures draws; importing it to ask would load matplotlib."""
+"""The files that nftbench.report.figures writes. The list is here because importing that module loads matplotlib."""
 
 UNKNOWN_ORIGIN = "which code and which base weights they came from is unknown"
-"""What is said of records that 0.1 wrote."""
+"""A remark in messages about records of nftbench 0.1."""
 
 
 @dataclass(frozen=True)
 class Work:
-    """A planned run: the whole plan of the suite, the part that the command line selects, and where records go."""
+    """A planned run: the plan of the whole suite, the selected part of it, and the store for records."""
 
     whole: Plan
     part: Plan
@@ -45,7 +45,7 @@ class Work:
 
 
 def prepare(suite_name: str, selection: Selection, options: RunOptions) -> Work:
-    """Read the suite, add the plugins that the command line names beyond it, plan it, select.
+    """Read a suite, add plugins that only the command line names, plan it, and select a part.
 
     Planning imports plugins, and these import torch, so a line is printed before that.
 
@@ -119,16 +119,16 @@ def check_corpus(suite: Suite, data: Path | None) -> None:
 def _with_additions(suite: Suite, added: Sequence[Plugin], names: Mapping[Kind, Sequence[str]]) -> Suite:
     """The suite with the plugins of --plugin files, and with the selected plugins that it does not list."""
     from nftbench.planning import registry
-    from nftbench.planning.plan import asked, exact
+    from nftbench.planning.plan import exact, filter_spec
 
     for kind in registry.KINDS:
         selected, from_files = names.get(kind, ()), [plugin.name for plugin in added if plugin.kind == kind]
         if not selected and not from_files:
             continue
         listed = getattr(suite, kind)
-        present = {asked(kind, text) for text in (*listed, *(suite.utility if kind == "tasks" else ()))}
+        present = {filter_spec(kind, text) for text in (*listed, *(suite.utility if kind == "tasks" else ()))}
         present_names = {spec.name for spec in present}
-        specs = {text: asked(kind, text) for text in selected}
+        specs = {text: filter_spec(kind, text) for text in selected}
         new = [
             text for text, spec in specs.items() if (spec not in present if exact(text) else text not in present_names)
         ]

@@ -1,4 +1,4 @@
-"""The options that several verbs share. An option's name, type, default and help stand here and nowhere else.
+"""The options that several verbs share, each with its name, type, default and help.
 
 A verb takes a group of options as one parameter, a dataclass of this module, and `with_options` tells typer about the
 group's fields. README.md's tables are made from the same texts.

@@ -1,4 +1,4 @@
-"""What a run shows while it runs: a live panel on a terminal, plain lines elsewhere."""
+"""The progress of a run: a live panel on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from nftbench.running.executors import Event, Stage
 from nftbench.scoring import Leaderboard
 
 BOARD_SECONDS = 5.0
-"""The live leaderboard is scored again after this time at the earliest."""
+"""The shortest time between two updates of the live leaderboard."""
 BOARD_SHARE = 0.02
-"""Scoring the live leaderboard takes at most this share of the time."""
+"""The largest share of the time that is spent on scoring the live leaderboard."""
 
 ScoreSoFar = Callable[[Sequence[Record]], Leaderboard]
-"""Takes the records that are new since its last call; returns the leaderboard of all records so far."""
+"""A function from the records that are new since its last call to the leaderboard of all records so far."""
 
 
 @contextlib.contextmanager
@@ -44,8 +44,10 @@ def display(
 
 
 class Progress:
-    """Counts of finished steps, the steps that run now, and a guess of the time left. A step protects a release or runs
-    the job of one attack."""
+    """The state of a run: counts of finished steps, the steps that run now, and an estimate of the time left.
+
+    A step makes a release, or runs the job of one attack.
+    """
 
     def __init__(self, jobs: Sequence[Job], workers: int) -> None:
         self.total, self.workers = len(jobs), workers
@@ -71,7 +73,7 @@ class Progress:
         return seconds
 
     def seconds_left(self) -> float | None:
-        """The guess for the rest of the run; None while it cannot be made.
+        """The estimated time for the rest of the run, in seconds; None if it cannot be estimated yet.
 
         A waiting step counts the mean time of finished steps of its kind, else of its stage.
         """

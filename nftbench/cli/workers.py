@@ -14,8 +14,11 @@ MEMORY = 2 * 1024**3
 
 
 def count(jobs: int | None, device: Device) -> int:
-    """As many as --jobs says; else one for each core, if memory allows, because a cell computes on one thread; on cuda
-    one, so that its cell has the card alone."""
+    """The number of worker processes: the value of --jobs, if it is given.
+
+    By default it is one for each core, because a cell computes on one thread, but no more than memory allows. On CUDA
+    it is one, so that a cell does not share the GPU.
+    """
     if jobs is not None:
         return jobs
     if device.kind != "cpu":
@@ -26,8 +29,10 @@ def count(jobs: int | None, device: Device) -> int:
 
 
 def start_server() -> None:
-    """Start the process that workers are forked from. It and they ignore Ctrl-C: the main process handles it, and they
-    would all print at once."""
+    """Start the process that workers are forked from.
+
+    It and the workers ignore Ctrl-C, which only the main process handles. Otherwise each would print a traceback.
+    """
     multiprocessing.get_context("forkserver").set_forkserver_preload(["nftbench.running.referee"])
     handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
@@ -37,8 +42,10 @@ def start_server() -> None:
 
 
 def stop() -> None:
-    """Stop the server and all workers at once. Otherwise the interpreter would wait at exit for the cells that are
-    running, and the server would still fork the workers that it was asked for."""
+    """Stop the server and all workers immediately.
+
+    Otherwise the interpreter would wait at exit for running cells, and the server would still start pending workers.
+    """
     server = getattr(forkserver, "_forkserver", None)  # the standard library has no public way to stop it
     pid = getattr(server, "_forkserver_pid", None)
     if pid is not None:

@@ -1,5 +1,5 @@
-"""From a suite to a plan: plugins are found by name, cells are listed, and each gets its key.
+"""Planning: turns a suite into the list of its cells, each with a key. Nothing is trained or measured here.
 
-Nothing here runs a plugin or loads torch by itself. `registry` finds and creates plugins, `plan` lists cells and groups
-them into jobs, `keys` and `plugin_sources` decide what makes two cells the same. Import each module by its name.
+`registry` finds and creates plugins by name. `plan` lists cells and groups them into jobs. `keys` and `plugin_sources`
+compute the keys of cells: cells with equal keys have equal numbers. Import each module by its name.
 """

@@ -1,7 +1,7 @@
-"""Which code a number comes from: the digests in a record's provenance, and whether they are today's.
+"""The code that a number comes from: digests for a record's provenance, and their comparison with today's code.
 
-A key changes with the code of the plugins. What a key does not see stands in the provenance too: the modules of
-nftbench.methods that the plugins import, and the rooms of the core that make numbers.
+A cell's key depends on the code of its plugins. Its provenance also has digests of code that the key does not depend
+on: the modules of nftbench.methods that the plugins import, and the packages of the core that compute numbers.
 """
 
 from __future__ import annotations
@@ -22,37 +22,37 @@ from nftbench.records.record import Cell, Record
 from nftbench.records.spec import Spec
 from nftbench.records.store import write_atomically
 
-ROOMS = ("nftbench.data", "nftbench.models", "nftbench.training", "nftbench.running")
-"""The rooms of the core whose code makes numbers."""
+PACKAGES = ("nftbench.data", "nftbench.models", "nftbench.training", "nftbench.running")
+"""The packages of the core whose code computes numbers."""
 PARTS: Mapping[str, Kind] = {
     "defense": "defenses",
     "attack": "attacks",
     "task": "tasks",
     "yardstick": "yardsticks",
 }
-"""The parts that plugins have in a cell."""
+"""The parts that plugins play in a cell, each with the kind of plugin."""
 
 
 def sources(plan: Plan, cell: Cell, cache: Path) -> dict[str, str]:
-    """Digests of the code that a cell's number comes from: of its plugins, their shared modules, and the core.
+    """Digests of the code that a cell's number comes from: its plugins, their shared modules, and the core.
 
-    `cache` keeps digests of shared code, which take a quarter second to make.
+    Digests of shared code are stored in `cache`, because computing them takes a quarter of a second.
     """
     last = "yardstick" if plan.role(cell) == "yardstick" else "task"
     names = {"defense": cell.defense.name, "attack": cell.attack.name, last: cell.task.name}
     plugins = {part: plan.sources[PARTS[part], name] for part, name in names.items()}
     shared = {name for source in plugins.values() for name in source.methods}
-    digests = {name: _shared_digest(name, cache) for name in (*sorted(shared), *ROOMS)}
+    digests = {name: _shared_digest(name, cache) for name in (*sorted(shared), *PACKAGES)}
     return {part: source.digest for part, source in plugins.items()} | {
-        name: found for name, found in digests.items() if found is not None
+        name: value for name, value in digests.items() if value is not None
     }
 
 
 def check(plan: Plan, names: Iterable[tuple[Kind, str]]) -> None:
-    """Refuse to go on with plugins that have been edited since the plan was made: its keys are of the former code.
+    """Check that plugins have not been edited since the plan was made, because the plan's keys depend on their code.
 
     Raises:
-        NftbenchError: a plugin's source is not what it was.
+        NftbenchError: a plugin's source has changed.
     """
     for kind, name in names:
         source = plan.sources[kind, name]
@@ -62,11 +62,13 @@ def check(plan: Plan, names: Iterable[tuple[Kind, str]]) -> None:
 
 
 def comparison(records: Collection[Record], cache: Path) -> str | None:
-    """One line on how many of these cells come from other code than today's, such as
+    """One line that says how many records come from today's code and how many from other code.
+
+    None without records. An example:
 
         sources of 68 cells: 57 as today; 2 other than today (attack lora, nftbench.training); 9 do not say
 
-    None without records. Records of nftbench 0.1 do not say; a plugin that is not here makes no error.
+    Records of nftbench 0.1 do not say. If a plugin is missing today, its records count as unknown.
     """
     if not records:
         return None
@@ -74,30 +76,30 @@ def comparison(records: Collection[Record], cache: Path) -> str | None:
     changed: Counter[str] = Counter()
     counts: Counter[str] = Counter()
     for record in records:
-        found: Mapping[str, str] = record.provenance.get("sources") or {}
+        then: Mapping[str, str] = record.provenance.get("sources") or {}
         specs = {"defense": record.defense, "attack": record.attack, "task": record.task, "yardstick": record.task}
-        names = {part: Spec.parse(specs[part]).name if part in PARTS else "" for part in found}
+        names = {part: Spec.parse(specs[part]).name if part in PARTS else "" for part in then}
         now = {part: today(part, name) for part, name in names.items()}
-        others = [f"{part} {names[part]}".strip() for part in found if now[part] not in (None, found[part])]
+        others = [f"{part} {names[part]}".strip() for part in then if now[part] not in (None, then[part])]
         changed.update(others)
-        counts["silent" if not found else "other" if others else "unknown" if None in now.values() else "same"] += 1
-    named = ", ".join(name for name, _ in changed.most_common(NAMED)) + (", …" if len(changed) > NAMED else "")
-    said = {
+        counts["silent" if not then else "other" if others else "unknown" if None in now.values() else "same"] += 1
+    named = ", ".join(name for name, _ in changed.most_common(SHOWN)) + (", …" if len(changed) > SHOWN else "")
+    phrases = {
         "same": "as today",
         "other": f"other than today ({named})",
         "unknown": "unknown, from a plugin that is not here",
         "silent": "do not say",
     }
-    parts = [f"{counts[kind]} {words}" for kind, words in said.items() if counts[kind]]
+    parts = [f"{counts[kind]} {words}" for kind, words in phrases.items() if counts[kind]]
     return f"sources of {len(records)} cells: {'; '.join(parts)}"
 
 
-NAMED = 6
-"""Sources that the line names at most."""
+SHOWN = 6
+"""The largest number of changed sources that the line names."""
 
 
 def _today(part: str, name: str, cache: Path) -> str | None:
-    """Today's digest of a plugin or of shared code; None where it is not there, or cannot be read."""
+    """Today's digest of a plugin or of shared code; None if it is missing or cannot be read."""
     if part not in PARTS:
         return _shared_digest(part, cache)
     try:
@@ -108,9 +110,9 @@ def _today(part: str, name: str, cache: Path) -> str | None:
 
 @functools.cache
 def _shared_digest(name: str, cache: Path) -> str | None:
-    """Digest of a module or of a whole room, asked for once a process; None where there is none.
+    """The digest of a module or of a whole package, computed once in a process; None if it does not exist.
 
-    The cache keeps it by the content of its files, so that most processes need not parse them.
+    It is cached on disk under a hash of its files' bytes, so that most processes need not parse them.
     """
     path = located(name)
     if path is None:
@@ -119,8 +121,8 @@ def _shared_digest(name: str, cache: Path) -> str | None:
     kept = cache / "code" / digest([file_hash(file) for file in files])[:32]
     if kept.is_file():
         return kept.read_text(encoding="ascii")
-    found = digest(sorted(file_digest(file) for file in files))
-    with contextlib.suppress(OSError):  # a cache that cannot be written costs time alone
+    computed = digest(sorted(file_digest(file) for file in files))
+    with contextlib.suppress(OSError):  # without a writable cache this only takes longer
         kept.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(kept, found.encode())
-    return found
+        write_atomically(kept, computed.encode())
+    return computed

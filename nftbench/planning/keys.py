@@ -1,8 +1,8 @@
 """Keys: hashes of everything that can change a number, and of nothing else.
 
-A corpus key is part of a base key, a base key of a release key, a release key of a cell's. Settings are hashed without
-their defaults, so that a field that is added later leaves every key as it was. The core counts by the versions of its
-areas, a plugin by its source. Versions of libraries are provenance and no part of a key.
+The key of a corpus is part of the key of a base model, which is part of the key of a release, which is part of the key
+of a cell. Settings at their defaults are left out, so that keys stay the same if nftbench gets a new setting. A key
+contains the versions of the core's areas and the source digests of plugins, but no versions of libraries.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ Area = Literal["training", "attack", "evaluation"]
 
 @dataclass(frozen=True)
 class Scheme:
-    """How code is counted in a key."""
+    """How keys depend on code."""
 
     versions: Mapping[Area, tuple[Any, ...]]
-    """What stands in a key for the core's code of an area."""
+    """The values in a key for the core's code of each area."""
     source: Callable[[Kind, str], str]
-    """What stands for the code of a plugin, by its kind and name."""
+    """The value in a key for the code of a plugin, given its kind and name."""
     fingerprint: Callable[[str, Defense], str] = lambda name, plugin: plugin.fingerprint()
-    """What stands for the files outside nftbench that a defense reads, by its name."""
+    """The value in a key for the files outside nftbench that a defense reads, given its name."""
 
 
 def _source(kind: Kind, name: str) -> str:
@@ -54,7 +54,7 @@ TODAY = Scheme(
 
 
 def corpus_key(suite: Suite, seed: int, data: Path | None, scheme: Scheme = TODAY) -> str:
-    """Key of the packed corpus; real text does not depend on the seed."""
+    """Key of a corpus. Only the corpus of the toy language depends on the seed."""
     settings, version = suite.corpus, scheme.versions["training"]
     if settings.source == "none":
         return digest("corpus", *version, "none")
@@ -64,7 +64,7 @@ def corpus_key(suite: Suite, seed: int, data: Path | None, scheme: Scheme = TODA
             "corpus", *version, settings.model_dump(include=fields, exclude_defaults=True), settings.grammar + seed
         )
     files = [
-        path for place in (settings.train, settings.heldout) for path in sorted((data or Path()).glob(place or ""))
+        path for pattern in (settings.train, settings.heldout) for path in sorted((data or Path()).glob(pattern or ""))
     ]
     content = [file_hash(path) for path in files] if settings.source == "text" else []
     described = settings.model_dump(exclude={"grammar", "sentences"}, exclude_defaults=True)
@@ -72,51 +72,53 @@ def corpus_key(suite: Suite, seed: int, data: Path | None, scheme: Scheme = TODA
 
 
 def base_key(suite: Suite, seed: int, data: Path | None, device: Device, scheme: Scheme = TODAY) -> str:
-    """Key of the undefended model's whole pre-training run; which checkpoints of it are kept changes no number."""
+    """Key of the undefended model's pre-training run. The choice of checkpoints to keep is no part of it."""
     recipe = suite.pretraining.model_dump(exclude={"checkpoints", "task", "only"}, exclude_defaults=True)
     if suite.pretraining.task is not None:
-        told = _told(suite, (suite.pretraining.task,), data, scheme)
-        recipe |= {"task": told, "only": suite.pretraining.only}
+        task = _training_data(suite, (suite.pretraining.task,), data, scheme)
+        recipe |= {"task": task, "only": suite.pretraining.only}
     corpus = corpus_key(suite, seed, data, scheme)
     return digest("base", *scheme.versions["training"], suite.model, corpus, recipe, seed, device.kind)
 
 
 class Keys:
-    """Keys of one plan; whatever several cells share is hashed once."""
+    """The keys of one plan's releases and cells. Parts that several keys have in common are computed once."""
 
     def __init__(
         self, suite: Suite, device: Device, data: Path | None, limit: int | None, scheme: Scheme = TODAY
     ) -> None:
         self.suite, self.data, self.limit = suite, data, limit
         self.plugins: dict[tuple[Kind, str], str] = {}
-        """What stands for each plugin that a key was made of so far."""
+        """The source value of each plugin that is in a key so far."""
         self.scheme = replace(scheme, source=self.source)
-        self.counted = scheme.source
+        self.compute_source = scheme.source
         self.base = functools.cache(lambda seed: base_key(suite, seed, data, device, self.scheme))
         self.task_data = functools.cache(lambda task: _task_data(task, data))
         self.create = functools.cache(lambda kind, spec: registry.create(kind, str(spec)))
         self.budget = suite.budget.model_dump(exclude={"timeout"}, exclude_defaults=True)
 
     def source(self, kind: Kind, name: str) -> str:
-        """What stands for the code of a plugin."""
+        """The value in a key for the code of a plugin."""
         if (kind, name) not in self.plugins:
-            self.plugins[kind, name] = self.counted(kind, name)
+            self.plugins[kind, name] = self.compute_source(kind, name)
         return self.plugins[kind, name]
 
     def release(self, spec: Spec, seed: int) -> str:
-        """Key of what a defense releases."""
+        """Key of a defense's release."""
         plugin: Defense = self.create("defenses", spec)
         source, fingerprint = self.source("defenses", spec.name), self.scheme.fingerprint(spec.name, plugin)
         parts: list[Any] = [self.base(seed), spec.name, registry.parameters(plugin), source, fingerprint]
         if plugin.told():
-            told = _told(self.suite, plugin.told(), self.data, self.scheme)
-            parts += [*self.scheme.versions["evaluation"], told, self.limit, seed]
+            tasks = _training_data(self.suite, plugin.told(), self.data, self.scheme)
+            parts += [*self.scheme.versions["evaluation"], tasks, self.limit, seed]
         return digest("release", *parts)[:32]
 
     def cell(self, release: str, attack: Spec, task: Spec, seed: int) -> str:
-        """Key of one attack's score on one task."""
+        """Key of the cell of one attack on one task."""
         plugin: Attack = self.create("attacks", attack)
-        others = [_told(self.suite, self.suite.tasks, self.data, self.scheme)] if plugin.adaptation == "merging" else []
+        others: list[Any] = []
+        if plugin.adaptation == "merging":
+            others.append(_training_data(self.suite, self.suite.tasks, self.data, self.scheme))
         others += [self.built_on(text) for text in plugin.uses()]
         return digest(
             "cell",
@@ -131,31 +133,31 @@ class Keys:
         )
 
     def built_on(self, text: str) -> list[Any]:
-        """What a number depends on through another attack."""
+        """The values in a key for an attack on which another attack is built."""
         spec = canonical("attacks", text)
         plugin: Attack = self.create("attacks", spec)
-        source, below = self.source("attacks", spec.name), [self.built_on(one) for one in plugin.uses()]
-        return [spec.name, registry.parameters(plugin), source, *below]
+        source, further = self.source("attacks", spec.name), [self.built_on(used) for used in plugin.uses()]
+        return [spec.name, registry.parameters(plugin), source, *further]
 
     def reading(self, release: str, attack: Spec, task: Spec, seed: int) -> str:
-        """Key of what a yardstick reads off a release."""
+        """Key of a yardstick's measurement on a release."""
         plugin: Yardstick = self.create("yardsticks", task)
         source = self.source("yardsticks", task.name)
-        used = _told(self.suite, plugin.uses(), self.data, self.scheme)
-        told = [str(attack), task.name, registry.parameters(plugin), source]
+        used = _training_data(self.suite, plugin.uses(), self.data, self.scheme)
+        yardstick = [str(attack), task.name, registry.parameters(plugin), source]
         versions = [*self.scheme.versions["attack"], *self.scheme.versions["evaluation"]]
-        return digest("reading", *versions, release, told, used, self.budget, self.limit, seed)
+        return digest("reading", *versions, release, yardstick, used, self.budget, self.limit, seed)
 
 
-def _told(suite: Suite, specs: tuple[str, ...], data: Path | None, scheme: Scheme) -> list[Any]:
-    """What an owner's use of tasks depends on: their sources and data, and how much of them the budget leaves."""
+def _training_data(suite: Suite, specs: tuple[str, ...], data: Path | None, scheme: Scheme) -> list[Any]:
+    """The values in a key for tasks whose training data is used: their code, their data, and the limit on documents."""
     tasks = [task_spec(text) for text in specs]
-    read = [[str(task), scheme.source("tasks", task.name), _task_data(task, data)] for task in tasks]
-    return [read, suite.budget.max_train_documents]
+    content = [[str(task), scheme.source("tasks", task.name), _task_data(task, data)] for task in tasks]
+    return [content, suite.budget.max_train_documents]
 
 
 def _task_data(task: Spec, data: Path | None) -> list[str]:
-    """Hashes of the local files that a task reads; its hub revision stands in its own source."""
+    """Hashes of the local files that a task reads. A revision on the hub is part of the task's own source."""
     plugin = registry.find("tasks", task.name)
     if not plugin.is_text:
         return [registry.create("tasks", str(task)).fingerprint(data)]

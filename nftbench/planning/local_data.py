@@ -1,4 +1,4 @@
-"""Text tasks as planning sees them: their settings, the code that they name, their files under --data."""
+"""Text tasks without lm-eval: the settings in their YAML files, their Python functions, and their data under --data."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from nftbench.errors import NftbenchError
 
 
 class _WithoutFunctions(yaml.SafeLoader):
-    """Reads a task's YAML without importing what its `!function` tags name."""
+    """Reads a task's YAML file without importing the functions that its `!function` tags name."""
 
 
 _WithoutFunctions.add_constructor("!function", lambda loader, node: str(node.value))
 
 
 def settings(path: Path) -> dict[str, Any]:
-    """A task file's keys, those of the files that it includes beneath them; functions stay names."""
+    """The keys of a task file and of the files that it includes, whose keys it overrides. Functions are their names."""
     content, _ = _read(path)
     merged: dict[str, Any] = {}
     for other in _included(path):
@@ -30,10 +30,10 @@ def settings(path: Path) -> dict[str, Any]:
 
 
 def functions(path: Path) -> set[Path]:
-    """The Python files in which the functions of a task file, and of those that it includes, are defined."""
+    """The Python files that define the functions of a task file and of the files that it includes."""
     _, modules = _read(path)
-    found = {path.parent / f"{module.replace('.', '/')}.py" for module in modules}
-    return found.union(*map(functions, _included(path)))
+    own = {path.parent / f"{module.replace('.', '/')}.py" for module in modules}
+    return own.union(*map(functions, _included(path)))
 
 
 def _included(path: Path) -> list[Path]:
@@ -42,7 +42,7 @@ def _included(path: Path) -> list[Path]:
 
 
 def _read(path: Path) -> tuple[Mapping[str, Any], frozenset[str]]:
-    """A file's own keys, and the modules of the functions that it names; parsed once for each version of the file."""
+    """A file's own keys, and the modules of its functions. An unchanged file is parsed only once."""
     status = path.stat()
     return _parsed(path, status.st_mtime_ns, status.st_size)
 
@@ -55,17 +55,18 @@ def _parsed(path: Path, changed: int, size: int) -> tuple[Mapping[str, Any], fro
 
 
 def find(data: Path, config: Mapping[str, Any]) -> Path:
-    """`DIR/<path>/<name>`; the owner on the hub, as in `nyu-mll/glue`, may be left out of the folder's name.
+    """The folder with a task's data: `<data>/<dataset_path>/<dataset_name>`.
 
-    `metadata.folder` of the task stands before `dataset_path`.
+    If `dataset_path` has an owner, as in `nyu-mll/glue`, the folder may be named without it. If the task sets
+    `metadata.folder`, that is used instead of `dataset_path`.
 
     Raises:
-        NftbenchError: there is no such folder.
+        NftbenchError: the folder does not exist.
     """
     path = (config.get("metadata") or {}).get("folder") or config["dataset_path"]
     name = config.get("dataset_name") or ""
-    places: list[Path] = [data / place / name for place in (path, path.rsplit("/", 1)[-1])]
-    for place in places:
-        if place.is_dir():
-            return place
-    raise NftbenchError(f"{places[-1]}: no such folder, where the data of task {config.get('task')} should be")
+    folders: list[Path] = [data / folder / name for folder in (path, path.rsplit("/", 1)[-1])]
+    for folder in folders:
+        if folder.is_dir():
+            return folder
+    raise NftbenchError(f"{folders[-1]}: no such folder; the data of task {config.get('task')} should be in it")

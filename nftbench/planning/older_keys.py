@@ -1,8 +1,8 @@
-"""Keys as nftbench 0.1 made them, and taking over its records, so that a folder begun with it can be continued.
+"""Keys of nftbench 0.1, so that a run that was begun with it can be continued with its records.
 
-In 0.1 a plugin counted by the text of its one file. `older_keys.json` holds these hashes as they were at its last
-commit, 1b316ec, each beside the digest that the same plugin has today; `tests/golden/freeze.py` writes the latter. A
-cell has an older key only while its plugins and the versions of the core are the frozen ones.
+In 0.1, keys contained a hash of each plugin's file. `older_keys.json` holds these hashes from its last commit,
+1b316ec, each with today's digest of the same plugin, written by `tests/golden/freeze.py`. A cell has an older key only
+as long as its plugins' digests and the versions of the core are the ones in that file.
 """
 
 from __future__ import annotations
@@ -24,23 +24,23 @@ from nftbench.records.store import SETTLED, Store
 
 FROZEN = Path(__file__).with_name("older_keys.json")
 PROTOCOL = 2
-"""What stood in the keys of 0.1 where the versions of three areas stand today."""
+"""The version in the keys of 0.1, where today's keys have the versions of three areas."""
 
 
 class _ChangedError(Exception):
-    """A plugin is not the one that 0.1 had."""
+    """A plugin has changed since 0.1."""
 
 
 class _Frozen(NamedTuple):
     versions: dict[str, Any]
     plugins: dict[str, tuple[str, str]]
-    """Source hash of 0.1 and today's digest of the same source, by `<kind>/<name>`."""
+    """By `<kind>/<name>`: the source hash in 0.1, and today's digest of the same source."""
     fingerprints: dict[str, str]
-    """Of defenses that gave files of nftbench's own as files that they read."""
+    """By defense: the fingerprint in 0.1, if it contained files of nftbench itself."""
 
 
 def older_keys(plan: Plan, today: Scheme = TODAY) -> dict[str, str]:
-    """The older key of each cell that has one, by the cell's key under `today`'s scheme."""
+    """The older key of each cell that has one, by the cell's key in the scheme `today`."""
     if _frozen().versions != {area: list(version) for area, version in today.versions.items()}:
         return {}
     keys = Keys(plan.suite, plan.device, plan.data, plan.limit, SCHEME)
@@ -56,9 +56,10 @@ def older_keys(plan: Plan, today: Scheme = TODAY) -> dict[str, str]:
 
 
 def older_records(plan: Plan, store: Store) -> dict[str, Record]:
-    """Settled records under older keys, by the keys of today and with them; only of cells without a settled record.
+    """Settled records under older keys, for cells that have no settled record under today's key.
 
-    Such a record does not say which sources and which base weights it came from.
+    Each is returned under today's key, and contains it. These records do not say which code and which base weights they
+    come from.
     """
     records = store.records()
     open_cells = {cell.key for cell in plan.cells} - {key for key, one in records.items() if one.status in SETTLED}
@@ -72,11 +73,11 @@ def older_records(plan: Plan, store: Store) -> dict[str, Record]:
 
 
 def take_over(plan: Plan, store: Store) -> int:
-    """Write the records of `older_records` beside the older ones; how many they are."""
-    found = older_records(plan, store)
-    for record in found.values():
+    """Write the records of `older_records` under today's keys, and return their number. The old files stay."""
+    records = older_records(plan, store)
+    for record in records.values():
         store.write(record)
-    return len(found)
+    return len(records)
 
 
 @functools.cache

@@ -1,7 +1,4 @@
-"""A `Suite` becomes `Cell`s, and cells become jobs; nothing runs here.
-
-Each cell has a key, made in `keys.py`, and the plan knows the digests of the code that makes the cell's number.
-"""
+"""The plan of a suite: its cells with their keys, grouped into jobs. Nothing runs here."""
 
 from __future__ import annotations
 
@@ -28,7 +25,7 @@ from nftbench.terms import OF_UPDATES, Role
 
 @dataclass(frozen=True)
 class Job:
-    """The cells of one defense, seed and attack: they share the release and the attack's preparation."""
+    """The cells of one defense, seed and attack. They share the release and the attack's preparation."""
 
     defense: Spec
     attack: Spec
@@ -37,21 +34,21 @@ class Job:
 
     @property
     def key(self) -> str:
-        return digest(self.release, str(self.attack))[:32]  # whichever of its cells a run is narrowed to
+        return digest(self.release, str(self.attack))[:32]  # the same for a part of the cells
 
     @property
     def release(self) -> str:
-        """Key of the release that is attacked."""
+        """Key of the attacked release."""
         return self.cells[0].release
 
     def without(self, settled: Collection[str]) -> Job:
-        """The job that is left when the cells with these keys are done."""
+        """The job without the cells that have these keys."""
         return replace(self, cells=tuple(cell for cell in self.cells if cell.key not in settled))
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Everything that a suite asks for on one kind of device."""
+    """Everything that a run of a suite computes."""
 
     suite: Suite
     cells: tuple[Cell, ...]
@@ -60,25 +57,25 @@ class Plan:
     data: Path | None = None
     limit: int | None = None
     releases: Mapping[tuple[str, int], str] = field(default_factory=dict)
-    """Keys of all releases by defense and seed, whatever the cells are narrowed to."""
+    """Keys of all the suite's releases by defense and seed, even if the cells are narrowed to a part."""
     claims: tuple[PaperClaim, ...] = ()
-    """The suite's, with specs written as cells have them."""
+    """The suite's claims, with specs in canonical form."""
     sources: Mapping[tuple[registry.Kind, str], Source] = field(default_factory=dict)
-    """The plugins that its numbers come from, by kind and name, as they were when this was planned."""
+    """The sources of all plugins of the plan, by kind and name, at the time of planning."""
 
     def jobs(self) -> list[Job]:
-        """Cells grouped into jobs, in the order of seeds, then of the suite."""
+        """The cells grouped into jobs, in the order of seeds, then in the order of the suite."""
         groups: dict[tuple[int, str, str], list[Cell]] = {}
         for cell in self.cells:
             groups.setdefault((cell.seed, str(cell.defense), str(cell.attack)), []).append(cell)
         return [Job(cells[0].defense, cells[0].attack, cells[0].seed, tuple(cells)) for cells in groups.values()]
 
     def role(self, cell: Cell) -> Role:
-        """What the cell's task is for."""
-        place = (cell.attack, cell.task)
-        if place not in self._roles:
-            self._roles[place] = self._role(cell)
-        return self._roles[place]
+        """The part that the cell's task plays in the suite."""
+        pair = (cell.attack, cell.task)
+        if pair not in self._roles:
+            self._roles[pair] = self._role(cell)
+        return self._roles[pair]
 
     @functools.cached_property
     def _roles(self) -> dict[tuple[Spec, Spec], Role]:
@@ -95,7 +92,7 @@ class Plan:
         return "benign" if str(cell.task) in _specs(self.suite.benign) else "ranked"
 
     def row(self, defense: Spec) -> Row:
-        """What the score has to know about a defense."""
+        """What scoring needs to know about a defense."""
         if defense not in self._rows:
             self._rows[defense] = _row(defense)
         return self._rows[defense]
@@ -109,13 +106,13 @@ class Plan:
         return {}
 
     def manifest(self, command: str = "") -> Manifest:
-        """The plan as a results folder keeps it; `command` is the command line that runs it."""
+        """The manifest of the plan, for the results folder; `command` is the command line of the run."""
         scored = [cell for cell in self.cells if self.role(cell) != "yardstick"]
         readings = [cell for cell in self.cells if self.role(cell) == "yardstick"]
         return Manifest(
             suite=self.suite,
-            cells=tuple(map(_listed, scored)),
-            readings=tuple(map(_listed, readings)),
+            cells=tuple(map(_planned, scored)),
+            readings=tuple(map(_planned, readings)),
             claims=self.claims,
             skips=self.skips,
             device=str(self.device),
@@ -124,7 +121,7 @@ class Plan:
         )
 
 
-def _listed(cell: Cell) -> PlannedCell:
+def _planned(cell: Cell) -> PlannedCell:
     return PlannedCell(str(cell.defense), str(cell.attack), str(cell.task), cell.seed, cell.key)
 
 
@@ -136,14 +133,16 @@ def plan(
     limit: int | None = None,
     scheme: Scheme = TODAY,
 ) -> Plan:
-    """All cells of a suite, in order: seed, defense, attack, task. `scheme` says how their keys are made.
+    """The plan of a suite. Cells are in the order of seed, defense, attack and task.
+
+    `data` is the folder of local data, `limit` the largest number of documents in a split, and `scheme` how keys depend
+    on code.
 
     Raises:
-        NftbenchError: a plugin that does not exist or does not take these parameters, a defense that the suite cannot
-            run.
+        NftbenchError: a plugin or parameter does not exist, or the suite cannot run a defense, an attack or a claim.
     """
     defenses = {canonical("defenses", text): registry.create("defenses", text) for text in suite.defenses}
-    # The attack `none` is always planned, for its cells are base utility; reference rows are wherever a row needs one.
+    # The attack `none` is always planned, because its cells are the base utility. So is each defense's reference row.
     attacks = {canonical("attacks", text): registry.create("attacks", text) for text in ("none", *suite.attacks)}
     defenses |= _references(defenses)
     tasks = [task_spec(text) for text in (*suite.tasks, *suite.benign)]
@@ -174,7 +173,7 @@ def plan(
                     if yardstick.applies(plugin) is None:
                         key = keys.reading(release, attack, task, seed)
                         cells.append(Cell(defense, attack, task, seed, key, release))
-    sources = {place: Source.of(registry.find(*place)) for place in keys.plugins}
+    sources = {plugin_id: Source.of(registry.find(*plugin_id)) for plugin_id in keys.plugins}
     return Plan(
         suite, tuple(cells), tuple(skips.values()), device, data, limit, releases, _claims(suite, cells), sources
     )
@@ -188,11 +187,12 @@ def narrow(
     tasks: Sequence[str] = (),
     seeds: Sequence[int] = (),
 ) -> Plan:
-    """The part of a plan that the filters leave; an empty filter leaves everything. A name alone means all its specs,
-    one with brackets itself.
+    """The part of a plan that matches all filters. An empty filter matches everything.
+
+    A name matches every spec of the plugin; a spec with brackets matches itself alone.
 
     Raises:
-        NftbenchError: a seed that the suite has not, or filters that leave no cell.
+        NftbenchError: the suite does not have a seed, or no cell matches.
     """
     for seed in seeds:
         if seed not in whole.suite.seeds:
@@ -203,31 +203,31 @@ def narrow(
     filters: Mapping[registry.Kind, Sequence[str]] = {"defenses": defenses, "attacks": attacks, "tasks": tasks}
     for kind, texts in filters.items():
         names = {text for text in texts if not exact(text)}
-        specs = {asked(kind, text) for text in texts if exact(text)}
-        of = operator.attrgetter(kind.removesuffix("s"))
-        cells = tuple(cell for cell in cells if not texts or of(cell).name in names or of(cell) in specs)
+        specs = {filter_spec(kind, text) for text in texts if exact(text)}
+        spec = operator.attrgetter(kind.removesuffix("s"))
+        cells = tuple(cell for cell in cells if not texts or spec(cell).name in names or spec(cell) in specs)
     if not cells:
         skips = [
             f"{skip.attack} against {skip.defense}: {skip.reason}" for skip in whole.skips if skip.attack in attacks
         ]
-        raise NftbenchError(f"{whole.suite.name}: the filters leave no cell{f' ({skips[0]})' if skips else ''}")
+        raise NftbenchError(f"{whole.suite.name}: no cell matches the filters{f' ({skips[0]})' if skips else ''}")
     return replace(whole, cells=cells)
 
 
 def exact(text: str) -> bool:
-    """Whether a filter means one spec, and not all of a name."""
+    """Whether a filter matches one spec alone, and not every spec of a name."""
     return "[" in text
 
 
-def asked(kind: registry.Kind, text: str) -> Spec:
-    """What a filter names, written as planning has it; a name alone stays one, whatever parameters it may need."""
+def filter_spec(kind: registry.Kind, text: str) -> Spec:
+    """The spec in a filter, in canonical form. A name alone is not checked, as the plugin may need parameters."""
     if not exact(text):
         return Spec.parse(text)
     return task_spec(text) if kind == "tasks" else canonical(kind, text)
 
 
 def _tasks(defense: Defense, attack: Attack, ranked: list[Spec], utility: list[Spec]) -> list[Spec]:
-    """What an attack is tried on; one on an update on the update's own task alone."""
+    """The tasks that an attack runs on. An attack on an update runs on the update's own task alone."""
     if attack.adaptation in OF_UPDATES:
         own = task_spec(defense.told()[0])
         return [task for task in ranked if task == own]
@@ -235,14 +235,14 @@ def _tasks(defense: Defense, attack: Attack, ranked: list[Spec], utility: list[S
 
 
 QUANTITIES = ("score", "gain", "kept", "utility")
-"""What a claim may read of scores; whatever else it reads is `yardstick.value`."""
+"""The quantities of scores in claims. All others are values of yardsticks, as `<yardstick>.<value>`."""
 
 
 def _claims(suite: Suite, cells: list[Cell]) -> tuple[PaperClaim, ...]:
-    """The suite's claims in canonical specs.
+    """The suite's claims, with specs in canonical form.
 
     Raises:
-        NftbenchError: a claim about what the suite does not run, or an unknown quantity.
+        NftbenchError: a claim names a plugin that the suite does not run, or an unknown quantity.
     """
     known = {
         "rows": {str(cell.defense) for cell in cells},
@@ -251,22 +251,22 @@ def _claims(suite: Suite, cells: list[Cell]) -> tuple[PaperClaim, ...]:
     }
     yardsticks = {Spec.parse(text).name for text in suite.yardsticks}
 
-    def written(quantity: Quantity) -> Quantity:
+    def checked(quantity: Quantity) -> Quantity:
         specs = {
             "rows": tuple(str(canonical("defenses", text)) for text in quantity.rows),
             "attacks": tuple(str(canonical("attacks", text)) for text in quantity.attacks),
             "tasks": tuple(str(task_spec(text)) for text in quantity.tasks),
         }
         name, dot, _ = quantity.read.partition(".")
-        asked = [(spec, known[axis]) for axis, texts in specs.items() for spec in texts]
-        for text, names in [*asked, (name, yardsticks if dot else set(QUANTITIES))]:
+        named = [(spec, known[axis]) for axis, texts in specs.items() for spec in texts]
+        for text, names in [*named, (name, yardsticks if dot else set(QUANTITIES))]:
             if text not in names:
-                raise NftbenchError(f"{suite.name}: claims: there is no {text!r}{suggest(text, sorted(names))}")
+                raise NftbenchError(f"{suite.name}: claims: unknown {text!r}{suggest(text, sorted(names))}")
         return quantity.model_copy(update=specs)
 
     return tuple(
         claim.model_copy(
-            update={key: written(one) for key in ("read", "minus", "over") if (one := getattr(claim, key)) is not None}
+            update={key: checked(one) for key in ("read", "minus", "over") if (one := getattr(claim, key)) is not None}
         )
         for claim in suite.claims
     )
@@ -277,7 +277,7 @@ def _specs(texts: tuple[str, ...]) -> list[str]:
 
 
 def _references(defenses: dict[Spec, Defense]) -> dict[Spec, Defense]:
-    """The reference rows that the suite does not list itself."""
+    """The reference rows that the suite does not list."""
     missing: dict[Spec, Defense] = {}
     for plugin in defenses.values():
         reference = canonical("defenses", plugin.reference_row())
@@ -301,8 +301,12 @@ def _row(defense: Spec) -> Row:
 
 
 def _check_attack(suite: Suite, spec: Spec, attack: Attack, above: tuple[Spec, ...] = ()) -> None:
-    """An attack may only be built on such that know no more than it does, and not on itself; the suite has a grid for
-    the optimizer that it names."""
+    """Check an attack and the attacks that it is built on.
+
+    Raises:
+        NftbenchError: the attack is built on itself or on an attack with more knowledge, or the suite has no learning
+            rates for its optimizer.
+    """
     if spec in above:
         raise NftbenchError(f"{spec}: it is built on itself")
     if attack.optimizer is not None and attack.optimizer not in suite.budget.learning_rates:

@@ -1,8 +1,8 @@
-"""Which files are a plugin's own, and digests of them: editing one of them runs the plugin's cells again.
+"""The source files of a plugin, and their digest. If it changes, the plugin's cells run again.
 
-Own files are the plugin's folder, if it is one, or else its file; and what these import, directly or through others,
-from beside the plugin, from its own installed package, or from nftbench's other plugins. Nothing is imported to find
-this out.
+A plugin's own files are its file or folder, and the modules that these import, directly or through others: modules in
+the same folder, in the plugin's own installed package, or in nftbench's other plugins. To find them, nothing is
+imported.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ SHIPPED = tuple(f"nftbench.{kind}." for kind in registry.KINDS)
 
 @dataclass(frozen=True)
 class Source:
-    """A plugin and what its source was at some time."""
+    """A plugin, and the digest of its source at some time."""
 
     plugin: Plugin
     digest: str
     methods: tuple[str, ...]
-    """The modules of nftbench.methods that it imports, directly or through others."""
+    """The modules of nftbench.methods that the plugin imports, directly or through others."""
     stamps: tuple[tuple[Path, int, int], ...]
     """Its files with the time of their last change, in ns, and their size."""
 
@@ -56,9 +56,9 @@ def _stamp(path: Path) -> tuple[Path, int, int]:
 
 
 def source_digest(plugin: Plugin) -> str:
-    """Hash of a plugin's own code: of the syntax of its Python files and the bytes of its folder's other files.
+    """A hash of a plugin's own files: of the syntax of Python files, and of the bytes of other files in its folder.
 
-    Where the files lie does not count. A text task counts by its settings and the functions that it names.
+    The paths of the files do not change it. The digest of a text task is of its settings and its functions' files.
     """
     own = own_files(plugin)
     settings = [local_data.settings(plugin.path)] if plugin.is_text and plugin.path is not None else []
@@ -66,12 +66,12 @@ def source_digest(plugin: Plugin) -> str:
 
 
 def own_files(plugin: Plugin) -> frozenset[Path]:
-    """A plugin's own files; of a text task the Python files alone.
+    """A plugin's own files; for a text task, only its Python files.
 
     Raises:
-        NftbenchError: an entry point whose file is not found.
+        NftbenchError: the file of an entry point does not exist.
     """
-    known = dict(_beginnings(plugin))
+    known = dict(_first_files(plugin))
     waiting = list(known.items())
     while waiting:
         for name, path in _imported(*waiting.pop(), functools.partial(_own_module, plugin)):
@@ -83,26 +83,26 @@ def own_files(plugin: Plugin) -> frozenset[Path]:
 
 def methods(plugin: Plugin) -> tuple[str, ...]:
     """The modules of nftbench.methods that a plugin's own files import, and those that these import in turn."""
-    found: set[str] = set()
+    names: set[str] = set()
     waiting = [(path, "") for path in own_files(plugin)]
     while waiting:
         for name, path in _imported(*waiting.pop(), _method):
-            if name not in found:
-                found.add(name)
+            if name not in names:
+                names.add(name)
                 waiting.append((path, name))
-    return tuple(sorted(found))
+    return tuple(sorted(names))
 
 
 def file_digest(path: Path) -> str:
-    """Of a Python file the digest of its syntax, of another that of its bytes."""
+    """The digest of a Python file's syntax, or of another file's bytes."""
     return identity.code(path).digest if path.suffix == ".py" else identity.file_hash(path)
 
 
 # --------------------------------------------------------------------------------------------------------- files
 
 
-def _beginnings(plugin: Plugin) -> Iterator[tuple[Path, str]]:
-    """The files that are the plugin's own whatever it imports, with the names of their modules."""
+def _first_files(plugin: Plugin) -> Iterator[tuple[Path, str]]:
+    """The plugin's file, or all files of its folder, with the names of their modules."""
     if plugin.is_text:
         assert plugin.path is not None
         yield from ((path, path.stem) for path in local_data.functions(plugin.path))
@@ -122,7 +122,7 @@ def _beginnings(plugin: Plugin) -> Iterator[tuple[Path, str]]:
 
 
 def _files_in(folder: Path, package: str) -> Iterator[tuple[Path, str]]:
-    """Every file of a package, but for caches, tests and hidden ones, with the name of its module."""
+    """All files of a package except caches, tests and hidden files, with the names of their modules."""
     for file in sorted(folder.rglob("*")):
         parts = file.relative_to(folder).parts
         if file.is_file() and not any(map(_left_out, parts)):
@@ -139,23 +139,23 @@ def _left_out(name: str) -> bool:
 
 
 def _imported(path: Path, module: str, find: Callable[[str], Path | None]) -> Iterator[tuple[str, Path]]:
-    """Those of the modules that a file imports which `find` knows, by their full names."""
+    """The modules that a file imports, by full name, with their files. `find` gives the file of a module or None."""
     if path.suffix != ".py":
         return
     package = module if path.name == "__init__.py" else module.rpartition(".")[0]
     for one in identity.code(path).imports:
         base = _absolute(one, package)
-        # `from a import b` takes the module a.b, or something that the module a defines.
+        # In `from a import b`, b is the module a.b, or else something that the module a defines.
         for candidates in [[f"{base}.{name}", base] for name in one.names] or [[base]]:
             for name in candidates:
-                found = find(name)
-                if found is not None:
-                    yield name, found
+                file = find(name)
+                if file is not None:
+                    yield name, file
                     break
 
 
 def _absolute(one: Import, package: str) -> str:
-    """`one`'s module by its full name; each leading dot after the first goes one package up."""
+    """The full name of an imported module. In relative imports, each dot after the first goes up one package."""
     if not one.level:
         return one.module
     parts = package.split(".")
@@ -163,7 +163,7 @@ def _absolute(one: Import, package: str) -> str:
 
 
 def _own_module(plugin: Plugin, name: str) -> Path | None:
-    """The file of a module, if the module is the plugin's own or one of nftbench's plugins."""
+    """The file of a module if it belongs to the plugin or is one of nftbench's plugins; else None."""
     if name.startswith(SHIPPED):
         return located(name)
     if plugin.origin in ("nftbench", "lm-eval"):
@@ -176,8 +176,8 @@ def _own_module(plugin: Plugin, name: str) -> Path | None:
     beside = _below((folder,), name.split("."))
     if beside is not None:
         return beside
-    found = located(name)  # the folder may lie inside a package that can be imported
-    return found if found is not None and found.is_relative_to(folder) else None
+    file = located(name)  # the folder may be part of a package that can be imported
+    return file if file is not None and file.is_relative_to(folder) else None
 
 
 def _method(name: str) -> Path | None:
@@ -185,30 +185,31 @@ def _method(name: str) -> Path | None:
 
 
 def located(name: str) -> Path | None:
-    """The file of a module that could be imported by this name; nothing but nftbench itself is imported for it."""
+    """The file of the module with this name; None if there is none. Only nftbench itself may be imported for this."""
     parts = name.split(".")
-    known = 2 if parts[0] == "nftbench" else 1  # plugins lie beside nftbench in a checkout, and inside when installed
+    known = 2 if parts[0] == "nftbench" else 1  # plugin folders are beside nftbench in a checkout, inside if installed
     file, folders = _package(".".join(parts[:known]), tuple(sys.path))
     return _below(folders, parts[known:]) if parts[known:] else file
 
 
 @functools.cache
 def _package(name: str, search_path: tuple[str, ...]) -> tuple[Path | None, tuple[Path, ...]]:
-    """A module's file and, of a package, the folders in which its modules lie; looked for once for each `sys.path`."""
+    """A module's file and, if it is a package, the folders of its modules. Cached for each `sys.path`."""
     try:
-        found = importlib.util.find_spec(name)
+        spec = importlib.util.find_spec(name)
     except (ImportError, ValueError):
-        found = None
-    if found is None:
+        spec = None
+    if spec is None:
         return None, ()
-    file = Path(found.origin) if found.origin is not None and found.origin.endswith(".py") else None
-    return file, tuple(map(Path, found.submodule_search_locations or ()))
+    file = Path(spec.origin) if spec.origin is not None and spec.origin.endswith(".py") else None
+    return file, tuple(map(Path, spec.submodule_search_locations or ()))
 
 
 def _below(folders: Sequence[Path], parts: Sequence[str]) -> Path | None:
+    """The file of the module with these name parts in one of the folders."""
     for folder in folders:
-        place = folder.joinpath(*parts)
-        for path in (place.with_name(f"{place.name}.py"), place / "__init__.py"):
+        package = folder.joinpath(*parts)
+        for path in (package.with_name(f"{package.name}.py"), package / "__init__.py"):
             if path.is_file():
                 return path
     return None

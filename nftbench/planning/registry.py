@@ -1,8 +1,10 @@
-"""Plugins by name: a file or folder in defenses/, attacks/, tasks/ or yardsticks/, an entry point, or --plugin PATH.
+"""Finds plugins by name, and creates them from specs.
 
-Names are found without importing anything; a plugin is imported when it is asked for. Its name is that of its file,
-folder or entry point; its class is the one in that file, or in the folder's `__init__.py`, which has the protocol's
-method. A text task is a YAML file.
+A plugin is a file or folder in defenses/, attacks/, tasks/ or yardsticks/, an entry point of an installed package, or a
+path given with --plugin. Its name is that of the file, folder or entry point. Its class is the one with the method of
+its protocol, such as `protect`, in the file or in the folder's `__init__.py`. A YAML file is a text task.
+
+Listing plugins imports none of them.
 """
 
 from __future__ import annotations
@@ -39,24 +41,24 @@ PROTOCOLS: dict[Kind, type[Any]] = {"defenses": Defense, "attacks": Attack, "tas
 
 @dataclass(frozen=True)
 class Plugin:
-    """Where a plugin is; finding out imports nothing."""
+    """A plugin that is available but not imported: its kind, its name and its location."""
 
     kind: Kind
     name: str
     origin: str
     """`nftbench`, the distribution behind an entry point, the path given with --plugin, or `lm-eval`."""
     path: Path | None = None
-    """Its source file, of a folder the `__init__.py`; None for an entry point."""
+    """Its file, which for a folder is `__init__.py`; None for an entry point."""
     entry_point: EntryPoint | None = None
 
     @property
     def is_text(self) -> bool:
-        """Whether it is a text task: a YAML file."""
+        """Whether it is a text task, which is a YAML file."""
         return self.path is not None and self.path.suffix == ".yaml"
 
     @property
     def about(self) -> str:
-        """The first line of the docstring, or of a YAML file's leading comment."""
+        """A description in one line: the first line of the module's docstring, or a YAML file's first comment."""
         if self.path is None:
             return f"(from {self.origin})"
         text = self.path.read_text(encoding="utf-8")
@@ -70,10 +72,10 @@ _added: dict[tuple[Kind, str], Plugin] = {}
 
 
 def add_file(path: str | Path) -> list[Plugin]:
-    """Make the plugins of a file or folder available, whichever kinds it holds (`--plugin path/to/mine.py`).
+    """Make the plugins in a file or folder available, as `--plugin` does. It may contain plugins of several kinds.
 
     Raises:
-        NftbenchError: there is no such file, it cannot be read, it holds no plugin, or a name is taken already.
+        NftbenchError: the file does not exist, cannot be parsed, or contains no plugin, or the name is already used.
     """
     path = Path(path).resolve()
     path = path.parent if path.name == "__init__.py" else path
@@ -85,7 +87,7 @@ def add_file(path: str | Path) -> list[Plugin]:
     except (SyntaxError, UnicodeDecodeError) as error:
         raise NftbenchError(f"--plugin {path}: {error}") from None
     if not kinds:
-        raise NftbenchError(f"--plugin {path}: holds no class with {', '.join(_METHOD.values())}")
+        raise NftbenchError(f"--plugin {path}: has no class with one of the methods {', '.join(_METHOD.values())}")
     added = [Plugin(kind, _name(source), str(path), source) for kind in kinds]
     for plugin in added:
         known = available(plugin.kind).get(plugin.name)
@@ -97,7 +99,7 @@ def add_file(path: str | Path) -> list[Plugin]:
 
 @contextlib.contextmanager
 def added(*paths: str | Path) -> Iterator[list[Plugin]]:
-    """Make the plugins of these files and folders available for a while; what is added meanwhile goes with them."""
+    """Make the plugins in these files and folders available within a `with` block, after which all added ones go."""
     before = dict(_added)
     try:
         yield [plugin for path in paths for plugin in add_file(path)]
@@ -110,21 +112,21 @@ def available(kind: Kind) -> dict[str, Plugin]:
     """All plugins of a kind by name, sorted.
 
     Raises:
-        NftbenchError: two plugins from different places have one name.
+        NftbenchError: two different plugins have the same name.
     """
-    found: dict[str, Plugin] = {}
+    plugins: dict[str, Plugin] = {}
     for plugin in _candidates(kind):
-        other = found.setdefault(plugin.name, plugin)
+        other = plugins.setdefault(plugin.name, plugin)
         if other != plugin:
             raise NftbenchError(f"two {kind} are named {plugin.name!r}: from {other.origin} and from {plugin.origin}")
-    return dict(sorted(found.items()))
+    return dict(sorted(plugins.items()))
 
 
 def find(kind: Kind, name: str) -> Plugin:
-    """The plugin of this name; a task may also be one of lm-eval's own.
+    """The plugin with this name. A task may also be one that comes with lm-eval.
 
     Raises:
-        NftbenchError: there is none; names the nearest one.
+        NftbenchError: there is none. The message names a similar one.
     """
     known = available(kind)
     if name in known:
@@ -136,10 +138,10 @@ def find(kind: Kind, name: str) -> Plugin:
 
 
 def create(kind: Kind, text: str) -> Any:
-    """The plugin that a spec names, its parameters checked against the fields of its dataclass.
+    """A plugin object from a spec. Its parameters are checked by the types of its dataclass fields.
 
     Raises:
-        NftbenchError: unknown name or parameter, a value of another type, or what the plugin itself refuses.
+        NftbenchError: the name or a parameter is unknown, a value has the wrong type, or the plugin rejects it.
     """
     from pydantic import ValidationError
 
@@ -161,19 +163,19 @@ def create(kind: Kind, text: str) -> Any:
 
 @functools.cache
 def _checker(cls: Any) -> TypeAdapter[Any]:
-    """Built once for each class, which takes a thousand times as long as using it."""
+    """The validator of a plugin class, cached because building it takes a thousand times as long as using it."""
     from pydantic import TypeAdapter
 
     return TypeAdapter(cls)
 
 
 def spec_of(name: str, plugin: Any) -> Spec:
-    """The shortest spec that creates this plugin again: fields at their defaults are left out."""
+    """The shortest spec that creates an equal plugin. Fields at their defaults are left out."""
     return Spec(name, tuple((field.name, value) for field, value in _values(plugin) if value != _default(field)))
 
 
 def parameters(plugin: Any) -> dict[str, Any]:
-    """Every hyper-parameter of a plugin with its value, defaults included."""
+    """All hyper-parameters of a plugin by name, including those at their defaults."""
     return {field.name: value for field, value in _values(plugin)}
 
 
@@ -181,7 +183,7 @@ def load(plugin: Plugin) -> type[Any]:
     """Import a plugin and return its class.
 
     Raises:
-        NftbenchError: importing it fails, or its class is no frozen dataclass.
+        NftbenchError: importing it fails, or its class is not a frozen dataclass that derives from its protocol.
     """
     try:
         if plugin.entry_point is not None:
@@ -230,12 +232,12 @@ def _name(source: Path) -> str:
 
 @functools.cache
 def _entry_points(kind: Kind, search_path: tuple[str, ...]) -> tuple[EntryPoint, ...]:
-    """What installed packages offer; looked for once for each `sys.path`."""
+    """The plugins of installed packages. Cached for each `sys.path`."""
     return tuple(entry_points(group=f"nftbench.{kind}"))
 
 
 def _kinds(path: Path) -> list[Kind]:
-    """The kinds of plugin that a file holds, from its syntax alone."""
+    """The kinds of plugins in a file, which is parsed but not imported."""
     return _kinds_of(path, path.stat().st_mtime_ns)
 
 
@@ -256,13 +258,13 @@ def _import(plugin: Plugin) -> ModuleType:
     module = sys.modules.get(name)
     if module is None or module.__file__ != str(plugin.path):
         for other in [one for one in sys.modules if one.startswith(f"{name}.")]:
-            del sys.modules[other]  # of another plugin of this name, which was a folder
+            del sys.modules[other]  # a module of an earlier plugin with this name, which was a folder
         folder = [str(plugin.path.parent)] if plugin.path.name == "__init__.py" else None
         specification = importlib.util.spec_from_file_location(name, plugin.path, submodule_search_locations=folder)
         assert specification is not None
         assert specification.loader is not None
         module = importlib.util.module_from_spec(specification)
-        sys.modules[name] = module  # dataclasses look their module up there
+        sys.modules[name] = module  # dataclasses need to find their module
         try:
             specification.loader.exec_module(module)
         except BaseException:
@@ -288,7 +290,7 @@ def _default(field: Any) -> Any:
 
 
 def _as_list(cls: type[Any], key: str, value: Any) -> Any:
-    """`a+b` as a list, where the field is a tuple or list; a plus within brackets parts nothing."""
+    """The value `a+b` as a list if the field is a tuple or list. A plus sign in brackets does not separate items."""
     annotation = next((str(field.type) for field in fields(cls) if field.name == key), "")
     if annotation.startswith(("tuple", "list")) and not isinstance(value, list):
         return [yaml.safe_load(item) for item in split(str(value), "+")]
@@ -297,7 +299,7 @@ def _as_list(cls: type[Any], key: str, value: Any) -> Any:
 
 @functools.cache
 def _stock_task(name: str) -> Path | None:
-    """The file of one of lm-eval's own tasks, found by its `task:` line: building lm-eval's index takes 5 to 40 s."""
+    """The YAML file of a task of lm-eval, found by its `task:` line. Lm-eval's own index takes 5 to 40 s to build."""
     package = importlib.util.find_spec("lm_eval")
     if package is None or not package.submodule_search_locations:
         return None

@@ -1,4 +1,4 @@
-"""The one way to write each spec: known parameters only, defaults left out."""
+"""The canonical form of specs: parameters are checked, and those at their defaults are left out."""
 
 from __future__ import annotations
 
@@ -7,16 +7,24 @@ from nftbench.planning import registry
 from nftbench.records.spec import Spec
 
 TEXT_PARAMETERS = ("metric", "num_fewshot")
-"""What the spec of a text task may set: which of its metrics is the score, and solved examples in the prompt."""
+"""The parameters of text tasks: the metric that is the score, and the number of solved examples in the prompt."""
 
 
 def canonical(kind: registry.Kind, text: str) -> Spec:
-    """The one way to write a spec: known parameters, defaults left out."""
+    """The canonical form of a plugin's spec.
+
+    Raises:
+        NftbenchError: the plugin or a parameter is unknown, or a value is wrong.
+    """
     return registry.spec_of(Spec.parse(text).name, registry.create(kind, text))
 
 
 def task_spec(text: str) -> Spec:
-    """A text task takes what lm-eval's command line lets one choose; other tasks are dataclasses like all plugins."""
+    """The canonical form of a task's spec. Text tasks have the parameters `TEXT_PARAMETERS`.
+
+    Raises:
+        NftbenchError: the task or a parameter is unknown, or a value is wrong.
+    """
     spec = Spec.parse(text)
     if not registry.find("tasks", spec.name).is_text:
         return canonical("tasks", text)

@@ -1,7 +1,7 @@
-"""What is written down: a plugin's spec, a cell, its record, the manifest of a plan, and the folders that hold them.
+"""Results on disk: records, the manifest of a plan, and the folders that hold them.
 
-`Store` reads and writes a run's folder, with records as single files or packed, and the cache of models. `identity` has
-the hashes and the versions of the core's areas from which keys are made.
+A record is the result of one cell. `Store` reads and writes the results folder, where records are single files or
+packed into one, and the cache of corpora and models. `identity` has the hashes and versions that keys are made of.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
-"""What makes two numbers the same number: hashes of settings and of code, and the versions of the core.
+"""Hashes of settings and code, and versions of the core: together they are the key of a number.
 
-A key hashes settings, data, seeds and the code of the plugins involved. The core's own code is not hashed: its three
-areas have versions, which are raised by hand. The test in tests/golden fails where numbers move and a version does not.
+A key is a hash of settings, data, seeds and the code of the plugins involved. The core's own code is not hashed.
+Instead, each of its three areas has a version, which is raised by hand. A test in tests/golden fails if numbers change
+and the version of their area does not.
 """
 
 from __future__ import annotations
@@ -16,11 +17,11 @@ from pathlib import Path
 from typing import Any
 
 TRAINING = 1
-"""Raised whenever corpora, pre-training or what defenses share give other numbers from the same settings."""
+"""Raised whenever corpora, pre-training or code shared by defenses give other numbers from the same settings."""
 ATTACK = 1
-"""Raised whenever the sweep or what attacks share give other numbers from the same settings."""
+"""Raised whenever the sweep or code shared by attacks gives other numbers from the same settings."""
 EVALUATION = 1
-"""Raised whenever a task or a metric of the core gives other numbers for the same network."""
+"""Raised whenever the core's tasks or metrics give other numbers for the same network."""
 
 
 def digest(*parts: Any) -> str:
@@ -29,7 +30,7 @@ def digest(*parts: Any) -> str:
 
 
 def file_hash(path: Path) -> str:
-    """sha256 of a file's content, read once for each version of the file."""
+    """sha256 of a file's content. An unchanged file is read only once."""
     status = path.stat()
     return _file_hash(path, status.st_mtime_ns, status.st_size)
 
@@ -45,7 +46,7 @@ def _file_hash(path: Path, changed: int, size: int) -> str:
 
 @dataclass(frozen=True)
 class Import:
-    """One import statement's module: `level` counts the leading dots, `names` are what `from` takes of it."""
+    """A module in an import statement: `level` is the number of leading dots, `names` are those after `import`."""
 
     module: str
     level: int = 0
@@ -54,17 +55,17 @@ class Import:
 
 @dataclass(frozen=True)
 class Code:
-    """A Python file as keys see it: the digest of its syntax, and what it imports."""
+    """What keys use of a Python file: the digest of its syntax, and its imports."""
 
     digest: str
     imports: tuple[Import, ...]
 
 
 def code(path: Path) -> Code:
-    """A Python file's syntax digest and imports, read once for each version of the file.
+    """A Python file's syntax digest and imports. An unchanged file is read only once.
 
-    Comments, docstrings, formatting and import lines do not count; names that an import gives anew (`x as y`) do. The
-    digest is the same under every version of Python. A file that this version cannot read counts by its bytes.
+    Comments, docstrings, formatting and import lines do not change the digest. Renamings in imports (`x as y`) do. The
+    digest is the same under every version of Python. If this version cannot parse the file, its bytes are hashed.
     """
     status = path.stat()
     return _code(path, status.st_mtime_ns, status.st_size)
@@ -81,7 +82,7 @@ def _code(path: Path, changed: int, size: int) -> Code:
 
 
 def _renamings(imports: Iterable[ast.Import | ast.ImportFrom]) -> set[tuple[str, str]]:
-    """Every `x as y`; of a dotted `x` the last part, so that a module may move."""
+    """Every `x as y` in imports. Only the last part of a dotted `x` counts, so that modules may move."""
     pairs = {(alias.name.rpartition(".")[2], alias.asname) for node in imports for alias in node.names}
     return {(name, other) for name, other in pairs if other is not None and other != name}
 
@@ -95,15 +96,15 @@ def _imported(imports: Iterable[ast.Import | ast.ImportFrom]) -> Iterable[Import
 
 
 IGNORED = frozenset({"ctx", "kind", "type_comment", "type_ignores"})
-"""Fields of syntax nodes that say nothing about what the code does."""
+"""Fields of syntax nodes that do not change what the code does."""
 
 
 def _plain(node: Any) -> Any:
-    """A syntax tree as lists: a node is its type and its fields, without those that are None or empty.
+    """A syntax tree as nested lists: each node is its type and its fields, without fields that are None or empty.
 
-    Not `ast.dump`, whose text differs between versions of Python.
+    `ast.dump` would not do, because its text differs between versions of Python.
     """
-    if isinstance(node, ast.Constant):  # 1, True and 1.0 are equal in Python, and are not the same code
+    if isinstance(node, ast.Constant):  # 1, True and 1.0 are equal in Python, but differ as code
         return [type(node.value).__name__, repr(node.value)]
     if isinstance(node, ast.JoinedStr):
         return ["JoinedStr", _joined(node)]
@@ -121,13 +122,14 @@ def _is_block(name: str, value: Any) -> bool:
 
 
 def _block(statements: list[ast.stmt]) -> list[Any]:
-    """Statements without imports and lone strings; `pass` fills none and so says nothing."""
-    return [_plain(one) for one in statements if not _says_nothing(one)]
+    """A block's statements, without those that do nothing."""
+    return [_plain(statement) for statement in statements if not _does_nothing(statement)]
 
 
-def _says_nothing(node: ast.stmt) -> bool:
-    if isinstance(node, ast.If):  # `if TYPE_CHECKING:` over import lines
-        return _is_type_checking(node.test) and all(map(_says_nothing, [*node.body, *node.orelse]))
+def _does_nothing(node: ast.stmt) -> bool:
+    """Whether a statement is an import, a docstring or other lone string, or `pass`."""
+    if isinstance(node, ast.If):  # `if TYPE_CHECKING:` with imports
+        return _is_type_checking(node.test) and all(map(_does_nothing, [*node.body, *node.orelse]))
     lone_string = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and type(node.value.value) is str
     return lone_string or isinstance(node, ast.Import | ast.ImportFrom | ast.Pass)
 
@@ -138,7 +140,7 @@ def _is_type_checking(test: ast.expr) -> bool:
 
 
 def _joined(node: ast.JoinedStr) -> list[Any]:
-    """The parts of an f-string, with neighbouring text in one: Python versions cut it at other places."""
+    """The parts of an f-string. Adjacent text parts are joined, because Python versions split text differently."""
     parts: list[Any] = []
     for part in node.values:
         plain = _plain(part)

@@ -1,4 +1,7 @@
-"""What a run planned: all that a report needs beside the records. On disk it is `manifest.json`."""
+"""The manifest of a results folder: what the run planned. With the records, it is all that a report needs.
+
+On disk it is `manifest.json`.
+"""
 
 from __future__ import annotations
 
@@ -15,11 +18,11 @@ from nftbench.records.record import CellId
 from nftbench.suites.schema import PaperClaim, Suite
 
 FORMAT = 1
-"""Raised when a field's meaning changes. A manifest without the field `format` is of the first format."""
+"""Raised when a field's meaning changes. A manifest without the field `format` has format 1."""
 
 
 class PlannedCell(NamedTuple):
-    """A cell as the manifest lists it: five values, the specs as text."""
+    """A cell in the manifest: a list of five values, with specs as text."""
 
     defense: str
     attack: str
@@ -33,7 +36,7 @@ class PlannedCell(NamedTuple):
 
 
 class Skip(NamedTuple):
-    """An attack that is not planned against a defense, and why."""
+    """An attack that is not run against a defense, and the reason."""
 
     defense: str
     attack: str
@@ -45,16 +48,16 @@ class Manifest:
     """A run's whole plan. The fields are in the order of the file."""
 
     suite: Suite
-    """As resolved: with all changes and defaults."""
+    """The suite with all its defaults, and with the changes of `--set`."""
     device: str = "cpu"
     limit: int | None = None
-    """Documents a split at most; None for all."""
+    """The largest number of documents in a split; None for no limit."""
     cells: tuple[PlannedCell, ...]
-    """Every planned cell that has a score."""
+    """All planned cells except those of yardsticks."""
     readings: tuple[PlannedCell, ...] = ()
-    """The cells of yardsticks."""
+    """The planned cells of yardsticks."""
     claims: tuple[PaperClaim, ...] = ()
-    """The suite's claims, with specs as in `cells`."""
+    """The suite's claims, with specs written as in `cells`."""
     skips: tuple[Skip, ...] = ()
     command: str = ""
     """The command line of the last run."""
@@ -67,7 +70,7 @@ class Manifest:
 
 
 def dump(manifest: Manifest) -> str:
-    """The text of manifest.json."""
+    """The content of manifest.json."""
     return json.dumps(_adapter().dump_python(manifest, mode="json"), indent=1) + "\n"
 
 
@@ -75,7 +78,7 @@ def read(path: Path) -> Manifest:
     """The manifest in a file.
 
     Raises:
-        NftbenchError: there is no such file, it is damaged, or something else wrote it.
+        NftbenchError: the file is missing or damaged, or is not a manifest of this format.
     """
     try:
         content: Any = json.loads(path.read_bytes())
@@ -83,15 +86,15 @@ def read(path: Path) -> Manifest:
         raise NftbenchError(f"{path.parent}: no results here ({path.name} is missing)") from None
     except ValueError as error:
         raise NftbenchError(f"{path}: not JSON: {error}") from None
-    newest = content.get("format", FORMAT) if isinstance(content, dict) else FORMAT
-    if newest != FORMAT:
-        raise NftbenchError(f"{path}: written by another nftbench (format {newest}, not {FORMAT})")
+    version = content.get("format", FORMAT) if isinstance(content, dict) else FORMAT
+    if version != FORMAT:
+        raise NftbenchError(f"{path}: written by another version of nftbench (format {version}, not {FORMAT})")
     try:
         return _adapter().validate_python(content)
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "all of it"
-        raise NftbenchError(f"{path}: not a manifest that nftbench run writes: {where}: {first['msg']}") from None
+        where = ".".join(map(str, first["loc"])) or "the whole file"
+        raise NftbenchError(f"{path}: not a manifest of nftbench: {where}: {first['msg']}") from None
 
 
 @functools.cache

@@ -1,15 +1,15 @@
-"""Many records in one compressed file, `records.jsonl.xz`, in which a value that repeats stands once.
+"""The pack: many records in one compressed file, `records.jsonl.xz`, which stores repeated values once.
 
-The text is one JSON value a line:
+Each line of the text is one JSON value:
 
-    {"format": 1, "shared": 2}                       how many lines of shared values follow
-    {"shared": 0, "value": {...}}                    a value that stands in several records
+    {"format": 1, "shared": 2}                       the number of lines with shared values that follow
+    {"shared": 0, "value": {...}}                    a shared value: it occurs in several records
     {"shared": 1, "value": {...}}
-    {"key": "a3…", "row": {"shared": 0}, ...}        a record; `{"shared": 0}` is a reference
-    {"count": 1, "sha256": "9c…"}                    how many records there are, and the hash of all lines above
+    {"key": "a3…", "row": {"shared": 0}, ...}        a record; `{"shared": 0}` is a reference to a shared value
+    {"count": 1, "sha256": "9c…"}                    the number of records, and the hash of all lines above
 
-An object of a record that only looks like a reference is a shared value itself, whatever its size. Shared values hold
-no references.
+If an object in a record has the form of a reference, it is stored as a shared value, whatever its size. Shared values
+contain no references.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ from nftbench.errors import NftbenchError
 
 FORMAT = 1
 SHORTEST = 100
-"""Values with a shorter text are not shared: a reference saves little there and costs each reader a look-up."""
+"""Length in characters below which a value is not shared: a reference would save little space."""
 PRESET = 6 | lzma.PRESET_EXTREME
-"""Smaller by 6 % than the plain preset; its dictionary of 8 MiB spans the text of 2,000 records."""
+"""Files are 6 % smaller than with the plain preset. Its dictionary of 8 MiB holds the text of 2,000 records."""
 
 JsonObject = dict[str, Any]
 
 
 def encode(records: Sequence[JsonObject]) -> bytes:
-    """The file's content; reading it back has been tried. Equal records in equal order give equal text."""
+    """The content of a pack with these records, checked by decoding it. Equal input gives equal text."""
     seen = Counter(text for record in records for text in _texts(record))
     shared: dict[str, int] = {}
     lines = [_text(_condensed(record, seen, shared)) for record in records]
@@ -44,22 +44,22 @@ def encode(records: Sequence[JsonObject]) -> bytes:
     footer = _text({"count": len(records), "sha256": hashlib.sha256(body).hexdigest()})
     content = lzma.compress(body + footer.encode() + b"\n", preset=PRESET)
     if decode(content, "the new pack") != [_text(record).encode() for record in records]:
-        raise RuntimeError("the new pack does not hold the records that it was made of")
+        raise RuntimeError("the new pack does not hold the records that it was made from")
     return content
 
 
 def decode(content: bytes, name: str) -> list[bytes]:
-    """The JSON of the records in a file's content, in their order. Whoever needs values parses it.
+    """The records in a pack's content, each as JSON text, in the order of the file.
 
     Raises:
-        NftbenchError: the content is damaged, cut short or of another format; the message begins with `name`.
+        NftbenchError: the content is damaged, cut short or of another format. The message begins with `name`.
     """
     try:
         return _records(_decompressed(content), name)
     except NftbenchError:
         raise
     except (ValueError, LookupError, TypeError, lzma.LZMAError) as error:
-        advice = "take it from a copy, or delete it to compute its cells again"
+        advice = "restore it from a copy, or delete it to compute its cells again"
         raise NftbenchError(f"{name}: damaged ({type(error).__name__}: {error}); {advice}") from None
 
 
@@ -77,26 +77,26 @@ def _records(text: bytes, name: str) -> list[bytes]:
     *lines, last, rest = text.split(b"\n")
     header, footer = json.loads(lines[0]), json.loads(last)
     if header["format"] != FORMAT:
-        raise NftbenchError(f"{name}: written by another nftbench (format {header['format']}, not {FORMAT})")
+        raise NftbenchError(f"{name}: written by another version of nftbench (format {header['format']}, not {FORMAT})")
     body = text[: -len(last) - len(rest) - 1]
     first = 1 + header["shared"]
     if rest or footer["sha256"] != hashlib.sha256(body).hexdigest() or footer["count"] != len(lines) - first:
-        raise ValueError("its last line does not fit the lines above")
+        raise ValueError("its last line does not match the lines above")
     values = [line.partition(b'"value":')[2][:-1] for line in lines[1:first]]
     return [_REFERENCE.sub(lambda match: values[int(match[1])], line) for line in lines[first:]]
 
 
 _REFERENCE = re.compile(rb'\{"shared":([0-9]+)\}')
-"""Inside a JSON string the quotes would be escaped, so that nothing else looks like this."""
+"""Matches only references, because quotes inside a JSON string are escaped."""
 
 
 def _text(value: Any) -> str:
-    """A value's JSON; keys keep their order, so that a record is read back as it was written."""
+    """A value as JSON text, with keys in their own order, so that records stay as they were written."""
     return json.dumps(value, separators=(",", ":"))
 
 
 def _texts(value: Any) -> Iterator[str]:
-    """Texts of the objects and lists in a value that are long enough to be shared, itself among them."""
+    """The JSON texts of all objects and lists in a value, and of the value itself, that are long enough to share."""
     if isinstance(value, dict | list):
         text = _text(value)
         if len(text) >= SHORTEST:
@@ -106,7 +106,7 @@ def _texts(value: Any) -> Iterator[str]:
 
 
 def _condensed(value: Any, seen: Counter[str], shared: dict[str, int]) -> Any:
-    """The value with references in place of the largest parts that repeat; `shared` grows by their texts."""
+    """The value with references in place of its largest repeated parts, whose texts are added to `shared`."""
     if not isinstance(value, dict | list):
         return value
     text = _text(value)

@@ -13,9 +13,10 @@ from nftbench.terms import Adaptation, Role, Status, TrainedWeights
 
 @dataclass(frozen=True)
 class Cell:
-    """One defense x attack x task x seed of a suite.
+    """One unit of work: one attack on one task, against one defense, at one seed.
 
-    `key` hashes everything that can change its number and nothing else; cells of one defense and seed share `release`.
+    `key` is a hash of everything that can change the cell's numbers. `release` is the key of the attacked release. All
+    cells of one defense and seed share it.
     """
 
     defense: Spec
@@ -27,7 +28,7 @@ class Cell:
 
 
 class OfCell(Protocol):
-    """Anything that belongs to one cell, with specs as text or parsed: a planned cell, a record."""
+    """Anything that belongs to one cell, such as a record. Specs may be text or parsed."""
 
     @property
     def defense(self) -> object: ...
@@ -40,7 +41,7 @@ class OfCell(Protocol):
 
 
 class CellId(NamedTuple):
-    """Which cell of a suite: defense, attack and task as printed specs, and the base seed."""
+    """The identity of a cell within a suite: defense, attack and task as text, and the base seed."""
 
     defense: str
     attack: str
@@ -48,9 +49,9 @@ class CellId(NamedTuple):
     seed: int
 
     @classmethod
-    def of(cls, one: OfCell) -> CellId:
-        """The identity of the cell that this belongs to."""
-        return cls(str(one.defense), str(one.attack), str(one.task), one.seed)
+    def of(cls, item: OfCell) -> CellId:
+        """The identity of the cell that the item belongs to."""
+        return cls(str(item.defense), str(item.attack), str(item.task), item.seed)
 
     def __str__(self) -> str:
         return f"{self.defense} × {self.attack} on {self.task}, seed {self.seed}"
@@ -58,27 +59,27 @@ class CellId(NamedTuple):
 
 @dataclass(frozen=True)
 class Row:
-    """What scoring has to know about a defense. Each record stores it, so that scoring needs no plugin."""
+    """What scoring needs to know about a defense. Each record contains it, so that scoring needs no plugin."""
 
     stage: str
-    """`pretrain`: the defense was given an untrained model; `posttrain`: it was given the trained base."""
+    """`pretrain`: the defense was given an untrained model; `posttrain`: it was given the pre-trained base model."""
     trivial: bool
-    """True for a control that claims must beat."""
+    """True for a control, which every claim must beat."""
     reference: str
-    """The row without this defense: `none`, or the undefended twin of a checkpoint."""
+    """The row without the defense, with which it is compared: `none`, or for a checkpoint its undefended twin."""
     control: str | None = None
-    """The matched control that the defense names, where that is not `none`."""
+    """The matched control that the defense names: the same procedure without the protecting part."""
     claim: Claim | None = None
-    """`knowledge` and `adaptation` of the attackers whom the defense claims to withstand; None without a claim."""
+    """The attackers that the defense claims to withstand; None without a claim."""
     task_aware: bool = False
-    """True where the defense was told tasks, so that the main ranking leaves it out."""
+    """True where the defense was given tasks to defend against. The main ranking leaves it out."""
     told: tuple[str, ...] = ()
-    """The tasks that a task-aware defense was told; the other ranked tasks are held out. Older records lack it."""
+    """The tasks that a task-aware defense was given. The other ranked tasks are held out. Older records lack it."""
 
 
 @dataclass(frozen=True)
 class Record:
-    """The result of one cell: a file that explains itself."""
+    """The result of one cell: its numbers, and where they come from."""
 
     key: str
     """Hash of everything that can change the cell's numbers: settings, seed, plugin sources, local data, kind of
@@ -90,70 +91,70 @@ class Record:
     attack: str
     """The attack with its parameters, as in `lora[rank=16]`."""
     task: str
-    """The task with its parameters; of a yardstick's record, the yardstick."""
+    """The task with its parameters; in the record of a yardstick, the yardstick."""
     seed: int
-    """The base seed. It decides the toy language's grammar, the initial weights and the order of training."""
+    """The base seed. It determines the toy language's grammar, the initial weights and the order of training data."""
     row: Row
-    """What scoring has to know about the defense: a row."""
+    """What scoring needs to know about the defense: a row."""
     knowledge: tuple[str, ...]
-    """What the attack was given beyond the release and the task's training data."""
+    """What the attack was given besides the release and the task's training data."""
     status: Status
-    """`ok`, or why there is no number: `failed`, `oom`, `timeout`, `nonfinite`."""
+    """`ok`, or the kind of failure: `failed`, `oom` (out of memory), `timeout`, `nonfinite`."""
     role: Role = "ranked"
-    """`ranked`; `benign`: attacked too, but never part of a suppression; `utility`: only measured; `yardstick`: a
-    paper's own metric instead of a task."""
+    """The task's part in the suite. `ranked`: attacked, and counted in the score; `benign`: attacked, but not counted;
+    `utility`: only measured; `yardstick`: a paper's own metric instead of a task."""
     reason: str | None = None
-    """One line about a status other than `ok`."""
+    """The reason for a status other than `ok`, in one line."""
     adaptation: Adaptation = "finetuning"
     """How the attack adapts the release: `finetuning`, `linear_probe`, `merging` or `rescaling`."""
     against: tuple[str, ...] = ()
-    """Names of the defenses that the attack was written against."""
+    """Names of the defenses that the attack was designed against."""
     uses_release: bool = True
     """False for an attack that ignores the release, such as `scratch`."""
     trains: bool = True
-    """False for attack `none`."""
+    """False for an attack that only measures, such as `none`."""
     trained_weights: TrainedWeights | None = None
-    """Which of the release's weights the attack trains: `all`; `all_longer`, for more steps than the budget has;
-    `part`; or `other`. None in older records, which do not say."""
+    """Which of the release's weights the attack trains. `all`: every weight, within the budget; `all_longer`: every
+    weight, for more steps; `part`: some of them; `other`: anything else, such as an adapter. None in older records."""
     release: str = ""
     """Folder of the attacked release under `releases/` in the cache."""
     release_sha256: str = ""
-    """Hash of the attacked weights; all cells of a defense and seed must agree."""
+    """Hash of the attacked weights. It must be the same in all cells of a defense and seed."""
     base_sha256: str | None = None
-    """Hash of the weights that the reference row releases at this seed; None where they are not known."""
+    """Hash of the weights that the reference row released at this seed; None if it is unknown."""
     limited: bool = False
-    """True for a run under `--limit`, which is never ranked."""
+    """True for a run with `--limit`, which is never ranked."""
     unattacked: Measurement | None = None
-    """The release's own test score: a measurement."""
+    """The release's score on the test split before the attack: a measurement."""
     validation: Measurement | None = None
-    """The attacked model's score on the validation split, by which attacks are chosen: a measurement."""
+    """The attacked model's score on the validation split, by which the best attack is chosen: a measurement."""
     attacked: Measurement | None = None
     """The attacked model's score on the test split: a measurement."""
     picked: Point | None = None
-    """The point of the sweep that was chosen: a point."""
+    """The chosen point of the sweep: a point."""
     curve: tuple[Point, ...] = ()
     """Every point of the sweep and of the grid's extensions."""
     restarts: tuple[Point, ...] = ()
-    """Points of the chosen recipe, run again with fresh attack seeds."""
+    """Points of the chosen recipe, run again with new attack seeds."""
     at_edge: bool = False
     """True where the best learning rate lies at an edge of the grid and strictly beats its neighbour, after all
     extensions."""
     at_last_step: bool = False
-    """True where the chosen point is the last of its trajectory: a longer attack might be stronger."""
+    """True where the chosen point is at the longest duration, so that a longer attack might be stronger."""
     stuck: bool = False
-    """True where no trained point beat not training at all."""
+    """True where no trained point beats not training at all."""
     retried: str | None = None
-    """What kept training finite: `float32`, `float64`, `clipped` or `head`; None where nothing was needed."""
+    """The change that kept training finite: `float32`, `float64`, `clipped` or `head`; None where none was needed."""
     cost: Cost | None = None
-    """What the attack spent: a cost; None for attack `none`."""
+    """The cost of the attack; None for attack `none`."""
     recovery: Mapping[str, float] = field(default_factory=dict)
-    """How well the attack guessed the secret, by measure. A name with `_within` is the mean over tensors, weighted by
-    their size."""
+    """How well the attack guessed the secret mask, by measure. A name with `_within` is the mean over tensors, weighted
+    by their size."""
     protection: Protection | None = None
-    """What the referee found about the release: a protection; only in cells of attack `none`."""
+    """Facts about the release: a protection; only for attack `none`."""
     reading: Reading | None = None
-    """What a yardstick read off the release: a reading; None for a task. Older records lack it."""
+    """What a yardstick measured on the release: a reading; None for a task. Older records lack it."""
     provenance: Mapping[str, Any] = field(default_factory=dict)
-    """Where the numbers come from."""
+    """The code, libraries, hardware, data and command that the numbers come from."""
     version: int = 1
-    """Version of this format."""
+    """The version of this format."""

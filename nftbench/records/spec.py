@@ -1,4 +1,4 @@
-"""The name and parameters of a plugin, written `lora[rank=16]`."""
+"""Specs: a plugin's name with its parameters, written as in `lora[rank=16]`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from nftbench.errors import NftbenchError
 
 @dataclass(frozen=True)
 class Spec:
-    """A plugin's name and parameters, printed `lora[rank=16]` everywhere: command line, suite, record, leaderboard."""
+    """A plugin's name and parameters. As text it is `lora[rank=16]`, in commands, suites, records and tables alike."""
 
     name: str
     parameters: tuple[tuple[str, Any], ...] = ()
@@ -24,16 +24,16 @@ class Spec:
         return f"{self.name}[{','.join(f'{key}={_plain(value)}' for key, value in self.parameters)}]"
 
     def without(self, key: str) -> Spec:
-        """The spec with one parameter at its default."""
+        """The spec without one parameter, which then has its default."""
         return Spec(self.name, tuple(item for item in self.parameters if item[0] != key))
 
     @classmethod
     @functools.lru_cache(maxsize=4096)  # scoring asks for the same few specs for each of thousands of records
     def parse(cls, text: str) -> Spec:
-        """`lora[rank=16,targets=attention]` as a `Spec`. Values are YAML scalars.
+        """The spec in a text such as `lora[rank=16,targets=attention]`. Values are YAML scalars.
 
         Raises:
-            NftbenchError: a bracket that is not closed, or what stands inside is not `key=value`.
+            NftbenchError: the bracket is not closed, or its content is not a list of distinct `key=value`.
         """
         name, bracket, rest = text.strip().partition("[")
         if not bracket:
@@ -46,20 +46,20 @@ class Spec:
             if not separator:
                 raise NftbenchError(f"{text!r}: {item!r} is not key=value")
             if key.strip() in dict(parameters):
-                raise NftbenchError(f"{text!r}: {key.strip()!r} stands there twice")
+                raise NftbenchError(f"{text!r}: {key.strip()!r} is given twice")
             try:
                 parameters.append((key.strip(), yaml.safe_load(value)))
             except yaml.YAMLError:
-                raise NftbenchError(f"{text!r}: {value!r} is no value; quote it as in YAML") from None
+                raise NftbenchError(f"{text!r}: {value!r} is not a YAML value; quote it") from None
         return cls(name, tuple(parameters))
 
 
-def split(text: str, mark: str = ",") -> list[str]:
-    """The parts between marks, stripped, without empty ones; marks inside brackets, however deep, do not count."""
+def split(text: str, separator: str = ",") -> list[str]:
+    """The parts of a text between separators, stripped, without empty parts. Separators in brackets do not count."""
     parts, depth = [""], 0
     for character in text:
         depth += (character == "[") - (character == "]")
-        if character == mark and depth == 0:
+        if character == separator and depth == 0:
             parts.append("")
         else:
             parts[-1] += character
@@ -67,7 +67,7 @@ def split(text: str, mark: str = ",") -> list[str]:
 
 
 def _plain(value: object) -> str:
-    """A parameter's value as it stands in a spec: shortest form that reads back to the same value."""
+    """A parameter's value as text in a spec: the shortest text that is parsed as the same value."""
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, tuple | list):

@@ -1,9 +1,11 @@
-"""Records and releases on disk, by content hash; what is there is whole.
+"""The folders of a run on disk: its results, and the cache of corpora and models.
 
-Under the results folder: `manifest.json`, what the last run planned; `records/`, one JSON file a cell; and
-`records.jsonl.xz`, the pack: records that `nftbench pack` took out of single files. Under the cache: `corpora/`,
-`bases/`, `releases/` and, apart from them and for the owner only, `secrets/`. Every write is a temporary file or
-folder, fsync, rename. Locks are `flock`s: a killed process leaves none behind.
+The results folder holds `manifest.json`, the plan of the last run; `records/`, one JSON file for each cell; and
+`records.jsonl.xz`, the pack, into which `nftbench pack` moves the single files. The cache holds `corpora/`, `bases/`,
+`releases/` and, readable for the owner only, `secrets/`, each by key.
+
+A file or folder is first written under a temporary name and then renamed, so that whatever is there is complete. Locks
+are `flock`s, which end with their process.
 """
 
 from __future__ import annotations
@@ -35,31 +37,31 @@ from nftbench.records.record import Cell, Record
 
 _COMPLETE = "complete.json"
 SETTLED = ("ok", "nonfinite")
-"""Statuses that a further run does not try again."""
+"""Statuses of cells that are not run again."""
 
 
 def default_cache() -> Path:
-    """Where bases, releases and generated data lie: $NFTBENCH_CACHE, or ~/.cache/nftbench."""
+    """The folder of corpora, base models and releases: $NFTBENCH_CACHE, or else ~/.cache/nftbench."""
     return Path(os.environ.get("NFTBENCH_CACHE") or Path.home() / ".cache" / "nftbench")
 
 
 @dataclass(frozen=True)
 class Packed:
-    """What packing did."""
+    """The outcome of packing a results folder."""
 
     records: int
-    """In the pack now."""
+    """The number of records in the pack now."""
     files: int
-    """Single files that went into it."""
+    """The number of single files that were moved into it."""
     before: int
-    """Bytes of these files and of the pack before."""
+    """Size of these files and of the old pack, in bytes."""
     after: int
-    """Bytes of the pack."""
+    """Size of the new pack, in bytes."""
 
 
 @dataclass(frozen=True)
 class Store:
-    """The folders of one run."""
+    """The results folder and the cache of one run."""
 
     results: Path
     cache: Path
@@ -67,47 +69,47 @@ class Store:
     # ------------------------------------------------------------------------------------------------------- records
 
     def write(self, record: Record) -> Path:
-        """Write one record, whole or not at all; a settled one takes the place of an unsettled one."""
+        """Write one record to its single file, and return the file's path. An older file of the cell is replaced."""
         path = self.path(record)
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, _json(record))
         return path
 
     def records(self) -> dict[str, Record]:
-        """Every record by its key, in the order of file names, from single files and from the pack.
+        """All records by key, from single files and from the pack, in the order of file names.
 
-        A single file that cannot be read is set aside with a warning, and its cell is computed again.
+        A single file that cannot be read is renamed with a warning, so that its cell runs again.
 
         Raises:
             NftbenchError: the pack is damaged.
         """
-        # Single files first: a record that is packed meanwhile is then seen twice, and never missed.
+        # Single files first: a record that another process packs meanwhile is then read twice, but never missed.
         single = self._single_records()
         merged = _merged(self._packed_records(), single, lambda record: record.status)
         return {record.key: record for record in sorted(merged.values(), key=_file_name)}
 
     def contents(self) -> str:
-        """How many records the folder holds, in words and at no cost: the pack is not opened."""
+        """A short text on how many records the folder holds. The pack is named but not opened, which saves time."""
         count = len([*self.results.glob("records/*.json")])
         return f"{count} records" + (f" and {self._pack.name}" if self._pack.exists() else "")
 
     def settled_among(self, cells: Sequence[Cell]) -> set[str]:
-        """Of these cells, the keys whose single files need not run again; reads these files alone, and no pack."""
-        found = set()
+        """The keys of those cells that need not run again, by their single files. The pack is not read."""
+        settled = set()
         for cell in cells:
             try:
                 record = _read(self.path(cell))
             except (FileNotFoundError, ValidationError):
                 continue
             if record.key == cell.key and record.status in SETTLED:
-                found.add(cell.key)
-        return found
+                settled.add(cell.key)
+        return settled
 
     def forget(self, keys: Collection[str]) -> None:
-        """Delete the records of these cells (`--force`), from the pack too.
+        """Delete the records with these keys, from single files and from the pack.
 
         Raises:
-            NftbenchError: the pack holds one of them and is damaged, or another process works in the folder.
+            NftbenchError: the pack is damaged, or it holds one of the records and another process works in the folder.
         """
         doomed = set(keys)
         if doomed & self._packed_records().keys():
@@ -118,21 +120,21 @@ class Store:
                 self.path(record).unlink(missing_ok=True)
 
     def path(self, cell: Record | Cell) -> Path:
-        """The single file of a cell's record: readable, and told apart by its key."""
+        """The single file of a cell's record. Its name shows the cell, and ends in the beginning of the key."""
         return self.results / "records" / _file_name(cell)
 
     def _single_records(self) -> dict[str, Record]:
         return {record.key: record for _, record in self._single_files()}
 
     def _single_files(self) -> Iterator[tuple[Path, Record]]:
-        """Single files and their records, by file name; what cannot be read is set aside."""
+        """Single files and their records, in the order of file names. Unreadable files are renamed with a warning."""
         for path in sorted((self.results / "records").glob("*.json")):
             try:
                 yield path, _read(path)
             except ValidationError as error:
                 first = error.errors()[0]
                 warnings.warn(f"{path}: set aside: {'.'.join(map(str, first['loc']))} {first['msg']}", stacklevel=2)
-                with contextlib.suppress(FileNotFoundError):  # another run has set it aside
+                with contextlib.suppress(FileNotFoundError):  # another run has renamed it
                     path.rename(path.with_suffix(".corrupt"))
             except FileNotFoundError:
                 continue
@@ -140,14 +142,16 @@ class Store:
     # ------------------------------------------------------------------------------------------------------ the pack
 
     def pack(self) -> Packed:
-        """Move the single files into the pack. A kill at any moment loses nothing: the pack is written and read back
-        before a single file is deleted, and a record that stands in both is read once.
+        """Move the single files into the pack.
+
+        If the process is killed, nothing is lost: single files are deleted only after the pack has been written and
+        read back. A record that is in both places is then read once.
 
         Raises:
-            NftbenchError: another process works in the folder, or the pack that is there is damaged.
+            NftbenchError: another process works in the folder, or the old pack is damaged.
         """
         with self.alone():
-            for draft in self.results.glob(f".{self._pack.name}.*"):  # of a packing that was killed
+            for draft in self.results.glob(f".{self._pack.name}.*"):  # left by a killed process
                 draft.unlink()
             contents = {path: path.read_bytes() for path, _ in self._single_files()}
             size = _size(self._pack)
@@ -159,7 +163,7 @@ class Store:
             for path, content in contents.items():
                 if path.read_bytes() == content:
                     path.unlink()
-            with contextlib.suppress(OSError):  # it is not there, or holds something else
+            with contextlib.suppress(OSError):  # the folder is missing, or not empty
                 (self.results / "records").rmdir()
             return Packed(len(merged), len(contents), size + sum(map(len, contents.values())), _size(self._pack))
 
@@ -168,7 +172,7 @@ class Store:
         return self.results / "records.jsonl.xz"
 
     def packed(self) -> list[JsonObject]:
-        """The pack's records as JSON; none without a pack."""
+        """The pack's records as JSON objects; empty without a pack."""
         if not self._pack.exists():
             return []
         return list(map(json.loads, packs.decode(self._pack.read_bytes(), str(self._pack))))
@@ -186,19 +190,19 @@ class Store:
             return
         content = packs.encode(sorted(records, key=lambda one: [one[name] for name in _NAMING]))
         write_atomically(self._pack, content)
-        _fsync(self.results)  # what is deleted next must not be gone before the pack's name is there
+        _fsync(self.results)  # the pack's name must reach the disk before single files are deleted
         if self._pack.read_bytes() != content:
-            raise NftbenchError(f"{self._pack}: the disk does not hold what was written; the single files stay")
+            raise NftbenchError(f"{self._pack}: differs on disk from what was written; the single files are kept")
 
     # ------------------------------------------------------------------------------------------------------ manifest
 
     def write_manifest(self, manifest: Manifest) -> None:
-        """What was planned, so that a report needs nothing but the folder."""
+        """Write the plan to `manifest.json`. With it, a report needs nothing outside the folder."""
         self.results.mkdir(parents=True, exist_ok=True)
         write_atomically(self.results / "manifest.json", manifests.dump(manifest).encode())
 
     def manifest(self) -> Manifest:
-        """What `write_manifest` wrote.
+        """The plan in `manifest.json`.
 
         Raises:
             NftbenchError: the folder holds no results, or its manifest is damaged.
@@ -208,7 +212,7 @@ class Store:
     # ----------------------------------------------------------------------------------------------------- artifacts
 
     def artifact(self, kind: str, key: str) -> Path | None:
-        """The folder of a base, release or corpus, if it is there and unharmed; a damaged one is set aside."""
+        """The folder of a corpus, base model or release; None if it is missing or damaged. A damaged one is renamed."""
         folder = self.cache / kind / key
         if not folder.is_dir():
             return None
@@ -225,7 +229,7 @@ class Store:
         return None
 
     def make(self, kind: str, key: str, build: Callable[[Path], None], mode: int = 0o755) -> Path:
-        """The artifact's folder, made by `build(folder)` if it is not there; two processes make it once."""
+        """The artifact's folder. If it is missing, `build(folder)` fills it, in one process at a time."""
         with self.lock(kind, key):
             found = self.artifact(kind, key)
             if found is not None:
@@ -249,21 +253,21 @@ class Store:
             return parent / key
 
     def discard(self, kind: str, key: str) -> None:
-        """Delete an artifact, if it is there."""
+        """Delete an artifact if it exists."""
         with self.lock(kind, key):
             shutil.rmtree(self.cache / kind / key, ignore_errors=True)
 
     @contextlib.contextmanager
     def lock(self, kind: str, key: str) -> Iterator[None]:
-        """Wait for, and hold, the artifact's lock."""
+        """Wait for the artifact's lock, and hold it."""
         with self._lock(self.cache, kind, key):
             yield
 
     @contextlib.contextmanager
     def claim(self, key: str) -> Iterator[bool]:
-        """Hold a job of this results folder, or learn at once that another process holds it."""
+        """Try to lock a job of this results folder: True if it is locked now, False if another process holds it."""
         lock = self._lock(self.results, "jobs", key)
-        with self.together():  # a worker outlives a run that is killed
+        with self.together():  # a worker may go on after its run is killed, and then needs this lock itself
             try:
                 lock.acquire(blocking=False)
             except Timeout:
@@ -276,7 +280,7 @@ class Store:
 
     @contextlib.contextmanager
     def together(self) -> Iterator[None]:
-        """Hold the results folder as one of several processes that write records; wait while it is being packed."""
+        """Hold the results folder together with other processes that write records. Wait while it is being packed."""
         with self._folder_lock(exclusive=False):
             yield
 
@@ -285,14 +289,14 @@ class Store:
         """Hold the results folder as its only process.
 
         Raises:
-            NftbenchError: another process works there, or this system has no such locks.
+            NftbenchError: another process works in it, or this system has no such locks.
         """
         with self._folder_lock(exclusive=True):
             yield
 
     @contextlib.contextmanager
     def _folder_lock(self, exclusive: bool) -> Iterator[None]:
-        if sys.platform == "win32":  # it has no shared locks: a pack is read there, and not written
+        if sys.platform == "win32":  # no shared locks there: packs can be read, but not written
             if exclusive:
                 raise NftbenchError(f"{self.results}: packs are written on POSIX systems only")
             yield
@@ -306,7 +310,7 @@ class Store:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB if exclusive else fcntl.LOCK_SH)
             except BlockingIOError:
                 raise NftbenchError(f"{self.results}: another nftbench process works here; wait for its end") from None
-            yield  # closing the file ends the lock
+            yield  # closing the file releases the lock
 
     @staticmethod
     def _lock(root: Path, kind: str, key: str) -> FileLock:
@@ -316,7 +320,7 @@ class Store:
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Temporary file, fsync, rename: a reader sees the old file or the new one, whole."""
+    """Write a file so that readers see either the whole old file or the whole new one."""
     handle, draft = tempfile.mkstemp(prefix=f".{path.name[:60]}.", dir=path.parent)
     try:
         with os.fdopen(handle, "wb") as file:
@@ -331,7 +335,7 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 
 def _json(record: Record) -> bytes:
-    """The record as its file has it; a set has no order of its own, but equal records are to be equal files."""
+    """The content of a record's file. Sets are sorted, so that equal records give equal files."""
     content = _adapter().dump_python(record, mode="json")
     claim = content["row"]["claim"]
     if claim is not None:
@@ -351,22 +355,22 @@ def _read(path: Path) -> Record:
 
 @functools.lru_cache(maxsize=8192)
 def _parsed(path: Path, inode: int, changed: int, size: int) -> Record:
-    """The record in this version of a file: resuming asks for each twice."""
+    """The record in a file. It is cached as long as the file is unchanged, because a run reads each file twice."""
     return _adapter().validate_json(path.read_bytes())
 
 
 @functools.lru_cache(maxsize=4)
 def _unpacked(path: Path, inode: int, changed: int, size: int) -> Mapping[str, Record]:
-    """The records in this version of a pack, by key.
+    """The records in a pack, by key. They are cached as long as the file is unchanged.
 
     Raises:
-        NftbenchError: it is damaged.
+        NftbenchError: the pack is damaged.
     """
     texts, validate = packs.decode(path.read_bytes(), str(path)), _adapter().validate_json
     try:
         return {record.key: record for record in map(validate, texts)}
     except ValidationError as error:
-        raise NftbenchError(f"{path}: holds something that is no record: {' '.join(str(error).split())}") from None
+        raise NftbenchError(f"{path}: contains an invalid record: {' '.join(str(error).split())}") from None
 
 
 _Stored = TypeVar("_Stored", Record, JsonObject)
@@ -375,17 +379,17 @@ _Stored = TypeVar("_Stored", Record, JsonObject)
 def _merged(
     packed: Mapping[str, _Stored], single: Mapping[str, _Stored], status: Callable[[_Stored], str]
 ) -> dict[str, _Stored]:
-    """One record a key: a settled one before an unsettled one, then that of a single file before the packed one."""
-    wins = {
-        key: one
-        for key, one in single.items()
-        if key not in packed or status(one) in SETTLED or status(packed[key]) not in SETTLED
+    """One record for each key. A settled record is preferred; between equals, that of the single file."""
+    preferred = {
+        key: record
+        for key, record in single.items()
+        if key not in packed or status(record) in SETTLED or status(packed[key]) not in SETTLED
     }
-    return {**packed, **wins}
+    return {**packed, **preferred}
 
 
 _NAMING = ("defense", "attack", "task", "seed", "key")
-"""The fields of a cell that name its single file."""
+"""The fields of a cell that its single file's name is made of."""
 
 
 def _file_name(cell: Record | Cell) -> str:
@@ -404,7 +408,7 @@ def _sha256(path: Path) -> str:
 
 
 def _fsync(path: Path) -> None:
-    """Of a file or a folder."""
+    """Make sure that a file or folder is on the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

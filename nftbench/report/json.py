@@ -19,7 +19,7 @@ from nftbench.scoring.scores import Score
 
 
 def text(board: Leaderboard, command: str) -> str:
-    """The file's content; intervals without ends have null there."""
+    """The file's content. The ends of an interval that has none are null."""
     return written(
         {
             "command": command,

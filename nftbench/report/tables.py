@@ -39,13 +39,13 @@ def place(score: Score) -> str:
 
 
 def suppression(score: Score) -> str:
-    """With `(partial)` where it is not over every attack and task of the suite."""
+    """Suppression, marked `(partial)` if some attacks or tasks of the suite are missing from it."""
     partial = score.resistance.partial
     return f"{interval(partial.suppression)} (partial)" if partial else interval(score.resistance.suppression)
 
 
 def claim(score: Score) -> str:
-    """`holds (method+data)`: the verdict, and what the attackers have whom the defense claims to withstand."""
+    """The verdict, with the knowledge of the attackers in the claim, as in `holds (method+data)`."""
     if score.claim.verdict is None or score.row.claim is None:
         return UNKNOWN
     way = "" if score.row.claim.adaptation == "finetuning" else f", {score.row.claim.adaptation}"
@@ -58,7 +58,7 @@ def _worst(score: Score) -> str:
 
 
 def _doubts(score: Score) -> list[str]:
-    """Its flags. A control that lacks cells says so here, since it never stands among what is not ranked."""
+    """The names of the row's flags. A control with missing cells is also marked here, as it is never ranked anyway."""
     lacking = score.standing.group == "control" and score.standing.reasons
     return [*(flag.name for flag in score.flags), *(["incomplete"] if lacking else [])]
 
@@ -117,7 +117,7 @@ def multiple(score: Score, unit: str, share: float) -> str:
 
 
 def levels(board: Leaderboard) -> Table:
-    """The ranking's suppression beside that at every other level of knowledge, and who was written against the row."""
+    """Suppression at the ranking's and all other levels of knowledge, and the attacks designed against each row."""
     ranking = board.rules.ranking
     known = [score.by_knowledge for score in board.scores]
     others = dict.fromkeys(name for one in known for name in (*one.suppression, *one.untested))
@@ -179,7 +179,7 @@ def utility(board: Leaderboard) -> Table:
 
 
 def headroom(board: Leaderboard) -> Table:
-    """What there is to suppress."""
+    """The headroom of each task: how much a defense could suppress."""
     rows = tuple(
         (
             row.reference,

@@ -43,7 +43,7 @@ def summary(board: Leaderboard) -> RenderableType:
 
 
 def claims(board: Leaderboard) -> RichTable:
-    """What the suite's papers claim, beside the measurement."""
+    """The claims of the suite's papers, with their measurements."""
     (table,) = board.side_table(PaperClaims).tables()
     return plain(table, f"{board.suite} · claimed and measured", whole=["measured"], lines=True)
 

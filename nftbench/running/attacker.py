@@ -18,14 +18,14 @@ from nftbench.contract import (
     Secret,
     Task,
 )
-from nftbench.data import corpus as corpora
+from nftbench.data import corpus
 from nftbench.errors import NftbenchError
-from nftbench.models import networks as models
+from nftbench.models import networks
 from nftbench.planning import registry
 from nftbench.planning.specs import canonical
 from nftbench.running.owner import Shadow
 from nftbench.suites.schema import Pretraining, Suite
-from nftbench.training import engine as train, preparation
+from nftbench.training import engine, preparation
 from nftbench.training.sweep import select, sweep, unchanged
 from nftbench.training.trainer import Trainer
 
@@ -89,8 +89,8 @@ class Attacker(Trainer):
     def initial(self, guess: int) -> PreTrainedModel:
         if self._sibling is None or self._suite is None:
             raise NftbenchError("the start of the owner's run needs 'sibling' in the attack's knowledge")
-        seed = models.derive(guess, "init")
-        return models.build(self._suite.model, self._sibling.tokenizer, seed, str(self.device)).network
+        seed = networks.derive(guess, "init")
+        return networks.build(self._suite.model, self._sibling.tokenizer, seed, str(self.device)).network
 
     def shadow(self, index: int) -> Protected:
         if self._suite is None or self._defense is None or self._corpus is None:
@@ -98,13 +98,13 @@ class Attacker(Trainer):
         if self._defense.stage != "pretrain":
             raise NftbenchError("a shadow cannot run a defense that starts from a trained base")
         own = Shadow(
-            self._suite, self.device, models.derive(self.seed, "shadow", str(index)), self._corpus, self.ledger
+            self._suite, self.device, networks.derive(self.seed, "shadow", str(index)), self._corpus, self.ledger
         )
         return self._defense.protect(own.build(), own)
 
     def text(self, model: Model, batch: int) -> Iterator[torch.Tensor]:
-        blocks = corpora.encoded_for(self.corpus, model.tokenizer)
-        return train.token_batches(blocks, batch, models.derive(self.seed, "text"), str(self.device))
+        blocks = corpus.encoded_for(self.corpus, model.tokenizer)
+        return engine.token_batches(blocks, batch, networks.derive(self.seed, "text"), str(self.device))
 
     def attack(self, spec: str) -> Attack:
         if str(canonical("attacks", spec)) not in {str(canonical("attacks", known)) for known in self._uses}:
@@ -113,7 +113,7 @@ class Attacker(Trainer):
         return found
 
     def untrained(self, model: Model, seed: int) -> PreTrainedModel:
-        return models.untrained(model.network, models.derive(self.seed, "untrained", str(seed)))
+        return networks.untrained(model.network, networks.derive(self.seed, "untrained", str(seed)))
 
 
 def own_copy(model: Model) -> Model:

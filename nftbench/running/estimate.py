@@ -131,12 +131,12 @@ def parameters_of(suite: Suite) -> int:
     """
     import torch
 
-    from nftbench.models import networks as models
+    from nftbench.models import networks
 
     with torch.device("meta"):
-        network = models.build(suite.model, None, 0, "meta").network
+        network = networks.build(suite.model, None, 0, "meta").network
         if hasattr(network.config, "vocab_size"):  # the tokenizer's, which a run would have to train first
-            network = models.build({**suite.model, "vocab_size": _vocabulary(suite)}, None, 0, "meta").network
+            network = networks.build({**suite.model, "vocab_size": _vocabulary(suite)}, None, 0, "meta").network
     return sum(parameter.numel() for parameter in network.parameters())
 
 

@@ -70,21 +70,21 @@ def _steps(jobs: Sequence[Job]) -> list[_Step]:
 
 
 def _perform(workspace: Workspace, stage: Stage, job: Job) -> list[Record] | None:
-    from nftbench.running import referee as runner
+    from nftbench.running import referee
 
     if stage == "protect":
-        runner.protect(workspace, job)
+        referee.protect(workspace, job)
         return []
-    return runner.execute(workspace, job)
+    return referee.execute(workspace, job)
 
 
 def _give_up(workspace: Workspace, job: Job, error: BaseException) -> list[Record]:
     """Failed records for a job that could not run: its release cannot be made, or its process died."""
-    from nftbench.running import referee as runner
+    from nftbench.running import referee
 
     if isinstance(error, BrokenProcessPool):
-        return runner.fail(workspace, job, "oom", "the worker process died; the system may have run out of memory")
-    return runner.fail(workspace, job, *runner.status_of(error))
+        return referee.fail(workspace, job, "oom", "the worker process died; the system may have run out of memory")
+    return referee.fail(workspace, job, *referee.status_of(error))
 
 
 def _in_process(workspace: Workspace, steps: Iterable[_Step]) -> Iterator[Event]:

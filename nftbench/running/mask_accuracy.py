@@ -1,8 +1,8 @@
-"""How near an attacker's guess comes to the owner's secret mask; the referee, who alone holds both, scores it.
+"""The accuracy of an attacker's guess at the owner's secret mask, as a binary classification of weights.
 
-The positive class is what the mask marks. A guess is a real score for each weight, and only its order counts. Chance is
-an ROC-AUC of 0.5, a PR-AUC and a precision of the density rho, an IoU of rho / (2 - rho), a correlation of 0; a guess
-that scores all weights alike gets exactly that.
+The positive class is the weights that the mask marks. A guess is a real score for each weight, and only the order of
+the scores counts. With r the share of marked weights, the values of a random guess are: ROC-AUC 0.5; PR-AUC and
+precision r; IoU r / (2 - r); Matthews correlation 0. A guess that scores all weights alike gets exactly these values.
 """
 
 from __future__ import annotations
@@ -19,18 +19,20 @@ from nftbench.errors import NftbenchError
 
 
 def score(guess: Guess, mask: Mask) -> Mapping[str, float]:
-    """`roc_auc` and `pr_auc` over all weights; `…_within`, their means over the tensors that hold both kinds, weighted
-    by size; `precision`, `iou` and `mcc` (Matthews 1975) of the guess cut at the mask's own size; `density`.
+    """The accuracy of a guess at a mask, by measure.
 
-    Within tensors, because which tensors a mask prefers is easily told, and which of their weights is not; by size,
-    because the many small tensors that start as constants would drown the matrices. Ties count half in the ROC and are
-    one step of the precision–recall curve; where the cut goes through a tie, it is broken at random: `precision` is the
-    expected one, and the other two follow from it. A mask of one kind alone leaves nothing but its density.
+    `roc_auc` and `pr_auc` are over all weights; `density` is the share of marked weights. `precision`, `iou` and `mcc`
+    (Matthews 1975) are of a yes-or-no guess: it marks the weights with the highest scores, as many as the mask marks.
+    If weights at this cut have equal scores, `precision` is the expected value over random choices among them.
 
-    Memory: some 100 bytes a weight, most of them for sorting: a billion weights take 100 GB, which no suite here has.
+    `roc_auc_within` and `pr_auc_within` are means over the tensors that hold both classes, weighted by their size.
+    They exist because it is easy to guess which tensors a mask prefers, and hard to guess which weights of a tensor.
+    The weighting keeps the many small tensors that start as constants from outweighing the matrices.
+
+    If all weights are marked, or none, only `density` is defined. Memory is about 100 bytes for each weight.
 
     Raises:
-        NftbenchError: the guess is not of the mask's tensors, or not finite.
+        NftbenchError: the guess lacks a tensor of the mask, has another shape, or is not finite.
     """
     for name, kept in mask.items():
         if name not in guess or guess[name].shape != kept.shape:
@@ -39,14 +41,14 @@ def score(guess: Guess, mask: Mask) -> Mapping[str, float]:
             raise NftbenchError(f"the guess is not finite: {name}")
     truth = {name: kept.flatten().cpu().numpy().astype(bool) for name, kept in mask.items()}
     scores = {name: guess[name].detach().flatten().double().cpu().numpy() for name in mask}
-    every, ranked = np.concatenate(list(truth.values())), np.concatenate(list(scores.values()))
-    density = float(every.mean())
+    marked, score_of_each = np.concatenate(list(truth.values())), np.concatenate(list(scores.values()))
+    density = float(marked.mean())
     if density in (0.0, 1.0):
         return {"density": density}
-    precision = _precision(every, ranked)
-    found = {
-        "roc_auc": float(roc_auc_score(every, ranked)),
-        "pr_auc": float(average_precision_score(every, ranked)),
+    precision = _precision(marked, score_of_each)
+    accuracy = {
+        "roc_auc": float(roc_auc_score(marked, score_of_each)),
+        "pr_auc": float(average_precision_score(marked, score_of_each)),
         "precision": precision,
         "iou": precision / (2 - precision),
         "mcc": (precision - density) / (1 - density),
@@ -55,18 +57,18 @@ def score(guess: Guess, mask: Mask) -> Mapping[str, float]:
     mixed = [name for name, kept in truth.items() if 0 < kept.sum() < len(kept)]
     if mixed:
         sizes = [len(truth[name]) for name in mixed]
-        for metric, of in (("roc_auc", roc_auc_score), ("pr_auc", average_precision_score)):
-            values = [of(truth[name], scores[name]) for name in mixed]
-            found[f"{metric}_within"] = float(np.average(values, weights=sizes))
-    return found
+        for name, metric in (("roc_auc", roc_auc_score), ("pr_auc", average_precision_score)):
+            values = [metric(truth[tensor], scores[tensor]) for tensor in mixed]
+            accuracy[f"{name}_within"] = float(np.average(values, weights=sizes))
+    return accuracy
 
 
-def _precision(truth: NDArray[np.bool_], ranked: NDArray[np.float64]) -> float:
-    """The share of marked weights among as many as are marked, those that score highest.
+def _precision(marked: NDArray[np.bool_], scores: NDArray[np.float64]) -> float:
+    """Precision of marking the weights with the highest scores, as many as the mask marks.
 
-    Cut there, false positives are as many as false negatives, and IoU and Matthews correlation follow from this share.
+    Then false positives are as many as false negatives, so that IoU and Matthews correlation follow from precision.
     """
-    count = int(truth.sum())
-    threshold = np.partition(ranked, -count)[-count]
-    above, tied = ranked > threshold, ranked == threshold
-    return float((truth[above].sum() + (count - above.sum()) * truth[tied].mean()) / count)
+    count = int(marked.sum())
+    threshold = np.partition(scores, -count)[-count]
+    above, tied = scores > threshold, scores == threshold
+    return float((marked[above].sum() + (count - above.sum()) * marked[tied].mean()) / count)

@@ -18,12 +18,12 @@ from torch import nn
 from nftbench.contract import Corpus, EachStep, Mask, Model, Task
 from nftbench.device import Device
 from nftbench.errors import NftbenchError
-from nftbench.models import networks as models
+from nftbench.models import networks
 from nftbench.planning.keys import base_key
 from nftbench.records.spec import Spec
 from nftbench.running.workspace import AttackersTask, Workspace, load_task, make_corpus
 from nftbench.suites.schema import Pretraining, Suite
-from nftbench.training import engine as train
+from nftbench.training import engine
 from nftbench.training.trainer import Ledger
 
 SIBLING = 0.9
@@ -45,7 +45,7 @@ def make_base(workspace: Workspace, seed: int, fraction: float = 1.0) -> Model:
                 _pretrain_base(workspace, seed, key, missing)
         folder = workspace.store.artifact("bases", f"{key}-{steps}")
         assert folder is not None
-    return models.load(folder, str(workspace.device))
+    return networks.load(folder, str(workspace.device))
 
 
 class _OwnerBase(ABC):
@@ -68,7 +68,7 @@ class _OwnerBase(ABC):
 
     @property
     def seed(self) -> int:
-        return models.derive(self.base_seed, "defense")
+        return networks.derive(self.base_seed, "defense")
 
     @property
     def pretraining(self) -> Pretraining:
@@ -77,8 +77,8 @@ class _OwnerBase(ABC):
     def build(self, **changes: Any) -> Model:
         # A copy: a plugin may change its tokenizer, and the corpus's own encodes everything else.
         tokenizer = copy.deepcopy(self.corpus.tokenizer) if self.pretraining.task is None else None
-        return models.build(
-            {**self.suite.model, **changes}, tokenizer, models.derive(self.base_seed, "init"), str(self.device)
+        return networks.build(
+            {**self.suite.model, **changes}, tokenizer, networks.derive(self.base_seed, "init"), str(self.device)
         )
 
     def pretrain(
@@ -109,11 +109,11 @@ class _OwnerBase(ABC):
                 self.kept.update({name: tensor.detach().clone() for name, tensor in network.state_dict().items()})
             return each_step(network, step) if each_step is not None else None
 
-        seed = models.derive(self.base_seed, "pretrain")
-        train.pretrain(model.network, text, recipe, seed, self.device, mask=mask, each_step=watch)
+        seed = networks.derive(self.base_seed, "pretrain")
+        engine.pretrain(model.network, text, recipe, seed, self.device, mask=mask, each_step=watch)
         if self.ledger is not None:
             self.ledger.steps += taken
-            self.ledger.flops += taken * train.step_flops(model.network, text, recipe, self.device)
+            self.ledger.flops += taken * engine.step_flops(model.network, text, recipe, self.device)
             self.ledger.seconds += time.monotonic() - begun
         return model
 
@@ -193,7 +193,7 @@ def _pretrain_base(workspace: Workspace, seed: int, key: str, steps: Sequence[in
 
     def keep(network: nn.Module, step: int) -> bool:
         if step in steps:
-            workspace.store.make("bases", f"{key}-{step}", lambda folder: models.save(model, folder))
+            workspace.store.make("bases", f"{key}-{step}", lambda folder: networks.save(model, folder))
         return step == max(steps)
 
     owner.pretrain(model, each_step=keep)

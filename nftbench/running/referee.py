@@ -22,7 +22,7 @@ from torch import nn
 
 from nftbench.contract import Attack, Defense, Measurement, Model, Prepared, Release, Task, Yardstick
 from nftbench.errors import NftbenchError
-from nftbench.models import networks as models, updates
+from nftbench.models import networks, updates
 from nftbench.planning import code_origin, registry
 from nftbench.planning.keys import corpus_key
 from nftbench.planning.plan import Job
@@ -44,7 +44,7 @@ from nftbench.running.releases import (
 )
 from nftbench.running.workspace import AttackersTask, Workspace, load_task, make_corpus
 from nftbench.terms import Knowledge, SplitName, Status
-from nftbench.training import engine as train
+from nftbench.training import engine
 from nftbench.training.sweep import NonFiniteError
 from nftbench.training.trainer import CellTimeoutError, Ledger
 
@@ -55,7 +55,7 @@ def execute(workspace: Workspace, job: Job) -> list[Record] | None:
     An error in a defense, an attack or a task becomes the status and reason of its record; other cells go on. Returns
     None where another process holds the job.
     """
-    train.set_threads(workspace.device)
+    engine.set_threads(workspace.device)
     with workspace.store.claim(job.key) as mine:
         if not mine:
             return None
@@ -66,7 +66,7 @@ def execute(workspace: Workspace, job: Job) -> list[Record] | None:
 
 def protect(workspace: Workspace, job: Job) -> None:
     """Make the release that a job attacks. Done first, so that the jobs of one release do not wait for each other."""
-    train.set_threads(workspace.device)
+    engine.set_threads(workspace.device)
     code_origin.check(workspace.plan, [("defenses", job.defense.name)])
     make_release(workspace, job.defense, job.seed, job.release)
 
@@ -99,7 +99,7 @@ class Referee:
             update = updates.load(folder / ADAPTER)
             model = self.with_readable_text(open_release(self.workspace, self.job.seed, folder))
             release = Release(model, update)
-            self.sha256 = models.sha256(folder)
+            self.sha256 = networks.sha256(folder)
             self.base_sha256 = load_base_sha256(self.workspace, self.job.release)
             context = self.context()
             begun = time.monotonic()
@@ -146,7 +146,7 @@ class Referee:
         knowledge = self.knowledge
         defense: Defense = registry.create("defenses", str(self.job.defense))
         return Attacker(
-            seed=models.derive(self.job.seed, "attack"),
+            seed=networks.derive(self.job.seed, "attack"),
             budget=self.workspace.suite.budget,
             device=self.workspace.device,
             _corpus=copy.deepcopy(make_corpus(self.workspace, self.job.seed)) if "data" in knowledge else None,
@@ -253,7 +253,7 @@ class Referee:
         )
 
     def measure(self, task: Task, network: nn.Module, split: SplitName, plain: bool) -> Measurement:
-        with train.autocast(self.workspace.device, plain):
+        with engine.autocast(self.workspace.device, plain):
             return task.evaluate(network, task.split(split))
 
     def blank(self, cell: Cell, seconds: float = 0.0, documents: Mapping[str, Any] | None = None) -> Record:

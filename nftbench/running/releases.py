@@ -22,10 +22,11 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from nftbench.contract import Corpus, Defense, Mask, Model, Protected, Protection, Release, Secret, Series, Task, Update
-from nftbench.data import corpus as corpora, loglikelihood as requests
+from nftbench.data import loglikelihood
+from nftbench.data.corpus import tokenization_rules
 from nftbench.data.lm_eval_tasks import window
 from nftbench.errors import NftbenchError
-from nftbench.models import networks as models, updates
+from nftbench.models import networks, updates
 from nftbench.planning import registry
 from nftbench.planning.plan import Job
 from nftbench.records.spec import Spec
@@ -66,7 +67,7 @@ def _reference_sha256(workspace: Workspace, spec: Spec, seed: int) -> str | None
     if reference == spec or key is None:
         return None
     try:
-        return models.tensors_sha256(make_release(workspace, reference, seed, key))
+        return networks.tensors_sha256(make_release(workspace, reference, seed, key))
     except (Exception, SystemExit):  # a plugin may raise anything
         return None
 
@@ -77,16 +78,16 @@ def open_release(workspace: Workspace, seed: int, folder: Path) -> Model:
     Code of the owner's own is replaced by an architecture of transformers or nftbench, where one reads text with the
     same weights as well.
     """
-    model = models.load(folder, str(workspace.device), attacker=True)
+    model = networks.load(folder, str(workspace.device), attacker=True)
     if (
-        not models.has_custom_code(model.network)
+        not networks.has_custom_code(model.network)
         or workspace.suite.pretraining.task is not None
         or model.tokenizer is None
     ):
         return model
     text = _text(make_corpus(workspace, seed), len(model.tokenizer), str(workspace.device))
     return Model(
-        models.in_known_architecture(model.network, workspace.suite.model["model_type"], text), model.tokenizer
+        networks.in_known_architecture(model.network, workspace.suite.model["model_type"], text), model.tokenizer
     )
 
 
@@ -188,7 +189,7 @@ class ReleaseInspection:
 
     @property
     def seed(self) -> int:
-        return models.derive(self._job.seed, "yardstick")
+        return networks.derive(self._job.seed, "yardstick")
 
     @functools.cached_property
     def told(self) -> tuple[str, ...]:
@@ -211,10 +212,10 @@ def _protect(workspace: Workspace, spec: Spec, seed: int, key: str, folder: Path
         raise NftbenchError(f"protect returned {type(protected).__name__}, not Protected")
     mask = protected.secret.mask if protected.secret is not None else None
     _check_release(protected.release, mask)
-    models.save(protected.release, folder)
+    networks.save(protected.release, folder)
     if protected.update is not None:
         updates.save(protected.update, folder / ADAPTER)
-    published = models.load(folder, str(workspace.device))
+    published = networks.load(folder, str(workspace.device))
     _check_published(folder, published)
     opened = open_release(workspace, seed, folder)
     protection = _examine(workspace, seed, published, opened, mask, protected.series, seconds)
@@ -223,12 +224,12 @@ def _protect(workspace: Workspace, spec: Spec, seed: int, key: str, folder: Path
         workspace.store.discard(kind, key)
     sibling = owner.sibling(protected.release)
     if sibling is not None:
-        workspace.store.make("siblings", key, lambda draft: models.save(sibling, draft), mode=0o700)
+        workspace.store.make("siblings", key, lambda draft: networks.save(sibling, draft), mode=0o700)
     if mask is not None:
         held = {name: tensor.detach().to("cpu", torch.uint8).contiguous() for name, tensor in mask.items()}
         workspace.store.make("secrets", key, lambda draft: save_file(held, draft / "mask.safetensors"), mode=0o700)
     if workspace.reference(spec, seed)[0] == spec:
-        base_sha256 = models.tensors_sha256(folder)
+        base_sha256 = networks.tensors_sha256(folder)
     found = {"protection.json": dataclasses.asdict(protection), BASE: {"base_sha256": base_sha256}}
     workspace.store.make("protections", key, lambda draft: _write(draft, found))
 
@@ -284,12 +285,12 @@ def _examine(
     return Protection(
         parameters=sum(parameter.numel() for parameter in model.network.parameters()),
         seconds=seconds,
-        gradient_error=gradient_error(opened.network, loss, models.derive(seed, "probe")),
+        gradient_error=gradient_error(opened.network, loss, networks.derive(seed, "probe")),
         config_changed={
             name: after.get(name) for name in sorted({*before, *after} - ignored) if before.get(name) != after.get(name)
         },
         tokenizer_changed=tokenizer_changed,
-        own_code=models.has_custom_code(opened.network),
+        own_code=networks.has_custom_code(opened.network),
         density={name: float(tensor.float().mean()) for name, tensor in mask.items()} if mask is not None else {},
         series=tuple(series),
     )
@@ -318,10 +319,10 @@ def _probe(workspace: Workspace, owner: Owner, model: Model) -> tuple[Callable[[
         raise NftbenchError(f"the release reads {window(model)} tokens at once, a block of its text has {block}")
 
     def loss(network: nn.Module) -> torch.Tensor:
-        with models.seeded(0):  # the same dropout in every call
+        with networks.seeded(0):  # the same dropout in every call
             logits = network(input_ids=tokens).logits[:, :-1]
             # Tasks ask for the logits of the last positions only, which a network may compute in another way.
-            last = requests.logits_at_end(network, tokens[:, :-1], half)
+            last = loglikelihood.logits_at_end(network, tokens[:, :-1], half)
         # Not the network's own loss: transformers computes it in float32, too coarse for central differences.
         found, true = torch.cat([logits, last], 1), torch.cat([tokens[:, 1:], tokens[:, -half:]], 1)
         return nn.functional.cross_entropy(found.flatten(0, 1).double(), true.flatten())
@@ -341,11 +342,11 @@ def _text(corpus: Corpus, words: int, device: str) -> torch.Tensor:
 def _differs(tokenizer: PreTrainedTokenizerBase, corpus: Corpus) -> bool:
     """Whether a tokenizer has other words or rules than the corpus's, or encodes some text in another way."""
     usual = corpus.tokenizer
-    if corpora.tokenization_rules(tokenizer) != corpora.tokenization_rules(usual):
+    if tokenization_rules(tokenizer) != tokenization_rules(usual):
         return True
     beginnings = [usual.decode(block[: 2 + index % len(block)]) for index, block in enumerate(corpus.heldout[:64])]
     texts = [*sorted(usual.get_vocab()), *beginnings]
-    own, expected = (requests.Encoder(one, 0) for one in (tokenizer, usual))
+    own, expected = (loglikelihood.Encoder(one, 0) for one in (tokenizer, usual))
     return any(
         own.tokens(texts, special=special) != expected.tokens(texts, special=special) for special in (True, False)
     )

@@ -11,7 +11,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from nftbench.contract import Corpus, Model, Split, Task, WrappedTask
-from nftbench.data import corpus as corpora
+from nftbench.data import corpus
 from nftbench.data.lm_eval_tasks import LoadedTextTask, TextTask, window
 from nftbench.device import Device
 from nftbench.errors import NftbenchError
@@ -56,7 +56,7 @@ def make_corpus(workspace: Workspace, seed: int) -> Corpus:
     if workspace.suite.corpus.source == "none":
         raise NftbenchError(f"{workspace.suite.name} has no corpus: its models read no text")
     key = corpus_key(workspace.suite, seed, workspace.plan.data)[:32]
-    return _load_corpus(workspace.store, key, lambda: corpora.build(workspace.suite.corpus, seed, workspace.plan.data))
+    return _load_corpus(workspace.store, key, lambda: corpus.build(workspace.suite.corpus, seed, workspace.plan.data))
 
 
 def load_task(workspace: Workspace, spec: Spec, seed: int, model: Model) -> Task:
@@ -125,11 +125,9 @@ class AttackersTask(WrappedTask):
 
 def _load_corpus(store: Store, key: str, build: Callable[[], Corpus]) -> Corpus:
     if key not in _corpora:
-        folder = store.artifact("corpora", key) or store.make(
-            "corpora", key, lambda draft: corpora.save(build(), draft)
-        )
+        folder = store.artifact("corpora", key) or store.make("corpora", key, lambda draft: corpus.save(build(), draft))
         _corpora.clear()  # only one seed's corpus is kept: jobs run in the order of seeds
-        _corpora[key] = corpora.load(folder)
+        _corpora[key] = corpus.load(folder)
     return _corpora[key]
 
 
@@ -141,7 +139,7 @@ def _vocabulary(tokenizer: PreTrainedTokenizerBase) -> str:
     """Hash of a tokenizer's words and rules. Kept, because hashing a large vocabulary takes tens of milliseconds."""
     count, known = _vocabularies.get(tokenizer, (-1, ""))
     if count != len(tokenizer):  # words may have been added
-        known = digest(corpora.tokenization_rules(tokenizer))
+        known = digest(corpus.tokenization_rules(tokenizer))
         _vocabularies[tokenizer] = len(tokenizer), known
     return known
 

@@ -1,7 +1,7 @@
-"""Records become scores, verdicts, ranks, and tables beside the ranking.
+"""Scoring: computes scores, verdicts, ranks and side tables from records. Nothing is trained or printed here.
 
-`score` makes a `Leaderboard` of a suite's records; it trains nothing and shows nothing. A new flag is a function in
-`flags.py`, a new table beside the ranking a file in `side_tables/`.
+`score` turns a suite's records into a `Leaderboard`. Each flag is a function in `flags.py`, each side table a file
+in `side_tables/`.
 """
 
 from __future__ import annotations

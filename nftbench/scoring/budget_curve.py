@@ -28,10 +28,10 @@ PER_DECADE = 8
 
 @dataclass(frozen=True)
 class BudgetCurve:
-    """One row's curve: after `flops[i]` spent on one task the attacker's best score is `scores[i]`, in points."""
+    """The curve of one row: an attacker who spends `flops[i]` on one task scores at best `scores[i]`, in points."""
 
     defense: str
-    """The row; or the name of an attack that ignores every release, whose curve stands for itself."""
+    """The row, or the name of an attack that ignores the release."""
     flops: tuple[float, ...]
     scores: tuple[Interval, ...]
     """Means over the tasks within a seed, then over base seeds."""
@@ -45,8 +45,10 @@ class Reached(NamedTuple):
 
 
 def budget_curves(grid: Grid, tasks: Mapping[str, Sequence[str]]) -> tuple[BudgetCurve, ...]:
-    """A curve for each row on which every attack at the ranking's knowledge has a result, and one for training from
-    scratch beside each reference; `tasks` are those with headroom, by reference."""
+    """A curve for each row on which all attacks with the ranking's knowledge have results.
+
+    Training from scratch has a curve of its own for each reference. `tasks` are the tasks with headroom, by reference.
+    """
     attacks = grid.within(grid.ranking)
     ways = {row: _of_row(grid, row, tasks.get(grid.rows[row].reference, ()), attacks) for row in sorted(grid.rows)}
     references = sorted(grid.references() & grid.rows.keys())
@@ -127,8 +129,10 @@ def way(records: Sequence[Record], rate: float) -> list[Reached]:
 
 
 def _stages(record: Record, total: float) -> list[Reached]:
-    """What one attack has spent and its score there: at each step at which the sweep was evaluated, preparation
-    included, and after the restarts."""
+    """The FLOPs and the score of one attack at each step of the sweep that was evaluated, and after the restarts.
+
+    The FLOPs include the preparation.
+    """
     cost, higher = record.cost or Cost(), record.validation is None or record.validation.higher_is_better
     rates = {point.learning_rate for point in record.curve if point.step}
     longest = {one: max(point.step for point in record.curve if point.learning_rate == one) for one in rates}

@@ -19,13 +19,14 @@ Broken = tuple[Sequence[Record], Sequence[Record], float]
 
 @dataclass(frozen=True)
 class Multiple:
-    """A cost as a multiple of what the undefended model takes."""
+    """An attack's cost on a defense as a multiple of its cost on the undefended model."""
 
     value: float
     censored: bool = False
-    """The largest budget ended first: the cost is higher."""
+    """True if even the largest budget was too small, so that the cost is higher than `value`."""
     at_most: bool = False
-    """An attack without counted steps, such as a probe in closed form, gets there too: the cost may be lower."""
+    """True if an attack without counted steps, such as a closed-form probe, also reaches the score, so that the cost
+    may be lower than `value`."""
 
     def __str__(self) -> str:
         return f"{'> ' if self.censored else '≤ ' if self.at_most else ''}{self.value:.3g}×"

@@ -49,7 +49,7 @@ def excess(grid: Grid, defense: str, tasks: Sequence[str], over: Sequence[str]) 
 
 
 def claim_test(grid: Grid, defense: str, tasks: Sequence[str], over: Sequence[str]) -> ClaimTest:
-    """Excess suppression of the attackers whom the defense claims to withstand, and whether there was one."""
+    """The defense's excess suppression of the attackers in its claim, and whether any of them has a result."""
     claim = grid.rows[defense].claim
     if claim is None:
         return ClaimTest()

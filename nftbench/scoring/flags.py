@@ -131,7 +131,7 @@ def _utility(row: RowEvidence) -> str | None:
 
 @_flag("gradient", "unrank", misleading=True)
 def _gradient(row: RowEvidence) -> str | None:
-    """A release whose gradients are not those of its function hides from attacks; it does not withstand them."""
+    """Wrong gradients: the release only hides from gradient-based attacks, and does not resist them."""
     errors = [one.gradient_error for one in row.protections if one.gradient_error is not None]
     worst = max(errors, key=lambda error: math.inf if math.isnan(error) else error, default=0.0)
     if worst <= GRADIENT_ERROR:
@@ -209,7 +209,7 @@ def _preliminary(row: RowEvidence) -> str | None:
 @_flag("no_effect", "note")
 def _no_effect(row: RowEvidence) -> str | None:
     score, gap = row.score, row.score.excess.interval
-    if gap is None or gap.low > 0 or not math.isfinite(gap.low):  # one seed has no interval, and says nothing
+    if gap is None or gap.low > 0 or not math.isfinite(gap.low):  # one seed has no interval
         return None
     trivial = any(name != score.row.reference for name in score.excess.controls)
     beyond = "the trivial defenses" if trivial else "the undefended model"
@@ -226,7 +226,7 @@ def _skipped(row: RowEvidence) -> str | None:
 
 @_flag("stuck", "warn", on=["defense"])
 def _stuck(row: RowEvidence) -> str | None:
-    """Either the release withstands, or the attack does not work on it: someone should look."""
+    """No attack gains anything: either the release resists, or the attack does not work. A person should look."""
     stuck = [record for record in row.best if record.stuck or not record.trains]
     if not stuck:
         return None
@@ -268,8 +268,10 @@ def _retried(row: RowEvidence) -> str | None:
 
 @_flag("restarts", "warn")
 def _restarts(row: RowEvidence) -> str | None:
-    """An attacker would have kept the run of the sweep. Restarts that end far below it say that the release is
-    fragile."""
+    """Restarts end far below the sweep's own run, so the outcome depends on the attack seed.
+
+    An attacker would have kept the sweep's run, so the reported score may be too low.
+    """
     behind = {record.key: _behind(record) for record in row.best if record.restarts}
     far = [record for record in row.best if behind.get(record.key, 0) > FRAGILE]
     if not far:
@@ -282,7 +284,7 @@ def _restarts(row: RowEvidence) -> str | None:
 
 
 def _behind(record: Record) -> float:
-    """Points on validation by which the final score lies below the best of the sweep."""
+    """How far the final validation score is below the best one of the sweep, in points."""
     found = record.validation
     if found is None:
         return 0.0

@@ -20,22 +20,22 @@ from nftbench.scoring.points import BestAttacks, mean_points, preference
 from nftbench.terms import KNOWLEDGE, Adaptation, TrainedWeights
 
 NONE = "none"
-"""The attack that does nothing: base utility and every gain are measured from it."""
+"""The attack that does nothing. Its scores are the base utility, and every gain is the difference to them."""
 Attacks = frozenset[str]
-"""Attacks by their printed specs."""
+"""A set of attacks, each by its spec as text."""
 Knowledge = frozenset[str]
-"""What an attacker has beside the release and the task; one level of knowledge."""
+"""What an attacker has besides the release and the task: one level of knowledge."""
 COUNTED_WITH: Mapping[Adaptation, frozenset[Adaptation]] = {
     "finetuning": frozenset({"finetuning", "linear_probe"}),
     "linear_probe": frozenset({"linear_probe"}),
     "merging": frozenset({"merging"}),
     "rescaling": frozenset({"rescaling"}),
 }
-"""Kinds of attack that count against a claim about each kind: whoever may fine-tune may also fit a probe."""
+"""The kinds of attacks that count against a claim about a kind. An attacker who may fine-tune may also fit a probe."""
 
 
 def knowledge_name(knowledge: Iterable[str]) -> str:
-    """`method+data`; `release alone` for an attacker who has nothing else."""
+    """The level of knowledge in words, as in `method+data`; `release alone` if it is empty."""
     return "+".join(sorted(knowledge, key=KNOWLEDGE.index)) or "release alone"
 
 
@@ -48,7 +48,7 @@ class Grid:
     faults: Mapping[CellId, str]
     """Why a cell has no result."""
     attacks: Mapping[str, Record]
-    """One record of each attack, for what records say of the attack itself."""
+    """One record of each attack, to look up properties of the attack."""
     rows: Mapping[str, Row]
     seeds: Mapping[str, tuple[int, ...]]
     tasks: tuple[str, ...]
@@ -91,7 +91,7 @@ class Grid:
         return frozenset(attack for attack, record in self.attacks.items() if "secret" in record.knowledge)
 
     def training(self, *weights: TrainedWeights) -> Attacks:
-        """Attacks that train these weights of the release; one that has no record yet does not say."""
+        """Attacks that train these weights of the release. Attacks without a record are not included."""
         return frozenset(attack for attack, record in self.attacks.items() if trained_weights(record) in weights)
 
     def attacks_on(self, defense: str) -> Attacks:
@@ -99,9 +99,9 @@ class Grid:
         return self._attacks_by_defense.get(defense, frozenset())
 
     def uses_all(self, defense: str, knowledge: Knowledge, adaptation: Adaptation = "finetuning") -> bool:
-        """Whether the attacks on this release together use all of the knowledge. If not, nothing is known there.
+        """Whether the attacks on this release together use all of the knowledge. If not, the level counts as untested.
 
-        An attack that has no record yet may be one that does.
+        True as well if an attack has no record yet, because that attack may use it.
         """
         tried = self.attacks_on(defense) & self.within(knowledge, adaptation)
         known = [self.attacks[attack] for attack in tried if attack in self.attacks]

@@ -1,4 +1,4 @@
-"""Headroom: whether there is anything to suppress on a task, decided before any defense is looked at."""
+"""Headroom: whether fine-tuning gains anything on a task that a defense could suppress. No defense is used for it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from nftbench.scoring.scores import Headroom
 
 
 def headroom(grid: Grid, reference: str) -> list[Headroom]:
-    """The undefended model beside training from scratch on each task; points, means over seeds."""
+    """The undefended model compared with training from scratch on each task, in points, as means over seeds."""
     attacks = grid.within(grid.ranking)
     from_scratch = attacks & grid.from_scratch()
     on_release = attacks - grid.ignoring_release()

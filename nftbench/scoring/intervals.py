@@ -108,10 +108,10 @@ def beats_zero(adjusted_p: float) -> bool:
 
 
 def shared_ranks(rows: Sequence[Mapping[int, float]]) -> list[int]:
-    """Ranks of rows, given best first and by seed. Rows that cannot be told apart share a rank.
+    """Ranks of rows. Each row is its scores by seed, and the best row is first. Rows that do not differ share a rank.
 
-    Two rows are told apart where the interval of their paired difference leaves out zero. A new rank begins only where
-    every row above is told apart from every row below; so two rows also share a rank by way of a third.
+    Two rows differ if the interval of their paired difference does not contain zero. A new rank begins only where every
+    row above differs from every row below. So two rows that differ share a rank if both do not differ from a third.
     """
     ranks: list[int] = []
     for index in range(len(rows)):

@@ -1,4 +1,4 @@
-"""Records become a leaderboard: every row of a suite scored, judged and ranked, with the tables beside the ranking."""
+"""Computes a leaderboard from records: the score, verdict and rank of every defense, and the side tables."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ AnyTable = TypeVar("AnyTable", bound=SideTable)
 
 @dataclass(frozen=True)
 class Rules:
-    """What the suite asks of its rows."""
+    """The suite's rules for the ranking."""
 
     ranking: str
-    """What the attackers know by whom rows are ranked, in words."""
+    """The knowledge of the attackers in the ranking, in words."""
     utility_bar: float
-    """The share of base utility that a ranked row keeps at least."""
+    """The share of base utility that a ranked row must keep."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Leaderboard:
 
     suite: str
     about: str
-    """What the suite says of itself."""
+    """The suite's description of itself."""
     rules: Rules
     scores: tuple[Score, ...]
     headroom: tuple[Headroom, ...]
@@ -83,9 +83,9 @@ def score(
 ) -> Leaderboard:
     """Score every row of a suite and rank those that may be ranked.
 
-    `about` is what the suite says of itself, `claims` what its papers claim. `planned` names the cells that should be
-    there; without it they are inferred from the records. `skips` are defense, attack and reason of what was not
-    planned, `side_tables` the tables to stand beside the ranking.
+    `about` is the suite's description of itself, and `claims` are its papers' claims. `planned` names the cells that
+    should have records; without it, they are inferred from the records. `skips` are (defense, attack, reason) of
+    attacks that were not planned. `side_tables` are the tables to show beside the ranking.
     """
     readings = [record for record in records if record.role == "yardstick"]
     grid, problems = arrange(records, planned, frozenset(ranking), utility_bar)
@@ -186,7 +186,7 @@ def _incomplete(grid: Grid, defense: str, over: Sequence[str]) -> list[str]:
 def _evidence(grid: Grid, score: Score, tasks: Sequence[str], room: Sequence[Headroom]) -> flags.RowEvidence:
     """What the flags of a row are read from."""
     ranking, row = grid.within(grid.ranking), score.row
-    # Whether an attack without any record uses the release is not known, so it is not said to be skipped.
+    # An attack without any record may ignore the release, so it is not counted as skipped.
     applied = ranking & grid.attacks.keys() - grid.ignoring_release()
     known = row.reference in grid.rows
     return flags.RowEvidence(

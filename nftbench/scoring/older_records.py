@@ -1,4 +1,4 @@
-"""What older records do not say of themselves, worked out from the names that attacks had then."""
+"""Properties of attacks that older records lack, inferred from the attacks' names."""
 
 from __future__ import annotations
 

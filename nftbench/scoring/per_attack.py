@@ -21,17 +21,17 @@ class AttackRow:
 
     attack: str
     knowledge: tuple[str, ...] | None
-    """None for an attack without a record, since only records say what it knows."""
+    """None for an attack without a record, because the knowledge is read from records."""
     adaptation: Adaptation
     against: tuple[str, ...]
     uses_release: bool
     counts: bool
-    """Its knowledge lies within the ranking level, if that is known."""
+    """True if the attack counts in the ranking: its knowledge is known, and is within the ranking's."""
     cells: int
     failed: int
     """Cells without a result."""
     faults: tuple[str, ...]
-    """Why those have none, as `2 × nonfinite (…)`."""
+    """The reasons why these have none, as in `2 × nonfinite (…)`."""
     attacked: Interval | None
     gain: Interval | None
     gains: Mapping[str, float]

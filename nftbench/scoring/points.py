@@ -33,7 +33,7 @@ def above_floor(measurement: Measurement) -> float:
 def kept_share(released: Measurement, undefended: Measurement) -> float:
     """Utility retention of one metric: (U_released - floor) / (U_undefended - floor).
 
-    The share comes out the same for metrics of which lower is better: both differences change their sign.
+    The share is the same for metrics where lower is better, because both differences change their sign.
     """
     return (released.value - undefended.floor) / (undefended.value - undefended.floor)
 

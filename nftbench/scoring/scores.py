@@ -23,7 +23,7 @@ Severity = Literal["unrank", "warn", "note"]
 
 @dataclass(frozen=True)
 class Headroom:
-    """What fine-tuning the undefended model gains on a task, beside training from scratch with the same budget."""
+    """The gain of fine-tuning the undefended model on a task, and of training from scratch on the same budget."""
 
     reference: str
     task: str
@@ -101,14 +101,14 @@ class Resistance:
 
 @dataclass(frozen=True)
 class ByKnowledge:
-    """Suppression by what the attackers know."""
+    """Suppression at each level of attackers' knowledge."""
 
     suppression: Mapping[str, Interval | None] = field(default_factory=dict)
-    """At each level of knowledge that the attacks on this row use in full."""
+    """By level of knowledge, for the levels that the attacks on this row use fully."""
     untested: tuple[str, ...] = ()
-    """The other levels: nobody knows what the row withstands there."""
+    """The other levels, at which the row was not tested."""
     adaptive: tuple[str, ...] = ()
-    """Attacks written against this defense that ran to their end."""
+    """Attacks that were designed against this defense and that have a result."""
 
 
 @dataclass(frozen=True)
@@ -141,7 +141,7 @@ class Excess:
 
 @dataclass(frozen=True)
 class ClaimTest:
-    """The defense's claim, tested against the attackers whom it claims to withstand."""
+    """The test of the defense's claim, against the attackers that it claims to withstand."""
 
     excess: Interval | None = None
     tested: bool = False
@@ -164,7 +164,7 @@ class Flag:
 
 @dataclass(frozen=True)
 class Standing:
-    """Where the row stands on the leaderboard."""
+    """The row's place on the leaderboard."""
 
     group: Group = "unranked"
     rank: int | None = None

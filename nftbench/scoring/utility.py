@@ -9,7 +9,7 @@ from nftbench.scoring.scores import Utility
 
 
 def usable_metrics(grid: Grid, reference: str) -> list[str]:
-    """Utility metrics on which the reference beats the floor at every seed; on the others there is nothing to keep."""
+    """Utility metrics on which the reference is above the floor at every seed. On others no utility can be lost."""
     measured = {metric: grid.best_attacks(reference, [metric], frozenset({NONE})) for metric in grid.metrics}
     return [
         metric

@@ -32,9 +32,9 @@ def judged(scores: Sequence[Score], mixed_versions: bool, tables: Sequence[type[
 def verdict(score: Score, adjusted_p: float | None) -> Verdict | None:
     """`holds`, `refuted` or `untested`; None without a claim.
 
-    A claim holds where utility clears the bar and the adjusted lower bound of excess suppression lies above zero. It
-    stays untested if the attackers did not use all that it grants, if a flag says that an attack was not at its best,
-    or if there is no trivial defense to be beyond.
+    A claim holds if utility is above the bar and the adjusted lower bound of excess suppression is above zero. It stays
+    untested if the attacks did not use all the knowledge that the claim grants them, if a flag says that an attack was
+    not at its best, or if the suite has no trivial defense to compare with.
     """
     if score.row.claim is None or score.kind != "defense":
         return None
@@ -47,9 +47,9 @@ def verdict(score: Score, adjusted_p: float | None) -> Verdict | None:
 
 
 def with_side_verdict(score: Score, tables: Sequence[SideTable]) -> Score:
-    """The score with the verdict of the side tables, where they judge its claim.
+    """The score with the verdict of the side tables, if they judge its claim.
 
-    One refutation refutes it; it holds where every table that speaks of it says so.
+    The claim is refuted if any table refutes it, and holds if every table with a verdict says that it holds.
     """
     if score.kind != "defense" or score.row.claim is None or not any(table.judges(score.row) for table in tables):
         return score
@@ -59,7 +59,7 @@ def with_side_verdict(score: Score, tables: Sequence[SideTable]) -> Score:
 
 
 def _testable(score: Score) -> bool:
-    """An attack within the claim's knowledge ran, every cell is there, and there are enough seeds to judge."""
+    """Whether an attack within the claim's knowledge ran, no cell is missing, and there are enough seeds."""
     excess = score.claim.excess
     enough = excess is not None and excess.count >= PRELIMINARY_SEEDS
     return score.kind == "defense" and score.claim.tested and not score.incomplete and enough

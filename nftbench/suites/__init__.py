@@ -1,7 +1,7 @@
-"""What a suite is: the settings of one grid of defenses, attacks and tasks, read from a YAML file.
+"""Suites: the settings of one grid of defenses, attacks and tasks, each in a YAML file.
 
-`schema` has every key with its check and its meaning, `reading` turns a file into a `Suite`. The suites that come with
-nftbench lie here as YAML files.
+`schema` defines every key, with its check and its meaning. `reading` turns a file into a `Suite`. The YAML files in
+this folder are the suites that come with nftbench.
 """
 
 from __future__ import annotations

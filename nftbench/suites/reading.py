@@ -1,4 +1,4 @@
-"""A YAML file becomes a `Suite`; an unknown key is an error that names the nearest known one."""
+"""Reads YAML files as `Suite`s. The message about an unknown key names the most similar known key."""
 
 from __future__ import annotations
 
@@ -15,15 +15,16 @@ from nftbench.suites.schema import Suite
 
 
 def names() -> list[str]:
-    """The suites that nftbench ships, sorted."""
+    """The names of the suites that come with nftbench, sorted."""
     return sorted(item.name.removesuffix(".yaml") for item in _shipped().iterdir() if item.name.endswith(".yaml"))
 
 
 def read(name_or_path: str, changes: Sequence[str] = ()) -> Suite:
-    """Read a suite by its name or its file's path, with `key.subkey=value` changes on top.
+    """Read a suite, given by its name or by its file's path. Each change is a text `key.subkey=value`.
 
     Raises:
-        NftbenchError: no such suite, not YAML, an unknown key or an impossible value; one line for each.
+        NftbenchError: the suite does not exist, is not YAML, or has an unknown key or a wrong value. The message names
+            every such key.
     """
     path = Path(name_or_path)
     if path.suffix in (".yaml", ".yml") or path.is_file():
@@ -46,7 +47,11 @@ def read(name_or_path: str, changes: Sequence[str] = ()) -> Suite:
 
 
 def parse(content: Mapping[str, Any], source: str = "suite") -> Suite:
-    """Check a mapping and make it a `Suite`; errors name `source` and the key."""
+    """The suite in a mapping, as read from YAML.
+
+    Raises:
+        NftbenchError: a key is unknown or its value is wrong. The message names `source` and every such key.
+    """
     try:
         return Suite.model_validate(content)
     except ValidationError as error:
@@ -73,15 +78,15 @@ def _apply(content: dict[str, Any], change: str) -> None:
 
 
 def _explain(source: str, problem: Mapping[str, Any]) -> str:
-    """One line for one pydantic problem, with the nearest key where a key is unknown."""
-    place = [str(part) for part in problem["loc"] if part != "[key]"]
-    where = ".".join(place) or "suite"
+    """The message for one error of pydantic, with a similar key if a key is unknown."""
+    keys = [str(part) for part in problem["loc"] if part != "[key]"]
+    where = ".".join(keys) or "suite"
     if problem["type"] == "extra_forbidden":
         section: Any = Suite
         for part in problem["loc"][:-1]:
-            if isinstance(part, str):  # a number is a place in a list of sections
+            if isinstance(part, str):  # a number is an index into a list of sections
                 annotation = section.model_fields[part].annotation
                 section = next((one for one in get_args(annotation) if hasattr(one, "model_fields")), annotation)
-        return f"{source}: unknown key {where!r}{suggest(place[-1], list(section.model_fields))}"
+        return f"{source}: unknown key {where!r}{suggest(keys[-1], list(section.model_fields))}"
     message = problem["msg"].removeprefix("Value error, ")
     return f"{source}: {where}: {message[:1].lower()}{message[1:]}"

@@ -14,7 +14,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from nftbench.contract import Attack, Model, Outcome, Prepared, Protected, Release, Task
 from nftbench.errors import NftbenchError
-from nftbench.models import networks as models, updates
+from nftbench.models import networks, updates
 from nftbench.running.attacker import Attacker
 from nftbench.running.owner import Owner
 from nftbench.running.workspace import AttackersTask, Workspace
@@ -49,8 +49,8 @@ def check_attack(
             first, second = (_adapt(plugin, release, task, context) for _ in range(2))
             _check_outcome(first.outcome, task)
             _check_steps(plugin, first, context, allowance)
-            networks = (one.outcome.network.state_dict() for one in (first, second))
-            same = first.outcome.curve == second.outcome.curve and identical(*networks)
+            weights = (one.outcome.network.state_dict() for one in (first, second))
+            same = first.outcome.curve == second.outcome.curve and identical(*weights)
             promise(same, f"the same seed gives the same outcome ({architecture})")
 
 
@@ -63,10 +63,10 @@ def attack_inputs(workspace: Workspace, plugin: Attack) -> tuple[Release, Attack
     secretive = bool(knowledge & {"secret", "sibling"}) or plugin.applies(Undefended()) is not None
     protected = masked.protect(owner.build(), owner) if secretive else Protected(owner.pretrain(owner.build()))
     model, sibling = protected.release, owner.sibling(protected.release)
-    folder = workspace.store.make("releases", "tiny", lambda draft: models.save(model, draft))
+    folder = workspace.store.make("releases", "tiny", lambda draft: networks.save(model, draft))
 
     context = Attacker(
-        seed=models.derive(0, "attack"),
+        seed=networks.derive(0, "attack"),
         budget=workspace.suite.budget,
         device=workspace.device,
         _corpus=owner.corpus if "data" in knowledge else None,
@@ -76,7 +76,7 @@ def attack_inputs(workspace: Workspace, plugin: Attack) -> tuple[Release, Attack
         _sibling=sibling if "sibling" in knowledge else None,
         _uses=plugin.uses(),
     )
-    release = Release(models.load(folder, attacker=True))
+    release = Release(networks.load(folder, attacker=True))
     if "base" in plugin.knowledge:
         base = owner.build()
         update = updates.difference(release.model.network, base.network)

@@ -11,7 +11,7 @@ import torch
 from safetensors import safe_open
 
 from nftbench.contract import Claim, Defense, Model, Protected, Update
-from nftbench.models import networks as models, updates
+from nftbench.models import networks, updates
 from nftbench.records.spec import Spec
 from nftbench.running.owner import Owner, make_base
 from nftbench.running.workspace import Workspace
@@ -90,8 +90,8 @@ def _check_update(release: Model, update: Update, base: Model) -> None:
 def _check_publishable(model: Model) -> None:
     """What is saved is what is loaded, and nothing else is saved."""
     with tempfile.TemporaryDirectory() as folder:
-        models.save(model, Path(folder))
-        published = models.load(folder).network.state_dict()
+        networks.save(model, Path(folder))
+        published = networks.load(folder).network.state_dict()
         saved = set()
         for path in Path(folder).glob("*.safetensors"):
             with safe_open(path, "pt") as file:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 
 from nftbench.contract import Reading, Release, Yardstick
-from nftbench.models import networks as models, updates
+from nftbench.models import networks, updates
 from nftbench.planning import registry
 from nftbench.running.releases import ADAPTER, ReleaseInspection, make_release
 from nftbench.testing.comparison import identical, keeps_random_state
@@ -33,7 +33,7 @@ def check_yardstick(
         with temporary_workspace(tiny_suite(architecture, defenses=[defense])) as workspace:
             job = next(job for job in workspace.plan.jobs() if str(job.defense) == defense)
             folder = make_release(workspace, job.defense, job.seed, job.release)
-            model = models.load(folder, attacker=True)
+            model = networks.load(folder, attacker=True)
             before = {name: tensor.clone() for name, tensor in model.network.state_dict().items()}
             inspection = ReleaseInspection(workspace, job, Release(model, updates.load(folder / ADAPTER)))
             with keeps_random_state("measure"):

@@ -17,7 +17,7 @@ from nftbench.attacks.full import Full
 from nftbench.attacks.interpolate import SHARES, Interpolate
 from nftbench.contract import Attack, Model, Outcome, Release, Task
 from nftbench.data.corpus import word_tokenizer
-from nftbench.models import networks as models
+from nftbench.models import networks
 from nftbench.models.architectures import dlr
 from nftbench.planning import registry
 from nftbench.planning.plan import narrow
@@ -92,7 +92,7 @@ def scene(workspace: MakeWorkspace) -> Callable[..., Scene]:
     def make(architecture: str = "gpt2", **changes: Any) -> Scene:
         here = workspace(architecture=architecture, **changes)
         base = Owner(here, 0).build()
-        start = Model(models.build(here.suite.model, base.tokenizer, 99, "cpu").network, base.tokenizer)
+        start = Model(networks.build(here.suite.model, base.tokenizer, 99, "cpu").network, base.tokenizer)
         task = FirstWord().load(task_context(here, base))
         by_heart(base.network, task)
         base.network.eval()

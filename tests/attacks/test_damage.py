@@ -12,7 +12,7 @@ import torch
 from transformers import PreTrainedModel
 
 from nftbench.contract import Attack, Model, Prepared, Release
-from nftbench.models import networks as models
+from nftbench.models import networks
 from nftbench.models.architectures import dlr
 from nftbench.planning import registry
 from nftbench.testing import ARCHITECTURES
@@ -31,7 +31,7 @@ class Context:
 
 def base(kind: str) -> PreTrainedModel:
     ordinary = kind.removeprefix("dlr-")
-    network = models.build({"model_type": ordinary, **SHAPES[ordinary], "vocab_size": 50}, None, 0, "cpu").network
+    network = networks.build({"model_type": ordinary, **SHAPES[ordinary], "vocab_size": 50}, None, 0, "cpu").network
     return dlr.lock(network, 3) if ordinary != kind else network
 
 

@@ -17,7 +17,7 @@ from nftbench.contract import Model, Prepared, Release, Task
 from nftbench.data.splits import TextSplit
 from nftbench.models.networks import build
 from nftbench.planning import registry
-from nftbench.running import referee as run
+from nftbench.running import referee
 from nftbench.running.attacker import Attacker
 from nftbench.running.owner import make_base
 from nftbench.running.referee import Referee
@@ -138,7 +138,7 @@ def test_records_do_not_depend_on_the_order_of_attacks(
         changes = {"tasks": [sliced], "utility": ["bits_per_token"], "budget": {"restarts": 1, "extension": 0}}
         here = workspace(results=results, attacks=["none", *ATTACKS], **changes)
         for job in here.plan.jobs()[::step]:
-            assert run.execute(here, job)
+            assert referee.execute(here, job)
         found.append({key: bare(record) for key, record in here.store.records().items()})
     assert found[0] == found[1]
     assert {record.status for record in found[0].values()} == {"ok"}

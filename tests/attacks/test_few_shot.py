@@ -19,7 +19,7 @@ from transformers.modeling_outputs import CausalLMOutput
 
 from nftbench.attacks.few_shot import FewShot, Prompted, separator, solved
 from nftbench.contract import Measurement, Model, Prepared, Split, Task
-from nftbench.data import lm_eval_tasks as evaluate
+from nftbench.data import lm_eval_tasks
 from nftbench.data.grammar import Grammar
 from nftbench.data.splits import TextSplit
 from nftbench.errors import NftbenchError
@@ -107,10 +107,10 @@ def test_a_prompt_gives_the_likelihoods_of_the_text_written_out(architecture: st
     split = task.split("validation")
     assert isinstance(split, TextSplit)
     network = Prompted(model.network, examples, WINDOW)
-    found = [[value for value, _ in document] for document in evaluate.loglikelihoods(network, split)]
+    found = [[value for value, _ in document] for document in lm_eval_tasks.loglikelihoods(network, split)]
     expected = written_out(model.network, [*itertools.chain(*examples)], split)
     torch.testing.assert_close(torch.tensor(found), torch.tensor(expected), rtol=1e-4, atol=1e-4)
-    plain = [[value for value, _ in document] for document in evaluate.loglikelihoods(model.network, split)]
+    plain = [[value for value, _ in document] for document in lm_eval_tasks.loglikelihoods(model.network, split)]
     assert (torch.tensor(plain) - torch.tensor(found)).abs().max() > 0.1, "the prompt changes what the network says"
     assert task.evaluate(network, split) == task.evaluate(network, split)
 
@@ -124,7 +124,7 @@ def test_a_prompt_gives_the_same_likelihoods_where_choices_share_a_prefix(
     assert isinstance(split, TextSplit)
     assert any(forward.tail is not None for forward in split._passes.forwards)
     examples = [solved(model.network, task, index) for index in (0, 2)]
-    found = evaluate.loglikelihoods(Prompted(model.network, examples, WINDOW), split)
+    found = lm_eval_tasks.loglikelihoods(Prompted(model.network, examples, WINDOW), split)
     expected = written_out(model.network, [*itertools.chain(*examples)], split)
     for ours, theirs in zip(found, expected, strict=True):
         assert [value for value, _ in ours] == pytest.approx(theirs, abs=1e-4)

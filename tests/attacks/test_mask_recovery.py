@@ -20,9 +20,9 @@ from nftbench import Defense, Model, Protected, Release, Secret
 from nftbench.attacks import mask_recovery
 from nftbench.attacks.mask_recovery import ESTIMATORS, MaskRecovery
 from nftbench.methods import estimators, masks
-from nftbench.models import networks as models
+from nftbench.models import networks
 from nftbench.models.architectures import dlr
-from nftbench.running import mask_accuracy as recovery
+from nftbench.running import mask_accuracy
 from nftbench.running.attacker import Attacker
 from nftbench.running.owner import Owner
 from nftbench.running.workspace import AttackersTask, Workspace
@@ -54,7 +54,7 @@ class Leaky(Defense):
 
     @torch.no_grad()
     def protect(self, model: Model, context: Any) -> Protected:
-        drawn, others = (weights(models.untrained(model.network, context.seed + more)) for more in (1, 2))
+        drawn, others = (weights(networks.untrained(model.network, context.seed + more)) for more in (1, 2))
         generator = torch.Generator().manual_seed(context.seed)
         mask = {name: torch.rand(weight.shape, generator=generator) < 0.5 for name, weight in drawn.items()}
         for name, weight in model.network.named_parameters():
@@ -86,7 +86,7 @@ def attacked(workspace: Workspace, defense: Leaky, estimator: str, **settings: A
     protected = defense.protect(owner.build(), owner)
     assert protected.secret is not None
     mask = protected.secret.mask
-    second = models.untrained(protected.release.network, 99)
+    second = networks.untrained(protected.release.network, 99)
     if defense.through == "sibling":
         with torch.no_grad():
             for name, weight in second.named_parameters():
@@ -102,7 +102,7 @@ def attacked(workspace: Workspace, defense: Leaky, estimator: str, **settings: A
     attack = MaskRecovery(estimator, batches=24, guesses=3, **settings)  # type: ignore[arg-type]
     guess = attack.prepare(Release(protected.release), context).guess
     assert guess is not None
-    return recovery.score(guess, mask), sum(kept.numel() for kept in mask.values())
+    return mask_accuracy.score(guess, mask), sum(kept.numel() for kept in mask.values())
 
 
 FOUND_BY = {
@@ -254,7 +254,7 @@ def test_gains_and_biases_are_marked_where_they_left_their_initial_constant(fact
     network, fresh = (
         nn.ParameterDict({name: nn.Parameter(w) for name, w in given.items()}) for given in (layers, gains)
     )
-    assert recovery.score(estimators.likelihood(network, fresh), mask)["roc_auc"] == 1.0
+    assert mask_accuracy.score(estimators.likelihood(network, fresh), mask)["roc_auc"] == 1.0
 
 
 # --------------------------------------------------------------------------------------------- departure of a relative
@@ -284,12 +284,12 @@ def test_departure_is_zero_for_weights_that_only_decayed(decay: float, vectors: 
 
 
 def test_independent_networks_are_not_related() -> None:
-    networks = [
+    drawn = [
         nn.ParameterDict({"w": nn.Parameter(draw(stats.norm(), count, seed))})
         for count, seed in ((5000, 0), (5000, 1), (4999, 1))
     ]
-    assert estimators.related(networks[0], networks[1]) < mask_recovery.RELATED
-    assert estimators.related(networks[0], networks[2]) == 0.0, "of another shape"
+    assert estimators.related(drawn[0], drawn[1]) < mask_recovery.RELATED
+    assert estimators.related(drawn[0], drawn[2]) == 0.0, "of another shape"
 
 
 # --------------------------------------------------------------------------------------------------- gradients by hand
@@ -400,9 +400,9 @@ def test_a_combination_beats_its_features_and_is_deterministic() -> None:
     features, mask = drawn(1)
     first, second = (estimators.combination([drawn(0), drawn(2)], features) for _ in range(2))
     assert all(torch.equal(first[name], second[name]) for name in mask)
-    alone = [recovery.score({name: f[..., i] for name, f in features.items()}, mask)["roc_auc"] for i in range(2)]
+    alone = [mask_accuracy.score({name: f[..., i] for name, f in features.items()}, mask)["roc_auc"] for i in range(2)]
     # Two independent unit normals, each shifted by one: together shifted by the root of two.
-    assert recovery.score(first, mask)["roc_auc"] == pytest.approx(stats.norm.cdf(1.0), abs=0.02)
+    assert mask_accuracy.score(first, mask)["roc_auc"] == pytest.approx(stats.norm.cdf(1.0), abs=0.02)
     assert max(alone) == pytest.approx(stats.norm.cdf(1 / math.sqrt(2)), abs=0.02)
 
 

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from nftbench.attacks import memory_light
 from nftbench.contract import Attack, Measurement, Model, Outcome, Prepared, Split, Task
-from nftbench.models import networks as models
+from nftbench.models import networks
 from nftbench.models.architectures import dlr
 from nftbench.planning import registry
 from nftbench.running.attacker import Attacker
@@ -56,7 +56,7 @@ def test_checkpointing_gives_the_numbers_of_full(architecture: str, locked: bool
 
 def test_blocks_of_other_architectures_are_wrapped() -> None:
     settings = {"model_type": "gpt2", **ARCHITECTURES["gpt2"], "n_layer": 2, "vocab_size": 50}
-    plain: PreTrainedModel = models.build(settings, None, 0, "cpu").network.train()
+    plain: PreTrainedModel = networks.build(settings, None, 0, "cpu").network.train()
     ids = torch.randint(50, (4, 12), generator=torch.Generator().manual_seed(0))
 
     def run_on(network: nn.Module) -> tuple[Tensor, int, list[Tensor]]:
@@ -89,7 +89,7 @@ class Bowl(Task):
 
 
 def bowl() -> tuple[nn.Module, tuple[Tensor, Tensor]]:
-    with models.seeded(0):
+    with networks.seeded(0):
         network = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)).double()
         return network, (torch.randn(16, 3).double(), torch.randn(16, 2).double())
 

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from nftbench.attacks import precondition
 from nftbench.contract import Attack, Measurement, Model, Outcome, Prepared, Split, Task
 from nftbench.methods import conditioning
-from nftbench.models import networks as models
+from nftbench.models import networks
 from nftbench.planning import registry
 from nftbench.running.attacker import Attacker
 from nftbench.running.owner import Owner
@@ -76,7 +76,7 @@ def table(classes: bool) -> tuple[PreTrainedModel, Table]:
     """A linear model in float64 with features of condition number 1e8, and a task that takes all of them."""
     generator = torch.Generator().manual_seed(0)
     inputs, noise = (torch.randn(shape, generator=generator).double() for shape in ((200, 6), (200, 1)))
-    network = models.build({"model_type": "linear", "input_dim": 6, "output_dim": 1}, None, 0, "cpu").network.double()
+    network = networks.build({"model_type": "linear", "input_dim": 6, "output_dim": 1}, None, 0, "cpu").network.double()
     with torch.no_grad():
         network.extractor.weight.copy_(torch.diag(torch.logspace(-4, 0, 6, dtype=torch.float64)))
     plain = inputs @ torch.ones(6, 1).double() + noise

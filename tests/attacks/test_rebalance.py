@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from nftbench.attacks import rebalance
 from nftbench.attacks.rebalance.symmetries import anatomy, scale_logits, scale_stream
 from nftbench.contract import Attack, Model, Outcome, Release
-from nftbench.models import networks as models
+from nftbench.models import networks
 from nftbench.planning import registry
 from nftbench.running.attacker import Attacker
 from nftbench.running.owner import make_base
@@ -78,7 +78,7 @@ def test_an_ordinary_model_keeps_its_logits(architecture: str, workspace: MakeWo
 @pytest.mark.parametrize("factor", [1e-6, 1e-3, 1e3, 1e6])
 def test_saturated_and_flat_logits_become_ordinary(factor: float) -> None:
     settings = {"model_type": "gpt2", **ARCHITECTURES["gpt2"], "vocab_size": 50}
-    network = models.build(settings, None, 0, "cpu").network
+    network = networks.build(settings, None, 0, "cpu").network
     scale_logits(network, 50.0)  # an untrained model's are flat
     assert rebalance.sharpness(network) == 1.0
     scale_logits(network, factor)
@@ -87,6 +87,6 @@ def test_saturated_and_flat_logits_become_ordinary(factor: float) -> None:
 
 def test_a_constant_has_no_sharpness() -> None:
     settings = {"model_type": "gpt2", **ARCHITECTURES["gpt2"], "vocab_size": 50}
-    network = models.build(settings, None, 0, "cpu").network
+    network = networks.build(settings, None, 0, "cpu").network
     scale_logits(network, 0.0)
     assert rebalance.sharpness(network) == 1.0

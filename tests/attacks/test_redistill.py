@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 from nftbench.contract import Attack, Model, Release
 from nftbench.errors import NftbenchError
 from nftbench.methods import adapters, distillation
-from nftbench.models import networks as models
+from nftbench.models import networks
 from nftbench.models.architectures import dlr
 from nftbench.planning import registry
 from nftbench.running.attacker import Attacker
@@ -33,7 +33,7 @@ standard_or_locked = pytest.mark.parametrize("locked", [False, True])
 
 def base(kind: str, seed: int = 0, **changes: Any) -> PreTrainedModel:
     settings = {"model_type": kind, **ARCHITECTURES[kind], "vocab_size": 50, **changes}
-    return models.build(settings, None, seed, "cpu").network.eval()
+    return networks.build(settings, None, seed, "cpu").network.eval()
 
 
 def speaking(network: PreTrainedModel) -> PreTrainedModel:
@@ -93,8 +93,8 @@ def test_new_mlps_imitate_the_release_and_the_rest_is_kept(kind: str, locked: bo
     near, far = (divergence(network, release, context.corpus.heldout) for network in (found, fresh))
     assert near < 0.7 * far
     assert all(weight.requires_grad for weight in found.parameters())
-    models.save(Model(found), tmp_path / "saved")
-    loaded = models.load(tmp_path / "saved").network
+    networks.save(Model(found), tmp_path / "saved")
+    loaded = networks.load(tmp_path / "saved").network
     assert torch.equal(loaded(input_ids=TOKENS).logits, found(input_ids=TOKENS).logits)
     wrapped = adapters.lora(found, 2, 4.0)
     assert any(weight.requires_grad for weight in wrapped.parameters())
@@ -105,7 +105,7 @@ def test_new_mlps_imitate_the_release_and_the_rest_is_kept(kind: str, locked: bo
 def test_a_new_model_imitates_the_release(kind: str, cache: Any) -> None:
     release, found, context = prepared("redistill[what=model,learning_rate=0.01]", kind, True)
     assert type(found) is type(base(kind))
-    fresh = models.untrained(found, context.seed)
+    fresh = networks.untrained(found, context.seed)
     assert all(not torch.equal(weight, fresh.get_parameter(name)) for name, weight in found.named_parameters())
     near, far = (divergence(network, release, context.corpus.heldout) for network in (found, fresh))
     assert near < 0.9 * far
@@ -117,7 +117,7 @@ def test_the_original_architecture_is_read_off_a_locked_one(kind: str) -> None:
     network = base(kind, tie_word_embeddings=True, **changes)
     found = redistill.ordinary(dlr.lock(network, 2), 7)
     assert found.config.to_dict() == network.config.to_dict()
-    fresh = models.untrained(network, 7).state_dict()
+    fresh = networks.untrained(network, 7).state_dict()
     assert all(torch.equal(tensor, fresh[name]) for name, tensor in found.state_dict().items())
 
 
@@ -126,7 +126,7 @@ def test_an_architecture_with_unknown_mlps_is_refused(cache: Any) -> None:
     attack: Attack = registry.create("attacks", "redistill")
     _, _, context = prepared("redistill[steps=1]", "gpt2", False)
     settings = {"model_type": "opt", **opt, "word_embed_proj_dim": 16, "ffn_dim": 32}
-    network = models.build(settings, context.corpus.tokenizer, 0, "cpu")
+    network = networks.build(settings, context.corpus.tokenizer, 0, "cpu")
     with pytest.raises(NftbenchError, match="it is not known where opt has its MLPs"):
         attack.prepare(Release(network), context)
 

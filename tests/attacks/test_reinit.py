@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from nftbench.contract import Model, Prepared
 from nftbench.errors import NftbenchError
-from nftbench.models import networks as models
+from nftbench.models import networks
 from nftbench.models.architectures import dlr
 from nftbench.planning import registry
 from nftbench.testing import ARCHITECTURES
@@ -23,7 +23,7 @@ DEPTH = {"gpt2": "n_layer", "llama": "num_hidden_layers", "qwen3": "num_hidden_l
 def release(architecture: str) -> PreTrainedModel:
     """Three blocks with weights that no initialisation draws."""
     settings = {**ARCHITECTURES[architecture], DEPTH[architecture]: 3}
-    network = models.build({"model_type": architecture, **settings, "vocab_size": 50}, None, 0, "cpu").network
+    network = networks.build({"model_type": architecture, **settings, "vocab_size": 50}, None, 0, "cpu").network
     for parameter in network.parameters():
         parameter.add_(7)
     return network
@@ -33,10 +33,10 @@ def redrawn(spec: str, network: PreTrainedModel, attack_seed: int = 0) -> PreTra
     """What the attack would train."""
     context: Any = SimpleNamespace(
         sweep=lambda model, task, adapter: adapter,
-        untrained=lambda model, seed: models.untrained(model.network, seed),
+        untrained=lambda model, seed: networks.untrained(model.network, seed),
     )
     adapter: Any = registry.create("attacks", spec).adapt(Prepared(Model(network)), None, context)
-    changed: PreTrainedModel = adapter(models.untrained(network, 0), attack_seed)  # overwritten below
+    changed: PreTrainedModel = adapter(networks.untrained(network, 0), attack_seed)  # overwritten below
     changed.load_state_dict(network.state_dict())
     return adapter(changed, attack_seed)  # type: ignore[no-any-return]
 
@@ -52,7 +52,7 @@ def test_the_chosen_blocks_are_drawn_anew_and_the_rest_is_kept(
     network = release(architecture)
     if locked:
         network = dlr.lock(network, 3)
-    fresh = dict(models.untrained(network, 5).named_parameters())
+    fresh = dict(networks.untrained(network, 5).named_parameters())
     old = dict(network.named_parameters())
     for name, weight in redrawn(spec, network, attack_seed=5).named_parameters():
         numbers = [int(part) for part in name.split(".")[:3] if part.isdigit()]  # transformer.h.1, model.layers.1

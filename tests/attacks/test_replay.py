@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 from nftbench.contract import Attack, Model, Release
 from nftbench.errors import NftbenchError
-from nftbench.models import networks as models
+from nftbench.models import networks
 from nftbench.models.architectures import dlr
 from nftbench.models.networks import seeded
 from nftbench.planning import registry
@@ -29,7 +29,7 @@ each_architecture = pytest.mark.parametrize("kind", list(ARCHITECTURES))
 def base(kind: str, **changes: Any) -> PreTrainedModel:
     """A network with unequal word probabilities; those of a fresh one are nearly equal."""
     settings = {"model_type": kind, **ARCHITECTURES[kind], "vocab_size": 12, **changes}
-    network = models.build(settings, None, 0, "cpu").network
+    network = networks.build(settings, None, 0, "cpu").network
     generator = torch.Generator().manual_seed(1)
     for weight in network.parameters():
         if weight.ndim == 2:

@@ -16,7 +16,7 @@ from transformers.models.qwen3.modeling_qwen3 import Qwen3RMSNorm
 
 from nftbench.attacks.rebalance import symmetries
 from nftbench.attacks.rebalance.symmetries import anatomy, balanced, canonical, scale_logits
-from nftbench.models import networks as models
+from nftbench.models import networks
 
 LLAMA = {
     "hidden_size": 24,
@@ -52,7 +52,7 @@ def exact(norm: Any, hidden: Tensor) -> Tensor:
 @torch.no_grad()
 def drawn(shape: str, seed: int = 0, **changes: Any) -> PreTrainedModel:
     """A model in float64 with large random weights, gains and biases."""
-    network = models.build({**SHAPES[shape], "vocab_size": 50, **changes}, None, 0, "cpu").network.double().eval()
+    network = networks.build({**SHAPES[shape], "vocab_size": 50, **changes}, None, 0, "cpu").network.double().eval()
     for module in network.modules():
         if isinstance(module, LlamaRMSNorm | Qwen3RMSNorm):
             module.forward = MethodType(exact, module)  # a copy of the network gets a method of its own
@@ -209,7 +209,7 @@ def test_float32_stays_float32() -> None:
 
 
 def test_other_architectures_stay_as_they_are() -> None:
-    network = models.build({"model_type": "linear", "input_dim": 4, "output_dim": 2}, None, 0, "cpu").network
+    network = networks.build({"model_type": "linear", "input_dim": 4, "output_dim": 2}, None, 0, "cpu").network
     before = copy.deepcopy(network.state_dict())
     canonical(network)
     scale_logits(network, 10.0)

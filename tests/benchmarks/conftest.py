@@ -97,12 +97,12 @@ class Bench:
     def __init__(self, folder: Path, cache: Path) -> None:
         from nftbench import suites
         from nftbench.device import CPU
-        from nftbench.models import networks as models
+        from nftbench.models import networks
         from nftbench.planning.plan import plan
         from nftbench.records.store import Store
         from nftbench.running.releases import make_release
         from nftbench.running.workspace import Workspace, load_task
-        from nftbench.training import engine as train
+        from nftbench.training import engine
 
         content: dict[str, Any] = {
             "name": "benchmark",
@@ -127,9 +127,9 @@ class Bench:
         self.suite = suites.parse(content)
         self.workspace = Workspace(plan(self.suite), Store(folder / "results", cache))
         job = next(job for job in self.workspace.plan.jobs() if job.attack.name == "full")
-        train.set_threads(CPU)
+        engine.set_threads(CPU)
         self.release = make_release(self.workspace, job.defense, 0, job.release)
-        self.model = models.load(self.release, attacker=True)
+        self.model = networks.load(self.release, attacker=True)
         self.task: Any = load_task(self.workspace, job.cells[0].task, job.seed, self.model)
 
     @property

@@ -17,7 +17,7 @@ import yaml
 from nftbench import suites
 from nftbench.contract import Cost, Measurement, Point
 from nftbench.device import CPU
-from nftbench.models import networks as models
+from nftbench.models import networks
 from nftbench.planning import registry
 from nftbench.planning.plan import Plan, plan
 from nftbench.records.record import Record
@@ -82,7 +82,7 @@ def test_a_cell(bench: Any, plugin: Plugin, tmp_path: Path, benchmark: Any, tabl
 
     def load() -> None:
         for _ in jobs:
-            models.load(folder, attacker=True)
+            networks.load(folder, attacker=True)
 
     once(tmp_path / "warm")
     load()

@@ -15,8 +15,8 @@ import torch
 from nftbench import suites
 from nftbench.contract import Model
 from nftbench.device import Device
-from nftbench.models import networks as models
-from nftbench.training import engine as train
+from nftbench.models import networks
+from nftbench.training import engine
 from nftbench.training.sweep import Sweep
 from nftbench.training.trainer import Trainer
 from tests.benchmarks.conftest import MODEL
@@ -74,10 +74,10 @@ def test_pretraining(bench: Any, device: str, benchmark: Any, table: dict[str, L
     if device != "cpu" and not torch.cuda.is_available():
         pytest.skip("no CUDA device")
     tokenizer = bench.model.tokenizer
-    network = models.build(settings, tokenizer, 0, device).network
+    network = networks.build(settings, tokenizer, 0, device).network
     blocks = torch.randint(len(tokenizer), (4096, block), generator=torch.Generator().manual_seed(0))
     tokens = plan.steps * plan.batch * block
-    rate, low, high = per_second(device, lambda: train.pretrain(network, blocks, plan, 0, device), tokens, benchmark)
+    rate, low, high = per_second(device, lambda: engine.pretrain(network, blocks, plan, 0, device), tokens, benchmark)
     table[f"9 {device} pretraining"] = Line(
         f"pre-training throughput, {named(device, network)}",
         "none",
@@ -91,7 +91,7 @@ def test_fine_tuning(bench: Any, device: str, benchmark: Any, table: dict[str, L
     if device != "cpu" and not torch.cuda.is_available():
         pytest.skip("no CUDA device")
     tokenizer, steps = bench.model.tokenizer, 50
-    network = models.build(recipe(device)[0], tokenizer, 0, device).network
+    network = networks.build(recipe(device)[0], tokenizer, 0, device).network
     run = Sweep(Trainer(0, bench.budget, Device.parse(device)), Model(network, tokenizer), Unscored(bench.task))
     rate, low, high = per_second(device, lambda: run.trajectory(1e-4, 0, (steps,)), steps, benchmark)
     table[f"9 {device} tuning"] = Line(

@@ -142,4 +142,4 @@ def test_the_verb_says_what_is_not_there(
     assert "did you mean 'attacks'?" in capsys.readouterr().err
     Path("manifest.json").write_text("{}")
     assert main(["calibrate", "small", "--proof", "spread", "--from", "."]) == 2
-    assert "manifest.json: not a manifest that nftbench run writes" in capsys.readouterr().err
+    assert "manifest.json: not a manifest of nftbench" in capsys.readouterr().err

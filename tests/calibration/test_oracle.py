@@ -14,7 +14,7 @@ from nftbench.calibration.proof import Finding, Run
 from nftbench.contract import Claim, Model
 from nftbench.data.grammar import Grammar
 from nftbench.errors import NftbenchError
-from nftbench.models import networks as models
+from nftbench.models import networks
 from nftbench.models.networks import untrained
 from nftbench.planning import registry
 from nftbench.planning.plan import plan
@@ -58,7 +58,7 @@ def release(cache: Path, tmp_path: Path) -> tuple[Model, Model]:
     workspace = Workspace(plan(suite), Store(tmp_path, cache))
     key = workspace.plan.releases["oracle", 0]
     spec = registry.spec_of("oracle", registry.create("defenses", "oracle"))
-    return make_base(workspace, 0), models.load(make_release(workspace, spec, 0, key), "cpu")
+    return make_base(workspace, 0), networks.load(make_release(workspace, spec, 0, key), "cpu")
 
 
 def logits(model: Model, text: str) -> torch.Tensor:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from nftbench import calibration as validity
+from nftbench import calibration
 from nftbench.calibration import dose, null
 from nftbench.calibration.proof import Finding
 from nftbench.cli import execution, main
@@ -132,9 +132,9 @@ def test_attacks_that_compare_nothing_are_refused(tiny: Path, proof: str) -> Non
     registry.add_file(ORACLE)
     for attacks in (["none"], ["scratch"], ["none", "authorized"]):
         with pytest.raises(NftbenchError, match="needs an attack that trains the release"):
-            validity.PROOFS[proof].derive(tiny_suite(), ["oracle"], attacks)  # type: ignore[union-attr]
+            calibration.PROOFS[proof].derive(tiny_suite(), ["oracle"], attacks)  # type: ignore[union-attr]
     twice = ["none", "scratch", "linear_probe", "linear_probe"]
-    derived = validity.PROOFS[proof].derive(tiny_suite(), ["oracle"], twice)  # type: ignore[union-attr]
+    derived = calibration.PROOFS[proof].derive(tiny_suite(), ["oracle"], twice)  # type: ignore[union-attr]
     assert sorted(derived.attacks) == ["linear_probe", "none", "scratch"]
 
 
@@ -147,12 +147,12 @@ def test_a_second_call_runs_nothing(tiny: Path, capsys: pytest.CaptureFixture[st
 
 def test_what_is_unbounded_is_null_in_json(tmp_path: Path) -> None:
     finding = Finding("x", (Table("t", ("a",), (("1",),)),), {"interval": (1.0, -math.inf), "nan": {"of": math.nan}})
-    validity.write(finding, tmp_path, "x", "nftbench calibrate x")
+    calibration.write(finding, tmp_path, "x", "nftbench calibrate x")
     found = json.loads((tmp_path / "x.json").read_text())
     assert (found["interval"], found["nan"]) == ([1.0, None], {"of": None})
 
 
 def test_every_proof_is_known() -> None:
-    assert set(validity.PROOFS) == {
+    assert set(calibration.PROOFS) == {
         "calibration", "null", "dose", "shams", "oracle", "power", "attacks", "spread",
     }  # fmt: skip

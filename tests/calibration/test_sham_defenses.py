@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import GPT2LMHeadModel
 
 from nftbench.contract import Model
-from nftbench.models import networks as models
+from nftbench.models import networks
 from nftbench.planning.specs import canonical
 from nftbench.records.record import Record
 from nftbench.records.spec import Spec
@@ -119,7 +119,7 @@ def test_weights_that_fit_the_library_are_attacked_in_its_own_code(spec: str, wo
     assert type(model.network) is GPT2LMHeadModel
     assert (protection.gradient_error <= GRADIENT_ERROR, protection.own_code) == (True, False)
     key = next(job.release for job in here.plan.jobs() if job.defense == canonical("defenses", spec))
-    assert type(models.load(make_release(here, canonical("defenses", spec), 0, key)).network) is not GPT2LMHeadModel
+    assert type(networks.load(make_release(here, canonical("defenses", spec), 0, key)).network) is not GPT2LMHeadModel
 
 
 def test_a_tokenizer_that_reads_sentences_otherwise_is_found_out(workspace: MakeWorkspace) -> None:

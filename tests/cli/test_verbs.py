@@ -243,7 +243,7 @@ def test_a_manifest_of_something_else_is_refused(call: Call, tmp_path: Path) -> 
     (tmp_path / "manifest.json").write_text("{}")
     code, _, err = call("report", ".")
     assert code == 2
-    assert "manifest.json: not a manifest that nftbench run writes: suite: Field required" in err
+    assert "manifest.json: not a manifest of nftbench: suite: Field required" in err
 
 
 # -------------------------------------------------------------------------------------------------------- plan, run
@@ -529,12 +529,12 @@ def test_report_leaves_out_records_of_other_settings(call: Call, tmp_path: Path)
 
 
 def test_lm_eval_gets_every_argument_and_our_tasks(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
-    from lm_eval import __main__ as theirs
+    from lm_eval import __main__ as lm_eval_main
 
     from nftbench import tasks
 
     got: list[str] = []
-    monkeypatch.setattr(theirs, "cli_evaluate", lambda: got.extend(sys.argv))
+    monkeypatch.setattr(lm_eval_main, "cli_evaluate", lambda: got.extend(sys.argv))
     code, _, _ = call("lm-eval", "run", "--model", "hf", "--tasks", "toy_topic", "--help")
     assert code == 0
     assert got == [

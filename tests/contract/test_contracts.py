@@ -111,12 +111,12 @@ def test_every_task_keeps_the_contract(name: str, cache: Path) -> None:
 
 
 def test_the_checkpoint_defense_keeps_the_contract(cache: Path, tmp_path: Path) -> None:
-    from nftbench.models import networks as models
+    from nftbench.models import networks
     from nftbench.running.owner import Owner
     from nftbench.testing import temporary_workspace, tiny_suite
 
     with temporary_workspace(tiny_suite()) as workspace:
-        models.save(Owner(workspace, 0).build(), tmp_path / "given")
+        networks.save(Owner(workspace, 0).build(), tmp_path / "given")
     check_defense(f"checkpoint[path={tmp_path / 'given'}]", architectures=["gpt2"])
 
 

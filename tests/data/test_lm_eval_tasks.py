@@ -25,13 +25,13 @@ from peft import LoraConfig, PromptTuningConfig, get_peft_model
 
 import nftbench.tasks
 from nftbench.contract import Measurement, Model
-from nftbench.data import lm_eval_tasks as evaluate
+from nftbench.data import lm_eval_tasks
 from nftbench.data.corpus import word_tokenizer
 from nftbench.data.grammar import TASKS, Grammar
 from nftbench.data.lm_eval_tasks import TextTask
 from nftbench.data.splits import BlockSplit
 from nftbench.errors import NftbenchError
-from nftbench.models import networks as models
+from nftbench.models import networks
 from nftbench.planning import registry
 
 FOLDER = Path(nftbench.tasks.__path__[0])
@@ -80,8 +80,8 @@ def shape() -> Any:
     tokenizer = word_tokenizer(WORDS)
 
     def build(name: str) -> Model:
-        model = models.build(SHAPES[name], tokenizer, 0, "cpu")
-        with models.seeded(1), torch.no_grad():
+        model = networks.build(SHAPES[name], tokenizer, 0, "cpu")
+        with networks.seeded(1), torch.no_grad():
             for parameter in model.network.parameters():
                 parameter.add_(torch.randn_like(parameter), alpha=0.2)
         return dataclasses.replace(model, network=model.network.eval())
@@ -110,7 +110,7 @@ def model(shape: Any) -> Model:
 
 def reference(model: Model, name: str, folder: Path, include: Path, **options: Any) -> tuple[dict[str, Any], list[Any]]:
     """lm-eval's own numbers and responses for a task, on the release saved to `folder`."""
-    models.save(model, folder)
+    networks.save(model, folder)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         manager = TaskManager(include_path=str(include), include_defaults=False, metadata=options.pop("metadata", None))
@@ -120,10 +120,10 @@ def reference(model: Model, name: str, folder: Path, include: Path, **options: A
     return found["results"][name], [sample["filtered_resps"] for sample in samples]
 
 
-def assert_agrees(task: evaluate.LoadedTextTask, model: Model, expected: tuple[dict[str, Any], list[Any]]) -> None:
+def assert_agrees(task: lm_eval_tasks.LoadedTextTask, model: Model, expected: tuple[dict[str, Any], list[Any]]) -> None:
     results, responses = expected
     split = task.split("test")
-    found = evaluate.loglikelihoods(model.network, split)
+    found = lm_eval_tasks.loglikelihoods(model.network, split)
     assert len(found) == len(responses)
     for ours, theirs in zip(found, responses, strict=True):
         assert [value for value, _ in ours] == pytest.approx([value for value, _ in theirs], rel=1e-6, abs=1e-5)
@@ -239,20 +239,20 @@ def test_other_tasks_agree_with_lm_eval(changes: dict[str, Any], model: Model, t
 
 
 @pytest.fixture
-def several(model: Model, tmp_path: Path) -> evaluate.LoadedTextTask:
+def several(model: Model, tmp_path: Path) -> lm_eval_tasks.LoadedTextTask:
     return TextTask(write_task(tmp_path, rows=80)).load(Context(model))
 
 
-def test_a_network_without_a_plain_cache_is_scored_whole(several: evaluate.LoadedTextTask, model: Model) -> None:
+def test_a_network_without_a_plain_cache_is_scored_whole(several: lm_eval_tasks.LoadedTextTask, model: Model) -> None:
     def without_cache(_: Any, __: Any, output: Any) -> Any:
         dropped.append(output.past_key_values)
         output.past_key_values = None
         return output
 
     dropped: list[Any] = []
-    expected = evaluate.loglikelihoods(model.network, several.split("test"))
+    expected = lm_eval_tasks.loglikelihoods(model.network, several.split("test"))
     model.network.register_forward_hook(without_cache)
-    found = evaluate.loglikelihoods(model.network, several.split("test"))
+    found = lm_eval_tasks.loglikelihoods(model.network, several.split("test"))
     assert any(cache is not None for cache in dropped), "sharing was tried"
     np.testing.assert_allclose(np.array(found), np.array(expected), atol=1e-5)
 
@@ -261,14 +261,14 @@ PEFT = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarni
 
 
 @PEFT
-def test_peft_wrapper_is_scored_and_trained(several: evaluate.LoadedTextTask, shape: Any) -> None:
+def test_peft_wrapper_is_scored_and_trained(several: lm_eval_tasks.LoadedTextTask, shape: Any) -> None:
     plain, split = shape("gpt2").network, several.split("test")
     lora = get_peft_model(
         shape("gpt2").network, LoraConfig(target_modules=["c_attn"], task_type="CAUSAL_LM", fan_in_fan_out=True)
     )
     # A fresh adapter changes nothing.
-    expected = evaluate.loglikelihoods(plain, split)
-    np.testing.assert_allclose(np.array(evaluate.loglikelihoods(lora, split)), np.array(expected), atol=1e-5)
+    expected = lm_eval_tasks.loglikelihoods(plain, split)
+    np.testing.assert_allclose(np.array(lm_eval_tasks.loglikelihoods(lora, split)), np.array(expected), atol=1e-5)
     batch = several.split("train").batch([3, 1, 4, 1, 5])
     loss = several.loss(lora.train(), batch)
     loss.backward()
@@ -277,7 +277,7 @@ def test_peft_wrapper_is_scored_and_trained(several: evaluate.LoadedTextTask, sh
 
 
 @PEFT
-def test_virtual_tokens_do_not_shift_the_answers(several: evaluate.LoadedTextTask, shape: Any) -> None:
+def test_virtual_tokens_do_not_shift_the_answers(several: lm_eval_tasks.LoadedTextTask, shape: Any) -> None:
     network = shape("llama").network
     config = PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3)
     tuned = get_peft_model(network, config).eval()
@@ -288,7 +288,7 @@ def test_virtual_tokens_do_not_shift_the_answers(several: evaluate.LoadedTextTas
         assert several.loss(tuned, batch).item() == pytest.approx(expected.item(), abs=1e-5)
 
 
-def test_evaluation_leaves_the_mode_and_no_gradient(several: evaluate.LoadedTextTask, model: Model) -> None:
+def test_evaluation_leaves_the_mode_and_no_gradient(several: lm_eval_tasks.LoadedTextTask, model: Model) -> None:
     model.network.train()
     before = several.evaluate(model.network, several.split("test"))
     assert model.network.training
@@ -303,13 +303,13 @@ def test_loss_is_the_answers_mean_over_tokens(kind: str, shape: Any, tmp_path: P
     task = TextTask(write_task(tmp_path)).load(Context(shape(kind)))
     train = task.split("train")
     indices = [7, 0, 21, 7]
-    found = evaluate.loglikelihoods(network, train)
+    found = lm_eval_tasks.loglikelihoods(network, train)
     gold = sum(found[i][train.documents[i].gold[0]][0] for i in indices)
     tokens = len(train.batch(indices).targets)
     assert task.loss(network, train.batch(indices)).item() == pytest.approx(-gold / tokens, abs=1e-5)
 
 
-def test_loss_through_the_head_has_the_plain_gradients(several: evaluate.LoadedTextTask, model: Model) -> None:
+def test_loss_through_the_head_has_the_plain_gradients(several: lm_eval_tasks.LoadedTextTask, model: Model) -> None:
     batch = several.split("train").batch(range(8))
     several.loss(model.network, batch).backward()
     found = {name: parameter.grad.clone() for name, parameter in model.network.named_parameters()}
@@ -330,7 +330,7 @@ def test_loss_of_documents_is_their_mean(model: Model) -> None:
 # -------------------------------------------------------------------------------------------------------------- splits
 
 
-def prompts(task: evaluate.LoadedTextTask, name: Any) -> list[str]:
+def prompts(task: lm_eval_tasks.LoadedTextTask, name: Any) -> list[str]:
     return [document.pairs[0].context for document in task.split(name).documents]
 
 
@@ -518,7 +518,7 @@ def test_toy_documents_are_written_once(model: Model, cache: Path) -> None:
 def test_real_task_reads_shared_data(name: str, choices: int, test: int, model: Model) -> None:
     if not DATA.is_dir():
         pytest.skip("needs ../shared/data")
-    wide = models.build(SHAPES["gpt2"] | {"n_positions": 512}, model.tokenizer, 0, "cpu")
+    wide = networks.build(SHAPES["gpt2"] | {"n_positions": 512}, model.tokenizer, 0, "cpu")
     task = TextTask(FOLDER / f"{name}.yaml").load(Context(wide, data=DATA, suite=settings(train=50, validation=40)))
     assert [len(task.split(split)) for split in ("train", "validation", "test")] == [50, 40, test]
     assert task.split("test").floor == pytest.approx(1 / choices)
@@ -530,7 +530,7 @@ def test_stock_task_is_found_and_reads_shared_data(model: Model) -> None:
     if not DATA.is_dir():
         pytest.skip("needs ../shared/data")
     stock = Path(lm_eval.__file__).parent / "tasks" / "glue" / "rte" / "default.yaml"
-    wide = models.build(SHAPES["gpt2"] | {"n_positions": 512}, model.tokenizer, 0, "cpu")
+    wide = networks.build(SHAPES["gpt2"] | {"n_positions": 512}, model.tokenizer, 0, "cpu")
     task = TextTask(stock).load(Context(wide, data=DATA, limit=40))
     assert TextTask(stock).trainable
     assert len(task.split("test")) == 40

@@ -223,12 +223,12 @@ def test_none_is_the_base(workspace: MakeWorkspace) -> None:
 
 
 def test_a_checkpoint_is_published_as_it_is(workspace: MakeWorkspace, tmp_path: Any) -> None:
-    from nftbench.models import networks as models
+    from nftbench.models import networks
 
     given = Owner(workspace(), 0).build()
     changed = copy.deepcopy(given.network)
     with torch.no_grad():
         changed.get_input_embeddings().weight.mul_(2)
-    models.save(Model(changed, given.tokenizer), tmp_path / "given")
+    networks.save(Model(changed, given.tokenizer), tmp_path / "given")
     protected, _ = protect(workspace, f"checkpoint[path={tmp_path / 'given'}]")
     assert all(torch.equal(weight, changed.get_parameter(name)) for name, weight in weights(protected.release).items())

@@ -19,7 +19,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrained
 from nftbench.contract import Model, Series
 from nftbench.errors import NftbenchError
 from nftbench.methods import overhead
-from nftbench.models import architectures, networks as models
+from nftbench.models import architectures, networks
 from nftbench.models.architectures import dlr
 from nftbench.planning import registry
 from nftbench.running.owner import Owner, make_base
@@ -51,7 +51,7 @@ each_shape = pytest.mark.parametrize("kind", list(SHAPES))
 
 def base(kind: str, **changes: Any) -> PreTrainedModel:
     settings = {"model_type": kind, **SHAPES[kind], "vocab_size": 50, **changes}
-    return models.build(settings, None, 0, "cpu").network.eval()
+    return networks.build(settings, None, 0, "cpu").network.eval()
 
 
 def locked(kind: str, depth: int = 4, **changes: Any) -> PreTrainedModel:
@@ -155,7 +155,7 @@ def test_forward_is_the_hand_written_one(kind: str) -> None:
 
 def test_other_architectures_are_refused() -> None:
     opt = {"model_type": "opt", "vocab_size": 50, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
-    network = models.build({**opt, "word_embed_proj_dim": 16, "ffn_dim": 32}, None, 0, "cpu").network
+    network = networks.build({**opt, "word_embed_proj_dim": 16, "ffn_dim": 32}, None, 0, "cpu").network
     with pytest.raises(
         NftbenchError, match=r"opt has no MLPs .* gpt2, llama, qwen3; .* fc1 \(Linear\), fc2 \(Linear\)"
     ):
@@ -170,8 +170,8 @@ def test_other_architectures_are_refused() -> None:
 @each_shape
 def test_reload_is_bit_equal(kind: str, tmp_path: Path) -> None:
     network = locked(kind, depth=5)
-    models.save(Model(network), tmp_path)
-    again = models.load(tmp_path).network
+    networks.save(Model(network), tmp_path)
+    again = networks.load(tmp_path).network
     assert type(again) is type(network)
     assert (again.config.model_type, again.config.dlr_depth) == (f"dlr-{kind}", 5)
     assert network.state_dict().keys() == again.state_dict().keys()
@@ -188,7 +188,7 @@ def test_registering_twice_and_building_from_a_configuration() -> None:
     config = AutoConfig.for_model("dlr-gpt2", **SHAPES["gpt2"], vocab_size=50, dlr_depth=6)
     network = AutoModelForCausalLM.from_config(config)
     assert [len(net.blocks) for net in dlr.mlps(network).values()] == [6, 6]
-    fresh = models.untrained(network, 3)
+    fresh = networks.untrained(network, 3)
     assert not any(module.weight.any() for module in fresh.modules() if isinstance(module, dlr.Up))
 
 
@@ -214,7 +214,7 @@ def test_lm_eval_loads_the_release(tmp_path: Path) -> None:
 
     tokenizer = word_tokenizer([f"w{index}" for index in range(47)])
     network = locked("gpt2")
-    models.save(Model(network, tokenizer), tmp_path)
+    networks.save(Model(network, tokenizer), tmp_path)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # lm-eval's own
         harness = HFLM(pretrained=str(tmp_path), device="cpu", batch_size=1)

@@ -17,7 +17,7 @@ from transformers import AutoModel
 
 from nftbench.contract import Model
 from nftbench.errors import NftbenchError
-from nftbench.methods import conditioning, tabular as tables
+from nftbench.methods import conditioning, tabular
 from nftbench.methods.tabular import Pair, Regression, Rows, TableSplit
 from nftbench.models.architectures import linear
 from nftbench.models.architectures.linear import LinearConfig, LinearModel
@@ -160,9 +160,9 @@ def test_outputs_of_another_width_are_refused() -> None:
 
 def test_files_that_are_missing_or_damaged(tmp_path: Path) -> None:
     with pytest.raises(NftbenchError, match="--data"):
-        tables.file(None, "mnist", "x")
+        tabular.file(None, "mnist", "x")
     with pytest.raises(NftbenchError, match="no such file"):
-        tables.file(tmp_path, "mnist", "x")
+        tabular.file(tmp_path, "mnist", "x")
     folder = tmp_path / "mnist"
     folder.mkdir()
     for name in ("train-images-idx3-ubyte.xz", "train-labels-idx1-ubyte.xz"):
@@ -208,7 +208,7 @@ def test_r_squared_against_scikit_learn_and_a_plain_jackknife() -> None:
     with torch.no_grad():
         network.head.weight.copy_(torch.tensor([[1.0, -2.0, 0.5]]))
     targets = network(inputs=inputs).outputs.detach() + noise + 0.3
-    found = tables.r_squared(network, _split(inputs, targets))
+    found = tabular.r_squared(network, _split(inputs, targets))
     outputs = network(inputs=inputs).outputs.detach().numpy().clip(targets.min().item(), targets.max().item())
     assert found.value == pytest.approx(r2_score(targets.numpy(), outputs), rel=1e-12)
     left_out = [r2_score(np.delete(targets.numpy(), row, 0), np.delete(outputs, row, 0)) for row in range(60)]
@@ -217,10 +217,10 @@ def test_r_squared_against_scikit_learn_and_a_plain_jackknife() -> None:
     assert found.loss == pytest.approx(float(((targets.numpy() - outputs) ** 2).mean()) / 2)
     assert (found.metric, found.floor, found.count, found.higher_is_better) == ("r2", 0.0, 60, True)
     far = torch.cat([inputs, torch.tensor([[1e9, 0.0, 0.0]]).double()])
-    outlier = tables.r_squared(network, _split(far, torch.cat([targets, targets.max()[None, None]])))
+    outlier = tabular.r_squared(network, _split(far, torch.cat([targets, targets.max()[None, None]])))
     assert outlier.value == pytest.approx(found.value, abs=0.05), "one row cannot outweigh the others"
     with pytest.raises(NftbenchError, match="targets that differ"):
-        tables.r_squared(network, _split(inputs, torch.ones(60, 1)))
+        tabular.r_squared(network, _split(inputs, torch.ones(60, 1)))
 
 
 def test_accuracy_and_the_losses() -> None:
@@ -230,7 +230,7 @@ def test_accuracy_and_the_losses() -> None:
     batch = Rows(
         torch.tensor([[1.0], [-1.0], [0.0], [3.0]]).double(), torch.tensor([[1.0], [-1.0], [-1.0], [-1.0]]).double()
     )
-    found = tables.accuracy(network, TableSplit(batch))
+    found = tabular.accuracy(network, TableSplit(batch))
     assert (found.value, found.floor, found.metric) == (0.75, 0.5, "acc")
     expected = np.mean([np.log1p(np.exp(-margin)) for margin in (2.0, 2.0, 0.0, -6.0)])
     assert found.loss == pytest.approx(expected)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from nftbench.planning import code_origin, registry
-from nftbench.planning.code_origin import ROOMS
+from nftbench.planning.code_origin import PACKAGES
 from nftbench.planning.plugin_sources import source_digest
 from nftbench.records.record import Record
 from nftbench.running.workspace import Workspace
@@ -35,8 +35,8 @@ def records(workspace: MakeWorkspace, run_all: RunAll) -> list[Record]:
 
 def test_a_record_names_its_plugins_their_shared_modules_and_the_rooms(records: list[Record]) -> None:
     by_attack = {record.attack: record.provenance["sources"] for record in records if record.task == "toy_topic"}
-    assert by_attack["none"].keys() == {"defense", "attack", "task", *ROOMS}
-    assert by_attack["lora"].keys() == {"defense", "attack", "task", "nftbench.methods.adapters", *ROOMS}
+    assert by_attack["none"].keys() == {"defense", "attack", "task", *PACKAGES}
+    assert by_attack["lora"].keys() == {"defense", "attack", "task", "nftbench.methods.adapters", *PACKAGES}
     assert by_attack["lora"]["attack"] == source_digest(registry.find("attacks", "lora"))
     assert all(len(digest) == 64 for found in by_attack.values() for digest in found.values())
 
@@ -63,7 +63,7 @@ def test_shared_code_is_parsed_once_for_each_content(tmp_path: Path, workspace: 
     here = workspace()
     first = code_origin.sources(here.plan, here.plan.cells[0], tmp_path)
     kept = {path.read_text() for path in (tmp_path / "code").iterdir()}
-    assert kept == {first[room] for room in ROOMS}
+    assert kept == {first[package] for package in PACKAGES}
 
 
 def test_a_plugin_that_is_edited_during_a_run_fails_its_jobs_alone(

@@ -489,9 +489,9 @@ def test_narrowing() -> None:
     [
         (
             {"attacks": ["authorized"], "defenses": ["none"]},
-            "leave no cell (authorized against none: the defense keeps",
+            "no cell matches the filters (authorized against none: the defense keeps",
         ),
-        ({"attacks": ["full[optimizer=sgd]"]}, "leave no cell"),
+        ({"attacks": ["full[optimizer=sgd]"]}, "no cell matches the filters"),
         ({"defenses": ["pnp[ratio=1]"]}, "no defense is named 'pnp'; did you mean 'pmp'?"),
         ({"tasks": ["toy_topic[shots=1]"]}, "a text task has no parameter 'shots'"),
         ({"seeds": [5]}, "has no seed 5; its seeds: 0, 1"),

@@ -162,7 +162,7 @@ def test_a_folder_without_a_plugin_is_refused(tmp_path: Path) -> None:
     with pytest.raises(NftbenchError, match="no such file"):
         registry.add_file(tmp_path)
     (tmp_path / "__init__.py").write_text("x = 1\n")
-    with pytest.raises(NftbenchError, match="holds no class with protect"):
+    with pytest.raises(NftbenchError, match="has no class with one of the methods protect"):
         registry.add_file(tmp_path)
 
 
@@ -194,7 +194,7 @@ def test_two_plugins_of_one_name_are_refused(name: str, plugin: WriteFile) -> No
     ("text", "expected"),
     [
         ("def f(:\n", "invalid syntax"),
-        ("x = 1\n", "holds no class with protect, adapt, evaluate, measure"),
+        ("x = 1\n", "has no class with one of the methods protect, adapt, evaluate, measure"),
         (None, "no such file"),
     ],
 )

@@ -53,10 +53,10 @@ def test_an_older_manifest_is_read(tmp_path: Path) -> None:
     [
         ('{"cells": ', "not JSON"),
         ("\x00", "not JSON"),
-        ([], "not a manifest that nftbench run writes: all of it"),
+        ([], "not a manifest of nftbench: the whole file"),
         ({}, "suite: Field required"),
         ({"suite": {"name": "x"}, "cells": []}, r"suite\.\w+"),
-        ({"format": 99}, "written by another nftbench .format 99, not 1."),
+        ({"format": 99}, "written by another version of nftbench .format 99, not 1."),
     ],
 )
 def test_what_is_no_manifest_is_one_line(content: Any, said: str, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import typer
 
-from nftbench import calibration as validity, suites
+from nftbench import calibration, suites
 from nftbench.cli import app, main
 from nftbench.report import figures
 
@@ -45,14 +45,14 @@ def test_a_leaderboard_is_that_of_its_records(folder: Path, tmp_path: Path, monk
 def test_a_proof_is_what_its_judge_finds_in_the_records(folder: Path, tmp_path: Path) -> None:
     proof = folder.name.rpartition("-")[2]
     command = json.loads((folder / f"{proof}.json").read_text())["command"]
-    asked, judged = arguments(command), validity.find(proof)
-    if isinstance(judged, validity.Read):
+    asked, judged = arguments(command), calibration.find(proof)
+    if isinstance(judged, calibration.Read):
         read = asked["finished"] or judged.folders(asked["suite"])
-        found = judged.judge([validity.Run.read(RESULTS / one.name, tmp_path) for one in read])
+        found = judged.judge([calibration.Run.read(RESULTS / one.name, tmp_path) for one in read])
     else:
         suite = suites.read(asked["suite"], asked["changes"] or ())
-        found = judged.found(suite, validity.Run.read(folder, tmp_path))
-    validity.write(found, tmp_path, proof, command)
+        found = judged.found(suite, calibration.Run.read(folder, tmp_path))
+    calibration.write(found, tmp_path, proof, command)
     check(folder, tmp_path, f"{proof}.md", f"{proof}.json")
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from nftbench.records.store import Store
-from nftbench.running import executors, referee as run
+from nftbench.running import executors, referee
 from nftbench.running.workspace import Workspace
 
 MakeWorkspace = Callable[..., Workspace]
@@ -248,14 +248,14 @@ def test_an_attack_step_that_cannot_run_costs_its_own_cells_only(
 ) -> None:
     """Whatever goes wrong outside the plugin's own methods: the job has records, and the others run."""
     here = workspace(attacks=["none", "full", "head"])
-    plain = run.Referee.run
+    plain = referee.Referee.run
 
     def breaking(self: Any, cells: Any) -> Any:
         if str(self.job.attack) == "full":
             raise OSError("no space left on device")
         return plain(self, cells)
 
-    monkeypatch.setattr(run.Referee, "run", breaking)
+    monkeypatch.setattr(referee.Referee, "run", breaking)
     found = run_all(here)
     assert {attack: record.status for (_, attack, *_), record in found.items()} == {
         "none": "ok",

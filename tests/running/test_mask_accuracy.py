@@ -14,7 +14,7 @@ from hypothesis import given, settings, strategies as st
 from torch import Tensor
 
 from nftbench.errors import NftbenchError
-from nftbench.running import mask_accuracy as recovery
+from nftbench.running import mask_accuracy
 
 
 @st.composite
@@ -68,7 +68,7 @@ def expected_hits(scores: Sequence[float], marks: Sequence[bool]) -> float:
 def test_every_metric_is_what_counting_says(both: tuple[dict[str, Tensor], dict[str, Tensor]]) -> None:
     guess, mask = both
     scores, marks = flat(guess), flat(mask)
-    found = recovery.score(guess, mask)
+    found = mask_accuracy.score(guess, mask)
     hits, count = expected_hits(scores, marks), sum(marks)
     # The confusion matrix of a cut that takes as many as are marked.
     right, wrong, missed, rest = hits, count - hits, count - hits, len(marks) - 2 * count + hits
@@ -104,19 +104,19 @@ TRANSFORMS = {
 def test_only_the_order_counts(name: str, both: tuple[dict[str, Tensor], dict[str, Tensor]]) -> None:
     guess, mask = both
     changed = {key: TRANSFORMS[name](score) for key, score in guess.items()}
-    assert recovery.score(changed, mask) == recovery.score(guess, mask)
+    assert mask_accuracy.score(changed, mask) == mask_accuracy.score(guess, mask)
 
 
 @settings(max_examples=15, deadline=None)
 @given(both=guessed())
 def test_the_mask_itself_the_reverse_and_no_guess_at_all(both: tuple[dict[str, Tensor], dict[str, Tensor]]) -> None:
     _, mask = both
-    perfect = recovery.score({name: kept.float() for name, kept in mask.items()}, mask)
+    perfect = mask_accuracy.score({name: kept.float() for name, kept in mask.items()}, mask)
     assert {name: value for name, value in perfect.items() if name != "density"} == dict.fromkeys(
         set(perfect) - {"density"}, 1.0
     )
-    assert recovery.score({name: -kept.float() for name, kept in mask.items()}, mask)["roc_auc"] == 0.0
-    nothing = recovery.score({name: torch.full(kept.shape, 3.0) for name, kept in mask.items()}, mask)
+    assert mask_accuracy.score({name: -kept.float() for name, kept in mask.items()}, mask)["roc_auc"] == 0.0
+    nothing = mask_accuracy.score({name: torch.full(kept.shape, 3.0) for name, kept in mask.items()}, mask)
     density = nothing["density"]
     chance = {"roc_auc": 0.5, "pr_auc": density, "precision": density, "iou": density / (2 - density), "mcc": 0.0}
     assert {name: nothing[name] for name in chance} == pytest.approx(chance, abs=1e-12)
@@ -129,7 +129,7 @@ def test_which_tensors_is_not_which_weights() -> None:
     densities = {"queries": 0.1, "embeddings": 0.5, "head": 0.9}
     mask = {name: torch.rand(400, generator=generator) < share for name, share in densities.items()}
     guess = {name: torch.full((400,), share) for name, share in densities.items()}
-    found = recovery.score(guess, mask)
+    found = mask_accuracy.score(guess, mask)
     assert found["roc_auc"] > 0.8
     assert found["roc_auc_within"] == 0.5
     assert found["pr_auc_within"] == pytest.approx(found["density"])
@@ -139,12 +139,12 @@ def test_a_large_tensor_counts_more_than_a_small_one() -> None:
     """A norm told wholly beside a matrix told not at all."""
     mask = {"norm": torch.arange(10) < 5, "matrix": (torch.arange(990) % 2).bool()}
     guess = {"norm": mask["norm"].float(), "matrix": torch.zeros(990)}
-    assert recovery.score(guess, mask)["roc_auc_within"] == pytest.approx(0.5 + 0.5 * 10 / 1000)
+    assert mask_accuracy.score(guess, mask)["roc_auc_within"] == pytest.approx(0.5 + 0.5 * 10 / 1000)
 
 
 def test_tensors_of_one_kind_say_nothing_about_weights() -> None:
     mask = {"free": torch.ones(3, dtype=torch.bool), "frozen": torch.zeros(3, dtype=torch.bool)}
-    found = recovery.score({name: torch.arange(3.0) for name in mask}, mask)
+    found = mask_accuracy.score({name: torch.arange(3.0) for name in mask}, mask)
     assert "roc_auc_within" not in found
     assert found["roc_auc"] == 0.5
 
@@ -152,7 +152,7 @@ def test_tensors_of_one_kind_say_nothing_about_weights() -> None:
 @pytest.mark.parametrize("marked", [True, False])
 def test_a_mask_of_one_kind_has_only_a_density(marked: bool) -> None:
     mask = {"w": torch.full((3,), marked)}
-    assert recovery.score({"w": torch.arange(3.0)}, mask) == {"density": float(marked)}
+    assert mask_accuracy.score({"w": torch.arange(3.0)}, mask) == {"density": float(marked)}
 
 
 @pytest.mark.parametrize(
@@ -166,10 +166,10 @@ def test_a_mask_of_one_kind_has_only_a_density(marked: bool) -> None:
 )
 def test_what_is_no_guess_is_refused(guess: dict[str, Tensor], reason: str) -> None:
     with pytest.raises(NftbenchError, match=reason):
-        recovery.score(guess, {"w": torch.tensor([True, False, True, False])})
+        mask_accuracy.score(guess, {"w": torch.tensor([True, False, True, False])})
 
 
 def test_a_guess_may_hold_more_and_need_a_gradient() -> None:
     mask = {"w": torch.tensor([True, False])}
     guess = {"w": torch.tensor([2.0, 1.0], requires_grad=True), "buffer": torch.zeros(9)}
-    assert recovery.score(guess, mask)["roc_auc"] == 1.0
+    assert mask_accuracy.score(guess, mask)["roc_auc"] == 1.0

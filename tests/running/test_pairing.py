@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from nftbench.models import networks as models
+from nftbench.models import networks
 from nftbench.planning.plan import Plan
 from nftbench.running.releases import BASE, load_base_sha256, make_release
 from nftbench.running.workspace import Workspace
@@ -41,7 +41,7 @@ def test_every_record_of_a_seed_names_the_references_tensors(workspace: MakeWork
     for seed in (0, 1):
         folder = here.store.artifact("releases", here.plan.releases["none", seed])
         found = {one.base_sha256 for one in records.values() if one.seed == seed}
-        assert found == {models.tensors_sha256(folder)}
+        assert found == {networks.tensors_sha256(folder)}
     assert len({one.base_sha256 for one in records.values()}) == 2
 
 
@@ -91,7 +91,7 @@ def test_how_tensors_are_spread_over_files_does_not_count(
     tensors, other = load_file(folder / "model.safetensors"), tmp_path_factory.mktemp("sharded")
     for number, name in enumerate(sorted(tensors, reverse=True)):
         save_file({name: tensors[name]}, other / f"model-{number}.safetensors", metadata={"format": "pt"})
-    assert models.tensors_sha256(other) == models.tensors_sha256(folder)
+    assert networks.tensors_sha256(other) == networks.tensors_sha256(folder)
 
 
 @pytest.mark.parametrize(
@@ -104,6 +104,6 @@ def test_how_tensors_are_spread_over_files_does_not_count(
     ],
 )
 def test_each_tensors_name_dtype_shape_and_bytes_count(change: dict[str, torch.Tensor], folder: Path) -> None:
-    before, tensors = models.tensors_sha256(folder), load_file(folder / "model.safetensors")
+    before, tensors = networks.tensors_sha256(folder), load_file(folder / "model.safetensors")
     save_file({**tensors, **change}, folder / "model.safetensors")
-    assert models.tensors_sha256(folder) != before
+    assert networks.tensors_sha256(folder) != before

@@ -18,16 +18,16 @@ import torch
 from torch import Tensor, nn
 
 from nftbench.contract import Outcome, Prepared, Protected, Secret
-from nftbench.data import lm_eval_tasks as evaluate
+from nftbench.data import lm_eval_tasks
 from nftbench.errors import NftbenchError
-from nftbench.models import networks as models
+from nftbench.models import networks
 from nftbench.planning import registry
 from nftbench.planning.plan import narrow
-from nftbench.running import attacker, referee as run
+from nftbench.running import attacker, referee
 from nftbench.running.owner import Owner, make_base
 from nftbench.running.releases import load_secret, make_release
 from nftbench.running.workspace import Workspace, load_task
-from nftbench.training import engine as train, sweep
+from nftbench.training import engine, sweep
 
 MakeWorkspace = Callable[..., Workspace]
 WriteFile = Callable[[str, str], Path]
@@ -143,7 +143,7 @@ def test_an_attack_that_fails_on_one_task_keeps_its_other_cells(
     ],
 )
 def test_status_of_an_error(error: Exception, status: str) -> None:
-    found, reason = run.status_of(error)
+    found, reason = referee.status_of(error)
     assert found == status
     assert str(error) in reason
 
@@ -321,7 +321,7 @@ def test_a_published_model_has_neither_hooks_nor_frozen_weights(spec: str, works
     here = workspace(defenses=["none", spec])
     job = next(job for job in here.plan.jobs() if str(job.defense) != "none")
     folder = make_release(here, job.defense, job.seed, job.release)
-    network = models.load(folder, attacker=True).network
+    network = networks.load(folder, attacker=True).network
     assert all(parameter.requires_grad for parameter in network.parameters())
     assert not any(parameter._backward_hooks for parameter in network.parameters())
     assert not any(
@@ -336,7 +336,7 @@ def test_a_release_folder_holds_neither_mask_nor_path(workspace: MakeWorkspace) 
     folder = make_release(here, job.defense, job.seed, job.release)
     secret = load_secret(here, job.release)
     assert secret is not None
-    network = models.load(folder).network
+    network = networks.load(folder).network
     from safetensors.torch import load_file
 
     held = load_file(folder / "model.safetensors")
@@ -437,12 +437,12 @@ def test_a_record_agrees_with_the_release(workspace: MakeWorkspace, run_all: Run
     full, none = records["none", "full", "toy_topic", 0], records["none", "none", "toy_topic", 0]
     folder = here.store.artifact("releases", here.plan.cells[0].release)
     assert folder is not None
-    model = models.load(folder)
+    model = networks.load(folder)
     cell = here.plan.cells[0]
     assert str(cell.task) == "toy_topic"
     task = load_task(here, cell.task, cell.seed, model)
     assert task.evaluate(model.network, task.split("test")) == none.attacked == none.unattacked == full.unattacked
-    assert full.release_sha256 == none.release_sha256 == models.sha256(folder)
+    assert full.release_sha256 == none.release_sha256 == networks.sha256(folder)
     assert none.protection is not None
     assert none.protection.parameters == sum(weight.numel() for weight in model.network.parameters())
     assert none.protection.gradient_error is not None
@@ -470,13 +470,13 @@ class Counted:
 
 def count_evaluations(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     calls: list[str] = []
-    plain = evaluate.LoadedTextTask.evaluate
+    plain = lm_eval_tasks.LoadedTextTask.evaluate
 
     def counting(self: Any, network: nn.Module, split: Any) -> Any:
         calls.append(split.name)
         return plain(self, network, split)
 
-    monkeypatch.setattr(evaluate.LoadedTextTask, "evaluate", counting)
+    monkeypatch.setattr(lm_eval_tasks.LoadedTextTask, "evaluate", counting)
     return calls
 
 
@@ -484,7 +484,7 @@ def test_test_is_scored_once_by_the_referee(
     workspace: MakeWorkspace, run_all: RunAll, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     here = workspace(attacks=["none", "full"])
-    run.protect(here, here.plan.jobs()[0])
+    referee.protect(here, here.plan.jobs()[0])
     here = replace(here, plan=narrow(here.plan, attacks=["full"]))
     calls = count_evaluations(monkeypatch)
     inside: list[str] = []
@@ -589,15 +589,15 @@ def test_early_stop_is_the_base_runs_checkpoint_and_costs_no_training(
 ) -> None:
     here = workspace(fresh=True, defenses=["none", "early_stop"])
     trained: list[int] = []
-    plain = train.pretrain
+    plain = engine.pretrain
 
     def counting(*args: Any, **options: Any) -> None:
         trained.append(1)
         plain(*args, **options)
 
-    monkeypatch.setattr(train, "pretrain", counting)
+    monkeypatch.setattr(engine, "pretrain", counting)
     stopped, whole = (
-        models.load(make_release(here, job.defense, 0, job.release)).network.state_dict()
+        networks.load(make_release(here, job.defense, 0, job.release)).network.state_dict()
         for job in reversed(here.plan.jobs())
     )
     assert len(trained) == 1
@@ -622,9 +622,9 @@ def test_a_fraction_that_was_not_kept_takes_a_run_of_its_own(workspace: MakeWork
 
 
 def test_seeds_and_roles_have_their_own_streams() -> None:
-    found = {models.derive(seed, role) for seed in range(20) for role in ("init", "pretrain", "defense", "attack")}
+    found = {networks.derive(seed, role) for seed in range(20) for role in ("init", "pretrain", "defense", "attack")}
     assert len(found) == 80
-    assert models.derive(3, "init") == models.derive(3, "init")
+    assert networks.derive(3, "init") == networks.derive(3, "init")
 
 
 # ------------------------------------------------------------------------------------------------- releases and secrets
@@ -709,7 +709,7 @@ def test_a_job_of_another_narrowing_is_the_same_work(workspace: MakeWorkspace) -
     job = next(job for job in whole.plan.jobs() if str(job.attack) == "full")
     with whole.store.claim(job.key) as mine:
         assert mine
-        assert run.execute(part, part.plan.jobs()[0]) is None
+        assert referee.execute(part, part.plan.jobs()[0]) is None
 
 
 def test_a_plugin_that_exits_costs_its_own_cell_only(

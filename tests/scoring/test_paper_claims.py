@@ -182,9 +182,9 @@ def test_one_seed_decides_nothing() -> None:
     ("quantity", "message"),
     [
         ({"rows": ["pmq"], "read": "gain"}, "pmp"),
-        ({"rows": ["noise"], "read": "gain"}, "there is no 'noise'"),
+        ({"rows": ["noise"], "read": "gain"}, "unknown 'noise'"),
         ({"rows": ["none"], "read": "gian"}, "'gain'"),
-        ({"rows": ["none"], "read": "cost.bytes"}, "there is no 'cost'"),
+        ({"rows": ["none"], "read": "cost.bytes"}, "unknown 'cost'"),
         ({"rows": ["none"], "read": "gain", "attacks": ["lora[rank=3]"]}, "lora"),
     ],
 )

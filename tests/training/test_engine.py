@@ -18,7 +18,7 @@ from nftbench.errors import NftbenchError
 from nftbench.models.networks import build
 from nftbench.suites.schema import Pretraining
 from nftbench.testing import ARCHITECTURES
-from nftbench.training import engine as train
+from nftbench.training import engine
 from nftbench.training.engine import Stepper
 
 Weights = dict[str, Tensor]
@@ -247,7 +247,7 @@ RECIPE = Pretraining(steps=40, warmup=10, batch=4, learning_rate=1e-2)
 @pytest.mark.parametrize("warmup", [0, 1, 10, 40, 60])
 def test_schedules_warm_up_and_end_where_they_should(kind: str, warmup: int) -> None:
     recipe = RECIPE.model_copy(update={"schedule": kind, "warmup": warmup})
-    factors = [train.schedule(recipe, step) for step in range(1, 41)]
+    factors = [engine.schedule(recipe, step) for step in range(1, 41)]
     risen = min(warmup, 40)
     assert factors[:risen] == [step / warmup for step in range(1, risen + 1)]
     assert all(0 < factor <= 1 for factor in factors)
@@ -261,7 +261,7 @@ def test_schedules_warm_up_and_end_where_they_should(kind: str, warmup: int) -> 
 
 def test_half_way_down_the_cosine() -> None:
     recipe = RECIPE.model_copy(update={"warmup": 0, "final": 0.1})
-    assert train.schedule(recipe, 20) == pytest.approx(0.55)
+    assert engine.schedule(recipe, 20) == pytest.approx(0.55)
 
 
 # ------------------------------------------------------------------------------------------------------------- batches
@@ -269,14 +269,14 @@ def test_half_way_down_the_cosine() -> None:
 
 @given(count=st.integers(1, 30), size=st.integers(1, 40), seed=st.integers(0, 9))
 def test_every_epoch_sees_every_document_once(count: int, size: int, seed: int) -> None:
-    drawn = list(itertools.islice(itertools.chain.from_iterable(train.shuffled(count, size, seed)), 3 * count))
+    drawn = list(itertools.islice(itertools.chain.from_iterable(engine.shuffled(count, size, seed)), 3 * count))
     for epoch in range(3):
         assert Counter(drawn[epoch * count : (epoch + 1) * count]) == Counter(range(count))
-    assert all(len(one) == size for one in itertools.islice(train.shuffled(count, size, seed), 4))
+    assert all(len(one) == size for one in itertools.islice(engine.shuffled(count, size, seed), 4))
 
 
 def test_batches_depend_on_the_seed_alone() -> None:
-    first, again, other = (list(itertools.islice(train.shuffled(20, 6, seed), 8)) for seed in (3, 3, 4))
+    first, again, other = (list(itertools.islice(engine.shuffled(20, 6, seed), 8)) for seed in (3, 3, 4))
     assert first == again != other
     assert first[0] + first[1] + first[2] != first[3] + first[4] + first[5]
 
@@ -291,7 +291,7 @@ def pretrained(architecture: str = "gpt2", seed: int = 5, **changes: Any) -> tup
     ).network
     blocks = torch.randint(50, (30, 12), generator=torch.Generator().manual_seed(0))
     before = weights(network)
-    train.pretrain(network, blocks, RECIPE.model_copy(update={"steps": 10}), seed, CPU, **changes)
+    engine.pretrain(network, blocks, RECIPE.model_copy(update={"steps": 10}), seed, CPU, **changes)
     return before, weights(network)
 
 
@@ -338,7 +338,7 @@ def test_pretraining_learns() -> None:
             return float(network(input_ids=blocks, labels=blocks).loss)
 
     before = value()
-    train.pretrain(network, blocks, RECIPE, 0, CPU)
+    engine.pretrain(network, blocks, RECIPE, 0, CPU)
     assert value() < before - 1
     assert not network.training
 
@@ -348,12 +348,12 @@ def test_the_engine_trains_on_the_models_own_loss() -> None:
     network = build({"model_type": "gpt2", **ARCHITECTURES["gpt2"], "vocab_size": 50}, None, 0, "cpu").network
     blocks = torch.randint(50, (4, 12), generator=torch.Generator().manual_seed(0))
     recipe = Pretraining(steps=1, warmup=0, batch=4, learning_rate=1e-3, weight_decay=0.0, schedule="constant")
-    ids = next(train.token_batches(blocks, 4, 0, "cpu"))
+    ids = next(engine.token_batches(blocks, 4, 0, "cpu"))
     network(input_ids=ids, labels=ids).loss.backward()
     expected = {name: (weight.detach().clone(), weight.grad.sign()) for name, weight in network.named_parameters()}  # type: ignore[union-attr]
     strong = {name: weight.grad.abs() > 1e-5 for name, weight in network.named_parameters()}  # type: ignore[union-attr]
     network.zero_grad()
-    train.pretrain(network, blocks, recipe, 0, CPU)
+    engine.pretrain(network, blocks, recipe, 0, CPU)
     for name, weight in network.named_parameters():
         start, sign = expected[name]
         torch.testing.assert_close(

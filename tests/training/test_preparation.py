@@ -19,7 +19,7 @@ from nftbench.contract import Model, Protected, Release
 from nftbench.data.corpus import EOS, Corpus, word_tokenizer
 from nftbench.device import CPU
 from nftbench.errors import NftbenchError
-from nftbench.models import networks as models
+from nftbench.models import networks
 from nftbench.planning.plan import Job, narrow
 from nftbench.records.record import Cell
 from nftbench.running.attacker import Attacker
@@ -43,7 +43,7 @@ TOKENS = torch.randint(40, (6, 8), generator=torch.Generator().manual_seed(0))
 
 def network(architecture: str = "gpt2") -> Any:
     settings = {"model_type": architecture, **ARCHITECTURES[architecture], "vocab_size": 40}
-    return models.build(settings, None, 1, "cpu").network
+    return networks.build(settings, None, 1, "cpu").network
 
 
 def text_loss(trained: nn.Module, step: int) -> Tensor:
@@ -318,7 +318,7 @@ def test_a_shadow_is_the_attackers_own(workspace: MakeWorkspace) -> None:
     """Neither the owner's secret nor the owner's start, nothing of it in the cache, and its cost in the ledger."""
     here = workspace(fresh=True, defenses=["none", "random_mask"])
     job = job_of(here, "random_mask")
-    release = models.load(make_release(here, job.defense, 0, job.release)).network
+    release = networks.load(make_release(here, job.defense, 0, job.release)).network
     secret = load_secret(here, job.release)
     assert secret is not None
     context = shadowing(here, "random_mask")
@@ -389,7 +389,7 @@ def test_a_sibling_is_the_run_at_nine_tenths(workspace: MakeWorkspace) -> None:
     assert here.suite.pretraining.steps == 20
     expected = owner.pretrain(owner.build(), mask=secret.mask, each_step=lambda trained, step: step == 18)
     assert same(state(found.network), state(expected.network))
-    release = models.load(make_release(here, job.defense, 0, job.release)).network
+    release = networks.load(make_release(here, job.defense, 0, job.release)).network
     for name, weight in release.named_parameters():
         moved = weight != found.network.get_parameter(name)
         assert not bool((moved & ~secret.mask[name]).any()), "what did not move was frozen"
@@ -402,10 +402,10 @@ def test_a_release_from_before_siblings_is_made_again(workspace: MakeWorkspace) 
     here = workspace(fresh=True, defenses=["none", "random_mask"])
     job = job_of(here, "random_mask")
     first = state(make_sibling(here, job).network)
-    release = state(models.load(make_release(here, job.defense, 0, job.release)).network)
+    release = state(networks.load(make_release(here, job.defense, 0, job.release)).network)
     here.store.discard("siblings", job.release)
     assert same(state(make_sibling(here, job).network), first)
-    assert same(state(models.load(make_release(here, job.defense, 0, job.release)).network), release)
+    assert same(state(networks.load(make_release(here, job.defense, 0, job.release)).network), release)
 
 
 def test_a_defense_that_trains_nothing_leaves_no_sibling(workspace: MakeWorkspace) -> None:
@@ -553,7 +553,7 @@ def test_a_resumed_job_costs_what_a_whole_one_costs(
 
 
 def test_a_guess_is_scored_by_the_referee(workspace: MakeWorkspace, plugin: WriteFile, run_all: RunAll) -> None:
-    from nftbench.running import mask_accuracy as recovery
+    from nftbench.running import mask_accuracy
 
     plugin("heals", HEALS)
     plugin("knows", HEALS.replace('frozenset({"data", "method"})', 'frozenset({"data", "secret"})'))
@@ -566,8 +566,8 @@ def test_a_guess_is_scored_by_the_referee(workspace: MakeWorkspace, plugin: Writ
     assert secret is not None
     found = {attack: records["random_mask", attack, "toy_topic", 0] for attack in attacks}
     guessed = found[attacks[1]].recovery
-    weights = models.load(make_release(here, job.defense, 0, job.release)).network.named_parameters()
-    magnitude = recovery.score({name: weight.detach().abs() for name, weight in weights}, secret.mask)
+    weights = networks.load(make_release(here, job.defense, 0, job.release)).network.named_parameters()
+    magnitude = mask_accuracy.score({name: weight.detach().abs() for name, weight in weights}, secret.mask)
     assert guessed["roc_auc"] == pytest.approx(magnitude["roc_auc"], abs=0.02), "one step of healing moves little"
     assert guessed["density"] == pytest.approx(0.7, abs=0.03)
     assert found["none"].recovery == {}

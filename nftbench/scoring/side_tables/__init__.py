@@ -1,7 +1,7 @@
-"""Tables beside the ranking, for claims and findings that it does not rank.
+"""Side tables, which show claims and findings that the ranking does not cover.
 
-Each is one file with one class, a `SideTable`; `SIDE_TABLES` lists them in the order of leaderboard.json. Those that
-stand at the same position of leaderboard.md follow this order too.
+Each is one file with one class, a `SideTable`. `SIDE_TABLES` lists them in the order of leaderboard.json, and of
+leaderboard.md among tables at the same position.
 """
 
 from __future__ import annotations

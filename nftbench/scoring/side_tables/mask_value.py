@@ -1,8 +1,8 @@
-"""How near attacks come to a secret mask, and what the masks that they guess are worth to them.
+"""Mask recovery: how well attacks guess a secret mask, and how useful the guessed masks are to them.
 
-mask value recovered = (recovered - unauthorised) / (authorised - unauthorised), in test scores. It is 0 where
-fine-tuning under the guessed mask ends where fine-tuning all weights does, and 1 where it ends where the owner's own
-fine-tuning with the secret does. The ratio is for display; the scores stand beside it.
+mask value recovered = (recovered - unauthorised) / (authorised - unauthorised), in test scores. It is 0 if fine-tuning
+under the guessed mask scores no better than fine-tuning all weights. It is 1 if it scores as well as the owner's
+fine-tuning with the secret. The table also shows the scores themselves.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from nftbench.scoring.table import UNKNOWN, Table, interval
 
 ValueStatus = Literal["measured", "not distinguishable", "worth nothing", "not measured"]
 Guesses = Mapping[int, Sequence[Mapping[str, float]]]
-"""By seed: the referee's metrics of each guess."""
+"""By seed: the accuracy of each guess, by measure."""
 METRICS = {
     "roc_auc": "ROC-AUC",
     "roc_auc_within": "within tensors",
@@ -32,7 +32,7 @@ METRICS = {
     "mcc": "MCC",
 }
 CHANCE_VARIES = ("pr_auc", "iou", "precision")
-"""Metrics of which chance depends on the mask's size; it is shown beside them."""
+"""Metrics whose value for a random guess depends on the mask's size. The table shows this value beside them."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class MaskRow:
     """authorised - unauthorised, paired by seed."""
     value: Interval | None = None
     outcome: ValueStatus = "not measured"
-    """`not distinguishable` where the interval of `gap` covers zero, `worth nothing` where it lies below zero."""
+    """`not distinguishable` if the interval of `gap` contains zero, `worth nothing` if it is below zero."""
 
 
 @dataclass(frozen=True)
@@ -137,7 +137,7 @@ def _against_chance(row: MaskRow, name: str) -> str:
 
 
 def _guesses(grid: Grid) -> dict[tuple[str, str], dict[int, list[Mapping[str, float]]]]:
-    """By defense and attack, then by seed. The owner knows the secret: a guess of the owner's says nothing."""
+    """By defense and attack, then by seed. The owner's own fine-tuning is left out, as it knows the secret."""
     found: dict[tuple[str, str], dict[int, list[Mapping[str, float]]]] = {}
     for cell, record in sorted(grid.records.items()):
         if record.recovery and cell not in grid.faults and "secret" not in record.knowledge:

@@ -1,7 +1,7 @@
-"""Merging: what a released update keeps of its worth once it is merged, beside what its control keeps.
+"""Merging: how much of an update's gain is kept when it is merged with others, compared with its control.
 
-kept = (merged - base) / (standalone - base), on the task's test split: 1 where a merged update is worth as much as
-alone, 0 where the base does as well without it. Merging is no part of any suppression.
+kept = (merged - base) / (standalone - base), on the task's test split. It is 1 if the merged update gains as much as
+the update alone, and 0 if the base model scores as well without it. Suppression does not include merging.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class MergingRow:
     """The matched control that the defense names; None where it names none, and then nothing is judged."""
     control_kept: Interval | None
     beyond: Interval | None
-    """`kept` less the control's, paired by seed: below 0 where the defense withstands merging."""
+    """`kept` minus the control's `kept`, paired by seed. It is below 0 if the defense withstands merging."""
     verdict: Verdict | None
 
 
@@ -140,7 +140,7 @@ def _kept(grid: Grid, defense: str, attack: str, task: str) -> dict[int, float]:
 
 
 def _verdict(evidence: SuiteEvidence, defense: str, beyond: Interval | None) -> Verdict:
-    """The claim holds where merging keeps less of the update than of its control: the whole interval lies below 0."""
+    """The claim holds if the whole interval is below 0: merging keeps less of the update than of its control."""
     least = max(PRELIMINARY_SEEDS, len(evidence.grid.seeds[defense]))
     if defense in evidence.unjudged or beyond is None or beyond.count < least:
         return "untested"

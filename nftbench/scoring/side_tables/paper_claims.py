@@ -1,7 +1,7 @@
-"""What papers claim, beside what was measured: a suite's `claims`, worked out from its records.
+"""Claims of papers compared with measurements: a suite's `claims`, computed from its records.
 
 A quantity is one number for each base seed. A claim is about one quantity, or about the difference or ratio of two,
-paired by seed. It holds where the whole 95 % interval lies on the claim's side of its bound.
+paired by seed. It holds if the whole 95 % interval is on the claimed side of its bound.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ BySeed = Mapping[int, float]
 
 @dataclass(frozen=True)
 class ClaimResult:
-    """One claim, and the measurement beside it."""
+    """One claim and its measurement."""
 
     claim: PaperClaim
     measured: Interval | None
@@ -88,7 +88,7 @@ def _seeds(one: ClaimResult) -> str:
 
 
 def examine(claims: Sequence[PaperClaim], grid: Grid, readings: Sequence[Record]) -> tuple[ClaimResult, ...]:
-    """Every claim, beside its measurement."""
+    """Every claim with its measurement."""
     numbers = _Numbers(grid, readings)
     seeds = len({cell.seed for cell in grid.expected} | {record.seed for record in readings})
     results = []
@@ -182,8 +182,11 @@ class _Numbers:
         return {seed: statistics.fmean(by_seed[seed] for by_seed in found) for seed in seeds}
 
     def on_task(self, row: str, task: str, attacks: Attacks, read: str) -> BySeed:
-        """`score`; `gain` over the unattacked release; or `kept`, the gain as a share of what the row itself is worth
-        beyond its reference."""
+        """By seed, `read` on one task after the best attack.
+
+        `score` is the score in points, and `gain` that minus the unattacked score. `kept` is the part of the release's
+        lead over its reference that is left after the attack.
+        """
         scores = self.grid.scores(row, task, attacks)
         if read == "score":
             return scores

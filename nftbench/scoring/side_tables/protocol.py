@@ -1,4 +1,4 @@
-"""What a table beside the ranking is, and what it is made from."""
+"""The protocol of side tables, which are shown beside the ranking, and the evidence that they are computed from."""
 
 from __future__ import annotations
 
@@ -13,13 +13,12 @@ from nftbench.suites.schema import PaperClaim
 from nftbench.terms import Verdict
 
 Position = Literal["first", "after the flags", "after the details", "last"]
-"""Where in leaderboard.md a table stands: before the ranking, after the reasons to doubt, after the details of the
-rows, or behind everything else."""
+"""A table's position in leaderboard.md: before the ranking, after the flags, after the rows' details, or at the end."""
 
 
 @dataclass(frozen=True)
 class SuiteEvidence:
-    """What tables are made from: a suite's records, and what the ranking has found out about its rows."""
+    """What side tables are computed from: a suite's records, and results of the ranking about its rows."""
 
     grid: Grid
     tasks: Mapping[str, Sequence[str]]
@@ -28,41 +27,41 @@ class SuiteEvidence:
     """Records of yardsticks."""
     paper_claims: Sequence[PaperClaim] = ()
     unjudged: frozenset[str] = frozenset()
-    """Rows of which no table judges anything: cells are missing, or records differ in versions."""
+    """Rows that tables must not judge, because cells are missing or records have different versions."""
     misleading: frozenset[str] = frozenset()
-    """Rows whose claims cannot hold: the release misled its attackers, or may have."""
+    """Rows whose claims cannot hold, because the release misled its attackers or may have done so."""
 
 
 class SideTable(Protocol):
-    """A table beside the ranking: a frozen dataclass with its rows, and one entry in `SIDE_TABLES`.
+    """A table beside the ranking, as a frozen dataclass of its rows.
 
-    That is all it takes to appear in leaderboard.md and leaderboard.json.
+    With an entry in `SIDE_TABLES`, it appears in leaderboard.md and leaderboard.json.
     """
 
     name: ClassVar[str]
-    """In leaderboard.json."""
+    """The key of the table in leaderboard.json."""
     position: ClassVar[Position]
     heading: ClassVar[str] = ""
-    """A heading of its own, under which `tables` stand as subsections."""
+    """The heading of the section in which `tables` are subsections; empty for no such section."""
     guide: ClassVar[str] = ""
-    """How to read it, as an item of a Markdown list; shown where the table has rows."""
+    """How to read the table, as an item of a Markdown list. It is shown if the table has rows."""
 
     @classmethod
     def of(cls, evidence: SuiteEvidence) -> Self: ...
 
     @classmethod
     def judges(cls, row: Row) -> bool:
-        """Whether the claim of such a defense is judged in this table, and not by the ranking."""
+        """Whether this table, and not the ranking, judges the claim of a defense with this row."""
         return False
 
     def verdicts(self) -> Mapping[str, Sequence[Verdict]]:
-        """By defense: what this table says of the defense's claim."""
+        """By defense: this table's verdicts on the defense's claim."""
         return {}
 
     def tables(self) -> tuple[Table, ...]:
-        """What the reader sees."""
+        """The tables to show."""
         ...
 
     def content(self) -> Any:
-        """What leaderboard.json holds: dataclasses, mappings, sequences, texts and numbers."""
+        """The content for leaderboard.json, made of dataclasses, mappings, sequences, texts and numbers."""
         ...

@@ -1,4 +1,4 @@
-"""What yardsticks read off the releases: papers' own metrics, shown and never part of a score."""
+"""Values of yardsticks, which are papers' own metrics on releases. They are shown, and never part of a score."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""Task-aware defenses: which tasks they were told, which were held out, and which must stay trainable.
+"""Task-aware defenses: suppression on the tasks that they were given, on held-out tasks, and on benign tasks.
 
-Such a defense knows the tasks that it is to resist, so a rank among the others would be fair to neither. Each attack
-stands for itself here. A claim about gradient descent on a linear probe is read beside other solvers of the same probe,
-other precisions, and fine-tuning of all weights.
+Such a defense knows the tasks that it should resist, so that it would be unfair to rank it among the others. The table
+shows each attack separately. A claim about gradient descent on a linear probe is shown beside other solvers of the same
+probe, other precisions, and fine-tuning of all weights.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from nftbench.terms import Verdict
 Group = Literal["told", "held_out", "benign"]
 GROUPS: tuple[Group, ...] = get_args(Group)
 ADAPTATIONS = ("linear_probe", "finetuning")
-"""What the claims of this table are about; merging has a table of its own."""
+"""The kinds of attacks in the claims of this table. Merging has a table of its own."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class GroupScore:
     undefended: Interval | None
     attacked: Interval | None
     suppression: Interval | None
-    """Undefended less attacked, paired by seed."""
+    """Undefended minus attacked, paired by seed."""
 
 
 @dataclass(frozen=True)
@@ -59,18 +59,18 @@ class AwareRow:
     attacks: tuple[AttackScores, ...]
     """Attack `none` first, then those of the claim, then the rest."""
     claim: Verdict = "untested"
-    """Against the attacks that the claim is about."""
+    """The verdict against the attacks that the claim is about."""
     adaptive: Verdict = "untested"
-    """Against every attack that adapts the release in the claim's way and knows no more than the claim grants."""
+    """The verdict against every attack that adapts the release as in the claim and has no more knowledge."""
 
 
 @dataclass(frozen=True)
 class TaskAware(SideTable):
-    """A row for each defense that was told tasks and claims to withstand a linear probe or fine-tuning, by name.
+    """A row for each defense that was given tasks and claims to withstand a linear probe or fine-tuning, by name.
 
-    Both verdicts are about the best attack on validation; doing nothing is one. A verdict `holds` where the defense
-    takes points from the told tasks, and more than from the benign ones: a release that is worse at everything resists
-    nothing in particular. The larger p of the two tests, one-sided at 2.5 %, is Holm-adjusted over the rows.
+    Both verdicts are about the best attack on validation; attack `none` is one of them. A verdict `holds` if attacks
+    score less on the given tasks than without the defense, and lose more there than on benign tasks. A release that is
+    worse at everything therefore fails. The larger p of the two tests, one-sided at 2.5 %, is Holm-adjusted over rows.
     """
 
     name: ClassVar[str] = "aware"
@@ -199,9 +199,9 @@ def _verdicts(evidence: SuiteEvidence, rows: Sequence[AwareRow], attacks: Sequen
 
 
 def _p(grid: Grid, row: AwareRow, attacks: Attacks) -> float | None:
-    """One-sided p of taking nothing from the told tasks, or no more from them than from the benign ones.
+    """One-sided p of losing nothing on the given tasks, or of losing no more there than on benign tasks.
 
-    None where no attack, no told task or too few seeds were run.
+    None if no attack, no given task or too few seeds were run.
     """
     if not attacks & _tried(grid, row.defense) - {NONE}:
         return None

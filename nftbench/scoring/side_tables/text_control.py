@@ -1,7 +1,6 @@
-"""Attacks that prepare on public text, beside an attacker who trains from scratch on as much of that text.
+"""Attacks that prepare on public text, compared with training from scratch on the same amount of that text.
 
-The difference is what the release adds to the text: an attacker who ignores the release gets the rest for the text
-alone.
+An attacker who ignores the release needs only the text. So the difference is what the release contributes.
 """
 
 from __future__ import annotations
