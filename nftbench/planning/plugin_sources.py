@@ -89,7 +89,10 @@ def _beginnings(plugin: Plugin) -> Iterator[tuple[Path, str]]:
     """The files that are the plugin's own whatever it imports, with the names of their modules."""
     if plugin.is_text:
         assert plugin.path is not None
-        yield from ((path, path.stem) for path in local_data.functions(plugin.path))
+        for folder, module in local_data.functions(plugin.path):
+            path = _below((folder,), module.split(".")) or located(module)
+            if path is not None:
+                yield path, path.stem
         return
     if plugin.entry_point is not None:
         name, path = plugin.entry_point.module, located(plugin.entry_point.module)
@@ -114,9 +117,10 @@ def _files_in(folder: Path, package: str) -> Iterator[tuple[Path, str]]:
 
 
 def _left_out(name: str) -> bool:
-    if name.startswith((".", "test_")) or name.endswith((".pyc", "~")):
+    if name.startswith(".") or name.endswith((".pyc", "~")):
         return True
-    return name in ("__pycache__", "tests", "conftest.py")
+    is_test = name.startswith("test_") and name.endswith(".py")  # test_split.csv is data
+    return is_test or name in ("__pycache__", "tests", "conftest.py")
 
 
 # ------------------------------------------------------------------------------------------------------- modules

@@ -64,7 +64,8 @@ def code(path: Path) -> Code:
     """A Python file's syntax digest and imports, read once for each version of the file.
 
     Comments, docstrings, formatting and import lines do not count; names that an import gives anew (`x as y`) do. The
-    digest is the same under every version of Python. A file that this version cannot read counts by its bytes.
+    digest is the same under every version of Python. A file that this version cannot read, or that is
+    nested too deeply, counts by its bytes.
     """
     status = path.stat()
     return _code(path, status.st_mtime_ns, status.st_size)
@@ -74,10 +75,14 @@ def code(path: Path) -> Code:
 def _code(path: Path, changed: int, size: int) -> Code:
     try:
         tree = ast.parse(path.read_bytes(), str(path))
-    except (SyntaxError, ValueError):
+    except (SyntaxError, ValueError, RecursionError):
         return Code(file_hash(path), ())
     imports = [node for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom)]
-    return Code(digest(_plain(tree), sorted(_renamings(imports))), tuple(_imported(imports)))
+    try:
+        syntax = digest(_plain(tree), sorted(_renamings(imports)))
+    except RecursionError:  # such as a sum of a thousand terms
+        syntax = file_hash(path)
+    return Code(syntax, tuple(_imported(imports)))
 
 
 def _renamings(imports: Iterable[ast.Import | ast.ImportFrom]) -> set[tuple[str, str]]:
@@ -104,7 +109,10 @@ def _plain(node: Any) -> Any:
     Not `ast.dump`, whose text differs between versions of Python.
     """
     if isinstance(node, ast.Constant):  # 1, True and 1.0 are equal in Python, and are not the same code
-        return [type(node.value).__name__, repr(node.value)]
+        return [
+            type(node.value).__name__,
+            ascii(node.value),
+        ]  # not repr, for which Python versions escape other letters
     if isinstance(node, ast.JoinedStr):
         return ["JoinedStr", _joined(node)]
     if isinstance(node, ast.AST):
