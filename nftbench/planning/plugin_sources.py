@@ -44,9 +44,9 @@ def source_digest(plugin: Plugin) -> str:
 
     Where the files lie does not count. A text task counts by its settings and the functions that it names.
     """
-    own = own_files(plugin)
+    digests = sorted(file_digest(path) for path in own_files(plugin))
     settings = [local_data.settings(plugin.path)] if plugin.is_text and plugin.path is not None else []
-    return digest(*settings, sorted(file_digest(path) for path in own))
+    return digest(*settings, [one for one in digests if one != identity.NO_CODE])
 
 
 def own_files(plugin: Plugin) -> frozenset[Path]:

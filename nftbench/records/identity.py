@@ -99,6 +99,8 @@ def _imported(imports: Iterable[ast.Import | ast.ImportFrom]) -> Iterable[Import
             yield Import(node.module or "", node.level, tuple(alias.name for alias in node.names))
 
 
+NO_CODE = digest(["Module"], [])
+"""The digest of a Python file with nothing but docstrings and import lines, such as an empty `__init__.py`."""
 IGNORED = frozenset({"ctx", "kind", "type_comment", "type_ignores"})
 """Fields of syntax nodes that say nothing about what the code does."""
 

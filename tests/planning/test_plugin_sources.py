@@ -167,6 +167,16 @@ def test_all_files_of_a_folder_count_but_tests_and_caches(tmp_path: Path, monkey
             assert len({before, with_table, source_digest(found)}) == 3, name
 
 
+def test_a_folder_for_its_helpers_counts_for_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with registry.added():
+        example = as_folder(tmp_path, monkeypatch)
+        before = example.keys()
+        package = example.helper.parent / "parts"
+        package.mkdir()
+        (package / "__init__.py").write_text('"""Its parts."""\n')
+        assert example.keys() == before
+
+
 def test_a_plugin_of_ours_that_another_imports_counts(tmp_path: Path) -> None:
     path = tmp_path / "bent.py"
     path.write_text("from nftbench.attacks.rebalance import Rebalance\nfrom nftbench.attacks import full\n")
