@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,24 +21,34 @@ _WithoutFunctions.add_constructor("!function", lambda loader, node: str(node.val
 
 
 def settings(path: Path) -> dict[str, Any]:
-    """The keys of a task file and of the files that it includes, whose keys it overrides. Functions are their names."""
-    content, _ = _read(path)
+    """The keys of a task file and of the files that it includes, whose keys it overrides. Functions are their names.
+
+    Raises:
+        NftbenchError: one of the files holds no mapping, or includes itself.
+    """
     merged: dict[str, Any] = {}
-    for other in _included(path):
-        merged |= settings(other)
-    return merged | {key: value for key, value in content.items() if key != "include"}
+    for file in _files(path):
+        merged |= {key: value for key, value in _read(file)[0].items() if key != "include"}
+    return merged
 
 
-def functions(path: Path) -> set[Path]:
-    """The Python files that define the functions of a task file and of the files that it includes."""
-    _, modules = _read(path)
-    own = {path.parent / f"{module.replace('.', '/')}.py" for module in modules}
-    return own.union(*map(functions, _included(path)))
+def functions(path: Path) -> set[tuple[Path, str]]:
+    """The modules of the functions that a task file and the files that it includes name.
+
+    Each comes with the folder of the file that names it: as in lm-eval, a module lies in that folder or can be
+    imported.
+    """
+    return {(file.parent, module) for file in _files(path) for module in _read(file)[1]}
 
 
-def _included(path: Path) -> list[Path]:
+def _files(path: Path, above: tuple[Path, ...] = ()) -> Iterator[Path]:
+    """A task file after the files that it includes, directly or through others."""
+    if path in above:
+        raise NftbenchError(f"{path}: includes itself")
     included = _read(path)[0].get("include") or []
-    return [path.parent / other for other in ([included] if isinstance(included, str) else included)]
+    for other in [included] if isinstance(included, str) else included:
+        yield from _files((path.parent / other).resolve(), (*above, path))
+    yield path
 
 
 def _read(path: Path) -> tuple[Mapping[str, Any], frozenset[str]]:
@@ -50,8 +60,14 @@ def _read(path: Path) -> tuple[Mapping[str, Any], frozenset[str]]:
 @functools.lru_cache(maxsize=256)
 def _parsed(path: Path, changed: int, size: int) -> tuple[Mapping[str, Any], frozenset[str]]:
     text = path.read_text(encoding="utf-8")
-    modules = re.findall(r"!function\s+([\w.]+)\.\w+", text)
-    return yaml.load(text, _WithoutFunctions) or {}, frozenset(modules)
+    modules = re.findall(r"""!function\s+["']?([\w.]+)\.\w+""", text)
+    try:
+        content = yaml.load(text, _WithoutFunctions) or {}
+    except yaml.YAMLError as error:
+        raise NftbenchError(f"{path}: {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict):
+        raise NftbenchError(f"{path}: no mapping of keys to values")
+    return content, frozenset(modules)
 
 
 def find(data: Path, config: Mapping[str, Any]) -> Path:

@@ -60,9 +60,9 @@ def source_digest(plugin: Plugin) -> str:
 
     The paths of the files do not change it. The digest of a text task is of its settings and its functions' files.
     """
-    own = own_files(plugin)
+    digests = sorted(file_digest(path) for path in own_files(plugin))
     settings = [local_data.settings(plugin.path)] if plugin.is_text and plugin.path is not None else []
-    return digest(*settings, sorted(file_digest(path) for path in own))
+    return digest(*settings, [one for one in digests if one != identity.NO_CODE])
 
 
 def own_files(plugin: Plugin) -> frozenset[Path]:
@@ -105,7 +105,10 @@ def _first_files(plugin: Plugin) -> Iterator[tuple[Path, str]]:
     """The plugin's file, or all files of its folder, with the names of their modules."""
     if plugin.is_text:
         assert plugin.path is not None
-        yield from ((path, path.stem) for path in local_data.functions(plugin.path))
+        for folder, module in local_data.functions(plugin.path):
+            path = _below((folder,), module.split(".")) or located(module)
+            if path is not None:
+                yield path, path.stem
         return
     if plugin.entry_point is not None:
         name, path = plugin.entry_point.module, located(plugin.entry_point.module)
@@ -130,9 +133,10 @@ def _files_in(folder: Path, package: str) -> Iterator[tuple[Path, str]]:
 
 
 def _left_out(name: str) -> bool:
-    if name.startswith((".", "test_")) or name.endswith((".pyc", "~")):
+    if name.startswith(".") or name.endswith((".pyc", "~")):
         return True
-    return name in ("__pycache__", "tests", "conftest.py")
+    is_test = name.startswith("test_") and name.endswith(".py")  # test_split.csv is data
+    return is_test or name in ("__pycache__", "tests", "conftest.py")
 
 
 # ------------------------------------------------------------------------------------------------------- modules

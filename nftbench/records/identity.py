@@ -65,7 +65,8 @@ def code(path: Path) -> Code:
     """A Python file's syntax digest and imports. An unchanged file is read only once.
 
     Comments, docstrings, formatting and import lines do not change the digest. Renamings in imports (`x as y`) do. The
-    digest is the same under every version of Python. If this version cannot parse the file, its bytes are hashed.
+    digest is the same under every version of Python. If this version cannot parse the file, or if the code is nested
+    too deeply, its bytes are hashed.
     """
     status = path.stat()
     return _code(path, status.st_mtime_ns, status.st_size)
@@ -75,10 +76,14 @@ def code(path: Path) -> Code:
 def _code(path: Path, changed: int, size: int) -> Code:
     try:
         tree = ast.parse(path.read_bytes(), str(path))
-    except (SyntaxError, ValueError):
+    except (SyntaxError, ValueError, RecursionError):
         return Code(file_hash(path), ())
     imports = [node for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom)]
-    return Code(digest(_plain(tree), sorted(_renamings(imports))), tuple(_imported(imports)))
+    try:
+        syntax = digest(_plain(tree), sorted(_renamings(imports)))
+    except RecursionError:  # such as a sum of a thousand terms
+        syntax = file_hash(path)
+    return Code(syntax, tuple(_imported(imports)))
 
 
 def _renamings(imports: Iterable[ast.Import | ast.ImportFrom]) -> set[tuple[str, str]]:
@@ -95,6 +100,8 @@ def _imported(imports: Iterable[ast.Import | ast.ImportFrom]) -> Iterable[Import
             yield Import(node.module or "", node.level, tuple(alias.name for alias in node.names))
 
 
+NO_CODE = digest(["Module"], [])
+"""The digest of a Python file with nothing but docstrings and import lines, such as an empty `__init__.py`."""
 IGNORED = frozenset({"ctx", "kind", "type_comment", "type_ignores"})
 """Fields of syntax nodes that do not change what the code does."""
 
@@ -105,7 +112,8 @@ def _plain(node: Any) -> Any:
     `ast.dump` would not do, because its text differs between versions of Python.
     """
     if isinstance(node, ast.Constant):  # 1, True and 1.0 are equal in Python, but differ as code
-        return [type(node.value).__name__, repr(node.value)]
+        # ascii, because Python versions differ in the letters that repr escapes
+        return [type(node.value).__name__, ascii(node.value)]
     if isinstance(node, ast.JoinedStr):
         return ["JoinedStr", _joined(node)]
     if isinstance(node, ast.AST):

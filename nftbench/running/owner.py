@@ -10,6 +10,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -32,6 +33,11 @@ SIBLING = 0.9
 
 def make_base(workspace: Workspace, seed: int, fraction: float = 1.0) -> Model:
     """The undefended model of a base seed, after a fraction of its pre-training run."""
+    return networks.load(base_folder(workspace, seed, fraction), str(workspace.device))
+
+
+def base_folder(workspace: Workspace, seed: int, fraction: float = 1.0) -> Path:
+    """Where the undefended model is kept; it is made if the cache lacks it."""
     recipe = workspace.suite.pretraining
     steps = _step_at(recipe, fraction)
     key = base_key(workspace.suite, seed, workspace.plan.data, workspace.device)[:32]
@@ -45,7 +51,7 @@ def make_base(workspace: Workspace, seed: int, fraction: float = 1.0) -> Model:
                 _pretrain_base(workspace, seed, key, missing)
         folder = workspace.store.artifact("bases", f"{key}-{steps}")
         assert folder is not None
-    return networks.load(folder, str(workspace.device))
+    return folder
 
 
 class _OwnerBase(ABC):

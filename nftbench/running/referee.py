@@ -67,7 +67,6 @@ def execute(workspace: Workspace, job: Job) -> list[Record] | None:
 def protect(workspace: Workspace, job: Job) -> None:
     """Make the release that a job attacks. Done first, so that the jobs of one release do not wait for each other."""
     engine.set_threads(workspace.device)
-    code_origin.check(workspace.plan, [("defenses", job.defense.name)])
     make_release(workspace, job.defense, job.seed, job.release)
 
 
@@ -119,6 +118,8 @@ class Referee:
         names: list[tuple[registry.Kind, str]] = [("defenses", self.job.defense.name)]
         names += [("attacks", Spec.parse(spec).name) for spec in attacks]
         names += [("yardsticks" if role == "yardstick" else "tasks", cell.task.name) for cell, role in roles]
+        if self.attack.adaptation == "merging":
+            names += [("tasks", Spec.parse(task).name) for task in self.workspace.suite.tasks]
         code_origin.check(self.workspace.plan, dict.fromkeys(names))
 
     def with_readable_text(self, model: Model) -> Model:

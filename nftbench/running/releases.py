@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from safetensors import safe_open
@@ -27,10 +27,10 @@ from nftbench.data.corpus import tokenization_rules
 from nftbench.data.lm_eval_tasks import window
 from nftbench.errors import NftbenchError
 from nftbench.models import networks, updates
-from nftbench.planning import registry
+from nftbench.planning import code_origin, registry
 from nftbench.planning.plan import Job
 from nftbench.records.spec import Spec
-from nftbench.running.owner import Owner, make_base
+from nftbench.running.owner import Owner, base_folder, make_base
 from nftbench.running.workspace import Workspace, load_task, make_corpus
 from nftbench.suites.schema import Budget, Pretraining
 from nftbench.training.costs import gradient_error
@@ -38,14 +38,16 @@ from nftbench.training.costs import gradient_error
 ADAPTER = "adapter"
 """The subfolder of a release that holds its update, if it has one."""
 BASE = "base.json"
-"""The file with the hash of a release's base weights, in the folder of its protection."""
+"""The file with hashes of weights, in the folder of a release's protection. `base_sha256` is of those that the release
+is compared with, `start_sha256` of those that its defense was given; None where they are unknown or untrained."""
 
 
 def make_release(workspace: Workspace, spec: Spec, seed: int, key: str) -> Path:
     """The folder of a release; the defense makes it if the cache lacks it. The secret is stored elsewhere.
 
     Raises:
-        Exception: whatever the defense raises, or NftbenchError for a release that is not one.
+        Exception: whatever the defense raises, or NftbenchError for a release that is not one, and for a defense that
+            has been edited since the run was planned.
     """
     store, keeps_secret = workspace.store, registry.create("defenses", str(spec)).keeps_secret
     kinds = ("protections", *(("secrets",) if keeps_secret else ()))
@@ -54,22 +56,42 @@ def make_release(workspace: Workspace, spec: Spec, seed: int, key: str) -> Path:
     found = store.artifact("releases", key)
     if found is not None:
         return found
+    _check_sources(workspace, spec)
     base = _reference_sha256(workspace, spec, seed)
     return store.make("releases", key, lambda folder: _protect(workspace, spec, seed, key, folder, base))
+
+
+def _check_sources(workspace: Workspace, spec: Spec) -> None:
+    """Refuse to make a release under a key of former code: of the defense, or of a task that its owner uses."""
+    told = (*registry.create("defenses", str(spec)).told(), workspace.suite.pretraining.task)
+    tasks = [Spec.parse(task).name for task in told if task is not None]
+    code_origin.check(workspace.plan, [("defenses", spec.name), *(("tasks", name) for name in tasks)])
 
 
 def _reference_sha256(workspace: Workspace, spec: Spec, seed: int) -> str | None:
     """Hash of the tensors that the reference row releases; its release is made if it is not there yet.
 
-    None where the row is its own reference, and where the reference cannot be made: its own cells say why.
+    If the base model has been made anew since the reference was, it is the hash of the base model: the row starts from
+    other weights than its reference. None where the row is its own reference, and where the reference cannot be made:
+    its own cells say why.
     """
     reference, key = workspace.reference(spec, seed)
     if reference == spec or key is None:
         return None
     try:
-        return networks.tensors_sha256(make_release(workspace, reference, seed, key))
+        folder = make_release(workspace, reference, seed, key)
+        start = _load_hash(workspace, key, "start_sha256")
+        now = _start_sha256(workspace, reference, seed)
+        return networks.tensors_sha256(folder) if start in (None, now) else now
     except (Exception, SystemExit):  # a plugin may raise anything
         return None
+
+
+def _start_sha256(workspace: Workspace, spec: Spec, seed: int) -> str | None:
+    """Hash of the base model that a defense is given; None where it is given an untrained one."""
+    if workspace.plan.row(spec).stage == "pretrain":
+        return None
+    return networks.tensors_sha256(base_folder(workspace, seed))
 
 
 def open_release(workspace: Workspace, seed: int, folder: Path) -> Model:
@@ -134,10 +156,14 @@ def load_protection(workspace: Workspace, key: str) -> Protection | None:
 
 def load_base_sha256(workspace: Workspace, key: str) -> str | None:
     """Hash of the base weights that belong to a release; None where it is not known."""
+    return _load_hash(workspace, key, "base_sha256")
+
+
+def _load_hash(workspace: Workspace, key: str, name: Literal["base_sha256", "start_sha256"]) -> str | None:
     folder = workspace.store.artifact("protections", key)
     if folder is None or not (folder / BASE).is_file():  # kept since base weights are compared
         return None
-    found: str | None = json.loads((folder / BASE).read_text())["base_sha256"]
+    found: str | None = json.loads((folder / BASE).read_text()).get(name)
     return found
 
 
@@ -230,7 +256,8 @@ def _protect(workspace: Workspace, spec: Spec, seed: int, key: str, folder: Path
         workspace.store.make("secrets", key, lambda draft: save_file(held, draft / "mask.safetensors"), mode=0o700)
     if workspace.reference(spec, seed)[0] == spec:
         base_sha256 = networks.tensors_sha256(folder)
-    found = {"protection.json": dataclasses.asdict(protection), BASE: {"base_sha256": base_sha256}}
+    hashes = {"base_sha256": base_sha256, "start_sha256": _start_sha256(workspace, spec, seed)}
+    found = {"protection.json": dataclasses.asdict(protection), BASE: hashes}
     workspace.store.make("protections", key, lambda draft: _write(draft, found))
 
 

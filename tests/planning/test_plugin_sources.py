@@ -159,11 +159,22 @@ def test_all_files_of_a_folder_count_but_tests_and_caches(tmp_path: Path, monkey
             path.parent.mkdir(exist_ok=True)
             path.write_text("anything")
             assert source_digest(found) == before, name
-        table = folder / "table.csv"
-        table.write_text("1,2\n")
-        with_table = source_digest(found)
-        table.write_text("1,3\n")
-        assert len({before, with_table, source_digest(found)}) == 3
+        for name in ("table.csv", "test_split.csv"):
+            table = folder / name
+            table.write_text("1,2\n")
+            with_table = source_digest(found)
+            table.write_text("1,3\n")
+            assert len({before, with_table, source_digest(found)}) == 3, name
+
+
+def test_a_folder_for_its_helpers_counts_for_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with registry.added():
+        example = as_folder(tmp_path, monkeypatch)
+        before = example.keys()
+        package = example.helper.parent / "parts"
+        package.mkdir()
+        (package / "__init__.py").write_text('"""Its parts."""\n')
+        assert example.keys() == before
 
 
 def test_a_plugin_of_ours_that_another_imports_counts(tmp_path: Path) -> None:
@@ -236,3 +247,39 @@ def test_its_settings_and_functions_do(name: str, content: str, text: Callable[[
     before = text()
     (tmp_path / name).write_text(content)
     assert text() != before
+
+
+def test_a_function_may_be_quoted(text: Callable[[], str], tmp_path: Path) -> None:
+    (tmp_path / "common.yaml").write_text('custom_dataset: !function "helper.make"\nnum_fewshot: 0\n')
+    before = text()
+    (tmp_path / "helper.py").write_text("def make():\n    return 2\n")
+    assert text() != before
+
+
+def test_a_function_may_lie_in_a_module_that_can_be_imported(
+    text: Callable[[], str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = tmp_path / "elsewhere" / "made_elsewhere" / "tables.py"
+    module.parent.mkdir(parents=True)
+    module.write_text("def make():\n    return 1\n")
+    monkeypatch.syspath_prepend(str(module.parent.parent))
+    (tmp_path / "common.yaml").write_text("custom_dataset: !function made_elsewhere.tables.make\nnum_fewshot: 0\n")
+    before = text()
+    module.write_text("def make():\n    return 2\n")
+    assert text() != before
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("include: mine.yaml\n", "includes itself"),
+        ("include: [\n", "while parsing"),
+        ("- a\n", "no mapping"),
+    ],
+)
+def test_a_text_task_that_cannot_be_read_is_refused(
+    content: str, message: str, text: Callable[[], str], tmp_path: Path
+) -> None:
+    (tmp_path / "common.yaml").write_text(content)
+    with pytest.raises(NftbenchError, match=rf"\.yaml: .*{message}"):
+        text()

@@ -179,6 +179,12 @@ def test_what_is_no_python_counts_by_its_bytes(write: Write) -> None:
     assert identity.code(path) == identity.Code(identity.file_hash(path), ())
 
 
+@pytest.mark.parametrize("deep", ["x = " + " + ".join(["a"] * 2000), "x = " + "(" * 3000 + ")" * 3000])
+def test_what_is_nested_too_deeply_counts_by_its_bytes(deep: str, write: Write) -> None:
+    path = write(f"import b\n{deep}\n")
+    assert identity.code(path).digest == identity.file_hash(path)
+
+
 def test_the_order_of_keys_does_not_count() -> None:
     assert identity.digest({"a": 1, "b": [2]}) == identity.digest({"b": [2], "a": 1})
     assert identity.digest([1], 2) != identity.digest(1, [2])

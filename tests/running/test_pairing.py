@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +16,7 @@ from nftbench.models import networks
 from nftbench.planning.plan import Plan
 from nftbench.running.releases import BASE, load_base_sha256, make_release
 from nftbench.running.workspace import Workspace
+from nftbench.scoring.pairing import unpaired
 
 MakeWorkspace = Callable[..., Workspace]
 RunAll = Callable[..., dict[tuple[str, str, str, int], Any]]
@@ -29,6 +31,12 @@ class {name}(Defense):
     def protect(self, model, context):
         {body}
 """
+
+
+def write_model(tensors: dict[str, torch.Tensor], others: dict[str, bytes], folder: Path) -> None:
+    for name, content in others.items():
+        (folder / name).write_bytes(content)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
 
 
 def keys(plan: Plan) -> dict[str, str]:
@@ -54,6 +62,24 @@ def test_the_hash_is_kept_with_the_release(workspace: MakeWorkspace) -> None:
         here.store.discard(kind, key)
     assert before is not None
     assert load_base_sha256(here, job.release) == before
+
+
+@pytest.mark.parametrize("defense", ["noise", "random_mask"])
+def test_a_row_is_no_pair_of_a_reference_that_was_made_from_another_base(
+    defense: str, workspace: MakeWorkspace, run_all: RunAll
+) -> None:
+    before = run_all(workspace(fresh=True, defenses=["none"], attacks=["none"]))
+    here = workspace(fresh=True, defenses=["none", defense], attacks=["none"])
+    for base in sorted((here.store.cache / "bases").glob("[!.]*")):
+        tensors = {name: tensor + 1e-6 for name, tensor in load_file(base / "model.safetensors").items()}
+        others = {path.name: path.read_bytes() for path in base.glob("*.json") if path.name != "complete.json"}
+        here.store.discard("bases", base.name)
+        here.store.make("bases", base.name, functools.partial(write_model, tensors, others))
+    after = run_all(here)
+    assert {one.base_sha256 for one in after.values() if one.defense == "none"} == {
+        one.base_sha256 for one in before.values()
+    }
+    assert unpaired(after.values()).keys() == {(defense, 0)}
 
 
 def test_a_release_from_before_the_hash_was_kept_has_an_unknown_base(workspace: MakeWorkspace) -> None:
