@@ -95,7 +95,7 @@ def test_force_drops_from_the_pack(packed: Store) -> None:
     assert len([*SINGLE.iterdir()]) == 1
 
 
-def test_a_damaged_pack_is_one_line(packed: Store, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_damaged_pack_is_refused_in_one_line(packed: Store, capsys: pytest.CaptureFixture[str]) -> None:
     PACK.write_bytes(PACK.read_bytes()[:-1])
     for words in (["report", "runs/tiny"], ["run", "tiny.yaml"], ["plan", "tiny.yaml"], ["pack", "runs/tiny"]):
         assert main(words) == 2
@@ -104,7 +104,7 @@ def test_a_damaged_pack_is_one_line(packed: Store, capsys: pytest.CaptureFixture
         assert said.count("\n") == 1
 
 
-def test_what_no_run_wrote_is_not_packed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_folder_that_no_run_wrote_is_not_packed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["pack", str(tmp_path)]) == 2
     assert "no results here (manifest.json is missing)" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []

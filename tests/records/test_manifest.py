@@ -72,8 +72,3 @@ def test_a_damaged_cell_is_named(damage: Any, tmp_path: Path) -> None:
     content["cells"][2] = damage
     with pytest.raises(NftbenchError, match=r"manifest\.json: .*cells\.2"):
         manifests.read(write(tmp_path, content))
-
-
-def test_no_manifest_is_no_results(tmp_path: Path) -> None:
-    with pytest.raises(NftbenchError, match=r"no results here \(manifest\.json is missing\)"):
-        manifests.read(tmp_path / "manifest.json")
