@@ -72,13 +72,13 @@ def test_the_strongest_attacks_are_counted() -> None:
     assert worth["scratch"][4:] == ("–", "0", "0", "0")
 
 
-def test_only_what_changes_is_listed() -> None:
+def test_only_rows_that_an_attack_changes_are_listed() -> None:
     rows = attacks.judge([run_of(records())]).tables[1].rows
     assert ("lora", "pmp", "65.5", "52.0", "16.5", "30.0", "holds", "holds", "1", "1") in rows
     assert not any(row[0] == "scratch" for row in rows)
 
 
-def test_an_attack_without_which_nothing_is_left_takes_the_scores_with_it() -> None:
+def test_without_its_only_fine_tuning_attack_a_row_has_no_scores() -> None:
     found = attacks.judge([run_of(suite())])
     change = next(one for one in found.numbers["changes"] if (one["attack"], one["row"]) == ("full", "pmp"))
     assert change["suppression"] == (pytest.approx(30.0), None)

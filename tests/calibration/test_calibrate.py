@@ -1,4 +1,4 @@
-"""Each way in which a toy language is not valid is seen, and a valid one passes."""
+"""The calibration judge: each fault of a suite is a failure, and a valid suite passes."""
 
 from __future__ import annotations
 

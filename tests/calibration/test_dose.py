@@ -1,4 +1,4 @@
-"""The dose judge: a dose that would be ranked is seen, one that pays with utility or matches its control is not."""
+"""The dose judge: a dose that is ranked is a failure, one that pays with utility or equals its control is none."""
 
 from __future__ import annotations
 

@@ -86,7 +86,7 @@ def test_effects_are_those_of_scipys_tests() -> None:
     assert expected > 0
 
 
-def test_a_false_effect_is_as_rare_as_it_is_said_to_be() -> None:
+def test_false_effects_are_as_rare_as_their_nominal_rate() -> None:
     """Paired differences alone would pass 2.5 % of the time; Welch's interval, the guard, lets through fewer."""
     rates = [null.rate("pairs", 3, null.within(drawn(seed, levels=0.0, count=6), 3)).interval for seed in range(40)]
     mean = float(np.mean([one.value for one in rates]))

@@ -1,4 +1,4 @@
-"""The oracle: merged words cannot be told apart, the others are as they were; and the judge of its strengths."""
+"""The oracle: merged words have equal logits and others are unchanged; its judge finds grades in their order."""
 
 from __future__ import annotations
 
@@ -168,7 +168,7 @@ def test_a_grade_that_pays_with_utility_is_a_failure() -> None:
     assert found.failures[0].startswith("strong is not ranked: keeps 70.0 % of base utility")
 
 
-def test_the_derived_suite_lets_attackers_know_what_is_claimed() -> None:
+def test_the_derived_suite_ranks_by_the_knowledge_that_is_claimed() -> None:
     rows = ["oracle[strength=0.25]", "oracle[strength=0.50]"]
     suite = tiny_suite(defenses=["none", "early_stop", "pmp"], attacks=["full", "linear_probe"])
     derived = oracle.derive(suite, rows, ())

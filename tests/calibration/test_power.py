@@ -1,4 +1,4 @@
-"""The power: the formula against simulated rows judged by the benchmark's own rule, and what the judge reads."""
+"""Power: the formula agrees with simulated rows that are judged by the benchmark's own rule."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The verb from its words to its page: every proof that measures, on a suite that takes a second."""
+"""The verb `calibrate` from command line to page, for every proof that runs cells, on a tiny suite."""
 
 from __future__ import annotations
 
@@ -127,7 +127,7 @@ def test_an_option_that_a_proof_does_not_heed_is_refused(
 
 
 @pytest.mark.parametrize("proof", ["calibration", "null", "dose", "shams", "oracle"])
-def test_attacks_that_compare_nothing_are_refused(tiny: Path, proof: str) -> None:
+def test_a_proof_needs_an_attack_that_trains_the_release(tiny: Path, proof: str) -> None:
     registry.add_file(ORACLE)
     for attacks in (["none"], ["scratch"], ["none", "authorized"]):
         with pytest.raises(NftbenchError, match="needs an attack that trains the release"):

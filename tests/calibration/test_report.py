@@ -1,4 +1,4 @@
-"""The page of a finding: text of plugins shows as it is, and nothing without rows is shown."""
+"""The page of a finding: names of plugins are escaped, and tables without rows are left out."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Shams: they look protected and are not. Each is broken by some attack, or refused by the harness."""
+"""Shams look protected and are not. An attack breaks each of them, or the referee flags it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a run shows: one line a finished job, counts that add up, and a guess of the time left."""
+"""What a run shows: a line for each finished job, counts, and an estimate of the time left."""
 
 from __future__ import annotations
 

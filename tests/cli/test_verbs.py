@@ -129,7 +129,7 @@ def test_list_of_one_kind(call: Call) -> None:
 @pytest.mark.parametrize(
     ("words", "packages"), [(["--help"], set()), (["list"], {"pydantic", "pydantic_core", "yaml"})]
 )
-def test_light_verbs_load_what_they_need_and_no_more(words: list[str], packages: set[str]) -> None:
+def test_light_verbs_load_only_the_packages_that_they_need(words: list[str], packages: set[str]) -> None:
     """The packages of the interpreter, of typer and of pydantic themselves are not ours to count."""
     code = (
         "import sys, importlib.metadata as metadata\n"
@@ -338,7 +338,7 @@ def test_the_time_estimated_without_records_is_near_what_the_suite_small_took(tm
     assert taken / 2 < guess < 2 * taken
 
 
-def test_what_a_job_prepares_is_counted_once_and_what_yardsticks_took_apart(tmp_path: Path) -> None:
+def test_the_estimated_time_counts_preparation_once_a_job_and_yardsticks_by_name(tmp_path: Path) -> None:
     """Two tasks: 10 s each after 100 s of preparation; the release is measured in 1 s, its cost in 7."""
     from nftbench.planning.plan import plan
     from nftbench.running import estimate

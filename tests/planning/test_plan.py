@@ -1,4 +1,4 @@
-"""A Suite becomes Cells: what is planned and what is skipped, and what a key depends on."""
+"""A plan makes cells of a suite: which are planned, which are skipped and why, and what their keys depend on."""
 
 from __future__ import annotations
 
@@ -157,7 +157,7 @@ def test_reference_rows_are_added_and_scratch_is_planned_once_for_each(tmp_path:
     assert sorted(scratch) == sorted(["none", twin])
 
 
-def test_rows_carry_what_the_score_needs() -> None:
+def test_rows_hold_the_facts_that_scoring_needs() -> None:
     found = plan(suite())
     rows = {name: found.row(Spec.parse(name)) for name in DEFENSES}
     assert [rows[name].trivial for name in DEFENSES] == [False, True, False, False]
@@ -337,7 +337,7 @@ def test_a_plugins_code_is_in_the_key_and_its_comments_are_not(plugin: WriteFile
     assert {cell[0] for cell in before if before[cell] != after[cell]} == {"mine"}
 
 
-def test_what_an_attack_is_built_on_is_in_the_key(plugin: WriteFile) -> None:
+def test_the_code_of_an_attack_is_in_the_key_of_attacks_built_on_it(plugin: WriteFile) -> None:
     """However deep: code and settings; not comments, and no other attack's cells."""
     paths = {
         "ground": plugin("ground", knows("ground", "method")),
@@ -368,7 +368,7 @@ def test_what_an_attack_is_built_on_is_in_the_key(plugin: WriteFile) -> None:
     assert changed() == {"top"}
 
 
-def test_an_attacks_settings_are_in_the_key_of_who_is_built_on_it() -> None:
+def test_an_attacks_parameters_are_in_the_key_of_attacks_built_on_it() -> None:
     specs = [f"pipeline[preparations={first},tuners=full]" for first in ("heal", "heal[steps=7]", "rebalance")]
     found = plan(suite(attacks=["none", *specs], defenses=["none"], tasks=["toy_topic"], seeds=[0])).cells
     assert len({cell.key for cell in found}) == len(found)
@@ -437,7 +437,7 @@ def changed_attacks(area: Area, **changes: Any) -> set[str]:
     return {f"{cell[1]} {cell[2]}" for cell in before if before[cell] != after[cell]}
 
 
-def test_the_versions_of_the_core_are_in_the_keys_of_what_they_change() -> None:
+def test_the_version_of_each_area_is_in_the_keys_that_it_affects() -> None:
     everything = changed_attacks("training")
     assert changed_attacks("evaluation") == everything
     assert {"none toy_topic", "full toy_topic", "none landscape"} <= everything
@@ -541,7 +541,7 @@ def test_a_finished_model_that_is_changed_has_no_sibling(plugin: WriteFile) -> N
     assert reasons["late"] == "the defense changes a finished model: its run has no second checkpoint"
 
 
-def test_an_attack_is_not_built_on_itself_or_on_what_knows_more_below(plugin: WriteFile) -> None:
+def test_an_attack_may_not_be_built_on_itself_or_indirectly_on_one_that_knows_more(plugin: WriteFile) -> None:
     plugin("round", knows("round", uses=("back",)))
     plugin("back", knows("back", uses=("round",)))
     with pytest.raises(NftbenchError, match="round: it is built on itself"):

@@ -1,4 +1,4 @@
-"""Which edits run a plugin's cells again: those to the code of any of its own files, and no others."""
+"""A plugin's cells run again after an edit to the code of any of its own files, and after no other edit."""
 
 from __future__ import annotations
 

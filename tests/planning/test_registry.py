@@ -316,7 +316,7 @@ def test_a_broken_file_in_the_folder_warns_and_hides_no_other(tmp_path: Path, mo
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_plugin_of_ours_says_what_it_is(kind: registry.Kind) -> None:
+def test_every_nftbench_plugin_has_a_first_line_that_is_a_sentence(kind: registry.Kind) -> None:
     for plugin in registry.available(kind).values():
         if plugin.origin == "nftbench":
             assert plugin.about.rstrip().endswith("."), f"{plugin.path}: the first line is a sentence"

@@ -1,4 +1,4 @@
-"""The digest of a file's syntax: what counts as other code, and what is only written otherwise."""
+"""The digest of a file's syntax: it changes with the code, and not with comments, docstrings or formatting."""
 
 from __future__ import annotations
 

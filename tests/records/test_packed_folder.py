@@ -1,4 +1,4 @@
-"""A folder whose records are packed: read as one with single files, continued, and never losing a record to a kill."""
+"""A packed folder is read like one with single files, can be continued, and loses no record to a kill."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The published form of results: the schema is the type, records obey it, and README.md names every field."""
+"""The schema of records is that of their type, published records fit it, and README.md names every field."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is on disk is whole: records, artifacts, locks, and what a kill or a damaged file leaves."""
+"""The store: records, artifacts and locks stay whole after a kill, and damaged files are set aside."""
 
 from __future__ import annotations
 

@@ -449,7 +449,7 @@ OWN = "import copy\nown = Model(copy.deepcopy(prepared.model.network), prepared.
     ],
     ids=["in prepare", "after it has its own copy"],
 )
-def test_what_an_attack_does_to_its_model_reaches_no_other_score(
+def test_an_attack_that_spoils_its_model_changes_no_other_score(
     source: str, spoils_itself: bool, workspace: MakeWorkspace, plugin: WriteFile, run_all: RunAll
 ) -> None:
     """Neither the unattacked score beside it, nor the next task's."""

@@ -1,4 +1,4 @@
-"""What attackers compute beside the sweeps, against loops written out here; what their context gives; what it costs."""
+"""Training before the sweep, against loops written by hand; what an attacker's context gives; what it costs."""
 
 from __future__ import annotations
 
@@ -696,7 +696,7 @@ class Spoils(Attack):
 """
 
 
-def test_what_one_task_does_to_what_an_attacker_holds_reaches_no_other(
+def test_changes_that_an_attack_makes_on_one_task_do_not_reach_another(
     workspace: MakeWorkspace, plugin: WriteFile, run_all: RunAll, bare: Bare
 ) -> None:
     """Or a resumed job would end elsewhere than a whole one."""

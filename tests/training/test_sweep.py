@@ -1,4 +1,4 @@
-"""The attacker's sweep: one trajectory for all durations, grids that grow, selection, restarts, retries."""
+"""The attacker's sweep: one trajectory for all durations, grids that grow, selection, restarts, further attempts."""
 
 from __future__ import annotations
 
