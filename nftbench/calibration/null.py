@@ -99,16 +99,21 @@ def derive(suite: Suite, rows: Sequence[str], attacks: Sequence[str]) -> Suite:
     )
 
 
-def judge(suite: Suite, run: Run) -> Finding:
-    """The rates of both designs, for rows of three and of five seeds, and the verdicts of whole leaderboards."""
+def judge(suite: Suite, run: Run, *, sample: int = SAMPLE, boards: int = BOARDS) -> Finding:
+    """The rates of both designs, for rows of three and of five seeds, and the verdicts of whole leaderboards.
+
+    Args:
+        sample: fakes across grammars that are drawn for each number of seeds.
+        boards: fakes of which whole leaderboards are made, for each utility bar.
+    """
     failures = [run.missing] if run.missing else _same_weights(run)
     if failures:
         return Finding(run.suite.name, failures=tuple(failures))
     none, twin = (run.attacked(model) for model in MODELS)
     pairs = {seed: (none[seed], twin[seed]) for seed in sorted(none)}
     rates = [rate("pairs of one grammar", size, within(pairs, size)) for size in BOUNDS]
-    rates += [rate("across grammars", size, across(none, size)) for size in BOUNDS]
-    verdicts = [leaderboards(run, bar) for bar in (run.suite.utility_bar, -math.inf)]
+    rates += [rate("across grammars", size, across(none, size, sample)) for size in BOUNDS]
+    verdicts = [leaderboards(run, bar, boards) for bar in (run.suite.utility_bar, -math.inf)]
     failures = [
         f"{one.design}, {one.seeds} seeds: {100 * one.interval.value:.1f} % of the fakes are taken for defenses, "
         f"at most {100 * LIMIT:g} % may be"
@@ -126,7 +131,7 @@ def judge(suite: Suite, run: Run) -> Finding:
         "rates": [asdict(one) for one in rates],
         "leaderboards": [asdict(one) for one in verdicts],
     }
-    tables = (*_tables(rates, verdicts), _utilities(run), _seeds(pairs))
+    tables = (*_tables(rates, verdicts), utilities(run), _seeds(pairs))
     return Finding(run.suite.name, tables, numbers, tuple(failures))
 
 
@@ -149,10 +154,10 @@ def within(pairs: Mapping[int, tuple[float, float]], size: int) -> Iterator[Fake
             yield Fake(tuple(one for one, _ in picked), tuple(other for _, other in picked), frozenset(chosen))
 
 
-def across(models: Mapping[int, float], size: int) -> Iterator[Fake]:
+def across(models: Mapping[int, float], size: int, sample: int) -> Iterator[Fake]:
     """`size` models against `size` others of other grammars, paired at random; a sample of all choices."""
     draw = random.Random(0)
-    for _ in range(SAMPLE):
+    for _ in range(sample):
         chosen = draw.sample(sorted(models), 2 * size)
         defended, reference = (tuple(models[seed] for seed in half) for half in (chosen[:size], chosen[size:]))
         yield Fake(defended, reference, frozenset(chosen))
@@ -197,19 +202,19 @@ def _jackknife(share: float, left_out: Sequence[float], bound: float) -> Interva
 # ------------------------------------------------------------------------------------------------------ leaderboards
 
 
-def leaderboards(run: Run, bar: float) -> Verdicts:
+def leaderboards(run: Run, bar: float, boards: int) -> Verdicts:
     """Score fakes of five seeds as a suite's rows are scored; the reference also serves as the trivial defense."""
     draw = random.Random(0)
     judged: list[Score] = []
-    for _ in range(BOARDS):
+    for _ in range(boards):
         chosen = draw.sample(run.suite.seeds, RANKED_SEEDS)
         sides = {seed: draw.choice(MODELS) for seed in chosen}
-        board = score(_disguised(run, sides), utility_bar=bar, ranking=run.suite.ranking)
+        board = score(disguised(run, sides), utility_bar=bar, ranking=run.suite.ranking)
         judged.append(next(one for one in board.scores if one.defense == "fake"))
     share = partial(_share, judged)
     return Verdicts(
         bar=math.isfinite(bar),
-        boards=BOARDS,
+        boards=boards,
         clears_bar=share(lambda one: one.utility.clears_bar),
         ranked=share(lambda one: one.standing.group == "ranked" and _has_effect(one)),
         holds=share(lambda one: one.claim.verdict == "holds"),
@@ -224,7 +229,7 @@ def _share(scores: Sequence[Score], of: Callable[[Score], bool]) -> float:
     return statistics.fmean(map(of, scores))
 
 
-def _disguised(run: Run, sides: Mapping[int, str]) -> list[Record]:
+def disguised(run: Run, sides: Mapping[int, str]) -> list[Record]:
     """Records of three rows: `none`, `control` (the same models), and `fake`, which `sides` names by seed."""
     rows = {
         "none": Row("pretrain", False, "none"),
@@ -265,7 +270,7 @@ def _tables(rates: Sequence[Rate], verdicts: Sequence[Verdicts]) -> tuple[Table,
     return found, boards
 
 
-def _utilities(run: Run) -> Table:
+def utilities(run: Run) -> Table:
     """What the twin keeps of the undefended model's utility, and how much of its spread the test documents explain.
 
     The errors of the two models are added as if they were independent, so the explained spread is an upper bound.

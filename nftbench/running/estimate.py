@@ -103,12 +103,12 @@ def time_line(plan: Plan, store: Store, left: Left, parameters: int, workers: in
     many = f"{workers} worker{'s' * (workers > 1)}"
     records = [record for record in store.records().values() if record.provenance.get("seconds")]
     if records:
-        seconds = _measured(plan, left, parameters, records) / workers
+        seconds = measured_seconds(plan, left, parameters, records) / workers
         return f"about {duration(seconds)} with {many}, as its {len(records)} records took"
-    flops = _flops(plan, left, parameters)
+    operations = flops(plan, left, parameters)
     throughput = THROUGHPUT[plan.device.kind]
-    seconds = flops / throughput / workers
-    stated = f"steps × tokens × parameters make {flops:.2g} FLOPs, taken at {throughput:.0e} a second and worker"
+    seconds = operations / throughput / workers
+    stated = f"steps × tokens × parameters make {operations:.2g} FLOPs, taken at {throughput:.0e} a second and worker"
     return f"about {duration(seconds)} with {many}; no records yet: {stated}"
 
 
@@ -172,7 +172,7 @@ def _grid(cells: Sequence[Cell], settled: set[str]) -> Table:
     return table
 
 
-def _measured(plan: Plan, left: Left, parameters: int, records: Sequence[Record]) -> float:
+def measured_seconds(plan: Plan, left: Left, parameters: int, records: Sequence[Record]) -> float:
     """Seconds of what is left if it goes as the records went: by attack, yardstick and defense, or as their mean."""
     cells = _means(
         [(one.task if one.role == "yardstick" else one.attack, one.provenance["seconds"]) for one in records]
@@ -200,7 +200,7 @@ def _means(pairs: Sequence[tuple[str, float]]) -> Mapping[str, float]:
     return {name: statistics.fmean(values) for name, values in groups.items()}
 
 
-def _flops(plan: Plan, left: Left, parameters: int) -> float:
+def flops(plan: Plan, left: Left, parameters: int) -> float:
     """Training and evaluation as the settings have them; sweeps without extension."""
     suite = plan.suite
     trains = {spec: registry.create("attacks", str(spec)).trains for spec in {cell.attack for cell in left.cells}}

@@ -82,7 +82,7 @@ def sweep(
     run = Sweep(dataclasses.replace(trainer, budget=budget), model, task, adapter, gradient_mask, optimizer)
     grid = [rate * lr_scale for rate in budget.learning_rates[optimizer]]
     finite: tuple[Attempt, list[Point], bool] | None = None
-    for attempt in _attempts(model, trainer.device):
+    for attempt in attempts(model, trainer.device):
         run.attempt = attempt
         curve, at_edge = run.search(grid)
         trained = [point for point in curve if point.step]
@@ -169,7 +169,7 @@ def edge(points: Sequence[Point], higher_is_better: bool) -> Side | None:
     return "low" if winner.learning_rate == rates[0] else "high"
 
 
-def _attempts(model: Model, device: Device) -> tuple[Attempt, ...]:
+def attempts(model: Model, device: Device) -> tuple[Attempt, ...]:
     """The attempts in their order; without `float32` if the plain sweep computes in float32 already."""
     in_float32 = device.autocast is None and model.network.dtype == torch.float32
     return ("plain", "float64", "clipped", "head") if in_float32 else ("plain", "float32", "float64", "clipped", "head")

@@ -1,4 +1,4 @@
-"""Leaving one attack out is what a run without it would say; the strongest are counted by hand."""
+"""Leaving one attack out scores as a run without it; the strongest attacks are counted by hand."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def run_of(found: list[Record]) -> Run:
     return Run(tiny_suite(defenses=["none", "early_stop", "pmp"], ranking=[]), planned, tuple(found))
 
 
-def test_leaving_out_is_running_without() -> None:
+def test_leaving_an_attack_out_scores_as_a_run_without_it() -> None:
     found = attacks.judge([run_of(records())])
     changes = {(one["attack"], one["row"]): one for one in found.numbers["changes"]}
     for attack in ("full", "lora", "scratch"):
@@ -60,7 +60,7 @@ def test_leaving_out_is_running_without() -> None:
     assert changes["full", "pmp"]["more"] == pytest.approx(57.5 - 62 - 16.5)
 
 
-def test_how_often_each_is_the_strongest_is_counted() -> None:
+def test_the_strongest_attacks_are_counted() -> None:
     found = attacks.judge([run_of(records())])
     assert found.numbers["strongest"] == {
         "full": {"none": 10, "early_stop": 10, "pmp": 5},
@@ -72,13 +72,13 @@ def test_how_often_each_is_the_strongest_is_counted() -> None:
     assert worth["scratch"][4:] == ("–", "0", "0", "0")
 
 
-def test_only_what_changes_is_listed() -> None:
+def test_only_rows_that_an_attack_changes_are_listed() -> None:
     rows = attacks.judge([run_of(records())]).tables[1].rows
     assert ("lora", "pmp", "65.5", "52.0", "16.5", "30.0", "holds", "holds", "1", "1") in rows
     assert not any(row[0] == "scratch" for row in rows)
 
 
-def test_an_attack_without_which_nothing_is_left_takes_the_scores_with_it() -> None:
+def test_without_its_only_fine_tuning_attack_a_row_has_no_scores() -> None:
     found = attacks.judge([run_of(suite())])
     change = next(one for one in found.numbers["changes"] if (one["attack"], one["row"]) == ("full", "pmp"))
     assert change["suppression"] == (pytest.approx(30.0), None)
@@ -86,19 +86,19 @@ def test_an_attack_without_which_nothing_is_left_takes_the_scores_with_it() -> N
     assert change["place"] == ("1", "unranked")
 
 
-def test_two_attacks_that_find_the_same_are_not_missed() -> None:
+def test_of_two_attacks_with_equal_results_neither_is_missed() -> None:
     twice = [replace(one, attack="again", key=f"again/{one.key}") for one in suite() if one.attack == "full"]
     found = attacks.judge([run_of([*suite(), *twice])])
     assert all((one["more"], one["alone"]) == (0.0, 0.0) for one in found.numbers["changes"])
 
 
-def test_authorised_fine_tuning_is_no_attack() -> None:
+def test_authorized_fine_tuning_is_not_left_out_as_an_attack() -> None:
     owner = [record("pmp", "authorized", task, seed, 0.9, knowledge=("secret",)) for task in TASKS for seed in range(5)]
     found = attacks.judge([run_of([*suite(), *owner])])
     assert {one["attack"] for one in found.numbers["changes"]} == {"full", "scratch"}
 
 
-def test_of_a_row_with_no_other_record_nothing_is_left() -> None:
+def test_a_row_with_one_attack_has_no_scores_without_it() -> None:
     """As `nftbench run --defenses pmp --attacks full` leaves it, before the rest is run."""
     partly = [one for one in suite() if one.defense != "pmp" or one.attack == "full"]
     found = attacks.judge([replace(run_of(suite()), records=tuple(partly))])
@@ -107,7 +107,7 @@ def test_of_a_row_with_no_other_record_nothing_is_left() -> None:
     assert "have no result" in found.notes[0]
 
 
-def test_one_run_is_read() -> None:
+def test_other_than_one_run_is_refused() -> None:
     with pytest.raises(NftbenchError, match="reads one run"):
         attacks.judge([run_of(suite()), run_of(suite())])
 
@@ -132,7 +132,7 @@ def test_the_verb_reads_a_published_run(
     assert len(json.loads(Path("runs/small-spread/spread.json").read_text())["spreads"]) == 2 * 3
 
 
-def test_the_verb_says_what_is_not_there(
+def test_the_verb_says_which_file_or_proof_is_missing(
     tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)

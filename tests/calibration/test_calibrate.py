@@ -1,4 +1,4 @@
-"""Each way in which a toy language is not valid is seen, and a valid one passes."""
+"""The calibration judge: each fault of a suite is a failure, and a valid suite passes."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def changed(**values: float) -> Value:
     return value
 
 
-def test_the_derived_suite_asks_what_is_needed_and_no_more(derived: Plan) -> None:
+def test_the_derived_suite_holds_only_the_cells_that_are_judged(derived: Plan) -> None:
     assert derived.suite.name == "tiny-calibration"
     assert derived.suite.seeds == (4, 0, 1)
     assert derived.suite.defenses == ("none", "early_stop", "early_stop[fraction=0.28]", "twin")
@@ -105,7 +105,7 @@ def test_a_valid_suite_passes(derived: Plan) -> None:
         (changed(twin=0.75), "two undefended models differ: toy_minimal_pairs by 10.03"),
     ],
 )
-def test_what_is_not_valid_is_said(derived: Plan, value: Value, failure: str) -> None:
+def test_each_fault_of_a_suite_is_named(derived: Plan, value: Value, failure: str) -> None:
     found = measured(derived, value)
     assert not found.valid
     assert any(failure in one for one in found.failures), found.failures
@@ -132,7 +132,7 @@ def test_the_strongest_attack_is_the_rankings(derived: Plan) -> None:
     assert task["attack"] == "head"
 
 
-def test_cells_that_attacked_other_weights_are_said(derived: Plan) -> None:
+def test_cells_that_attacked_different_weights_are_a_failure(derived: Plan) -> None:
     records = {key: replace(one, release_sha256=one.attack) for key, one in made(derived, valid).items()}
     failures = judged(derived, records).failures
     assert "none × full on toy_topic, seed 0: cells of this row and seed attacked different weights" in failures
@@ -147,7 +147,7 @@ def test_a_suite_with_a_failed_cell_is_not_valid(derived: Plan) -> None:
     assert "none × head on toy_topic" in failure
 
 
-def test_what_is_written_says_what_is_shown(derived: Plan, tmp_path: Path) -> None:
+def test_files_and_terminal_say_the_same(derived: Plan, tmp_path: Path) -> None:
     found = measured(derived, changed(full=0.96))
     page, content = (path.read_text() for path in write(found, tmp_path, "calibration", "nftbench calibrate tiny"))
     shown = io.StringIO()

@@ -1,4 +1,4 @@
-"""The dose judge: a dose that would be ranked is seen, one that pays with utility or matches its control is not."""
+"""The dose judge: a dose that is ranked is a failure, one that pays with utility or equals its control is none."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_the_derived_suite_holds_every_dose_once() -> None:
     )  # two utilities and tasks unattacked, four attacks, scratch
 
 
-def test_doses_are_no_defenses() -> None:
+def test_doses_that_pay_with_utility_are_not_taken_for_defenses() -> None:
     found = judged(HONEST)
     assert found.failures == ()
     rows = {one["fraction"]: one for one in found.numbers["doses"]}
@@ -69,7 +69,7 @@ def test_a_dose_like_its_control_has_no_effect() -> None:
     assert judged({**HONEST, 0.8: (0.01, 0.75), 0.9: (0.01, 0.75)}).failures == ()
 
 
-def test_a_missing_dose_is_said() -> None:
+def test_a_missing_dose_is_a_failure() -> None:
     doses = {**HONEST}
     del doses[0.3]
     records = sweep("none", SEEDS)

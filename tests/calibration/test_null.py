@@ -1,26 +1,23 @@
-"""The null judge: its counts against an independent test, its bound against search, its interval against repetition."""
+"""The null judge: its counts against scipy, its bounds against a search, its intervals against repetition."""
 
 from __future__ import annotations
 
 import itertools
-import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-import yaml
 from scipy import stats
 
 from nftbench.calibration import null
-from nftbench.calibration.proof import Run
-from nftbench.cli import main
+from nftbench.calibration.proof import Finding, Run
 from nftbench.planning.plan import plan
 from nftbench.records.record import CellId, Record
 from nftbench.records.store import Store
+from nftbench.scoring import score
 from nftbench.scoring.intervals import difference
-from nftbench.suites.schema import Suite
 from nftbench.testing import tiny_suite
 from tests.factories import measurement, record
 
@@ -55,11 +52,9 @@ def run_of(records: list[Record]) -> Run:
     return Run(suite, tuple(planned), tuple(records))
 
 
-@pytest.fixture
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(null, "SAMPLE", 300)
-    monkeypatch.setattr(null, "BOARDS", 6)
-    monkeypatch.setattr(null, "SEEDS", 11)
+def judged(run: Run) -> Finding:
+    """With fewer fakes than the proof draws."""
+    return null.judge(tiny_suite(), run, sample=300, boards=6)
 
 
 def test_every_choice_of_seeds_and_sides_is_judged_once() -> None:
@@ -72,9 +67,9 @@ def test_every_choice_of_seeds_and_sides_is_judged_once() -> None:
         }
 
 
-def test_models_of_different_grammars_never_meet_themselves() -> None:
+def test_across_grammars_no_model_is_compared_with_itself() -> None:
     models = {base: one for base, (one, _) in drawn(1).items()}
-    for fake in itertools.islice(null.across(models, 5), 200):
+    for fake in null.across(models, 5, sample=200):
         assert len({*fake.defended, *fake.reference}) == 10
         assert {models[unit] for unit in fake.units} == {*fake.defended, *fake.reference}
 
@@ -91,7 +86,7 @@ def test_effects_are_those_of_scipys_tests() -> None:
     assert expected > 0
 
 
-def test_a_false_effect_is_as_rare_as_it_is_said_to_be() -> None:
+def test_false_effects_are_as_rare_as_their_nominal_rate() -> None:
     """Paired differences alone would pass 2.5 % of the time; Welch's interval, the guard, lets through fewer."""
     rates = [null.rate("pairs", 3, null.within(drawn(seed, levels=0.0, count=6), 3)).interval for seed in range(40)]
     mean = float(np.mean([one.value for one in rates]))
@@ -106,7 +101,7 @@ def test_a_false_effect_is_as_rare_as_it_is_said_to_be() -> None:
 
 
 @pytest.mark.parametrize("size", null.BOUNDS)
-def test_symmetry_bounds_the_rate_of_any_numbers(size: int) -> None:
+def test_no_sizes_of_differences_exceed_the_bound_of_symmetry(size: int) -> None:
     """A search over sizes of differences, equal and extreme ones among them, finds no more sign patterns."""
     rng = np.random.default_rng(size)
     sizes = [
@@ -121,21 +116,31 @@ def test_symmetry_bounds_the_rate_of_any_numbers(size: int) -> None:
     assert most == null.BOUNDS[size] or size == 3  # it is reached
 
 
-def test_the_jackknife_is_that_of_a_mean_for_a_mean() -> None:
+def of_rates(*shares: float) -> list[null.Fake]:
+    """A hundred fakes of each seed; this share of them has an effect."""
+    effect, none = ((1.0,) * 3, (2.0,) * 3), ((1.0,) * 3, (1.0,) * 3)
+    return [
+        null.Fake(*(effect if index < round(100 * share) else none), frozenset({seed}))
+        for seed, share in enumerate(shares)
+        for index in range(100)
+    ]
+
+
+def test_the_interval_of_a_rate_is_students_where_each_fake_is_of_one_seed() -> None:
     values = [0.0, 0.05, 0.02, 0.01, 0.04]
-    left_out = [float(np.mean([*values[:index], *values[index + 1 :]])) for index in range(5)]
-    found = null._jackknife(float(np.mean(values)), left_out, bound=1.0)
-    expected = stats.t.interval(0.95, 4, np.mean(values), stats.sem(values))
-    assert (found.low, found.high) == pytest.approx((max(0.0, expected[0]), expected[1]))
+    found = null.rate("one seed each", 3, of_rates(*values))
+    low, high = stats.t.interval(0.95, 4, np.mean(values), stats.sem(values))
+    assert found.interval.value == pytest.approx(np.mean(values))
+    assert (found.interval.low, found.interval.high) == pytest.approx((max(0.0, low), high))
 
 
-def test_a_rate_without_spread_reaches_up_to_the_bound() -> None:
-    found = null._jackknife(0.0, [0.0] * 12, bound=1 / 16)
+def test_a_rate_that_is_the_same_without_each_seed_has_an_interval_up_to_the_bound() -> None:
+    found = null.rate("no effects", 5, of_rates(*[0.0] * 12)).interval
     assert (found.value, found.low, found.high) == (0.0, 0.0, 1 / 16)
 
 
-def test_undefended_models_pass(quick: None) -> None:
-    found = null.judge(tiny_suite(), run_of(records_of(drawn(3, count=11))))
+def test_undefended_models_pass() -> None:
+    found = judged(run_of(records_of(drawn(3, count=11))))
     assert found.failures == ()
     assert [(one["design"], one["seeds"]) for one in found.numbers["rates"]] == [
         ("pairs of one grammar", 3),
@@ -162,7 +167,7 @@ def test_utility_that_differs_between_initialisations_is_told_from_chance_in_doc
     spread = shares.std(ddof=1)
     chance = 100 * np.sqrt(2) * 0.01 / 0.5  # the standard error of either measurement is 0.01
     needed = 95 + stats.t.ppf(0.975, 4) * spread / np.sqrt(5)
-    ((metric, *cells),) = null._utilities(run_of(records)).rows
+    ((metric, *cells),) = null.utilities(run_of(records)).rows
     assert metric == "minimal_pairs"
     assert cells == [
         f"{shares.mean():.2f} [{low:.2f}, {high:.2f}]", f"{spread:.2f}", f"{chance:.2f}", f"{needed:.1f}",
@@ -170,15 +175,15 @@ def test_utility_that_differs_between_initialisations_is_told_from_chance_in_doc
 
 
 def test_a_metric_that_the_undefended_model_does_not_master_has_no_share_to_keep() -> None:
-    assert null._utilities(run_of(records_of(drawn(6, count=6), utility=0.25))).rows == ()
+    assert null.utilities(run_of(records_of(drawn(6, count=6), utility=0.25))).rows == ()
 
 
-def test_leaderboards_see_what_the_rates_see() -> None:
+def test_a_leaderboard_finds_the_effect_that_the_rates_count() -> None:
     """The excess of a disguised row is the difference that the rates are made of, and a true effect is ranked."""
     pairs = {base: (90.0 + base, 70.0 + base + base % 2) for base in range(5)}
     run = run_of(records_of(pairs))
     sides = dict.fromkeys(pairs, "twin")
-    board = null.score(null._disguised(run, sides), utility_bar=0.95, ranking=frozenset())
+    board = score(null.disguised(run, sides), utility_bar=0.95, ranking=frozenset())
     fake = next(one for one in board.scores if one.defense == "fake")
     gaps = [one - other for one, other in pairs.values()]
     assert fake.excess.interval is not None
@@ -186,47 +191,44 @@ def test_leaderboards_see_what_the_rates_see() -> None:
     assert (fake.standing.group, fake.claim.verdict, fake.excess.controls) == ("ranked", "holds", ("none", "control"))
 
 
-def test_a_benchmark_that_takes_models_for_defenses_fails(quick: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(null, "weakest", lambda gaps: difference([1.0, 1.0], [0.0, 0.0]))
-    found = null.judge(tiny_suite(), run_of(records_of(drawn(4, count=11))))
-    assert any("pairs of one grammar, 5 seeds: 100.0 % of the fakes" in one for one in found.failures)
+def test_a_rate_above_the_limit_is_a_failure() -> None:
+    """Differences of one size reach the bound of symmetry, which for three seeds is 12.5 %."""
+    found = judged(run_of(records_of(dict.fromkeys(range(11), (86.0, 84.0)))))
+    assert "pairs of one grammar, 3 seeds: 12.5 % of the fakes are taken for defenses, at most 10 % may be" in (
+        found.failures
+    )
+    assert not any("5 seeds" in one for one in found.failures)
 
 
-def test_a_twin_that_is_none_is_refused(quick: None) -> None:
+def test_a_twin_with_the_weights_of_none_is_a_failure() -> None:
     records = [replace(one, release_sha256=f"{one.seed}") for one in records_of(drawn(5))]
-    found = null.judge(tiny_suite(), run_of(records))
+    found = judged(run_of(records))
     assert "seed 0: none and its twin have the same weights" in found.failures
 
 
-def test_a_missing_cell_is_said(quick: None) -> None:
+def test_a_missing_cell_is_a_failure() -> None:
     records = records_of(drawn(6))
     run = run_of(records)
-    found = null.judge(tiny_suite(), replace(run, records=tuple(records[1:])))
+    found = judged(replace(run, records=tuple(records[1:])))
     assert found.failures == ("1 of 96 cells have no result, first none × none on minimal_pairs, seed 0",)
 
 
-def test_the_verb_plans_the_pairs_and_judges_what_is_there(
-    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], quick: None
+def test_the_derived_suite_plans_both_models_on_twelve_seeds_and_its_records_are_read(
+    cache: Path, tmp_path: Path
 ) -> None:
-    """Every cell has its record already, so nothing is run."""
-    monkeypatch.chdir(tmp_path)
-    suite = tiny_suite(seeds=[3, 4, 5])
-    Path("tiny.yaml").write_text(yaml.safe_dump(suite.model_dump(mode="json")))
-    pairs = drawn(7)
+    suite, pairs = tiny_suite(seeds=[3, 4, 5]), drawn(7)
     whole = plan(null.derive(suite, (), ["full"]))
-    assert whole.suite.seeds == (3, 4, 5, 0, 1, 2, *range(6, 11))
+    assert whole.suite.seeds == (3, 4, 5, 0, 1, 2, *range(6, 12))
     assert {(str(cell.defense), str(cell.attack)) for cell in whole.cells} == {
         (model, attack) for model in null.MODELS for attack in ("none", "full")
     }
-    store = Store(Path("runs/tiny-null"), cache)
+    store = Store(tmp_path, cache)
     for cell in whole.cells:
         model, attack, task = str(cell.defense), str(cell.attack), str(cell.task)
         end = pairs[cell.seed][null.MODELS.index(model)] / 100 if attack == "full" else 0.3
         made = record(model, attack, task, cell.seed, end, role=whole.role(cell), release_sha256=cell.release)
         store.write(replace(made, key=cell.key, row=whole.row(cell.defense), unattacked=measurement(0.3)))
-    assert main(["calibrate", "tiny.yaml", "--proof", "null", "--attacks", "full"]) in (0, 1)
-    assert "0 jobs to run" in capsys.readouterr().out
-    content = json.loads(Path("runs/tiny-null/null.json").read_text())
-    assert content["attacked"]["twin"]["10"] == pytest.approx(pairs[10][1])
-    assert content["rates"][1]["fakes"] == 462 * 32
-    assert Suite.model_validate(json.loads(Path("runs/tiny-null/manifest.json").read_text())["suite"]).seeds[0] == 3
+    run = Run.of(whole, store.records())
+    assert run.missing == ""
+    assert run.attacked("twin") == pytest.approx({seed: twin for seed, (_, twin) in pairs.items()})
+    assert sum(1 for _ in null.within(pairs, 5)) == 792 * 32

@@ -1,4 +1,4 @@
-"""The oracle: merged words cannot be told apart, the others are as they were; and the judge of its strengths."""
+"""The oracle: merged words have equal logits and others are unchanged; its judge finds grades in their order."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from nftbench.running.owner import make_base
 from nftbench.running.releases import make_release
 from nftbench.running.workspace import Workspace
 from nftbench.suites.schema import Suite
-from nftbench.testing import ARCHITECTURES, check_defense, tiny_suite
+from nftbench.testing import check_defense, tiny_suite
 from tests.factories import scratch, sweep
 
 FILE = Path(__file__).parent / "oracle.py"
@@ -47,7 +47,7 @@ def words(word_class: str, rank: int) -> list[str]:
 # ------------------------------------------------------------------------------------------------------- the plugin
 
 
-def test_it_is_a_defense_on_every_architecture(cache: Path) -> None:
+def test_the_oracle_is_a_defense_on_every_architecture(cache: Path) -> None:
     check_defense("oracle")
 
 
@@ -68,7 +68,7 @@ def logits(model: Model, text: str) -> torch.Tensor:
 
 
 @torch.no_grad()
-def test_merged_words_of_one_rank_are_one_word(release: tuple[Model, Model]) -> None:
+def test_merged_words_of_one_rank_have_the_same_logits(release: tuple[Model, Model]) -> None:
     base, merged = release
     for word_class, rank in (("noun", 8), ("noun", 23), ("verb", 15), ("adverb", 12), ("adverb", 35)):
         first, *others = words(word_class, rank)
@@ -79,7 +79,7 @@ def test_merged_words_of_one_rank_are_one_word(release: tuple[Model, Model]) -> 
 
 
 @torch.no_grad()
-def test_words_of_other_ranks_are_as_they_were(release: tuple[Model, Model]) -> None:
+def test_words_of_other_ranks_are_unchanged(release: tuple[Model, Model]) -> None:
     _, merged = release
     rows = [model.network.get_input_embeddings().weight for model in release]
     assert merged.tokenizer is not None
@@ -113,7 +113,7 @@ def test_an_untied_head_is_merged_too() -> None:
     assert len(torch.unique(head[[3 + Grammar(7).words().index(word) for word in words("noun", 2)]], dim=0)) > 1
 
 
-def test_it_knows_the_toy_language_alone() -> None:
+def test_the_oracle_refuses_other_languages_than_the_toy_language() -> None:
     suite = Suite.model_validate(
         {**tiny_suite().model_dump(), "corpus": {"source": "text", "train": "*", "heldout": "*", "vocabulary": 300}}
     )
@@ -122,7 +122,7 @@ def test_it_knows_the_toy_language_alone() -> None:
 
 
 @pytest.mark.parametrize("strength", [0.0, 0.8])
-def test_strengths_that_are_none_are_refused(strength: float) -> None:
+def test_strengths_out_of_range_are_refused(strength: float) -> None:
     with pytest.raises(NftbenchError, match="strength must be above 0"):
         registry.create("defenses", f"oracle[strength={strength:g}]")
 
@@ -157,7 +157,7 @@ def test_grades_out_of_order_are_a_failure() -> None:
     assert any("no less than the stronger strong" in failure for failure in found.failures)
 
 
-def test_an_oracle_that_no_grade_of_is_found_is_a_failure() -> None:
+def test_an_oracle_without_a_grade_that_is_found_is_a_failure() -> None:
     found = judged({"weak": 0.005, "strong": 0.03})
     assert any(failure.startswith("strong is not found") for failure in found.failures)
     assert any(failure.startswith("weak is not found") for failure in found.failures)
@@ -168,7 +168,7 @@ def test_a_grade_that_pays_with_utility_is_a_failure() -> None:
     assert found.failures[0].startswith("strong is not ranked: keeps 70.0 % of base utility")
 
 
-def test_the_derived_suite_lets_attackers_know_what_is_claimed() -> None:
+def test_the_derived_suite_ranks_by_the_knowledge_that_is_claimed() -> None:
     rows = ["oracle[strength=0.25]", "oracle[strength=0.50]"]
     suite = tiny_suite(defenses=["none", "early_stop", "pmp"], attacks=["full", "linear_probe"])
     derived = oracle.derive(suite, rows, ())
@@ -181,7 +181,3 @@ def test_the_derived_suite_lets_attackers_know_what_is_claimed() -> None:
         oracle.derive(suite, (), ())
     with pytest.raises(NftbenchError, match="claim the same"):
         oracle.derive(suite, ["oracle", "early_stop"], ())
-
-
-def test_the_architectures_are_those_of_the_contract() -> None:
-    assert {"gpt2", "llama", "qwen3"} <= set(ARCHITECTURES)

@@ -1,4 +1,4 @@
-"""The power: the formula against simulated rows judged by the benchmark's own rule, and what the judge reads."""
+"""Power: the formula agrees with simulated rows that are judged by the benchmark's own rule."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def spread(levels: float, noise: float) -> power.Spread:
 
 @pytest.mark.parametrize("count", power.SEEDS)
 @pytest.mark.parametrize(("levels", "noise"), [(0.0, 1.0), (0.7, 1.0), (3.0, 0.5)])
-def test_the_smallest_excess_is_seen_four_times_of_five(count: int, levels: float, noise: float) -> None:
+def test_the_smallest_excess_is_found_in_four_of_five_simulations(count: int, levels: float, noise: float) -> None:
     least = power.smallest(spread(levels, noise), count)
     found = seen(least, count, levels, noise)
     # Both tests must pass, so less where they are near one another; the simulation that stands beside it says so.
@@ -49,7 +49,7 @@ def test_the_formula_is_that_of_a_t_test() -> None:
     assert 1 - stats.nct.cdf(critical, 4, least / (2.0 / 5**0.5)) == pytest.approx(0.8, abs=1e-6)
 
 
-def test_more_seeds_and_less_spread_see_more() -> None:
+def test_more_seeds_and_less_spread_find_smaller_effects() -> None:
     wide, narrow = spread(1.0, 1.0), spread(0.5, 0.5)
     assert power.smallest(wide, 3) > power.smallest(wide, 5) > power.smallest(narrow, 5)
 
@@ -94,7 +94,7 @@ def test_the_judge_reads_both_runs_in_any_order() -> None:
     assert by_row["weak", 3]["seen"] == 0
 
 
-def test_what_a_grade_is_beyond_is_its_control() -> None:
+def test_the_excess_of_a_grade_is_over_its_control() -> None:
     _, graded = runs()
     found = power.judge([*runs()])
     weak = next(one for one in found.numbers["detections"] if one["row"] == "weak")
@@ -102,7 +102,7 @@ def test_what_a_grade_is_beyond_is_its_control() -> None:
     assert graded.suite.name == "tiny-oracle"
 
 
-def test_without_both_runs_there_is_no_power() -> None:
+def test_power_needs_one_run_of_each_proof() -> None:
     null, graded = runs()
     for few in ([null], [graded], [null, null, graded]):
         with pytest.raises(NftbenchError, match="reads one run of the proof"):
@@ -128,7 +128,7 @@ def test_a_grade_that_does_not_vary_is_left_out() -> None:
     assert [one["source"] for one in found.numbers["spreads"]] == ["two undefended models", "weak"]
 
 
-def test_a_missing_cell_is_said() -> None:
+def test_a_missing_cell_is_a_failure() -> None:
     null, graded = runs()
     lost = replace(null, planned=(*null.planned, CellId("none", "lora", "topic", 0)))
     (failure,) = power.judge([lost, graded]).failures

@@ -1,21 +1,18 @@
-"""The verb from its words to its page: every proof that measures, on a suite that takes a second."""
+"""The verb `calibrate` from command line to page, for every proof that runs cells, on a tiny suite."""
 
 from __future__ import annotations
 
 import json
-import math
 from pathlib import Path
 
 import pytest
 import yaml
 
 from nftbench import calibration
-from nftbench.calibration import dose, null
-from nftbench.calibration.proof import Finding
-from nftbench.cli import execution, main
+from nftbench.calibration import dose
+from nftbench.cli import main
 from nftbench.errors import NftbenchError
 from nftbench.planning import registry
-from nftbench.report.tables import Table
 from nftbench.testing import tiny_suite
 
 ORACLE = Path(__file__).parent / "oracle.py"
@@ -37,12 +34,8 @@ class Nothing(Defense):
 
 @pytest.fixture
 def tiny(cache: Path, added: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with a suite, in which the verb is called; no more seeds and doses than it takes."""
+    """A folder with a suite, in which the verb is called."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(dose, "FRACTIONS", (0.5, 0.9))
-    monkeypatch.setattr(null, "SEEDS", 11)
-    monkeypatch.setattr(null, "SAMPLE", 50)
-    monkeypatch.setattr(null, "BOARDS", 2)
     suite = tiny_suite(
         defenses=["none", "early_stop"],
         attacks=["none", "linear_probe"],
@@ -61,24 +54,30 @@ def read(proof: str) -> dict[str, object]:
     return found
 
 
-def test_doses_are_run_and_judged_and_judged_again(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    code = main(["calibrate", "tiny.yaml", "--proof", "dose", "--jobs", "1"])
+def test_doses_are_run_and_judged_and_judged_again(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code = main(["calibrate", "tiny.yaml", "--proof", "dose", "--jobs", "1", "--set", "seeds=[0]"])
     found = read("dose")
-    monkeypatch.setattr(execution, "carry_out", None)  # nothing is run
+    assert "jobs to run" in capsys.readouterr().out
     assert main(["calibrate", "tiny.yaml", "--proof", "dose", "--from", "runs/tiny-dose", "--out", "again"]) == code
+    assert "jobs to run" not in capsys.readouterr().out
     again = json.loads(Path("again/dose.json").read_text())
     assert {**again, "command": found["command"]} == found
     assert main(["calibrate", "tiny.yaml", "--proof", "null", "--from", "runs/tiny-dose"]) == 2
-    assert [one["row"] for one in found["doses"]] == ["early_stop", "early_stop[fraction=0.9]"]  # type: ignore[attr-defined]
+    assert [one["row"] for one in found["doses"]] == [dose.spec(fraction) for fraction in dose.FRACTIONS]  # type: ignore[attr-defined]
     assert Path("runs/tiny-dose/dose.png").exists()
 
 
-def test_shams_are_run_and_judged(tiny: Path) -> None:
+def test_shams_are_run_and_judged_and_a_second_call_runs_nothing(
+    tiny: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tiny / "shams").mkdir()
     (tiny / "shams/nothing.py").write_text(SHAM)
     (tiny / "shams/__init__.py").write_text("")
     words = ["--proof", "shams", "--shams", "shams", "--attacks", "linear_probe", "--jobs", "1"]
     main(["calibrate", "tiny.yaml", *words])
+    capsys.readouterr()
+    main(["calibrate", "tiny.yaml", *words])
+    assert "0 jobs to run" in capsys.readouterr().out
     (sham,) = read("shams")["shams"]  # type: ignore[misc]
     assert sham["row"] == "nothing"
     assert [one["attack"] for one in sham["attacks"]] == ["linear_probe"]
@@ -128,7 +127,7 @@ def test_an_option_that_a_proof_does_not_heed_is_refused(
 
 
 @pytest.mark.parametrize("proof", ["calibration", "null", "dose", "shams", "oracle"])
-def test_attacks_that_compare_nothing_are_refused(tiny: Path, proof: str) -> None:
+def test_a_proof_needs_an_attack_that_trains_the_release(tiny: Path, proof: str) -> None:
     registry.add_file(ORACLE)
     for attacks in (["none"], ["scratch"], ["none", "authorized"]):
         with pytest.raises(NftbenchError, match="needs an attack that trains the release"):
@@ -136,20 +135,6 @@ def test_attacks_that_compare_nothing_are_refused(tiny: Path, proof: str) -> Non
     twice = ["none", "scratch", "linear_probe", "linear_probe"]
     derived = calibration.PROOFS[proof].derive(tiny_suite(), ["oracle"], twice)  # type: ignore[union-attr]
     assert sorted(derived.attacks) == ["linear_probe", "none", "scratch"]
-
-
-def test_a_second_call_runs_nothing(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    Path("shams.py").write_text(SHAM)
-    for _ in range(2):
-        main(["calibrate", "tiny.yaml", "--proof", "shams", "--plugin", "shams.py", "--attacks", "head", "--jobs", "1"])
-    assert "0 jobs to run" in capsys.readouterr().out
-
-
-def test_what_is_unbounded_is_null_in_json(tmp_path: Path) -> None:
-    finding = Finding("x", (Table("t", ("a",), (("1",),)),), {"interval": (1.0, -math.inf), "nan": {"of": math.nan}})
-    calibration.write(finding, tmp_path, "x", "nftbench calibrate x")
-    found = json.loads((tmp_path / "x.json").read_text())
-    assert (found["interval"], found["nan"]) == ([1.0, None], {"of": None})
 
 
 def test_every_proof_is_known() -> None:

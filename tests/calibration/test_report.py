@@ -1,4 +1,4 @@
-"""The page of a finding: text of plugins shows as it is, and nothing without rows is shown."""
+"""The page of a finding: names of plugins are escaped, and tables without rows are left out."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SHOWN = "evil[text=a\\|b&lt;script>\\`x\\`\\*]"
 FOUND = Finding(
     "tiny-null",
     tables=(Table("Rows", ("row", "points"), ((NAME, "1.0"),)), Table("Nothing", ("row",), ())),
-    numbers={"rate": float("inf")},
+    numbers={"rate": float("inf"), "interval": (1.0, -float("inf")), "nested": {"nan": float("nan")}},
     failures=(f"{NAME} is taken for a defense",),
 )
 
@@ -35,7 +35,7 @@ def test_cells_and_failures_are_escaped_as_on_a_leaderboard(tmp_path: Path) -> N
 def test_numbers_without_bound_become_null(tmp_path: Path) -> None:
     calibration.write(FOUND, tmp_path, "null", "nftbench calibrate tiny --proof null")
     content = json.loads((tmp_path / "null.json").read_text(encoding="utf-8"))
-    assert content["rate"] is None
+    assert (content["rate"], content["interval"], content["nested"]) == (None, [1.0, None], {"nan": None})
     assert (content["valid"], content["failures"]) == (False, list(FOUND.failures))
 
 

@@ -1,4 +1,4 @@
-"""Shams: they look protected and are not. Each is broken by some attack, or refused by the harness."""
+"""Shams look protected and are not. An attack breaks each of them, or the referee flags it."""
 
 from __future__ import annotations
 
@@ -70,12 +70,12 @@ def logits(here: Workspace, model: Model) -> Tensor:
 # ---------------------------------------------------------------------------------------------------------- as releases
 
 
-def test_each_file_is_tried() -> None:
+def test_every_sham_has_a_test() -> None:
     assert {Spec.parse(spec).name for spec in EVERY} == {path.stem for path in FOLDER.glob("*.py")}
 
 
 @pytest.mark.parametrize("spec", EVERY)
-def test_a_sham_keeps_to_the_protocol(spec: str, cache: Path) -> None:
+def test_a_sham_keeps_the_promises_of_a_defense(spec: str, cache: Path) -> None:
     check_defense(spec, architectures=["gpt2"])
 
 
@@ -94,7 +94,7 @@ def test_a_sham_predicts_what_the_base_predicts(spec: str, workspace: MakeWorksp
 
 
 @pytest.mark.parametrize("gradient", ["zero", "nan"])
-def test_a_lie_survives_publication_and_is_found_out(gradient: str, workspace: MakeWorkspace) -> None:
+def test_a_lying_backward_pass_is_published_and_detected(gradient: str, workspace: MakeWorkspace) -> None:
     spec = f"lying_backward[gradient={gradient},strange=true]"
     here = workspace(defenses=["none", spec])
     model, protection = release(here, spec)
@@ -107,7 +107,7 @@ def test_a_lie_survives_publication_and_is_found_out(gradient: str, workspace: M
     assert release(here, "none")[1].gradient_error <= GRADIENT_ERROR
 
 
-def test_a_shortcut_without_a_backward_pass_is_found_out(workspace: MakeWorkspace) -> None:
+def test_a_backward_pass_of_the_last_layer_alone_is_detected(workspace: MakeWorkspace) -> None:
     spec = "lying_backward[last_only=true,strange=true]"
     assert release(workspace(defenses=["none", spec]), spec)[1].gradient_error > GRADIENT_ERROR
 
@@ -122,7 +122,7 @@ def test_weights_that_fit_the_library_are_attacked_in_its_own_code(spec: str, wo
     assert type(networks.load(make_release(here, canonical("defenses", spec), 0, key)).network) is not GPT2LMHeadModel
 
 
-def test_a_tokenizer_that_reads_sentences_otherwise_is_found_out(workspace: MakeWorkspace) -> None:
+def test_a_tokenizer_that_splits_sentences_in_another_way_is_detected(workspace: MakeWorkspace) -> None:
     here = workspace(defenses=["none", "mumbling"])
     (own, found), (base, honest) = release(here, "mumbling"), release(here, "none")
     words = sorted(base.tokenizer.get_vocab())
@@ -130,7 +130,7 @@ def test_a_tokenizer_that_reads_sentences_otherwise_is_found_out(workspace: Make
     assert (found.tokenizer_changed, honest.tokenizer_changed) == (True, False)
 
 
-def test_a_tokenizer_does_not_read_for_the_next_release_of_the_process(workspace: MakeWorkspace) -> None:
+def test_a_tokenizer_is_not_used_for_the_next_release(workspace: MakeWorkspace) -> None:
     here = workspace(defenses=["none", "mumbling"])
     cell = next(cell for cell in here.plan.cells if cell.task.name == "toy_topic" and cell.defense.name == "mumbling")
     (own, _), (base, _) = release(here, "mumbling"), release(here, "none")
@@ -140,7 +140,7 @@ def test_a_tokenizer_does_not_read_for_the_next_release_of_the_process(workspace
 
 
 @pytest.mark.parametrize("sham", ["frozen", "buffers"])
-def test_nothing_is_frozen_once_it_is_published(sham: str, workspace: MakeWorkspace) -> None:
+def test_a_published_release_has_no_frozen_weights(sham: str, workspace: MakeWorkspace) -> None:
     here = workspace(defenses=["none", sham])
     (model, _), (base, _) = release(here, sham), release(here, "none")
     assert all(parameter.requires_grad for parameter in model.network.parameters())
@@ -149,7 +149,7 @@ def test_nothing_is_frozen_once_it_is_published(sham: str, workspace: MakeWorksp
     }
 
 
-def test_what_was_published_in_sixteen_bits_is_attacked_in_thirty_two(workspace: MakeWorkspace) -> None:
+def test_a_release_in_16_bits_is_attacked_in_32(workspace: MakeWorkspace) -> None:
     model, _ = release(workspace(defenses=["none", "half"]), "half")
     assert {parameter.dtype for parameter in model.network.parameters()} == {torch.float32}
 
@@ -231,7 +231,7 @@ def test_some_attack_breaks_it(sham: str, attack: str, attacked: Any) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("sham", ["undertrained", "flat_head"])
-def test_what_knows_less_misses_the_utility_bar(sham: str, attacked: Any) -> None:
+def test_a_sham_that_predicts_worse_misses_the_utility_bar(sham: str, attacked: Any) -> None:
     own, base = (attacked(defense, "none", "bits_per_token").unattacked for defense in (sham, "none"))
     assert (base.floor - own.value) / (base.floor - base.value) < 0.95
 
@@ -245,5 +245,5 @@ def test_gradients_that_cannot_be_trusted_are_flagged(sham: str, attacked: Any) 
 
 
 @pytest.mark.slow
-def test_nan_gradients_are_no_resistance(attacked: Any) -> None:
+def test_nan_gradients_end_in_the_status_nonfinite(attacked: Any) -> None:
     assert attacked("lying_backward[gradient=nan,strange=true]", "full").status == "nonfinite"

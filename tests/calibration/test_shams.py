@@ -1,4 +1,4 @@
-"""The judge of shams: what is broken, what is not, and what is taken for a defense."""
+"""The judge of shams: an attack has to break each sham, and no sham may be ranked as a defense."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_a_sham_that_one_attack_breaks_passes_and_the_attack_is_named() -> None:
     assert ("full", "0 of 1", "loud") in found.tables[1].rows
 
 
-def test_an_attack_that_is_not_the_strongest_breaks_what_it_treats_as_undefended() -> None:
+def test_an_attack_breaks_a_sham_that_it_fine_tunes_like_the_undefended_model() -> None:
     (same,) = judged(with_attacks("same", 0.0, 0.01)).numbers["shams"]
     assert same["breakers"] == ("full", "rebalance")
     (hard,) = judged(with_attacks("hard", 0.4, 0.06)).numbers["shams"]
@@ -95,7 +95,7 @@ def test_an_attack_with_a_failed_cell_breaks_nothing() -> None:
     assert found.notes[0].startswith("1 of")
 
 
-def test_the_derived_suite_attacks_with_what_knows_the_method_at_most() -> None:
+def test_the_derived_suite_has_attacks_that_know_at_most_the_method() -> None:
     derived = shams.derive(SUITE, ["noise"], ())
     assert derived.tasks == ("toy_topic",)
     assert derived.defenses == ("none", "early_stop", "noise")
@@ -106,7 +106,7 @@ def test_the_derived_suite_attacks_with_what_knows_the_method_at_most() -> None:
     assert (narrowed.attacks, narrowed.ranking) == (("none", "full", "heal"), {"data"} | narrowed.ranking)
 
 
-def test_without_shams_there_is_nothing_to_judge() -> None:
+def test_a_proof_without_shams_is_refused() -> None:
     with pytest.raises(NftbenchError, match="--shams FOLDER"):
         shams.derive(SUITE, (), ())
 

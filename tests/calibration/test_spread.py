@@ -50,7 +50,7 @@ def test_every_row_and_task_has_its_spreads() -> None:
     assert found["none", "tone"]["suppression"] is None
 
 
-def test_each_task_is_summed_up() -> None:
+def test_each_task_has_the_mean_and_maximum_over_rows() -> None:
     by_task, every = spread.judge([run_of()]).tables
     assert [row[:2] for row in by_task.rows] == [("tone", "2"), ("topic", "2")]
     none, pmp = (np.std(100 * np.array(ENDS[row, "topic"]), ddof=1) for row in ("none", "pmp"))
@@ -64,6 +64,6 @@ def test_one_seed_has_no_spread() -> None:
     assert found[0]["attack_seeds"] > 0
 
 
-def test_one_run_is_read() -> None:
+def test_other_than_one_run_is_refused() -> None:
     with pytest.raises(NftbenchError, match="reads one run"):
         spread.judge([])

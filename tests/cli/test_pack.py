@@ -1,4 +1,4 @@
-"""The verb pack, and the other verbs on what it made."""
+"""The verb `pack`, and the other verbs on a packed folder."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def packed(done: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store
     return Store(Path("runs/tiny"), Path())
 
 
-def test_pack_says_what_it_did(packed: Store, capsys: pytest.CaptureFixture[str]) -> None:
+def test_pack_prints_counts_and_sizes(packed: Store, capsys: pytest.CaptureFixture[str]) -> None:
     size = PACK.stat().st_size
     assert main(["pack", "runs/tiny"]) == 0
     assert capsys.readouterr().out == (
@@ -46,7 +46,7 @@ def test_pack_says_what_it_did(packed: Store, capsys: pytest.CaptureFixture[str]
     assert not SINGLE.exists()
 
 
-def test_report_makes_the_same_board(packed: Store) -> None:
+def test_report_makes_the_same_leaderboard_from_a_packed_folder(packed: Store) -> None:
     files = sorted(Path("runs/tiny").glob("leaderboard.*"))
     before = [path.read_bytes() for path in files]
     assert main(["report", "runs/tiny"]) == 0
@@ -54,7 +54,7 @@ def test_report_makes_the_same_board(packed: Store) -> None:
     assert [path.read_bytes() for path in files] == before
 
 
-def test_nothing_runs_that_the_pack_holds(packed: Store, capsys: pytest.CaptureFixture[str]) -> None:
+def test_packed_cells_are_not_run_again(packed: Store, capsys: pytest.CaptureFixture[str]) -> None:
     before = PACK.read_bytes()
     assert main(["plan", "tiny.yaml"]) == 0
     said = capsys.readouterr().out
@@ -66,7 +66,7 @@ def test_nothing_runs_that_the_pack_holds(packed: Store, capsys: pytest.CaptureF
     assert PACK.read_bytes() == before
 
 
-def test_a_run_computes_what_the_pack_lacks(packed: Store, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_computes_only_the_cells_that_are_not_packed(packed: Store, capsys: pytest.CaptureFixture[str]) -> None:
     """A job of two cells of which one is packed: a further task."""
     before, content = packed.records(), PACK.read_bytes()
     assert main(["run", "tiny.yaml", "--jobs", "1", "--tasks", "toy_topic,toy_tone", "--seeds", "0"]) == 0
@@ -84,7 +84,7 @@ def test_a_run_computes_what_the_pack_lacks(packed: Store, capsys: pytest.Captur
     assert before.items() <= packed.records().items()
 
 
-def test_force_drops_from_the_pack(packed: Store) -> None:
+def test_force_removes_records_from_the_pack(packed: Store) -> None:
     before = packed.records()
     assert main(["run", "tiny.yaml", "--jobs", "1", "--force", "--attacks", "full", "--seeds", "1"]) == 0
     after = packed.records()
@@ -95,7 +95,7 @@ def test_force_drops_from_the_pack(packed: Store) -> None:
     assert len([*SINGLE.iterdir()]) == 1
 
 
-def test_a_damaged_pack_is_one_line(packed: Store, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_damaged_pack_is_refused_in_one_line(packed: Store, capsys: pytest.CaptureFixture[str]) -> None:
     PACK.write_bytes(PACK.read_bytes()[:-1])
     for words in (["report", "runs/tiny"], ["run", "tiny.yaml"], ["plan", "tiny.yaml"], ["pack", "runs/tiny"]):
         assert main(words) == 2
@@ -104,7 +104,7 @@ def test_a_damaged_pack_is_one_line(packed: Store, capsys: pytest.CaptureFixture
         assert said.count("\n") == 1
 
 
-def test_what_no_run_wrote_is_not_packed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_folder_that_no_run_wrote_is_not_packed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["pack", str(tmp_path)]) == 2
     assert "no results here (manifest.json is missing)" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []

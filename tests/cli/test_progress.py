@@ -1,8 +1,9 @@
-"""What a run shows: one line a finished job, counts that add up, and a guess of the time left."""
+"""What a run shows: a line for each finished job, counts, and an estimate of the time left."""
 
 from __future__ import annotations
 
 import io
+import time
 from collections.abc import Iterator, Sequence
 from itertools import chain
 
@@ -30,7 +31,7 @@ JOBS = [job(defense, attack) for defense in ("none", "pmp") for attack in ("none
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """Seconds by the clock, in a list of one."""
     now = [100.0]
-    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
     return now
 
 
@@ -46,7 +47,9 @@ def board(_: Sequence[Record]) -> Leaderboard:
     return factories.scored(factories.suite())
 
 
-def test_plain_lines(clock: list[float], capsys: pytest.CaptureFixture[str]) -> None:
+def test_elsewhere_than_on_a_terminal_each_finished_step_is_a_line(
+    clock: list[float], capsys: pytest.CaptureFixture[str]
+) -> None:
     ok = factories.record("pmp", "full", "topic", 0, 0.8)
     with progress.display(JOBS, 1, board, Console(file=io.StringIO())) as show:
         for event in chain(
@@ -65,7 +68,7 @@ def test_plain_lines(clock: list[float], capsys: pytest.CaptureFixture[str]) -> 
     ]
 
 
-def test_progress_counts_and_guesses(clock: list[float]) -> None:
+def test_progress_counts_steps_and_estimates_the_time_left(clock: list[float]) -> None:
     counts = progress.Progress(JOBS, workers=2)
     assert counts.seconds_left() is None
     steps = [("protect", JOBS[0], 10.0), ("attack", JOBS[0], 2.0), ("attack", JOBS[1], 6.0)]
@@ -80,27 +83,26 @@ def test_progress_counts_and_guesses(clock: list[float]) -> None:
     assert [running.attack.name for running, _ in counts.running.values()] == ["none"]
 
 
-def test_live_panel_shows_what_runs_and_the_leaderboard(clock: list[float]) -> None:
+def test_on_a_terminal_a_panel_shows_what_runs_and_the_leaderboard(clock: list[float]) -> None:
     asked: list[int] = []
 
     def counting(news: Sequence[Record]) -> Leaderboard:
         asked.append(len(news))
         return board(news)
 
-    panel = progress._Panel(progress.Progress(JOBS, 1), counting, Console(file=io.StringIO()))
+    terminal = Console(file=io.StringIO(), width=160, force_terminal=True, color_system=None)
     one = factories.record("none", "none", "topic", 0, 0.3)
-    for event in chain(events(clock, "attack", JOBS[0], 2.0, [one]), events(clock, "attack", JOBS[1], 2.0, [one])):
-        panel.add(event)
-    assert asked == [1]  # not again within BOARD_SECONDS
-    clock[0] += progress.BOARD_SECONDS
-    for event in events(clock, "attack", JOBS[2], 2.0, [one]):
-        panel.add(event)
-    assert asked == [1, 2]
-    panel.add(Event("started", "attack", JOBS[3]))
-    clock[0] += 3
-    console = Console(file=io.StringIO(), width=160)
-    console.print(panel.render())
-    shown = console.file.getvalue()  # type: ignore[attr-defined]
+    with progress.display(JOBS, 1, counting, terminal) as show:
+        for event in chain(events(clock, "attack", JOBS[0], 2.0, [one]), events(clock, "attack", JOBS[1], 2.0, [one])):
+            show(event)
+        assert asked == [1]  # not again within BOARD_SECONDS
+        clock[0] += progress.BOARD_SECONDS
+        for event in events(clock, "attack", JOBS[2], 2.0, [one]):
+            show(event)
+        assert asked == [1, 2]
+        show(Event("started", "attack", JOBS[3]))
+        clock[0] += 3
+    shown = terminal.file.getvalue()  # type: ignore[attr-defined]
     assert "3 of 4 jobs done, 0 cells not ok · 14.0 s so far" in shown
     assert "pmp full seed 0  3.0 s" in shown
     assert "early_stop" in shown
@@ -110,5 +112,5 @@ def test_live_panel_shows_what_runs_and_the_leaderboard(clock: list[float]) -> N
     ("seconds", "text"),
     [(4.23, "4.2 s"), (59.99, "1 min 00 s"), (200, "3 min 20 s"), (3599.7, "1 h 00 min"), (7500, "2 h 05 min")],
 )
-def test_duration(seconds: float, text: str) -> None:
+def test_a_duration_is_shown_in_its_largest_units(seconds: float, text: str) -> None:
     assert progress.duration(seconds) == text

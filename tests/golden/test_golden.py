@@ -1,4 +1,4 @@
-"""The core computes the numbers that are stored, or the version of the area that moved has been raised."""
+"""The core computes the stored numbers, or the version of the area that changed has been raised."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def stored() -> Any:
     return json.loads(STORED.read_text())
 
 
-def test_no_number_moves_under_an_unchanged_version(found: dict[str, Numbers], stored: Any) -> None:
+def test_no_number_changes_under_an_unchanged_version(found: dict[str, Numbers], stored: Any) -> None:
     assert moved(stored, found, VERSIONS) == []
 
 
@@ -34,7 +34,9 @@ def test_a_raised_version_comes_with_new_numbers(stored: Any) -> None:
 
 
 @pytest.mark.parametrize("area", VERSIONS)
-def test_a_number_that_moved_is_seen_unless_the_version_did(area: str, found: dict[str, Numbers], stored: Any) -> None:
+def test_a_changed_number_is_reported_unless_the_version_was_raised(
+    area: str, found: dict[str, Numbers], stored: Any
+) -> None:
     for name in stored[area]["numbers"]:
         other = copy.deepcopy(stored)
         other[area]["numbers"][name] *= 1 + 1e-5
@@ -45,7 +47,7 @@ def test_a_number_that_moved_is_seen_unless_the_version_did(area: str, found: di
     assert len(moved(stored, left_out, VERSIONS)) == len(stored[area]["numbers"])
 
 
-def test_every_module_that_plugins_share_is_tried(found: dict[str, Numbers]) -> None:
+def test_every_module_that_plugins_share_has_a_number(found: dict[str, Numbers]) -> None:
     """But those that only offer what other rooms have."""
     modules = {module.name for module in pkgutil.iter_modules(nftbench.methods.__path__)}
     tried = {name.split(" ")[0].rstrip(",") for numbers in found.values() for name in numbers}

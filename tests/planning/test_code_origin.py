@@ -1,4 +1,4 @@
-"""Records name the code that they come from, and it is said where that is not today's."""
+"""Records name the code that they come from; a line says which of them come from other code than today's."""
 
 from __future__ import annotations
 

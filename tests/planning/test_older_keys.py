@@ -1,4 +1,4 @@
-"""Folders of nftbench 0.1: their keys are computed as they were, and their records taken over."""
+"""Folders of nftbench 0.1: their keys are computed in the old way, and their records are taken over."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ MakeWorkspace = Callable[..., Workspace]
 
 
 @pytest.mark.parametrize("folder", ["small", "standard"])
-def test_they_are_the_keys_of_published_folders(folder: str) -> None:
+def test_older_keys_are_those_of_published_folders(folder: str) -> None:
     """Both were run at the last commit of 0.1."""
     manifest = json.loads((ROOT / "results" / folder / "manifest.json").read_text())
     whole = plan(parse(manifest["suite"], folder), device=Device.parse(manifest["device"]), limit=manifest["limit"])
@@ -37,7 +37,7 @@ def test_they_are_the_keys_of_published_folders(folder: str) -> None:
     assert found.items() <= published.items()
 
 
-def test_a_plugin_that_0_1_had_not_has_no_older_key(
+def test_a_plugin_that_0_1_did_not_have_has_no_older_key(
     plugin: Callable[[str, str], Path], workspace: MakeWorkspace
 ) -> None:
     plugin(
@@ -84,7 +84,7 @@ def test_settled_records_are_taken_over_once(begun: Workspace) -> None:
     assert older_keys.take_over(begun.plan, begun.store) == 0
 
 
-def test_a_settled_record_of_today_stands(begun: Workspace) -> None:
+def test_a_settled_record_of_today_is_kept(begun: Workspace) -> None:
     cell = next(cell for cell in begun.plan.cells if cell.attack.name == "none")
     older = begun.store.records()[older_keys.older_keys(begun.plan)[cell.key]]
     begun.store.write(replace(older, key=cell.key, status="nonfinite"))

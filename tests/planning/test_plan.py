@@ -1,4 +1,4 @@
-"""A Suite becomes Cells: what is planned and what is skipped, and what a key depends on."""
+"""A plan makes cells of a suite: which are planned, which are skipped and why, and what their keys depend on."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def place(cell: Cell) -> tuple[str, str, str, int]:
     return str(cell.defense), str(cell.attack), str(cell.task), cell.seed
 
 
-def test_what_is_planned() -> None:
+def test_every_defense_attack_task_and_seed_is_planned() -> None:
     found = plan(suite())
     expected = set()
     for seed in (0, 1):
@@ -55,7 +55,7 @@ def test_what_is_planned() -> None:
     assert len(found.cells) == len(expected) == len(set(keys(found).values()))
 
 
-def test_skips_say_why() -> None:
+def test_a_skipped_attack_has_a_reason() -> None:
     skips = {(skip.defense, skip.attack): skip.reason for skip in plan(suite()).skips}
     assert skips == {
         ("none", "authorized"): "the defense keeps no secret",
@@ -124,7 +124,7 @@ def test_a_sibling_is_asked_of_defenses_with_a_secret(plugin: WriteFile) -> None
     }
 
 
-def test_knowledge_may_go_with_the_setting(plugin: WriteFile) -> None:
+def test_an_attacks_knowledge_may_depend_on_its_parameters(plugin: WriteFile) -> None:
     """One file, and each of its variants is planned for what it needs."""
     source = knows("varies").replace("    knowledge: ClassVar = frozenset(())\n", "")
     plugin(
@@ -157,7 +157,7 @@ def test_reference_rows_are_added_and_scratch_is_planned_once_for_each(tmp_path:
     assert sorted(scratch) == sorted(["none", twin])
 
 
-def test_rows_carry_what_the_score_needs() -> None:
+def test_rows_hold_the_facts_that_scoring_needs() -> None:
     found = plan(suite())
     rows = {name: found.row(Spec.parse(name)) for name in DEFENSES}
     assert [rows[name].trivial for name in DEFENSES] == [False, True, False, False]
@@ -184,13 +184,13 @@ class Confider(Defense):
 """
 
 
-def test_whoever_names_tasks_is_told_them_and_is_no_rival_of_those_who_are_not(plugin: WriteFile) -> None:
+def test_a_defense_that_names_tasks_is_told_them_and_is_task_aware(plugin: WriteFile) -> None:
     plugin("confider", CONFIDER)
     row = plan(suite(defenses=["none", "confider"])).row(Spec.parse("confider"))
     assert (row.task_aware, row.told) == (True, ("toy_topic",))
 
 
-def test_the_two_zeros_are_always_planned(tmp_path: Path) -> None:
+def test_defense_none_and_attack_none_are_always_planned(tmp_path: Path) -> None:
     found = keys(plan(suite(defenses=["pmp"], attacks=["full"])))
     assert {("none", "none", "toy_topic", 0), ("pmp", "none", "toy_topic", 0)} <= set(found)
     (tmp_path / "config.json").write_text("{}")
@@ -210,7 +210,7 @@ def test_the_two_zeros_are_always_planned(tmp_path: Path) -> None:
         ({"defenses": ["none", f"checkpoint[path={Path(__file__).parent}]"]}, "holds no model: it lacks a config.json"),
     ],
 )
-def test_misspellings_end_the_plan(changes: dict[str, Any], expected: str) -> None:
+def test_a_misspelt_name_is_refused(changes: dict[str, Any], expected: str) -> None:
     with pytest.raises(NftbenchError) as caught:
         plan(suite(**changes))
     assert expected in str(caught.value)
@@ -266,7 +266,7 @@ BUDGET = {
 
 
 @pytest.mark.parametrize("changes", [*CHANGED.values(), *({"budget": {key: value}} for key, value in BUDGET.items())])
-def test_what_changes_a_number_changes_the_key(changes: dict[str, Any]) -> None:
+def test_settings_that_change_results_change_the_key(changes: dict[str, Any]) -> None:
     small = {"defenses": ["none", "random_mask"], "attacks": ["none", "full"], "tasks": ["toy_topic"], "seeds": [0]}
     before, after = keys(plan(suite(**small))), keys(plan(suite(**small, **changes)))
     assert before.keys() == after.keys()
@@ -299,7 +299,7 @@ def test_every_setting_of_budget_and_pretraining_is_tried() -> None:
         {"attacks": ["authorized", "full", "scratch", "none", "lora"]},
     ],
 )
-def test_what_changes_no_number_changes_no_key(changes: dict[str, Any]) -> None:
+def test_settings_that_change_no_results_leave_the_key(changes: dict[str, Any]) -> None:
     before, after = keys(plan(suite())), keys(plan(suite(**changes)))
     assert {cell: after.get(cell) for cell in before} == before
 
@@ -337,7 +337,7 @@ def test_a_plugins_code_is_in_the_key_and_its_comments_are_not(plugin: WriteFile
     assert {cell[0] for cell in before if before[cell] != after[cell]} == {"mine"}
 
 
-def test_what_an_attack_is_built_on_is_in_the_key(plugin: WriteFile) -> None:
+def test_the_code_of_an_attack_is_in_the_key_of_attacks_built_on_it(plugin: WriteFile) -> None:
     """However deep: code and settings; not comments, and no other attack's cells."""
     paths = {
         "ground": plugin("ground", knows("ground", "method")),
@@ -368,7 +368,7 @@ def test_what_an_attack_is_built_on_is_in_the_key(plugin: WriteFile) -> None:
     assert changed() == {"top"}
 
 
-def test_an_attacks_settings_are_in_the_key_of_who_is_built_on_it() -> None:
+def test_an_attacks_parameters_are_in_the_key_of_attacks_built_on_it() -> None:
     specs = [f"pipeline[preparations={first},tuners=full]" for first in ("heal", "heal[steps=7]", "rebalance")]
     found = plan(suite(attacks=["none", *specs], defenses=["none"], tasks=["toy_topic"], seeds=[0])).cells
     assert len({cell.key for cell in found}) == len(found)
@@ -384,7 +384,9 @@ def test_an_attacks_settings_are_in_the_key_of_who_is_built_on_it() -> None:
         (("full[optimiser=sgd]",), "has no parameter 'optimiser'; did you mean 'optimizer'?"),
     ],
 )
-def test_an_attack_is_built_on_such_as_know_no_more(uses: tuple[str, ...], expected: str, plugin: WriteFile) -> None:
+def test_an_attack_may_not_be_built_on_one_that_knows_more(
+    uses: tuple[str, ...], expected: str, plugin: WriteFile
+) -> None:
     plugin("deep", knows("deep", "method", "data", "base"))
     plugin("top", knows("top", "method", uses=uses))
     with pytest.raises(NftbenchError) as caught:
@@ -393,7 +395,7 @@ def test_an_attack_is_built_on_such_as_know_no_more(uses: tuple[str, ...], expec
     assert "\n" not in str(caught.value)
 
 
-def test_an_attack_may_be_built_on_such_as_know_as_much(plugin: WriteFile) -> None:
+def test_an_attack_may_be_built_on_one_that_knows_as_much(plugin: WriteFile) -> None:
     plugin("deep", knows("deep", "method", "data"))
     plugin("top", knows("top", "method", "data", "base", uses=("deep", "full")))
     assert "top" in {str(cell.attack) for cell in plan(suite(attacks=["none", "top"])).cells}
@@ -435,7 +437,7 @@ def changed_attacks(area: Area, **changes: Any) -> set[str]:
     return {f"{cell[1]} {cell[2]}" for cell in before if before[cell] != after[cell]}
 
 
-def test_the_versions_of_the_core_are_in_the_keys_of_what_they_change() -> None:
+def test_the_version_of_each_area_is_in_the_keys_that_it_affects() -> None:
     everything = changed_attacks("training")
     assert changed_attacks("evaluation") == everything
     assert {"none toy_topic", "full toy_topic", "none landscape"} <= everything
@@ -472,7 +474,7 @@ def test_jobs_hold_every_cell_once_in_the_order_of_seeds() -> None:
         assert {(cell.defense, cell.attack, cell.seed) for cell in job.cells} == {(job.defense, job.attack, job.seed)}
 
 
-def test_narrowing() -> None:
+def test_a_narrowed_plan_holds_the_named_cells_with_the_same_keys() -> None:
     whole = plan(suite(attacks=["none", "full", "full[optimizer=sgd]"]))
     assert narrow(whole) == whole
     part = narrow(whole, defenses=["pmp", "none"], attacks=["full"], tasks=["toy_tone"], seeds=[1])
@@ -539,7 +541,7 @@ def test_a_finished_model_that_is_changed_has_no_sibling(plugin: WriteFile) -> N
     assert reasons["late"] == "the defense changes a finished model: its run has no second checkpoint"
 
 
-def test_an_attack_is_not_built_on_itself_or_on_what_knows_more_below(plugin: WriteFile) -> None:
+def test_an_attack_may_not_be_built_on_itself_or_indirectly_on_one_that_knows_more(plugin: WriteFile) -> None:
     plugin("round", knows("round", uses=("back",)))
     plugin("back", knows("back", uses=("round",)))
     with pytest.raises(NftbenchError, match="round: it is built on itself"):

@@ -1,4 +1,4 @@
-"""Which edits run a plugin's cells again: those to the code of any of its own files, and no others."""
+"""A plugin's cells run again after an edit to the code of any of its own files, and after no other edit."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ def test_an_edit_to_any_of_its_files_runs_its_cells_again(example: Example, whic
     assert not before & example.keys()
 
 
-def test_comments_docstrings_import_lines_and_formatting_do_not(example: Example) -> None:
+def test_comments_docstrings_imports_and_formatting_do_not_count(example: Example) -> None:
     before = example.keys()
     example.edit(example.main, "from typing import ClassVar\n", "import math\nfrom typing import ClassVar, Any\n")
     example.edit(example.main, "    stage", '    """About."""\n\n    # why\n    stage')
@@ -177,7 +177,7 @@ def test_a_folder_for_its_helpers_counts_for_nothing(tmp_path: Path, monkeypatch
         assert example.keys() == before
 
 
-def test_a_plugin_of_ours_that_another_imports_counts(tmp_path: Path) -> None:
+def test_an_nftbench_plugin_that_a_plugin_imports_counts(tmp_path: Path) -> None:
     path = tmp_path / "bent.py"
     path.write_text("from nftbench.attacks.rebalance import Rebalance\nfrom nftbench.attacks import full\n")
     found = {file.name for file in own_files(Plugin("attacks", "bent", str(path), path))}
@@ -227,7 +227,7 @@ def text(tmp_path: Path) -> Callable[[], str]:
         ("helper.py", '"""Makes it."""\n\n\ndef make():\n    # why\n    return 1\n'),
     ],
 )
-def test_the_words_of_a_text_task_do_not_count(
+def test_comments_and_formatting_of_a_text_task_do_not_count(
     name: str, content: str, text: Callable[[], str], tmp_path: Path
 ) -> None:
     before = text()
@@ -243,7 +243,9 @@ def test_the_words_of_a_text_task_do_not_count(
         ("helper.py", "def make():\n    return 2\n"),
     ],
 )
-def test_its_settings_and_functions_do(name: str, content: str, text: Callable[[], str], tmp_path: Path) -> None:
+def test_settings_and_functions_of_a_text_task_count(
+    name: str, content: str, text: Callable[[], str], tmp_path: Path
+) -> None:
     before = text()
     (tmp_path / name).write_text(content)
     assert text() != before

@@ -1,4 +1,4 @@
-"""The digest of a file's syntax: what counts as other code, and what is only written otherwise."""
+"""The digest of a file's syntax: it changes with the code, and not with comments, docstrings or formatting."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def without_imports(text: str, draw: random.Random) -> str:
 @pytest.mark.parametrize("rewritten", [reformatted, commented, documented, without_imports])
 @given(path=st.sampled_from(FILES), draw=st.randoms(use_true_random=False))
 @settings(deadline=None, max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_what_is_only_written_otherwise_is_the_same_code(
+def test_code_that_is_only_written_in_another_way_is_the_same_code(
     rewritten: Callable[[str, random.Random], str], path: Path, draw: random.Random, write: Write
 ) -> None:
     other = write(rewritten(path.read_text(encoding="utf-8"), draw))

@@ -1,4 +1,4 @@
-"""manifest.json: what is written is read back, and what is no manifest is refused in one line."""
+"""manifest.json: a written manifest is read back, and another file is refused in one line."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_an_older_manifest_is_read(tmp_path: Path) -> None:
         ({"format": 99}, "written by another version of nftbench .format 99, not 1."),
     ],
 )
-def test_what_is_no_manifest_is_one_line(content: Any, said: str, tmp_path: Path) -> None:
+def test_a_file_that_is_no_manifest_is_refused_in_one_line(content: Any, said: str, tmp_path: Path) -> None:
     with pytest.raises(NftbenchError, match=said) as caught:
         manifests.read(write(tmp_path, content))
     assert str(tmp_path / "manifest.json") in str(caught.value)
@@ -72,8 +72,3 @@ def test_a_damaged_cell_is_named(damage: Any, tmp_path: Path) -> None:
     content["cells"][2] = damage
     with pytest.raises(NftbenchError, match=r"manifest\.json: .*cells\.2"):
         manifests.read(write(tmp_path, content))
-
-
-def test_no_manifest_is_no_results(tmp_path: Path) -> None:
-    with pytest.raises(NftbenchError, match=r"no results here \(manifest\.json is missing\)"):
-        manifests.read(tmp_path / "manifest.json")

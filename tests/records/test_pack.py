@@ -1,4 +1,4 @@
-"""The packed format: what goes in comes out, what repeats stands once, and damage is refused."""
+"""The packed format: records are read back exactly, repeated values are stored once, damage is refused."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ def text(records: list[dict[str, Any]]) -> list[str]:
 
 @settings(max_examples=40)
 @given(RECORDS)
-def test_any_records_come_back(records: list[dict[str, Any]]) -> None:
+def test_packed_records_are_read_back_exactly(records: list[dict[str, Any]]) -> None:
     """To the last digit and in the order of their keys: their texts are equal, not only their values."""
     found = [json.loads(record) for record in decode(encode(records), "pack")]
     assert [json.dumps(record) for record in found] == [json.dumps(record) for record in records]
 
 
 @given(st.integers(2, 9), st.lists(st.integers(0, 3), max_size=3))
-def test_what_repeats_stands_once(count: int, path: list[int]) -> None:
+def test_a_repeated_value_is_stored_once(count: int, path: list[int]) -> None:
     """However deep it lies, and whatever stands around it."""
 
     def around(key: int) -> dict[str, Any]:
@@ -79,7 +79,7 @@ def test_a_flipped_bit_is_refused() -> None:
 
 
 @given(st.binary(min_size=1))
-def test_what_follows_the_end_is_refused(more: bytes) -> None:
+def test_bytes_after_the_end_are_refused(more: bytes) -> None:
     refused(encode([LONG]) + more)
 
 
@@ -95,11 +95,11 @@ def test_lines_that_do_not_fit_the_last_one_are_refused(number: int, change: str
 
 
 @pytest.mark.parametrize("body", ["", "\n", "[]\n[]\n", "{}\n{}\n", '{"format":1}\n{"count":0}\n', "no JSON\n"])
-def test_what_is_no_pack_is_refused(body: str) -> None:
+def test_a_file_of_another_format_is_refused(body: str) -> None:
     refused(lzma.compress(body.encode()))
 
 
-def test_another_format_is_refused_as_such() -> None:
+def test_another_version_of_the_format_is_refused_by_its_number() -> None:
     lines = [line.replace('"format":1', '"format":2') for line in text([LONG])]
     refused(lzma.compress("".join(f"{line}\n" for line in lines).encode()), "format 2, not 1")
 

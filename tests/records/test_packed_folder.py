@@ -1,4 +1,4 @@
-"""A folder whose records are packed: read as one with single files, continued, and never losing a record to a kill."""
+"""A packed folder is read like one with single files, can be continued, and loses no record to a kill."""
 
 from __future__ import annotations
 
@@ -88,8 +88,10 @@ def test_an_empty_folder_gets_no_pack(store: Store) -> None:
     ("packed", "single", "winner"),
     [("ok", "ok", "single"), ("failed", "oom", "single"), ("failed", "ok", "single"), ("ok", "failed", "packed")],
 )
-def test_precedence(packed: str, single: str, winner: str, store: Store) -> None:
-    """A settled record before an unsettled one, then that of the single file; packing them together keeps the same."""
+def test_a_settled_record_comes_first_and_then_that_of_a_single_file(
+    packed: str, single: str, winner: str, store: Store
+) -> None:
+    """Packing both keeps the same one."""
     one = FOUND[0]
     both = {
         "packed": replace(one, status=packed, reason="packed"),

@@ -1,4 +1,4 @@
-"""What is on disk is whole: records, artifacts, locks, and what a kill or a damaged file leaves."""
+"""The store: records, artifacts and locks stay whole after a kill, and damaged files are set aside."""
 
 from __future__ import annotations
 
@@ -72,14 +72,14 @@ def test_sets_are_written_in_order(store: Store) -> None:
     assert json.loads(path.read_text())["row"]["claim"]["knowledge"] == sorted(KNOWLEDGE)
 
 
-def test_each_status_settles_or_not(store: Store) -> None:
+def test_ok_and_nonfinite_records_settle_a_cell_and_others_do_not(store: Store) -> None:
     statuses = ("ok", "failed", "oom", "timeout", "nonfinite")
     for number, status in enumerate(statuses):
         store.write(record(number, status=status))
     assert store.settled_among([cell(number) for number in range(7)]) == {record(0).key, record(4).key}
 
 
-def test_a_second_write_replaces(store: Store) -> None:
+def test_a_second_write_replaces_the_first_and_forgetting_removes_it(store: Store) -> None:
     store.write(record(status="failed", reason="x"))
     store.write(record())
     assert list(store.records().values()) == [record()]
@@ -167,8 +167,8 @@ def test_long_and_strange_names_make_a_file(store: Store) -> None:
     assert store.records() == {strange.key: strange}
 
 
-def test_the_manifest(store: Store) -> None:
-    with pytest.raises(NftbenchError, match=r"manifest\.json is missing"):
+def test_a_written_manifest_is_read_back_and_a_missing_one_is_refused(store: Store) -> None:
+    with pytest.raises(NftbenchError, match=r"no results here \(manifest\.json is missing\)"):
         store.manifest()
     content = Manifest(suite=tiny_suite(), cells=(), command="nftbench run tiny")
     store.write_manifest(content)
@@ -246,7 +246,7 @@ def test_secrets_are_for_the_owner_only(store: Store) -> None:
     }
 
 
-def test_discarding(store: Store) -> None:
+def test_a_discarded_artifact_is_gone(store: Store) -> None:
     store.make("secrets", "k", fill)
     store.discard("secrets", "k")
     store.discard("secrets", "k")

@@ -1,4 +1,4 @@
-"""What the reader sees: every row once, its numbers and doubts, in every format, and nothing half written."""
+"""Reports show every row once, with its numbers and doubts, in every format; no file is half written."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def board() -> Leaderboard:
     )
 
 
-def test_numbers() -> None:
+def test_numbers_have_one_decimal_and_their_interval() -> None:
     assert interval(Interval(12.34, 8.06, 16.54, 5)) == "12.3 [8.1, 16.5]"
     assert interval(Interval(12.34)) == "12.3"
     assert interval(Interval(0.965, 0.951, 0.979, 5), 100) == "96.5 [95.1, 97.9]"
@@ -48,7 +48,7 @@ def test_numbers() -> None:
     assert number(-0.04) == "0.0"
 
 
-def test_page(board: Leaderboard) -> None:
+def test_the_page_ranks_rows_and_says_why_others_are_not_ranked(board: Leaderboard) -> None:
     page = pages.leaderboard(board, COMMAND)
     ranking = rows(page, "Ranking")
     assert [row[:2] for row in ranking] == [["1", "pmp"], ["control", "early_stop"], ["ref", "none"]]
@@ -68,14 +68,14 @@ def test_page(board: Leaderboard) -> None:
     assert page.rstrip().endswith(f"    {COMMAND}")
 
 
-def test_without_scratch_nothing_is_said_to_be_known_of_headroom() -> None:
+def test_without_scratch_headroom_is_not_known() -> None:
     page = pages.leaderboard(scored([one for one in suite() if one.attack != "scratch"]), COMMAND)
     assert [row[-1] for row in rows(page, "Headroom")] == ["not known", "not known"]
     assert "training from scratch was not tried" in page.partition("## How to read it")[2]
     assert "always among the attacks" not in page
 
 
-def test_levels_stand_beside_the_ranking_with_the_claim_and_who_was_written_against_the_row() -> None:
+def test_suppression_is_shown_by_knowledge_with_the_claim_and_adaptive_attacks() -> None:
     def against(defense: str, attack: str, *knowledge: str) -> list[Record]:
         return [
             record(defense, attack, task, seed, 0.4, knowledge=knowledge, against=("pmp",))
@@ -98,7 +98,7 @@ def test_levels_stand_beside_the_ranking_with_the_claim_and_who_was_written_agai
     assert found["none"][3:] == ["0.0 [0.0, 0.0]", "–"]
 
 
-def test_a_control_that_lacks_cells_stands_once_and_says_so() -> None:
+def test_a_control_that_lacks_cells_is_shown_once_as_incomplete() -> None:
     records = suite()
     index = next(i for i, one in enumerate(records) if (one.defense, one.attack) == ("none", "full"))
     records[index] = failed(records[index])
@@ -133,7 +133,7 @@ def test_commands_that_made_records_are_shown_where_they_are_not_the_last_one() 
     assert "were made by" not in pages.leaderboard(scored([by(first, "", one) for one in records]), first)
 
 
-def test_what_is_partial_says_so() -> None:
+def test_a_partial_suppression_says_so() -> None:
     planned = [CellId.of(one) for one in suite()]
     board = scored([one for one in suite() if one.attack == "full"], planned=planned)
     row = next(row for row in rows(pages.leaderboard(board, COMMAND), "Not ranked") if row[0] == "pmp")
@@ -142,7 +142,7 @@ def test_what_is_partial_says_so() -> None:
     assert "partial: by full on pairs, topic alone" in row[-1]
 
 
-def test_a_claim_about_attackers_who_have_nothing_else_reads_as_that() -> None:
+def test_a_claim_names_what_its_attackers_know() -> None:
     bare = [replace(one, row=replace(one.row, claim=Claim())) if one.defense == "pmp" else one for one in suite()]
     assert rows(pages.leaderboard(scored(bare), COMMAND), "Ranking")[0][8] == "holds (release alone)"
     wide = Claim(frozenset({"data", "method"}))
@@ -161,12 +161,12 @@ def test_text_of_plugins_is_escaped(board: Leaderboard) -> None:
     assert r"a\_b\&c\%\{d\}\textbackslash{}{[}x=1{]}" in latex
 
 
-def test_preliminary_ranks_are_in_brackets_and_shown_apart_from_ranks() -> None:
+def test_preliminary_ranks_are_in_brackets() -> None:
     page = pages.leaderboard(scored(suite(3)), COMMAND)
     assert rows(page, "Ranking")[0][:2] == ["(1)", "pmp"]
 
 
-def test_files(board: Leaderboard, tmp_path: Path) -> None:
+def test_each_format_holds_every_row_and_no_draft_is_left(board: Leaderboard, tmp_path: Path) -> None:
     paths = report.write(board, tmp_path / "new", COMMAND)
     assert [path.name for path in paths[:4]] == [f"leaderboard.{kind}" for kind in ("md", "csv", "json", "tex")]
     there = [path for path in tmp_path.joinpath("new").rglob("*") if path.is_file()]
@@ -196,7 +196,7 @@ def test_writing_again_replaces_whole_files(board: Leaderboard, tmp_path: Path) 
     [[], suite(1), sweep("pmp", (0.5,)), scratch([0.4]), [failed(one) for one in suite(2)]],
     ids=["empty", "one seed", "no reference", "scratch only", "all failed"],
 )
-def test_every_report_stands_whatever_is_missing(records: list[Record], tmp_path: Path) -> None:
+def test_every_report_is_made_whatever_is_missing(records: list[Record], tmp_path: Path) -> None:
     board = scored(records)
     for path in report.write(board, tmp_path, COMMAND):
         text = path.read_text()
@@ -206,7 +206,7 @@ def test_every_report_stands_whatever_is_missing(records: list[Record], tmp_path
     Console(file=io.StringIO(), width=200).print(terminal.summary(board))
 
 
-def test_terminal(board: Leaderboard) -> None:
+def test_the_terminal_shows_names_as_they_are_and_reasons(board: Leaderboard) -> None:
     console = Console(file=io.StringIO(), width=220, color_system=None)
     records = renamed(suite(), "early_stop", "early_stop[fraction=0.5]")
     console.print(terminal.summary(scored(records)))
@@ -217,7 +217,7 @@ def test_terminal(board: Leaderboard) -> None:
     assert "random_mask: keeps 90.0 %" in console.file.getvalue()  # type: ignore[attr-defined]
 
 
-def test_intervals_without_end_become_null() -> None:
+def test_infinite_ends_of_intervals_become_null() -> None:
     content = json.loads(json_file.text(scored(suite(1)), COMMAND))
     assert content["scores"][0]["suppression"]["low"] is None
     assert math.isfinite(content["scores"][0]["suppression"]["value"])

@@ -1,4 +1,4 @@
-"""Whether a folder's records were computed by this machine's kind of processor is said in one line."""
+"""One line says if records were computed by another kind of processor than this machine's."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ def made_on(*machines: dict[str, Any] | None) -> list[Record]:
     ]
 
 
-def test_nothing_is_said_of_the_same_processor() -> None:
+def test_records_of_the_same_processor_get_no_line() -> None:
     assert other_hardware(made_on(HERE, {**HERE, "threads": 8}), HERE) is None
     assert other_hardware([], HERE) is None
 
 
-def test_another_processor_of_the_same_name_is_another() -> None:
+def test_a_processor_that_differs_in_anything_but_its_name_is_named() -> None:
     for change in ({"vendor": "AMD"}, {"family": "25"}, {"model": "1"}, {"stepping": "3"}, {"cpu_capability": "AVX2"}):
         line = other_hardware(made_on(HERE, HERE | change), HERE)
         assert line is not None
@@ -35,14 +35,14 @@ def test_another_processor_of_the_same_name_is_another() -> None:
         assert "unknown" not in line
 
 
-def test_another_card_is_another() -> None:
+def test_another_gpu_is_named() -> None:
     line = other_hardware(made_on(HERE | {"gpu": "A100"}), HERE | {"gpu": "H200"})
     assert line is not None
     assert "A100" in line
     assert "H200" in line
 
 
-def test_older_records_do_not_say() -> None:
+def test_older_records_have_an_unknown_processor() -> None:
     older = {"processor": "Xeon", "threads": 1}
     assert other_hardware(made_on(older, None), HERE) == "the processor of 2 records is unknown"
     line = other_hardware(made_on(older, HERE | {"model": "1"}), HERE)
@@ -51,7 +51,7 @@ def test_older_records_do_not_say() -> None:
     assert line.endswith("the processor of 1 records is unknown")
 
 
-def test_this_machine_has_a_processor() -> None:
+def test_the_hardware_of_this_machine_is_described() -> None:
     found = hardware(CPU)
     assert {"device", "machine", "processor", "vendor", "family", "model", "stepping", "cpu_capability"} <= set(found)
     assert found["cpu_capability"]

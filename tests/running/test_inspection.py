@@ -1,4 +1,4 @@
-"""Yardsticks and updates on their way through a run: planned where they apply, read by the referee, never scored."""
+"""Yardsticks and updates in a run: planned where they apply, read by the referee, no part of a score."""
 
 from __future__ import annotations
 
@@ -76,7 +76,9 @@ def plugins(plugin: WriteFile) -> None:
 
 
 @pytest.mark.usefixtures("plugins")
-def test_a_run_with_an_update_and_yardsticks(workspace: MakeWorkspace, run_all: RunAll, cache: Path) -> None:
+def test_a_run_publishes_updates_and_reads_yardsticks_where_they_apply(
+    workspace: MakeWorkspace, run_all: RunAll, cache: Path
+) -> None:
     found = run_all(workspace(**CHANGES, yardsticks=["distance", "distance[scale=2]"]))
     records = {place[:3]: record for place, record in found.items()}
     assert [record.reason for record in records.values() if record.status != "ok"] == []
@@ -96,7 +98,7 @@ def test_a_run_with_an_update_and_yardsticks(workspace: MakeWorkspace, run_all: 
 
 
 @pytest.mark.usefixtures("plugins")
-def test_merging_and_yardsticks_are_no_part_of_a_score(
+def test_a_failed_yardstick_leaves_the_score_complete(
     tmp_path: Path, cache: Path, plugin: WriteFile, capsys: pytest.CaptureFixture[str]
 ) -> None:
     plugin("broken", YARDSTICK.replace("return Reading(", 'raise KeyError("x")\n        return Reading('))
@@ -112,7 +114,7 @@ def test_merging_and_yardsticks_are_no_part_of_a_score(
 
 
 @pytest.mark.usefixtures("plugins")
-def test_nothing_to_merge_with_is_known_when_planning() -> None:
+def test_a_merging_attack_without_other_tasks_is_skipped_in_the_plan() -> None:
     found = plan(tiny_suite(**{**CHANGES, "tasks": ["toy_topic"]}))
     assert "rescaled" not in {cell.attack.name for cell in found.cells}
     assert "the suite has no other ranked task to merge with" in {skip.reason for skip in found.skips}
@@ -129,7 +131,7 @@ def test_a_task_without_its_file_is_refused_when_planning() -> None:
 
 
 @pytest.mark.usefixtures("plugins")
-def test_a_changed_yardstick_is_read_again_and_nothing_else(plugin: WriteFile) -> None:
+def test_a_changed_yardstick_changes_its_own_keys_alone(plugin: WriteFile) -> None:
     def keys() -> dict[str, str]:
         suite = tiny_suite(defenses=["owned"], yardsticks=["distance"])
         return {f"{cell.defense} {cell.task}": cell.key for cell in plan(suite).cells}
@@ -141,7 +143,7 @@ def test_a_changed_yardstick_is_read_again_and_nothing_else(plugin: WriteFile) -
 
 
 @pytest.mark.usefixtures("plugins")
-def test_the_contract_sees_broken_promises(plugin: WriteFile, cache: Path) -> None:
+def test_checks_of_the_contract_find_broken_promises(plugin: WriteFile, cache: Path) -> None:
     check_defense("owned", architectures=["gpt2"])
     check_attack("rescaled", architectures=["gpt2"])
     check_yardstick("distance", "owned", architectures=["gpt2"])

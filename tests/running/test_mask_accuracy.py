@@ -1,4 +1,4 @@
-"""How a guess of a secret mask is scored: every metric against counting, and what must not change it."""
+"""The score of a guess of a secret mask: every metric agrees with counting, and only the order of weights counts."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def expected_hits(scores: Sequence[float], marks: Sequence[bool]) -> float:
 
 @settings(max_examples=40, deadline=None)
 @given(both=guessed())
-def test_every_metric_is_what_counting_says(both: tuple[dict[str, Tensor], dict[str, Tensor]]) -> None:
+def test_every_metric_agrees_with_counting(both: tuple[dict[str, Tensor], dict[str, Tensor]]) -> None:
     guess, mask = both
     scores, marks = flat(guess), flat(mask)
     found = mask_accuracy.score(guess, mask)
@@ -101,7 +101,7 @@ TRANSFORMS = {
 @pytest.mark.parametrize("name", TRANSFORMS)
 @settings(max_examples=10, deadline=None)
 @given(both=guessed())
-def test_only_the_order_counts(name: str, both: tuple[dict[str, Tensor], dict[str, Tensor]]) -> None:
+def test_only_the_order_of_a_guess_counts(name: str, both: tuple[dict[str, Tensor], dict[str, Tensor]]) -> None:
     guess, mask = both
     changed = {key: TRANSFORMS[name](score) for key, score in guess.items()}
     assert mask_accuracy.score(changed, mask) == mask_accuracy.score(guess, mask)
@@ -109,7 +109,9 @@ def test_only_the_order_counts(name: str, both: tuple[dict[str, Tensor], dict[st
 
 @settings(max_examples=15, deadline=None)
 @given(both=guessed())
-def test_the_mask_itself_the_reverse_and_no_guess_at_all(both: tuple[dict[str, Tensor], dict[str, Tensor]]) -> None:
+def test_the_mask_itself_is_perfect_its_reverse_is_worst_and_a_constant_is_chance(
+    both: tuple[dict[str, Tensor], dict[str, Tensor]],
+) -> None:
     _, mask = both
     perfect = mask_accuracy.score({name: kept.float() for name, kept in mask.items()}, mask)
     assert {name: value for name, value in perfect.items() if name != "density"} == dict.fromkeys(
@@ -123,7 +125,7 @@ def test_the_mask_itself_the_reverse_and_no_guess_at_all(both: tuple[dict[str, T
     assert nothing.get("roc_auc_within", 0.5) == 0.5
 
 
-def test_which_tensors_is_not_which_weights() -> None:
+def test_knowing_the_density_of_each_tensor_is_chance_within_tensors() -> None:
     """A guess that knows each tensor's density and nothing else: good over all weights, chance within tensors."""
     generator = torch.Generator().manual_seed(0)
     densities = {"queries": 0.1, "embeddings": 0.5, "head": 0.9}
@@ -142,7 +144,7 @@ def test_a_large_tensor_counts_more_than_a_small_one() -> None:
     assert mask_accuracy.score(guess, mask)["roc_auc_within"] == pytest.approx(0.5 + 0.5 * 10 / 1000)
 
 
-def test_tensors_of_one_kind_say_nothing_about_weights() -> None:
+def test_tensors_that_are_all_marked_or_unmarked_have_no_score_within_tensors() -> None:
     mask = {"free": torch.ones(3, dtype=torch.bool), "frozen": torch.zeros(3, dtype=torch.bool)}
     found = mask_accuracy.score({name: torch.arange(3.0) for name in mask}, mask)
     assert "roc_auc_within" not in found
@@ -164,7 +166,7 @@ def test_a_mask_of_one_kind_has_only_a_density(marked: bool) -> None:
         ({"w": torch.tensor([0.0, 1.0, math.inf, 0.0])}, "not finite: w"),
     ],
 )
-def test_what_is_no_guess_is_refused(guess: dict[str, Tensor], reason: str) -> None:
+def test_a_guess_of_another_shape_or_not_finite_is_refused(guess: dict[str, Tensor], reason: str) -> None:
     with pytest.raises(NftbenchError, match=reason):
         mask_accuracy.score(guess, {"w": torch.tensor([True, False, True, False])})
 

@@ -1,4 +1,4 @@
-"""A job becomes records: bad plugins fail alone, nothing secret reaches an attacker, and what failed is tried again."""
+"""The referee makes records of a job: bad plugins fail alone, secrets stay secret, failed cells are tried again."""
 
 from __future__ import annotations
 
@@ -7,27 +7,27 @@ import json
 import math
 import shutil
 import stat
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
-from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from nftbench.contract import Outcome, Prepared, Protected, Secret
-from nftbench.data import lm_eval_tasks
+from nftbench.contract import Secret
 from nftbench.errors import NftbenchError
 from nftbench.models import networks
 from nftbench.planning import registry
 from nftbench.planning.plan import narrow
-from nftbench.running import attacker, referee
+from nftbench.running import referee
 from nftbench.running.owner import Owner, make_base
 from nftbench.running.releases import load_secret, make_release
 from nftbench.running.workspace import Workspace, load_task
-from nftbench.training import engine, sweep
+from nftbench.training import sweep
+from tests.leaks import leaks, reachable
 
 MakeWorkspace = Callable[..., Workspace]
 WriteFile = Callable[[str, str], Path]
@@ -86,31 +86,33 @@ BAD: dict[str, tuple[str, str]] = {
 }
 
 
-@pytest.mark.parametrize("name", BAD)
-def test_a_bad_defense_fails_alone_and_says_why(
-    name: str, workspace: MakeWorkspace, plugin: WriteFile, run_all: RunAll
+def test_bad_defenses_fail_and_say_why_while_other_rows_go_on(
+    workspace: MakeWorkspace, plugin: WriteFile, run_all: RunAll
 ) -> None:
-    body, reason = BAD[name]
-    imports = ""
-    plugin(name, imports + defense(body, keeps_secret="mask" in name))
-    records = run_all(workspace(defenses=["none", name], attacks=["none", "full"]))
-    for (row, *_), record in records.items():
-        assert record.status == ("failed" if row == name else "ok")
-    reasons = {record.reason for (row, *_), record in records.items() if row == name}
-    assert len(records) == 6
-    assert len(reasons) == 1, "all cells of the row have the defense's reason"
-    found = reasons.pop()
-    assert found
-    assert "\n" not in found
-    assert reason in found
+    for name, (body, _) in BAD.items():
+        plugin(name, defense(body, keeps_secret="mask" in name))
+    records = run_all(workspace(defenses=["none", *BAD], attacks=["none", "full"]))
+    assert len(records) == 3 * (1 + len(BAD))
+    assert {record.status for (row, *_), record in records.items() if row == "none"} == {"ok"}
+    for name, (_, reason) in BAD.items():
+        row = [record for (defense, *_), record in records.items() if defense == name]
+        assert {record.status for record in row} == {"failed"}
+        (found,) = {record.reason for record in row}  # all cells of the row have the defense's reason
+        assert found
+        assert "\n" not in found
+        assert reason in found
 
 
-def test_a_bad_attack_fails_alone(workspace: MakeWorkspace, plugin: WriteFile, run_all: RunAll) -> None:
+def test_bad_attacks_fail_and_say_why_while_other_attacks_go_on(
+    workspace: MakeWorkspace, plugin: WriteFile, run_all: RunAll
+) -> None:
     plugin("breaks", attack("raise RuntimeError('first\\nsecond')"))
-    records = run_all(workspace(attacks=["none", "breaks", "full"]))
+    plugin("exits", attack("raise SystemExit(3)"))
+    records = run_all(workspace(attacks=["none", "breaks", "exits", "full"]))
     assert {attack: record.status for (_, attack, *_), record in records.items()} == {
         "none": "ok",
         "breaks": "failed",
+        "exits": "failed",
         "full": "ok",
     }
     assert records["none", "breaks", "toy_topic", 0].reason == "RuntimeError: first second (breaks.py:16)"
@@ -142,117 +144,50 @@ def test_an_attack_that_fails_on_one_task_keeps_its_other_cells(
         (ValueError("x"), "failed"),
     ],
 )
-def test_status_of_an_error(error: Exception, status: str) -> None:
+def test_an_error_has_a_status_and_its_own_words_as_reason(error: Exception, status: str) -> None:
     found, reason = referee.status_of(error)
     assert found == status
     assert str(error) in reason
 
 
 def test_failed_cells_are_tried_again_and_settled_ones_are_not(
-    workspace: MakeWorkspace, plugin: WriteFile, run_all: RunAll, monkeypatch: pytest.MonkeyPatch
+    workspace: MakeWorkspace, plugin: WriteFile, run_all: RunAll, tmp_path: Path
 ) -> None:
-    plugin(
-        "moody",
-        attack("raise ValueError('today not')"),
-    )
+    """An attack fails in the first run and works in the second, although its plugin file has not changed."""
+    ready = tmp_path / "ready"
+    body = f"if not Path('{ready}').exists():\n    raise ValueError('not yet')\n"
+    plugin("moody", "from pathlib import Path\n" + attack(body + "return context.unchanged(prepared.model, task)"))
     here = workspace(attacks=["none", "full", "moody"])
     first = run_all(here)
     assert first["none", "moody", "toy_topic", 0].status == "failed"
     settled = replace(first["none", "full", "toy_topic", 0], status="nonfinite", reason="by hand")
     here.store.write(settled)
     before = {path: path.stat().st_mtime_ns for path in (here.store.results / "records").iterdir()}
-    assert "moody" in str(registry.find("attacks", "moody").path)
-    monkeypatch.setattr(
-        registry.load(registry.find("attacks", "moody")),
-        "adapt",
-        lambda self, prepared, task, context: context.unchanged(prepared.model, task),
-    )
+    ready.touch()
     second = run_all(here)
     assert second["none", "moody", "toy_topic", 0].status == "ok"
     assert second["none", "full", "toy_topic", 0] == settled
     after = {path: path.stat().st_mtime_ns for path in (here.store.results / "records").iterdir()}
-    changed = [path.name for path in after if before.get(path) != after[path]]
-    assert len(changed) == 1
-    assert "moody" in changed[0]
+    (changed,) = (path.name for path in after if before.get(path) != after[path])
+    assert "moody" in changed
 
 
 # -------------------------------------------------------------------------------------------------------------- leaks
 
 
-def reachable(root: object) -> Iterator[tuple[str, object]]:
-    """Everything that attributes, slots, items and closures lead to, with the way there."""
-    waiting: list[tuple[str, object]] = [("", root)]
-    seen: set[int] = set()
-    keep_alive = []
-    while waiting:
-        way, item = waiting.pop()
-        if id(item) in seen or isinstance(item, ModuleType | type | BuiltinFunctionType):
-            continue
-        seen.add(id(item))
-        keep_alive.append(item)
-        yield way, item
-        children: list[tuple[str, object]] = []
-        if isinstance(item, Mapping):
-            children += [(f"{way}[{str(key)[:40]}]", value) for key, value in item.items()]
-            children += [(f"{way}.keys", key) for key in item]
-        elif isinstance(item, list | tuple | set | frozenset):
-            children += [(f"{way}[{index}]", value) for index, value in enumerate(item)]
-        if isinstance(item, FunctionType):
-            cells = zip(item.__code__.co_freevars, item.__closure__ or (), strict=True)
-            children += [(f"{way}.<closure {name}>", cell.cell_contents) for name, cell in cells]
-            children += [(f"{way}.<default>", value) for value in item.__defaults__ or ()]
-            children += [(f"{way}.<default>", value) for value in (item.__kwdefaults__ or {}).values()]
-        if isinstance(item, MethodType):
-            children += [(f"{way}.__self__", item.__self__), (f"{way}.__func__", item.__func__)]
-        if isinstance(item, functools.partial):
-            children += [(f"{way}.func", item.func), (f"{way}.args", item.args), (f"{way}.keywords", item.keywords)]
-        if isinstance(item, Tensor):
-            children += [(f"{way}.grad_fn", item.grad_fn), (f"{way}._backward_hooks", item._backward_hooks)]
-        children += [(f"{way}.{name}", value) for name, value in getattr(item, "__dict__", {}).items()]
-        for cls in type(item).__mro__:
-            slots = vars(cls).get("__slots__", ())
-            for name in (slots,) if isinstance(slots, str) else slots:
-                if not name.startswith("__") and hasattr(item, name):
-                    children.append((f"{way}.{name}", getattr(item, name)))
-        waiting += children
-
-
-def leaks(root: object, mask: Mapping[str, Tensor], folder: Path) -> list[str]:
-    """The ways from `root` to a tensor of the mask (or its complement), or to a path under `folder`."""
-    told = [kept for kept in mask.values() if 0 < int(kept.sum()) < kept.numel()]
-
-    def tells(item: Tensor) -> bool:
-        # Of two values only: a frozen bias that starts at zero shows its mask too, but that is the method's affair.
-        marks = item.bool()
-        if item.numel() == 0 or not torch.equal(item, item.flatten()[marks.flatten().int().argmax()] * marks):
-            return False
-        return any(
-            kept.shape == item.shape and torch.equal(marks, kept ^ flip) for kept in told for flip in (False, True)
-        )
-
-    found = []
-    for way, item in reachable(root):
-        if isinstance(item, str | Path) and str(folder) in str(item):
-            found.append(f"{way}: {item}")
-        if isinstance(item, Tensor) and tells(item):
-            found.append(f"{way}: the mask")
-    return found
-
-
 SPY = """
-seen = []
-
 @dataclass(frozen=True)
 class Spy(Attack):
     knowledge: ClassVar = frozenset({knowledge})
+    seen: ClassVar = []
 
     def prepare(self, release, context):
-        seen.append(release)
+        self.seen.append(release)
         return Prepared(release.model)
 
     def adapt(self, prepared, task, context):
         outcome = context.sweep(prepared.model, task)
-        seen.extend([prepared, task, context, self, outcome])
+        self.seen.extend([prepared, task, context, self, outcome])
         return outcome
 """
 
@@ -266,30 +201,26 @@ def spied(
     here = replace(here, plan=narrow(here.plan, defenses=["random_mask"]))
     records = run_all(here)
     assert {record.status for record in records.values()} == {"ok"}, records
-    seen = registry._import(registry.find("attacks", "spy")).seen
+    seen = registry.load(registry.find("attacks", "spy")).seen
     assert len(seen) == 6
     secret = load_secret(here, here.plan.cells[0].release)
     assert secret is not None
     return seen, secret, here.store.cache
 
 
-@pytest.mark.parametrize("knowledge", ["()", "{'method', 'base', 'sibling'}"])
+@pytest.mark.parametrize("knowledge", ["()", "{'method', 'base', 'sibling'}", "{'data'}"])
 def test_nothing_that_an_attack_is_given_leads_to_the_secret(
     knowledge: str, workspace: MakeWorkspace, plugin: WriteFile, run_all: RunAll
 ) -> None:
     seen, secret, cache = spied(workspace, plugin, run_all, knowledge)
     assert leaks(seen, secret.mask, cache) == []
-    assert all(getattr(item, "_secret", None) is None for item in seen)
+    assert not any(isinstance(item, Secret) for _, item in reachable(seen))
+    if "data" in knowledge:
+        assert seen[3].corpus.train.ndim == 2
 
 
-def test_public_text_does_not_lead_to_the_secret(workspace: MakeWorkspace, plugin: WriteFile, run_all: RunAll) -> None:
-    seen, secret, cache = spied(workspace, plugin, run_all, "{'data'}")
-    assert seen[3].corpus.train.ndim == 2
-    assert leaks(seen, secret.mask, cache) == []
-
-
-def test_the_walk_finds_what_is_hidden() -> None:
-    """The test above can fail: masks and paths in closures, slots, hooks, partials and buffers are found."""
+def test_leaks_are_found_in_closures_slots_hooks_and_buffers() -> None:
+    """So the tests above can fail."""
     mask = {"weight": torch.tensor([[True, False], [False, True]])}
 
     class Slotted:
@@ -371,7 +302,7 @@ def test_a_mask_left_in_a_buffer_is_not_published(workspace: MakeWorkspace, plug
     assert folder is None or b"kept" not in (folder / "model.safetensors").read_bytes()
 
 
-def test_a_mask_left_in_the_configuration_is_not_published(
+def test_a_mask_left_in_the_configuration_is_said_in_the_record(
     workspace: MakeWorkspace, plugin: WriteFile, run_all: RunAll
 ) -> None:
     body = LEAKY + "model.network.config.kept = mask['transformer.wte.weight'].tolist()\n"
@@ -387,7 +318,7 @@ def test_a_mask_left_in_the_configuration_is_not_published(
 
 
 @pytest.mark.parametrize("stage", ["pretrain", "posttrain"])
-def test_a_tokenizer_that_hides_a_word_is_found_out(
+def test_a_tokenizer_that_replaces_a_word_is_recorded_as_changed(
     stage: str, workspace: MakeWorkspace, plugin: WriteFile, run_all: RunAll
 ) -> None:
     """Its vocabulary is the base's, to the letter."""
@@ -405,7 +336,9 @@ def test_a_tokenizer_that_hides_a_word_is_found_out(
         assert protection.tokenizer_changed == changed
 
 
-def test_only_knowledge_opens_the_context(workspace: MakeWorkspace, plugin: WriteFile, run_all: RunAll) -> None:
+def test_the_context_gives_only_what_the_attack_says_that_it_knows(
+    workspace: MakeWorkspace, plugin: WriteFile, run_all: RunAll
+) -> None:
     ask = (
         "try:\n    {}\nexcept Exception as error:\n    raise NftbenchError('asked: ' + str(error))\n"
         "return context.unchanged(prepared.model, task)"
@@ -430,7 +363,9 @@ def test_only_knowledge_opens_the_context(workspace: MakeWorkspace, plugin: Writ
 # ---------------------------------------------------------------------------------------------------------- one record
 
 
-def test_a_record_agrees_with_the_release(workspace: MakeWorkspace, run_all: RunAll) -> None:
+def test_scores_and_hashes_of_a_record_are_those_of_the_published_release(
+    workspace: MakeWorkspace, run_all: RunAll
+) -> None:
     """Scores and hashes can be found again from the published folder."""
     here = workspace(attacks=["none", "full"])
     records = run_all(here)
@@ -461,47 +396,39 @@ def test_a_record_agrees_with_the_release(workspace: MakeWorkspace, run_all: Run
     assert str(here.store.cache) not in text
 
 
-@dataclass
-class Counted:
-    """Counts evaluations by split."""
+WATCHED = """
+from nftbench.testing import FirstWord
 
-    calls: list[str]
+@dataclass(frozen=True)
+class Watched(FirstWord):
+    events: ClassVar = []
 
+    def evaluate(self, network, split):
+        self.events.extend(name for name, one in self.splits.items() if one is split)
+        return super().evaluate(network, split)
 
-def count_evaluations(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    calls: list[str] = []
-    plain = lm_eval_tasks.LoadedTextTask.evaluate
-
-    def counting(self: Any, network: nn.Module, split: Any) -> Any:
-        calls.append(split.name)
-        return plain(self, network, split)
-
-    monkeypatch.setattr(lm_eval_tasks.LoadedTextTask, "evaluate", counting)
-    return calls
-
-
-def test_test_is_scored_once_by_the_referee(
-    workspace: MakeWorkspace, run_all: RunAll, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    here = workspace(attacks=["none", "full"])
-    referee.protect(here, here.plan.jobs()[0])
-    here = replace(here, plan=narrow(here.plan, attacks=["full"]))
-    calls = count_evaluations(monkeypatch)
-    inside: list[str] = []
-    plain = sweep.sweep
-
-    def watched(*args: Any, **options: Any) -> Outcome:
-        outcome = plain(*args, **options)
-        inside.extend(calls)
+@dataclass(frozen=True)
+class Sweeps(Attack):
+    def adapt(self, prepared, task, context):
+        outcome = context.sweep(prepared.model, task)
+        Watched.events.append("swept")
         return outcome
+"""
 
-    monkeypatch.setattr(attacker.Attacker, "sweep", watched)
-    run_all(here)
-    assert inside
-    assert set(inside) == {"validation"}
-    after = calls[len(inside) :]
-    assert after.count("test") == 2, "the attacked network, and the unattacked one beside it"
-    assert after.count("validation") == 1
+
+def test_an_attack_is_scored_on_validation_and_only_the_referee_scores_test(
+    workspace: MakeWorkspace, plugin: WriteFile, run_all: RunAll
+) -> None:
+    plugin("watched", WATCHED)
+    here = workspace(attacks=["none", "watched"], tasks=["watched"])
+    here = replace(here, plan=narrow(here.plan, attacks=["watched"], tasks=["watched"]))
+    (record,) = run_all(here).values()
+    assert record.status == "ok", record.reason
+    events = registry.load(registry.find("tasks", "watched")).events
+    swept = events.index("swept")
+    assert set(events[:swept]) == {"validation"}
+    assert events[swept + 1 :].count("test") == 2, "the attacked network, and the unattacked one beside it"
+    assert events[swept + 1 :].count("validation") == 1
 
 
 ZERO = "with torch.no_grad():\n    for weight in {}.model.network.parameters():\n        weight.zero_()\n"
@@ -522,7 +449,7 @@ OWN = "import copy\nown = Model(copy.deepcopy(prepared.model.network), prepared.
     ],
     ids=["in prepare", "after it has its own copy"],
 )
-def test_what_an_attack_does_to_its_model_reaches_no_other_score(
+def test_an_attack_that_spoils_its_model_changes_no_other_score(
     source: str, spoils_itself: bool, workspace: MakeWorkspace, plugin: WriteFile, run_all: RunAll
 ) -> None:
     """Neither the unattacked score beside it, nor the next task's."""
@@ -534,7 +461,9 @@ def test_what_an_attack_does_to_its_model_reaches_no_other_score(
         assert (spoiled.attacked != none.attacked) == spoils_itself
 
 
-def test_a_score_that_is_not_finite_is_no_score(workspace: MakeWorkspace, plugin: WriteFile, run_all: RunAll) -> None:
+def test_a_score_that_is_not_finite_is_not_recorded(
+    workspace: MakeWorkspace, plugin: WriteFile, run_all: RunAll
+) -> None:
     spoil = (
         "outcome = context.unchanged(prepared.model, task)\n"
         "with torch.no_grad():\n"
@@ -560,7 +489,7 @@ def test_limit_marks_records_and_cuts_documents(workspace: MakeWorkspace, run_al
     assert {record.attacked.count for record in records.values()} == {16}
 
 
-def test_one_class_only_fails_with_a_reason(
+def test_a_task_whose_documents_have_one_class_fails_with_a_reason(
     workspace: MakeWorkspace, plugin: WriteFile, run_all: RunAll, tmp_path: Path
 ) -> None:
     rows = [{"text": f"bavo {index}", "label": 0} for index in range(50)]
@@ -584,25 +513,26 @@ def test_one_class_only_fails_with_a_reason(
 # --------------------------------------------------------------------------------------------------------------- bases
 
 
-def test_early_stop_is_the_base_runs_checkpoint_and_costs_no_training(
-    workspace: MakeWorkspace, monkeypatch: pytest.MonkeyPatch
+@pytest.fixture
+def steps_taken() -> Iterator[list[int]]:
+    """Grows by one entry with every step of an optimizer."""
+    steps: list[int] = []
+    hook = register_optimizer_step_post_hook(lambda *_: steps.append(1))
+    yield steps
+    hook.remove()
+
+
+def test_early_stop_is_a_checkpoint_of_the_base_run_and_costs_no_training(
+    workspace: MakeWorkspace, steps_taken: list[int]
 ) -> None:
     here = workspace(fresh=True, defenses=["none", "early_stop"])
-    trained: list[int] = []
-    plain = engine.pretrain
-
-    def counting(*args: Any, **options: Any) -> None:
-        trained.append(1)
-        plain(*args, **options)
-
-    monkeypatch.setattr(engine, "pretrain", counting)
     stopped, whole = (
         networks.load(make_release(here, job.defense, 0, job.release)).network.state_dict()
         for job in reversed(here.plan.jobs())
     )
-    assert len(trained) == 1
+    assert len(steps_taken) == here.suite.pretraining.steps == 20
     checkpoint = make_base(here, 0, 0.5).network.state_dict()
-    assert len(trained) == 1
+    assert len(steps_taken) == 20
     assert all(torch.equal(stopped[name], checkpoint[name]) for name in stopped)
     assert not all(torch.equal(stopped[name], whole[name]) for name in stopped)
 
@@ -613,7 +543,7 @@ def test_early_stop_is_the_base_runs_checkpoint_and_costs_no_training(
     assert all(torch.equal(whole[name], full[name]) for name in whole)
 
 
-def test_a_fraction_that_was_not_kept_takes_a_run_of_its_own(workspace: MakeWorkspace) -> None:
+def test_a_checkpoint_that_was_not_kept_is_trained_again(workspace: MakeWorkspace) -> None:
     here = workspace(fresh=True, defenses=["none", "early_stop[fraction=0.25]"])
     early = make_base(here, 0, 0.25).network.state_dict()
     owner = Owner(here, 0)
@@ -621,7 +551,7 @@ def test_a_fraction_that_was_not_kept_takes_a_run_of_its_own(workspace: MakeWork
     assert all(torch.equal(early[name], fresh[name]) for name in early)
 
 
-def test_seeds_and_roles_have_their_own_streams() -> None:
+def test_each_seed_and_role_has_random_numbers_of_its_own() -> None:
     found = {networks.derive(seed, role) for seed in range(20) for role in ("init", "pretrain", "defense", "attack")}
     assert len(found) == 80
     assert networks.derive(3, "init") == networks.derive(3, "init")
@@ -630,7 +560,7 @@ def test_seeds_and_roles_have_their_own_streams() -> None:
 # ------------------------------------------------------------------------------------------------- releases and secrets
 
 
-def test_the_secret_lies_apart_for_the_owner_only(workspace: MakeWorkspace) -> None:
+def test_the_secret_has_a_folder_of_its_own_that_only_the_owner_may_read(workspace: MakeWorkspace) -> None:
     here = workspace(fresh=True, defenses=["none", "random_mask"])
     job = next(job for job in here.plan.jobs() if str(job.defense) == "random_mask")
     folder = make_release(here, job.defense, 0, job.release)
@@ -650,46 +580,41 @@ def test_the_secret_lies_apart_for_the_owner_only(workspace: MakeWorkspace) -> N
     assert load_secret(here, "0" * 32) is None
 
 
-@pytest.mark.parametrize("harm", ["truncated", "flipped", "missing"])
-def test_a_damaged_release_is_made_again(
-    harm: str, workspace: MakeWorkspace, run_all: RunAll, bare: Callable[[Any], Any]
-) -> None:
+def test_a_damaged_release_is_made_again(workspace: MakeWorkspace, run_all: RunAll, bare: Callable[[Any], Any]) -> None:
     here = workspace(fresh=True, attacks=["none", "full"])
     first = run_all(here)
     weights = here.store.cache / "releases" / here.plan.cells[0].release / "model.safetensors"
     content = weights.read_bytes()
-    if harm == "truncated":
-        weights.write_bytes(content[: len(content) // 2])
-    elif harm == "flipped":
-        weights.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
-    else:
-        weights.unlink()
-    here.store.forget([record.key for record in first.values()])
-    with pytest.warns(UserWarning, match="damaged; set aside"):
-        second = run_all(here)
-    assert weights.read_bytes() == content
-    assert {place: bare(one) for place, one in first.items()} == {place: bare(one) for place, one in second.items()}
+    truncated, flipped = content[: len(content) // 2], content[:-1] + bytes([content[-1] ^ 1])
+    for damaged in (truncated, flipped, None):
+        if damaged is None:
+            weights.unlink()
+        else:
+            weights.write_bytes(damaged)
+        here.store.forget([record.key for record in first.values()])
+        with pytest.warns(UserWarning, match="damaged; set aside"):
+            again = run_all(here)
+        assert weights.read_bytes() == content
+        assert {place: bare(one) for place, one in first.items()} == {place: bare(one) for place, one in again.items()}
 
 
-@pytest.mark.parametrize("kind", ["secrets", "protections"])
-def test_a_damaged_secret_is_made_again(kind: str, workspace: MakeWorkspace, run_all: RunAll) -> None:
+def test_a_damaged_secret_or_protection_is_made_again(workspace: MakeWorkspace, run_all: RunAll) -> None:
     here = workspace(fresh=True, defenses=["none", "random_mask"], attacks=["none", "authorized"])
     first = run_all(here)
-    found = sorted((here.store.cache / kind).glob("*/[mp]*"))
-    for path in found:
-        path.write_bytes(path.read_bytes()[:-5])
-    assert found
-    here.store.forget([record.key for record in first.values()])
-    with pytest.warns(UserWarning, match="damaged; set aside"):
-        second = run_all(here)
-    assert {one.status for one in second.values()} == {"ok"}
-    assert second["random_mask", "none", "toy_topic", 0].protection is not None
+    for kind in ("secrets", "protections"):
+        found = sorted((here.store.cache / kind).glob("*/[mp]*"))
+        for path in found:
+            path.write_bytes(path.read_bytes()[:-5])
+        assert found
+        here.store.forget([record.key for record in first.values()])
+        with pytest.warns(UserWarning, match="damaged; set aside"):
+            again = run_all(here)
+        assert {one.status for one in again.values()} == {"ok"}
+        assert again["random_mask", "none", "toy_topic", 0].protection is not None
 
 
-def test_a_killed_protect_leaves_a_secret_that_is_replaced(
-    workspace: MakeWorkspace, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Killed between secret and release, the next run must not keep a secret that belongs to other weights."""
+def test_a_secret_without_its_release_is_replaced(workspace: MakeWorkspace) -> None:
+    """A run that is killed between the two leaves one; it belongs to other weights than those of the next run."""
     here = workspace(fresh=True, defenses=["none", "random_mask"])
     job = next(job for job in here.plan.jobs() if str(job.defense) == "random_mask")
     from safetensors.torch import save_file
@@ -702,7 +627,7 @@ def test_a_killed_protect_leaves_a_secret_that_is_replaced(
     assert set(secret.mask) > set(stale)
 
 
-def test_a_job_of_another_narrowing_is_the_same_work(workspace: MakeWorkspace) -> None:
+def test_a_narrowed_job_and_the_whole_job_share_one_claim(workspace: MakeWorkspace) -> None:
     """Two runs on one folder, one of them narrowed to a task, must not do one cell twice."""
     whole = workspace(attacks=["none", "full"], tasks=["toy_topic", "toy_tone"])
     part = replace(whole, plan=narrow(whole.plan, tasks=["toy_topic"], attacks=["full"]))
@@ -712,46 +637,23 @@ def test_a_job_of_another_narrowing_is_the_same_work(workspace: MakeWorkspace) -
         assert referee.execute(part, part.plan.jobs()[0]) is None
 
 
-def test_a_plugin_that_exits_costs_its_own_cell_only(
+def test_prepare_runs_once_for_all_tasks_and_its_time_is_recorded(
     workspace: MakeWorkspace, plugin: WriteFile, run_all: RunAll
 ) -> None:
-    plugin("exits", attack("raise SystemExit(3)"))
-    records = run_all(workspace(attacks=["none", "exits", "full"]))
-    assert {attack: record.status for (_, attack, *_), record in records.items()} == {
-        "none": "ok",
-        "exits": "failed",
-        "full": "ok",
-    }
-
-
-def test_preparation_counts(workspace: MakeWorkspace, plugin: WriteFile, run_all: RunAll) -> None:
-    plugin(
-        "slow",
-        attack(
-            "return context.sweep(prepared.model, task)",
-            prepare="import time\ntime.sleep(0.2)\nreturn Prepared(release.model)",
-        ),
-    )
-    record = run_all(workspace(attacks=["none", "slow"]))["none", "slow", "toy_topic", 0]
-    assert record.cost.preparation_seconds >= 0.2
-    assert math.isfinite(record.cost.seconds)
-
-
-def test_prepare_runs_once_for_all_tasks(workspace: MakeWorkspace, plugin: WriteFile, run_all: RunAll) -> None:
     plugin(
         "prepares",
-        "calls = []\n"
+        "import time\n"
         + attack(
-            "return context.unchanged(prepared.model, task)", prepare="calls.append(1)\nreturn Prepared(release.model)"
-        ),
+            "return context.unchanged(prepared.model, task)",
+            prepare="self.calls.append(1)\ntime.sleep(0.2)\nreturn Prepared(release.model)",
+        ).replace("    knowledge:", "    calls: ClassVar = []\n    knowledge:"),
     )
-    run_all(workspace(attacks=["none", "prepares"], tasks=["toy_topic", "toy_tone"]))
-    assert registry._import(registry.find("attacks", "prepares")).calls == [1]
-
-
-def test_prepared_is_checked_in() -> None:
-    assert Prepared.__dataclass_params__.frozen  # type: ignore[attr-defined]
-    assert Protected.__dataclass_params__.frozen  # type: ignore[attr-defined]
+    records = run_all(workspace(attacks=["none", "prepares"], tasks=["toy_topic", "toy_tone"]))
+    assert registry.load(registry.find("attacks", "prepares")).calls == [1]
+    for task in ("toy_topic", "toy_tone"):
+        cost = records["none", "prepares", task, 0].cost
+        assert cost.preparation_seconds >= 0.2
+        assert math.isfinite(cost.seconds)
 
 
 def test_a_task_of_words_that_the_model_does_not_know_fails_and_says_so(

@@ -84,7 +84,7 @@ attempts = st.lists(
 
 @settings(max_examples=100, deadline=None)
 @given(attempts, st.integers(0, 40))
-def test_what_a_budget_pays_for(
+def test_the_best_point_within_each_budget_is_shown(
     tried: list[tuple[dict[float, list[float]], float, float, list[float]]], share: int
 ) -> None:
     records = [
@@ -181,7 +181,7 @@ def test_records_without_costs_have_no_curves() -> None:
     assert figures.budget(board) is None
 
 
-def test_where_lower_is_better_less_is_more() -> None:
+def test_where_lower_is_better_the_lowest_score_is_best() -> None:
     one = swept("full", {0.1: [3.0, 2.0]})
     bits = replace(one, validation=measurement(2.0, higher=False), curve=one.curve[1:])
     assert [point.score for point in way([bits], RATE)] == [-300.0, -200.0, -200.0]

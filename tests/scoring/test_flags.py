@@ -1,4 +1,4 @@
-"""Every reason to doubt a row: raised where it should be, with its numbers, and nowhere else."""
+"""Flags: each is raised where it should be, with its numbers, and nowhere else."""
 
 from __future__ import annotations
 
@@ -38,13 +38,14 @@ def test_a_clean_row_has_no_flag() -> None:
     assert of(scored(adaptive())).standing.group == "ranked"
 
 
-def test_edge_unranks() -> None:
+def test_a_picked_learning_rate_at_an_edge_unranks() -> None:
     records = changed(adaptive(), "pmp", "full", at_edge=True, picked=Point(0.03, 10, 0.5, None))
     flag = raised(records)["edge"]
     assert flag.severity == "unrank"
     assert "(0.03)" in flag.message
     assert "10 of 10 picked cells, first full on pairs, seed 0" in flag.message
     assert of(scored(records)).standing.group == "unranked"
+    assert of(scored(records)).claim.verdict == "untested"
     assert flag.message in of(scored(records)).standing.reasons
 
 
@@ -67,7 +68,7 @@ def test_the_owner_s_own_fine_tuning_is_no_attack_left_at_an_edge() -> None:
     assert raised([*adaptive(), *owner]) == {}
 
 
-def test_utility_bar_unranks() -> None:
+def test_utility_below_the_bar_unranks() -> None:
     records = [one for one in adaptive() if one.defense != "pmp"] + sweep(
         "pmp", (0.5, 0.51, 0.5, 0.5, 0.5), utility=0.7
     )
@@ -77,7 +78,7 @@ def test_utility_bar_unranks() -> None:
     assert of(scored(records)).standing.rank is None
 
 
-def test_a_wide_interval_is_not_said_to_miss_the_bar() -> None:
+def test_utility_whose_interval_holds_the_bar_unranks_for_too_few_seeds() -> None:
     kept = iter((0.72, 0.78, 0.74, 0.76, 0.75))  # 94, 106, 98, 102, 100 % of what is above the floor
     records = [
         replace(one, unattacked=measured, attacked=measured)
@@ -94,13 +95,13 @@ def test_a_wide_interval_is_not_said_to_miss_the_bar() -> None:
     )
 
 
-def test_one_seed_is_not_said_to_miss_the_bar() -> None:
+def test_utility_of_one_seed_has_no_interval_to_clear_the_bar() -> None:
     message = "keeps 100.0 % of base utility, one seed has no interval to clear the bar of 95 %"
     assert raised(suite(1))["utility"].message == message
 
 
 @pytest.mark.parametrize(("error", "doubtful"), [(None, False), (1e-3, False), (0.02, True), (float("nan"), True)])
-def test_gradient_error_unranks(error: float | None, doubtful: bool) -> None:
+def test_gradients_that_are_wrong_unrank(error: float | None, doubtful: bool) -> None:
     records = changed(adaptive(), "pmp", "none", protection=Protection(1000, 1.0, gradient_error=error))
     assert ("gradient" in raised(records)) == doubtful
     assert of(scored(records)).claim.verdict == ("untested" if doubtful else "holds")
@@ -142,23 +143,23 @@ def test_a_part_that_ends_above_the_whole_unranks(part: str) -> None:
     assert "ends 5.0 [" in raised(parts(0.87, 0.62))["part"].message
 
 
-def test_last_step_warns() -> None:
+def test_a_best_point_at_the_last_step_warns() -> None:
     flag = raised(changed(adaptive(), "pmp", "full", at_last_step=True))["last_step"]
     assert (flag.severity, "10 of 10 cells" in flag.message) == ("warn", True)
 
 
-def test_stuck_attack_warns() -> None:
+def test_an_attack_that_never_beat_not_training_warns() -> None:
     assert raised(changed(adaptive(), "pmp", "full", stuck=True))["stuck"].severity == "warn"
     beaten = [*sweep("none", (0.8,) * 5), *sweep("pmp", (0.2,) * 5, unattacked=0.3)]
     assert "10 of 10 cells" in raised(beaten)["stuck"].message
 
 
-def test_an_attack_that_only_stayed_finite_otherwise_warns() -> None:
+def test_an_attack_that_stayed_finite_only_in_another_attempt_warns() -> None:
     flag = raised(changed(adaptive(), "pmp", "full", retried="clipped"))["retried"]
     assert (flag.severity, "not with clipped" in flag.message) == ("warn", True)
 
 
-def test_an_attack_of_which_only_the_head_stayed_finite_unranks() -> None:
+def test_an_attack_that_stayed_finite_on_the_head_alone_unranks() -> None:
     records = changed(adaptive(), "pmp", "full", retried="head")
     flag = raised(records)["head_alone"]
     assert (flag.severity, "10 of 10 picked cells" in flag.message) == ("unrank", True)
@@ -216,12 +217,12 @@ def test_saturated_task_warns_at_the_reference() -> None:
     assert "saturated" not in raised(adaptive(), "none")
 
 
-def test_preliminary_warns() -> None:
+def test_fewer_than_five_seeds_warn() -> None:
     assert raised(suite(3))["preliminary"].message == "preliminary: 3 base seeds, a rank takes 5"
     assert "preliminary" not in raised(suite(5))
 
 
-def test_no_effect_beyond_the_trivial_defenses() -> None:
+def test_no_effect_beyond_the_trivial_defenses_is_noted() -> None:
     records = suite(5, defended=(0.71, 0.72, 0.74, 0.70, 0.73))
     flag = raised(records)["no_effect"]
     assert flag.severity == "note"
@@ -237,12 +238,12 @@ def test_without_trivial_defenses_no_effect_is_none_beyond_the_undefended() -> N
     assert message.endswith("points beyond none")
 
 
-def test_one_seed_says_nothing_of_an_effect() -> None:
+def test_one_seed_does_not_tell_whether_there_is_an_effect() -> None:
     assert "no_effect" not in raised(suite(1))
     assert "no_effect" in raised(suite(2, defended=(0.71, 0.74)))
 
 
-def test_not_adaptively_attacked() -> None:
+def test_a_defense_without_an_attack_of_its_own_is_noted() -> None:
     assert raised(suite())["not_adaptive"].severity == "note"
     assert "not_adaptive" in raised(changed(suite(), "pmp", "full", against=("trap2",)))
     assert "not_adaptive" not in raised(suite(), "early_stop")
@@ -254,7 +255,7 @@ def test_changed_configuration_is_noted() -> None:
     assert flag.message == "the release changes n_embd of the base"
 
 
-def test_a_tokenizer_that_reads_otherwise_unranks() -> None:
+def test_a_tokenizer_that_was_changed_unranks() -> None:
     records = changed(adaptive(), "pmp", "none", protection=Protection(1000, 1.0, tokenizer_changed=True))
     assert raised(records)["tokenizer"].severity == "unrank"
     assert of(scored(records)).standing.group == "unranked"

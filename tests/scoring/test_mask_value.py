@@ -131,20 +131,20 @@ def test_without_the_owner_or_with_a_failed_cell_nothing_is_measured() -> None:
     assert row.metrics["roc_auc"].value == pytest.approx(0.8)  # the guess is scored all the same
 
 
-def test_one_seed_tells_nothing() -> None:
+def test_one_seed_has_no_interval() -> None:
     records = [one for one in rows_of(guesses("magnitude", (0.9,) * SEEDS), owner()) if one.seed == 0]
     (row,) = scored(records).side_table(MaskValue).rows
     assert (row.finds, row.outcome, row.value) == (None, "not distinguishable", None)
 
 
-def test_who_knows_the_secret_guesses_nothing() -> None:
+def test_an_attack_that_knows_the_secret_is_left_out() -> None:
     """Nor does a cell that failed."""
     leaking = [replace(one, recovery={"roc_auc": 1.0}) for one in owner()]
     broken = [failed(one) for one in guesses("magnitude", (0.9,) * SEEDS)]
     assert table(leaking, broken) == {}
 
 
-def test_report() -> None:
+def test_the_report_shows_mask_values() -> None:
     board = scored(rows_of(guesses("magnitude[batches=2]", (0.80, 0.84, 0.82, 0.83, 0.81)), owner()))
     metrics, worth = board.side_table(MaskValue).tables()
     (line,) = metrics.rows

@@ -55,7 +55,7 @@ def table(found: Sequence[Record]) -> dict[str, MergingRow]:
     return {one.defense: one for one in lines(found)}
 
 
-def test_by_hand() -> None:
+def test_merged_scores_are_those_computed_by_hand() -> None:
     rows = table(records())
     assert list(rows) == ["plain", "trap2"]
     trap = rows["trap2"]
@@ -95,7 +95,7 @@ def test_each_operator_has_a_row() -> None:
     assert (found[2].control_kept, found[2].verdict) == (None, "untested")  # the control was not merged that way
 
 
-def test_what_merges_as_well_as_its_control_is_refuted() -> None:
+def test_a_claim_is_refuted_where_the_update_merges_as_well_as_its_control() -> None:
     assert table(records(PLAIN))["trap2"].verdict == "refuted"
     noisy = table(records((0.40, 0.80, 0.45, 0.78, 0.42)))["trap2"]
     assert noisy.beyond is not None
@@ -103,7 +103,7 @@ def test_what_merges_as_well_as_its_control_is_refuted() -> None:
     assert noisy.verdict == "refuted"
 
 
-def test_too_few_seeds_and_failed_cells_test_nothing() -> None:
+def test_a_claim_is_untested_with_too_few_seeds_or_failed_cells() -> None:
     assert table(records(MERGED[:2], PLAIN[:2]))["trap2"].verdict == "untested"
     assert table(records(MERGED[:3], PLAIN[:3]))["trap2"].verdict == "holds"
     broken = [failed(one) if (one.defense, one.attack, one.seed) == ("trap2", "merge", 4) else one for one in records()]
@@ -123,7 +123,7 @@ def test_a_release_that_misled_its_attackers_or_lacks_cells_proves_nothing() -> 
     assert refuted.verdict == "refuted"
 
 
-def test_an_update_that_is_worth_nothing_keeps_nothing_to_speak_of() -> None:
+def test_an_update_without_a_gain_has_no_share_to_keep() -> None:
     worthless = [
         replace(one, attacked=measurement(0.3), validation=measurement(0.3))
         if (one.defense, one.attack, one.seed) == ("trap2", "none", 0)
@@ -136,5 +136,5 @@ def test_an_update_that_is_worth_nothing_keeps_nothing_to_speak_of() -> None:
     assert trap.verdict == "untested"
 
 
-def test_nothing_merged_nothing_shown() -> None:
+def test_without_merging_attacks_there_is_no_table() -> None:
     assert lines([record("none", "full", "topic", 0, 0.5)]) == ()

@@ -1,4 +1,4 @@
-"""Pairing: who is compared with whom, by the base weights that each record names."""
+"""Pairing: rows are compared with their reference only if their records name the same base weights."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ def test_equal_or_unknown_base_weights_are_compared(own: str | None, reference: 
     assert not unpaired(rows(own, reference))
 
 
-def test_a_reference_without_records_is_no_other_base() -> None:
+def test_a_row_whose_reference_has_no_records_is_not_unpaired() -> None:
     assert not unpaired(rows("a", "b")[:1])
 
 
-def test_a_row_from_two_bases_fits_neither() -> None:
+def test_a_row_with_two_bases_is_unpaired() -> None:
     first, second = (rows(own, "a")[0] for own in ("a", "b"))
     assert ("pmp", 0) in unpaired([first, second, *rows("a", "a")[1:]])
 
@@ -43,7 +43,7 @@ def test_only_results_on_a_release_count(change: dict[str, object]) -> None:
     assert not unpaired([replace(own, **change), reference])
 
 
-def test_such_a_row_is_no_result_and_the_board_says_so() -> None:
+def test_an_unpaired_row_has_no_results_and_the_leaderboard_says_so() -> None:
     grid, problems = arrange([*rows("a", "b"), *rows("a", "a", 1)], None, frozenset(), 0.9)
     assert {(place.defense, place.seed) for place in grid.faults if place in grid.records} == {("pmp", 0)}
     assert [text for text in problems if "pmp" in text and "none at seed 0" in text]

@@ -109,7 +109,7 @@ def test_readings_are_shown_as_means_over_seeds() -> None:
         ({"rows": ["trap"], "read": "cost.flops"}, "cost of trap, seed 0: failed"),
     ],
 )
-def test_what_is_not_measured_has_its_reason(quantity: dict[str, Any], reason: str) -> None:
+def test_a_quantity_that_is_not_measured_has_a_reason(quantity: dict[str, Any], reason: str) -> None:
     readings = [reading("none", 0, flops=1.0), replace(reading("trap", 0), status="failed", reading=None)]
     found = examined([*suite(COUNT), *readings], read=quantity)
     assert (found.measured, found.outcome, found.reason) == (None, "not measured", reason)
@@ -174,7 +174,7 @@ def test_reports_show_the_claims(tmp_path: Path) -> None:
     assert found["measured"]["value"] == pytest.approx((20 + 23 + 25) / 3)
 
 
-def test_one_seed_decides_nothing() -> None:
+def test_one_seed_decides_no_claim() -> None:
     assert examined(suite(1), read={"rows": ["pmp"], "read": "gain"}, above=0).outcome == "measured"
 
 

@@ -63,7 +63,7 @@ def test_gain_recipe_and_cost_by_hand() -> None:
     assert (one.cells, one.failed, one.faults) == (6, 0, ())
 
 
-def test_who_ignores_the_release_is_on_every_row_and_who_knows_the_secret_does_not_count() -> None:
+def test_attacks_that_ignore_the_release_are_on_every_row_and_those_with_the_secret_are_left_out() -> None:
     owner = [record("pmp", "authorized", task, seed, 0.9, knowledge=("secret",)) for task in TASKS for seed in range(3)]
     found = board(owner)
     assert attacks(found)["authorized"].counts is False
@@ -76,7 +76,7 @@ def test_who_ignores_the_release_is_on_every_row_and_who_knows_the_secret_does_n
     assert "none" not in attacks(found)
 
 
-def test_what_failed_or_is_missing_is_said() -> None:
+def test_failed_and_missing_cells_are_said() -> None:
     records = lora()
     broken = [failed(one, "oom") if one.defense == "pmp" and one.seed == 1 else one for one in records]
     left = [one for one in broken if (one.defense, one.task, one.seed) != ("pmp", "topic", 2)]
@@ -117,7 +117,7 @@ def test_what_an_attack_without_a_record_knows_is_not_known() -> None:
     assert row[1:4] == ("–", "–", "–")
 
 
-def test_a_page_for_each_row(tmp_path: Path) -> None:
+def test_each_row_has_a_page(tmp_path: Path) -> None:
     skips = [("pmp", "redistill", "it has | no locked MLPs")]
     full = [*suite(COUNT), *lora(), *sweep("pmp[x=a|b]", (0.5,) * COUNT), *sweep("pmp_x=a_b", (0.5,) * COUNT)]
     found = scored(full, skips=skips)

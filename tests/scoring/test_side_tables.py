@@ -1,4 +1,4 @@
-"""What a new table beside the ranking takes: one class, one entry in the list, and it appears in every report."""
+"""A new table beside the ranking is one class and one entry in a list; then every report shows it."""
 
 from __future__ import annotations
 

@@ -131,7 +131,7 @@ def test_without_benign_tasks_the_told_ones_decide() -> None:
     assert _suppression(immune, PROBE, "benign") is None
 
 
-def test_holm_over_the_rows() -> None:
+def test_p_values_are_adjusted_by_holm_over_the_rows() -> None:
     """Alone a p of 0.0138 will do; the smaller of two must be at most half of 2.5 %."""
     weak = IMMUNE | {(PROBE, TOLD): [0.60, 0.70, 0.62], (FLOAT32, TOLD): [0.60, 0.70, 0.62]}
     assert difference([80.0, 82.0, 84.0], [60.0, 70.0, 62.0]).p == pytest.approx(0.0138, abs=1e-4)
@@ -190,7 +190,7 @@ def test_untested_where_seeds_cells_or_told_tasks_are_missing() -> None:
     assert (immune.claim, immune.adaptive) == ("untested", "refuted")
 
 
-def test_only_defenses_that_are_told_tasks_and_claim_something() -> None:
+def test_only_defenses_that_are_told_tasks_and_have_a_claim_are_in_the_table() -> None:
     merging = Claim(frozenset({"method"}), "merging")
     records = [
         _rows("none", UNDEFENDED),
@@ -201,12 +201,12 @@ def test_only_defenses_that_are_told_tasks_and_claim_something() -> None:
     assert _lines(*records) == ()
 
 
-def test_no_reference_no_scores() -> None:
+def test_without_a_reference_there_are_no_scores() -> None:
     (immune,) = _lines(_rows("immune", IMMUNE, CLAIM, (TOLD,)))
     assert (immune.claim, _suppression(immune, PROBE, "told")) == ("untested", None)
 
 
-def test_the_owners_attack_and_scratch_stay_out() -> None:
+def test_the_owners_attack_and_scratch_are_left_out() -> None:
     owner = [
         replace(record("immune", "authorized", TOLD, seed, 0.9), knowledge=("secret",), row=row("immune", claim=CLAIM))
         for seed in range(3)

@@ -32,7 +32,7 @@ def table(records: list[Record]) -> tuple[TextRow, ...]:
     return scored([*suite(SEEDS), *records]).side_table(TextControl).rows
 
 
-def test_what_a_healed_release_is_worth_beyond_its_text() -> None:
+def test_the_gain_beyond_training_from_scratch_on_the_same_text_is_scored() -> None:
     found = {row.defense: row for row in table([*HEALED, *AFRESH])}
     assert list(found) == ["early_stop", "none", "pmp"]
     pmp = found["pmp"]
@@ -46,7 +46,7 @@ def test_what_a_healed_release_is_worth_beyond_its_text() -> None:
     assert pmp.beyond.count == SEEDS
 
 
-def test_only_where_both_are_there_and_had_as_much_of_the_text() -> None:
+def test_attack_and_control_are_compared_only_with_equal_text_and_knowledge() -> None:
     assert table(HEALED) == ()
     assert table(AFRESH) == ()
     assert table([*HEALED, *on_text("none", "scratch[text=true]", (0.6, 0.65, 0.61), steps=400)]) == ()
@@ -61,7 +61,7 @@ def table_of(board: Leaderboard) -> Table:
     return found
 
 
-def test_table() -> None:
+def test_the_table_shows_both_scores_with_their_intervals() -> None:
     board = scored([*suite(SEEDS), *HEALED, *AFRESH])
     line = next(row for row in table_of(board).rows if row[0] == "pmp")
     assert line[:6] == ("pmp", "heal", "200", "71.0 [68.5, 73.5]", "scratch[text=true]", "62.0 [55.4, 68.6]")

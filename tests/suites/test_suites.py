@@ -30,7 +30,7 @@ def refused(changes: dict[str, Any]) -> str:
     return message
 
 
-def test_a_file_is_read_whole(tmp_path: Path) -> None:
+def test_a_suite_file_is_read_with_all_its_settings(tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
     path.write_text(yaml.safe_dump(content()))
     assert suites.read(str(path)) == tiny_suite()
@@ -116,7 +116,7 @@ def test_bad_budgets_are_refused_by_name(changes: dict[str, Any], expected: str)
         {"budget": {"durations": [4], "warmup": 9, "decay": True}},
     ],
 )
-def test_a_warm_up_that_ends_with_the_run_stands(changes: dict[str, Any]) -> None:
+def test_a_warm_up_may_end_with_the_run(changes: dict[str, Any]) -> None:
     assert tiny_suite(**changes)
 
 
@@ -124,7 +124,7 @@ def test_step_0_is_always_among_the_durations() -> None:
     assert tiny_suite(budget={"durations": [8, 2, 8]}).budget.durations == (0, 2, 8)
 
 
-def test_changes_are_laid_over_the_file(tmp_path: Path) -> None:
+def test_changes_replace_settings_of_the_file(tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
     path.write_text(yaml.safe_dump(content()))
     changed = suites.read(
@@ -157,7 +157,7 @@ def test_bad_changes_are_refused(change: str, expected: str, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("text", ["[1, 2", "- a\n- b\n", "", "just words", "!!python/object:os.system {}", "\x00\xff"])
-def test_what_is_no_suite_is_refused_in_one_line(text: str, tmp_path: Path) -> None:
+def test_a_file_that_is_no_suite_is_refused_in_one_line(text: str, tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
     path.write_text(text, encoding="latin-1")
     with pytest.raises(NftbenchError) as caught:
@@ -166,7 +166,7 @@ def test_what_is_no_suite_is_refused_in_one_line(text: str, tmp_path: Path) -> N
     assert "\n" not in str(caught.value)
 
 
-def test_a_missing_suite_names_the_nearest(tmp_path: Path) -> None:
+def test_a_misspelt_suite_name_is_refused_with_the_nearest_one(tmp_path: Path) -> None:
     with pytest.raises(NftbenchError, match="did you mean 'smoke'"):
         suites.read("smok")
     with pytest.raises(NftbenchError, match="no such suite file"):

@@ -1,4 +1,4 @@
-"""The probes: FLOPs and bytes of a step against numbers worked out by hand, and gradients that lie."""
+"""FLOPs and bytes of a step against numbers worked out by hand, and the detection of wrong gradients."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_attention_is_counted_in_flops() -> None:
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_honest_networks_have_true_gradients(architecture: str) -> None:
+def test_ordinary_networks_have_true_gradients(architecture: str) -> None:
     network = build(
         {"model_type": architecture, **ARCHITECTURES[architecture], "vocab_size": 50}, None, 0, "cpu"
     ).network
@@ -109,13 +109,13 @@ class Liar(nn.Linear):
         ("nan", 2.0),
     ],
 )
-def test_gradients_that_lie_are_seen(how: str, least: float) -> None:
+def test_wrong_gradients_are_detected(how: str, least: float) -> None:
     network = Liar(3, 2)
     network.how = how
     assert gradient_error(network, loss, 0) >= least
 
 
-def test_a_detached_layer_is_seen() -> None:
+def test_a_detached_layer_is_detected() -> None:
     class Detached(nn.Linear):
         def forward(self, x: Tensor) -> Tensor:
             return super().forward(x).detach() + 0 * self.weight.sum()
@@ -123,7 +123,7 @@ def test_a_detached_layer_is_seen() -> None:
     assert gradient_error(Detached(3, 2), loss, 0) > 0.9
 
 
-def test_another_function_while_training_is_seen() -> None:
+def test_another_function_in_training_mode_is_detected() -> None:
     """Its gradients are true to what it computes then, which is not what it is judged by."""
 
     class TwoFaced(nn.Linear):
@@ -133,7 +133,7 @@ def test_another_function_while_training_is_seen() -> None:
     assert gradient_error(TwoFaced(3, 2), loss, 0) > 0.1
 
 
-def test_a_lie_in_single_precision_alone_is_seen() -> None:
+def test_wrong_gradients_in_single_precision_alone_are_detected() -> None:
     """Differences are taken in float64, where it is honest."""
 
     class SingleLiar(nn.Linear):
@@ -144,6 +144,6 @@ def test_a_lie_in_single_precision_alone_is_seen() -> None:
     assert gradient_error(SingleLiar(3, 2), loss, 0) == 1
 
 
-def test_the_probe_repeats_itself() -> None:
+def test_the_gradient_error_is_reproducible() -> None:
     network = linear()
     assert gradient_error(network, loss, 3) == gradient_error(network, loss, 3)

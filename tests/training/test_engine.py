@@ -1,4 +1,4 @@
-"""The engine: what a mask holds back stays bit for bit, steps are those of an optimizer written by hand."""
+"""The engine: masked weights keep their bits, and steps agree with optimizers written by hand."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def run_steps(network: nn.Module, one: Stepper, count: int = 6) -> None:
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
-def test_the_frozen_part_stays_bit_for_bit_and_the_free_part_moves(optimizer: str) -> None:
+def test_masked_weights_keep_their_bits_and_the_others_change(optimizer: str) -> None:
     network = net()
     mask, before = random_mask(network), weights(network)
     run_steps(network, stepper(network, optimizer, mask=mask))
@@ -118,7 +118,7 @@ def test_a_mask_that_keeps_all_changes_nothing(optimizer: str) -> None:
     assert all(torch.equal(one, weights(masked)[name]) for name, one in weights(plain).items())
 
 
-def test_clipping_counts_the_free_part_only() -> None:
+def test_clipping_takes_the_norm_of_the_free_weights_alone() -> None:
     network = net()
     mask = random_mask(network, 0.1)
     one = stepper(network, clip=1e-3, mask=mask)
@@ -136,7 +136,7 @@ def test_clipping_counts_the_free_part_only() -> None:
     betas=st.sampled_from([(0.9, 0.999), (0.9, 0.95)]),
     warmup=st.integers(0, 4),
 )
-def test_masked_adamw_is_the_one_written_by_hand(
+def test_masked_adamw_agrees_with_one_written_by_hand(
     ratio: float, decay: float, clip: float | None, betas: tuple[float, float], warmup: int
 ) -> None:
     """Loshchilov and Hutter 2019, algorithm 2, in float64 numpy, with gradients and decay only where the mask is."""
@@ -169,7 +169,7 @@ def test_masked_adamw_is_the_one_written_by_hand(
         np.testing.assert_allclose(weight.detach().numpy(), value[name], rtol=1e-10, atol=1e-12, err_msg=name)
 
 
-def test_sgd_is_momentum_written_by_hand() -> None:
+def test_sgd_agrees_with_momentum_written_by_hand() -> None:
     network = net().double()
     theirs, momentum = copy.deepcopy(network), {}
     one = stepper(network, "sgd", weight_decay=0.1, clip=None)
@@ -217,7 +217,7 @@ def test_a_mask_that_does_not_fit_is_refused(mask: Weights, expected: str) -> No
         stepper(net(), mask=mask)
 
 
-def test_nothing_to_train_is_refused() -> None:
+def test_a_network_without_trainable_weights_is_refused() -> None:
     with pytest.raises(NftbenchError, match="nothing to train"):
         stepper(net().requires_grad_(False))
 
@@ -231,7 +231,7 @@ def test_parameters_that_need_no_gradient_are_left_alone() -> None:
         assert torch.equal(after, before[name]) == name.startswith("hidden"), name
 
 
-def test_gradients_can_be_seen_after_the_step() -> None:
+def test_gradients_are_kept_until_after_the_step() -> None:
     network = net()
     stepper(network).step(loss(network, 0))
     assert all(weight.grad is not None for weight in network.parameters())
@@ -245,7 +245,7 @@ RECIPE = Pretraining(steps=40, warmup=10, batch=4, learning_rate=1e-2)
 
 @pytest.mark.parametrize("kind", ["constant", "cosine", "linear", "wsd"])
 @pytest.mark.parametrize("warmup", [0, 1, 10, 40, 60])
-def test_schedules_warm_up_and_end_where_they_should(kind: str, warmup: int) -> None:
+def test_schedules_warm_up_from_zero_and_end_at_their_final_rate(kind: str, warmup: int) -> None:
     recipe = RECIPE.model_copy(update={"schedule": kind, "warmup": warmup})
     factors = [engine.schedule(recipe, step) for step in range(1, 41)]
     risen = min(warmup, 40)
@@ -259,7 +259,7 @@ def test_schedules_warm_up_and_end_where_they_should(kind: str, warmup: int) -> 
         assert late[: 40 - 12 - risen] == [pytest.approx(1.0)] * (40 - 12 - risen)
 
 
-def test_half_way_down_the_cosine() -> None:
+def test_the_cosine_schedule_is_at_its_mean_half_way() -> None:
     recipe = RECIPE.model_copy(update={"warmup": 0, "final": 0.1})
     assert engine.schedule(recipe, 20) == pytest.approx(0.55)
 
@@ -306,7 +306,7 @@ def test_masked_pretraining_leaves_the_complement_at_its_initial_value(architect
         assert not torch.equal(weight[mask[name]], before[name][mask[name]]), name
 
 
-def test_pretraining_repeats_itself_and_leaves_global_random_numbers_alone() -> None:
+def test_pretraining_is_reproducible_and_leaves_the_global_random_state_alone() -> None:
     state = torch.get_rng_state()
     _, first = pretrained()
     _, again = pretrained()
@@ -316,7 +316,7 @@ def test_pretraining_repeats_itself_and_leaves_global_random_numbers_alone() -> 
     assert not all(torch.equal(weight, other[name]) for name, weight in first.items())
 
 
-def test_stopping_is_on_the_way_of_the_whole_run() -> None:
+def test_a_stopped_run_has_the_weights_of_the_whole_run_at_that_step() -> None:
     seen: list[Weights] = []
 
     def look(network: nn.Module, step: int) -> bool:

@@ -1,4 +1,4 @@
-"""What attackers compute beside the sweeps, against loops written out here; what their context gives; what it costs."""
+"""Training before the sweep, against loops written by hand; what an attacker's context gives; what it costs."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from nftbench.training import preparation
 from nftbench.training.engine import Stepper
 from nftbench.training.preparation import fitting, tuned
 from nftbench.training.trainer import CellTimeoutError, Ledger
-from tests.running.test_referee import leaks
+from tests.leaks import leaks
 
 MakeWorkspace = Callable[..., Workspace]
 WriteFile = Callable[[str, str], Path]
@@ -73,7 +73,7 @@ def attacker(workspace: Workspace, **known: Any) -> Attacker:
 
 
 @pytest.mark.parametrize("steps", [1, 4, 23])
-def test_training_is_adamw_with_a_tenth_of_warm_up_and_a_fall_to_nothing(steps: int, workspace: MakeWorkspace) -> None:
+def test_training_is_adamw_with_a_tenth_of_warm_up_and_a_fall_to_zero(steps: int, workspace: MakeWorkspace) -> None:
     # In float64: AdamW makes whole steps of what rounding leaves of a gradient of nothing (that of the keys' biases).
     context, trained, expected = attacker(workspace()), network().double(), network().double()
     rates: list[float] = []
@@ -112,7 +112,7 @@ def test_training_clips_as_the_budget_says(workspace: MakeWorkspace) -> None:
     assert min(norms[2:]) > 0.05
 
 
-def test_training_keeps_what_the_mask_does_not_mark(workspace: MakeWorkspace) -> None:
+def test_training_does_not_change_weights_that_the_mask_does_not_mark(workspace: MakeWorkspace) -> None:
     trained = network()
     before = state(trained)
     mask = {name: torch.rand(weight.shape) < 0.5 for name, weight in before.items()}
@@ -122,7 +122,7 @@ def test_training_keeps_what_the_mask_does_not_mark(workspace: MakeWorkspace) ->
     assert not torch.equal(trained.get_parameter("lm_head.weight"), before["transformer.wte.weight"])
 
 
-def test_training_at_no_rate_only_looks(workspace: MakeWorkspace) -> None:
+def test_training_at_a_rate_of_zero_shows_gradients_and_changes_nothing(workspace: MakeWorkspace) -> None:
     """Its steps show gradients, and they are counted all the same."""
     context, trained = attacker(workspace()), network()
     before, seen = state(trained), list[Tensor]()
@@ -140,7 +140,9 @@ def test_training_at_no_rate_only_looks(workspace: MakeWorkspace) -> None:
     torch.testing.assert_close(seen[1], expected / max(norm, 1.0), rtol=1e-4, atol=1e-7)
 
 
-def test_training_draws_from_the_attackers_seed_and_leaves_the_global_one(workspace: MakeWorkspace) -> None:
+def test_training_draws_from_the_attackers_seed_and_leaves_the_global_random_state_alone(
+    workspace: MakeWorkspace,
+) -> None:
     def noisy(trained: nn.Module, step: int) -> Tensor:
         return text_loss(trained, step) * (1 + torch.rand(()))
 
@@ -155,7 +157,7 @@ def test_training_draws_from_the_attackers_seed_and_leaves_the_global_one(worksp
     assert not same(found[0], found[2])
 
 
-def test_training_takes_a_step_at_least(workspace: MakeWorkspace) -> None:
+def test_training_of_no_steps_is_refused(workspace: MakeWorkspace) -> None:
     with pytest.raises(NftbenchError, match="at least one step, not 0"):
         attacker(workspace()).train(network(), text_loss, steps=0, learning_rate=0.01)
 
@@ -175,7 +177,7 @@ def test_the_ledger_holds_the_flops_of_the_whole_run(
     assert context.ledger.flops == counter.get_total_flops() > 0
 
 
-def test_a_teacher_is_counted_and_a_run_that_ends_early_costs_less(workspace: MakeWorkspace) -> None:
+def test_a_teachers_flops_are_counted_and_a_run_that_ends_early_costs_less(workspace: MakeWorkspace) -> None:
     here, teacher = workspace(), network()
 
     def distilled(trained: nn.Module, step: int) -> Tensor:
@@ -206,7 +208,7 @@ def test_the_ledger_adds_up(workspace: MakeWorkspace) -> None:
     assert context.ledger.peak_memory_bytes >= 4 * sum(weight.nbytes for weight in network().parameters())
 
 
-def test_the_budgets_seconds_are_those_of_all_preparation(workspace: MakeWorkspace) -> None:
+def test_the_budgets_seconds_limit_all_preparation_together(workspace: MakeWorkspace) -> None:
     """Many short trainings may not take longer than one that is long."""
     context = attacker(workspace(budget={"timeout": 60.0}))
     context.train(network(), text_loss, steps=1, learning_rate=0.01)
@@ -242,7 +244,7 @@ def test_gradients_are_those_of_the_mean_loss_and_are_counted(workspace: MakeWor
     assert all(weight.grad is None for weight in looked.parameters())
 
 
-def test_gradients_that_nobody_takes_cost_nothing(workspace: MakeWorkspace) -> None:
+def test_gradients_cost_only_as_they_are_taken(workspace: MakeWorkspace) -> None:
     context = attacker(workspace())
     asked: list[int] = []
 
@@ -263,7 +265,7 @@ def test_gradients_that_nobody_takes_cost_nothing(workspace: MakeWorkspace) -> N
 # ---------------------------------------------------------------------------------------------------------------- text
 
 
-def test_text_is_that_of_the_corpus_without_end(workspace: MakeWorkspace) -> None:
+def test_text_repeats_the_corpus_in_a_new_order_without_end(workspace: MakeWorkspace) -> None:
     here = workspace()
     corpus = make_corpus(here, 0)
     context = attacker(here, _corpus=corpus)
@@ -314,7 +316,7 @@ def files(folder: Path) -> dict[str, int]:
     return {str(path): path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
 
 
-def test_a_shadow_is_the_attackers_own(workspace: MakeWorkspace) -> None:
+def test_a_shadow_shares_nothing_with_the_owners_run(workspace: MakeWorkspace) -> None:
     """Neither the owner's secret nor the owner's start, nothing of it in the cache, and its cost in the ledger."""
     here = workspace(fresh=True, defenses=["none", "random_mask"])
     job = job_of(here, "random_mask")
@@ -430,7 +432,7 @@ def test_the_start_of_the_run_needs_the_right_seed_and_a_sibling(workspace: Make
 # -------------------------------------------------------------------------------------------------------- other attacks
 
 
-def test_other_attacks_are_those_that_are_named(workspace: MakeWorkspace) -> None:
+def test_an_attack_may_use_only_the_attacks_that_it_names(workspace: MakeWorkspace) -> None:
     from nftbench.planning import registry
 
     context = attacker(workspace(), _uses=("full[optimizer=sgd]", "lora[rank=8]"))
@@ -444,7 +446,7 @@ def test_other_attacks_are_those_that_are_named(workspace: MakeWorkspace) -> Non
 # ---------------------------------------------------------------------------------------------- a look before the sweep
 
 
-def test_a_look_is_one_short_run_at_the_middle_rate(workspace: MakeWorkspace) -> None:
+def test_tuned_is_one_short_run_at_the_middle_rate(workspace: MakeWorkspace) -> None:
     here = workspace(budget={"learning_rates": {"adamw": [1e-3, 4e-3, 1e-2, 3e-2]}})
     context, model = attacker(here), Owner(here, 0).build()
     task = FirstWord().load(task_context(here, model))
@@ -459,7 +461,7 @@ def test_a_look_is_one_short_run_at_the_middle_rate(workspace: MakeWorkspace) ->
     assert (context.ledger.steps, context.ledger.runs) == (5, 1)
 
 
-def test_what_fits_is_of_the_same_name_and_shape() -> None:
+def test_fitting_keeps_tensors_of_the_same_name_and_shape() -> None:
     target = nn.Linear(3, 2)
     given = {"weight": torch.ones(2, 3), "bias": torch.ones(3), "other": torch.ones(2)}
     assert list(fitting(given.items(), target)) == ["weight"]
@@ -504,7 +506,7 @@ class Heals(Attack):
 """
 
 
-def test_what_is_spent_before_the_sweep_stands_in_the_record(
+def test_the_record_says_what_was_spent_before_the_sweep(
     workspace: MakeWorkspace, plugin: WriteFile, run_all: RunAll
 ) -> None:
     """The preparation that tasks share in each one's, and what is spent on one task in that one's alone."""
@@ -577,24 +579,23 @@ def test_a_guess_is_scored_by_the_referee(workspace: MakeWorkspace, plugin: Writ
     assert "the guess does not fit the release" in found[attacks[3]].reason
 
 
-def test_an_attacks_own_number_of_documents_leaves_the_others_splits_alone(
-    workspace: MakeWorkspace, plugin: WriteFile, run_all: RunAll, monkeypatch: pytest.MonkeyPatch
+def test_an_attack_that_asks_for_fewer_documents_is_given_fewer_to_train_on_alone(
+    workspace: MakeWorkspace, plugin: WriteFile, run_all: RunAll
 ) -> None:
     source = (
-        "seen = []\n\n@dataclass(frozen=True)\nclass Many(Attack):\n    count: int | None = None\n"
+        "@dataclass(frozen=True)\nclass Many(Attack):\n    seen: ClassVar = []\n    count: int | None = None\n"
         "    def train_documents(self, budget):\n        return self.count\n"
         "    def adapt(self, prepared, task, context):\n"
-        "        seen.append([[str(document.pairs) for document in task.split(name).documents]"
+        "        self.seen.append([[str(document.pairs) for document in task.split(name).documents]"
         " for name in ('train', 'validation')])\n"
         "        return context.unchanged(prepared.model, task)\n"
     )
-    path = plugin("many", source)
-    assert path.is_file()
+    plugin("many", source)
     here = workspace(attacks=["none", "many", "many[count=5]", "many[count=32]"])
     records = run_all(here)
     from nftbench.planning import registry
 
-    seen = registry._import(registry.find("attacks", "many")).seen
+    seen = registry.load(registry.find("attacks", "many")).seen
     (whole, validation), (few, same_validation), (usual, _) = seen
     assert (len(few), len(usual)) == (5, 32)
     assert len(whole) > 32
@@ -604,44 +605,26 @@ def test_an_attacks_own_number_of_documents_leaves_the_others_splits_alone(
     scores = {record.attacked for (_, attack, *_), record in records.items() if attack != "none"}
     assert len(scores) == 1
     assert records["none", "none", "toy_topic", 0].attacked in scores
-
-
-FEW = """
-@dataclass(frozen=True)
-class Few(Attack):
-    def train_documents(self, budget):
-        return 5
-
-    def adapt(self, prepared, task, context):
-        return context.unchanged(prepared.model, task)
-"""
-
-
-def test_a_record_names_the_documents_that_the_attack_was_given(
-    workspace: MakeWorkspace, plugin: WriteFile, run_all: RunAll
-) -> None:
-    plugin("few", FEW)
-    record = run_all(workspace(attacks=["none", "few"]))["none", "few", "toy_topic", 0]
-    assert record.provenance["documents"]["splits"]["train"]["documents"] == 5
+    documents = records["none", "many[count=5]", "toy_topic", 0].provenance["documents"]["splits"]["train"]["documents"]
+    assert documents == 5
 
 
 SPY = """
-seen = []
-
 @dataclass(frozen=True)
 class Spy(Attack):
     knowledge: ClassVar = frozenset({"method", "data"})
+    seen: ClassVar = []
 
     def uses(self):
         return ("full",)
 
     def prepare(self, release, context):
-        seen.extend([release, context, context.defense, context.pretraining, context.attack("full")])
-        seen.append(next(context.text(release.model, 4)))
+        self.seen.extend([release, context, context.defense, context.pretraining, context.attack("full")])
+        self.seen.append(next(context.text(release.model, 4)))
         return Prepared(release.model)
 
     def adapt(self, prepared, task, context):
-        seen.extend([prepared, task, context])
+        self.seen.extend([prepared, task, context])
         return context.unchanged(prepared.model, task)
 """
 
@@ -657,7 +640,7 @@ def test_method_and_data_do_not_lead_to_the_secret(
     assert [record.status for record in run_all(here).values()] == ["ok"]
     secret = load_secret(here, here.plan.cells[0].release)
     assert secret is not None
-    seen = registry._import(registry.find("attacks", "spy")).seen
+    seen = registry.load(registry.find("attacks", "spy")).seen
     assert len(seen) == 9
     assert leaks(seen, secret.mask, here.store.cache) == []
     assert not any(isinstance(item, Workspace | Cell | Owner) for item in seen)
@@ -713,7 +696,7 @@ class Spoils(Attack):
 """
 
 
-def test_what_one_task_does_to_what_an_attacker_holds_reaches_no_other(
+def test_changes_that_an_attack_makes_on_one_task_do_not_reach_another(
     workspace: MakeWorkspace, plugin: WriteFile, run_all: RunAll, bare: Bare
 ) -> None:
     """Or a resumed job would end elsewhere than a whole one."""
@@ -731,7 +714,7 @@ def test_what_one_task_does_to_what_an_attacker_holds_reaches_no_other(
     assert found("resumed") == whole
 
 
-def test_a_shadow_takes_time_and_has_a_limit(workspace: MakeWorkspace) -> None:
+def test_a_shadows_seconds_are_counted_and_limited(workspace: MakeWorkspace) -> None:
     context = shadowing(workspace(), "random_mask")
     context.shadow(0)
     assert context.ledger.seconds > 0
