@@ -30,7 +30,6 @@ PAGES = (ROOT / "README.md", ROOT / "docs" / "suites.md", ROOT / "results" / "RE
 RECORD = (
     record.Record,
     record.Row,
-    contract.Claim,
     contract.Cost,
     contract.Measurement,
     contract.Point,

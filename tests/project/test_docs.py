@@ -6,7 +6,8 @@ import itertools
 import json
 import re
 import shlex
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,6 @@ import pytest
 import typer
 
 from nftbench import suites
-from nftbench.calibration import null
 from nftbench.cli import app
 from nftbench.contract import AttackerContext, Inspection, OwnerContext, TaskContext
 from nftbench.planning import registry
@@ -188,16 +188,6 @@ def test_numbers_in_tables_have_their_command(page: Path) -> None:
             assert COMMAND.search(section), section.split("\n", 1)[0]
 
 
-def test_the_claims_in_the_text_are_those_of_the_records() -> None:
-    """docs/reproduction.md shows the table of each paper suite that has been run, line by line."""
-    text = read("docs/reproduction.md")
-    for page in sorted((ROOT / "results").glob("paper-*/leaderboard.md")):
-        table = read(page).partition("## Claims\n")[2].partition("\n## ")[0]
-        lines = [line for line in table.splitlines() if line.startswith("|")]
-        assert len(lines) > 2, page
-        assert not [line for line in lines if line not in text], page
-
-
 # ------------------------------------------------------------------------------------------- numbers and their records
 
 SPOKEN = {
@@ -213,6 +203,8 @@ SPOKEN = {
 }
 """What the text calls a row, where it does not write what the records do: they leave out defaults, it the rest."""
 
+OUTCOMES = ("holds", "does not hold", "not distinguishable", "measured")
+
 
 def spoken(row: str) -> str:
     return f"`{SPOKEN.get(row, row)}`"
@@ -224,6 +216,22 @@ def published(path: str) -> Any:
 
 def interval(value: dict[str, Any] | None, scale: float = 1) -> str:
     return table.interval(Interval(**value) if value else None, scale)
+
+
+def test_the_claims_in_the_text_are_counted_as_in_the_records() -> None:
+    made: dict[str, list[Any]] = {}
+    for path in (ROOT / "results").glob("paper-*/leaderboard.json"):
+        claims = published(f"{path.parent.name}/leaderboard.json")["claims"]
+        outcomes = Counter(claim["outcome"] for claim in claims)
+        assert outcomes.keys() <= set(OUTCOMES)
+        counts = {claim["measured"]["count"] for claim in claims}
+        made[path.parent.name] = [counts, *(outcomes[outcome] for outcome in OUTCOMES)]
+    shown: dict[str, list[Any]] = {}
+    for name, seeds, _, *verdicts, link in rows(read("docs/reproduction.md"), "All claims"):
+        suite = f"paper-{name.strip('`')}"
+        assert f"(../results/{suite}/leaderboard.md#claims)" in link
+        shown[suite] = [{int(seeds)}, *map(int, verdicts)]
+    assert shown == made
 
 
 @pytest.mark.parametrize(("heading", "suite"), [("Two commands", "small"), ("The ranking", "standard")])
@@ -238,78 +246,64 @@ def test_scores_in_the_readme_are_those_of_the_board(heading: str, suite: str) -
     assert [row for row in shown if row not in made] == []
 
 
-def test_the_table_of_fakes_is_that_of_the_null() -> None:
-    made = []
-    for one in published("small-null/null.json")["rates"]:
-        low, value, high = (100 * one["interval"][key] for key in ("low", "value", "high"))
-        rate = table.interval(Interval(value, low, high), digits=2)
-        made.append([one["design"], f"{one['seeds']}", rate, f"{100 * null.BOUNDS[one['seeds']]:g}"])
-    assert rows(read("docs/validity.md"), "Null: two undefended models") == made
+def unsaid(heading: str, numbers: Iterable[str]) -> list[str]:
+    """Those numbers that a section of docs/validity.md does not hold."""
+    section = " ".join(read("docs/validity.md").split(f"## {heading}\n", 1)[1].split("\n## ", 1)[0].split())
+    return [number for number in numbers if number not in section]
 
 
-def test_the_table_of_doses_is_that_of_the_proof() -> None:
-    made = [
-        [spoken(one["row"]), interval(one["retention"], 100), interval(one["suppression"])]
-        for one in published("small-dose/dose.json")["doses"]
+def test_the_rates_of_fakes_are_those_of_the_null() -> None:
+    found = published("small-null/null.json")
+    rates = [one["interval"] for one in found["rates"] if one["design"] == "pairs of one grammar"]
+    numbers = [
+        "{:.2f} % [{:.2f}, {:.2f}]".format(*(100 * one[end] for end in ("value", "low", "high"))) for one in rates
     ]
-    shown = rows(read("docs/validity.md"), "Dose: less pre-training")
-    assert [row for row in shown if row not in made] == []
+    assert len(numbers) == 2
+    assert unsaid("Null: two undefended models", numbers) == []
 
 
-def test_the_table_of_the_oracle_is_that_of_the_proof() -> None:
-    """The first table under the heading is of a pilot whose records were not kept."""
-    made = []
-    for one in published("small-oracle/oracle.json")["grades"]:
-        numbers = [interval(one["suppression"]), interval(one["excess"]), interval(one["retention"], 100)]
-        made.append([spoken(one["row"]), *numbers, one["verdict"]])
-    assert rows(read("docs/validity.md"), "Oracle: a defense that works", which=1) == made
+def test_the_doses_are_those_of_the_proof() -> None:
+    doses = {one["fraction"]: one for one in published("small-dose/dose.json")["doses"]}
+    numbers = [interval(doses[fraction]["suppression"]) for fraction in (0.2, 0.3)]
+    numbers += [f"{100 * doses[fraction]['retention']['value']:.1f}" for fraction in (0.2, 0.3)]
+    assert unsaid("Dose: less pre-training", numbers) == []
 
 
-def test_the_table_of_power_is_that_of_the_proof() -> None:
-    found = published("small-power/power.json")
-    made = []
-    for one in found["spreads"]:
-        name = spoken(one["source"]) if one["source"].startswith("oracle") else f"{one['source']}, {one['seeds']} pairs"
-        made.append([name, *(f"{found['smallest'][one['source']][seeds]:.1f}" for seeds in ("3", "5"))])
-    assert rows(read("docs/validity.md"), "Power: the smallest effect that is seen") == made
+def test_the_shams_are_those_of_the_proof() -> None:
+    shams = published("small-shams/shams.json")["shams"]
+    alone = {one["row"] for one in shams if one["breakers"] == ["rebalance"]}
+    assert alone == {"rescaled", "silent", "norm_gain"}
+    assert [one["row"] for one in shams if "rebalance" not in one["breakers"]] == ["undertrained"]
+    assert Counter(one["standing"] for one in shams) == {"unranked": 6, "preliminary": 6}
+    best = max((one["excess"] for one in shams if one["standing"] != "unranked"), key=lambda excess: excess["value"])
+    numbers = [interval(best), "six of twelve shams", *(f"`{row}`" for row in (*alone, "undertrained"))]
+    assert unsaid("Shams: what only looks protected", numbers) == []
 
 
-def test_the_table_of_masks_is_that_of_the_catalogue() -> None:
-    made: dict[str, list[str]] = {}
-    rank = ["`pmp`", "`pmp[complement=released,…]`", "`random_mask`"].index
-    recovered = published("full-catalogue/leaderboard.json")["recovered"]
-    for one in sorted(recovered, key=lambda one: rank(spoken(one["defense"]))):
-        estimator = one["attack"].removeprefix("mask_recovery[estimator=").removesuffix("]")
-        name = "`posterior` (default)" if estimator == "mask_recovery" else f"`{estimator}`"
-        if one["attack"].startswith("mask_recovery"):
-            numbers = [f"{one['metrics'][area]['value']:.3f}" for area in ("roc_auc", "roc_auc_within")]
-            made.setdefault(name, []).extend(numbers)
-    shown = {name: numbers for name, _, *numbers in rows(read("docs/validity.md"), "Masks: what finds them")}
-    assert shown == made
+def test_the_strengths_of_the_oracle_are_those_of_the_proof() -> None:
+    grades = {spoken(one["row"]): one for one in published("small-oracle/oracle.json")["grades"]}
+    weakest, weak, _, strong = (grades[f"`oracle[strength={strength}]`"] for strength in (0.0625, 0.125, 0.25, 0.5))
+    assert [one["verdict"] for one in grades.values()].count("refuted") == 1
+    assert weakest["verdict"] == "refuted"
+    numbers = [interval(one["excess"]) for one in (weakest, weak, strong)]
+    kept = f"{100 * strong['retention']['value']:.1f} %"
+    assert unsaid("Oracle: a defense that works", [*numbers, kept]) == []
 
 
-def test_the_table_of_masks_at_two_widths_is_that_of_both_runs() -> None:
-    made: dict[str, list[str]] = {}
-    for variant in ("`pmp`", "`pmp[complement=released,…]`"):
-        for run in ("mask-recovery", "mask-recovery-96"):
-            for one in published(f"{run}/leaderboard.json")["recovered"]:
-                if spoken(one["defense"]) == variant:
-                    estimator = one["attack"].removeprefix("mask_recovery").strip("[]").removeprefix("estimator=")
-                    name = f"`{estimator or 'posterior'}`"
-                    found = [one["metrics"]["roc_auc"][end] for end in ("value", "low", "high")]
-                    made.setdefault(name, []).append("{:.3f} [{:.3f}, {:.3f}]".format(*found))
-    shown = {name: numbers for name, *numbers in rows(read("docs/validity.md"), "Masks: what finds them", which=1)}
-    assert shown == made
+def test_the_smallest_effects_are_those_of_the_proof() -> None:
+    smallest = published("small-power/power.json")["smallest"].values()
+    three, five = ([one[seeds] for one in smallest] for seeds in ("3", "5"))
+    numbers = [f"three seeds detect {min(three):.1f} to {max(three):.1f}", f"{min(five):.1f} to {max(five):.1f}"]
+    assert unsaid("Power: the smallest effect that is seen", numbers) == []
 
 
-def test_the_table_of_shams_is_that_of_the_proof() -> None:
-    made = [
-        [
-            f"`{one['row']}`",
-            interval(one["excess"]),
-            one["standing"],
-            ", ".join(f"`{attack}`" for attack in one["breakers"]) or "nothing",
-        ]
-        for one in published("small-shams/shams.json")["shams"]
-    ]
-    assert rows(read("docs/validity.md"), "Shams: what only looks protected") == made
+def test_the_masks_are_those_of_the_records() -> None:
+    found = {
+        one["attack"]: one["metrics"]["roc_auc"]
+        for one in published("mask-recovery/leaderboard.json")["recovered"]
+        if spoken(one["defense"]) == "`pmp`"
+    }
+    names = ("magnitude", "likelihood", "gradient", "fisher", "displacement", "early_bird", "combination")
+    shown = [found[f"mask_recovery[estimator={name}]"] for name in names] + [found["mask_recovery"]]
+    numbers = ["{:.3f} [{:.3f}, {:.3f}]".format(*(one[end] for end in ("value", "low", "high"))) for one in shown]
+    assert unsaid("Masks: what finds them", numbers) == []
