@@ -113,13 +113,18 @@ class Keys:
             parts += [*self.scheme.versions["evaluation"], tasks, self.limit, seed]
         return digest("release", *parts)[:32]
 
-    def cell(self, release: str, attack: Spec, task: Spec, seed: int) -> str:
-        """Key of the cell of one attack on one task."""
+    def cell(self, release: str, attack: Spec, task: Spec, seed: int, reference: str | None = None) -> str:
+        """Key of the cell of one attack on one task.
+
+        `reference` is the key of the reference row's release, which attacks with knowledge `base` are given.
+        """
         plugin: Attack = self.create("attacks", attack)
         others: list[Any] = []
         if plugin.adaptation == "merging":
             others.append(_training_data(self.suite, self.suite.tasks, self.data, self.scheme))
         others += [self.built_on(text) for text in plugin.uses()]
+        if reference is not None and "base" in plugin.knowledge:
+            others.append(["reference", reference])
         return digest(
             "cell",
             *(self.scheme.versions["attack"] if plugin.trains else ()),
@@ -139,14 +144,15 @@ class Keys:
         source, further = self.source("attacks", spec.name), [self.built_on(used) for used in plugin.uses()]
         return [spec.name, registry.parameters(plugin), source, *further]
 
-    def reading(self, release: str, attack: Spec, task: Spec, seed: int) -> str:
-        """Key of a yardstick's measurement on a release."""
+    def reading(self, release: str, attack: Spec, task: Spec, seed: int, reference: str | None = None) -> str:
+        """Key of a yardstick's measurement on a release; every yardstick may read the reference row's release too."""
         plugin: Yardstick = self.create("yardsticks", task)
         source = self.source("yardsticks", task.name)
         used = _training_data(self.suite, plugin.uses(), self.data, self.scheme)
         yardstick = [str(attack), task.name, registry.parameters(plugin), source]
         versions = [*self.scheme.versions["attack"], *self.scheme.versions["evaluation"]]
-        return digest("reading", *versions, release, yardstick, used, self.budget, self.limit, seed)
+        others = [] if reference is None else [["reference", reference]]
+        return digest("reading", *versions, *others, release, yardstick, used, self.budget, self.limit, seed)
 
 
 def _training_data(suite: Suite, specs: tuple[str, ...], data: Path | None, scheme: Scheme) -> list[Any]:

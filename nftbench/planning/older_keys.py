@@ -74,9 +74,10 @@ def older_records(plan: Plan, store: Store) -> dict[str, Record]:
 
 def take_over(plan: Plan, store: Store) -> int:
     """Write the records of `older_records` under today's keys, and return their number. The old files stay."""
-    records = older_records(plan, store)
-    for record in records.values():
-        store.write(record)
+    with store.together():
+        records = older_records(plan, store)
+        for record in records.values():
+            store.write(record)
     return len(records)
 
 

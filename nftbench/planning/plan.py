@@ -153,13 +153,15 @@ def plan(
     for attack, attacker in attacks.items():
         _check_attack(suite, attack, attacker)
     keys = Keys(suite, device, data, limit, scheme)
-    references = {str(canonical("defenses", plugin.reference_row())) for plugin in defenses.values()}
+    reference_of = {spec: canonical("defenses", plugin.reference_row()) for spec, plugin in defenses.items()}
+    references = set(map(str, reference_of.values()))
     cells: list[Cell] = []
     releases: dict[tuple[str, int], str] = {}
     skips: dict[tuple[str, str], Skip] = {}
     for seed in suite.seeds:
+        releases |= {(str(defense), seed): keys.release(defense, seed) for defense in defenses}
         for defense, plugin in defenses.items():
-            release = releases[str(defense), seed] = keys.release(defense, seed)
+            release, reference = releases[str(defense), seed], releases[str(reference_of[defense]), seed]
             for attack, attacker in attacks.items():
                 reason = _skipped(suite, defense, plugin, attacker, references)
                 if reason is not None:
@@ -167,11 +169,11 @@ def plan(
                         skips[str(defense), str(attack)] = Skip(str(defense), str(attack), reason)
                     continue
                 for task in _tasks(plugin, attacker, tasks, utility):
-                    key = keys.cell(release, attack, task, seed)
+                    key = keys.cell(release, attack, task, seed, reference)
                     cells.append(Cell(defense, attack, task, seed, key, release))
                 for task, yardstick in yardsticks.items() if not attacker.trains else ():
                     if yardstick.applies(plugin) is None:
-                        key = keys.reading(release, attack, task, seed)
+                        key = keys.reading(release, attack, task, seed, reference)
                         cells.append(Cell(defense, attack, task, seed, key, release))
     sources = {plugin_id: Source.of(registry.find(*plugin_id)) for plugin_id in keys.plugins}
     return Plan(

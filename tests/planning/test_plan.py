@@ -445,6 +445,18 @@ def test_the_version_of_each_area_is_in_the_keys_that_it_affects() -> None:
     assert changed_attacks("attack") == {place for place in everything if place[:5] != "none "} | {"none landscape"}
 
 
+def test_an_attack_that_holds_the_base_depends_on_the_code_of_the_reference_row() -> None:
+    asked = suite(defenses=["none", "random_mask"], attacks=["none", "full", "difference"], seeds=[0])
+    edited = replace(TODAY, source=lambda kind, name: "edited" if name == "none" else TODAY.source(kind, name))
+    before, after = keys(plan(asked)), keys(plan(asked, scheme=edited))
+    changed = {
+        attack
+        for (defense, attack, *_), key in before.items()
+        if defense == "random_mask" and key not in after.values()
+    }
+    assert changed == {"none", "difference"}  # the attack `none` is a plugin named like the row, and was edited too
+
+
 def test_a_release_depends_on_evaluation_where_its_defense_is_told_tasks(plugin: WriteFile) -> None:
     plugin("confider", CONFIDER)
     asked = suite(defenses=["none", "confider"], seeds=[0])
