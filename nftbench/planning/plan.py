@@ -161,7 +161,8 @@ def plan(
     for seed in suite.seeds:
         releases |= {(str(defense), seed): keys.release(defense, seed) for defense in defenses}
         for defense, plugin in defenses.items():
-            release, reference = releases[str(defense), seed], releases[str(reference_of[defense]), seed]
+            release = releases[str(defense), seed]
+            reference = releases.get((str(reference_of[defense]), seed))  # a reference row need not have one itself
             for attack, attacker in attacks.items():
                 reason = _skipped(suite, defense, plugin, attacker, references)
                 if reason is not None:
