@@ -58,7 +58,10 @@ Data = Annotated[
     ),
 ]
 Plugins = Annotated[
-    list[str] | None, typer.Option("--plugin", metavar="FILE", help="Add the plugins of a file; repeatable.")
+    list[str] | None,
+    typer.Option(
+        "--plugin", metavar="FILE", help="Add the plugins of a file, or of a folder with an `__init__.py`; repeatable."
+    ),
 ]
 Changes = Annotated[
     list[str] | None,
