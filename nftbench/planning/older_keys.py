@@ -74,10 +74,11 @@ def older_records(plan: Plan, store: Store) -> dict[str, Record]:
 
 def take_over(plan: Plan, store: Store) -> int:
     """Write the records of `older_records` under today's keys, and return their number. The old files stay."""
-    with store.together():
-        records = older_records(plan, store)
-        for record in records.values():
-            store.write(record)
+    records = older_records(plan, store)
+    if records:
+        with store.together():  # or else a packing process could delete the folder of single files meanwhile
+            for record in records.values():
+                store.write(record)
     return len(records)
 
 
