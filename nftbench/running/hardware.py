@@ -48,13 +48,13 @@ def other_hardware(records: Iterable[Record], here: Mapping[str, Any]) -> str | 
     """
     recorded = [record.provenance.get("hardware") or {} for record in records]
     known = [one for one in recorded if "vendor" in one]
-    others = [one for one in known if _kind(one) != _kind(here)]
+    this = _kind(here)
+    others = [kind for kind in map(_kind, known) if kind != this]
     parts = []
     if others:
-        names = ", ".join(sorted({_kind(one) for one in others}))
         parts.append(
-            f"{len(others)} of {len(recorded)} records come from another processor ({names}; this one: {_kind(here)}): "
-            "the same seed gives other base models here"
+            f"{len(others)} of {len(recorded)} records come from another processor "
+            f"({', '.join(sorted(set(others)))}; this one: {this}): the same seed gives other base models here"
         )
     if len(known) < len(recorded):
         parts.append(f"the processor of {len(recorded) - len(known)} records is unknown")
