@@ -58,8 +58,8 @@ class Excess:
 def excess(row: Row, families: Sequence[Family], metrics: Sequence[str]) -> Excess | None:
     """The smallest height of a row above the curves of all families on all metrics.
 
-    An intersection-union test (Berger 1982): the lower end is the lowest of all and p the largest; the upper end is that
-    of the binding curve. None where there is no curve, or where the row keeps less than some curve reaches.
+    An intersection-union test (Berger 1982): the lower end is the lowest of all and p the largest; the upper end is
+    the binding curve's. None where there is no curve, or where the row keeps less than some curve reaches.
     """
     found: list[Excess] = []
     for family in (one.without(row.name) for one in families):
@@ -129,7 +129,12 @@ def draw(family: Family, metric: str, seeds: Sequence[int]) -> list[Knot]:
     knots += [([-value for value in shares], points) for shares, points in zip(falling, rising, strict=True)]
     knots += [([0.0] * len(seeds), end)] if end is not None else []
     return [
-        Knot(statistics.fmean(shares), statistics.fmean(points), dict(zip(seeds, shares)), dict(zip(seeds, points)))
+        Knot(
+            statistics.fmean(shares),
+            statistics.fmean(points),
+            dict(zip(seeds, shares, strict=True)),
+            dict(zip(seeds, points, strict=True)),
+        )
         for shares, points in knots
     ]
 
