@@ -135,6 +135,13 @@ def student(value: float, error: float, freedom: float, count: int) -> Interval:
     return Interval(value, value - reach, value + reach, count, float(stdtr(freedom, -value / error)))
 
 
+def student_quantile(level: float, freedom: float) -> float:
+    """The point below which a Student's t variable lies with this probability."""
+    from scipy.special import stdtrit
+
+    return float(stdtrit(freedom, level))
+
+
 def gap_by_seed(first: Mapping[int, float], second: Mapping[int, float]) -> Interval | None:
     """`difference` over the seeds that both have; None where they share none."""
     seeds = sorted(first.keys() & second.keys())

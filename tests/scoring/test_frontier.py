@@ -1,0 +1,150 @@
+"""The excess over the trivial frontier: numbers worked out by hand, and an independent implementation."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, strategies as st
+from sklearn.isotonic import IsotonicRegression
+
+from nftbench.scoring.frontier import BySeed, Family, Row, draw, excess, height
+from nftbench.scoring.rank_intervals import RankInterval, rank_intervals
+
+METRIC = "minimal_pairs"
+SEEDS = (0, 1, 2)
+
+
+def by_seed(*values: float) -> BySeed:
+    return dict(enumerate(values))
+
+
+def row(name: str, suppression: Sequence[float], retention: Sequence[float], metric: str = METRIC) -> Row:
+    return Row(name, by_seed(*suppression), {metric: by_seed(*retention)})
+
+
+WEAK = row("early_stop[fraction=0.8]", (1.0, 2.0, 3.0), (0.8, 0.9, 1.0))  # means 2 and 0.9
+STRONG = row("early_stop[fraction=0.2]", (9.0, 10.0, 11.0), (0.4, 0.5, 0.6))  # means 10 and 0.5
+STOPPED = Family("early_stop", (WEAK, STRONG), untrained=by_seed(50.0, 50.0, 50.0))
+
+
+def test_between_two_doses_the_curve_is_a_straight_line() -> None:
+    # Half-way between 0.9 and 0.5: the curve is at (2 + 10) / 2 = 6 points, and falls by 20 points a unit of retention.
+    heights = height(row("defense", (8.0, 8.0, 8.0), (0.7, 0.7, 0.7)), STOPPED, METRIC)
+    assert heights is not None
+    assert statistics.fmean(heights.values()) == pytest.approx(8 - 6)
+    # Seed 0: 8 - (1 + 9) / 2 + 20 · (0.7 - (0.8 + 0.4) / 2) = 3 + 2.
+    assert heights[0] == pytest.approx(5)
+
+
+def test_whoever_keeps_everything_is_measured_from_the_reference() -> None:
+    heights = height(row("defense", (4.0, 5.0, 6.0), (1.1, 1.0, 1.2)), STOPPED, METRIC)
+    assert heights == pytest.approx(by_seed(4.0, 5.0, 6.0))
+
+
+def test_whoever_keeps_nothing_is_measured_from_the_untrained_model() -> None:
+    heights = height(row("defense", (40.0, 40.0, 40.0), (-0.1, 0.0, 0.0)), STOPPED, METRIC)
+    assert heights == pytest.approx(by_seed(-10.0, -10.0, -10.0))
+
+
+def test_beyond_the_last_dose_of_a_family_without_an_end_nothing_is_said() -> None:
+    released = row("defense", (40.0, 40.0, 40.0), (0.3, 0.3, 0.3))
+    checkpoint = Family("noise", STOPPED.doses)
+    assert height(released, checkpoint, METRIC) is None
+    assert excess(released, [STOPPED, checkpoint], [METRIC]) is None
+
+
+def test_a_staircase_is_flat_up_to_the_next_dose() -> None:
+    narrow = Family("narrow", (row("narrow", (3.0, 3.0, 3.0), (0.9, 0.9, 0.9)),), stairs=True)
+    released = row("defense", (8.0, 8.0, 8.0), (0.95, 0.95, 0.95))
+    assert height(released, narrow, METRIC) == pytest.approx(by_seed(8.0, 8.0, 8.0))  # more than narrow keeps
+    released = row("defense", (8.0, 8.0, 8.0), (0.2, 0.2, 0.2))
+    assert height(released, narrow, METRIC) == pytest.approx(by_seed(5.0, 5.0, 5.0))
+
+
+def test_doses_out_of_order_are_pooled_by_the_precision_of_their_means() -> None:
+    precise = row("a", (5.0, 6.0, 7.0), (0.70, 0.70, 0.70))  # variance of the mean 1/3
+    vague = row("b", (1.0, 3.0, 5.0), (0.60, 0.60, 0.60))  # 4/3, and less suppression from a stronger dose
+    knots = draw(Family("noise", (precise, vague)), METRIC, SEEDS)
+    assert [knot.suppression for knot in knots] == pytest.approx([0.0, (4 * 6 + 3) / 5, (4 * 6 + 3) / 5])
+    assert knots[1].taken == pytest.approx(by_seed((4 * 5 + 1) / 5, (4 * 6 + 3) / 5, (4 * 7 + 5) / 5))
+    assert [knot.retention for knot in knots] == pytest.approx([1.0, 0.7, 0.6])
+
+
+def test_the_least_flattering_metric_and_family_bind() -> None:
+    two = {"bits": by_seed(0.9, 0.9, 0.9), "pairs": by_seed(0.5, 0.5, 0.5)}
+    dose = Row("noise[scale=1]", by_seed(3.9, 4.0, 4.1), two)
+    noise = Family("noise", (dose,), untrained=by_seed(50.0, 50.0, 50.0))
+    released = Row("defense", by_seed(4.0, 5.0, 6.0), two)
+    found = excess(released, [noise], ["bits", "pairs"])
+    assert found is not None
+    assert found.interval.value == pytest.approx(1.0)
+    kept = Row("defense", by_seed(4.0, 5.0, 6.0), {"bits": by_seed(1.0, 1.0, 1.0), "pairs": by_seed(0.5, 0.5, 0.5)})
+    bound = excess(kept, [noise], ["bits", "pairs"])
+    assert bound is not None
+    assert bound.metric == "pairs"
+    alone = excess(kept, [noise], ["bits"])
+    assert alone is not None
+    assert alone.interval.value == pytest.approx(5.0)
+    assert bound.interval.low <= alone.interval.low
+    assert bound.interval.p >= alone.interval.p
+
+
+def test_a_dose_is_judged_by_its_family_without_itself() -> None:
+    found = excess(WEAK, [STOPPED], [METRIC])
+    # Without it the curve runs straight from (1, 0) to (0.5, 10): at 0.9 it is at 2, where the dose is too.
+    assert found is not None
+    assert found.interval.value == pytest.approx(2.0 - 2.0)
+
+
+points = st.floats(-20, 60).map(lambda value: round(value, 2))
+shares = st.floats(-0.2, 1.2).map(lambda value: round(value, 3))
+of_seeds = st.lists(st.tuples(points, shares), min_size=3, max_size=3)
+
+
+@given(st.lists(of_seeds, min_size=1, max_size=6), of_seeds, st.floats(1, 80))
+def test_the_mean_is_the_suppression_less_the_curve(doses: Any, released: Any, untrained: float) -> None:
+    def made(name: str, values: Any) -> Row:
+        return row(name, [one for one, _ in values], [other for _, other in values])
+
+    family = Family("noise", tuple(made(f"noise[scale={i}]", one) for i, one in enumerate(doses)),
+                    by_seed(*[untrained] * 3))  # fmt: skip
+    defense = made("defense", released)
+    heights = height(defense, family, METRIC)
+    assert heights is not None
+    expected = statistics.fmean(defense.suppression.values()) - curve(
+        np.array(doses), untrained, statistics.fmean(defense.retention[METRIC].values())
+    )
+    assert statistics.fmean(heights.values()) == pytest.approx(expected, abs=1e-6)
+
+
+def curve(doses: Any, untrained: float, kept: float) -> float:
+    """The curve's suppression at a retention, by scikit-learn's isotonic regression and numpy's interpolation."""
+
+    def fit(values: Any, least: float, most: float) -> Any:
+        weights = 1 / np.maximum(values.var(axis=1, ddof=1) / values.shape[1], 1e-12)
+        fitted = IsotonicRegression().fit_transform(np.arange(len(values)), values.mean(axis=1), sample_weight=weights)
+        return np.clip(fitted, least, most)
+
+    taken = np.concatenate([[0.0], fit(doses[:, :, 0], 0.0, untrained), [untrained]])
+    lost = np.concatenate([[-1.0], fit(-doses[:, :, 1], -1.0, 0.0), [0.0]])
+    at = -min(max(kept, 0.0), 1.0)
+    # Of doses that keep equally much the strongest counts, which np.interp does not promise: take the last at or above.
+    last = max(index for index in range(len(lost)) if lost[index] <= at)
+    if last == len(lost) - 1:
+        return float(taken[-1])
+    share = (at - lost[last]) / (lost[last + 1] - lost[last])
+    return float(taken[last] + share * (taken[last + 1] - taken[last]))
+
+
+def test_ranks_are_told_apart_only_where_seeds_agree() -> None:
+    clear = by_seed(10.0, 10.5, 11.0, 10.2, 10.8)
+    middle = by_seed(5.0, 5.5, 6.0, 5.2, 5.8)
+    vague = by_seed(-20.0, 30.0, -10.0, 25.0, 0.0)
+    assert rank_intervals([clear, middle]) == [RankInterval(1, 1), RankInterval(2, 2)]
+    assert rank_intervals([clear, middle, vague]) == [RankInterval(1, 2), RankInterval(2, 3), RankInterval(1, 3)]
+    assert rank_intervals([clear]) == [RankInterval(1, 1)]
+    assert rank_intervals([clear, dict(clear)]) == [RankInterval(1, 2), RankInterval(1, 2)]
