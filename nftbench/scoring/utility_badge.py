@@ -30,7 +30,7 @@ class MetricUtility:
 def badge(metrics: Sequence[MetricUtility]) -> Badge:
     """`keeps` where the lower end lies above zero on every metric, `loses` where the upper end lies below on some.
 
-    Ratios never enter the test: by seed it is of U - (1 - margin) U_reference - margin · floor (Wellek 2010, chapter 1).
+    By seed the test is of U - (1 - margin) · U_reference - margin · floor; ratios never enter it (Wellek 2010, ch. 1).
     With one seed nothing can be told.
     """
     ends = [_ends(metric) for metric in metrics]

@@ -11,7 +11,7 @@ def metric(*row: float, reference: float = 90.0, floor: float = 50.0) -> MetricU
     """With margin 0.1 a row must stay above 0.9 · 90 + 0.1 · 50 = 86."""
     seeds = range(len(row))
     return MetricUtility(
-        dict(enumerate(row)), {seed: (reference - 1, reference + 1) for seed in seeds}, dict.fromkeys(seeds, floor)
+        dict(enumerate(row)), dict.fromkeys(seeds, (reference - 1, reference + 1)), dict.fromkeys(seeds, floor)
     )
 
 
