@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from nftbench.contract import Model, Protected
 from nftbench.defenses import pmp
+from nftbench.errors import NftbenchError
 from nftbench.methods import masks
 from nftbench.planning import registry
 from nftbench.running.owner import Owner, make_base
@@ -232,3 +233,31 @@ def test_a_checkpoint_is_published_as_it_is(workspace: MakeWorkspace, tmp_path: 
     networks.save(Model(changed, given.tokenizer), tmp_path / "given")
     protected, _ = protect(workspace, f"checkpoint[path={tmp_path / 'given'}]")
     assert all(torch.equal(weight, changed.get_parameter(name)) for name, weight in weights(protected.release).items())
+
+
+# --------------------------------------------------------------------------------------------------------------- short
+
+
+@pytest.mark.parametrize(
+    ("fraction", "schedule", "steps", "warmup"),
+    [
+        (0.5, "cosine", 10, 4),  # the recipe's own warm-up
+        (0.25, "cosine", 5, 2),  # half of what five steps leave
+        (0.5, "wsd", 10, 3),  # half of the seven steps before the decay
+    ],
+)
+def test_short_is_a_run_with_a_schedule_of_its_own(
+    fraction: float, schedule: str, steps: int, warmup: int, workspace: MakeWorkspace
+) -> None:
+    recipe = {"steps": 20, "batch": 8, "warmup": 4, "learning_rate": 3e-3, "schedule": schedule, "decay": 0.3}
+    protected, owner = protect(workspace, f"short[fraction={fraction}]", pretraining=recipe)
+    own = owner.pretrain(owner.build(), steps=steps, warmup=warmup)
+    assert all(torch.equal(weight, weights(own)[name]) for name, weight in weights(protected.release).items())
+    cut = weights(make_base(owner._workspace, 0, fraction))  # has not annealed
+    assert not all(torch.equal(weight, cut[name]) for name, weight in weights(protected.release).items())
+
+
+@pytest.mark.parametrize("fraction", [0, 1, -0.5, 2])
+def test_a_share_of_the_steps_lies_between_none_and_all(fraction: float) -> None:
+    with pytest.raises(NftbenchError, match="between 0 and 1"):
+        registry.create("defenses", f"short[fraction={fraction}]")
