@@ -4,6 +4,8 @@ much utility.
 A suite's ladder names families of trivial defenses, each a sequence of doses from the weakest to the strongest: earlier
 stopping, more noise, fewer blocks. On each utility metric a family draws a curve of suppression against retention. The
 excess of a row is its height above that curve, at its own retention, for the metric and the family that leave least.
+
+These are functions alone: the leaderboard does not call them yet, because published suites have no ladder of doses.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""Which ranks a row may truly have: an interval of ranks from pairwise comparisons, corrected for their number."""
+"""Which ranks a row may truly have: an interval of ranks from pairwise comparisons, corrected for their number.
+
+The leaderboard does not call this yet; it goes with the excess of `frontier.py`.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Whether a row keeps the reference's utility: a test of non-inferiority on each metric, shown as a badge."""
+"""Whether a row keeps the reference's utility: a test of non-inferiority on each metric, shown as a badge.
+
+The leaderboard does not call this yet, because published suites measure the reference at one initialisation only.
+"""
 
 from __future__ import annotations
 
