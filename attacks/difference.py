@@ -24,9 +24,10 @@ lies beyond the release."""
 
 @dataclass(frozen=True)
 class Difference(Attack):
-    """`to`: the other model. The multiple is the one that is best on validation after a fine-tuning run of the longest
-    duration. If the other model has another architecture, only parameters of equal name and shape are moved. The size
-    of the difference also serves as a guess of the secret mask (`mask_recovery` fine-tunes under such a guess)."""
+    """`to`: the other model. Each multiple is tried with a fine-tuning run of the longest duration, and the one that is
+    best on validation is used. If the other model has another architecture, only parameters of equal name and shape are
+    moved. The size of the difference also serves as a guess of the secret mask (`mask_recovery` fine-tunes under such a
+    guess)."""
 
     to: Literal["base", "sibling"] = "base"
 

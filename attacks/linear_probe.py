@@ -90,7 +90,7 @@ def _descend(features: Tensor, targets: Tensor, durations: tuple[int, ...]) -> I
 
 
 def _penalised(features: Tensor, targets: Tensor, whitened: bool) -> Iterator[tuple[Tensor, float, int]]:
-    """The minimum of ||F w - Y||^2 + penalty ||w||^2 for each penalty; if `whitened`, with whitened features F."""
+    """The w of least ||F w - Y||^2 + penalty ||w||^2, for each penalty. If `whitened`, the features F are whitened."""
     left, values, right = torch.linalg.svd(features, full_matrices=False)
     kept = values > max(features.shape) * torch.finfo(values.dtype).eps * values[0]
     left, values, right = left[:, kept], values[kept], right[kept]

@@ -122,7 +122,7 @@ def _table(doses: Sequence[Dose]) -> Table:
 
 
 def draw(doses: Sequence[Dose], suite: Suite, folder: Path) -> Path:
-    """Suppression against utility, a point a dose: `dose.png`."""
+    """Suppression against utility, one point for each dose: `dose.png`."""
     import matplotlib as mpl
 
     mpl.use("Agg")  # no display: figures are files

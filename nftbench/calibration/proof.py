@@ -1,4 +1,4 @@
-"""The nouns of a proof: a run's records, and the finding of a judge.
+"""What a proof works with: a run's records, and the finding of a judge.
 
 A `Measured` proof derives a suite, which is run like any other, and judges its records. A `Read` proof judges records
 of finished runs. Records hold no findings, so either can be judged again at any time.

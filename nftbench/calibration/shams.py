@@ -39,9 +39,9 @@ class Broken:
     attack: str
     attacked: float
     lacks: Interval
-    """Points by which it ends below its end on the undefended model."""
+    """How many points less it reaches on the sham than on the undefended model."""
     regained: float
-    """Its gain as a share of the strongest attack's on the undefended model."""
+    """Its gain on the sham, as a share of the strongest attack's gain on the undefended model."""
 
     @property
     def breaks(self) -> bool:
@@ -92,7 +92,10 @@ def derive(suite: Suite, rows: Sequence[str], attacks: Sequence[str]) -> Suite:
 
 
 def _catalogue(suite: Suite) -> list[str]:
-    """Every attack of the suite, and every other at its defaults, that trains and knows no more than the method."""
+    """The attacks to try on shams: those of the suite, and all others with default parameters.
+
+    Left out are attacks that do not train, ignore the release, know more than the method or need a released update.
+    """
     specs = [str(canonical("attacks", text)) for text in (*suite.attacks, *registry.available("attacks"))]
     plugins = {spec: registry.create("attacks", spec) for spec in specs}
     return [
@@ -155,7 +158,7 @@ def _broken(run: Run, grid: Grid, row: str) -> list[Broken]:
 
 
 def _ends(run: Run, grid: Grid, row: str, attack: str) -> Mapping[int, float]:
-    """Where one attack ends on a row, in points by seed."""
+    """By seed: the points that one attack reaches on a row."""
     return mean_points(grid.best_attacks(row, run.tasks, frozenset({attack})))
 
 

@@ -130,10 +130,10 @@ class RunOptions:
 
 
 def parts(option: str, text: str | None) -> list[str]:
-    """The specs between the commas of an option's value; none without the option.
+    """The specs in the comma-separated value of an option; empty if the option is not given.
 
     Raises:
-        NftbenchError: the option is given and names nothing.
+        NftbenchError: the option is given, but its value names nothing.
     """
     from nftbench.records.spec import split
 

@@ -210,7 +210,7 @@ def _check_metric(path: Path, entry: Mapping[str, Any], *, custom: bool) -> None
 
 
 def _test_split(config: Mapping[str, Any]) -> str:
-    """The name of the split that is scored: the test split, or the validation split of a file without one."""
+    """The name of the split that is scored: the test split, or the validation split if there is no test split."""
     split = config.get("test_split") or config.get("validation_split")
     if split is None:
         raise NftbenchError(f"task {config.get('task')}: has neither test_split nor validation_split")

@@ -309,10 +309,10 @@ def rir(harmful: Tensor, primary: Tensor, theta: Tensor, *, ridge: float = RIDGE
 def rir_in_groups(
     before: Features, after: Features, *, count: int = 20, size: int = 100, seed: int = 0, ridge: float = RIDGE
 ) -> Immunity:
-    """RIR of a deep extractor against its state before the defense, over groups of rows (Eq. 17 and text below it).
+    """RIR of a deep extractor, relative to its state before the defense, over groups of rows (Eq. 17 and text below).
 
-    The three numbers are computed for each of `count` random groups of `size` rows and then averaged. A group has no
-    row twice and consists of the same rows before and after.
+    The three numbers are computed for each of `count` random groups of `size` rows and then averaged. Rows of a group
+    are drawn without replacement, and the same groups are used before and after.
 
     If a group has fewer rows than there are features, its Hessian lacks full rank, and the result depends on the
     convention of `condition_number`. A replication that averaged the matrices, or computed in float32, found about 1

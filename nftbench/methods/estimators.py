@@ -30,10 +30,10 @@ LIMIT = 8.0
 BIN = 0.1
 """The width of the bins on both sides of a bound, as a share of the bound."""
 SURE = 5.0
-"""The standard errors that a drop of the density must have. Chance reaches them at one place in three million, and some
-hundred places are examined."""
+"""How many standard errors a drop of the density must measure. Such a drop occurs by chance at one place in three
+million, and a few hundred places are examined."""
 JUMP = 1.5
-"""How many times as high the density inside of a bound must be, at least, as outside."""
+"""The smallest ratio of the density inside a bound to the density outside it."""
 SAME = 1e-4
 """The relative difference below which two ratios count as equal. Decay in float32 leaves 1e-5 after some thousand
 steps. The ratios of unrelated weights are Cauchy variables, of which one in fifty thousand falls into such an

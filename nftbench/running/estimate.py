@@ -62,9 +62,9 @@ def _skipped(skips: Sequence[Skip]) -> list[str]:
 
 
 def overview(plan: Plan, store: Store, workers: int, older: Collection[str] = ()) -> RenderableType:
-    """Cells by defense and attack with how many are settled, what is skipped and why, time and disk.
+    """What `nftbench plan` prints: settled and planned cells by defense and attack, skipped attacks, time and disk.
 
-    `older` are the keys of cells whose records are in the folder under keys of 0.1: a run takes them over.
+    `older` are the keys of cells whose records in the folder still have the keys of nftbench 0.1. A run reuses them.
     """
     records = store.records()
     settled = {cell.key for cell in plan.cells if cell.key in records and records[cell.key].status in SETTLED}
@@ -124,10 +124,10 @@ def disk_line(plan: Plan, store: Store, left: Left, parameters: int) -> str:
 
 
 def parameters_of(suite: Suite) -> int:
-    """Parameters of the suite's model, built without memory.
+    """The number of parameters of the suite's model, counted without allocating its weights.
 
     Raises:
-        NftbenchError: the model's settings make none.
+        NftbenchError: the suite's settings describe no valid model.
     """
     import torch
 

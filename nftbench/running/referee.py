@@ -306,7 +306,7 @@ def _copied(prepared: Prepared) -> Prepared:
 
 
 def _built_on(attack: Attack) -> tuple[str, ...]:
-    """Specs of the attacks that it is built on, directly or through others."""
+    """Specs of the attacks that this attack is built on, directly or through others."""
     below = (_built_on(registry.create("attacks", spec)) for spec in attack.uses())
     return (*attack.uses(), *itertools.chain.from_iterable(below))
 

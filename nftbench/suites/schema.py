@@ -125,7 +125,7 @@ class Budget(_Section):
     average: bool = False
     """At each duration, evaluate the mean of the weights over the last quarter of the steps so far."""
     extension: Annotated[int, Field(ge=0)] = 3
-    """The most learning rates that are added at each end of the grid, while the best one is at that end."""
+    """At most this many learning rates are added at each end of the grid, as long as the best one is at that end."""
     restarts: Count = 3
     """How many times the chosen recipe is run again, each time with a new attack seed."""
     preparation_steps: Count = 200
@@ -134,15 +134,15 @@ class Budget(_Section):
     """The largest number of documents in a training split."""
     max_validation_documents: Count | None = None
     """The largest number of documents in a validation split, by which attacks choose. With few documents, the choice
-    among many points is luck."""
+    among many points is largely luck."""
     max_test_documents: Count | None = None
     """The largest number of documents in a test split, which gives the reported score."""
     max_utility_documents: Count | None = None
     """The largest number of documents of a utility task. It is measured once for each release, so many documents cost
     little."""
     timeout: Positive = 3600.0
-    """Time limit in seconds for each sweep, and again for all training in preparation. A cell may take several times as
-    long. Changing it makes no cell run again."""
+    """Time limit in seconds for each sweep, and a second one of the same length for all training in preparation. A cell
+    may take several times as long. Changing the limit makes no cell run again."""
 
     @field_validator("learning_rates")
     @classmethod
@@ -164,15 +164,16 @@ class Quantity(_Section):
     """A number for each base seed, computed from the records of one or more rows."""
 
     rows: tuple[str, ...] = Field(min_length=1)
-    """One or more defenses of the suite. The mean over them counts."""
+    """One or more defenses of the suite. The number is the mean over them."""
     read: str
     """`score`: the score after the best attack, in points; `gain`: that score minus the unattacked score; `kept`: the
     part of the release's lead over the reference that is left after the attack; `utility`: percent of the reference's;
     or a value of a yardstick, as in `rir.rir`."""
     attacks: tuple[str, ...] = ()
-    """The best of these attacks on validation counts. Empty: all attacks of the main ranking that use the release."""
+    """Attacks, of which the one that is best on validation is used. Empty: all attacks of the main ranking that use the
+    release."""
     tasks: tuple[str, ...] = ()
-    """The mean over these tasks counts. Empty: all ranked tasks, or for `utility` all its metrics."""
+    """Tasks over which the mean is taken. Empty: all ranked tasks, or for `utility` all its metrics."""
 
 
 class PaperClaim(_Section):
@@ -185,9 +186,9 @@ class PaperClaim(_Section):
     read: Quantity
     """The measured quantity."""
     minus: Quantity | None = None
-    """A quantity that is subtracted from it, seed by seed; not together with `over`."""
+    """A quantity that is subtracted from `read`, seed by seed; not together with `over`."""
     over: Quantity | None = None
-    """A quantity that it is divided by, seed by seed; not together with `minus`."""
+    """A quantity by which `read` is divided, seed by seed; not together with `minus`."""
     above: float | None = None
     """The claim holds if the whole confidence interval is above this bound. Without a bound, the measurement is only
     shown."""

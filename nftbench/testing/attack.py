@@ -30,13 +30,13 @@ from nftbench.training.trainer import Ledger
 def check_attack(
     attack: Attack | str, *, architectures: Sequence[str] = tuple(ARCHITECTURES), allowance: float = 1.0
 ) -> None:
-    """Attack an undefended tiny model of each architecture twice and hold the attack to its protocol.
+    """Attack an undefended tiny model of each architecture twice, and check that the attack keeps its promises.
 
     Args:
-        allowance: how many times the suite's steps the attack openly takes (10 for one that trains ten times as long).
+        allowance: the allowed steps as a multiple of the suite's (10 for an attack that trains ten times as long).
 
     Raises:
-        BrokenPromiseError: it names the promise.
+        BrokenPromiseError: the attack breaks a promise, which the error names.
     """
     plugin: Attack = well_formed("attacks", attack)
     unknown = set(plugin.knowledge) - set(KNOWLEDGE)

@@ -15,7 +15,7 @@ from nftbench.testing.promises import promise
 
 
 def identical(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> bool:
-    """Whether names, types, shapes and bits are the same; NaN equals NaN."""
+    """Whether two sets of tensors have the same names, types, shapes and bits; NaN equals NaN."""
     return first.keys() == second.keys() and all(
         tensor.dtype == second[name].dtype
         and tensor.shape == second[name].shape

@@ -1,4 +1,4 @@
-"""The form of a plugin: a frozen dataclass of plain values that its spec creates again."""
+"""The form of a plugin: a frozen dataclass of plain values, which can be created again from its spec."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`check_yardstick`: what a yardstick promises, held against a tiny release."""
+"""`check_yardstick`: whether a yardstick keeps its promises on a tiny release."""
 
 from __future__ import annotations
 
