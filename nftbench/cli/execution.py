@@ -119,7 +119,7 @@ def check_corpus(suite: Suite, data: Path | None) -> None:
 def _with_additions(suite: Suite, added: Sequence[Plugin], names: Mapping[Kind, Sequence[str]]) -> Suite:
     """The suite with the plugins of --plugin files, and with the selected plugins that it does not list."""
     from nftbench.planning import registry
-    from nftbench.planning.plan import exact, filter_spec
+    from nftbench.planning.plan import filter_spec, names_one_spec
 
     for kind in registry.KINDS:
         selected, from_files = names.get(kind, ()), [plugin.name for plugin in added if plugin.kind == kind]
@@ -130,7 +130,9 @@ def _with_additions(suite: Suite, added: Sequence[Plugin], names: Mapping[Kind, 
         present_names = {spec.name for spec in present}
         specs = {text: filter_spec(kind, text) for text in selected}
         new = [
-            text for text, spec in specs.items() if (spec not in present if exact(text) else text not in present_names)
+            text
+            for text, spec in specs.items()
+            if (spec not in present if names_one_spec(text) else text not in present_names)
         ]
         covered = present_names | {spec.name for spec in specs.values()}
         new += [name for name in from_files if name not in covered]

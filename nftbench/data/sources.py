@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 
 from nftbench.errors import NftbenchError
-from nftbench.planning import local_data
+from nftbench.planning import task_files
 
 SUFFIXES = (
     *(suffix + packed for suffix in (".jsonl", ".json", ".csv", ".txt") for packed in ("", ".xz", ".gz")),
@@ -62,7 +62,7 @@ def load(config: Mapping[str, Any], splits: Sequence[str], scored: str, data: Pa
     if path is None:
         raise NftbenchError(f"task {task}: has neither dataset_path nor custom_dataset")
     if data is not None and path not in READERS and not Path(path).exists():
-        folder = local_data.find(data, config)
+        folder = task_files.find(data, config)
         # Relative to --data, because published records must not contain paths of this machine.
         return replace(_local(folder, config, splits, scored), source=f"--data/{folder.relative_to(data)}")
     options = {key: value for key, value in (config.get("dataset_kwargs") or {}).items() if key != "trust_remote_code"}

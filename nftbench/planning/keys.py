@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from nftbench.contract import Attack, Defense, Yardstick
 from nftbench.device import Device
-from nftbench.planning import local_data, registry
+from nftbench.planning import registry, task_files
 from nftbench.planning.plugin_sources import source_digest
 from nftbench.planning.registry import Kind
 from nftbench.planning.specs import canonical, task_spec
@@ -168,8 +168,8 @@ def _task_data(task: Spec, data: Path | None) -> list[str]:
     if not plugin.is_text:
         return [registry.create("tasks", str(task)).fingerprint(data)]
     assert plugin.path is not None
-    config = local_data.settings(plugin.path)
+    config = task_files.settings(plugin.path)
     if data is None or not (config.get("dataset_path") or (config.get("metadata") or {}).get("folder")):
         return []
-    folder = local_data.find(data, config)
+    folder = task_files.find(data, config)
     return [file_hash(file) for file in sorted(folder.iterdir()) if file.is_file()]

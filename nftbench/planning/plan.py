@@ -205,8 +205,8 @@ def narrow(
     cells = tuple(cell for cell in whole.cells if not seeds or cell.seed in seeds)
     filters: Mapping[registry.Kind, Sequence[str]] = {"defenses": defenses, "attacks": attacks, "tasks": tasks}
     for kind, texts in filters.items():
-        names = {text for text in texts if not exact(text)}
-        specs = {filter_spec(kind, text) for text in texts if exact(text)}
+        names = {text for text in texts if not names_one_spec(text)}
+        specs = {filter_spec(kind, text) for text in texts if names_one_spec(text)}
         spec = operator.attrgetter(kind.removesuffix("s"))
         cells = tuple(cell for cell in cells if not texts or spec(cell).name in names or spec(cell) in specs)
     if not cells:
@@ -217,14 +217,14 @@ def narrow(
     return replace(whole, cells=cells)
 
 
-def exact(text: str) -> bool:
+def names_one_spec(text: str) -> bool:
     """Whether a filter matches one spec alone, and not every spec of a name."""
     return "[" in text
 
 
 def filter_spec(kind: registry.Kind, text: str) -> Spec:
     """The spec in a filter, in canonical form. A name alone is not checked, as the plugin may need parameters."""
-    if not exact(text):
+    if not names_one_spec(text):
         return Spec.parse(text)
     return task_spec(text) if kind == "tasks" else canonical(kind, text)
 

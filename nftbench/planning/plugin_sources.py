@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nftbench.errors import NftbenchError
-from nftbench.planning import local_data, registry
+from nftbench.planning import registry, task_files
 from nftbench.planning.registry import Plugin
 from nftbench.records import identity
 from nftbench.records.identity import Import, digest
@@ -61,7 +61,7 @@ def source_digest(plugin: Plugin) -> str:
     The paths of the files do not change it. The digest of a text task is of its settings and its functions' files.
     """
     digests = sorted(file_digest(path) for path in own_files(plugin))
-    settings = [local_data.settings(plugin.path)] if plugin.is_text and plugin.path is not None else []
+    settings = [task_files.settings(plugin.path)] if plugin.is_text and plugin.path is not None else []
     return digest(*settings, [one for one in digests if one != identity.NO_CODE])
 
 
@@ -105,7 +105,7 @@ def _first_files(plugin: Plugin) -> Iterator[tuple[Path, str]]:
     """The plugin's file, or all files of its folder, with the names of their modules."""
     if plugin.is_text:
         assert plugin.path is not None
-        for folder, module in local_data.functions(plugin.path):
+        for folder, module in task_files.functions(plugin.path):
             path = _below((folder,), module.split(".")) or located(module)
             if path is not None:
                 yield path, path.stem

@@ -21,7 +21,7 @@ class Spec:
     def __str__(self) -> str:
         if not self.parameters:
             return self.name
-        return f"{self.name}[{','.join(f'{key}={_plain(value)}' for key, value in self.parameters)}]"
+        return f"{self.name}[{','.join(f'{key}={_value_text(value)}' for key, value in self.parameters)}]"
 
     def without(self, key: str) -> Spec:
         """The spec without one parameter, which then has its default."""
@@ -66,12 +66,12 @@ def split(text: str, separator: str = ",") -> list[str]:
     return [part.strip() for part in parts if part.strip()]
 
 
-def _plain(value: object) -> str:
+def _value_text(value: object) -> str:
     """A parameter's value as text in a spec: the shortest text that is parsed as the same value."""
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, tuple | list):
-        return "+".join(_plain(item) for item in value)
+        return "+".join(_value_text(item) for item in value)
     if isinstance(value, float):
         return f"{value:g}" if float(f"{value:g}") == value else repr(value)
     return str(value)

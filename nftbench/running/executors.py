@@ -78,7 +78,7 @@ def _perform(workspace: Workspace, stage: Stage, job: Job) -> list[Record] | Non
     return referee.execute(workspace, job)
 
 
-def _give_up(workspace: Workspace, job: Job, error: BaseException) -> list[Record]:
+def _failed_records(workspace: Workspace, job: Job, error: BaseException) -> list[Record]:
     """Failed records for a job that could not run: its release cannot be made, or its process died."""
     from nftbench.running import referee
 
@@ -94,7 +94,7 @@ def _in_process(workspace: Workspace, steps: Iterable[_Step]) -> Iterator[Event]
         step = waiting.pop(0)
         job = step.job
         if step.stage == "attack" and job.release in failed:
-            yield Event("finished", step.stage, job, tuple(_give_up(workspace, job, failed[job.release])))
+            yield Event("finished", step.stage, job, tuple(_failed_records(workspace, job, failed[job.release])))
             continue
         yield Event("started", step.stage, job)
         try:
@@ -104,7 +104,7 @@ def _in_process(workspace: Workspace, steps: Iterable[_Step]) -> Iterator[Event]
                 failed[job.release] = error  # the jobs that attack it fail for the same reason
                 records = []
             else:
-                records = _give_up(workspace, job, error)
+                records = _failed_records(workspace, job, error)
         if records is None:
             waiting.append(step)
             time.sleep(BUSY_SECONDS)
@@ -157,7 +157,7 @@ class _Pool:
         while len(self.running) < room and (self.ready or self.suspects):
             step = self.suspects.pop(0) if self.suspects else heapq.heappop(self.ready)
             if step.stage == "attack" and step.job.release in self.failed:
-                records = _give_up(self.workspace, step.job, self.failed[step.job.release])
+                records = _failed_records(self.workspace, step.job, self.failed[step.job.release])
                 yield Event("finished", step.stage, step.job, tuple(records))
                 continue
             try:
@@ -193,7 +193,7 @@ class _Pool:
             for freed in self.blocked.pop(step.job.release, []):
                 heapq.heappush(self.ready, freed)
         elif error is not None:
-            records = _give_up(self.workspace, step.job, error)
+            records = _failed_records(self.workspace, step.job, error)
         yield Event("finished", step.stage, step.job, tuple(records))
 
     def survive(self) -> Iterator[Event]:
