@@ -170,11 +170,11 @@ def _own_module(plugin: Plugin, name: str) -> Path | None:
     """The file of a module if it belongs to the plugin or is one of nftbench's plugins; else None."""
     if name.startswith(SHIPPED):
         return located(name)
-    if plugin.origin in ("nftbench", "lm-eval"):
+    top = name.partition(".")[0]
+    if plugin.origin in ("nftbench", "lm-eval") or top == "nftbench":  # also in a checkout, where it lies beside
         return None
     if plugin.entry_point is not None:
-        top = plugin.entry_point.module.partition(".")[0]
-        return located(name) if name.partition(".")[0] == top != "nftbench" else None
+        return located(name) if top == plugin.entry_point.module.partition(".")[0] else None
     assert plugin.path is not None
     folder = plugin.path.parent
     beside = _below((folder,), name.split("."))

@@ -184,6 +184,15 @@ def test_an_nftbench_plugin_that_a_plugin_imports_counts(tmp_path: Path) -> None
     assert found == {"bent.py", "__init__.py", "symmetries.py", "full.py"}
 
 
+def test_a_plugin_in_a_checkout_does_not_own_nftbench(tmp_path: Path) -> None:
+    """README's example lies in the checkout's root, beside the folder `nftbench`."""
+    (tmp_path / "nftbench").mkdir()
+    (tmp_path / "nftbench" / "__init__.py").write_text("Defense = Protected = object\n")
+    path = tmp_path / "mine.py"
+    path.write_text(MINE.format(line="from nftbench.methods import seeded as weaken"))
+    assert own_files(Plugin("defenses", "mine", str(path), path)) == {path}
+
+
 def test_our_plugins_are_their_own_file_or_folder() -> None:
     names = {file.name for file in own_files(registry.find("attacks", "rebalance"))}
     assert names == {"__init__.py", "symmetries.py"}
