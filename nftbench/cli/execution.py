@@ -164,7 +164,7 @@ def carry_out(work: Work, options: RunOptions, command: str) -> dict[str, Record
     store.write_manifest(manifest)
     if not jobs:
         return records
-    _run_jobs(work, jobs, options, command, records)
+    _run_jobs(work, jobs, options, manifest, records)
     return planned_records(store, manifest)
 
 
@@ -191,10 +191,10 @@ def _unsettled(part: Plan, records: Mapping[str, Record]) -> tuple[set[str], lis
 
     Workers look at single files only, and a settled record may be in the pack.
     """
-    from nftbench.records.store import SETTLED
+    from nftbench.records.store import settled
 
-    settled = {cell.key for cell in part.cells if cell.key in records and records[cell.key].status in SETTLED}
-    return settled, [job for whole in part.jobs() if (job := whole.without(settled)).cells]
+    keys = settled(part.cells, records)
+    return keys, [job for whole in part.jobs() if (job := whole.without(keys)).cells]
 
 
 def _check_model(suite: Suite) -> None:
@@ -205,14 +205,14 @@ def _check_model(suite: Suite) -> None:
 
 
 def _run_jobs(
-    work: Work, jobs: Sequence[Job], options: RunOptions, command: str, records: Mapping[str, Record]
+    work: Work, jobs: Sequence[Job], options: RunOptions, manifest: Manifest, records: Mapping[str, Record]
 ) -> None:
     """Run the jobs and show their progress, with the leaderboard so far, which begins from `records`."""
     from nftbench.cli import progress, workers
     from nftbench.running import executors
     from nftbench.running.workspace import Workspace
 
-    manifest, so_far = work.whole.manifest(command), dict(records)
+    so_far = dict(records)
 
     def leaderboard(new: Sequence[Record]) -> Leaderboard:
         so_far.update((record.key, record) for record in new)
@@ -224,7 +224,7 @@ def _run_jobs(
         workers.start_server()
     try:
         with work.store.together(), progress.display(jobs, count, leaderboard, console()) as show:
-            for event in executors.run(Workspace(work.whole, work.store, command), jobs, count, files):
+            for event in executors.run(Workspace(work.whole, work.store, manifest.command), jobs, count, files):
                 show(event)
     except KeyboardInterrupt:
         workers.stop()

@@ -45,6 +45,11 @@ def default_cache() -> Path:
     return Path(os.environ.get("NFTBENCH_CACHE") or Path.home() / ".cache" / "nftbench")
 
 
+def settled(cells: Collection[Cell], records: Mapping[str, Record]) -> set[str]:
+    """Of these cells, the keys whose records need not be made again."""
+    return {cell.key for cell in cells if cell.key in records and records[cell.key].status in SETTLED}
+
+
 @dataclass(frozen=True)
 class Packed:
     """The outcome of packing a results folder."""

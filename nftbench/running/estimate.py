@@ -14,10 +14,11 @@ from rich.text import Text
 from nftbench.planning import registry
 from nftbench.planning.keys import base_key
 from nftbench.planning.plan import Plan
+from nftbench.records import store as stores
 from nftbench.records.manifest import Skip
 from nftbench.records.record import Cell, Record
 from nftbench.records.spec import Spec
-from nftbench.records.store import SETTLED, Store
+from nftbench.records.store import Store
 from nftbench.suites.schema import Suite
 
 THROUGHPUT = {"cpu": 3e10, "cuda": 2e13}
@@ -66,9 +67,7 @@ def overview(plan: Plan, store: Store, workers: int, older: Collection[str] = ()
 
     `older` are the keys of cells whose records in the folder still have the keys of nftbench 0.1. A run reuses them.
     """
-    records = store.records()
-    settled = {cell.key for cell in plan.cells if cell.key in records and records[cell.key].status in SETTLED}
-    settled |= {cell.key for cell in plan.cells if cell.key in older}
+    settled = stores.settled(plan.cells, store.records()) | {cell.key for cell in plan.cells if cell.key in older}
     left = remaining(plan, store, settled)
     parameters = parameters_of(plan.suite)
     lines = [
