@@ -59,7 +59,7 @@ if TYPE_CHECKING:
         TrainedWeights as TrainedWeights,
     )
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = [
     "Adaptation",
     "Adapter",

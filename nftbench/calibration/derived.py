@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from nftbench.errors import NftbenchError
@@ -10,13 +10,23 @@ from nftbench.planning import registry
 from nftbench.planning.specs import canonical
 from nftbench.suites.schema import Suite
 
+UTILITY_BAR = 0.95
+"""The share of base utility that a proof asks of a row."""
 QUICK = ("full", "lora", "head", "linear_probe")
 """Cheap attacks that know little but the release: enough for proofs that need no special attacker."""
 
 
 def derive(suite: Suite, proof: str, **changes: Any) -> Suite:
-    """The suite's model, language and budget, without claims and yardsticks; `changes` are fields."""
-    return suite.model_copy(update={"name": f"{suite.name}-{proof}", "yardsticks": (), "claims": (), **changes})
+    """The suite's model, language and budget, without claims, yardsticks and ladder; `changes` are fields."""
+    bare = {"yardsticks": (), "claims": (), "ladder": {}, "ladder_attacks": (), "initialisations": 1}
+    return suite.model_copy(update={"name": f"{suite.name}-{proof}", **bare, **changes})
+
+
+def with_ladder(suite: Suite, attacks: Sequence[str]) -> Mapping[str, Any]:
+    """The fields of the suite's ladder, for a derived suite with these attacks."""
+    present = {canonical("attacks", text) for text in attacks}
+    kept = tuple(text for text in suite.ladder_attacks if canonical("attacks", text) in present)
+    return {"ladder": suite.ladder, "ladder_attacks": kept, "initialisations": suite.initialisations}
 
 
 def seeds(suite: Suite, count: int) -> tuple[int, ...]:

@@ -59,6 +59,7 @@ def derive(suite: Suite, rows: Sequence[str], attacks: Sequence[str]) -> Suite:
         defenses=derived.distinct(["none"], derived.trivial(suite), map(spec, FRACTIONS)),
         attacks=derived.distinct(["none", "scratch"], few),
         ranking=derived.knowledge(few),
+        **derived.with_ladder(suite, few),
     )
 
 
@@ -78,7 +79,7 @@ def judge(suite: Suite, run: Run) -> Finding:
         for one in doses
         if one.taken_for_a_defense
     ]
-    numbers = {"doses": [asdict(one) for one in doses], "controls": controls, "utility_bar": run.suite.utility_bar}
+    numbers = {"doses": [asdict(one) for one in doses], "controls": controls, "utility_bar": derived.UTILITY_BAR}
     picture = partial(draw, doses, run.suite)
     return Finding(run.suite.name, (_table(doses),), numbers, tuple(failures), draw=picture)
 
@@ -132,7 +133,7 @@ def draw(doses: Sequence[Dose], suite: Suite, folder: Path) -> Path:
     sns.set_theme(style="whitegrid", context="paper")
     figure, axes = plt.subplots(figsize=(6.4, 4.2))
     _curve(axes, doses, sns.color_palette("colorblind")[0])
-    axes.axvline(100 * suite.utility_bar, color="gray", linestyle="--", linewidth=0.9)
+    axes.axvline(100 * derived.UTILITY_BAR, color="gray", linestyle="--", linewidth=0.9)
     axes.set(
         xlabel="retention: % of base utility, worst metric (dashed: the bar)",
         ylabel="suppression: points taken from the best attack",

@@ -113,7 +113,7 @@ def judge(suite: Suite, run: Run, *, sample: int = SAMPLE, boards: int = BOARDS)
     pairs = {seed: (none[seed], twin[seed]) for seed in sorted(none)}
     rates = [rate("pairs of one grammar", size, within(pairs, size)) for size in BOUNDS]
     rates += [rate("across grammars", size, across(none, size, sample)) for size in BOUNDS]
-    verdicts = [leaderboards(run, bar, boards) for bar in (run.suite.utility_bar, -math.inf)]
+    verdicts = [leaderboards(run, bar, boards) for bar in (derived.UTILITY_BAR, -math.inf)]
     failures = [
         f"{one.design}, {one.seeds} seeds: {100 * one.interval.value:.1f} % of the fakes are taken for defenses, "
         f"at most {100 * LIMIT:g} % may be"
@@ -293,7 +293,7 @@ def utilities(run: Run) -> Table:
         reach = student(0.0, spread / math.sqrt(RANKED_SEEDS), RANKED_SEEDS - 1, RANKED_SEEDS).high
         rows.append(
             (metric, interval(found, digits=2), f"{spread:.2f}", f"{by_chance:.2f}",
-             f"{100 * run.suite.utility_bar + reach:.1f}")
+             f"{100 * derived.UTILITY_BAR + reach:.1f}")
         )  # fmt: skip
     return Table(
         "What the twin keeps of the undefended model's utility, %",

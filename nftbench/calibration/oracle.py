@@ -71,6 +71,7 @@ def derive(suite: Suite, rows: Sequence[str], attacks: Sequence[str]) -> Suite:
         defenses=derived.distinct(["none"], derived.trivial(suite), [str(canonical("defenses", row)) for row in rows]),
         attacks=derived.distinct(["none", "scratch"], few),
         ranking=claim.knowledge,
+        **derived.with_ladder(suite, few),
     )
 
 

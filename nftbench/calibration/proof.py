@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from nftbench.calibration.derived import UTILITY_BAR
 from nftbench.errors import NftbenchError
 from nftbench.planning.plan import Plan
 from nftbench.records.record import CellId, Record
@@ -68,11 +69,11 @@ class Run:
 
     def grid(self) -> Grid:
         """The records by cell."""
-        return arrange(self.records, self.planned, self.suite.ranking, self.suite.utility_bar)[0]
+        return arrange(self.records, self.planned, self.suite.ranking, UTILITY_BAR)[0]
 
     def board(self) -> Leaderboard:
         """The leaderboard that the records make."""
-        return score(self.records, utility_bar=self.suite.utility_bar, ranking=self.suite.ranking, planned=self.planned)
+        return score(self.records, utility_bar=UTILITY_BAR, ranking=self.suite.ranking, planned=self.planned)
 
     def of_rows(self, rows: Iterable[str]) -> Run:
         """The run as if only these defenses had been planned."""

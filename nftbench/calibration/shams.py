@@ -87,6 +87,7 @@ def derive(suite: Suite, rows: Sequence[str], attacks: Sequence[str]) -> Suite:
         defenses=derived.distinct(["none"], derived.trivial(suite), rows),
         attacks=derived.distinct(["none"], few),
         tasks=suite.tasks[:1],
+        **derived.with_ladder(suite, few),
         ranking=derived.knowledge(few),
     )
 
@@ -137,7 +138,7 @@ def _sham(run: Run, grid: Grid, score: Score) -> Sham:
         excess=score.excess.interval,
         retention=retention,
         verdict=score.claim.verdict,
-        useless=retention is not None and retention.value < run.suite.utility_bar,
+        useless=retention is not None and retention.value < derived.UTILITY_BAR,
         attacks=tuple(_broken(run, grid, score.defense)),
     )
 

@@ -53,12 +53,13 @@ def calibrate(
     """Prove that a suite's tasks can tell models apart; with `--proof`, that it finds real effects and no others."""
     from nftbench import calibration, suites
     from nftbench.cli import execution
+    from nftbench.cli.salt import plan_with_salt
     from nftbench.planning import registry
     from nftbench.planning.plan import plan
 
     execution.use_cache(options.cache)
     device = execution.available_device(options.device)
-    chosen, proved = calibration.find(proof), suites.read(suite, options.changes or ())
+    chosen, proved = calibration.find(proof), suites.read(suite, options.suite_changes())
     _refuse_ignored_options(context, proof, chosen, from_records=bool(finished))
     options = replace(options, plugin=[*(options.plugin or ()), *_plugin_files(shams)])
     added = [one.name for file in options.plugin or () for one in registry.add_file(file) if one.kind == "defenses"]
@@ -71,8 +72,13 @@ def calibrate(
     else:
         derived = chosen.derive(proved, parts("--defenses", defenses) or added, parts("--attacks", attacks))
         execution.check_corpus(derived, options.data)
-        whole = chosen.needed(plan(derived, device=device, data=options.data))
-        records = execution.carry_out(execution.Work(whole, whole, store), options, context.obj)
+        whole, salt = plan_with_salt(
+            derived,
+            store,
+            lambda salted: chosen.needed(plan(salted, device=device, data=options.data)),
+            keep=True,
+        )
+        records = execution.carry_out(execution.Work(whole, whole, store, salt), options, context.obj)
         result = chosen.found(proved, calibration.Run.of(whole, records))
     console().print(calibration.report(result))
     for path in calibration.write(result, store.results, proof, context.obj):
@@ -98,7 +104,7 @@ def _refuse_ignored_options(context: typer.Context, proof: str, chosen: Measured
 
     ignored: tuple[str, ...] = ()
     if isinstance(chosen, Read) or from_records:
-        ignored += ("attacks", "jobs", "device", "data")
+        ignored += ("attacks", "jobs", "device", "data", "salt")
     if isinstance(chosen, Read) or from_records or not chosen.tries:
         ignored += ("defenses", "shams")
     if isinstance(chosen, Read):

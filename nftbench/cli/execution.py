@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +16,7 @@ from nftbench.cli.options import RunOptions, Selection
 from nftbench.errors import NftbenchError
 
 if TYPE_CHECKING:
+    from nftbench.cli.salt import Salt
     from nftbench.device import Device
     from nftbench.planning.plan import Job, Plan
     from nftbench.planning.registry import Kind, Plugin
@@ -28,24 +29,26 @@ if TYPE_CHECKING:
 FIGURES = ("frontier.png", "attacks.png", "budget.png")
 """The files that nftbench.report.figures writes. The list is here because importing that module loads matplotlib."""
 
-UNKNOWN_ORIGIN = "which code and which base weights they came from is unknown"
-"""A remark in messages about records of nftbench 0.1."""
+PUBLIC_SALT = "public salt: defenses could be tuned on these grammars before they were ranked on them"
 
 
 @dataclass(frozen=True)
 class Work:
-    """A planned run: the plan of the whole suite, the selected part of it, and the store for records."""
+    """A planned run: the plan of the whole suite, the selected part of it, the store for records, and the salt."""
 
     whole: Plan
     part: Plan
     store: Store
+    salt: Salt | None
 
 
 # ---------------------------------------------------------------------------------------------------------- prepare
 
 
-def prepare(suite_name: str, selection: Selection, options: RunOptions) -> Work:
+def prepare(suite_name: str, selection: Selection, options: RunOptions, *, keep_salt: bool = True) -> Work:
     """Read a suite, add plugins that only the command line names, plan it, and select a part.
+
+    With `keep_salt`, the folder of results then holds the salt of the toy language.
 
     Planning imports plugins, and these import torch, so a line is printed before that.
 
@@ -53,20 +56,29 @@ def prepare(suite_name: str, selection: Selection, options: RunOptions) -> Work:
         NftbenchError: something in the command line is wrong; nothing has been written.
     """
     from nftbench import suites
+    from nftbench.cli.salt import plan_with_salt
     from nftbench.planning import registry
     from nftbench.planning.plan import narrow, plan
 
     use_cache(options.cache)
     device = available_device(options.device)
     names, seeds = selection.names(), selection.base_seeds()
-    suite = suites.read(suite_name, options.changes or ())
+    suite = suites.read(suite_name, options.suite_changes())
     check_corpus(suite, options.data)
     added = [plugin for file in options.plugin or () for plugin in registry.add_file(file)]
     store = open_store(options.out, suite.name)
     typer.echo(f"{suite.name}: planning; {store.contents()} in {store.results}")
-    whole = plan(_with_additions(suite, added, names), device=device, data=options.data, limit=selection.limit)
-    part = narrow(whole, defenses=names["defenses"], attacks=names["attacks"], tasks=names["tasks"], seeds=seeds)
-    return Work(whole, part, store)
+
+    def select(whole: Plan) -> Plan:
+        return narrow(whole, defenses=names["defenses"], attacks=names["attacks"], tasks=names["tasks"], seeds=seeds)
+
+    def planned(salted: Suite) -> Plan:
+        whole = plan(salted, device=device, data=options.data, limit=selection.limit)
+        select(whole)  # refuses filters that match nothing, before a salt is written
+        return whole
+
+    whole, salt = plan_with_salt(_with_additions(suite, added, names), store, planned, keep=keep_salt)
+    return Work(whole, select(whole), store, salt)
 
 
 def open_store(out: Path | None, name: str) -> Store:
@@ -119,14 +131,15 @@ def check_corpus(suite: Suite, data: Path | None) -> None:
 def _with_additions(suite: Suite, added: Sequence[Plugin], names: Mapping[Kind, Sequence[str]]) -> Suite:
     """The suite with the plugins of --plugin files, and with the selected plugins that it does not list."""
     from nftbench.planning import registry
-    from nftbench.planning.plan import filter_spec, names_one_spec
+    from nftbench.planning.plan import filter_spec, initialisations, names_one_spec
 
     for kind in registry.KINDS:
         selected, from_files = names.get(kind, ()), [plugin.name for plugin in added if plugin.kind == kind]
         if not selected and not from_files:
             continue
-        listed = getattr(suite, kind)
-        present = {filter_spec(kind, text) for text in (*listed, *(suite.utility if kind == "tasks" else ()))}
+        listed: tuple[str, ...] = getattr(suite, kind)
+        also = {"defenses": (*suite.doses, *initialisations(suite)), "tasks": suite.utility}.get(kind, ())
+        present = {filter_spec(kind, text) for text in (*listed, *also)}
         present_names = {spec.name for spec in present}
         specs = {text: filter_spec(kind, text) for text in selected}
         new = [
@@ -145,15 +158,10 @@ def _with_additions(suite: Suite, added: Sequence[Plugin], names: Mapping[Kind, 
 
 def carry_out(work: Work, options: RunOptions, command: str) -> dict[str, Record]:
     """Run every selected cell that is not settled; returns all records of the whole plan by key."""
-    from nftbench.planning import older_keys
-
     store, suite = work.store, work.whole.suite
     manifest = work.whole.manifest(command)
     # Keep imported objects out of collections while records are read: walking all of torch takes a quarter second.
     gc.freeze()
-    taken_over = older_keys.take_over(work.whole, store)
-    if taken_over:
-        typer.echo(f"{taken_over} records of nftbench 0.1 taken over; {UNKNOWN_ORIGIN}")
     records = planned_records(store, manifest)
     compare_sources(records, store)
     compare_hardware(records.values(), work.part.device)
@@ -161,11 +169,20 @@ def carry_out(work: Work, options: RunOptions, command: str) -> dict[str, Record
     if jobs:
         _check_model(suite)
     typer.echo(f"{suite.name}: {len(work.part.cells)} cells, {len(settled)} settled; {len(jobs)} jobs to run")
+    manifest = _with_salt(manifest, work, bool(jobs))
     store.write_manifest(manifest)
     if not jobs:
         return records
     _run_jobs(work, jobs, options, manifest, records)
     return planned_records(store, manifest)
+
+
+def _with_salt(manifest: Manifest, work: Work, computes: bool) -> Manifest:
+    """The manifest with the salt, if it is public. What is computed from now on could be tuned for such a salt."""
+    if work.salt is None or not work.salt.public:
+        return manifest
+    before = work.store.earlier_manifest()
+    return replace(manifest, salt=work.salt.text, public_salt=computes or (before is not None and before.public_salt))
 
 
 def compare_hardware(records: Iterable[Record], device: Device) -> None:
@@ -245,15 +262,17 @@ def rank(records: Mapping[str, Record], manifest: Manifest) -> Leaderboard:
     from nftbench.scoring import score
 
     suite = manifest.suite
-    return score(
+    board = score(
         list(records.values()),
-        utility_bar=suite.utility_bar,
         ranking=frozenset(suite.ranking),
+        ladder=manifest.ladder,
+        initialisations=manifest.initialisations,
         about=suite.about,
         planned=[cell.id for cell in manifest.cells],
         claims=manifest.claims,
         skips=manifest.skips,
     )
+    return replace(board, problems=(*board.problems, PUBLIC_SALT)) if manifest.public_salt else board
 
 
 def publish(

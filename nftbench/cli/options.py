@@ -7,6 +7,7 @@ group's fields. README.md's tables are made from the same texts.
 from __future__ import annotations
 
 import inspect
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
@@ -81,6 +82,17 @@ Cache = Annotated[
 ]
 
 
+SaltText = Annotated[
+    str | None,
+    typer.Option(
+        "--salt",
+        metavar="TEXT",
+        help="Repeat a run of the toy language with this salt, which its packed manifest names. The leaderboard then "
+        "says that the salt was public. Default: the folder's own, drawn at random.",
+    ),
+]
+
+
 @dataclass(frozen=True)
 class Selection:
     """The part of a suite that a command line asks for."""
@@ -127,6 +139,11 @@ class RunOptions:
     plugin: Plugins = None
     changes: Changes = None
     cache: Cache = None
+    salt: SaltText = None
+
+    def suite_changes(self) -> list[str]:
+        """The changes of `--set`, and the salt as one of them."""
+        return [*(self.changes or ()), *([f"salt={json.dumps(self.salt)}"] if self.salt is not None else ())]
 
 
 def parts(option: str, text: str | None) -> list[str]:

@@ -23,17 +23,15 @@ def plan(suite: SuiteName, selection: Selection, options: RunOptions) -> None:
     """Show the cells of a run, how many are done, and about how long the rest would take; run nothing."""
     from nftbench.cli import execution, workers
 
-    work = execution.prepare(suite, selection, options)
-    from nftbench.planning import older_keys
+    work = execution.prepare(suite, selection, options, keep_salt=False)
     from nftbench.running import estimate  # after the line that planning prints, because it loads torch
 
-    older = older_keys.older_records(work.whole, work.store)
-    records = {**execution.planned_records(work.store, work.whole.manifest()), **older}
+    records = execution.planned_records(work.store, work.whole.manifest())
     execution.compare_hardware(records.values(), work.part.device)
     count = workers.count(options.jobs, work.part.device)
-    console().print(estimate.overview(work.part, work.store, count, older))
-    if older:
-        typer.echo(f"a run will take over {len(older)} records of nftbench 0.1; {execution.UNKNOWN_ORIGIN}")
+    console().print(estimate.overview(work.part, work.store, count))
+    if work.salt is not None and work.salt.drawn:
+        typer.echo("salt: not drawn yet; the keys of cells will depend on it")
     execution.compare_sources(records, work.store)
 
 
@@ -50,9 +48,7 @@ def run(
 
     work = execution.prepare(suite, selection, options)
     if force:
-        from nftbench.planning.older_keys import older_keys
-
-        work.store.forget([*(cell.key for cell in work.part.cells), *older_keys(work.part).values()])
+        work.store.forget([cell.key for cell in work.part.cells])
     _run(work, options, context.obj, terminal.summary)
 
 

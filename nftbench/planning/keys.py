@@ -8,8 +8,7 @@ contains the versions of the core's areas and the source digests of plugins, but
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,74 +24,58 @@ from nftbench.records.spec import Spec
 from nftbench.suites.schema import Suite
 
 Area = Literal["training", "attack", "evaluation"]
+PluginSource = Callable[[Kind, str], str]
 
 
-@dataclass(frozen=True)
-class Scheme:
-    """How keys depend on code."""
-
-    versions: Mapping[Area, tuple[Any, ...]]
-    """The values in a key for the core's code of each area."""
-    source: Callable[[Kind, str], str]
-    """The value in a key for the code of a plugin, given its kind and name."""
-    fingerprint: Callable[[str, Defense], str] = lambda name, plugin: plugin.fingerprint()
-    """The value in a key for the files outside nftbench that a defense reads, given its name."""
-
-
-def _source(kind: Kind, name: str) -> str:
+def plugin_source(kind: Kind, name: str) -> str:
+    """The value in a key for the code of a plugin."""
     return source_digest(registry.find(kind, name))
 
 
-TODAY = Scheme(
-    {
-        "training": (["training", identity.TRAINING],),
-        "attack": (["attack", identity.ATTACK],),
-        "evaluation": (["evaluation", identity.EVALUATION],),
-    },
-    _source,
-)
+def _version(area: Area) -> list[Any]:
+    """The value in a key for the core's code of an area."""
+    return [area, {"training": identity.TRAINING, "attack": identity.ATTACK, "evaluation": identity.EVALUATION}[area]]
 
 
-def corpus_key(suite: Suite, seed: int, data: Path | None, scheme: Scheme = TODAY) -> str:
-    """Key of a corpus. Only the corpus of the toy language depends on the seed."""
-    settings, version = suite.corpus, scheme.versions["training"]
+def corpus_key(suite: Suite, seed: int, data: Path | None) -> str:
+    """Key of a corpus. Only the corpus of the toy language depends on the seed, and on the salt."""
+    settings, version = suite.corpus, _version("training")
     if settings.source == "none":
-        return digest("corpus", *version, "none")
+        return digest("corpus", version, "none")
     if settings.source == "toy":
         fields = {"source", "sentences", "block", "heldout_blocks"}
         return digest(
-            "corpus", *version, settings.model_dump(include=fields, exclude_defaults=True), settings.grammar + seed
+            "corpus",
+            version,
+            settings.model_dump(include=fields, exclude_defaults=True),
+            [suite.salt, settings.grammar + seed],
         )
     files = [
         path for pattern in (settings.train, settings.heldout) for path in sorted((data or Path()).glob(pattern or ""))
     ]
     content = [file_hash(path) for path in files] if settings.source == "text" else []
     described = settings.model_dump(exclude={"grammar", "sentences"}, exclude_defaults=True)
-    return digest("corpus", *version, described, content)
+    return digest("corpus", version, described, content)
 
 
-def base_key(suite: Suite, seed: int, data: Path | None, device: Device, scheme: Scheme = TODAY) -> str:
+def base_key(suite: Suite, seed: int, data: Path | None, device: Device, source: PluginSource = plugin_source) -> str:
     """Key of the undefended model's pre-training run. The choice of checkpoints to keep is no part of it."""
     recipe = suite.pretraining.model_dump(exclude={"checkpoints", "task", "only"}, exclude_defaults=True)
     if suite.pretraining.task is not None:
-        task = _training_data(suite, (suite.pretraining.task,), data, scheme)
+        task = _training_data(suite, (suite.pretraining.task,), data, source)
         recipe |= {"task": task, "only": suite.pretraining.only}
-    corpus = corpus_key(suite, seed, data, scheme)
-    return digest("base", *scheme.versions["training"], suite.model, corpus, recipe, seed, device.kind)
+    corpus = corpus_key(suite, seed, data)
+    return digest("base", _version("training"), suite.model, corpus, recipe, seed, device.kind)
 
 
 class Keys:
     """The keys of one plan's releases and cells. Parts that several keys have in common are computed once."""
 
-    def __init__(
-        self, suite: Suite, device: Device, data: Path | None, limit: int | None, scheme: Scheme = TODAY
-    ) -> None:
+    def __init__(self, suite: Suite, device: Device, data: Path | None, limit: int | None) -> None:
         self.suite, self.data, self.limit = suite, data, limit
         self.plugins: dict[tuple[Kind, str], str] = {}
-        """The source value of each plugin that is in a key so far."""
-        self.scheme = replace(scheme, source=self.source)
-        self.compute_source = scheme.source
-        self.base = functools.cache(lambda seed: base_key(suite, seed, data, device, self.scheme))
+        """The source digest of each plugin that is in a key so far."""
+        self.base = functools.cache(lambda seed: base_key(suite, seed, data, device, self.source))
         self.task_data = functools.cache(lambda task: _task_data(task, data))
         self.create = functools.cache(lambda kind, spec: registry.create(kind, str(spec)))
         self.budget = suite.budget.model_dump(exclude={"timeout"}, exclude_defaults=True)
@@ -100,17 +83,17 @@ class Keys:
     def source(self, kind: Kind, name: str) -> str:
         """The value in a key for the code of a plugin."""
         if (kind, name) not in self.plugins:
-            self.plugins[kind, name] = self.compute_source(kind, name)
+            self.plugins[kind, name] = plugin_source(kind, name)
         return self.plugins[kind, name]
 
     def release(self, spec: Spec, seed: int) -> str:
         """Key of a defense's release."""
         plugin: Defense = self.create("defenses", spec)
-        source, fingerprint = self.source("defenses", spec.name), self.scheme.fingerprint(spec.name, plugin)
+        source, fingerprint = self.source("defenses", spec.name), plugin.fingerprint()
         parts: list[Any] = [self.base(seed), spec.name, registry.parameters(plugin), source, fingerprint]
         if plugin.told():
-            tasks = _training_data(self.suite, plugin.told(), self.data, self.scheme)
-            parts += [*self.scheme.versions["evaluation"], tasks, self.limit, seed]
+            tasks = _training_data(self.suite, plugin.told(), self.data, self.source)
+            parts += [_version("evaluation"), tasks, self.limit, seed]
         return digest("release", *parts)[:32]
 
     def cell(self, release: str, attack: Spec, task: Spec, seed: int, reference: str | None = None) -> str:
@@ -121,14 +104,14 @@ class Keys:
         plugin: Attack = self.create("attacks", attack)
         others: list[Any] = []
         if plugin.adaptation == "merging":
-            others.append(_training_data(self.suite, self.suite.tasks, self.data, self.scheme))
+            others.append(_training_data(self.suite, self.suite.tasks, self.data, self.source))
         others += [self.built_on(text) for text in plugin.uses()]
         if reference is not None and "base" in plugin.knowledge:
             others.append(["reference", reference])
         return digest(
             "cell",
-            *(self.scheme.versions["attack"] if plugin.trains else ()),
-            *self.scheme.versions["evaluation"],
+            *([_version("attack")] if plugin.trains else ()),
+            _version("evaluation"),
             release,
             [attack.name, registry.parameters(plugin), self.source("attacks", attack.name), *others],
             [str(task), self.source("tasks", task.name), self.task_data(task)],
@@ -148,17 +131,17 @@ class Keys:
         """Key of a yardstick's measurement on a release; every yardstick may read the reference row's release too."""
         plugin: Yardstick = self.create("yardsticks", task)
         source = self.source("yardsticks", task.name)
-        used = _training_data(self.suite, plugin.uses(), self.data, self.scheme)
+        used = _training_data(self.suite, plugin.uses(), self.data, self.source)
         yardstick = [str(attack), task.name, registry.parameters(plugin), source]
-        versions = [*self.scheme.versions["attack"], *self.scheme.versions["evaluation"]]
+        versions = [_version("attack"), _version("evaluation")]
         others = [] if reference is None else [["reference", reference]]
         return digest("reading", *versions, *others, release, yardstick, used, self.budget, self.limit, seed)
 
 
-def _training_data(suite: Suite, specs: tuple[str, ...], data: Path | None, scheme: Scheme) -> list[Any]:
+def _training_data(suite: Suite, specs: tuple[str, ...], data: Path | None, source: PluginSource) -> list[Any]:
     """The values in a key for tasks whose training data is used: their code, their data, and the limit on documents."""
     tasks = [task_spec(text) for text in specs]
-    content = [[str(task), scheme.source("tasks", task.name), _task_data(task, data)] for task in tasks]
+    content = [[str(task), source("tasks", task.name), _task_data(task, data)] for task in tasks]
     return [content, suite.budget.max_train_documents]
 
 

@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import functools
 import operator
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Literal
 
 from nftbench.contract import Attack, Defense
 from nftbench.device import CPU, Device
 from nftbench.errors import NftbenchError, suggest
 from nftbench.planning import registry
-from nftbench.planning.keys import TODAY, Keys, Scheme
+from nftbench.planning.keys import Keys
 from nftbench.planning.plugin_sources import Source
 from nftbench.planning.specs import canonical, task_spec
 from nftbench.records.identity import digest
 from nftbench.records.manifest import Manifest, PlannedCell, Skip
 from nftbench.records.record import Cell, Row
 from nftbench.records.spec import Spec
-from nftbench.suites.schema import PaperClaim, Quantity, Suite
+from nftbench.suites.schema import Family, PaperClaim, Quantity, Suite
 from nftbench.terms import OF_UPDATES, Role
 
 
@@ -60,6 +61,10 @@ class Plan:
     """Keys of all the suite's releases by defense and seed, even if the cells are narrowed to a part."""
     claims: tuple[PaperClaim, ...] = ()
     """The suite's claims, with specs in canonical form."""
+    ladder: Mapping[str, Family] = field(default_factory=dict)
+    """The suite's ladder, with specs in canonical form."""
+    initialisations: tuple[str, ...] = ()
+    """The rows that are further initialisations of the undefended model."""
     sources: Mapping[tuple[registry.Kind, str], Source] = field(default_factory=dict)
     """The sources of all plugins of the plan, by kind and name, at the time of planning."""
 
@@ -106,14 +111,19 @@ class Plan:
         return {}
 
     def manifest(self, command: str = "") -> Manifest:
-        """The manifest of the plan, for the results folder; `command` is the command line of the run."""
+        """The manifest of the plan, for the results folder; `command` is the command line of the run.
+
+        The salt is left out: a folder names it only once it is packed, or where it is public anyway.
+        """
         scored = [cell for cell in self.cells if self.role(cell) != "yardstick"]
         readings = [cell for cell in self.cells if self.role(cell) == "yardstick"]
         return Manifest(
-            suite=self.suite,
+            suite=self.suite.model_copy(update={"salt": None}),
             cells=tuple(map(_planned, scored)),
             readings=tuple(map(_planned, readings)),
             claims=self.claims,
+            ladder=self.ladder,
+            initialisations=self.initialisations,
             skips=self.skips,
             device=str(self.device),
             limit=self.limit,
@@ -131,28 +141,39 @@ def plan(
     device: Device = CPU,
     data: Path | None = None,
     limit: int | None = None,
-    scheme: Scheme = TODAY,
 ) -> Plan:
     """The plan of a suite. Cells are in the order of seed, defense, attack and task.
 
-    `data` is the folder of local data, `limit` the largest number of documents in a split, and `scheme` how keys depend
-    on code.
+    The references of other rows come first, then the ladder and the initialisations, then all other defenses: what
+    every score needs is known first.
+
+    `data` is the folder of local data, `limit` the largest number of documents in a split.
 
     Raises:
-        NftbenchError: a plugin or parameter does not exist, or the suite cannot run a defense, an attack or a claim.
+        NftbenchError: a plugin or parameter does not exist, the suite cannot run a defense, an attack or a claim, or
+            its toy language has no salt.
     """
-    defenses = {canonical("defenses", text): registry.create("defenses", text) for text in suite.defenses}
-    # The attack `none` is always planned, because its cells are the base utility. So is each defense's reference row.
+    if suite.corpus.source == "toy" and suite.salt is None:
+        raise NftbenchError(f"{suite.name}: its grammars depend on a salt, which is drawn for a folder of results")
+    rows, ladder = _rows(suite), _ladder(suite)
+    defenses = {spec: registry.create("defenses", str(spec)) for spec in rows}
+    # The attack `none` is always planned, because its cells are the base utility.
     attacks = {canonical("attacks", text): registry.create("attacks", text) for text in ("none", *suite.attacks)}
-    defenses |= _references(defenses)
-    tasks = [task_spec(text) for text in (*suite.tasks, *suite.benign)]
+    tasks = [task_spec(text) for text in suite.tasks]
+    benign = [task_spec(text) for text in suite.benign]
+    attacks_on: Mapping[_RowRole, Collection[Spec]] = {
+        "defense": attacks,
+        "dose": _ladder_attacks(suite, attacks),
+        "twin": {canonical("attacks", "none")},
+    }
+    tasks_of: Mapping[_RowRole, list[Spec]] = {"defense": [*tasks, *benign], "dose": tasks, "twin": []}
     utility = [task_spec(text) for text in suite.utility]
     yardsticks = {canonical("yardsticks", text): registry.create("yardsticks", text) for text in suite.yardsticks}
     for plugin in defenses.values():
         plugin.check(suite)
     for attack, attacker in attacks.items():
         _check_attack(suite, attack, attacker)
-    keys = Keys(suite, device, data, limit, scheme)
+    keys = Keys(suite, device, data, limit)
     reference_of = {spec: canonical("defenses", plugin.reference_row()) for spec, plugin in defenses.items()}
     references = set(map(str, reference_of.values()))
     cells: list[Cell] = []
@@ -163,22 +184,35 @@ def plan(
         for defense, plugin in defenses.items():
             release = releases[str(defense), seed]
             reference = releases.get((str(reference_of[defense]), seed))  # a reference row need not have one itself
+            role = rows[defense]
             for attack, attacker in attacks.items():
+                if attack not in attacks_on[role]:
+                    continue
                 reason = _skipped(suite, defense, plugin, attacker, references)
                 if reason is not None:
                     if attacker.uses_release:
                         skips[str(defense), str(attack)] = Skip(str(defense), str(attack), reason)
                     continue
-                for task in _tasks(plugin, attacker, tasks, utility):
+                for task in _tasks(plugin, attacker, tasks_of[role], utility):
                     key = keys.cell(release, attack, task, seed, reference)
                     cells.append(Cell(defense, attack, task, seed, key, release))
-                for task, yardstick in yardsticks.items() if not attacker.trains else ():
+                for task, yardstick in yardsticks.items() if not attacker.trains and role == "defense" else ():
                     if yardstick.applies(plugin) is None:
                         key = keys.reading(release, attack, task, seed, reference)
                         cells.append(Cell(defense, attack, task, seed, key, release))
     sources = {plugin_id: Source.of(registry.find(*plugin_id)) for plugin_id in keys.plugins}
     return Plan(
-        suite, tuple(cells), tuple(skips.values()), device, data, limit, releases, _claims(suite, cells), sources
+        suite=suite,
+        cells=tuple(cells),
+        skips=tuple(skips.values()),
+        device=device,
+        data=data,
+        limit=limit,
+        releases=releases,
+        claims=_claims(suite, cells),
+        ladder=ladder,
+        initialisations=initialisations(suite),
+        sources=sources,
     )
 
 
@@ -237,6 +271,9 @@ def _tasks(defense: Defense, attack: Attack, ranked: list[Spec], utility: list[S
     return ranked if attack.trains else list(dict.fromkeys([*ranked, *utility]))  # a benign task may be measured too
 
 
+_RowRole = Literal["defense", "dose", "twin"]
+"""A dose is attacked by the ladder's attacks alone, a twin is only measured for utility."""
+
 QUANTITIES = ("score", "gain", "kept", "utility")
 """The quantities of scores in claims. All others are values of yardsticks, as `<yardstick>.<value>`."""
 
@@ -279,14 +316,56 @@ def _specs(texts: tuple[str, ...]) -> list[str]:
     return [str(task_spec(text)) for text in texts]
 
 
-def _references(defenses: dict[Spec, Defense]) -> dict[Spec, Defense]:
-    """The reference rows that the suite does not list."""
-    missing: dict[Spec, Defense] = {}
-    for plugin in defenses.values():
-        reference = canonical("defenses", plugin.reference_row())
-        if reference not in defenses:
-            missing[reference] = registry.create("defenses", str(reference))
-    return missing
+def _rows(suite: Suite) -> dict[Spec, _RowRole]:
+    """Every row of the plan in its order, with the part that it plays. What `defenses` lists is a defense first."""
+    listed = [canonical("defenses", text) for text in suite.defenses]
+    doses = [canonical("defenses", dose) for family in _ladder(suite).values() for dose in family.doses]
+    twins = [canonical("defenses", row) for row in initialisations(suite)]
+    plugins: Iterator[Defense] = (registry.create("defenses", str(spec)) for spec in (*listed, *doses))
+    references = [canonical("defenses", plugin.reference_row()) for plugin in plugins]
+    return {
+        spec: "defense" if spec in (*listed, *references) else "dose" if spec in doses else "twin"
+        for spec in (*references, *doses, *twins, *listed)
+    }
+
+
+def _ladder(suite: Suite) -> dict[str, Family]:
+    """The suite's ladder, with specs in canonical form.
+
+    Raises:
+        NftbenchError: a dose is unknown, is on the ladder twice, or is no trivial defense.
+    """
+    found: dict[str, Family] = {}
+    seen: set[str] = set()
+    for name, family in suite.ladder.items():
+        doses = tuple(str(canonical("defenses", text)) for text in family.doses)
+        for dose in doses:
+            if dose in seen:
+                raise NftbenchError(f"{suite.name}: ladder: {dose} is listed twice")
+            if not registry.create("defenses", dose).trivial:
+                raise NftbenchError(f"{suite.name}: ladder: {dose} is no trivial defense")
+            seen.add(dose)
+        found[name] = family.model_copy(update={"doses": doses})
+    return found
+
+
+def _ladder_attacks(suite: Suite, attacks: Collection[Spec]) -> set[Spec]:
+    """The attacks on rows that are only doses.
+
+    Raises:
+        NftbenchError: one of them is unknown, or not among the suite's attacks.
+    """
+    if not suite.ladder_attacks:
+        return set(attacks)
+    found = {canonical("attacks", text) for text in ("none", *suite.ladder_attacks)}
+    for spec in sorted(map(str, found - set(attacks))):
+        raise NftbenchError(f"{suite.name}: ladder_attacks: {spec} is not among the suite's attacks")
+    return found
+
+
+def initialisations(suite: Suite) -> tuple[str, ...]:
+    """The rows that are further initialisations of the undefended model, which is the first itself."""
+    return tuple(str(canonical("defenses", f"twin[index={index}]")) for index in range(1, suite.initialisations))
 
 
 def _row(defense: Spec) -> Row:

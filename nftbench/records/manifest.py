@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import functools
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,10 +16,10 @@ from pydantic import TypeAdapter, ValidationError
 
 from nftbench.errors import NftbenchError
 from nftbench.records.record import CellId
-from nftbench.suites.schema import PaperClaim, Suite
+from nftbench.suites.schema import Family, PaperClaim, Suite
 
-FORMAT = 1
-"""Raised when a field's meaning changes. A manifest without the field `format` has format 1."""
+FORMAT = 2
+"""Raised when a field's meaning changes. A manifest without the field `format` has format 1, that of nftbench 0.1."""
 
 
 class PlannedCell(NamedTuple):
@@ -48,7 +49,11 @@ class Manifest:
     """A run's whole plan. The fields are in the order of the file."""
 
     suite: Suite
-    """The suite with all its defaults, and with the changes of `--set`."""
+    """The suite with all its defaults, and with the changes of `--set`, but without its salt."""
+    salt: str | None = None
+    """The salt of the toy language's grammars, where it is known: a public one at once, a drawn one after packing."""
+    public_salt: bool = False
+    """Some of the cells were run when the salt was known, so that their defenses could be tuned for its grammars."""
     device: str = "cpu"
     limit: int | None = None
     """The largest number of documents in a split; None for no limit."""
@@ -58,6 +63,10 @@ class Manifest:
     """The planned cells of yardsticks."""
     claims: tuple[PaperClaim, ...] = ()
     """The suite's claims, with specs written as in `cells`."""
+    ladder: Mapping[str, Family] = field(default_factory=dict)
+    """The suite's ladder, with specs written as in `cells`."""
+    initialisations: tuple[str, ...] = ()
+    """The rows that are further initialisations of the undefended model."""
     skips: tuple[Skip, ...] = ()
     command: str = ""
     """The command line of the last run."""
@@ -86,9 +95,12 @@ def read(path: Path) -> Manifest:
         raise NftbenchError(f"{path.parent}: no results here ({path.name} is missing)") from None
     except ValueError as error:
         raise NftbenchError(f"{path}: not JSON: {error}") from None
-    version = content.get("format", FORMAT) if isinstance(content, dict) else FORMAT
+    version = content.get("format", 1) if isinstance(content, dict) and "cells" in content else FORMAT
     if version != FORMAT:
-        raise NftbenchError(f"{path}: written by another version of nftbench (format {version}, not {FORMAT})")
+        writer = "nftbench 0.1" if version == 1 else "another version of nftbench"
+        raise NftbenchError(
+            f"{path}: made by {writer} (format {version}, not {FORMAT}); its numbers do not compare: start a new folder"
+        )
     try:
         return _adapter().validate_python(content)
     except ValidationError as error:

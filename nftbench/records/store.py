@@ -1,7 +1,8 @@
 """The folders of a run on disk: its results, and the cache of corpora and models.
 
-The results folder holds `manifest.json`, the plan of the last run; `records/`, one JSON file for each cell; and
-`records.jsonl.xz`, the pack, into which `nftbench pack` moves the single files. The cache holds `corpora/`, `bases/`,
+The results folder holds `manifest.json`, the plan of the last run; `salt`, on which the grammars of the toy language
+depend; `records/`, one JSON file for each cell; and `records.jsonl.xz`, the pack, into which `nftbench pack` moves the
+single files. The cache holds `corpora/`, `bases/`,
 `releases/` and, readable for the owner only, `secrets/`, each by key.
 
 A file or folder is first written under a temporary name and then renamed, so that whatever is there is complete. Locks
@@ -21,7 +22,7 @@ import sys
 import tempfile
 import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -147,7 +148,7 @@ class Store:
     # ------------------------------------------------------------------------------------------------------ the pack
 
     def pack(self) -> Packed:
-        """Move the single files into the pack.
+        """Move the single files into the pack, and name the folder's salt in its manifest.
 
         If the process is killed, nothing is lost: single files are deleted only after the pack has been written and
         read back. A record that is in both places is then read once.
@@ -170,6 +171,9 @@ class Store:
                     path.unlink()
             with contextlib.suppress(OSError):  # the folder is missing, or not empty
                 (self.results / "records").rmdir()
+            manifest = self.earlier_manifest()
+            if manifest is not None and self.salt() is not None:
+                self.write_manifest(replace(manifest, salt=self.salt()))
             return Packed(len(merged), len(contents), size + sum(map(len, contents.values())), _size(self._pack))
 
     @property
@@ -213,6 +217,31 @@ class Store:
             NftbenchError: the folder holds no results, or its manifest is damaged.
         """
         return manifests.read(self.results / "manifest.json")
+
+    def earlier_manifest(self) -> Manifest | None:
+        """The plan of the last run in this folder; None if there was none yet.
+
+        Raises:
+            NftbenchError: the manifest is damaged, or another version of nftbench wrote it.
+        """
+        return self.manifest() if (self.results / "manifest.json").exists() else None
+
+    # ---------------------------------------------------------------------------------------------------------- salt
+
+    def salt(self) -> str | None:
+        """The folder's salt; None if it has none yet."""
+        try:
+            return (self.results / "salt").read_text(encoding="utf-8").strip()
+        except FileNotFoundError:
+            return None
+
+    def keep_salt(self, text: str) -> str:
+        """The folder's salt. If it has none yet, it is `text` from now on: of several processes, the first one wins."""
+        with self._lock(self.results, "folder", "salt"):
+            found = self.salt()
+            if found is None:
+                write_atomically(self.results / "salt", f"{text}\n".encode(), mode=0o600)
+        return found or text
 
     # ----------------------------------------------------------------------------------------------------- artifacts
 
@@ -324,7 +353,7 @@ class Store:
         return FileLock(folder / f"{kind}-{key}.lock")
 
 
-def write_atomically(path: Path, content: bytes) -> None:
+def write_atomically(path: Path, content: bytes, mode: int = 0o644) -> None:
     """Write a file so that readers see either the whole old file or the whole new one."""
     handle, draft = tempfile.mkstemp(prefix=f".{path.name[:60]}.", dir=path.parent)
     try:
@@ -332,7 +361,7 @@ def write_atomically(path: Path, content: bytes) -> None:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        Path(draft).chmod(0o644)
+        Path(draft).chmod(mode)
         Path(draft).replace(path)
     except BaseException:
         Path(draft).unlink(missing_ok=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from rich.console import Group, RenderableType
@@ -62,12 +62,9 @@ def _skipped(skips: Sequence[Skip]) -> list[str]:
     return [f"skipped: {', '.join(attacks)} against {names}: {reason}" for (names, reason), attacks in together.items()]
 
 
-def overview(plan: Plan, store: Store, workers: int, older: Collection[str] = ()) -> RenderableType:
-    """What `nftbench plan` prints: settled and planned cells by defense and attack, skipped attacks, time and disk.
-
-    `older` are the keys of cells whose records in the folder still have the keys of nftbench 0.1. A run reuses them.
-    """
-    settled = stores.settled(plan.cells, store.records()) | {cell.key for cell in plan.cells if cell.key in older}
+def overview(plan: Plan, store: Store, workers: int) -> RenderableType:
+    """What `nftbench plan` prints: settled and planned cells by defense and attack, skipped attacks, time and disk."""
+    settled = stores.settled(plan.cells, store.records())
     left = remaining(plan, store, settled)
     parameters = parameters_of(plan.suite)
     lines = [

@@ -15,7 +15,7 @@ from nftbench.running.hardware import hardware
 from nftbench.suites.schema import Suite
 
 PACKAGES = ("nftbench", "torch", "transformers", "tokenizers", "datasets", "peft", "lm-eval", "numpy", "safetensors")
-SETTINGS = {"model", "corpus", "pretraining", "budget", "seeds", "utility_bar", "ranking"}
+SETTINGS = {"model", "corpus", "pretraining", "budget", "seeds", "ranking"}
 """What of a suite is not in the record anyway, or in another one."""
 
 

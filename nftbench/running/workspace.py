@@ -149,4 +149,4 @@ _vocabularies: weakref.WeakKeyDictionary[PreTrainedTokenizerBase, tuple[int, str
 
 def _data_settings(plan: Plan) -> list[Any]:
     """The parts of a suite that a loaded task depends on."""
-    return [plan.suite.corpus.model_dump(), plan.suite.budget.model_dump()]
+    return [plan.suite.salt, plan.suite.corpus.model_dump(), plan.suite.budget.model_dump()]

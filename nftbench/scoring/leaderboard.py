@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 from typing import TypeVar
 
 from nftbench.records.record import CellId, Record
@@ -19,8 +20,9 @@ from nftbench.scoring.scores import ByKnowledge, ClaimTest, Excess, Headroom, Ki
 from nftbench.scoring.side_tables import SIDE_TABLES, SideTable, SuiteEvidence
 from nftbench.scoring.utility import usable_metrics, utility
 from nftbench.scoring.verdicts import judged, ranked, with_side_verdict, with_standing
-from nftbench.suites.schema import PaperClaim
+from nftbench.suites.schema import Family, PaperClaim
 
+NO_LADDER: Mapping[str, Family] = MappingProxyType({})
 AnyTable = TypeVar("AnyTable", bound=SideTable)
 
 
@@ -73,8 +75,10 @@ class Leaderboard:
 def score(
     records: Sequence[Record],
     *,
-    utility_bar: float,
     ranking: Knowledge,
+    ladder: Mapping[str, Family] = NO_LADDER,
+    initialisations: Sequence[str] = (),
+    utility_bar: float = 0.95,
     about: str = "",
     planned: Sequence[CellId] | None = None,
     claims: Sequence[PaperClaim] = (),

@@ -84,8 +84,9 @@ def _explain(source: str, problem: Mapping[str, Any]) -> str:
     if problem["type"] == "extra_forbidden":
         section: Any = Suite
         for part in problem["loc"][:-1]:
-            if isinstance(part, str):  # a number is an index into a list of sections
-                annotation = section.model_fields[part].annotation
+            field = section.model_fields.get(part)
+            if field is not None:  # otherwise an index into a list of sections, or a name in a mapping of sections
+                annotation = field.annotation
                 section = next((one for one in get_args(annotation) if hasattr(one, "model_fields")), annotation)
         return f"{source}: unknown key {where!r}{suggest(keys[-1], list(section.model_fields))}"
     message = problem["msg"].removeprefix("Value error, ")

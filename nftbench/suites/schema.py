@@ -160,6 +160,20 @@ class Budget(_Section):
         return tuple(sorted({0, *durations}))
 
 
+class Family(_Section):
+    """Trivial defenses of one kind, in rising dose. A list alone is short for `{doses: list}`."""
+
+    doses: tuple[str, ...] = Field(min_length=1)
+    """Defenses, the weakest dose first, such as `noise[scale=0.1]`."""
+    stairs: bool = False
+    """Nothing lies between two doses, as between two widths: the frontier is flat up to the next one."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _short(cls, value: Any) -> Any:
+        return {"doses": value} if isinstance(value, list | tuple) else value
+
+
 class Quantity(_Section):
     """A number for each base seed, computed from the records of one or more rows."""
 
@@ -219,6 +233,14 @@ class Suite(_Section):
     """The pre-training recipe of all models."""
     defenses: tuple[str, ...] = Field(min_length=1)
     """Defenses, such as `pmp[ratio=0.5]`. The reference of each, such as `none`, is added if it is missing."""
+    ladder: dict[str, Family] = {}
+    """Families of trivial defenses, each in rising dose. They are the frontier that a defense must beat. A dose that is
+    not among `defenses` is attacked by `ladder_attacks` alone."""
+    ladder_attacks: tuple[str, ...] = ()
+    """The attacks on the ladder's doses, all of them among `attacks`. Empty: all attacks."""
+    initialisations: Count = 1
+    """How many initialisations of the undefended model are measured for utility. The first is the reference; the
+    others are the rows `twin`, `twin[index=2]` and so on."""
     attacks: tuple[str, ...] = Field(min_length=1)
     """Attacks, such as `lora[rank=16]`. `none`, the unattacked release, is always added."""
     tasks: tuple[str, ...] = Field(min_length=1)
@@ -239,10 +261,16 @@ class Suite(_Section):
     """What every attack may spend on every release."""
     seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field(min_length=1)
     """Base seeds. A rank needs five of them, a preliminary rank three."""
-    utility_bar: Fraction = 0.95
-    """The share of base utility that a ranked defense must keep, by the lower end of the confidence interval."""
     ranking: frozenset[Knowledge] = frozenset({"method", "data"})
     """The knowledge of the attackers in the main ranking: attacks that need more do not count in it."""
+    salt: str | None = Field(default=None, pattern=r"^\S+$")
+    """toy: a text that the grammars depend on, so that nobody can tune a defense on the grammars of a ranking. Without
+    one, each folder of results draws its own at random. A salt that is written here is public."""
+
+    @property
+    def doses(self) -> tuple[str, ...]:
+        """The doses of all families of the ladder."""
+        return tuple(dose for family in self.ladder.values() for dose in family.doses)
 
     @field_serializer("ranking", when_used="json")
     def _in_order(self, ranking: frozenset[str]) -> list[str]:
@@ -284,7 +312,13 @@ class Suite(_Section):
             raise ValueError(f"budget.warmup {budget.warmup} is longer than the longest duration, {longest}")
         return self
 
-    @field_validator("seeds", "defenses", "attacks", "tasks", "benign", "utility", "yardsticks")
+    @model_validator(mode="after")
+    def _salt_of_a_grammar(self) -> Suite:
+        if self.salt is not None and self.corpus.source != "toy":
+            raise ValueError(f"salt is for the toy language, and corpus.source is {self.corpus.source}")
+        return self
+
+    @field_validator("seeds", "defenses", "ladder_attacks", "attacks", "tasks", "benign", "utility", "yardsticks")
     @classmethod
     def _distinct(cls, values: tuple[Any, ...]) -> tuple[Any, ...]:
         twice = sorted({str(value) for value in values if values.count(value) > 1})

@@ -69,7 +69,9 @@ def tiny_suite(architecture: str = "gpt2", **changes: Any) -> Suite:
         "seeds": [0],
     }
     for key, value in changes.items():
-        content[key] = {**content[key], **value} if isinstance(value, Mapping) else value
+        content[key] = {**content.get(key, {}), **value} if isinstance(value, Mapping) else value
+    if content["corpus"].get("source", "toy") == "toy":
+        content.setdefault("salt", "public")
     return suites.parse(content, "tiny")
 
 

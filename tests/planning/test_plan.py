@@ -13,9 +13,10 @@ import pytest
 
 from nftbench.device import Device
 from nftbench.errors import NftbenchError
-from nftbench.planning.keys import TODAY, Area, Scheme
+from nftbench.planning import keys as plan_keys
+from nftbench.planning.keys import Area
 from nftbench.planning.plan import Plan, narrow, plan
-from nftbench.records import manifest as manifests
+from nftbench.records import identity, manifest as manifests
 from nftbench.records.record import Cell
 from nftbench.records.spec import Spec
 from nftbench.suites.reading import parse
@@ -289,7 +290,8 @@ def test_every_setting_of_budget_and_pretraining_is_tried() -> None:
     [
         {"name": "other"},
         {"about": "words"},
-        {"utility_bar": 0.9},
+        {"ladder": {"noise": ["noise"]}},
+        {"initialisations": 3},
         {"ranking": ["method"]},
         {"pretraining": {"checkpoints": [0.25, 0.5]}},
         {"budget": {"timeout": 60}},
@@ -426,14 +428,17 @@ def test_local_text_is_in_the_key_by_content(tmp_path: Path) -> None:
     assert not set(found[0].values()) & set(found[2].values())
 
 
-def raised(area: Area) -> Scheme:
-    return replace(TODAY, versions={**TODAY.versions, area: (["another version"],)})
+def raised(area: Area, asked: Suite) -> Plan:
+    """The plan under another version of an area."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(identity, area.upper(), 99)
+        return plan(asked)
 
 
 def changed_attacks(area: Area, **changes: Any) -> set[str]:
     """The attacks of which at least one key changes with an area's version."""
     asked = suite(yardsticks=["landscape"], seeds=[0], **changes)
-    before, after = keys(plan(asked)), keys(plan(asked, scheme=raised(area)))
+    before, after = keys(plan(asked)), keys(raised(area, asked))
     return {f"{cell[1]} {cell[2]}" for cell in before if before[cell] != after[cell]}
 
 
@@ -445,10 +450,14 @@ def test_the_version_of_each_area_is_in_the_keys_that_it_affects() -> None:
     assert changed_attacks("attack") == {place for place in everything if place[:5] != "none "} | {"none landscape"}
 
 
-def test_an_attack_that_holds_the_base_depends_on_the_code_of_the_reference_row() -> None:
+def test_an_attack_that_holds_the_base_depends_on_the_code_of_the_reference_row(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     asked = suite(defenses=["none", "random_mask"], attacks=["none", "full", "difference"], seeds=[0])
-    edited = replace(TODAY, source=lambda kind, name: "edited" if name == "none" else TODAY.source(kind, name))
-    before, after = keys(plan(asked)), keys(plan(asked, scheme=edited))
+    before, source = keys(plan(asked)), plan_keys.plugin_source
+    edited = lambda kind, name: "edited" if name == "none" else source(kind, name)  # noqa: E731
+    monkeypatch.setattr(plan_keys, "plugin_source", edited)
+    after = keys(plan(asked))
     changed = {
         attack
         for (defense, attack, *_), key in before.items()
@@ -460,7 +469,7 @@ def test_an_attack_that_holds_the_base_depends_on_the_code_of_the_reference_row(
 def test_a_release_depends_on_evaluation_where_its_defense_is_told_tasks(plugin: WriteFile) -> None:
     plugin("confider", CONFIDER)
     asked = suite(defenses=["none", "confider"], seeds=[0])
-    before, after = plan(asked).releases, plan(asked, scheme=raised("evaluation")).releases
+    before, after = plan(asked).releases, raised("evaluation", asked).releases
     assert {name for (name, _), key in before.items() if after[name, 0] != key} == {"confider"}
 
 
@@ -530,7 +539,7 @@ def test_the_manifest_is_json_and_lists_every_cell() -> None:
     assert manifest["command"] == "nftbench run tiny"
     assert manifest["limit"] == 3
     assert ["none", "authorized", "the defense keeps no secret"] in manifest["skips"]
-    assert Suite.model_validate(manifest["suite"]) == found.suite
+    assert Suite.model_validate({**manifest["suite"], "salt": "public"}) == found.suite
 
 
 def test_a_plan_is_frozen() -> None:

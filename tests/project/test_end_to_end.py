@@ -47,7 +47,7 @@ def board(workspace: Workspace) -> Leaderboard:
     suite = manifest.suite
     cells = [cell.id for cell in manifest.cells]
     records = list(workspace.store.records().values())
-    return score(records, utility_bar=suite.utility_bar, ranking=suite.ranking, planned=cells)
+    return score(records, ranking=suite.ranking, planned=cells)
 
 
 @pytest.fixture(scope="module")

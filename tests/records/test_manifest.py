@@ -38,14 +38,12 @@ def test_keys_are_those_of_cells_and_readings() -> None:
     assert planned().keys == {cell[-1] for cell in content["cells"] + content["readings"]}
 
 
-def test_an_older_manifest_is_read(tmp_path: Path) -> None:
-    """It has no `format`; the oldest have neither readings nor claims."""
+def test_a_folder_of_the_former_protocol_is_refused(tmp_path: Path) -> None:
+    """Its manifest has no `format`."""
     content = json.loads(manifests.dump(planned()))
-    for name in ("format", "readings", "claims"):
-        del content[name]
-    found = manifests.read(write(tmp_path, content))
-    assert (found.format, found.readings, found.claims) == (1, (), ())
-    assert found.cells == planned().cells
+    del content["format"]
+    with pytest.raises(NftbenchError, match=r"made by nftbench 0\.1 .*start a new folder"):
+        manifests.read(write(tmp_path, content))
 
 
 @pytest.mark.parametrize(
@@ -55,8 +53,8 @@ def test_an_older_manifest_is_read(tmp_path: Path) -> None:
         ("\x00", "not JSON"),
         ([], "not a manifest of nftbench: the whole file"),
         ({}, "suite: Field required"),
-        ({"suite": {"name": "x"}, "cells": []}, r"suite\.\w+"),
-        ({"format": 99}, "written by another version of nftbench .format 99, not 1."),
+        ({"suite": {"name": "x"}, "cells": [], "format": 2}, r"suite\.\w+"),
+        ({"cells": [], "format": 99}, "made by another version of nftbench .format 99, not 2."),
     ],
 )
 def test_a_file_that_is_no_manifest_is_refused_in_one_line(content: Any, said: str, tmp_path: Path) -> None:

@@ -36,6 +36,14 @@ def test_a_suite_file_is_read_with_all_its_settings(tmp_path: Path) -> None:
     assert suites.read(str(path)) == tiny_suite()
 
 
+def test_a_list_is_short_for_a_family_without_stairs() -> None:
+    ladder = {"noise": ["noise", "noise[scale=0.4]"], "narrow": {"doses": ["narrow"], "stairs": True}}
+    found = suites.parse(content(ladder=ladder))
+    assert found.ladder["noise"] == suites.Family(doses=("noise", "noise[scale=0.4]"), stairs=False)
+    assert found.ladder["narrow"].stairs
+    assert found.doses == ("noise", "noise[scale=0.4]", "narrow")
+
+
 @pytest.mark.parametrize("name", suites.names())
 def test_every_shipped_suite_can_be_read(name: str) -> None:
     assert suites.read(name).name == name
@@ -72,7 +80,14 @@ def test_every_shipped_suite_can_be_read(name: str) -> None:
         ({"pretraining": {"steps": 9, "learning_rate": float("nan")}}, "pretraining.learning_rate: "),
         ({"pretraining": {"steps": 9, "checkpoints": [1.5]}}, "pretraining.checkpoints.0: "),
         ({"pretraining": {"steps": 9, "schedule": "cosin"}}, "pretraining.schedule: "),
-        ({"utility_bar": 95}, "utility_bar: "),
+        ({"utility_bar": 0.95}, "unknown key 'utility_bar'"),
+        ({"ladder": {"noise": []}}, "ladder.noise.doses: "),
+        ({"ladder": {"noise": {"dose": ["noise"]}}}, "unknown key 'ladder.noise.dose'; did you mean 'doses'?"),
+        ({"ladder_attacks": ["full", "full"]}, "ladder_attacks: full is listed twice"),
+        ({"initialisations": 0}, "initialisations: "),
+        ({"salt": ""}, "salt: "),
+        ({"salt": "two words"}, "salt: "),
+        ({"corpus": {**TEXT}, "salt": "public"}, "salt is for the toy language, and corpus.source is text"),
         ({"ranking": ["methods"]}, "ranking"),
         ({"corpus": {"source": "text"}}, "corpus: source text needs train, heldout, vocabulary"),
         ({"pretraining": {"steps": 9, "warmup": 10}}, "pretraining.warmup 10 is longer than the 9 steps"),
