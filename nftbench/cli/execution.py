@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import gc
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -156,8 +157,13 @@ def _with_additions(suite: Suite, added: Sequence[Plugin], names: Mapping[Kind, 
 # -------------------------------------------------------------------------------------------------------- carry out
 
 
-def carry_out(work: Work, options: RunOptions, command: str) -> dict[str, Record]:
-    """Run every selected cell that is not settled; returns all records of the whole plan by key."""
+def carry_out(
+    work: Work, options: RunOptions, command: str, after_seed: Callable[[int], None] = lambda seed: None
+) -> dict[str, Record]:
+    """Run every selected cell that is not settled; returns all records of the whole plan by key.
+
+    `after_seed` is called with each base seed whose cells are all done, unless it is the last one.
+    """
     store, suite = work.store, work.whole.suite
     manifest = work.whole.manifest(command)
     # Keep imported objects out of collections while records are read: walking all of torch takes a quarter second.
@@ -173,7 +179,7 @@ def carry_out(work: Work, options: RunOptions, command: str) -> dict[str, Record
     store.write_manifest(manifest)
     if not jobs:
         return records
-    _run_jobs(work, jobs, options, manifest, records)
+    _run_jobs(work, jobs, options, manifest, records, after_seed)
     return planned_records(store, manifest)
 
 
@@ -222,14 +228,19 @@ def _check_model(suite: Suite) -> None:
 
 
 def _run_jobs(
-    work: Work, jobs: Sequence[Job], options: RunOptions, manifest: Manifest, records: Mapping[str, Record]
+    work: Work,
+    jobs: Sequence[Job],
+    options: RunOptions,
+    manifest: Manifest,
+    records: Mapping[str, Record],
+    after_seed: Callable[[int], None],
 ) -> None:
     """Run the jobs and show their progress, with the leaderboard so far, which begins from `records`."""
     from nftbench.cli import progress, workers
     from nftbench.running import executors
     from nftbench.running.workspace import Workspace
 
-    so_far = dict(records)
+    so_far, left = dict(records), Counter(job.seed for job in jobs)
 
     def leaderboard(new: Sequence[Record]) -> Leaderboard:
         so_far.update((record.key, record) for record in new)
@@ -243,6 +254,10 @@ def _run_jobs(
         with work.store.together(), progress.display(jobs, count, leaderboard, console()) as show:
             for event in executors.run(Workspace(work.whole, work.store, manifest.command), jobs, count, files):
                 show(event)
+                if event.kind == "finished" and event.stage == "attack":
+                    left[event.job.seed] -= 1
+                    if not left[event.job.seed] and left.total():
+                        after_seed(event.job.seed)
     except KeyboardInterrupt:
         workers.stop()
         raise

@@ -76,13 +76,24 @@ def reproduce(
 
 
 def _run(work: Work, options: RunOptions, command: str, shown: Callable[[Leaderboard], RenderableType]) -> None:
-    """Carry out, show and publish; ends in the exit code."""
+    """Carry out, show and publish, also after each base seed; ends in the exit code."""
     from nftbench.cli import execution
+    from nftbench.report import terminal
 
-    records = execution.carry_out(work, options, command)
-    leaderboard = execution.rank(records, work.store.manifest())
+    store = work.store
+
+    def after_seed(seed: int) -> None:
+        manifest = store.manifest()
+        records = execution.planned_records(store, manifest)
+        leaderboard = execution.rank(records, manifest)
+        execution.publish(leaderboard, records, store.results, command)
+        typer.echo(f"seed {seed} is complete; the leaderboard so far, also in {store.results}:")
+        console().print(terminal.ranking(leaderboard))
+
+    records = execution.carry_out(work, options, command, after_seed)
+    leaderboard = execution.rank(records, store.manifest())
     console().print(shown(leaderboard))
-    for path in execution.publish(leaderboard, records, work.store.results, command):
+    for path in execution.publish(leaderboard, records, store.results, command):
         typer.echo(path)
     raise typer.Exit(_exit_code(work, records))
 
