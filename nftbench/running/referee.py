@@ -179,7 +179,6 @@ class Referee:
         except (Exception, SystemExit) as error:  # a plugin may raise anything
             return self.write_failure(cell, *status_of(error))
         finite = math.isfinite(attacked.value) and (attacked.loss is None or math.isfinite(attacked.loss))
-        last = max(point.step for point in outcome.curve) if outcome.curve else 0
         cost = dataclasses.replace(
             outcome.cost,
             preparation_seconds=self.preparation + given.ledger.seconds,
@@ -203,7 +202,6 @@ class Referee:
                 curve=outcome.curve,
                 restarts=outcome.restarts,
                 at_edge=outcome.at_edge,
-                at_last_step=0 < outcome.picked.step == last,
                 stuck=outcome.stuck,
                 retried=outcome.retried,
                 cost=cost if self.attack.trains else None,

@@ -329,7 +329,7 @@ class Sweep:
         return network
 
     def stepper(self, network: nn.Module, learning_rate: float, last: int) -> Stepper:
-        """The optimizer: linear warm-up, then a constant rate or, with `budget.decay`, linear decay to 0 after `last`."""
+        """The optimizer: linear warm-up, then a constant rate or, with `budget.decay`, a fall to 0 after step `last`."""
         warmup, decay = self.trainer.budget.warmup, self.trainer.budget.decay
         if decay:  # in a run shorter than the warm-up the rate would never decay
             warmup = min(warmup, last // 2)
