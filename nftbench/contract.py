@@ -422,7 +422,7 @@ class AttackerContext(Protocol):
         ...
 
     def attack(self, spec: str) -> Attack:
-        """Another attack, which this one must list in `uses`.
+        """Another attack, which this one must list in `uses`. It may run a sweep of its own.
 
         Raises:
             NftbenchError: the attack does not list it.
@@ -446,6 +446,12 @@ class AttackerContext(Protocol):
         `adapter` makes the trained network from a copy of the model. `gradient_mask` marks the weights that may change.
         `lr_scale` multiplies every learning rate. `changes` replace fields of the budget, as in `durations=…`, for
         attacks that are about such a field.
+
+        A sweep spends the budget of a cell, so an attack runs one for each task. One that is built on others runs one
+        for each attack that `attack` gave it, and the cost of all of them is counted.
+
+        Raises:
+            NftbenchError: the budget of the cell is spent, or it has no learning rates for the optimizer.
         """
         ...
 

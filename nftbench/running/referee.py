@@ -180,9 +180,9 @@ class Referee:
             return self.write_failure(cell, *status_of(error))
         finite = math.isfinite(attacked.value) and (attacked.loss is None or math.isfinite(attacked.loss))
         cost = dataclasses.replace(
-            outcome.cost,
+            given.ledger.whole(outcome.cost),
             preparation_seconds=self.preparation + given.ledger.seconds,
-            preparation_steps=context.ledger.steps + given.ledger.steps,
+            preparation_steps=context.ledger.steps + context.ledger.swept_steps + given.ledger.steps,
             preparation_flops=context.ledger.flops + given.ledger.flops,
             peak_memory_bytes=max(
                 outcome.cost.peak_memory_bytes, context.ledger.peak_memory_bytes, given.ledger.peak_memory_bytes

@@ -72,13 +72,14 @@ def sweep(
         changes: fields of the budget.
 
     Raises:
-        NftbenchError: the budget has no learning rates for the optimizer.
+        NftbenchError: the budget has no learning rates for the optimizer, or the trainer's ledger allows no more sweep.
         NonFiniteError: no attempt has a finite trained point.
         CellTimeoutError: the budget's seconds are used up.
     """
     budget = Budget.model_validate({**trainer.budget.model_dump(), **changes})
     if optimizer not in budget.learning_rates:
         raise NftbenchError(f"budget.learning_rates has no grid for {optimizer!r}")
+    trainer.ledger.begin_sweep()
     run = Sweep(dataclasses.replace(trainer, budget=budget), model, task, adapter, gradient_mask, optimizer)
     grid = [rate * lr_scale for rate in budget.learning_rates[optimizer]]
     finite: tuple[Attempt, list[Point], bool] | None = None
@@ -98,7 +99,9 @@ def sweep(
     if finite is None:
         raise NonFiniteError("no learning rate stays finite: in float32 and float64, clipped, and on the head alone")
     run.attempt, curve, at_edge = finite
-    return run.outcome(curve, at_edge)
+    outcome = run.outcome(curve, at_edge)
+    trainer.ledger.end_sweep(outcome.cost)
+    return outcome
 
 
 def unchanged(trainer: Trainer, model: Model, task: Task) -> Outcome:

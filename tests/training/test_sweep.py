@@ -679,6 +679,51 @@ def test_a_sweep_ends_when_the_budgets_seconds_are_used_up() -> None:
         sweep(Trainer(0, BUDGET.model_copy(update={"timeout": 1e-9})), model(), Parity())
 
 
+def test_an_attacker_sweeps_once() -> None:
+    trainer = Trainer(0, BUDGET)
+    outcome = sweep(trainer, model(), Parity())
+    with pytest.raises(NftbenchError, match=r"context\.sweep may run once, or once for each attack"):
+        sweep(trainer, model(), Parity())
+    assert trainer.ledger.swept_steps == outcome.cost.steps
+    assert sweep(Trainer(0, BUDGET), model(), Parity()).curve == outcome.curve, "another cell has a budget of its own"
+
+
+TWICE = """
+@dataclass(frozen=True)
+class Twice(Attack):
+    \"\"\"Sweeps the release twice itself, or lets two attacks sweep it.\"\"\"
+    parts: tuple[str, ...] = ()
+    times: int = 1
+
+    def uses(self):
+        return self.parts
+
+    def adapt(self, prepared, task, context):
+        parts = [context.attack(spec) for _ in range(self.times) for spec in self.parts]
+        if parts:
+            return [part.adapt(prepared, task, context) for part in parts][-1]
+        return [context.sweep(prepared.model, task) for _ in range(2)][-1]
+"""
+
+
+def test_a_second_sweep_is_refused_and_several_attacks_sweeps_are_all_counted(
+    plugin: Callable[[str, str], Any], workspace: Callable[..., Workspace], run_all: Callable[..., dict[Any, Any]]
+) -> None:
+    plugin("twice", TWICE)
+    two = "twice[parts=full+full[warmup=0]]"
+    again = "twice[parts=full,times=2]"
+    here = workspace(attacks=["none", "full", "full[warmup=0]", "twice", two, again])
+    records = {attack: record for (_, attack, _, _), record in run_all(here).items()}
+    for refused in ("twice", again):
+        assert records[refused].status == "failed"
+        assert "the budget of a cell is spent" in records[refused].reason
+    alone = [records["full"], records["full[warmup=0]"]]
+    assert records[two].status == "ok", records[two].reason
+    assert records[two].cost.steps == sum(one.cost.steps for one in alone)
+    assert records[two].cost.seconds > records[two].cost.step_seconds
+    assert records[two].curve == alone[1].curve
+
+
 def test_a_cell_that_runs_out_of_time_has_the_status_timeout(
     workspace: Callable[..., Workspace], run_all: Callable[..., dict[Any, Any]]
 ) -> None:
