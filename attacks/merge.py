@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from nftbench import Adaptation, Attack, AttackerContext, Knowledge, NftbenchError, Outcome, Prepared, Task, Update
-from nftbench.methods import Stepper, seeded, shuffled, updates
+from nftbench.methods import Stepper, seeded, shuffled, updates, warmed
 from nftbench.methods.adapters import LR_SCALE
 from nftbench.methods.overhead import kl
 
@@ -108,7 +108,7 @@ def trained(
             network,
             "adamw",
             rates[(len(rates) - 1) // 2] * (LR_SCALE if like.config else 1.0),
-            factor=lambda step: min(1.0, step / max(budget.warmup, 1)),
+            factor=lambda step: warmed(step, budget.warmup),
             weight_decay=budget.weight_decay,
             clip=budget.clip,
         )

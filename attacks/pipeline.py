@@ -48,15 +48,7 @@ class Pipeline(Attack):
         part = prepared.parts[int(context.select(task, looks()).picked.learning_rate)]
         tuners = [context.attack(spec) for spec in self.tuners]
         found = [one.adapt(one.prepare(_copied(part), context), task, context) for one in tuners]
-        best = max(found, key=_standing)
-        costs = [outcome.cost for outcome in found]
-        whole = dataclasses.replace(
-            best.cost,
-            steps=sum(cost.steps for cost in costs),
-            seconds=sum(cost.seconds for cost in costs),
-            peak_memory_bytes=max(cost.peak_memory_bytes for cost in costs),
-        )
-        return dataclasses.replace(best, cost=whole)
+        return max(found, key=_standing)
 
 
 def _copied(part: Prepared | Release) -> Release:

@@ -100,7 +100,7 @@ class Point:
     train_loss: float | None = None
     """Mean training loss over the steps since the previous point, in nats; None at step 0."""
     attack_seed: int = 0
-    """0 in the sweep; 1 and above in the restarts, which run the chosen recipe again."""
+    """0 in the sweep, also where its best run is the outcome; 1 and above in the restarts of the chosen recipe."""
 
 
 @dataclass(frozen=True)
@@ -408,7 +408,7 @@ class AttackerContext(Protocol):
     ) -> None:
         """Train `network` in place before the sweep, for example to distil a model. The cost is counted.
 
-        The learning rate rises linearly over a tenth of the steps and then falls linearly to almost zero. Gradients
+        The learning rate rises linearly over a tenth of the steps and then falls linearly towards zero. Gradients
         are clipped as in the budget. Only weights that `mask` marks change. Attacks take `budget.preparation_steps`
         steps, unless the number of steps is what the attack is about.
 
@@ -422,7 +422,7 @@ class AttackerContext(Protocol):
         ...
 
     def attack(self, spec: str) -> Attack:
-        """Another attack, which this one must list in `uses`.
+        """Another attack, which this one must list in `uses`. It may run a sweep of its own.
 
         Raises:
             NftbenchError: the attack does not list it.
@@ -442,10 +442,16 @@ class AttackerContext(Protocol):
     ) -> Outcome:
         """Fine-tune copies of `model` on `task` at every learning rate and duration of the budget.
 
-        The best point on validation is run again with new attack seeds, and the best of these runs is the outcome.
+        The best point on validation is run again with new attack seeds. The outcome is the best of all these runs.
         `adapter` makes the trained network from a copy of the model. `gradient_mask` marks the weights that may change.
         `lr_scale` multiplies every learning rate. `changes` replace fields of the budget, as in `durations=…`, for
         attacks that are about such a field.
+
+        A sweep spends the budget of a cell, so an attack runs one for each task. One that is built on others runs one
+        for each attack that `attack` gave it, and the cost of all of them is counted.
+
+        Raises:
+            NftbenchError: the budget of the cell is spent, or it has no learning rates for the optimizer.
         """
         ...
 

@@ -14,7 +14,7 @@ from nftbench.models.architectures import dlr
 from nftbench.models.architectures.linear import LinearModel
 from nftbench.models.networks import build, load, seeded, untrained
 from nftbench.training.costs import gradients
-from nftbench.training.engine import Stepper, shuffled, token_batches
+from nftbench.training.engine import Stepper, shuffled, token_batches, warmed
 from nftbench.training.preparation import fitting, tuned
 
 __all__ = [
@@ -35,4 +35,5 @@ __all__ = [
     "tuned",
     "untrained",
     "updates",
+    "warmed",
 ]

@@ -135,12 +135,11 @@ class Record:
     curve: tuple[Point, ...] = ()
     """Every point of the sweep and of the grid's extensions."""
     restarts: tuple[Point, ...] = ()
-    """Points of the chosen recipe, run again with new attack seeds."""
+    """Points of the chosen recipe, run again with new attack seeds. The chosen point is the best of these and the
+    curve's; in records of 0.1 only of these, unless not training was better."""
     at_edge: bool = False
     """True where the best learning rate lies at an edge of the grid and strictly beats its neighbour, after all
     extensions."""
-    at_last_step: bool = False
-    """True where the chosen point is at the longest duration, so that a longer attack might be stronger."""
     stuck: bool = False
     """True where no trained point beats not training at all."""
     retried: str | None = None

@@ -69,6 +69,8 @@ def _score(score: Score) -> dict[str, Any]:
         "recipe_suppression": score.recipes.suppression,
         "optimizers": score.recipes.optimizers,
         "part_ahead": score.recipes.part_ahead,
+        "longer_adds": score.recipes.longer_adds,
+        "longer_ahead": score.recipes.longer_ahead,
         "protected_fraction": score.resistance.protected_fraction,
         "authorized_gain": score.authorized_gain,
         "cost_to_break": score.cost_to_break,

@@ -107,8 +107,10 @@ class Attacker(Trainer):
         return engine.token_batches(blocks, batch, networks.derive(self.seed, "text"), str(self.device))
 
     def attack(self, spec: str) -> Attack:
-        if str(canonical("attacks", spec)) not in {str(canonical("attacks", known)) for known in self._uses}:
+        asked = str(canonical("attacks", spec))
+        if asked not in {str(canonical("attacks", known)) for known in self._uses}:
             raise NftbenchError(f"the attack is not built on {spec!r}: it does not name it in uses()")
+        self.ledger.parts.add(asked)
         found: Attack = registry.create("attacks", spec)
         return found
 

@@ -207,13 +207,17 @@ def flops(plan: Plan, left: Left, parameters: int) -> float:
 
 
 def _sweep(suite: Suite) -> float:
-    """FLOPs a parameter of one attack on one task: every learning rate, restarts, validation at each point, test."""
+    """FLOPs a parameter of one attack on one task: every learning rate, restarts, validation at each point, test.
+
+    The sweep's own run is counted once more, because it is repeated where no restart beats it.
+    """
     budget, tokens = suite.budget, FILLED * suite.corpus.block
     rates = max(len(grid) for grid in budget.learning_rates.values())
-    steps = (rates + budget.restarts) * max(budget.durations)
+    again = budget.restarts + 1
+    steps = (rates + again) * max(budget.durations)
     validation = min(DOCUMENTS, budget.max_validation_documents or DOCUMENTS)
     test = min(DOCUMENTS, budget.max_test_documents or DOCUMENTS)
-    points = 1 + rates * (len(budget.durations) - 1) + budget.restarts  # step 0 is the same for every rate
+    points = 1 + rates * (len(budget.durations) - 1) + again  # step 0 is the same for every rate
     documents = points * validation + 2 * test
     return tokens * (TRAIN_FLOPS * steps * budget.batch + FORWARD_FLOPS * documents)
 

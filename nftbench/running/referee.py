@@ -179,11 +179,10 @@ class Referee:
         except (Exception, SystemExit) as error:  # a plugin may raise anything
             return self.write_failure(cell, *status_of(error))
         finite = math.isfinite(attacked.value) and (attacked.loss is None or math.isfinite(attacked.loss))
-        last = max(point.step for point in outcome.curve) if outcome.curve else 0
         cost = dataclasses.replace(
-            outcome.cost,
+            given.ledger.whole(outcome.cost),
             preparation_seconds=self.preparation + given.ledger.seconds,
-            preparation_steps=context.ledger.steps + given.ledger.steps,
+            preparation_steps=context.ledger.steps + context.ledger.swept_steps + given.ledger.steps,
             preparation_flops=context.ledger.flops + given.ledger.flops,
             peak_memory_bytes=max(
                 outcome.cost.peak_memory_bytes, context.ledger.peak_memory_bytes, given.ledger.peak_memory_bytes
@@ -203,7 +202,6 @@ class Referee:
                 curve=outcome.curve,
                 restarts=outcome.restarts,
                 at_edge=outcome.at_edge,
-                at_last_step=0 < outcome.picked.step == last,
                 stuck=outcome.stuck,
                 retried=outcome.retried,
                 cost=cost if self.attack.trains else None,

@@ -123,6 +123,10 @@ class Recipes:
     """For each attack that also runs with other optimizers: suppression under its default alone, and under all."""
     part_ahead: Interval | None = None
     """How far training a part of the weights ends above training all of them, beyond the same gap of the reference."""
+    longer_adds: Interval | None = None
+    """How far training all weights for longer than the budget ends above training them within it."""
+    longer_ahead: Interval | None = None
+    """The same, beyond what longer training adds on the reference."""
 
 
 @dataclass(frozen=True)

@@ -86,15 +86,16 @@ class Pretraining(_Section):
     clip: Positive = 1.0
     """The largest norm of a gradient; longer gradients are clipped to it."""
     warmup: Annotated[int, Field(ge=0)] = 100
-    """Steps of linear warm-up, at most `steps`. With `wsd`, warm-up and final decay together are at most `steps`."""
+    """Steps of linear warm-up, fewer than `steps`; the first has rate 0, as in Hugging Face's schedules. With `wsd`,
+    warm-up and final decay together are at most `steps`."""
     schedule: Literal["constant", "cosine", "linear", "wsd"] = "cosine"
     """The learning rate after the warm-up: `constant`, `linear`, `cosine`, or `wsd`, which is constant and then decays
     (Hu et al. 2024, MiniCPM, section 4)."""
     decay: Fraction = 0.3
     """wsd: the share of the steps in which the learning rate decays."""
     final: Annotated[float, Field(ge=0, le=1)] = 0.1
-    """The learning rate at the last step, as a share of `learning_rate`; `constant` does not use it. A tenth is usual,
-    as for Chinchilla and Llama."""
+    """The learning rate to which the schedule has fallen after the last step, as a share of `learning_rate`; `constant`
+    does not use it. A tenth is usual, as for Chinchilla and Llama."""
     task: str | None = None
     """With `corpus.source: none`: the task whose training split models are pre-trained on."""
     only: str | None = None
@@ -114,7 +115,8 @@ class Budget(_Section):
     batch: Count = 32
     """The number of documents in a batch."""
     warmup: Annotated[int, Field(ge=0)] = 10
-    """Steps of linear warm-up, at most the longest duration. The learning rate is constant afterwards."""
+    """Steps of linear warm-up, fewer than the longest duration; the first has rate 0, as in Hugging Face's schedules.
+    The learning rate is constant afterwards. With 0 the first step has the full rate."""
     clip: Positive | None = 1.0
     """The largest norm of a gradient; longer gradients are clipped to it. `null` for no clipping."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
@@ -127,7 +129,8 @@ class Budget(_Section):
     extension: Annotated[int, Field(ge=0)] = 3
     """At most this many learning rates are added at each end of the grid, as long as the best one is at that end."""
     restarts: Count = 3
-    """How many times the chosen recipe is run again, each time with a new attack seed."""
+    """How many times the chosen recipe is run again, each time with a new attack seed. The sweep's own run stays a
+    candidate beside them."""
     preparation_steps: Count = 200
     """Optimizer steps on public text that an attack may take before its sweep."""
     max_train_documents: Count | None = None
@@ -300,16 +303,16 @@ class Suite(_Section):
     def _warm_in_time(self) -> Suite:
         """Checked for the suite, not in the sections: attacks and defenses may change fields of these one by one."""
         recipe, budget = self.pretraining, self.budget
-        if recipe.warmup > recipe.steps:
-            raise ValueError(f"pretraining.warmup {recipe.warmup} is longer than the {recipe.steps} steps")
+        if recipe.warmup >= recipe.steps:  # the rate would never reach its full value
+            raise ValueError(f"pretraining.warmup {recipe.warmup} takes all of the {recipe.steps} steps")
         if recipe.schedule == "wsd" and recipe.warmup + round(recipe.decay * recipe.steps) > recipe.steps:
             raise ValueError(
                 f"pretraining.warmup {recipe.warmup} and the decay over the last {recipe.decay:g} of the steps are "
                 f"longer than the {recipe.steps} steps"
             )
         longest = max(budget.durations)
-        if budget.warmup > longest and not budget.decay:  # with decay, warm-up is cut to half of each duration
-            raise ValueError(f"budget.warmup {budget.warmup} is longer than the longest duration, {longest}")
+        if budget.warmup >= longest and not budget.decay:  # with decay, warm-up is cut to half of each duration
+            raise ValueError(f"budget.warmup {budget.warmup} takes all of the longest duration, {longest}")
         return self
 
     @model_validator(mode="after")

@@ -87,7 +87,7 @@ def attack_inputs(workspace: Workspace, plugin: Attack) -> tuple[Release, Attack
 
 @dataclass(frozen=True)
 class _Adapted:
-    """One attack: its outcome, the optimizer steps that `adapt` took, and what it spent besides the sweep."""
+    """One attack: its outcome, the optimizer steps that `adapt` took, and its ledger, with what it spent besides."""
 
     outcome: Outcome
     steps: int
@@ -142,11 +142,12 @@ def _check_steps(plugin: Attack, found: _Adapted, context: Attacker, allowance: 
         return
     # FLOPs and memory are measured on an extra step of each sweep and of each training besides it.
     more = 1 + len(plugin.uses()) + besides.runs
-    counted = outcome.cost.steps + besides.steps
+    counted = besides.whole(outcome.cost).steps + besides.steps
     promise(steps <= counted + more, f"the cost counts every step: {counted} of {steps}")
     budget = context.budget
     widest = max(len(grid) for grid in budget.learning_rates.values()) + 2 * budget.extension
-    most = allowance * max(budget.durations) * (widest + budget.restarts)
+    again = budget.restarts + 1  # the sweep's own run, if it is the best, is repeated
+    most = allowance * max(budget.durations) * (widest + again)
     promise(steps <= most + more, f"adapt keeps to the budget: {steps} steps of at most {most:g}")
     start = [point.loss for point in outcome.curve if point.step == 0]
     moved = [point.loss for point in outcome.curve if point.step and point.loss is not None]

@@ -58,7 +58,7 @@ def tiny_suite(architecture: str = "gpt2", **changes: Any) -> Suite:
             "learning_rates": {kind: [1e-3, 1e-2] for kind in ("adamw", "sgd", "muon")},
             "durations": [2, 4],
             "batch": 8,
-            "warmup": 2,
+            "warmup": 1,
             "extension": 1,
             "preparation_steps": 5,
             "max_train_documents": 32,

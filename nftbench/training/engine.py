@@ -230,19 +230,28 @@ def _batches(text: Tensor | Task, recipe: Pretraining, seed: int, device: Device
 def schedule(recipe: Pretraining, step: int) -> float:
     """The multiple of the learning rate at `step`, counted from 1.
 
-    It rises linearly over the warm-up and then follows the recipe's schedule down to its share `final`. With `wsd`
-    (warm-up, stable, decay) it falls linearly over the last share `decay` of the steps.
+    It rises linearly over the warm-up, as in `warmed`. Then it follows the recipe's schedule down to the share `final`,
+    which it would have after the last step. With `wsd` (warm-up, stable, decay) it falls linearly over the last share
+    `decay` of the steps.
     """
-    if step <= recipe.warmup:
-        return step / recipe.warmup
-    progress = (step - recipe.warmup) / max(recipe.steps - recipe.warmup, 1)
-    if recipe.schedule == "constant":
-        return 1.0
-    if recipe.schedule == "wsd":
-        start = 1 - recipe.decay * recipe.steps / max(recipe.steps - recipe.warmup, 1)
-        progress = max(0.0, (progress - start) / (1 - start))
+    falling = {"constant": 0, "wsd": round(recipe.decay * recipe.steps)}.get(recipe.schedule, recipe.steps)
+    stable = max(recipe.steps - falling, recipe.warmup)
+    if step <= stable:
+        return warmed(step, recipe.warmup)
+    progress = (step - 1 - stable) / (recipe.steps - stable)
     share = 0.5 * (1 + math.cos(math.pi * progress)) if recipe.schedule == "cosine" else 1 - progress
     return recipe.final + (1 - recipe.final) * share
+
+
+def warmed(step: int, warmup: int, last: int | None = None) -> float:
+    """The multiple of a learning rate at `step`, counted from 1, which rises linearly over the first `warmup` steps.
+
+    After the warm-up it is 1, or with `last` it falls linearly and would be 0 after step `last`. It is Hugging Face's
+    schedule, whose first step in a warm-up has rate 0. Without a warm-up the first step has the full rate.
+    """
+    if step <= warmup:
+        return (step - 1) / warmup
+    return 1.0 if last is None else (last + 1 - step) / (last - warmup)
 
 
 def token_batches(blocks: Tensor, batch: int, seed: int, device: str) -> Iterator[Tensor]:

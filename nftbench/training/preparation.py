@@ -18,7 +18,7 @@ from nftbench.errors import NftbenchError
 from nftbench.models.networks import derive, seeded
 from nftbench.terms import Optimizer
 from nftbench.training import costs
-from nftbench.training.engine import Stepper, autocast, shuffled
+from nftbench.training.engine import Stepper, autocast, shuffled, warmed
 from nftbench.training.trainer import Trainer
 
 WARMUP = 0.1
@@ -39,7 +39,8 @@ def train(
 ) -> None:
     """Train `network` in place on `loss(network, step)`, with steps counted from 1, and add the cost to `ledger`.
 
-    The learning rate rises linearly over the first tenth of the steps and then falls linearly to almost zero. FLOPs are
+    The learning rate rises linearly over the first tenth of the steps and then falls linearly, as in a sweep whose
+    rate decays: one schedule serves all of an attacker's training. Below five steps there is no warm-up. FLOPs are
     counted for one step on a copy, multiplied by the steps taken, and added to the trainer's ledger.
 
     Raises:
@@ -48,14 +49,14 @@ def train(
     """
     if steps < 1:
         raise NftbenchError(f"training takes at least one step, not {steps}")
-    warmup = max(1, round(WARMUP * steps))
+    warmup = round(WARMUP * steps)
 
     def stepper(trained: nn.Module) -> Stepper:
         return Stepper(
             trained,
             optimizer,
             learning_rate,
-            factor=lambda step: min(step / warmup, (steps + 1 - step) / max(steps + 1 - warmup, 1)),
+            factor=lambda step: warmed(step, warmup, steps),
             weight_decay=weight_decay,
             clip=trainer.budget.clip,
             mask=mask,

@@ -1,4 +1,4 @@
-"""The attacker's sweep: a grid of learning rates and durations, whose best point on validation is run again.
+"""The attacker's sweep: a grid of learning rates and durations, whose best point is also run with new attack seeds.
 
 With a linear warm-up and then a constant learning rate, one run per learning rate is enough. It is evaluated at each
 duration, where its weights are exactly those of a separate run of that duration. A learning rate that decays needs a
@@ -27,7 +27,7 @@ from nftbench.models.networks import seeded
 from nftbench.suites.schema import Budget
 from nftbench.terms import Optimizer
 from nftbench.training.costs import step_cost
-from nftbench.training.engine import Stepper, autocast, shuffled
+from nftbench.training.engine import Stepper, autocast, shuffled, warmed
 from nftbench.training.trainer import CellTimeoutError, Trainer
 
 Side = Literal["low", "high"]
@@ -59,7 +59,7 @@ def sweep(
     """Fine-tune a release on a task within the trainer's budget, and return the best network on validation.
 
     The grid of learning rates is extended while its best rate lies at an edge. The best point is then run again with
-    `budget.restarts` new attack seeds, and the best of these runs is the outcome.
+    `budget.restarts` new attack seeds. The outcome is the best of these runs and the sweep's own.
 
     A release may resist only by numerical trouble. This is suspected if no trained point has a finite score, or if some
     have none and no other point beats not training. The sweep is then repeated in float32, in float64, with stronger
@@ -72,13 +72,14 @@ def sweep(
         changes: fields of the budget.
 
     Raises:
-        NftbenchError: the budget has no learning rates for the optimizer.
+        NftbenchError: the budget has no learning rates for the optimizer, or the trainer's ledger allows no more sweep.
         NonFiniteError: no attempt has a finite trained point.
         CellTimeoutError: the budget's seconds are used up.
     """
     budget = Budget.model_validate({**trainer.budget.model_dump(), **changes})
     if optimizer not in budget.learning_rates:
         raise NftbenchError(f"budget.learning_rates has no grid for {optimizer!r}")
+    trainer.ledger.begin_sweep()
     run = Sweep(dataclasses.replace(trainer, budget=budget), model, task, adapter, gradient_mask, optimizer)
     grid = [rate * lr_scale for rate in budget.learning_rates[optimizer]]
     finite: tuple[Attempt, list[Point], bool] | None = None
@@ -98,7 +99,9 @@ def sweep(
     if finite is None:
         raise NonFiniteError("no learning rate stays finite: in float32 and float64, clipped, and on the head alone")
     run.attempt, curve, at_edge = finite
-    return run.outcome(curve, at_edge)
+    outcome = run.outcome(curve, at_edge)
+    trainer.ledger.end_sweep(outcome.cost)
+    return outcome
 
 
 def unchanged(trainer: Trainer, model: Model, task: Task) -> Outcome:
@@ -220,26 +223,24 @@ class Sweep:
         return (side,) if side is not None else ()
 
     def outcome(self, curve: Sequence[Point], at_edge: bool) -> Outcome:
-        """Run the best point's learning rate and duration again with new attack seeds, and take the best run."""
+        """The best of all runs: the best point of the sweep, and its recipe run again with new attack seeds.
+
+        The score of the sweep's own run is the highest of many on validation, and so somewhat too high there. That
+        only decides between runs of one recipe: the reported score comes from the test split, which chose nothing.
+        """
         picked = best(curve, self.higher_is_better)
-        start = next(point for point in curve if point.step == 0)
-        seeds = range(1, self.trainer.budget.restarts + 1) if picked.step else ()
         restarts: list[Point] = []
         winner: tuple[Point, nn.Module, Measurement] | None = None
-        # Attack seed 0 was selected as the best of many points, so its score is biased upwards. It is used only if no
-        # new seed is finite or if not training is best. Not training remains a candidate until the end.
-        for attack_seed in (*seeds, 0):
-            if attack_seed == 0 and winner is not None:
-                break
-            points, network, measurement = self.trajectory(picked.learning_rate, attack_seed, (picked.step,))
-            restarts += points if attack_seed else []
-            rivals = [points[0], *([winner[0]] if winner is not None else [])]
-            if points[0].score is not None and best(rivals, self.higher_is_better) is points[0]:
-                winner = points[0], network, measurement
-        assert winner is not None  # attack seed 0 was finite when it was picked, and its run is deterministic
-        if best([start, winner[0]] if start.score is not None else [winner[0]], self.higher_is_better) is start:
-            points, network, measurement = self.trajectory(0.0, 0, (0,))
-            winner = start, network, measurement
+        for attack_seed in range(1, self.trainer.budget.restarts + 1) if picked.step else ():
+            (point,), network, measurement = self.trajectory(picked.learning_rate, attack_seed, (picked.step,))
+            restarts.append(point)
+            if best([picked, *restarts], self.higher_is_better) is point:
+                winner = point, network, measurement
+        if winner is None:
+            # The sweep keeps no network, because a copy at each improvement would be in memory all along. Its run is
+            # deterministic and is repeated here.
+            (point,), network, measurement = self.trajectory(picked.learning_rate, 0, (picked.step,))
+            winner = point, network, measurement
         point, network, validation = winner
         cost = step_cost(
             self.network(0), lambda net: self.stepper(net, picked.learning_rate, 1), self.loss_of_first_batch
@@ -331,21 +332,16 @@ class Sweep:
         return network
 
     def stepper(self, network: nn.Module, learning_rate: float, last: int) -> Stepper:
-        """The optimizer: linear warm-up, then a constant rate or, with `budget.decay`, linear decay to step `last`."""
-        warmup, decay = max(self.trainer.budget.warmup, 1), self.trainer.budget.decay
+        """The optimizer: linear warm-up, then a constant rate or, with `budget.decay`, a fall to 0 after step `last`."""
+        warmup, decay = self.trainer.budget.warmup, self.trainer.budget.decay
         if decay:  # in a run shorter than the warm-up the rate would never decay
-            warmup = max(min(warmup, last // 2), 1)
-
-        def factor(step: int) -> float:
-            rising = min(1.0, step / warmup)
-            return min(rising, (last + 1 - step) / (last + 1 - warmup)) if decay else rising
-
+            warmup = min(warmup, last // 2)
         clip = CLIPPED if self.attempt in ("clipped", "head") else self.trainer.budget.clip
         return Stepper(
             network,
             self.optimizer,
             learning_rate,
-            factor=factor,
+            factor=lambda step: warmed(step, warmup, last if decay else None),
             weight_decay=self.trainer.budget.weight_decay,
             clip=clip,
             mask=self.mask,

@@ -15,7 +15,7 @@ import torch
 from transformers import PreTrainedModel
 
 from nftbench import Defense, Inspection, Mask, Reading, Series, Yardstick
-from nftbench.methods import Stepper, masks, seeded, token_batches
+from nftbench.methods import Stepper, masks, seeded, token_batches, warmed
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ class EarlyBird(Yardstick):
             network.train(),
             "adamw",
             self.learning_rate,
-            factor=lambda step: min(1.0, step / self.warmup),
+            factor=lambda step: warmed(step, self.warmup),
             weight_decay=0.0,
             clip=1.0,
             betas=(0.9, 0.95),

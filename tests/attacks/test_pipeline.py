@@ -108,7 +108,8 @@ def attacked(attack: Attack, scaled: float, here: Workspace) -> tuple[Outcome, P
     context = make(attack)
     prepared = attack.prepare(Release(model), context)
     before = [weights(part.model) for part in (prepared, *prepared.parts)]
-    outcome = attack.adapt(prepared, task, replace(context, ledger=Ledger()))
+    context = replace(context, ledger=Ledger())
+    outcome = attack.adapt(prepared, task, context)
     after = [weights(part.model) for part in (prepared, *prepared.parts)]
     for one, other in zip(before, after, strict=True):
         assert same(one, other), "the next task finds every part as it was prepared"
@@ -163,16 +164,17 @@ def test_the_best_tuner_stands_and_the_cost_is_that_of_all(
     parts: None, order: tuple[str, ...], workspace: MakeWorkspace
 ) -> None:
     here = workspace()
-    whole, *_, task = attacked(pipeline(preparations=(), tuners=order), 0.05, here)
+    whole, _, context, task = attacked(pipeline(preparations=(), tuners=order), 0.05, here)
     alone = [attacked(pipeline(preparations=(), tuners=(one,)), 0.05, here)[0] for one in order]
     best = max(alone, key=lambda one: (score(task, one), -one.validation.loss))  # type: ignore[union-attr,operator]
     assert whole.validation == best.validation
     assert (whole.curve, whole.restarts, whole.picked) == (best.curve, best.restarts, best.picked)
     assert whole.picked.step > 0, "training beats leaving it"
     assert whole.cost.step_flops == best.cost.step_flops > 0
-    assert whole.cost.steps == sum(one.cost.steps for one in alone) > 0
-    assert whole.cost.peak_memory_bytes == max(one.cost.peak_memory_bytes for one in alone)
-    assert whole.cost.seconds > 0
+    cost = context.ledger.whole(whole.cost)
+    assert cost.steps == sum(one.cost.steps for one in alone) > 0
+    assert cost.seconds >= whole.cost.seconds > 0
+    assert context.ledger.peak_memory_bytes >= max(one.cost.peak_memory_bytes for one in alone)
 
 
 def test_a_tuner_runs_its_own_preparation_on_a_copy(parts: None, workspace: MakeWorkspace) -> None:

@@ -112,8 +112,10 @@ def _attack(workspace: Workspace, base: Model) -> Mapping[str, Any]:
     task, context = load_task(workspace, Spec.parse("toy_topic"), 0, base), _context(workspace)
     found: dict[str, Any] = {}
     for optimizer in ("adamw", "sgd"):
-        found |= _curve(f"sweep with {optimizer}", context.sweep(_copied(base), task, optimizer=optimizer))
-    found |= _curve("sweep that decays", context.sweep(_copied(base), task, decay=True, average=True))
+        outcome = _context(workspace).sweep(_copied(base), task, optimizer=optimizer)
+        found |= _curve(f"sweep with {optimizer}", outcome)
+    outcome = _context(workspace).sweep(_copied(base), task, decay=True, average=True)
+    found |= _curve("sweep that decays", outcome)
     prepared = _copied(base)
     batches = context.text(prepared, 4)
     context.train(prepared.network, lambda network, _: _loss(network, next(batches)), steps=5, learning_rate=1e-3)

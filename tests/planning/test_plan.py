@@ -97,7 +97,7 @@ LINEAR = {
     "defenses": ["none", "condition_number[harmful=diabetes,epochs=5]"],
     "tasks": ["diabetes"],
     "utility": ["diabetes[target=s5]"],
-    "budget": {"learning_rates": {"adamw": [1e-2, 3e-2]}, "durations": [10]},
+    "budget": {"learning_rates": {"adamw": [1e-2, 3e-2]}, "durations": [10], "warmup": 2},
     "seeds": [0],
 }
 

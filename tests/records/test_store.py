@@ -65,6 +65,13 @@ def test_a_record_survives_the_disk_exactly(store: Store) -> None:
     assert "pmp_ratio=0.5" in path.name
 
 
+def test_a_field_that_records_no_longer_have_is_ignored(store: Store) -> None:
+    """Records of 0.1 say `at_last_step`."""
+    path = store.write(record())
+    path.write_text(json.dumps({**json.loads(path.read_text()), "at_last_step": True}))
+    assert store.records() == {record().key: record()}
+
+
 def test_sets_are_written_in_order(store: Store) -> None:
     """Their own order is another in each process."""
     claim = Claim(frozenset(KNOWLEDGE))  # type: ignore[arg-type]

@@ -11,7 +11,8 @@ from nftbench.contract import Point, Protection
 from nftbench.records.record import CellId, Record
 from nftbench.scoring import Leaderboard, Score
 from nftbench.scoring.flags import Flag
-from tests.factories import TASKS, curve, measurement, record, row, scored, scratch, suite, sweep
+from nftbench.terms import TrainedWeights
+from tests.factories import DEFENDED, TASKS, UNDEFENDED, curve, measurement, record, row, scored, scratch, suite, sweep
 
 
 def of(board: Leaderboard, defense: str = "pmp") -> Score:
@@ -143,9 +144,32 @@ def test_a_part_that_ends_above_the_whole_unranks(part: str) -> None:
     assert "ends 5.0 [" in raised(parts(0.87, 0.62))["part"].message
 
 
-def test_a_best_point_at_the_last_step_warns() -> None:
-    flag = raised(changed(adaptive(), "pmp", "full", at_last_step=True))["last_step"]
-    assert (flag.severity, "10 of 10 cells" in flag.message) == ("warn", True)
+@pytest.mark.parametrize("weights", [None, "all_longer"])  # records of 0.1 do not say it
+def test_longer_training_that_adds_more_than_on_the_undefended_model_warns(weights: TrainedWeights | None) -> None:
+    def trained(undefended: float, protected: float) -> list[Record]:
+        reached = {"none": UNDEFENDED, "pmp": DEFENDED}
+        added = {"none": undefended, "pmp": protected}
+        return [
+            *adaptive(),
+            *(
+                record(row, "long", task, seed, reached[row][seed] + added[row], trained_weights=weights)
+                for row in reached
+                for task in TASKS
+                for seed in range(5)
+            ),
+        ]
+
+    flag = raised(trained(0.02, 0.10))["longer"]
+    assert flag.severity == "warn"
+    assert "adds 10.0 points, and 8.0 [8.0, 8.0] more than on the undefended model" in flag.message
+    assert "longer" not in raised(trained(0.10, 0.10)), "it adds as much to an undefended model"
+    assert "longer" not in raised(trained(0.02, 0.10), "none")
+    # Where longer training harms the undefended model, only what it adds here counts.
+    assert "longer" not in raised(trained(-0.10, -0.01))
+    assert "and 4.0 [4.0, 4.0] more" in raised(trained(-0.05, 0.04))["longer"].message
+    found = {defense: of(scored(trained(0.02, 0.10)), defense).recipes for defense in ("none", "pmp", "early_stop")}
+    adds = {defense: recipes.longer_adds and round(recipes.longer_adds.value, 6) for defense, recipes in found.items()}
+    assert adds == {"none": 2.0, "pmp": 10.0, "early_stop": None}
 
 
 def test_an_attack_that_never_beat_not_training_warns() -> None:
@@ -198,10 +222,31 @@ def test_restarts_that_fall_behind_the_sweep_warn() -> None:
     def swept(reached: float) -> list[Record]:
         return changed(adaptive(), "pmp", "full", curve=curve(0.3, reached), restarts=again)
 
-    assert "restarts" not in raised(swept(0.54))
-    flag = raised(swept(0.58))["restarts"]  # full ends at 0.50, 0.53, 0.55, 0.50, 0.52
+    assert "restarts" not in raised(swept(0.44))
+    flag = raised(swept(0.48))["restarts"]
     assert flag.severity == "warn"
-    assert "in 6 of 10 picked cells, at most 8.0 below" in flag.message
+    assert "in 10 of 10 cells, at most 8.0 below: full on pairs, seed 0" in flag.message
+
+
+def test_brittle_training_counts_in_every_cell_of_a_row_but_the_owner_s() -> None:
+    """An attack that is brittle is the one that is not picked."""
+    steady = (Point(0.1, 10, 0.3, None, attack_seed=1),)
+
+    def attacked(attack: str, brittle: int, restarts: tuple[Point, ...], **changes: object) -> list[Record]:
+        units = [(task, seed) for task in TASKS for seed in range(5)]
+        return [
+            record("pmp", attack, *unit, 0.3, curve=curve(0.2, 0.45 if index < brittle else 0.3), restarts=restarts,
+                   **changes)
+            for index, unit in enumerate(units)
+        ]  # fmt: skip
+
+    base = changed(adaptive(), "pmp", "full", curve=curve(0.3, 0.5), restarts=(Point(0.1, 10, 0.5, None),))
+    assert "in 2 of 20 cells, at most 15.0 below" in raised([*base, *attacked("head", 2, steady)])["restarts"].message
+    assert "restarts" not in raised([*base, *attacked("head", 1, steady)]), "as rare as on undefended models"
+    assert "restarts" not in raised([*base, *attacked("authorized", 9, steady, knowledge=("secret",))])
+    nowhere = (Point(0.1, 10, None, None, attack_seed=1),)
+    message = raised([*base, *attacked("head", 3, nowhere)])["restarts"].message
+    assert "in 10 of 20 cells, at most 25.0 below" in message, "a restart that diverges is as good as not training"
 
 
 def test_spread_larger_than_the_effect_warns() -> None:

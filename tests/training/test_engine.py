@@ -12,6 +12,13 @@ import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 from torch import Tensor, nn
+from transformers import (
+    get_constant_schedule_with_warmup,
+    get_cosine_with_min_lr_schedule_with_warmup,
+    get_polynomial_decay_schedule_with_warmup,
+    get_scheduler,
+    get_wsd_schedule,
+)
 
 from nftbench.device import CPU
 from nftbench.errors import NftbenchError
@@ -243,25 +250,67 @@ def test_gradients_are_kept_until_after_the_step() -> None:
 RECIPE = Pretraining(steps=40, warmup=10, batch=4, learning_rate=1e-2)
 
 
+def library_schedule(recipe: Pretraining) -> list[float]:
+    """The multiples of the learning rate that the schedule of this name in transformers gives at each step."""
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
+    warmup, steps, final = recipe.warmup, recipe.steps, recipe.final
+    found = {
+        "constant": lambda: get_constant_schedule_with_warmup(optimizer, warmup),
+        "cosine": lambda: get_cosine_with_min_lr_schedule_with_warmup(optimizer, warmup, steps, min_lr_rate=final),
+        "linear": lambda: get_polynomial_decay_schedule_with_warmup(optimizer, warmup, steps, lr_end=final, power=1.0),
+        "wsd": lambda: get_wsd_schedule(
+            optimizer, warmup, round(recipe.decay * steps), steps, decay_type="linear", min_lr_ratio=final
+        ),
+    }[recipe.schedule]()
+    rates = []
+    for _ in range(steps):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        found.step()
+    return rates
+
+
 @pytest.mark.parametrize("kind", ["constant", "cosine", "linear", "wsd"])
-@pytest.mark.parametrize("warmup", [0, 1, 10, 40, 60])
-def test_schedules_warm_up_from_zero_and_end_at_their_final_rate(kind: str, warmup: int) -> None:
-    recipe = RECIPE.model_copy(update={"schedule": kind, "warmup": warmup})
+@pytest.mark.parametrize("warmup", [0, 1, 10, 28])
+@pytest.mark.parametrize("final", [0.0, 0.1])
+def test_schedules_are_those_of_transformers(kind: str, warmup: int, final: float) -> None:
+    recipe = RECIPE.model_copy(update={"schedule": kind, "warmup": warmup, "final": final})
     factors = [engine.schedule(recipe, step) for step in range(1, 41)]
-    risen = min(warmup, 40)
-    assert factors[:risen] == [step / warmup for step in range(1, risen + 1)]
-    assert all(0 < factor <= 1 for factor in factors)
-    late = factors[risen:]
-    assert late == sorted(late, reverse=True)
-    if late:
-        assert late[-1] == pytest.approx(1.0 if kind == "constant" else recipe.final)
-    if kind == "wsd" and warmup <= 10:
-        assert late[: 40 - 12 - risen] == [pytest.approx(1.0)] * (40 - 12 - risen)
+    expected = library_schedule(recipe)
+    if kind == "wsd" and final:  # that one warms up from `final`, all others from zero, as ours does
+        expected[:warmup] = [step / warmup for step in range(warmup)]
+    assert factors == pytest.approx(expected, rel=1e-12, abs=1e-15)
+    assert factors[0] == (0.0 if warmup else 1.0)
 
 
-def test_the_cosine_schedule_is_at_its_mean_half_way() -> None:
-    recipe = RECIPE.model_copy(update={"warmup": 0, "final": 0.1})
-    assert engine.schedule(recipe, 20) == pytest.approx(0.55)
+def test_without_a_final_share_the_linear_and_cosine_schedules_are_the_ones_that_trainers_use() -> None:
+    for kind in ("linear", "cosine"):
+        recipe = RECIPE.model_copy(update={"schedule": kind, "final": 0.0})
+        optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
+        schedule = get_scheduler(kind, optimizer, num_warmup_steps=10, num_training_steps=40)
+        for step in range(1, 41):
+            assert engine.schedule(recipe, step) == pytest.approx(optimizer.param_groups[0]["lr"], abs=1e-15)
+            optimizer.step()
+            schedule.step()
+
+
+@pytest.mark.parametrize("kind", ["constant", "cosine", "linear", "wsd"])
+def test_a_run_shorter_than_its_warm_up_only_rises(kind: str) -> None:
+    recipe = RECIPE.model_copy(update={"schedule": kind, "warmup": 60})
+    assert [engine.schedule(recipe, step) for step in range(1, 41)] == [step / 60 for step in range(40)]
+
+
+@pytest.mark.parametrize("kind", ["cosine", "linear", "wsd"])
+def test_schedules_end_one_step_before_their_final_rate(kind: str) -> None:
+    recipe = RECIPE.model_copy(update={"schedule": kind})
+    assert engine.schedule(recipe, 40) > engine.schedule(recipe, 41) == pytest.approx(recipe.final)
+
+
+def test_the_first_step_of_a_warm_up_changes_no_weight() -> None:
+    seen: list[Weights] = []
+    before, _ = pretrained(each_step=lambda network, step: seen.append(weights(network)))
+    assert all(torch.equal(weight, seen[0][name]) for name, weight in before.items())
+    assert not all(torch.equal(weight, seen[1][name]) for name, weight in before.items())
 
 
 # ------------------------------------------------------------------------------------------------------------- batches

@@ -78,13 +78,13 @@ def test_training_is_adamw_with_a_tenth_of_warm_up_and_a_fall_to_zero(steps: int
     context, trained, expected = attacker(workspace()), network().double(), network().double()
     rates: list[float] = []
     context.train(trained, text_loss, steps=steps, learning_rate=0.01, weight_decay=0.1)
-    warmup = max(1, round(steps / 10))
+    warmup = round(steps / 10)
     matrices = [weight for weight in expected.parameters() if weight.ndim > 1]
     vectors = [weight for weight in expected.parameters() if weight.ndim < 2]
     groups = [{"params": matrices, "weight_decay": 0.1}, {"params": vectors, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups)
     for step in range(1, steps + 1):
-        rates.append(0.01 * (step / warmup if step <= warmup else (steps + 1 - step) / (steps + 1 - warmup)))
+        rates.append(0.01 * ((step - 1) / warmup if step <= warmup else (steps + 1 - step) / (steps - warmup)))
         for group in optimizer.param_groups:
             group["lr"] = rates[-1]
         optimizer.zero_grad()

@@ -14,7 +14,7 @@ import pytest
 import torch
 from hypothesis import given, strategies as st
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, get_scheduler
 
 from nftbench.contract import Measurement, Model, Point, Split, Task
 from nftbench.device import CPU, Device
@@ -141,7 +141,7 @@ def test_a_trajectory_is_warm_up_then_constant_over_the_training_batches() -> No
     for step, indices in enumerate(drawn, start=1):
         gradients = torch.autograd.grad(task.loss(own, Words("", *_of(task)).batch(indices)), list(own.parameters()))
         norm = torch.sqrt(sum((g.square().sum() for g in gradients), torch.tensor(0.0)))
-        rate = 1e-2 * min(1.0, step / 3)
+        rate = 1e-2 * min(1.0, (step - 1) / 3)
         with torch.no_grad():
             for (name, weight), g in zip(own.named_parameters(), gradients, strict=True):
                 g = g * min(1.0, 1.0 / (float(norm) + 1e-6))
@@ -197,11 +197,11 @@ def assert_close(network: nn.Module, expected: Sequence[Tensor]) -> None:
 
 
 FACTORS = {  # by warm-up and last step
-    (3, 7): [1 / 3, 2 / 3, 1, 4 / 5, 3 / 5, 2 / 5, 1 / 5],
+    (3, 7): [0, 1 / 3, 2 / 3, 1, 3 / 4, 2 / 4, 1 / 4],
     (0, 4): [1, 3 / 4, 2 / 4, 1 / 4],
-    (1, 4): [1, 3 / 4, 2 / 4, 1 / 4],
-    (4, 4): [1 / 2, 1, 2 / 3, 1 / 3],  # a warm-up takes half of a run at most
-    (100, 5): [1 / 2, 1, 3 / 4, 2 / 4, 1 / 4],
+    (1, 4): [0, 1, 2 / 3, 1 / 3],
+    (4, 4): [0, 1 / 2, 1, 1 / 2],  # a warm-up takes half of a run at most
+    (100, 5): [0, 1 / 2, 1, 2 / 3, 1 / 3],
     (100, 1): [1],
 }
 
@@ -213,6 +213,23 @@ def test_a_decaying_rate_falls_to_zero_within_the_run(warmup: int, last: int) ->
     expected = by_hand(here, 1, [1e-2 * factor for factor in FACTORS[warmup, last]])
     assert len(expected.steps) == last
     assert_close(network, expected.steps[-1])
+
+
+@pytest.mark.parametrize(("warmup", "last"), [(0, 1), (0, 7), (3, 7), (1, 4)])
+@pytest.mark.parametrize("decay", [False, True])
+def test_a_sweep_s_learning_rates_are_hugging_face_s(warmup: int, last: int, decay: bool) -> None:
+    """transformers' own schedule of the same names, over a whole run."""
+    here = under_way(Parity(), BUDGET.model_copy(update={"decay": decay, "warmup": warmup}), optimizer="sgd")
+    network = here.network(0)
+    stepper = here.stepper(network, 1e-2, last)
+    kind, steps = ("linear", last) if decay else ("constant_with_warmup", None)
+    own = torch.optim.SGD(here.network(0).parameters(), lr=1e-2)
+    schedule = get_scheduler(kind, own, num_warmup_steps=warmup, num_training_steps=steps)
+    for _ in range(last):
+        stepper.step(here.loss_of_first_batch(network))
+        assert stepper.optimizers[0].param_groups[0]["lr"] == pytest.approx(own.param_groups[0]["lr"], rel=1e-12)
+        own.step()
+        schedule.step()
 
 
 def test_a_decaying_rate_takes_a_run_of_its_own_for_each_duration() -> None:
@@ -229,7 +246,7 @@ def test_a_decaying_rate_takes_a_run_of_its_own_for_each_duration() -> None:
 def test_without_decay_a_warm_up_longer_than_the_run_is_cut_off(warmup: int, last: int) -> None:
     here = under_way(Parity(), BUDGET.model_copy(update={"warmup": warmup}))
     _, network, _ = here.trajectory(1e-2, 1, (2, last))
-    rates = [1e-2 * min(1.0, step / max(warmup, 1)) for step in range(1, last + 1)]
+    rates = [1e-2 * (min(1.0, (step - 1) / warmup) if warmup else 1.0) for step in range(1, last + 1)]
     assert_close(network, by_hand(here, 1, rates).steps[-1])
 
 
@@ -289,13 +306,14 @@ def test_restarts_use_the_decay_and_averaging_of_the_sweep(changes: dict[str, bo
     outcome = sweep(Trainer(0, budget), model(), task)
     assert outcome.picked.step > 0
     assert outcome.validation == task.evaluate(outcome.network, task.split("validation"))
-    (again,), network, _ = under_way(Parity(), budget).trajectory(
+    (point,), network, _ = under_way(Parity(), budget).trajectory(
         outcome.picked.learning_rate, outcome.picked.attack_seed, (outcome.picked.step,)
     )
-    assert again == outcome.picked
+    assert dataclasses.replace(outcome.picked, train_loss=point.train_loss) == point
     assert same(network, outcome.network)
     each = sum(budget.durations) if "decay" in changes else max(budget.durations)
-    assert outcome.cost.steps == each * 2 + 3 * outcome.picked.step
+    again = outcome.picked.attack_seed == 0  # the sweep keeps no network
+    assert outcome.cost.steps == each * 2 + (3 + again) * outcome.picked.step
     assert [point.step for point in outcome.curve] == [0, 2, 6, 2, 6]
 
 
@@ -346,7 +364,8 @@ def test_what_a_sweep_reports() -> None:
     assert outcome.validation is not None
     assert outcome.validation == task.evaluate(outcome.network, task.split("validation"))
     assert (outcome.picked.score, outcome.picked.loss) == (outcome.validation.value, outcome.validation.loss)
-    assert outcome.cost.steps == 6 * len(rates) + 3 * outcome.restarts[0].step
+    again = outcome.picked.attack_seed == 0  # the sweep keeps no network
+    assert outcome.cost.steps == 6 * len(rates) + (3 + again) * outcome.restarts[0].step
     assert outcome.cost.step_flops > 0
     assert outcome.cost.saved_bytes > 0
     assert outcome.retried is None
@@ -409,22 +428,29 @@ GRID = (1e-3, 1e-2, 1e-1)
 LONG = BUDGET.model_copy(update={"extension": 3, "durations": (0, 2, 4)})
 
 
-def test_the_outcome_is_the_best_of_three_new_seeds_of_the_picked_rate_and_duration() -> None:
-    chances = {0: 0.9, 1: 0.6, 2: 0.8, 3: 0.7}
+@pytest.mark.parametrize(
+    ("first", "chosen"),
+    [(0.9, 0), (0.79, 2), (0.8, 0)],  # among equals the sweep's own run, which comes first
+)
+def test_the_outcome_is_the_best_of_the_sweep_s_run_and_three_new_seeds_of_its_recipe(
+    first: float, chosen: int
+) -> None:
+    chances = {0: first, 1: 0.6, 2: 0.8, 3: 0.7}
     here = scripted(lambda rate, step, seed: 0.5 if not step else chances[seed] if rate == 1e-2 else 0.55, LONG)
     curve, _ = here.search(GRID)
     here.asked.clear()
     found = here.outcome(curve, False)
     # Four steps would beat two only with a lower loss: both are equal, so the fewer steps are picked.
-    assert here.asked == [(1e-2, 1, (2,)), (1e-2, 2, (2,)), (1e-2, 3, (2,))]
-    assert found.picked.attack_seed == 2
-    assert found.picked.score == 0.8, "not the 0.9 of the seed that was chosen among all points"
-    assert found.network.origin == (1e-2, 2, (2,))
+    restarts = [(1e-2, 1, (2,)), (1e-2, 2, (2,)), (1e-2, 3, (2,))]
+    assert here.asked == (restarts if chosen else [*restarts, (1e-2, 0, (2,))]), "run again only where it is best"
+    assert found.picked.attack_seed == chosen
+    assert found.picked.score == found.validation.value == max(chances.values())
+    assert found.network.origin == (1e-2, chosen, (2,))
     assert [point.score for point in found.restarts] == [0.6, 0.8, 0.7]
     assert not found.stuck
 
 
-def test_the_first_seed_is_used_where_no_new_seed_is_finite() -> None:
+def test_the_sweep_s_own_run_is_the_outcome_where_no_new_seed_is_finite() -> None:
     here = scripted(lambda rate, step, seed: None if seed else 0.5 + 0.1 * bool(step))
     curve, _ = here.search(GRID)
     found = here.outcome(curve, False)
@@ -432,13 +458,13 @@ def test_the_first_seed_is_used_where_no_new_seed_is_finite() -> None:
     assert found.picked.score == 0.6
 
 
-def test_the_outcome_is_not_training_where_every_new_seed_is_worse() -> None:
+def test_the_outcome_is_never_worse_than_the_best_point_of_the_sweep() -> None:
+    """Restarts that all end below not training: brittle training does not hide what the sweep has found."""
     here = scripted(lambda rate, step, seed: 0.5 if not step else 0.3 if seed else 0.6)
     curve, _ = here.search(GRID)
     found = here.outcome(curve, False)
-    assert found.picked.step == 0
-    assert found.picked.score == 0.5
-    assert found.network.origin == (0.0, 0, (0,))
+    assert (found.picked.score, found.picked.attack_seed, found.stuck) == (0.6, 0, False)
+    assert found.network.origin == (1e-3, 0, (2,))
 
 
 def test_the_outcome_is_stuck_where_no_rate_beats_not_training() -> None:
@@ -449,6 +475,7 @@ def test_the_outcome_is_stuck_where_no_rate_beats_not_training() -> None:
     assert not at_edge
     assert found.picked.step == 0
     assert found.restarts == ()
+    assert found.network.origin == (0.0, 0, (0,))
 
 
 # ------------------------------------------------------------------------------------------------------------ extension
@@ -650,6 +677,51 @@ def test_one_diverging_rate_is_a_point_of_the_curve() -> None:
 def test_a_sweep_ends_when_the_budgets_seconds_are_used_up() -> None:
     with pytest.raises(CellTimeoutError, match=r"more than 1e-09 s"):
         sweep(Trainer(0, BUDGET.model_copy(update={"timeout": 1e-9})), model(), Parity())
+
+
+def test_an_attacker_sweeps_once() -> None:
+    trainer = Trainer(0, BUDGET)
+    outcome = sweep(trainer, model(), Parity())
+    with pytest.raises(NftbenchError, match=r"context\.sweep may run once, or once for each attack"):
+        sweep(trainer, model(), Parity())
+    assert trainer.ledger.swept_steps == outcome.cost.steps
+    assert sweep(Trainer(0, BUDGET), model(), Parity()).curve == outcome.curve, "another cell has a budget of its own"
+
+
+TWICE = """
+@dataclass(frozen=True)
+class Twice(Attack):
+    \"\"\"Sweeps the release twice itself, or lets two attacks sweep it.\"\"\"
+    parts: tuple[str, ...] = ()
+    times: int = 1
+
+    def uses(self):
+        return self.parts
+
+    def adapt(self, prepared, task, context):
+        parts = [context.attack(spec) for _ in range(self.times) for spec in self.parts]
+        if parts:
+            return [part.adapt(prepared, task, context) for part in parts][-1]
+        return [context.sweep(prepared.model, task) for _ in range(2)][-1]
+"""
+
+
+def test_a_second_sweep_is_refused_and_several_attacks_sweeps_are_all_counted(
+    plugin: Callable[[str, str], Any], workspace: Callable[..., Workspace], run_all: Callable[..., dict[Any, Any]]
+) -> None:
+    plugin("twice", TWICE)
+    two = "twice[parts=full+full[warmup=0]]"
+    again = "twice[parts=full,times=2]"
+    here = workspace(attacks=["none", "full", "full[warmup=0]", "twice", two, again])
+    records = {attack: record for (_, attack, _, _), record in run_all(here).items()}
+    for refused in ("twice", again):
+        assert records[refused].status == "failed"
+        assert "the budget of a cell is spent" in records[refused].reason
+    alone = [records["full"], records["full[warmup=0]"]]
+    assert records[two].status == "ok", records[two].reason
+    assert records[two].cost.steps == sum(one.cost.steps for one in alone)
+    assert records[two].cost.seconds > records[two].cost.step_seconds
+    assert records[two].curve == alone[1].curve
 
 
 def test_a_cell_that_runs_out_of_time_has_the_status_timeout(
