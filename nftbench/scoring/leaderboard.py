@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 from typing import TypeVar
 
 from nftbench.records.record import CellId, Record
@@ -15,11 +16,11 @@ from nftbench.scoring.grid import Attacks, Grid, Knowledge, arrange, knowledge_n
 from nftbench.scoring.headroom import headroom
 from nftbench.scoring.per_attack import per_attack
 from nftbench.scoring.resistance import adaptive, authorized_gain, by_knowledge, costs, recipes, resistance
-from nftbench.scoring.scores import ByKnowledge, ClaimTest, Excess, Headroom, Kind, Score, Utility
+from nftbench.scoring.scores import ByKnowledge, ClaimTest, Curve, Excess, Headroom, Kind, Score, Utility
 from nftbench.scoring.side_tables import SIDE_TABLES, SideTable, SuiteEvidence
 from nftbench.scoring.utility import usable_metrics, utility
 from nftbench.scoring.verdicts import judged, ranked, with_side_verdict, with_standing
-from nftbench.suites.schema import PaperClaim
+from nftbench.suites.schema import Family, PaperClaim
 
 AnyTable = TypeVar("AnyTable", bound=SideTable)
 
@@ -30,8 +31,6 @@ class Rules:
 
     ranking: str
     """The knowledge of the attackers in the ranking, in words."""
-    utility_bar: float
-    """The share of base utility that a ranked row must keep."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +59,8 @@ class Leaderboard:
     problems: tuple[str, ...]
     """What the reader must know of the suite as a whole."""
     origin: Origin
+    frontier: tuple[Curve, ...] = ()
+    """The curves of the ladder's families on each metric, at the ranking's knowledge; none where a dose is missing."""
     side_tables: tuple[SideTable, ...] = ()
     """In the order of `SIDE_TABLES`."""
     budgets: tuple[BudgetCurve, ...] = ()
@@ -73,8 +74,9 @@ class Leaderboard:
 def score(
     records: Sequence[Record],
     *,
-    utility_bar: float,
     ranking: Knowledge,
+    ladder: Mapping[str, Family] = MappingProxyType({}),
+    initialisations: Sequence[str] = (),
     about: str = "",
     planned: Sequence[CellId] | None = None,
     claims: Sequence[PaperClaim] = (),
@@ -83,7 +85,8 @@ def score(
 ) -> Leaderboard:
     """Score every row of a suite and rank those that may be ranked.
 
-    `about` is the suite's description of itself, and `claims` are its papers' claims. `planned` names the cells that
+    `ladder` are the suite's families of trivial defenses by name, and `initialisations` the rows that pre-train the
+    reference again from other initial weights; specs are written as in records. `about` is the suite's description of itself, and `claims` are its papers' claims. `planned` names the cells that
     should have records; without it, they are inferred from the records. `skips` are (defense, attack, reason) of
     attacks that were not planned. `side_tables` are the tables to show beside the ranking.
     """
@@ -114,7 +117,7 @@ def score(
     return Leaderboard(
         suite=", ".join(suites),
         about=about,
-        rules=Rules(knowledge_name(ranking), utility_bar),
+        rules=Rules(knowledge_name(ranking)),
         scores=tuple(ranked(scores)),
         headroom=tuple(room),
         problems=tuple(problems),

@@ -6,6 +6,7 @@ The docstrings of keys become the tables of docs/suites.md (`make docs`).
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -204,6 +205,15 @@ class PaperClaim(_Section):
         return self
 
 
+class Family(_Section):
+    """A family of trivial defenses: the same defense in several doses."""
+
+    doses: tuple[str, ...] = Field(min_length=1)
+    """The doses, the weakest first, such as `early_stop[fraction=0.9]`."""
+    stairs: bool = False
+    """Nothing lies between two doses, as between two widths. Otherwise the frontier is a straight line there."""
+
+
 class Suite(_Section):
     """A grid of defenses, attacks and tasks, with everything that its numbers depend on."""
 
@@ -241,12 +251,22 @@ class Suite(_Section):
     """Base seeds. A rank needs five of them, a preliminary rank three."""
     utility_bar: Fraction = 0.95
     """The share of base utility that a ranked defense must keep, by the lower end of the confidence interval."""
+    ladder: Mapping[str, Family] = {}
+    """Families of trivial defenses by name, such as `early_stop: [early_stop[fraction=0.9], early_stop[fraction=0.5]]`.
+    A list is short for `doses`. The excess of a row is measured from them; without a ladder no row is ranked."""
     ranking: frozenset[Knowledge] = frozenset({"method", "data"})
     """The knowledge of the attackers in the main ranking: attacks that need more do not count in it."""
 
     @field_serializer("ranking", when_used="json")
     def _in_order(self, ranking: frozenset[str]) -> list[str]:
         return sorted(ranking)
+
+    @field_validator("ladder", mode="before")
+    @classmethod
+    def _short(cls, ladder: Any) -> Any:
+        if not isinstance(ladder, Mapping):
+            return ladder
+        return {name: {"doses": one} if isinstance(one, list | tuple) else one for name, one in ladder.items()}
 
     @field_validator("model")
     @classmethod
