@@ -11,8 +11,10 @@ KNOWLEDGE: tuple[str, ...] = get_args(Knowledge)
 Stage = Literal["pretrain", "posttrain"]
 """When a defense acts: it pre-trains the model itself, or it changes the pre-trained base model."""
 Status = Literal["ok", "failed", "oom", "timeout", "nonfinite"]
-Verdict = Literal["holds", "refuted", "untested"]
-"""The verdict on a defense's claim. It holds only if the defense has met every condition of the protocol."""
+Verdict = Literal["holds", "holds at a cost", "not shown", "refuted", "untested"]
+"""The verdict on a defense's claim. `holds` and `holds at a cost`: it takes more from the attacker than every trivial
+defense that keeps as much utility; at a cost where it cannot be told to keep the reference's utility. `refuted`: it
+does not. `not shown`: the run cannot tell. `untested`: the attacks do not suffice to judge the claim."""
 Optimizer = Literal["adamw", "sgd", "muon"]
 SplitName = Literal["train", "validation", "test"]
 Adaptation = Literal["finetuning", "linear_probe", "merging", "rescaling"]

@@ -4,8 +4,6 @@ much utility.
 A suite's ladder names families of trivial defenses, each a sequence of doses from the weakest to the strongest: earlier
 stopping, more noise, fewer blocks. On each utility metric a family draws a curve of suppression against retention. The
 excess of a row is its height above that curve, at its own retention, for the metric and the family that leave least.
-
-These are functions alone: the leaderboard does not call them yet, because published suites have no ladder of doses.
 """
 
 from __future__ import annotations
@@ -16,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from nftbench.scoring.intervals import Interval, mean
+from nftbench.scoring.scores import Excess
 
 BySeed = Mapping[int, float]
 """A number for each base seed."""
@@ -46,37 +45,46 @@ class Family:
         return replace(self, doses=tuple(dose for dose in self.doses if dose.name != row))
 
 
-@dataclass(frozen=True)
-class Excess:
-    """A row's height above the frontier, in points, and the curve that binds it."""
-
-    interval: Interval
-    metric: str
-    family: str
-    by_seed: BySeed
-    """Seed by seed at the binding curve; its mean is the interval's value."""
-
-
-def excess(row: Row, families: Sequence[Family], metrics: Sequence[str]) -> Excess | None:
+def excess(row: Row, families: Sequence[Family], metrics: Sequence[str]) -> Excess:
     """The smallest height of a row above the curves of all families on all metrics.
 
-    An intersection-union test (Berger 1982): the lower end is the lowest of all and p the largest; the upper end is
-    the binding curve's. None where there is no curve, or where the row keeps less than some curve reaches.
+    There is none where the row keeps less than some curve reaches.
     """
-    found: list[Excess] = []
+    found: dict[tuple[str, str], dict[int, float]] = {}
     for family in (one.without(row.name) for one in families):
         for metric in metrics:
             heights = height(row, family, metric)
             if heights is None:
-                return None
-            interval = mean([round(heights[seed], 9) for seed in sorted(heights)])
-            found.append(Excess(interval, metric, family.name, heights))
-    if not found:
-        return None
-    least = min(found, key=lambda one: one.interval.value)
-    ends = [one.interval for one in found]
-    together = replace(least.interval, low=min(one.low for one in ends), p=max(one.p for one in ends))
-    return replace(least, interval=together)
+                return Excess(reason=f"outside the ladder: keeps less of {metric} than any dose of {family.name}")
+            found[metric, family.name] = {seed: round(heights[seed], 9) for seed in sorted(heights)}
+    least = min(found, key=lambda curve: (statistics.fmean(found[curve].values()), curve))
+    return Excess(smallest([found[least], *(found[curve] for curve in found if curve != least)]), *least, found[least])
+
+
+def smallest(heights: Sequence[BySeed]) -> Interval:
+    """The interval of the least of several heights, each by the same seeds; the first has the least mean.
+
+    Lower end and p are those of an intersection-union test (Berger 1982): the lowest and the largest of all, since a
+    row is above every curve only if it is above each.
+
+    The upper end may not be that of the least: of many curves that are equally high, the one that is estimated lowest
+    is too low by chance, and its interval covers the truth in 70 to 90 % of cases. The smallest true height is at most
+    that of any one curve, so the upper end of each curve is valid as long as the curve is not chosen for lying low.
+    Taken is the median upper end of the curves that a t test, paired by seed, cannot tell from the least. The rest lie
+    higher, and their upper ends would say nothing. tests/scoring/test_simulations.py measures that it covers.
+    """
+    least, intervals = heights[0], [mean(list(one.values())) for one in heights]
+    near = [
+        interval
+        for one, interval in zip(heights, intervals, strict=True)
+        if one is least or mean([round(one[seed] - least[seed], 9) for seed in least]).low <= 0
+    ]
+    return replace(
+        intervals[0],
+        low=min(one.low for one in intervals),
+        high=max(intervals[0].high, statistics.median_high(one.high for one in near)),
+        p=max(one.p for one in intervals),
+    )
 
 
 def height(row: Row, family: Family, metric: str) -> BySeed | None:

@@ -10,13 +10,15 @@ import itertools
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from types import MappingProxyType
 
 from nftbench.contract import Measurement
 from nftbench.records.record import CellId, Record, Row
 from nftbench.scoring.older_records import trained_weights
 from nftbench.scoring.pairing import unpaired
-from nftbench.scoring.points import BestAttacks, mean_points, preference
+from nftbench.scoring.points import BestAttacks, mean_points, points, preference
+from nftbench.suites.schema import Family
 from nftbench.terms import KNOWLEDGE, Adaptation, TrainedWeights
 
 NONE = "none"
@@ -55,7 +57,10 @@ class Grid:
     metrics: tuple[str, ...]
     """Utility tasks."""
     ranking: Knowledge
-    utility_bar: float
+    ladder: Mapping[str, Family] = field(default_factory=dict)
+    """The suite's families of trivial defenses by name."""
+    initialisations: tuple[str, ...] = ()
+    """Rows that pre-train the reference again from other initial weights."""
 
     # ------------------------------------------------------------------------------------------------ sets of attacks
 
@@ -178,9 +183,16 @@ class Grid:
 
 # --------------------------------------------------------------------------------------------------- making the grid
 
+FAR = 6.0
+"""Standard errors by which a test score may exceed the validation score. Among 1,800 cells the furthest is 3.4."""
+
 
 def arrange(
-    records: Sequence[Record], planned: Sequence[CellId] | None, ranking: Knowledge, utility_bar: float
+    records: Sequence[Record],
+    planned: Sequence[CellId] | None,
+    ranking: Knowledge,
+    ladder: Mapping[str, Family] = MappingProxyType({}),
+    initialisations: Sequence[str] = (),
 ) -> tuple[Grid, list[str]]:
     """The grid of a suite's records, and what is wrong with them as a whole.
 
@@ -212,7 +224,8 @@ def arrange(
         tasks=tuple(sorted((attacked or {cell.task for cell in expected}) - metrics)),
         metrics=tuple(sorted(metrics)),
         ranking=ranking,
-        utility_bar=utility_bar,
+        ladder=ladder,
+        initialisations=tuple(initialisations),
     )
     return grid, problems
 
@@ -274,7 +287,21 @@ def _fault(record: Record) -> str | None:
         return None if _finite(record.attacked or record.unattacked) else "no test score"
     if not _finite(record.validation):
         return "no validation score"
-    return None if _finite(record.attacked) else "no test score"
+    return _read_test(record) if _finite(record.attacked) else "no test score"
+
+
+def _read_test(record: Record) -> str | None:
+    """Whether the attack did so much better on test than on validation documents that it must have seen the former.
+
+    Such a score is no result of fine-tuning. On the undefended model alone it would even flatter every defense.
+    """
+    chosen, scored = record.validation, record.attacked
+    assert chosen is not None
+    assert scored is not None
+    beyond, error = points(scored) - points(chosen), 100 * math.hypot(chosen.stderr, scored.stderr)
+    if not beyond > FAR * error > 0:
+        return None
+    return f"test score {beyond:.1f} points above validation, {beyond / error:.0f} standard errors: it read the test split"
 
 
 def _finite(measurement: Measurement | None) -> bool:

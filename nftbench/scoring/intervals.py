@@ -1,6 +1,7 @@
-"""Intervals, differences, corrections and ranks: pure functions on a few numbers, one for each base seed.
+"""Intervals, differences and corrections: pure functions on a few numbers, one for each base seed.
 
-Intervals are Student's and Welch's. A bootstrap over three seeds would cover 70–80 % where it should cover 95 %.
+Intervals are Student's, and those of differences are paired by seed. A bootstrap over three seeds would cover 70–80 %
+where it should cover 95 %.
 """
 
 from __future__ import annotations
@@ -35,22 +36,9 @@ def mean(values: Sequence[float]) -> Interval:
 
 
 def difference(first: Sequence[float], second: Sequence[float]) -> Interval:
-    """Mean of `first - second`, paired by seed: the wider of the paired t interval and Welch's (Welch 1947).
-
-    Welch: se² = a + b with a = s₁²/n, b = s₂²/n and df = (a + b)² (n - 1) / (a² + b²). It protects against a few seeds
-    that happen to move together.
-    """
-    count = len(first)
+    """Mean of `first - second` with its t interval, paired by seed."""
     # Rounded: otherwise one float error, the same at every seed, would pass for a certain difference.
-    gaps = [round(one - other, 9) for one, other in zip(first, second, strict=True)]
-    paired = mean(gaps)
-    if count < 2 or not any(gaps):
-        return paired
-    a, b = statistics.variance(first) / count, statistics.variance(second) / count
-    if a + b == 0:
-        return paired
-    welch = student(paired.value, math.sqrt(a + b), (a + b) ** 2 * (count - 1) / (a**2 + b**2), count)
-    return replace(paired, low=min(paired.low, welch.low), high=max(paired.high, welch.high), p=max(paired.p, welch.p))
+    return mean([round(one - other, 9) for one, other in zip(first, second, strict=True)])
 
 
 def ratio(first: Sequence[float], second: Sequence[float]) -> Interval | None:
@@ -80,9 +68,8 @@ def ratio(first: Sequence[float], second: Sequence[float]) -> Interval | None:
 def weakest(differences: Sequence[Interval]) -> Interval:
     """The smallest of several differences: an intersection-union test (Berger 1982).
 
-    A row that is better than the best control is better than each of them. So the lower bound is the lowest and p the
-    largest, which keeps the error rate although the best control is chosen on the same data. Excess suppression is the
-    smallest A_c - A_d over the controls c, where A is an attacked score; the reference is one of them.
+    What is better than the best of several is better than each of them. So the lower bound is the lowest and p the
+    largest, which keeps the error rate although the best one is chosen on the same data.
     """
     least = min(differences, key=lambda one: one.value)
     return replace(
@@ -105,24 +92,6 @@ def holm(p_values: Sequence[float]) -> list[float]:
 def beats_zero(adjusted_p: float) -> bool:
     """Whether the lower end of the adjusted 95 % interval lies above zero: one-sided p ≤ 2.5 %."""
     return adjusted_p <= (1 - CONFIDENCE) / 2
-
-
-def shared_ranks(rows: Sequence[Mapping[int, float]]) -> list[int]:
-    """Ranks of rows. Each row is its scores by seed, and the best row is first. Rows that do not differ share a rank.
-
-    Two rows differ if the interval of their paired difference does not contain zero. A new rank begins only where every
-    row above differs from every row below. So two rows that differ share a rank if both do not differ from a third.
-    """
-    ranks: list[int] = []
-    for index in range(len(rows)):
-        apart = all(_told_apart(above, below) for above in rows[:index] for below in rows[index:])
-        ranks.append(index + 1 if apart else ranks[-1])
-    return ranks
-
-
-def _told_apart(first: Mapping[int, float], second: Mapping[int, float]) -> bool:
-    gap = gap_by_seed(first, second)
-    return gap is not None and not gap.low <= 0 <= gap.high
 
 
 def student(value: float, error: float, freedom: float, count: int) -> Interval:

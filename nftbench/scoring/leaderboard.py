@@ -11,14 +11,16 @@ from typing import TypeVar
 from nftbench.records.record import CellId, Record
 from nftbench.scoring import flags
 from nftbench.scoring.budget_curve import BudgetCurve, budget_curves
-from nftbench.scoring.excess import claim_test, claimed_attacks, controls, excess
-from nftbench.scoring.grid import Attacks, Grid, Knowledge, arrange, knowledge_name
+from nftbench.scoring.claims import claim_test, claimed_attacks
+from nftbench.scoring.grid import NONE, Attacks, Grid, Knowledge, arrange, knowledge_name
 from nftbench.scoring.headroom import headroom
+from nftbench.scoring.intervals import holm
+from nftbench.scoring.ladder import Ladder, curves, excess, ladder as built
 from nftbench.scoring.per_attack import per_attack
 from nftbench.scoring.resistance import adaptive, authorized_gain, by_knowledge, costs, recipes, resistance
-from nftbench.scoring.scores import ByKnowledge, ClaimTest, Excess, Headroom, Kind, Score, Utility
+from nftbench.scoring.scores import ByKnowledge, ClaimTest, Curve, Excess, Headroom, Kind, Score
 from nftbench.scoring.side_tables import SIDE_TABLES, SideTable, SuiteEvidence
-from nftbench.scoring.utility import usable_metrics, utility
+from nftbench.scoring.utility import Scale, scales, usable, utility
 from nftbench.scoring.verdicts import judged, ranked, with_side_verdict, with_standing
 from nftbench.suites.schema import Family, PaperClaim
 
@@ -32,8 +34,6 @@ class Rules:
 
     ranking: str
     """The knowledge of the attackers in the ranking, in words."""
-    utility_bar: float
-    """The share of base utility that a ranked row must keep."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +62,8 @@ class Leaderboard:
     problems: tuple[str, ...]
     """What the reader must know of the suite as a whole."""
     origin: Origin
+    frontier: tuple[Curve, ...] = ()
+    """The curves of the ladder's families on each metric, at the ranking's knowledge; none where a dose is missing."""
     side_tables: tuple[SideTable, ...] = ()
     """In the order of `SIDE_TABLES`."""
     budgets: tuple[BudgetCurve, ...] = ()
@@ -78,7 +80,6 @@ def score(
     ranking: Knowledge,
     ladder: Mapping[str, Family] = NO_LADDER,
     initialisations: Sequence[str] = (),
-    utility_bar: float = 0.95,
     about: str = "",
     planned: Sequence[CellId] | None = None,
     claims: Sequence[PaperClaim] = (),
@@ -87,21 +88,26 @@ def score(
 ) -> Leaderboard:
     """Score every row of a suite and rank those that may be ranked.
 
-    `about` is the suite's description of itself, and `claims` are its papers' claims. `planned` names the cells that
+    `ladder` are the suite's families of trivial defenses by name, and `initialisations` the rows that pre-train the
+    reference again from other initial weights; specs are written as in records. `about` is the suite's description of itself, and `claims` are its papers' claims. `planned` names the cells that
     should have records; without it, they are inferred from the records. `skips` are (defense, attack, reason) of
     attacks that were not planned. `side_tables` are the tables to show beside the ranking.
     """
     readings = [record for record in records if record.role == "yardstick"]
-    grid, problems = arrange(records, planned, frozenset(ranking), utility_bar)
+    grid, problems = arrange(records, planned, frozenset(ranking), ladder, initialisations)
     versions = _version_problems(list(grid.records.values()))
     room = [row for reference in sorted(grid.references()) for row in headroom(grid, reference)]
-    problems += versions + origin_problems(list(grid.records.values())) + _problems(grid, room)
     tasks = {
         reference: [row.task for row in room if row.reference == reference and row.kept]
         for reference in grid.references()
     }
+    metrics = {reference: scales(grid, reference) for reference in grid.references()}
+    ladders = _Ladders(grid, tasks, {reference: usable(found) for reference, found in metrics.items()})
+    beside = [ladders.of(reference, grid.within(grid.ranking)) for reference in sorted(grid.references() & grid.rows.keys())]
+    problems += versions + origin_problems(list(grid.records.values())) + _problems(grid, room, metrics)
+    problems += [one.reason for one in beside if one.reason and one.doses]
     mixed = bool(versions)
-    scores = judged(_scores(grid, tasks, room), mixed, side_tables)
+    scores = judged(_scores(grid, ladders, room), mixed, side_tables)
     evidence = SuiteEvidence(
         grid,
         tasks,
@@ -118,7 +124,7 @@ def score(
     return Leaderboard(
         suite=", ".join(suites),
         about=about,
-        rules=Rules(knowledge_name(ranking), utility_bar),
+        rules=Rules(knowledge_name(ranking)),
         scores=tuple(ranked(scores)),
         headroom=tuple(room),
         problems=tuple(problems),
@@ -128,6 +134,7 @@ def score(
             skips=_by_defense(skips),
             commands=_commands([*grid.records.values(), *readings]),
         ),
+        frontier=tuple(curve for one in beside for curve in curves(one)),
         side_tables=tables,
         budgets=budget_curves(grid, tasks),
     )
@@ -136,60 +143,88 @@ def score(
 # -------------------------------------------------------------------------------------------------------------- rows
 
 
-def _scores(grid: Grid, tasks: Mapping[str, Sequence[str]], room: Sequence[Headroom]) -> list[Score]:
-    """Every row with its numbers and flags; `tasks` are those with headroom, by reference."""
-    utilities = {defense: utility(grid, defense) for defense in grid.rows}
-    found = []
-    for defense in sorted(grid.rows):
-        kept = tasks[grid.rows[defense].reference]
-        one = _score(grid, defense, kept, utilities)
-        found.append(replace(one, flags=flags.find(_evidence(grid, one, kept, room))))
-    return found
+@dataclass(frozen=True)
+class _Ladders:
+    """The ladder of each reference as each set of attacks finds it, made once."""
+
+    grid: Grid
+    tasks: Mapping[str, Sequence[str]]
+    """The tasks with headroom, by reference."""
+    metrics: Mapping[str, Mapping[str, Scale]]
+    """The utility metrics that count, by reference."""
+    made: dict[tuple[str, Attacks], Ladder] = field(default_factory=dict)
+
+    def of(self, reference: str, attacks: Attacks) -> Ladder:
+        if (reference, attacks) not in self.made:
+            found = built(self.grid, reference, self.tasks[reference], attacks, self.metrics[reference])
+            self.made[reference, attacks] = found
+        return self.made[reference, attacks]
 
 
-def _score(grid: Grid, defense: str, tasks: Sequence[str], utilities: Mapping[str, Utility]) -> Score:
+def _scores(grid: Grid, ladders: _Ladders, room: Sequence[Headroom]) -> list[Score]:
+    """Every row with its numbers and flags. Rows that only measure the reference's utility again are none."""
+    alone = {row for row in grid.initialisations if grid.attacks_on(row) <= {NONE}}
+    scores = [_score(grid, defense, ladders) for defense in sorted(grid.rows.keys() - alone)]
+    tested = [one for one in scores if one.kind == "defense" and one.excess.interval and one.excess.interval.count > 1]
+    p_values = holm([one.excess.interval.p for one in tested if one.excess.interval])
+    adjusted = {one.defense: p for one, p in zip(tested, p_values, strict=True)}
+    return [
+        replace(one, flags=flags.find(_evidence(grid, one, ladders.tasks, room, adjusted.get(one.defense))))
+        for one in scores
+    ]
+
+
+def _score(grid: Grid, defense: str, ladders: _Ladders) -> Score:
     """One row; nothing but its utility is known where its reference has no records."""
     row = grid.rows[defense]
     kind: Kind = "reference" if defense in grid.references() else "trivial" if row.trivial else "defense"
-    over = controls(grid, defense, utilities)
     blank = Score(
         defense,
         kind,
         row,
-        incomplete=tuple(_incomplete(grid, defense, over)),
-        utility=utilities[defense],
+        incomplete=tuple(_incomplete(grid, defense)),
         by_knowledge=ByKnowledge(adaptive=adaptive(grid, defense)),
+        excess=Excess(reason=f"{row.reference} has no records"),
     )
     if row.reference not in grid.rows:
         return blank
+    tasks, ranking = ladders.tasks[row.reference], grid.within(grid.ranking)
     return replace(
         blank,
+        utility=utility(grid, defense, ladders.metrics[row.reference]),
         resistance=resistance(grid, defense, tasks),
         by_knowledge=by_knowledge(grid, defense, tasks),
         recipes=recipes(grid, defense, tasks),
-        excess=excess(grid, defense, tasks, over) if kind == "defense" else Excess(),
+        excess=excess(grid, defense, tasks, ranking, ladders.of(row.reference, ranking)),
         authorized_gain=authorized_gain(grid, defense, tasks),
         cost_to_break=costs(grid, defense, tasks),
         attacks=per_attack(grid, defense, tasks),
-        claim=claim_test(grid, defense, tasks, over) if kind == "defense" else ClaimTest(),
+        claim=_claim_test(grid, defense, ladders) if kind == "defense" else ClaimTest(),
     )
 
 
-def _incomplete(grid: Grid, defense: str, over: Sequence[str]) -> list[str]:
-    """Cells without a result, of this row and of those that its numbers are measured against.
+def _claim_test(grid: Grid, defense: str, ladders: _Ladders) -> ClaimTest:
+    row = grid.rows[defense]
+    beside = ladders.of(row.reference, claimed_attacks(grid, row))
+    return claim_test(grid, defense, ladders.tasks[row.reference], beside)
 
-    A planned defense without any record may be one of them.
-    """
-    rows = {defense, *over, *(grid.seeds.keys() - grid.rows.keys())}
+
+def _incomplete(grid: Grid, defense: str) -> list[str]:
+    """Cells without a result, of this row and of its reference. Those of the ladder are said with its excess."""
+    rows = {defense, grid.rows[defense].reference}
     faults = sorted(grid.faults.items(), key=lambda fault: (fault[0].defense != defense, fault[0]))
     found = [f"{cell}: {fault}" for cell, fault in faults if cell.defense in rows]
     reference = grid.rows[defense].reference
     return found if reference in grid.rows or found else [f"{reference}: no records"]
 
 
-def _evidence(grid: Grid, score: Score, tasks: Sequence[str], room: Sequence[Headroom]) -> flags.RowEvidence:
+def _evidence(
+    grid: Grid, score: Score, by_reference: Mapping[str, Sequence[str]], room: Sequence[Headroom], p: float | None
+) -> flags.RowEvidence:
     """What the flags of a row are read from."""
     ranking, row = grid.within(grid.ranking), score.row
+    tasks = by_reference[row.reference]
+    on_ladder = any(score.defense in family.doses for family in grid.ladder.values())
     # An attack without any record may ignore the release, so it is not counted as skipped.
     applied = ranking & grid.attacks.keys() - grid.ignoring_release()
     known = row.reference in grid.rows
@@ -199,8 +234,10 @@ def _evidence(grid: Grid, score: Score, tasks: Sequence[str], room: Sequence[Hea
         best=_best(grid, score.defense, tasks, ranking) if known else [],
         best_claimed=_best(grid, score.defense, tasks, claimed_attacks(grid, row)) if known else [],
         headroom=[one for one in room if one.reference == score.defense],
-        skipped=sorted((grid.attacks_on(row.reference) - grid.attacks_on(score.defense)) & applied),
-        utility_bar=grid.utility_bar,
+        skipped=[]  # a dose is given few attacks by the suite
+        if on_ladder
+        else sorted((grid.attacks_on(row.reference) - grid.attacks_on(score.defense)) & applied),
+        p=p,
     )
 
 
@@ -212,7 +249,9 @@ def _best(grid: Grid, defense: str, tasks: Sequence[str], attacks: Attacks) -> l
 # ---------------------------------------------------------------------------------------------------------- the suite
 
 
-def _problems(grid: Grid, room: Sequence[Headroom]) -> list[str]:
+def _problems(
+    grid: Grid, room: Sequence[Headroom], metrics: Mapping[str, Mapping[str, Scale]]
+) -> list[str]:
     """What the reader must know of the suite as a whole."""
     problems = [
         f"{row.task} is left out: undefended {row.undefended:.1f} is no better than scratch {row.scratch:.1f}"
@@ -223,7 +262,7 @@ def _problems(grid: Grid, room: Sequence[Headroom]) -> list[str]:
         if reference not in grid.rows:
             problems.append(f"the reference {reference} has no records: rows measured against it have no score")
             continue
-        lost = sorted(set(grid.metrics) - set(usable_metrics(grid, reference)))
+        lost = sorted(name for name, scale in metrics[reference].items() if not scale.usable)
         problems += [f"utility metric {metric} is left out: {reference} does not beat its floor" for metric in lost]
         if not grid.attacks_on(reference) & grid.from_scratch():
             problems.append(f"no scratch row beside {reference}: headroom is not known")

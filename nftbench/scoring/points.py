@@ -30,14 +30,6 @@ def above_floor(measurement: Measurement) -> float:
     return points(measurement) - in_points(measurement.floor, measurement.higher_is_better)
 
 
-def kept_share(released: Measurement, undefended: Measurement) -> float:
-    """Utility retention of one metric: (U_released - floor) / (U_undefended - floor).
-
-    The share is the same for metrics where lower is better, because both differences change their sign.
-    """
-    return (released.value - undefended.floor) / (undefended.value - undefended.floor)
-
-
 def mean_points(best: BestAttacks | None) -> dict[int, float]:
     """By base seed: the test scores of the best attacks in points, averaged over the tasks."""
     return {

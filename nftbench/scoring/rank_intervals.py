@@ -1,7 +1,4 @@
-"""Which ranks a row may truly have: an interval of ranks from pairwise comparisons, corrected for their number.
-
-The leaderboard does not call this yet; it goes with the excess of `frontier.py`.
-"""
+"""Which ranks a row may truly have: an interval of ranks from pairwise comparisons, corrected for their number."""
 
 from __future__ import annotations
 

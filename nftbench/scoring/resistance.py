@@ -23,13 +23,15 @@ from nftbench.terms import OF_UPDATES, TrainedWeights
 
 def resistance(grid: Grid, defense: str, tasks: Sequence[str]) -> Resistance:
     """What the best attacks with the ranking's knowledge reach on these tasks."""
-    reference, attacks = grid.rows[defense].reference, grid.within(grid.ranking)
+    row, attacks = grid.rows[defense], grid.within(grid.ranking)
+    reference = row.reference
     defended, undefended = (grid.best_finetuning(row, tasks, attacks) or {} for row in (defense, reference))
     scratch = grid.best_attacks(reference, tasks, attacks & grid.from_scratch()) or {}
     unattacked = mean_points(grid.best_attacks(defense, tasks, frozenset({NONE})))
     attacked, before = mean_points(defended), mean_points(undefended)
     by_seed = {seed: before[seed] - attacked[seed] for seed in sorted(before.keys() & attacked.keys())}
     suppression = gap_by_seed(before, attacked)
+    matched = attacked_by_row(grid, [row.control], tasks, attacks)
     return Resistance(
         unattacked=mean_by_seed(unattacked),
         attacked=mean_by_seed(attacked),
@@ -41,6 +43,7 @@ def resistance(grid: Grid, defense: str, tasks: Sequence[str]) -> Resistance:
         protected_fraction=_protected_fraction(undefended, defended, scratch),
         seed_spread=statistics.stdev(by_seed.values()) if len(by_seed) > 1 else None,
         attack_spread=_attack_spread(defended),
+        beyond_control=gap_by_seed(matched[row.control], attacked) if row.control in matched else None,
     )
 
 

@@ -14,6 +14,8 @@ from nftbench.records.record import Row
 from nftbench.scoring.cost_to_break import Multiple
 from nftbench.scoring.intervals import Interval
 from nftbench.scoring.per_attack import AttackRow
+from nftbench.scoring.rank_intervals import RankInterval
+from nftbench.scoring.utility_badge import Badge
 from nftbench.terms import Verdict
 
 Kind = Literal["defense", "trivial", "reference"]
@@ -37,13 +39,18 @@ class Headroom:
 
 @dataclass(frozen=True)
 class Utility:
-    """How much of its reference's utility a release keeps, unattacked; shares, 1 for all of it."""
+    """How much of its reference's utility a release keeps, unattacked.
+
+    Shares of the mean over the reference's initialisations, above the floor; 1 for all of it.
+    """
 
     by_metric: Mapping[str, Interval] = field(default_factory=dict)
+    least: str | None = None
+    """The metric with the smallest mean share."""
     retention: Interval | None = None
-    """The smallest share over the metrics within a seed, averaged over seeds."""
-    clears_bar: bool = False
-    """The lower end of `retention` reaches the suite's utility bar."""
+    """The share of the metric `least`."""
+    badge: Badge | None = None
+    """Whether the row keeps utility, by a test on each metric. It takes no row out of the ranking."""
 
 
 @dataclass(frozen=True)
@@ -91,6 +98,8 @@ class Resistance:
     """Standard deviation of the suppression over base seeds."""
     attack_spread: float | None = None
     """Mean standard deviation over the restarts of the best attacks, on validation."""
+    beyond_control: Interval | None = None
+    """Suppression beyond the matched control that the defense itself names."""
 
     @property
     def worst_task(self) -> TaskScore | None:
@@ -131,16 +140,33 @@ class Recipes:
 
 @dataclass(frozen=True)
 class Excess:
-    """Suppression beyond that of the controls: the reference, and the trivial defenses that keep enough utility."""
+    """What a row takes from the attacker beyond the best trivial defense that keeps as much utility, in points.
+
+    It is the row's height above the curves of the suite's families of trivial defenses, on the metric and the family
+    that leave least.
+    """
 
     interval: Interval | None = None
-    """Over the strongest control. This ranks."""
+    """This ranks."""
+    metric: str | None = None
+    family: str | None = None
     by_seed: Mapping[int, float] = field(default_factory=dict)
-    controls: tuple[str, ...] = ()
-    over: str | None = None
-    """The strongest control, which leaves the least excess."""
-    beyond_control: Interval | None = None
-    """Suppression beyond the matched control that the defense itself names."""
+    """On that metric and family; its mean is the value of `interval`."""
+    reason: str | None = None
+    """Why there is none, as in `outside the ladder: ...`."""
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A family of trivial defenses on one metric: what they take from the attacker against what they keep."""
+
+    family: str
+    metric: str
+    reference: str
+    knots: tuple[tuple[float, float], ...]
+    """Retention (a share) and suppression (points) along the fitted curve; retention falls."""
+    doses: tuple[tuple[str, float, float], ...]
+    """The doses as measured: row, retention, suppression. The fit lies between them."""
 
 
 @dataclass(frozen=True)
@@ -148,12 +174,15 @@ class ClaimTest:
     """The test of the defense's claim, against the attackers that it claims to withstand."""
 
     excess: Interval | None = None
+    """Computed with the claim's attackers on row, ladder, reference and from scratch alike."""
+    suppression: Interval | None = None
+    """What the row takes from these attackers, trivial defenses aside."""
     tested: bool = False
     """An attack within the claim's knowledge fine-tuned the release."""
     covered: bool = False
     """Such attacks used all the knowledge that the claim grants."""
     p: float | None = None
-    """One-sided, Holm-adjusted over the rows that are judged."""
+    """One-sided, of an excess that is zero or less, Holm-adjusted over all rows with a claim."""
     verdict: Verdict | None = None
 
 
@@ -172,6 +201,14 @@ class Standing:
 
     group: Group = "unranked"
     rank: int | None = None
+    """By excess, among the rows of this group with the same reference."""
+    ranks: RankInterval | None = None
+    """The ranks that the comparisons with these rows leave open."""
+    rank_among: Mapping[float, int | None] = field(default_factory=dict)
+    """By share of utility: the rank among the rows that keep so much on their least metric; None for one that keeps
+    less. Empty without a rank."""
+    pareto: bool = False
+    """No other row of its group takes more from the attacker and keeps more utility on its least metric."""
     reasons: tuple[str, ...] = ()
     """Why it is not ranked; of a control, which cells it lacks."""
 

@@ -1,7 +1,4 @@
-"""Whether a row keeps the reference's utility: a test of non-inferiority on each metric, shown as a badge.
-
-The leaderboard does not call this yet, because published suites measure the reference at one initialisation only.
-"""
+"""Whether a row keeps the reference's utility: a test of non-inferiority on each metric, shown as a badge."""
 
 from __future__ import annotations
 

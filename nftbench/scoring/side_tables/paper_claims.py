@@ -15,9 +15,9 @@ from nftbench.records.record import Record
 from nftbench.records.spec import Spec
 from nftbench.scoring.grid import NONE, Attacks, Grid
 from nftbench.scoring.intervals import Interval, gap_by_seed, mean_by_seed
-from nftbench.scoring.points import final, kept_share
 from nftbench.scoring.side_tables.protocol import Position, SideTable, SuiteEvidence
 from nftbench.scoring.table import UNKNOWN, Table, precise
+from nftbench.scoring.utility import reached, scales, shares
 from nftbench.suites.schema import PaperClaim, Quantity
 
 ClaimStatus = Literal["holds", "does not hold", "not distinguishable", "measured", "not measured"]
@@ -162,17 +162,11 @@ class _Numbers:
 
     def utility(self, row: str, metrics: Sequence[str]) -> BySeed:
         """The share of the reference's utility that is kept, in percent; the mean over metrics."""
-        released, undefended = (
-            self.grid.best_attacks(one, metrics, frozenset({NONE})) or {}
-            for one in (row, self.grid.rows[row].reference)
-        )
-        return {
-            seed: statistics.fmean(
-                100 * kept_share(final(after), final(before))
-                for after, before in zip(released[seed], undefended[seed], strict=True)
-            )
-            for seed in released.keys() & undefended.keys()
-        }
+        known = scales(self.grid, self.grid.rows[row].reference)
+        chosen = {metric: known[metric] for metric in metrics if metric in known}
+        kept = list(shares(reached(self.grid, row, chosen), chosen).values())
+        seeds = kept[0].keys() if len(chosen) == len(metrics) and kept else ()
+        return {seed: statistics.fmean(100 * by_seed[seed] for by_seed in kept) for seed in seeds}
 
     def attacked(self, row: str, quantity: Quantity) -> BySeed:
         """The quantity after the best attack; means over tasks, at the seeds that have them all."""

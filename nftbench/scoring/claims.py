@@ -1,0 +1,42 @@
+"""The test of a defense's claim: what the attackers that it names leave of the defense."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from nftbench.records.record import Row
+from nftbench.scoring.grid import Attacks, Grid
+from nftbench.scoring.intervals import gap_by_seed
+from nftbench.scoring.ladder import Ladder, excess
+from nftbench.scoring.resistance import attacked_by_row
+from nftbench.scoring.scores import ClaimTest
+
+
+def claimed_attacks(grid: Grid, row: Row) -> Attacks:
+    """The attacks that a row's claim is judged against; none without a claim.
+
+    Methods are public, so the attacker may know the method whether the claim grants it or not.
+    """
+    if row.claim is None:
+        return frozenset()
+    return grid.within(frozenset(row.claim.knowledge) | {"method"}, row.claim.adaptation)
+
+
+def claim_test(grid: Grid, defense: str, tasks: Sequence[str], beside: Ladder) -> ClaimTest:
+    """What the attackers in the claim leave of the defense; `beside` is the ladder as the same attackers find it."""
+    row = grid.rows[defense]
+    if row.claim is None:
+        return ClaimTest()
+    attacks = claimed_attacks(grid, row)
+    attacked = attacked_by_row(grid, [defense, row.reference], tasks, attacks)
+    tested = any(
+        cell.defense == defense and cell.attack in attacks and cell.task in tasks and cell not in grid.faults
+        for cell, record in grid.records.items()
+        if record.trains and record.uses_release
+    )
+    return ClaimTest(
+        excess=excess(grid, defense, tasks, attacks, beside).interval,
+        suppression=gap_by_seed(attacked.get(row.reference, {}), attacked[defense]),
+        tested=tested,
+        covered=grid.uses_all(defense, frozenset(row.claim.knowledge), row.claim.adaptation),
+    )
