@@ -332,7 +332,7 @@ class Sweep:
         return network
 
     def stepper(self, network: nn.Module, learning_rate: float, last: int) -> Stepper:
-        """The optimizer: linear warm-up, then a constant rate or, with `budget.decay`, a fall to 0 after step `last`."""
+        """The optimizer: linear warm-up, then a constant rate or, with `budget.decay`, one that falls to 0."""
         warmup, decay = self.trainer.budget.warmup, self.trainer.budget.decay
         if decay:  # in a run shorter than the warm-up the rate would never decay
             warmup = min(warmup, last // 2)

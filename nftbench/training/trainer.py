@@ -55,9 +55,7 @@ class Ledger:
 
     def whole(self, cost: Cost) -> Cost:
         """The cost of an outcome with that of all sweeps. An attack built on several returns the outcome of one."""
-        return replace(
-            cost, steps=max(cost.steps, self.swept_steps), seconds=max(cost.seconds, self.swept_seconds)
-        )
+        return replace(cost, steps=max(cost.steps, self.swept_steps), seconds=max(cost.seconds, self.swept_seconds))
 
     def check(self, begun: float, budget: Budget) -> None:
         """Raise `CellTimeoutError` where this and what has gone on since `begun` use up the budget's seconds."""
