@@ -247,8 +247,8 @@ def rank(records: Mapping[str, Record], manifest: Manifest) -> Leaderboard:
     suite = manifest.suite
     return score(
         list(records.values()),
-        utility_bar=suite.utility_bar,
         ranking=frozenset(suite.ranking),
+        ladder=suite.ladder,
         about=suite.about,
         planned=[cell.id for cell in manifest.cells],
         claims=manifest.claims,

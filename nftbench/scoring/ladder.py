@@ -32,9 +32,7 @@ class Ladder:
     """Why it cannot be used; nothing is ever measured from a part of it, because a missing dose flatters."""
 
 
-def ladder(
-    grid: Grid, reference: str, tasks: Sequence[str], attacks: Attacks, metrics: Mapping[str, Scale]
-) -> Ladder:
+def ladder(grid: Grid, reference: str, tasks: Sequence[str], attacks: Attacks, metrics: Mapping[str, Scale]) -> Ladder:
     """The suite's ladder beside this reference; `tasks` are those with headroom, `metrics` those that count."""
     families = {name: family for name in grid.ladder if (family := _doses(grid, name, reference))}
     doses = [dose for family in families.values() for dose in family]
@@ -126,7 +124,11 @@ def curves(beside: Ladder) -> tuple[Curve, ...]:
             fitted = frontier.draw(family, metric, seeds)
             knots = tuple((knot.retention, knot.suppression) for knot in fitted)
             doses = tuple(
-                (dose.name, statistics.fmean(dose.retention[metric].values()), statistics.fmean(dose.suppression.values()))
+                (
+                    dose.name,
+                    statistics.fmean(dose.retention[metric].values()),
+                    statistics.fmean(dose.suppression.values()),
+                )
                 for dose in family.doses
             )
             found.append(Curve(family.name, metric, beside.reference, knots, doses))

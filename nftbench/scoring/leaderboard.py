@@ -102,7 +102,9 @@ def score(
     }
     metrics = {reference: scales(grid, reference) for reference in grid.references()}
     ladders = _Ladders(grid, tasks, {reference: usable(found) for reference, found in metrics.items()})
-    beside = [ladders.of(reference, grid.within(grid.ranking)) for reference in sorted(grid.references() & grid.rows.keys())]
+    beside = [
+        ladders.of(reference, grid.within(grid.ranking)) for reference in sorted(grid.references() & grid.rows.keys())
+    ]
     problems += versions + origin_problems(list(grid.records.values())) + _problems(grid, room, metrics)
     problems += [one.reason for one in beside if one.reason and one.doses]
     mixed = bool(versions)
@@ -248,9 +250,7 @@ def _best(grid: Grid, defense: str, tasks: Sequence[str], attacks: Attacks) -> l
 # ---------------------------------------------------------------------------------------------------------- the suite
 
 
-def _problems(
-    grid: Grid, room: Sequence[Headroom], metrics: Mapping[str, Mapping[str, Scale]]
-) -> list[str]:
+def _problems(grid: Grid, room: Sequence[Headroom], metrics: Mapping[str, Mapping[str, Scale]]) -> list[str]:
     """What the reader must know of the suite as a whole."""
     problems = [
         f"{row.task} is left out: undefended {row.undefended:.1f} is no better than scratch {row.scratch:.1f}"

@@ -38,7 +38,9 @@ def judged(scores: Sequence[Score], mixed_versions: bool, tables: Sequence[type[
     return [
         replace(one, claim=replace(one.claim, p=p, verdict=verdict(one, p)))
         if (p := adjusted.get(index)) is not None and _testable(one, mixed_versions)
-        else replace(one, claim=replace(one.claim, verdict="untested" if one.kind == "defense" and one.row.claim else None))
+        else replace(
+            one, claim=replace(one.claim, verdict="untested" if one.kind == "defense" and one.row.claim else None)
+        )
         for index, one in enumerate(scores)
     ]
 

@@ -16,8 +16,8 @@ from nftbench.records.spec import Spec
 from nftbench.scoring.grid import NONE, Attacks, Grid
 from nftbench.scoring.intervals import Interval, gap_by_seed, mean_by_seed
 from nftbench.scoring.side_tables.protocol import Position, SideTable, SuiteEvidence
-from nftbench.scoring.utility import reached, scales, shares
 from nftbench.scoring.table import UNKNOWN, Table, precise
+from nftbench.scoring.utility import reached, scales, shares
 from nftbench.suites.schema import PaperClaim, Quantity
 
 ClaimStatus = Literal["holds", "does not hold", "not distinguishable", "measured", "not measured"]
