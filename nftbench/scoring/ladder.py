@@ -55,7 +55,7 @@ def ladder(grid: Grid, reference: str, tasks: Sequence[str], attacks: Attacks, m
 
 
 def _doses(grid: Grid, family: str, reference: str) -> list[str]:
-    """The doses that are measured against this reference. One without records may be, unless others are known not to."""
+    """The doses that are measured against this reference. One without records may be, unless others are not."""
     of = {dose: grid.rows[dose].reference if dose in grid.rows else None for dose in grid.ladder[family].doses}
     known = set(of.values()) - {None}
     return [dose for dose, its in of.items() if its == reference or (its is None and known <= {reference})]

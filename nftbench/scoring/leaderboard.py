@@ -88,9 +88,10 @@ def score(
     """Score every row of a suite and rank those that may be ranked.
 
     `ladder` are the suite's families of trivial defenses by name, and `initialisations` the rows that pre-train the
-    reference again from other initial weights; specs are written as in records. `about` is the suite's description of itself, and `claims` are its papers' claims. `planned` names the cells that
-    should have records; without it, they are inferred from the records. `skips` are (defense, attack, reason) of
-    attacks that were not planned. `side_tables` are the tables to show beside the ranking.
+    reference again from other initial weights; their specs are written as in records. `about` is the suite's
+    description of itself, and `claims` are its papers' claims. `planned` names the cells that should have records;
+    without it, they are inferred from the records. `skips` are (defense, attack, reason) of attacks that were not
+    planned. `side_tables` are the tables to show beside the ranking.
     """
     readings = [record for record in records if record.role == "yardstick"]
     grid, problems = arrange(records, planned, frozenset(ranking), ladder, initialisations)
