@@ -10,9 +10,11 @@ from nftbench.contract import Claim, Cost, Measurement, Point
 from nftbench.records.record import Record, Row
 from nftbench.records.spec import Spec
 from nftbench.scoring import Leaderboard, score
+from nftbench.suites.schema import Family
 
 TASKS = ("pairs", "topic")
 RANKING = frozenset({"method", "data"})
+LADDER = {"early_stop": Family(doses=("early_stop",))}
 VERSIONS = {"versions": {"torch": "2.9.0"}}
 
 
@@ -108,4 +110,4 @@ def suite(count: int = 5, defended: Sequence[float] = DEFENDED) -> list[Record]:
 
 
 def scored(records: Sequence[Record], **changes: Any) -> Leaderboard:
-    return score(records, **{"utility_bar": 0.95, "ranking": RANKING, **changes})
+    return score(records, **{"ranking": RANKING, "ladder": LADDER, **changes})

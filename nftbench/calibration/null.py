@@ -24,21 +24,17 @@ import itertools
 import math
 import random
 import statistics
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from functools import partial
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import NamedTuple
 
 from nftbench.calibration import derived
 from nftbench.calibration.proof import Finding, Run
-from nftbench.contract import Claim
-from nftbench.records.record import Record, Row
-from nftbench.scoring import Score, score
 from nftbench.scoring.grid import NONE
-from nftbench.scoring.intervals import PRELIMINARY_SEEDS, RANKED_SEEDS, Interval, gap_by_seed, mean, student, weakest
-from nftbench.scoring.points import above_floor, final, kept_share
+from nftbench.scoring.intervals import PRELIMINARY_SEEDS, RANKED_SEEDS, Interval, gap_by_seed, mean, weakest
+from nftbench.scoring.points import above_floor, final
 from nftbench.scoring.table import Table, interval
-from nftbench.scoring.utility import usable_metrics
+from nftbench.scoring.utility import reached, scales, shares, usable
 from nftbench.suites.schema import Suite
 
 SEEDS = 12
@@ -49,8 +45,6 @@ BOUNDS = {PRELIMINARY_SEEDS: 1 / 8, RANKED_SEEDS: 1 / 16}
 MODELS = ("none", "twin")
 SAMPLE = 20_000
 """If there are more choices than this, so many are drawn at random."""
-BOARDS = 200
-"""The number of leaderboards that are computed, each with one fake defense."""
 
 
 class Fake(NamedTuple):
@@ -73,19 +67,6 @@ class Rate:
     """Of the share."""
 
 
-@dataclass(frozen=True)
-class Verdicts:
-    """Verdicts of whole leaderboards on fakes, as shares of `boards`."""
-
-    bar: bool
-    """False where any utility passes."""
-    boards: int
-    clears_bar: float
-    ranked: float
-    """Has a rank, and excess suppression whose interval lies above zero."""
-    holds: float
-
-
 def derive(suite: Suite, rows: Sequence[str], attacks: Sequence[str]) -> Suite:
     """Two undefended models on each of twelve seeds, under quick attacks."""
     few = derived.quick(suite, attacks)
@@ -99,12 +80,11 @@ def derive(suite: Suite, rows: Sequence[str], attacks: Sequence[str]) -> Suite:
     )
 
 
-def judge(suite: Suite, run: Run, *, sample: int = SAMPLE, boards: int = BOARDS) -> Finding:
-    """The rates of both designs, for rows of three and of five seeds, and the verdicts of whole leaderboards.
+def judge(suite: Suite, run: Run, *, sample: int = SAMPLE) -> Finding:
+    """The rates of both designs, for rows of three and of five seeds.
 
     Args:
         sample: fakes across grammars that are drawn for each number of seeds.
-        boards: fakes of which whole leaderboards are made, for each utility bar.
     """
     failures = [run.missing] if run.missing else _same_weights(run)
     if failures:
@@ -113,25 +93,17 @@ def judge(suite: Suite, run: Run, *, sample: int = SAMPLE, boards: int = BOARDS)
     pairs = {seed: (none[seed], twin[seed]) for seed in sorted(none)}
     rates = [rate("pairs of one grammar", size, within(pairs, size)) for size in BOUNDS]
     rates += [rate("across grammars", size, across(none, size, sample)) for size in BOUNDS]
-    verdicts = [leaderboards(run, bar, boards) for bar in (derived.UTILITY_BAR, -math.inf)]
     failures = [
         f"{one.design}, {one.seeds} seeds: {100 * one.interval.value:.1f} % of the fakes are taken for defenses, "
         f"at most {100 * LIMIT:g} % may be"
         for one in rates
         if one.interval.value > LIMIT
     ]
-    failures += [
-        f"leaderboards rank {100 * one.ranked:.1f} % of the fakes with an effect and say of {100 * one.holds:.1f} % "
-        f"that their claim holds, at most {100 * LIMIT:g} % may be"
-        for one in verdicts
-        if max(one.ranked, one.holds) > LIMIT
-    ]
     numbers = {
         "attacked": {"none": none, "twin": twin},
         "rates": [asdict(one) for one in rates],
-        "leaderboards": [asdict(one) for one in verdicts],
     }
-    tables = (*_tables(rates, verdicts), utilities(run), _seeds(pairs))
+    tables = (_rates(rates), utilities(run), _seeds(pairs))
     return Finding(run.suite.name, tables, numbers, tuple(failures))
 
 
@@ -199,57 +171,11 @@ def _jackknife(share: float, left_out: Sequence[float], bound: float) -> Interva
     return Interval(share, min(low, share), max(high, share), count)
 
 
-# ------------------------------------------------------------------------------------------------------ leaderboards
-
-
-def leaderboards(run: Run, bar: float, boards: int) -> Verdicts:
-    """Score fakes of five seeds as a suite's rows are scored; the reference also serves as the trivial defense."""
-    draw = random.Random(0)
-    judged: list[Score] = []
-    for _ in range(boards):
-        chosen = draw.sample(run.suite.seeds, RANKED_SEEDS)
-        sides = {seed: draw.choice(MODELS) for seed in chosen}
-        board = score(disguised(run, sides), utility_bar=bar, ranking=run.suite.ranking)
-        judged.append(next(one for one in board.scores if one.defense == "fake"))
-    share = partial(_share, judged)
-    return Verdicts(
-        bar=math.isfinite(bar),
-        boards=boards,
-        clears_bar=share(lambda one: one.utility.clears_bar),
-        ranked=share(lambda one: one.standing.group == "ranked" and _has_effect(one)),
-        holds=share(lambda one: one.claim.verdict == "holds"),
-    )
-
-
-def _has_effect(score: Score) -> bool:
-    return score.excess.interval is not None and score.excess.interval.low > 0
-
-
-def _share(scores: Sequence[Score], of: Callable[[Score], bool]) -> float:
-    return statistics.fmean(map(of, scores))
-
-
-def disguised(run: Run, sides: Mapping[int, str]) -> list[Record]:
-    """Records of three rows: `none`, `control` (the same models), and `fake`, which `sides` names by seed."""
-    rows = {
-        "none": Row("pretrain", False, "none"),
-        "control": Row("pretrain", True, "none"),
-        "fake": Row("pretrain", False, "none", claim=Claim(run.suite.ranking)),
-    }
-    return [
-        replace(record, defense=name, row=row)
-        for record in run.records
-        if record.seed in sides
-        for name, row in rows.items()
-        if (record.defense == sides[record.seed]) == (name == "fake")
-    ]
-
-
 # ----------------------------------------------------------------------------------------------------------- showing
 
 
-def _tables(rates: Sequence[Rate], verdicts: Sequence[Verdicts]) -> tuple[Table, Table]:
-    found = Table(
+def _rates(rates: Sequence[Rate]) -> Table:
+    return Table(
         f"Undefended models judged as though one of two were defended: at most {100 * LIMIT:g} % may be taken for it",
         ("design", "seeds", "fakes", "with an effect", "% [95 % interval]", "% that symmetry allows"),
         tuple(
@@ -258,16 +184,6 @@ def _tables(rates: Sequence[Rate], verdicts: Sequence[Verdicts]) -> tuple[Table,
             for one in rates
         ),
     )  # fmt: skip
-    boards = Table(
-        f"Leaderboards of {RANKED_SEEDS} seeds about fakes, pairs of one grammar",
-        ("utility bar", "boards", "% clear it", "% ranked with an effect", "% whose claim holds"),
-        tuple(
-            ("as it is" if one.bar else "none", f"{one.boards}",
-             *(f"{100 * share:.1f}" for share in (one.clears_bar, one.ranked, one.holds)))
-            for one in verdicts
-        ),
-    )  # fmt: skip
-    return found, boards
 
 
 def utilities(run: Run) -> Table:
@@ -277,7 +193,8 @@ def utilities(run: Run) -> Table:
     """
     grid = run.grid()
     rows = []
-    for metric in sorted(usable_metrics(grid, NONE)):
+    metrics = usable(scales(grid, NONE))
+    for metric, by_seed in sorted(shares(reached(grid, MODELS[1], metrics), metrics).items()):
         none, twin = (
             {
                 seed: final(record)
@@ -285,22 +202,17 @@ def utilities(run: Run) -> Table:
             }
             for model in MODELS
         )
-        kept = [100 * kept_share(twin[seed], none[seed]) for seed in sorted(none)]
+        kept = [100 * by_seed[seed] for seed in sorted(none)]
         errors = {seed: 100 * math.hypot(none[seed].stderr, twin[seed].stderr) for seed in none}
         chance = [100 * error / above_floor(none[seed]) for seed, error in errors.items()]
-        found, spread = mean(kept), statistics.stdev(kept)
         by_chance = math.sqrt(statistics.fmean(error * error for error in chance))
-        reach = student(0.0, spread / math.sqrt(RANKED_SEEDS), RANKED_SEEDS - 1, RANKED_SEEDS).high
-        rows.append(
-            (metric, interval(found, digits=2), f"{spread:.2f}", f"{by_chance:.2f}",
-             f"{100 * derived.UTILITY_BAR + reach:.1f}")
-        )  # fmt: skip
+        spread = statistics.stdev(kept)
+        rows.append((metric, interval(mean(kept), digits=2), f"{spread:.2f}", f"{by_chance:.2f}"))
     return Table(
         "What the twin keeps of the undefended model's utility, %",
-        ("metric", "kept", "spread over seeds", "of it by chance in documents, at most",
-         f"mean that {RANKED_SEEDS} seeds of this spread need to clear the bar"),
+        ("metric", "kept", "spread over seeds", "of it by chance in documents, at most"),
         tuple(rows),
-    )  # fmt: skip
+    )
 
 
 def _seeds(pairs: Mapping[int, tuple[float, float]]) -> Table:

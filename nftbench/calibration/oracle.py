@@ -34,16 +34,16 @@ class Grade:
     retention: Interval | None
     suppression: Interval | None
     excess: Interval | None
-    excess_over: str | None
+    excess_family: str | None
     verdict: str | None
     attacked_by_seed: Mapping[int, float]
     """Points of the best attack, the mean over tasks."""
     control_by_seed: Mapping[int, float]
-    """The same for the row `excess_over`."""
+    """The same for the undefended model."""
 
     @property
     def found(self) -> bool:
-        return self.verdict == "holds" and ranked_with_effect(self.standing, self.excess)
+        return self.verdict in ("holds", "holds at a cost") and ranked_with_effect(self.standing, self.excess)
 
 
 def derive(suite: Suite, rows: Sequence[str], attacks: Sequence[str]) -> Suite:
@@ -110,10 +110,10 @@ def grade(run: Run, score: Score) -> Grade:
         retention=score.utility.retention,
         suppression=score.resistance.suppression,
         excess=score.excess.interval,
-        excess_over=score.excess.over,
+        excess_family=score.excess.family,
         verdict=score.claim.verdict,
         attacked_by_seed=run.attacked(score.defense),
-        control_by_seed=run.attacked(score.excess.over or "none"),
+        control_by_seed=run.attacked("none"),
     )
 
 
@@ -125,7 +125,7 @@ def _table(run: Run, grades: Sequence[Grade]) -> Table:
     before: list[Grade | None] = [None, *grades[:-1]]
     rows = [
         (one.row, f"{one.rank or UNKNOWN}", one.standing, interval(one.suppression),
-         interval(one.excess), one.excess_over or UNKNOWN,
+         interval(one.excess), one.excess_family or UNKNOWN,
          _more(weaker, one), interval(one.retention, 100), one.verdict or UNKNOWN)
         for weaker, one in zip(before, grades, strict=True)
     ]  # fmt: skip

@@ -69,11 +69,11 @@ class Run:
 
     def grid(self) -> Grid:
         """The records by cell."""
-        return arrange(self.records, self.planned, self.suite.ranking, UTILITY_BAR)[0]
+        return arrange(self.records, self.planned, self.suite.ranking, self.suite.ladder)[0]
 
     def board(self) -> Leaderboard:
         """The leaderboard that the records make."""
-        return score(self.records, utility_bar=UTILITY_BAR, ranking=self.suite.ranking, planned=self.planned)
+        return score(self.records, ranking=self.suite.ranking, ladder=self.suite.ladder, planned=self.planned)
 
     def of_rows(self, rows: Iterable[str]) -> Run:
         """The run as if only these defenses had been planned."""
@@ -175,5 +175,5 @@ def only(runs: Sequence[Run], proof: str) -> Run:
 
 
 def ranked_with_effect(standing: str, excess: Interval | None) -> bool:
-    """Whether the row is ranked, and the interval of its excess suppression lies above zero."""
+    """Whether the row is ranked, and the interval of its excess lies above zero."""
     return standing in ("ranked", "preliminary") and excess is not None and excess.low > 0

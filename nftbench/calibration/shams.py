@@ -4,8 +4,8 @@ Shams are plugins: defenses that rescale weights, hide behind hooks or lower the
 attacks that know the release alone or the method too. An attack breaks a sham if two things hold. It ends within noise
 of where it ends on the undefended model: the interval of the difference covers zero. And it reaches nine tenths of the
 strongest attack's gain there, since with few seeds an interval covers much. It need not end within noise of the
-strongest attack: on the undefended model itself no single attack is the strongest everywhere. A sham that misses the
-utility bar protects nothing, broken or not; the finding says so.
+strongest attack: on the undefended model itself no single attack is the strongest everywhere. A sham that loses
+utility protects nothing, broken or not; the finding says so.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class Sham:
     retention: Interval | None
     verdict: str | None
     useless: bool
-    """Its mean utility misses the bar."""
+    """It loses utility."""
     attacks: tuple[Broken, ...]
 
     @property
@@ -118,7 +118,7 @@ def judge(suite: Suite, run: Run) -> Finding:
         if one.taken_for_a_defense
     ]
     failures += [f"no attack breaks {one.row}" for one in shams if not one.breakers and not one.useless]
-    notes = [f"no attack breaks {one.row}, which misses the utility bar" for one in shams if _only_useless(one)]
+    notes = [f"no attack breaks {one.row}, which loses utility" for one in shams if _only_useless(one)]
     notes += [run.missing] if run.missing else []
     numbers = {"shams": [asdict(one) | {"breakers": one.breakers} for one in shams]}
     found = (_rows(shams), _attacks(shams))
@@ -130,15 +130,14 @@ def _only_useless(sham: Sham) -> bool:
 
 
 def _sham(run: Run, grid: Grid, score: Score) -> Sham:
-    retention = score.utility.retention
     return Sham(
         row=score.defense,
         standing=score.standing.group,
         reasons=score.standing.reasons,
         excess=score.excess.interval,
-        retention=retention,
+        retention=score.utility.retention,
         verdict=score.claim.verdict,
-        useless=retention is not None and retention.value < derived.UTILITY_BAR,
+        useless=score.utility.badge == "loses",
         attacks=tuple(_broken(run, grid, score.defense)),
     )
 

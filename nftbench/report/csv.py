@@ -17,12 +17,15 @@ def text(board: Leaderboard) -> str:
 
 
 def _line(score: Score) -> dict[str, object]:
-    rank = score.standing.rank
+    rank, ranks = score.standing.rank, score.standing.ranks
     line: dict[str, object] = {
         "defense": score.defense,
         "kind": score.kind,
         "standing": score.standing.group,
         "rank": None if rank is None else str(rank),
+        "rank_first": str(ranks.first) if ranks else None,
+        "rank_last": str(ranks.last) if ranks else None,
+        "utility": score.utility.badge,
         "verdict": score.claim.verdict,
         "claim_p": score.claim.p,
     }
@@ -33,7 +36,9 @@ def _line(score: Score) -> dict[str, object]:
     for task in score.resistance.tasks:
         line[f"suppression:{task.task}"] = task.suppression.value if task.suppression else None
     return line | {
-        "excess_over": score.excess.over,
+        "excess_metric": score.excess.metric,
+        "excess_family": score.excess.family,
+        "pareto": score.standing.pareto,
         "protected_fraction": score.resistance.protected_fraction,
         "recipe": score.recipes.best,
         "seed_spread": score.resistance.seed_spread,
@@ -52,7 +57,7 @@ def _intervals(score: Score) -> dict[str, Interval | None]:
         "attacked": score.resistance.attacked,
         "gain": score.resistance.gain,
         "recipe_suppression": score.recipes.suppression,
-        "beyond_control": score.excess.beyond_control,
+        "beyond_control": score.resistance.beyond_control,
         "authorized_gain": score.authorized_gain,
         "claim_excess": score.claim.excess,
     }

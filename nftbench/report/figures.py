@@ -64,19 +64,10 @@ def frontier(board: Leaderboard) -> Figure | None:
         axes.annotate(
             str(number), (taken.value, 100 * kept.value), xytext=(5, 5), textcoords="offset points", fontsize=8
         )
-    axes.axhline(100 * board.rules.utility_bar, color="gray", linestyle="--", linewidth=0.9)
-    axes.text(
-        1.0,
-        100 * board.rules.utility_bar,
-        " utility bar",
-        transform=axes.get_yaxis_transform(),
-        va="center",
-        fontsize=8,
-    )
     _limits(axes, [(taken, kept) for _, kept, taken in rows])
     axes.set(
         xlabel="suppression: points taken from the best attack",
-        ylabel="retention: % of base utility, worst metric",
+        ylabel="utility: % of the undefended model, least metric",
         title=f"{board.suite}: utility kept against fine-tuning suppressed (attackers have {board.rules.ranking})",
     )
     handles = [Line2D([], [], marker="o", linestyle="", color=colors[kind], label=KINDS[kind]) for kind in KINDS]

@@ -99,7 +99,7 @@ def details(board: Leaderboard) -> Table:
             number(score.resistance.protected_fraction, digits=2),
             score.recipes.best or UNKNOWN,
             interval(score.recipes.suppression),
-            interval(score.excess.beyond_control),
+            interval(score.resistance.beyond_control),
             interval(score.authorized_gain),
             *(multiple(score, unit, share) for unit in ("steps", "flops") for share in SHARES),
             number(score.resistance.seed_spread),

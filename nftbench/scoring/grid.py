@@ -301,7 +301,9 @@ def _read_test(record: Record) -> str | None:
     beyond, error = points(scored) - points(chosen), 100 * math.hypot(chosen.stderr, scored.stderr)
     if not beyond > FAR * error > 0:
         return None
-    return f"test score {beyond:.1f} points above validation, {beyond / error:.0f} standard errors: it read the test split"
+    return (
+        f"test score {beyond:.1f} points above validation, {beyond / error:.0f} standard errors: it read the test split"
+    )
 
 
 def _finite(measurement: Measurement | None) -> bool:

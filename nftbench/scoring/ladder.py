@@ -32,9 +32,7 @@ class Ladder:
     """Why it cannot be used; nothing is ever measured from a part of it, because a missing dose flatters."""
 
 
-def ladder(
-    grid: Grid, reference: str, tasks: Sequence[str], attacks: Attacks, metrics: Mapping[str, Scale]
-) -> Ladder:
+def ladder(grid: Grid, reference: str, tasks: Sequence[str], attacks: Attacks, metrics: Mapping[str, Scale]) -> Ladder:
     """The suite's ladder beside this reference; `tasks` are those with headroom, `metrics` those that count."""
     families = {name: family for name in grid.ladder if (family := _doses(grid, name, reference))}
     doses = [dose for family in families.values() for dose in family]
@@ -57,7 +55,7 @@ def ladder(
 
 
 def _doses(grid: Grid, family: str, reference: str) -> list[str]:
-    """The doses that are measured against this reference. One without records may be, unless others are known not to."""
+    """The doses that are measured against this reference. One without records may be, unless others are not."""
     of = {dose: grid.rows[dose].reference if dose in grid.rows else None for dose in grid.ladder[family].doses}
     known = set(of.values()) - {None}
     return [dose for dose, its in of.items() if its == reference or (its is None and known <= {reference})]
@@ -126,7 +124,11 @@ def curves(beside: Ladder) -> tuple[Curve, ...]:
             fitted = frontier.draw(family, metric, seeds)
             knots = tuple((knot.retention, knot.suppression) for knot in fitted)
             doses = tuple(
-                (dose.name, statistics.fmean(dose.retention[metric].values()), statistics.fmean(dose.suppression.values()))
+                (
+                    dose.name,
+                    statistics.fmean(dose.retention[metric].values()),
+                    statistics.fmean(dose.suppression.values()),
+                )
                 for dose in family.doses
             )
             found.append(Curve(family.name, metric, beside.reference, knots, doses))

@@ -89,9 +89,10 @@ def score(
     """Score every row of a suite and rank those that may be ranked.
 
     `ladder` are the suite's families of trivial defenses by name, and `initialisations` the rows that pre-train the
-    reference again from other initial weights; specs are written as in records. `about` is the suite's description of itself, and `claims` are its papers' claims. `planned` names the cells that
-    should have records; without it, they are inferred from the records. `skips` are (defense, attack, reason) of
-    attacks that were not planned. `side_tables` are the tables to show beside the ranking.
+    reference again from other initial weights; their specs are written as in records. `about` is the suite's
+    description of itself, and `claims` are its papers' claims. `planned` names the cells that should have records;
+    without it, they are inferred from the records. `skips` are (defense, attack, reason) of attacks that were not
+    planned. `side_tables` are the tables to show beside the ranking.
     """
     readings = [record for record in records if record.role == "yardstick"]
     grid, problems = arrange(records, planned, frozenset(ranking), ladder, initialisations)
@@ -103,7 +104,9 @@ def score(
     }
     metrics = {reference: scales(grid, reference) for reference in grid.references()}
     ladders = _Ladders(grid, tasks, {reference: usable(found) for reference, found in metrics.items()})
-    beside = [ladders.of(reference, grid.within(grid.ranking)) for reference in sorted(grid.references() & grid.rows.keys())]
+    beside = [
+        ladders.of(reference, grid.within(grid.ranking)) for reference in sorted(grid.references() & grid.rows.keys())
+    ]
     problems += versions + origin_problems(list(grid.records.values())) + _problems(grid, room, metrics)
     problems += [one.reason for one in beside if one.reason and one.doses]
     mixed = bool(versions)
@@ -249,9 +252,7 @@ def _best(grid: Grid, defense: str, tasks: Sequence[str], attacks: Attacks) -> l
 # ---------------------------------------------------------------------------------------------------------- the suite
 
 
-def _problems(
-    grid: Grid, room: Sequence[Headroom], metrics: Mapping[str, Mapping[str, Scale]]
-) -> list[str]:
+def _problems(grid: Grid, room: Sequence[Headroom], metrics: Mapping[str, Mapping[str, Scale]]) -> list[str]:
     """What the reader must know of the suite as a whole."""
     problems = [
         f"{row.task} is left out: undefended {row.undefended:.1f} is no better than scratch {row.scratch:.1f}"

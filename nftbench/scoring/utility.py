@@ -88,9 +88,6 @@ def _scale(grid: Grid, reference: str, metric: str) -> Scale:
     )
     measured = {seed: final(record) for seed, (record,) in own.items()}
     return Scale(
-        {
-            seed: tuple(points(final(found[seed][0])) for found in (own, *others) if seed in found)
-            for seed in measured
-        },
+        {seed: tuple(points(final(found[seed][0])) for found in (own, *others) if seed in found) for seed in measured},
         {seed: in_points(one.floor, one.higher_is_better) for seed, one in measured.items()},
     )

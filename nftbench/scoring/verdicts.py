@@ -28,19 +28,16 @@ def judged(scores: Sequence[Score], mixed_versions: bool, tables: Sequence[type[
     A row that cannot be tested counts with p = 1, so that no claim gains by another's failure. Claims that one of the
     side tables judges stay `untested` here; see `with_side_verdict`.
     """
-    own = [
-        index
-        for index, one in enumerate(scores)
-        if one.kind == "defense" and one.row.claim and not any(table.judges(one.row) for table in tables)
-    ]
-    p_values = [_p(scores[index]) if _testable(scores[index], mixed_versions) else 1.0 for index in own]
-    adjusted = dict(zip(own, holm(p_values), strict=True))
-    return [
-        replace(one, claim=replace(one.claim, p=p, verdict=verdict(one, p)))
-        if (p := adjusted.get(index)) is not None and _testable(one, mixed_versions)
-        else replace(one, claim=replace(one.claim, verdict="untested" if one.kind == "defense" and one.row.claim else None))
-        for index, one in enumerate(scores)
-    ]
+    claiming = [one for one in scores if one.kind == "defense" and one.row.claim is not None]
+    testable = {one.defense for one in claiming if _testable(one) and not mixed_versions}
+    own = [one for one in claiming if not any(table.judges(one.row) for table in tables)]
+    adjusted = holm([_p(one) if one.defense in testable else 1.0 for one in own])
+    tests = {one.defense: replace(one.claim, verdict="untested") for one in claiming} | {
+        one.defense: replace(one.claim, p=p, verdict=verdict(one, p))
+        for one, p in zip(own, adjusted, strict=True)
+        if one.defense in testable
+    }
+    return [replace(one, claim=tests.get(one.defense, one.claim)) for one in scores]
 
 
 def verdict(score: Score, adjusted_p: float) -> Verdict:
@@ -75,11 +72,11 @@ def with_side_verdict(score: Score, tables: Sequence[SideTable]) -> Score:
     return replace(score, claim=replace(score.claim, verdict=settled))
 
 
-def _testable(score: Score, mixed_versions: bool) -> bool:
+def _testable(score: Score) -> bool:
     """Whether an attack within the claim's knowledge ran, no cell is missing, and there are enough seeds."""
     taken = score.claim.suppression
     enough = taken is not None and taken.count >= PRELIMINARY_SEEDS
-    return score.claim.tested and not score.incomplete and enough and not mixed_versions
+    return score.claim.tested and not score.incomplete and enough
 
 
 def _p(score: Score) -> float:

@@ -17,8 +17,8 @@ from nftbench.records.record import CellId, Record
 from nftbench.scoring import Leaderboard, Score
 from nftbench.scoring.cost_to_break import Multiple, cost_to_break, median_multiple
 from nftbench.scoring.grid import knowledge_name
-from nftbench.scoring.intervals import Interval, beats_zero, difference, holm, mean, ratio, shared_ranks, weakest
-from nftbench.scoring.points import kept_share, points, preference
+from nftbench.scoring.intervals import Interval, beats_zero, difference, holm, mean, ratio, weakest
+from nftbench.scoring.points import points, preference
 from nftbench.terms import Knowledge
 from tests import factories
 from tests.factories import (
