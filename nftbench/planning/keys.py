@@ -54,14 +54,17 @@ TODAY = Scheme(
 
 
 def corpus_key(suite: Suite, seed: int, data: Path | None, scheme: Scheme = TODAY) -> str:
-    """Key of a corpus. Only the corpus of the toy language depends on the seed."""
+    """Key of a corpus. Only the corpus of the toy language depends on the seed, and on the salt."""
     settings, version = suite.corpus, scheme.versions["training"]
     if settings.source == "none":
         return digest("corpus", *version, "none")
     if settings.source == "toy":
         fields = {"source", "sentences", "block", "heldout_blocks"}
         return digest(
-            "corpus", *version, settings.model_dump(include=fields, exclude_defaults=True), settings.grammar + seed
+            "corpus",
+            *version,
+            settings.model_dump(include=fields, exclude_defaults=True),
+            [suite.salt, settings.grammar + seed],
         )
     files = [
         path for pattern in (settings.train, settings.heldout) for path in sorted((data or Path()).glob(pattern or ""))
