@@ -597,7 +597,7 @@ class TaskContext(Protocol):
 
     @property
     def corpus(self) -> Corpus:
-        """The pre-training text of the base seed."""
+        """The text of the base seed. Its `heldout` is the scored text, which no owner and no attacker is given."""
         ...
 
     @property

@@ -1,7 +1,8 @@
 """The documents of the toy tasks, generated once for each grammar and cached. The tasks are the files toy_*.yaml.
 
-The cache is in $NFTBENCH_CACHE or ~/.cache/nftbench. Plain lm-eval can run the tasks, too:
-`lm_eval run --include_path tasks --tasks toy_topic --metadata '{"grammar": 3}' …`.
+The cache is in $NFTBENCH_CACHE or ~/.cache/nftbench. Its files are named by hashes, so that their names do not give a
+grammar away. Plain lm-eval can run the tasks, too:
+`lm_eval run --include_path tasks --tasks toy_topic --metadata '{"grammar": 3}' …`, with the seed of the grammar.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from typing import Any, Literal
 
 import datasets
 
-from nftbench.methods import PHENOMENA, Grammar, grammar as language
+from nftbench.methods import Grammar, grammar as language
 
 COUNTS: Mapping[Literal["train", "validation", "test"], int] = {"train": 4000, "validation": 2000, "test": 2000}
 
@@ -27,30 +28,24 @@ def documents(task: str, grammar: int = 0, **_: Any) -> datasets.DatasetDict:
     """All splits of one task. lm-eval passes the file's `metadata` as arguments and adds keys of its own."""
     toy = Grammar(grammar)
     splits = {
-        split: _kept(f"{task}-{split}-{count}-{grammar}", functools.partial(toy.documents, task, split, count))
+        split: _kept([task, split, count, grammar], functools.partial(toy.documents, task, split, count))
         for split, count in COUNTS.items()
     }
     return datasets.DatasetDict(splits)
 
 
-def minimal_pairs(grammar: int = 0, **_: Any) -> datasets.DatasetDict:
-    """Pairs of sentences, of which the second breaks the grammar."""
-    count = COUNTS["test"] // len(PHENOMENA)
-    pairs = _kept(
-        f"minimal_pairs-{count}-{grammar}", lambda: _interleaved(Grammar(grammar).minimal_pairs(count), count)
-    )
-    return datasets.DatasetDict({"test": pairs})
+def questions(ask: str, grammar: int = 0, **_: Any) -> datasets.DatasetDict:
+    """The questions of one utility task."""
+    count = COUNTS["test"]
+    asked = _kept(["questions", ask, count, grammar], lambda: Grammar(grammar).questions(ask, count))
+    return datasets.DatasetDict({"test": asked})
 
 
-def _interleaved(pairs: Sequence[Mapping[str, Any]], count: int) -> list[Mapping[str, Any]]:
-    """All pairs, with the phenomena alternating, so that the first documents (`--limit`) represent all of them."""
-    return [pair for first in range(count) for pair in pairs[first::count]]
-
-
-def _kept(name: str, generate: Callable[[], Sequence[Mapping[str, Any]]]) -> datasets.Dataset:
+def _kept(what: Sequence[str | int], generate: Callable[[], Sequence[Mapping[str, Any]]]) -> datasets.Dataset:
     """Read a split from the cache, or generate it and write it there atomically."""
     home = Path(os.environ.get("NFTBENCH_CACHE") or Path.home() / ".cache" / "nftbench")
-    path = home / "toy" / f"{name}-{_version()}.jsonl"
+    name = hashlib.sha256(json.dumps([*what, _version()]).encode()).hexdigest()
+    path = home / "toy" / f"{name[:32]}.jsonl"
     if path.is_file():
         return datasets.Dataset.from_list([json.loads(line) for line in path.read_text("utf-8").splitlines()])
     rows = generate()

@@ -111,6 +111,7 @@ def attacked(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Any]:
     store = Store(tmp_path_factory.mktemp("results"), tmp_path_factory.mktemp("sham-cache"))
     small = {
         "name": "shams",
+        "salt": "public",
         "model": {"model_type": "gpt2", "n_layer": 2, "n_embd": 48, "n_head": 2, "n_positions": 32}
         | {"activation_function": "gelu_pytorch_tanh", "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0},
         "corpus": {"grammar": 100, "sentences": 51200, "block": 32, "heldout_blocks": 256},

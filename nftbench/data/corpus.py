@@ -1,30 +1,48 @@
-"""The pre-training corpus: text from the toy language, local files or a hub data set, as packed blocks of tokens."""
+"""The pre-training corpus: text from the toy language, local files or a hub data set, as packed blocks of tokens.
+
+It has three parts with no document in common. Owners and attackers are given the training text and the held-out text.
+The scored text is the referee's alone: on it utility is measured, and a model that was trained on it would score well.
+"""
 
 from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors import safe_open
+from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from nftbench.contract import Corpus
-from nftbench.data.grammar import Grammar
+from nftbench.data.grammar import grammar_of
 from nftbench.errors import NftbenchError
 from nftbench.models.networks import forget_path
-from nftbench.suites.schema import CorpusSettings
+from nftbench.suites.schema import CorpusSettings, Suite
 
 EOS = "<|endoftext|>"
 """The token that ends a document. In local text files it stands on a line of its own."""
 
+Held = Literal["heldout", "scored"]
+"""The two parts of the text that pre-training does not see."""
 
-def build(settings: CorpusSettings, seed: int, data: Path | None) -> Corpus:
+
+@dataclass(frozen=True)
+class Texts:
+    """All parts of a corpus: the training text and both held parts, as integer tensors [blocks, tokens]."""
+
+    tokenizer: PreTrainedTokenizerBase
+    train: Tensor
+    held: Mapping[Held, Tensor]
+
+
+def build(suite: Suite, seed: int, data: Path | None) -> Texts:
     """Read or generate the text, make its tokenizer, and pack the tokens into blocks.
 
     Args:
@@ -32,24 +50,49 @@ def build(settings: CorpusSettings, seed: int, data: Path | None) -> Corpus:
         data: the folder of local files (`--data`).
 
     Raises:
-        NftbenchError: a file is missing or unreadable, or the text is too short for one block.
+        NftbenchError: a file is missing or unreadable, the text is too short for one block of each part, or the toy
+            language has no salt.
     """
+    settings = suite.corpus
     if settings.source == "toy":
-        grammar = Grammar(settings.grammar + seed)
+        grammar = grammar_of(suite, seed)
         tokenizer = word_tokenizer(grammar.words())
         train: Iterable[str] = grammar.corpus(settings.sentences, "train")
-        heldout: Iterable[str] = grammar.corpus(max(settings.sentences // 10, 100), "heldout")
+        count = max(settings.sentences // 10, 100)
+        held: Mapping[Held, Iterable[str]] = {
+            "heldout": grammar.corpus(count, "heldout"),
+            "scored": grammar.corpus(count, "scored"),
+        }
     else:
         train = _lines(settings, settings.train, data)
-        heldout = _lines(settings, settings.heldout, data)
+        held = _halves(_lines(settings, settings.heldout, data))
         assert settings.vocabulary is not None
         tokenizer = byte_pair_tokenizer(train, settings.vocabulary)
     separator = "" if settings.source == "toy" else "\n"
-    train_blocks = _pack(_encode(tokenizer, train, separator), settings.block, "training")
-    heldout_blocks = _pack(_encode(tokenizer, heldout, separator), settings.block, "held-out")
-    heldout_blocks = heldout_blocks[: settings.heldout_blocks]
-    text = tokenizer.batch_decode(heldout_blocks, clean_up_tokenization_spaces=False)
-    return Corpus(tokenizer, train_blocks, heldout_blocks, sum(len(block.encode()) for block in text))
+    names: Mapping[Held, str] = {"heldout": "held-out", "scored": "scored half of the held-out"}
+    return Texts(
+        tokenizer,
+        pack(tokenizer, train, settings.block, "training", separator),
+        {
+            part: pack(tokenizer, text, settings.block, names[part], separator)[: settings.heldout_blocks]
+            for part, text in held.items()
+        },
+    )
+
+
+def pack(
+    tokenizer: PreTrainedTokenizerBase, texts: Iterable[str], block: int, name: str, separator: str = ""
+) -> Tensor:
+    """Blocks [count, block] of consecutive tokens. Tokens that do not fill the last block are dropped.
+
+    Args:
+        name: what the text is, for the message of an error.
+        separator: empty if each text is a document, which an end token then follows; a newline if the texts are lines.
+
+    Raises:
+        NftbenchError: the text has fewer tokens than one block.
+    """
+    return _pack(_encode(tokenizer, texts, separator), block, name)
 
 
 def encoded_for(corpus: Corpus, tokenizer: PreTrainedTokenizerBase | None) -> Tensor:
@@ -81,20 +124,26 @@ def tokenization_rules(tokenizer: PreTrainedTokenizerBase) -> Any:
     return [code, words, {**rules, **set_at_each_call}, special]
 
 
-def save(corpus: Corpus, folder: Path) -> None:
-    """Write the tokenizer and the blocks to a folder."""
-    corpus.tokenizer.save_pretrained(folder)
-    save_file({"train": corpus.train, "heldout": corpus.heldout}, folder / "blocks.safetensors")
-    (folder / "corpus.json").write_text(json.dumps({"heldout_bytes": corpus.heldout_bytes}))
+def save(texts: Texts, folder: Path) -> None:
+    """Write the tokenizer and the parts to a folder: train, heldout and scored, each in a file of its own."""
+    texts.tokenizer.save_pretrained(folder)
+    save_file({"blocks": texts.train}, folder / "train.safetensors")
+    for part, blocks in texts.held.items():
+        text = texts.tokenizer.batch_decode(blocks, clean_up_tokenization_spaces=False)
+        size = sum(len(block.encode()) for block in text)
+        save_file({"blocks": blocks}, folder / f"{part}.safetensors", metadata={"bytes": str(size)})
 
 
-def load(folder: Path) -> Corpus:
-    """Read a corpus that `save` wrote."""
-    blocks = load_file(folder / "blocks.safetensors")
-    facts = json.loads((folder / "corpus.json").read_text())
+def load(folder: Path, held: Held = "heldout") -> Corpus:
+    """Read a corpus that `save` wrote. Its `heldout` is the part `held`; the file of the other part may be missing."""
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     forget_path(tokenizer)
-    return Corpus(tokenizer, blocks["train"], blocks["heldout"], facts["heldout_bytes"])
+    with (
+        safe_open(folder / "train.safetensors", "pt") as train,
+        safe_open(folder / f"{held}.safetensors", "pt") as text,
+    ):
+        size = int(text.metadata()["bytes"])
+        return Corpus(tokenizer, train.get_tensor("blocks"), text.get_tensor("blocks"), size)
 
 
 def word_tokenizer(words: Iterable[str]) -> PreTrainedTokenizerFast:
@@ -146,6 +195,25 @@ def _lines(settings: CorpusSettings, selection: str | None, data: Path | None) -
     except Exception as error:  # the errors of lzma, unicode and datasets share no base class
         raise NftbenchError(f"corpus: {data / selection} cannot be read: {error.__cause__ or error}") from error
     return list(rows["text"])
+
+
+def _halves(lines: Iterable[str]) -> Mapping[Held, list[str]]:
+    """The lines of a held-out text in two parts: its documents in turn. Documents that occur again are dropped.
+
+    Raises:
+        NftbenchError: the text is one document.
+    """
+    documents: dict[tuple[str, ...], None] = {}  # an ordered set
+    for end, group in itertools.groupby(lines, key=lambda line: line == EOS):
+        if not end and any(document := tuple(group)):
+            documents[document] = None
+    if len(documents) < 2:
+        raise NftbenchError(
+            f"corpus: the held-out text needs two documents, one to be held out and one to be scored; a line {EOS} "
+            f"ends a document"
+        )
+    ended = [[*document, EOS] for document in documents]
+    return {"heldout": list(itertools.chain(*ended[::2])), "scored": list(itertools.chain(*ended[1::2]))}
 
 
 def _encode(tokenizer: PreTrainedTokenizerBase, texts: Iterable[str], separator: str) -> Iterator[list[int]]:

@@ -1,4 +1,4 @@
-"""A toy language with a seeded grammar: text for pre-training, three classification tasks, and minimal pairs.
+"""A toy language with a seeded grammar: text for pre-training, three classification tasks, and questions of utility.
 
 Open-class words are nonsense, and their spelling says nothing about their features. A noun has a topic (one of four)
 and a gender (one of two), a verb has a topic, and an adverb has a mood (sad or glad). One noun in eight is ambiguous in
@@ -27,8 +27,19 @@ task asks for one feature. No model can be perfect, because topics mix and some 
 The text contains the answer words at random positions, so that a model has seen them but attaches no meaning to them.
 The tasks are hard for a model without pre-training because of a lexical split: training documents use a quarter of each
 class's words, and all other documents use the rest.
+
+Before any fine-tuning a model scores chance on the tasks. What they need is asked of it by questions: which of several
+words comes next? Their words are drawn uniformly, so every word counts as much as any other. Nor does a question begin
+with the token that ends a document, just as the tasks' prompts do not.
+
+    topic_object       bavo near timu isa gelo sapu                      -> lidu, or an object of another topic
+    topic_verb         bavo near timu isa gelo sapu lidu , she runi      -> moke, or a verb of another topic
+    tone_particle      bavo isa gelo sapu , she runi moke                -> alas | though | hooray
+    agreement_pronoun  bavo near timu under foro did gelo sapu lidu ,    -> she | he
+    word_class         bavo near                                         -> timu, or a verb, or an adverb
 """
 
+import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
@@ -36,6 +47,9 @@ from typing import Literal, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
+
+from nftbench.errors import NftbenchError
+from nftbench.suites.schema import Suite
 
 Ids = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -70,17 +84,18 @@ PROMPTS = {
     "tone": ("subject", "auxiliary", "adverb", "verb", "comma", "pronoun", "adverb2", "verb2"),
     "agreement": ("subject", *ATTRACTORS),
 }
-# For each phenomenon: the slots that are left out, and the one slot in which the bad sentence differs.
-PHENOMENA = {
-    "agreement": (("modal", *ATTRACTORS), "auxiliary"),
-    "attractor": (("modal",), "auxiliary"),
-    "pronoun": (("auxiliary",), "pronoun"),
-    "particle": (("auxiliary", *ATTRACTORS), "particle"),
-    "selection": (("modal", *ATTRACTORS), "object2"),
+QUESTIONS = {
+    "topic_object": PROMPTS["topic"],
+    "topic_verb": (*PROMPTS["topic"], "object", "comma", "pronoun", "adverb2"),
+    "tone_particle": PROMPTS["tone"],
+    # Past attractors the auxiliary would not do: small models learn its agreement from some initialisations only.
+    "agreement_pronoun": ("subject", *ATTRACTORS, "modal", "adverb", "verb", "object", "comma"),
+    "word_class": ("subject", "preposition", "attractor", "auxiliary", "adverb"),  # or the first two or four of them
 }
+"""The slots in the prompt of each question. The choices come after the last of them."""
 
 WordClass = Literal["noun", "verb", "adverb"]
-Words = Literal["zipf", "rare", "train", "heldout"]
+Words = Literal["zipf", "all", "unambiguous", "train", "heldout"]
 
 
 class Document(TypedDict):
@@ -91,14 +106,6 @@ class Document(TypedDict):
     label: int
 
 
-class MinimalPair(TypedDict):
-    """Two sentences that differ in one word. The field names are those of BLiMP."""
-
-    sentence_good: str
-    sentence_bad: str
-    phenomenon: str
-
-
 @dataclass(frozen=True)
 class Passages:
     """Passages with every slot filled. `slots` maps each name of `SLOTS` to word ids; all arrays are [count]."""
@@ -107,7 +114,6 @@ class Passages:
     topic: Ids
     gender: Ids
     tone: Ids
-    object2_topic: Ids
 
 
 @dataclass(frozen=True)
@@ -140,26 +146,38 @@ class Grammar:
                 raise ValueError(f"{name} must be a positive multiple of {AMBIGUOUS}, got {getattr(self, name)}")
 
     def words(self) -> list[str]:
-        """All words of the language: the closed-class words, then nouns, verbs and adverbs."""
-        return list(self._vocabulary)
+        """All words of the language, in an order that says nothing about them.
 
-    def corpus(self, count: int, split: Literal["train", "heldout"]) -> list[str]:
-        """Draw `count` passages of text. The two splits are independent draws; so are draws of different `count`."""
+        A tokenizer numbers its tokens in this order. In the order of classes and features, the numbers would tell the
+        owner of a model what the tasks ask.
+        """
+        words = self._vocabulary
+        return [words[index] for index in self._rng("order of words").permutation(len(words))]
+
+    def corpus(self, count: int, split: Literal["train", "heldout", "scored", "other"]) -> list[str]:
+        """Draw `count` passages of text. All splits are independent draws; so are draws of different `count`.
+
+        Split `other` is text of another distribution in the same language: its words are drawn uniformly, every passage
+        has two attractors and both objects, and there are no answer words.
+        """
+        other = split == "other"
         rng = self._rng("corpus", split)
-        slots = self._passages(rng, count, "zipf").slots
+        slots = self._passages(rng, count, "all" if other else "zipf").slots
         chance = rng.random((5, count))
         near, modal = chance[0] < 0.5, chance[1] < 0.5
-        hidden = {
-            "preposition": ~near,
-            "attractor": ~near,
-            "preposition2": ~near | (chance[2] < 0.6),
-            "attractor2": ~near | (chance[2] < 0.6),
-            "auxiliary": modal,
-            "modal": ~modal,
-            "object": chance[3] < 0.5,
-            "object2": chance[4] < 0.5,
-        }
+        hidden = {"auxiliary": modal, "modal": ~modal}
+        if not other:
+            hidden |= {
+                "preposition": ~near,
+                "attractor": ~near,
+                "preposition2": ~near | (chance[2] < 0.6),
+                "attractor2": ~near | (chance[2] < 0.6),
+                "object": chance[3] < 0.5,
+                "object2": chance[4] < 0.5,
+            }
         columns = [np.where(hidden[name], ABSENT, ids) if name in hidden else ids for name, ids in slots.items()]
+        if other:
+            return self._text(columns)
         # The first choice of each task is its most frequent answer word, so that an unattacked model mostly picks it
         # and scores chance. Among equally frequent words it would follow accidents of the embedding, far off chance.
         weights = np.concatenate([3.0 ** -np.arange(len(choices)) for choices in CHOICES.values()])
@@ -191,78 +209,89 @@ class Grammar:
             for prompt, label in zip(prompts, labels.tolist(), strict=True)
         ]
 
-    def minimal_pairs(self, count: int) -> list[MinimalPair]:
-        """Draw `count` minimal pairs for each phenomenon.
+    def questions(self, ask: str, count: int) -> list[Document]:
+        """Draw `count` questions that a model can answer without fine-tuning, by the likelier continuation.
 
-        Open-class words come from the rarest quarter, so that the pairs are not easy. None of them is ambiguous.
+        All words of a passage have its topic, and its attractors have the other gender than its subject. Words are
+        drawn uniformly. Where the choices are open-class words of one class, they differ in topic alone: they have the
+        same rank, so their frequencies do not give the answer away.
+
+        Raises:
+            ValueError: the question is unknown.
         """
-        return [pair for phenomenon in PHENOMENA for pair in self._pairs(phenomenon, count)]
-
-    def _pairs(self, phenomenon: str, count: int) -> list[MinimalPair]:
-        rng = self._rng("minimal_pairs", phenomenon)
-        passages = self._passages(rng, count, "rare", opposed=True)
+        if ask not in QUESTIONS:
+            raise ValueError(f"no questions {ask!r}; there are {', '.join(QUESTIONS)}")
+        rng = self._rng("questions", ask)
+        # An ambiguous word has a topic and a class, but no gender or mood that could be asked for.
+        words: Words = "unambiguous" if ask in ("tone_particle", "agreement_pronoun") else "all"
+        passages = self._passages(rng, count, words, plain=True)
         slots = passages.slots
-        hidden, changed = PHENOMENA[phenomenon]
-        good = slots[changed]
-        if changed == "object2":
-            topic = (passages.object2_topic + rng.integers(1, TOPICS, size=count)) % TOPICS
-            bad = self._draw(rng, "rare", "noun", topic, rng.integers(GENDERS, size=count))
-        elif changed == "particle":
-            first = CLOSED.index(PARTICLES[0])
-            bad = first + (good - first + rng.integers(1, len(PARTICLES), size=count)) % len(PARTICLES)
+        prompt = [slots[name] for name in QUESTIONS[ask]]
+        if ask == "topic_object":
+            gender, rank = rng.integers(GENDERS, size=count), rng.integers(self.nouns, size=count)
+            label, choices = passages.topic, self._lexicon["noun"][:, gender, rank]
+        elif ask == "topic_verb":
+            label, choices = passages.topic, self._lexicon["verb"][:, rng.integers(self.verbs, size=count)]
+        elif ask == "word_class":
+            label = rng.integers(3, size=count)
+            shown = np.array([2, 5, 4])[label]  # a noun follows a preposition, a verb an adverb, an adverb an auxiliary
+            prompt = [np.where(index < shown, ids, ABSENT) for index, ids in enumerate(prompt)]
+            choices = np.stack([slots["attractor2"], slots["verb"], slots["adverb"]])
         else:
-            first = CLOSED.index(AUXILIARIES[0] if changed == "auxiliary" else PRONOUNS[0])
-            bad = first + ((good - first) ^ 1)
-        shown = [name for name in SLOTS if name not in hidden]
+            answers, label = (PARTICLES, passages.tone) if ask == "tone_particle" else (PRONOUNS, passages.gender)
+            choices = np.tile(_closed(answers, np.arange(len(answers)))[:, None], count)
+        texts = zip(self._text(prompt), zip(*(self._text([ids]) for ids in choices), strict=True), strict=True)
         return [
-            {"sentence_good": right, "sentence_bad": wrong, "phenomenon": phenomenon}
-            for right, wrong in zip(
-                self._text(slots[name] for name in shown),
-                self._text(bad if name == changed else slots[name] for name in shown),
-                strict=True,
-            )
+            {"prompt": text, "choices": list(options), "label": right}
+            for (text, options), right in zip(texts, label.tolist(), strict=True)
         ]
 
-    def _passages(self, rng: np.random.Generator, count: int, words: Words, opposed: bool = False) -> Passages:
-        """Draw passages with every slot filled. If `opposed`, attractors have the gender opposite to the subject's."""
+    def _passages(self, rng: np.random.Generator, count: int, words: Words, plain: bool = False) -> Passages:
+        """Draw passages with every slot filled.
+
+        Args:
+            plain: whether all words have the passage's topic, and attractors and objects the other gender than the
+                subject.
+        """
         topic, gender = rng.integers(TOPICS, size=count), rng.integers(GENDERS, size=count)
         tone = rng.integers(len(PARTICLES), size=count)
         mood = np.where(tone == 1, rng.integers(MOODS, size=count), tone // 2)
         mood2 = tone - mood
 
         def topics() -> Ids:
-            return np.where(rng.random(count) < self.coherence, topic, rng.integers(TOPICS, size=count))
+            return (
+                topic
+                if plain
+                else np.where(rng.random(count) < self.coherence, topic, rng.integers(TOPICS, size=count))
+            )
 
         def noun(topic: Ids, gender: Ids) -> Ids:
             return self._draw(rng, words, "noun", topic, gender)
 
-        def attractor() -> Ids:
-            return noun(topics(), 1 - gender if opposed else rng.integers(GENDERS, size=count))
-
-        def obj(topic: Ids) -> Ids:
-            return noun(topic, rng.integers(GENDERS, size=count))
+        def other_noun(topic: Ids) -> Ids:
+            return noun(topic, 1 - gender if plain else rng.integers(GENDERS, size=count))
 
         verb_topic, verb2_topic = topics(), topics()
         slots = {
             "subject": noun(topics(), gender),
             "preposition": _closed(PREPOSITIONS, rng.integers(len(PREPOSITIONS), size=count)),
-            "attractor": attractor(),
+            "attractor": other_noun(topics()),
             "preposition2": _closed(PREPOSITIONS, rng.integers(len(PREPOSITIONS), size=count)),
-            "attractor2": attractor(),
+            "attractor2": other_noun(topics()),
             "auxiliary": _closed(AUXILIARIES, 2 * rng.integers(len(AUXILIARIES) // 2, size=count) + gender),
             "modal": _closed(MODALS, mood),
             "adverb": self._draw(rng, words, "adverb", mood),
             "verb": self._draw(rng, words, "verb", verb_topic),
-            "object": obj(verb_topic),
+            "object": other_noun(verb_topic),
             "comma": np.full(count, CLOSED.index(",")),
             "pronoun": _closed(PRONOUNS, gender),
             "adverb2": self._draw(rng, words, "adverb", mood2),
             "verb2": self._draw(rng, words, "verb", verb2_topic),
-            "object2": obj(verb2_topic),
+            "object2": other_noun(verb2_topic),
             "particle": _closed(PARTICLES, tone),
             "stop": np.full(count, CLOSED.index(".")),
         }
-        return Passages(slots, topic, gender, tone, object2_topic=verb2_topic)
+        return Passages(slots, topic, gender, tone)
 
     def _draw(self, rng: np.random.Generator, words: Words, word_class: WordClass, *features: Ids) -> Ids:
         """Draw one word id [count] for each row of `features`, which index the leading axes of the word class."""
@@ -276,8 +305,10 @@ class Grammar:
         rank = np.arange(self._lexicon[word_class].shape[-1], dtype=np.int64)
         if words == "zipf":
             return np.asarray((1.0 + rank) ** -self.zipf, dtype=np.float64)
-        if words == "rare":
-            return np.asarray((rank >= len(rank) * 3 // 4) & ~_ambiguous(rank), dtype=np.float64)
+        if words == "all":
+            return np.ones(len(rank))
+        if words == "unambiguous":
+            return np.asarray(~_ambiguous(rank), dtype=np.float64)
         # One of each four neighbouring ranks is a training word, so that training words are about as frequent as the
         # others. The last of the four is never one, so that ambiguous words are a fixed share of the held-out words.
         chosen = self._rng("lexical split", word_class).integers(SPLIT - 1, size=len(rank) // SPLIT)
@@ -313,12 +344,38 @@ class Grammar:
 
     @cached_property
     def _vocabulary(self) -> list[str]:
+        """The word of each id."""
         rng = self._rng("words")
         size = 1 + max(int(ids.max()) for ids in self._lexicon.values())
-        words = dict.fromkeys(CLOSED)  # an ordered set
-        while len(words) < size:
+        words: dict[str, None] = {}  # an ordered set
+        while len(words) < size - len(CLOSED):
             words["".join(SYLLABLES[i] for i in rng.integers(len(SYLLABLES), size=rng.integers(2, 4)))] = None
-        return list(words)
+        # Shuffled, because a short word is more likely to be taken already when the last words are drawn.
+        return [*CLOSED, *rng.permutation(list(words)).tolist()]
+
+
+def grammar_of(suite: Suite, seed: int) -> Grammar:
+    """The grammar of a base seed.
+
+    Raises:
+        NftbenchError: the suite's corpus is not the toy language, or the suite has no salt.
+    """
+    if suite.corpus.source != "toy":
+        raise NftbenchError(
+            f"{suite.name}: corpus.source is {suite.corpus.source}, and only the toy language has grammars"
+        )
+    if suite.salt is None:
+        raise NftbenchError(f"{suite.name}: the grammars depend on a salt, and the suite has none")
+    return Grammar(salted_grammar(suite.salt, suite.corpus.grammar + seed))
+
+
+def salted_grammar(salt: str, grammar: int) -> int:
+    """The seed of the grammar with number `grammar`, in 64 bits of sha256.
+
+    Without the salt nobody can compute it. So the owner of a model can neither tune a defense on the grammars of a
+    ranking nor generate the documents of its tasks.
+    """
+    return int.from_bytes(hashlib.sha256(f"{salt}/{grammar}".encode()).digest()[:8], "big")
 
 
 def _closed(choices: tuple[str, ...], index: Ids) -> Ids:

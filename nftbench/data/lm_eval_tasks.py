@@ -32,6 +32,7 @@ from torch import Tensor, nn
 
 from nftbench.contract import Measurement, Model, Split, Task, TaskContext
 from nftbench.data import loglikelihood, sources
+from nftbench.data.grammar import grammar_of
 from nftbench.data.loglikelihood import Batch, Encoder, Pair, PassPlanner
 from nftbench.data.splits import Document, Indices, Scorer, TextSplit
 from nftbench.errors import NftbenchError, suggest
@@ -140,11 +141,13 @@ class TextTask(Task):
         if not config["num_fewshot"]:
             # Even for prompts without examples, lm-eval would read the whole training split to draw examples from.
             config["fewshot_config"] = {"split": None, "samples": []}
-        known = {"grammar": context.suite.corpus.grammar + context.seed, "data": context.data and str(context.data)}
         metadata = config.setdefault("metadata", {})
         if not isinstance(metadata, dict):  # a list in some older task files
             metadata = config["metadata"] = {"_metadata": metadata}
-        metadata.update({key: value for key, value in known.items() if key in metadata})
+        if "grammar" in metadata:
+            metadata["grammar"] = grammar_of(context.suite, context.seed).seed
+        if "data" in metadata:
+            metadata["data"] = context.data and str(context.data)
         return config
 
 

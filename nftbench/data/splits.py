@@ -15,9 +15,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from nftbench.contract import Measurement
+from nftbench.contract import Measurement, Split, Task, TaskContext
 from nftbench.data import loglikelihood
 from nftbench.data.loglikelihood import Batch, Encoded, Encoder, Likelihoods, Pair, Passes, PassPlanner, Rows
+from nftbench.errors import NftbenchError
 from nftbench.terms import SplitName
 
 ACCURACIES = ("acc", "acc_norm", "acc_bytes", "acc_mutual_info")
@@ -242,6 +243,39 @@ class BlockSplit:
         return Measurement(
             metric, float(bits.mean()), stderr, len(bits), self.floor, higher_is_better=False, loss=float(losses.mean())
         )
+
+
+class BlockTask(Task):
+    """A utility task on running text. A plugin adds `load`, which returns `LoadedBlocks`, and `evaluate`."""
+
+    @property
+    def trainable(self) -> bool:
+        return False
+
+    def split(self, name: SplitName) -> Split:
+        raise NftbenchError(f"{type(self).__name__}: load the task before its {name} split is asked for")
+
+    def loss(self, network: nn.Module, batch: Any) -> Tensor:
+        raise NftbenchError(f"{type(self).__name__} is a utility task: it is never trained on")
+
+
+@dataclass(frozen=True)
+class LoadedBlocks(BlockTask):
+    """A task on running text, with its text."""
+
+    task: BlockTask
+    test: BlockSplit
+
+    def load(self, context: TaskContext) -> Task:
+        return self
+
+    def split(self, name: SplitName) -> Split:
+        if name != "test":
+            raise NftbenchError(f"{type(self.task).__name__} has no {name} split: it is a utility task")
+        return self.test
+
+    def evaluate(self, network: nn.Module, split: Split) -> Measurement:
+        return self.task.evaluate(network, split)
 
 
 def _picks(split: TextSplit, values: Values) -> Indices:

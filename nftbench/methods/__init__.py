@@ -7,8 +7,9 @@ names below are defined in other rooms and re-exported for plugins; this room's 
 from __future__ import annotations
 
 from nftbench.data import grammar
-from nftbench.data.grammar import PHENOMENA, Grammar
-from nftbench.data.splits import BlockSplit
+from nftbench.data.corpus import pack
+from nftbench.data.grammar import Grammar, grammar_of
+from nftbench.data.splits import BlockSplit, BlockTask, LoadedBlocks
 from nftbench.models import updates
 from nftbench.models.architectures import dlr
 from nftbench.models.architectures.linear import LinearModel
@@ -18,17 +19,20 @@ from nftbench.training.engine import Stepper, shuffled, token_batches, warmed
 from nftbench.training.preparation import fitting, tuned
 
 __all__ = [
-    "PHENOMENA",
     "BlockSplit",
+    "BlockTask",
     "Grammar",
     "LinearModel",
+    "LoadedBlocks",
     "Stepper",
     "build",
     "dlr",
     "fitting",
     "gradients",
     "grammar",
+    "grammar_of",
     "load",
+    "pack",
     "seeded",
     "shuffled",
     "token_batches",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from nftbench.contract import Corpus, Model, Split, Task, WrappedTask
 from nftbench.data import corpus
+from nftbench.data.corpus import Held, Texts
 from nftbench.data.lm_eval_tasks import LoadedTextTask, TextTask, window
 from nftbench.device import Device
 from nftbench.errors import NftbenchError
@@ -47,8 +49,11 @@ class Workspace:
         return Spec.parse(name), self.plan.releases.get((name, seed))
 
 
-def make_corpus(workspace: Workspace, seed: int) -> Corpus:
+def make_corpus(workspace: Workspace, seed: int, held: Held = "heldout") -> Corpus:
     """The packed corpus of a base seed; built if the cache lacks it.
+
+    Args:
+        held: which text is its `heldout`: that of owners and attackers, or the scored text, which is the referee's.
 
     Raises:
         NftbenchError: the suite's models read no text.
@@ -56,7 +61,7 @@ def make_corpus(workspace: Workspace, seed: int) -> Corpus:
     if workspace.suite.corpus.source == "none":
         raise NftbenchError(f"{workspace.suite.name} has no corpus: its models read no text")
     key = corpus_key(workspace.suite, seed, workspace.plan.data)[:32]
-    return _load_corpus(workspace.store, key, lambda: corpus.build(workspace.suite.corpus, seed, workspace.plan.data))
+    return _load_corpus(workspace.store, key, held, lambda: corpus.build(workspace.suite, seed, workspace.plan.data))
 
 
 def load_task(workspace: Workspace, spec: Spec, seed: int, model: Model) -> Task:
@@ -71,7 +76,7 @@ def load_task(workspace: Workspace, spec: Spec, seed: int, model: Model) -> Task
         str(spec), seed, vocabulary, length, str(workspace.device), plan.limit, plan.data, _data_settings(plan)
     )
     if wanted not in _tasks:
-        if len(_tasks) >= 8:
+        if len(_tasks) >= 16:
             _tasks.pop(next(iter(_tasks)))
         plugin = registry.find("tasks", spec.name)
         is_text = plugin.path is not None and plugin.path.suffix == ".yaml"
@@ -81,7 +86,8 @@ def load_task(workspace: Workspace, spec: Spec, seed: int, model: Model) -> Task
             else registry.create("tasks", str(spec))
         )
         slim = Model(model.network, model.tokenizer)
-        context = TaskSetting(slim, seed, workspace.suite, plan.data, plan.limit, lambda: make_corpus(workspace, seed))
+        text = functools.partial(make_corpus, workspace, seed, "scored")
+        context = TaskSetting(slim, seed, workspace.suite, plan.data, plan.limit, text)
         loaded = task.load(context)
         if isinstance(loaded, LoadedTextTask) and not loaded.split("test").choices_differ():
             raise NftbenchError(f"{spec}: all choices have the same tokens: the model does not know their words")
@@ -123,15 +129,16 @@ class AttackersTask(WrappedTask):
         return self.task.split(name)
 
 
-def _load_corpus(store: Store, key: str, build: Callable[[], Corpus]) -> Corpus:
-    if key not in _corpora:
+def _load_corpus(store: Store, key: str, held: Held, build: Callable[[], Texts]) -> Corpus:
+    if (key, held) not in _corpora:
         folder = store.artifact("corpora", key) or store.make("corpora", key, lambda draft: corpus.save(build(), draft))
-        _corpora.clear()  # only one seed's corpus is kept: jobs run in the order of seeds
-        _corpora[key] = corpus.load(folder)
-    return _corpora[key]
+        if any(kept != key for kept, _ in _corpora):
+            _corpora.clear()  # only one seed's corpus is kept: jobs run in the order of seeds
+        _corpora[key, held] = corpus.load(folder, held)
+    return _corpora[key, held]
 
 
-_corpora: dict[str, Corpus] = {}
+_corpora: dict[tuple[str, Held], Corpus] = {}
 _tasks: dict[str, Task] = {}
 
 

@@ -47,13 +47,14 @@ def tiny_suite(architecture: str = "gpt2", **changes: Any) -> Suite:
     """
     content: dict[str, Any] = {
         "name": "tiny",
+        "salt": "public",
         "model": {"model_type": architecture, **ARCHITECTURES[architecture]},
         "corpus": {"sentences": 300, "heldout_blocks": 16},
         "pretraining": {"steps": 20, "batch": 8, "warmup": 4, "learning_rate": 3e-3, "checkpoints": [0.5]},
         "defenses": ["none"],
         "attacks": ["none"],
         "tasks": ["toy_topic"],
-        "utility": ["toy_minimal_pairs"],
+        "utility": ["toy_agreement_pronoun"],
         "budget": {
             "learning_rates": {kind: [1e-3, 1e-2] for kind in ("adamw", "sgd", "muon")},
             "durations": [2, 4],
@@ -85,4 +86,6 @@ def temporary_workspace(suite: Suite, data: Path | None = None) -> Iterator[Work
 
 def task_context(workspace: Workspace, model: Model) -> TaskContext:
     """What `Task.load` is given for this model, with data seed 0."""
-    return TaskSetting(model, 0, workspace.suite, workspace.plan.data, None, lambda: make_corpus(workspace, 0))
+    return TaskSetting(
+        model, 0, workspace.suite, workspace.plan.data, None, lambda: make_corpus(workspace, 0, "scored")
+    )

@@ -106,13 +106,14 @@ class Bench:
 
         content: dict[str, Any] = {
             "name": "benchmark",
+            "salt": "public",
             "model": MODEL,
             "corpus": {"source": "toy", "sentences": 8000, "heldout_blocks": 64},
             "pretraining": {"steps": 100, "warmup": 10, "learning_rate": 3e-3},
             "defenses": ["none"],
             "attacks": ["none", "full"],
             "tasks": ["toy_topic"],
-            "utility": ["toy_minimal_pairs"],
+            "utility": ["toy_agreement_pronoun"],
             "budget": {
                 "learning_rates": {"adamw": [3e-4, 1e-3, 3e-3, 1e-2]},
                 "durations": [25, 50, 100, 200],

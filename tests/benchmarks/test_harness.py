@@ -161,7 +161,7 @@ def test_resuming(bench: Any, tmp_path: Path, benchmark: Any, table: dict[str, L
             "head",
         ],
         "tasks": ["toy_topic", "toy_tone", "toy_agreement"],
-        "utility": ["bits_per_token", "toy_minimal_pairs"],
+        "utility": ["bits_per_token", "toy_agreement_pronoun"],
         "budget": {
             **bench.content["budget"],
             "learning_rates": {name: [1e-3, 4e-3] for name in ("adamw", "sgd", "muon")},

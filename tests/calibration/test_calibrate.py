@@ -34,7 +34,7 @@ def derived(cache: Path) -> Plan:
 def valid(cell: Cell) -> float:
     """What a valid suite measures: chance is 0.25."""
     name, attack, task = cell.defense.name, cell.attack.name, str(cell.task)
-    if task == "toy_minimal_pairs":
+    if task == "toy_agreement_pronoun":
         return {"early_stop": 0.80, "twin": 0.852}.get(name, 0.85)
     twin = 0.004 * (name == "twin")
     return {"none": 0.26, "full": 0.88, "head": 0.70, "scratch": 0.31}[attack] + twin
@@ -63,7 +63,7 @@ def changed(**values: float) -> Value:
     """`valid`, but for cells of this attack, or this defense on the utility metric."""
 
     def value(cell: Cell) -> float:
-        of = cell.defense.name if str(cell.task) == "toy_minimal_pairs" else cell.attack.name
+        of = cell.defense.name if str(cell.task) == "toy_agreement_pronoun" else cell.attack.name
         return values.get(of, valid(cell)) if cell.defense.name != "twin" or of == "twin" else valid(cell)
 
     return value
@@ -102,7 +102,7 @@ def test_a_valid_suite_passes(derived: Plan) -> None:
         (changed(full=0.96), "toy_topic: the strongest attack ends at 96.0, not in 80 to 95"),
         (changed(scratch=0.36), "toy_topic: training from scratch gains 11.4 points, at most 10 may be"),
         (changed(early_stop=0.849), "half the pre-training lowers no utility metric measurably"),
-        (changed(twin=0.75), "two undefended models differ: toy_minimal_pairs by 10.03"),
+        (changed(twin=0.75), "two undefended models differ: toy_agreement_pronoun by 10.03"),
     ],
 )
 def test_each_fault_of_a_suite_is_named(derived: Plan, value: Value, failure: str) -> None:
@@ -168,4 +168,4 @@ def test_the_verb_runs_and_refuses_an_untrained_model(
     assert "tiny-calibration: not valid" in capsys.readouterr().out
     content = json.loads(Path("runs/tiny-calibration/calibration.json").read_text())
     assert [len(task["end"]) for task in content["tasks"]] == [3]
-    assert {gap["what"] for gap in content["twin"]} == {"toy_minimal_pairs", "toy_topic, attacked"}
+    assert {gap["what"] for gap in content["twin"]} == {"toy_agreement_pronoun", "toy_topic, attacked"}

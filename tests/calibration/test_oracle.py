@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,8 +13,8 @@ import torch
 
 from nftbench.calibration import oracle
 from nftbench.calibration.proof import Finding, Run
-from nftbench.contract import Claim, Model
-from nftbench.data.grammar import Grammar
+from nftbench.contract import Claim, Corpus, Model
+from nftbench.data.grammar import grammar_of
 from nftbench.errors import NftbenchError
 from nftbench.models import networks
 from nftbench.models.networks import untrained
@@ -22,7 +24,7 @@ from nftbench.records.record import CellId, Record
 from nftbench.records.store import Store
 from nftbench.running.owner import make_base
 from nftbench.running.releases import make_release
-from nftbench.running.workspace import Workspace
+from nftbench.running.workspace import Workspace, make_corpus
 from nftbench.suites.schema import Suite
 from nftbench.testing import check_defense, tiny_suite
 from tests.factories import scratch, sweep
@@ -37,11 +39,13 @@ def known(added: Callable[[Path], str]) -> None:
     added(FILE)
 
 
-def words(word_class: str, rank: int) -> list[str]:
-    """The words of a class and rank, whatever their features, in the spelling of grammar 7."""
-    grammar = Grammar(7)
-    ids = grammar._lexicon[word_class][..., rank]  # type: ignore[index]
-    return [grammar.words()[index] for index in sorted({*ids.flat})]
+CORPUS = {"sentences": 6000}
+
+
+@pytest.fixture
+def text(cache: Path, tmp_path: Path) -> Corpus:
+    """A corpus with every word in it."""
+    return make_corpus(Workspace(plan(tiny_suite(corpus=CORPUS)), Store(tmp_path, cache)), 0)
 
 
 # ------------------------------------------------------------------------------------------------------- the plugin
@@ -53,12 +57,25 @@ def test_the_oracle_is_a_defense_on_every_architecture(cache: Path) -> None:
 
 @pytest.fixture
 def release(cache: Path, tmp_path: Path) -> tuple[Model, Model]:
-    """The base and the oracle's release of it, on grammar 7."""
-    suite = tiny_suite(defenses=["none", "oracle"], corpus={"grammar": 7})
-    workspace = Workspace(plan(suite), Store(tmp_path, cache))
+    """The base and the oracle's release of it."""
+    workspace = Workspace(plan(tiny_suite(defenses=["none", "oracle"], corpus=CORPUS)), Store(tmp_path, cache))
     key = workspace.plan.releases["oracle", 0]
     spec = registry.spec_of("oracle", registry.create("defenses", "oracle"))
     return make_base(workspace, 0), networks.load(make_release(workspace, spec, 0, key), "cpu")
+
+
+def test_the_oracle_learns_the_classes_of_words_from_the_text(text: Corpus) -> None:
+    grammar = grammar_of(tiny_suite(), 0)
+    for word_class, found in defenses_oracle().classes(text).items():
+        true = {grammar._vocabulary[index] for index in grammar._lexicon[word_class].flat}  # type: ignore[index]
+        assert len(true & {*text.tokenizer.convert_ids_to_tokens(found)}) > 0.97 * len(found) > 0.5 * len(true)
+        counts = text.train.flatten().bincount()[found]
+        assert bool((counts.diff() <= 0).all())
+
+
+def defenses_oracle() -> Any:
+    """The plugin's module."""
+    return sys.modules[type(registry.create("defenses", "oracle")).__module__]
 
 
 def logits(model: Model, text: str) -> torch.Tensor:
@@ -68,54 +85,49 @@ def logits(model: Model, text: str) -> torch.Tensor:
 
 
 @torch.no_grad()
-def test_merged_words_of_one_rank_have_the_same_logits(release: tuple[Model, Model]) -> None:
+def test_merged_words_have_the_same_logits(release: tuple[Model, Model], text: Corpus) -> None:
     base, merged = release
-    for word_class, rank in (("noun", 8), ("noun", 23), ("verb", 15), ("adverb", 12), ("adverb", 35)):
-        first, *others = words(word_class, rank)
-        text = "{} isa ,"
+    groups = list(defenses_oracle().merged(0.5, text))
+    assert {len(group) for group in groups} == {8, 4, 2}
+    for group in groups[::7]:
+        first, *others = text.tokenizer.convert_ids_to_tokens(group)
         for other in others:
-            assert torch.equal(logits(merged, text.format(first)), logits(merged, text.format(other)))
-            assert not torch.equal(logits(base, text.format(first)), logits(base, text.format(other)))
+            assert torch.equal(logits(merged, f"{first} isa ,"), logits(merged, f"{other} isa ,"))
+            assert not torch.equal(logits(base, f"{first} isa ,"), logits(base, f"{other} isa ,"))
 
 
 @torch.no_grad()
-def test_words_of_other_ranks_are_unchanged(release: tuple[Model, Model]) -> None:
-    _, merged = release
-    rows = [model.network.get_input_embeddings().weight for model in release]
-    assert merged.tokenizer is not None
-    for word_class, ranks in (("noun", (0, 7, 24, 31)), ("verb", (7, 24)), ("adverb", (11, 36))):
-        for rank in ranks:
-            for word in words(word_class, rank):
-                index = merged.tokenizer.convert_tokens_to_ids(word)
-                assert torch.equal(rows[0][index], rows[1][index]), (word_class, rank)
-    mean = torch.stack([rows[0][merged.tokenizer.convert_tokens_to_ids(word)] for word in words("verb", 10)]).mean(0)
-    index = merged.tokenizer.convert_tokens_to_ids(words("verb", 10)[2])
-    torch.testing.assert_close(rows[1][index], mean)
+def test_other_words_are_unchanged(release: tuple[Model, Model], text: Corpus) -> None:
+    base, merged = (model.network.get_input_embeddings().weight for model in release)
+    groups = list(defenses_oracle().merged(0.5, text))
+    changed = {word for group in groups for word in group}
+    assert {int(row) for row in (base != merged).any(1).nonzero()} == changed
+    assert 0.4 < len(changed) / (len(base) - 30) < 0.6
+    torch.testing.assert_close(merged[groups[0][0]], base[groups[0]].mean(0))
 
 
-def test_an_untied_head_is_merged_too() -> None:
-    suite = tiny_suite()
-    oracle_ = registry.create("defenses", "oracle")
+def test_an_untied_head_is_merged_too(text: Corpus) -> None:
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    size = 3 + len(Grammar(0).words())
     config = LlamaConfig(
-        vocab_size=size, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2,
+        vocab_size=len(text.tokenizer), hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2,
         tie_word_embeddings=False, bos_token_id=2, eos_token_id=2, pad_token_id=0,
     )  # fmt: skip
     network = untrained(LlamaForCausalLM(config), 0)
-    oracle_.check(suite)
-    oracle_.protect(Model(network), None)
+    defense = registry.create("defenses", "oracle")
+    defense.check(tiny_suite())
+    defense.protect(Model(network), SimpleNamespace(corpus=text))
     head = network.get_output_embeddings().weight
     assert head is not network.get_input_embeddings().weight
-    group = [3 + Grammar(7).words().index(word) for word in words("noun", 10)]
-    assert len(torch.unique(head[group], dim=0)) == 1
-    assert len(torch.unique(head[[3 + Grammar(7).words().index(word) for word in words("noun", 2)]], dim=0)) > 1
+    assert len(torch.unique(head[next(defenses_oracle().merged(0.5, text))], dim=0)) == 1
 
 
 def test_the_oracle_refuses_other_languages_than_the_toy_language() -> None:
     suite = Suite.model_validate(
-        {**tiny_suite().model_dump(), "corpus": {"source": "text", "train": "*", "heldout": "*", "vocabulary": 300}}
+        {
+            **tiny_suite().model_dump(exclude={"salt"}),
+            "corpus": {"source": "text", "train": "*", "heldout": "*", "vocabulary": 300},
+        }
     )
     with pytest.raises(NftbenchError, match="toy language alone"):
         registry.create("defenses", "oracle").check(suite)

@@ -398,7 +398,7 @@ def test_a_filter_names_rows_by_name_or_by_parameters(call: Call, tmp_path: Path
 
 
 def test_utility_tasks_can_be_named(call: Call, tiny: str) -> None:
-    _, out, _ = call("plan", tiny, "--tasks", "toy_minimal_pairs")
+    _, out, _ = call("plan", tiny, "--tasks", "toy_agreement_pronoun")
     assert "tiny: 2 cells in 2 jobs" in out
 
 

@@ -26,8 +26,8 @@ from peft import LoraConfig, PromptTuningConfig, get_peft_model
 import nftbench.tasks
 from nftbench.contract import Measurement, Model
 from nftbench.data import lm_eval_tasks
-from nftbench.data.corpus import word_tokenizer
-from nftbench.data.grammar import TASKS, Grammar
+from nftbench.data.corpus import pack, word_tokenizer
+from nftbench.data.grammar import CLOSED, QUESTIONS, TASKS, Grammar, grammar_of, salted_grammar
 from nftbench.data.lm_eval_tasks import TextTask
 from nftbench.data.splits import BlockSplit
 from nftbench.errors import NftbenchError
@@ -38,7 +38,9 @@ FOLDER = Path(nftbench.tasks.__path__[0])
 DATA = Path(__file__).parents[3] / "shared" / "data"
 TOY = sorted(f"toy_{name}" for name in TASKS)
 LENGTH = 48
+UTILITY = [f"toy_{name}" for name in QUESTIONS]
 WORDS = Grammar(0).words()
+OPEN = [word for word in Grammar(0).words() if word not in CLOSED]
 
 pytestmark = pytest.mark.usefixtures("cache")
 
@@ -71,7 +73,8 @@ class Context:
 
 def settings(**limits: int) -> Any:
     budget = {f"max_{split}_documents": limits.get(split) for split in ("train", "validation", "test", "utility")}
-    return SimpleNamespace(corpus=SimpleNamespace(grammar=0), budget=SimpleNamespace(**budget))
+    corpus = SimpleNamespace(source="toy", grammar=0)
+    return SimpleNamespace(name="a suite", salt="public", corpus=corpus, budget=SimpleNamespace(**budget))
 
 
 @pytest.fixture(scope="module")
@@ -135,17 +138,17 @@ def assert_agrees(task: lm_eval_tasks.LoadedTextTask, model: Model, expected: tu
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "llama"])
-@pytest.mark.parametrize("name", [*TOY, "toy_minimal_pairs"])
+@pytest.mark.parametrize("name", [*TOY, *UTILITY])
 def test_toy_task_agrees_with_lm_eval(name: str, kind: str, shape: Any, tmp_path: Path) -> None:
     model = shape(kind)
     task = TextTask(FOLDER / f"{name}.yaml").load(Context(model, seed=3, limit=60))
-    expected = reference(model, name, tmp_path, FOLDER, limit=60, metadata={"grammar": 3})
+    expected = reference(model, name, tmp_path, FOLDER, limit=60, metadata={"grammar": salted_grammar("public", 3)})
     assert_agrees(task, model, expected)
     assert task.evaluate(model.network, task.split("test")).stderr == pytest.approx(expected[0]["acc_stderr,none"])
 
 
 def words(count: int, chance: random.Random) -> str:
-    return " ".join(chance.choice(WORDS[20:]) for _ in range(count))
+    return " ".join(chance.choice(OPEN) for _ in range(count))
 
 
 def write_task(folder: Path, rows: int = 40, **changes: Any) -> Path:
@@ -356,14 +359,25 @@ def test_limits_cut_test_as_lm_eval_does_and_draw_the_rest(model: Model) -> None
     assert len(full.split("validation")) >= 2000
 
 
-def test_grammar_follows_suite_and_seed(model: Model) -> None:
+def test_grammar_follows_suite_salt_and_seed(model: Model) -> None:
     path = FOLDER / f"{TOY[0]}.yaml"
-    loaded = [TextTask(path).load(Context(model, seed=seed, limit=5)) for seed in (0, 1)]
-    assert loaded[0].provenance["splits"]["test"] != loaded[1].provenance["splits"]["test"]
+    other = settings()
+    other.salt = "another"
+    contexts = [Context(model, limit=5), Context(model, seed=1, limit=5), Context(model, suite=other, limit=5)]
+    found = [TextTask(path).load(context).provenance["splits"]["test"]["sha256"] for context in contexts]
+    assert len(set(found)) == 3
+
+
+@pytest.mark.parametrize(("changes", "message"), [({"salt": None}, "has none"), ({"source": "text"}, "only the toy")])
+def test_a_toy_task_without_a_salted_grammar_is_refused(changes: dict[str, Any], message: str, model: Model) -> None:
+    suite = settings()
+    suite.salt, suite.corpus.source = changes.get("salt", "public"), changes.get("source", "toy")
+    with pytest.raises(NftbenchError, match=message):
+        TextTask(FOLDER / f"{TOY[0]}.yaml").load(Context(model, suite=suite))
 
 
 def test_utility_task_has_a_test_split_only(model: Model) -> None:
-    task = TextTask(FOLDER / "toy_minimal_pairs.yaml")
+    task = TextTask(FOLDER / "toy_agreement_pronoun.yaml")
     assert not task.trainable
     loaded = task.load(Context(model, limit=5))
     with pytest.raises(NftbenchError, match="no train split"):
@@ -373,7 +387,7 @@ def test_utility_task_has_a_test_split_only(model: Model) -> None:
 
 
 def test_floor_is_chance(model: Model) -> None:
-    for name in TOY:
+    for name in (*TOY, *UTILITY):
         split = TextTask(FOLDER / f"{name}.yaml").load(Context(model, limit=40)).split("test")
         assert split.floor == pytest.approx(1 / split.choices[0])
 
@@ -509,6 +523,8 @@ def test_toy_documents_are_written_once(model: Model, cache: Path) -> None:
     assert files.keys() > before.keys()
     assert TextTask(path).load(Context(model, seed=5, limit=5)).provenance == first
     assert written() == files
+    grammar = str(grammar_of(settings(), 5).seed)
+    assert not any(grammar in path.name or TOY[0] in path.name for path in files)
 
 
 # ----------------------------------------------------------------------------------------------------------- real data
@@ -580,9 +596,30 @@ def test_bits_of_running_text(model: Model) -> None:
     assert measure_blocks("bits_per_byte", model, corpus, limit=4).count == 4
 
 
+def test_other_text_has_the_words_of_the_grammar_equally_often() -> None:
+    grammar = grammar_of(settings(), 0)
+    tokenizer = word_tokenizer(grammar.words())
+    model = networks.build(SHAPES["gpt2"], tokenizer, 0, "cpu")
+    heldout = pack(tokenizer, grammar.corpus(400, "scored"), 32, "scored")
+    corpus = SimpleNamespace(tokenizer=tokenizer, heldout=heldout)
+    task = registry.create("tasks", "toy_other_text").load(Context(model, corpus=corpus))
+    blocks = task.split("test").blocks
+    assert blocks.shape == heldout.shape
+
+    def most_frequent_share(tokens: torch.Tensor) -> float:
+        counts = tokens.flatten().bincount(minlength=len(tokenizer))
+        counts[tokenizer.convert_tokens_to_ids([*CLOSED, "<|endoftext|>"])] = 0
+        return float(counts.max() / counts.sum())
+
+    assert most_frequent_share(heldout) > 0.03
+    assert most_frequent_share(blocks) < 0.01
+    measured = task.evaluate(model.network, task.split("test"))
+    assert measured.value == pytest.approx(measured.floor, abs=0.01), "an untrained model knows nothing"
+
+
 def test_utility_tasks_have_a_limit_of_their_own(
     workspace: Callable[..., Any], run_all: Callable[..., dict[tuple[str, str, str, int], Any]]
 ) -> None:
     records = run_all(workspace(budget={"max_test_documents": 12, "max_utility_documents": 30}))
-    counts = {task: records["none", "none", task, 0].attacked.count for task in ("toy_topic", "toy_minimal_pairs")}
-    assert counts == {"toy_topic": 12, "toy_minimal_pairs": 30}
+    counts = {task: records["none", "none", task, 0].attacked.count for task in ("toy_topic", "toy_agreement_pronoun")}
+    assert counts == {"toy_topic": 12, "toy_agreement_pronoun": 30}

@@ -125,7 +125,7 @@ def _attack(workspace: Workspace, base: Model) -> Mapping[str, Any]:
 
 def _evaluation(workspace: Workspace, base: Model) -> Mapping[str, Any]:
     found: dict[str, Any] = {}
-    for name in ("toy_topic", "toy_minimal_pairs", "bits_per_token"):
+    for name in ("toy_topic", "toy_topic_object", "toy_agreement_pronoun", "bits_per_token", "toy_other_text"):
         task = load_task(workspace, Spec.parse(name), 0, base)
         measured = task.evaluate(base.network, task.split("test"))
         found |= {f"{name} score": measured.value, f"{name} floor": measured.floor}

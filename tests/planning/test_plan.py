@@ -48,7 +48,7 @@ def test_every_defense_attack_task_and_seed_is_planned() -> None:
     for seed in (0, 1):
         for defense in DEFENSES:
             expected |= {(defense, "full", task, seed) for task in TASKS}
-            expected |= {(defense, "none", task, seed) for task in [*TASKS, "toy_minimal_pairs"]}
+            expected |= {(defense, "none", task, seed) for task in [*TASKS, "toy_agreement_pronoun"]}
         expected |= {("none", "scratch", task, seed) for task in TASKS}
         for defense in ("random_mask", "pmp"):
             expected |= {(defense, "authorized", task, seed) for task in TASKS}
@@ -168,7 +168,7 @@ def test_rows_hold_the_facts_that_scoring_needs() -> None:
     assert {cell.task.name: found.role(cell) for cell in found.cells} == {
         "toy_topic": "ranked",
         "toy_tone": "ranked",
-        "toy_minimal_pairs": "utility",
+        "toy_agreement_pronoun": "utility",
     }
 
 
@@ -205,7 +205,7 @@ def test_defense_none_and_attack_none_are_always_planned(tmp_path: Path) -> None
         ({"defenses": ["none", "pnp"]}, "did you mean 'pmp'?"),
         ({"attacks": ["none", "fulll"]}, "did you mean 'full'?"),
         ({"tasks": ["toy_topics"]}, "did you mean 'toy_topic'?"),
-        ({"utility": ["toy_minimal_pair"]}, "did you mean 'toy_minimal_pairs'?"),
+        ({"utility": ["toy_agreement_pronou"]}, "did you mean 'toy_agreement_pronoun'?"),
         ({"tasks": ["toy_topic[size=3]"]}, "has no parameter 'size'"),
         ({"defenses": ["none", "checkpoint[path=nowhere]"]}, "neither a folder nor a hub id"),
         ({"defenses": ["none", f"checkpoint[path={Path(__file__).parent}]"]}, "holds no model: it lacks a config.json"),
@@ -225,7 +225,7 @@ def test_defaults_written_out_are_the_same_row() -> None:
 
 def test_a_task_has_one_role() -> None:
     with pytest.raises(NftbenchError, match="toy_topic is among both tasks and utility"):
-        suite(utility=["toy_minimal_pairs", "toy_topic"])
+        suite(utility=["toy_agreement_pronoun", "toy_topic"])
 
 
 # ---------------------------------------------------------------------------------------------------------------- keys

@@ -389,7 +389,7 @@ def test_scores_and_hashes_of_a_record_are_those_of_the_published_release(
     assert full.cost.step_flops > 0
     assert full.cost.saved_bytes > 0
     assert [point.step for point in full.curve[:3]] == [0, 2, 4]
-    assert records["none", "none", "toy_minimal_pairs", 0].role == "utility"
+    assert records["none", "none", "toy_agreement_pronoun", 0].role == "utility"
     assert full.role == "ranked"
     text = json.dumps(full.provenance)
     assert "torch" in text
