@@ -42,6 +42,7 @@ SUITE = (
     schema.CorpusSettings,
     schema.Pretraining,
     schema.Budget,
+    schema.Family,
     schema.PaperClaim,
     schema.Quantity,
 )

@@ -23,6 +23,11 @@ from nftbench.suites.schema import Suite
 
 THROUGHPUT = {"cpu": 3e10, "cuda": 2e13}
 """FLOPs a second that one worker is taken to do: one CPU core (the suite `small` as measured), one GPU."""
+STARTUP_SECONDS = 10.0
+"""Until the first step: planning, and the start of the workers."""
+STEP_SECONDS = 1.0
+"""What each release and each job takes beside training and evaluation: models and tasks are loaded, saved and checked.
+In a suite as small as `smoke` this is most of the time."""
 TRAIN_FLOPS, FORWARD_FLOPS = 6, 2
 """For each parameter and token (Kaplan et al. 2020, section 2.1)."""
 DOCUMENTS = 2000
@@ -103,8 +108,12 @@ def time_line(plan: Plan, store: Store, left: Left, parameters: int, workers: in
         return f"about {duration(seconds)} with {many}, as its {len(records)} records took"
     operations = flops(plan, left, parameters)
     throughput = THROUGHPUT[plan.device.kind]
-    seconds = operations / throughput / workers
-    stated = f"steps × tokens × parameters make {operations:.2g} FLOPs, taken at {throughput:.0e} a second and worker"
+    steps = len(left.releases) + len({(cell.release, cell.attack) for cell in left.cells})
+    seconds = STARTUP_SECONDS + (operations / throughput + STEP_SECONDS * steps) / workers
+    stated = (
+        f"steps × tokens × parameters make {operations:.2g} FLOPs, taken at {throughput:.0e} a second and worker, "
+        f"with {STEP_SECONDS:g} s for each of {steps} releases and jobs"
+    )
     return f"about {duration(seconds)} with {many}; no records yet: {stated}"
 
 

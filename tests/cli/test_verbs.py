@@ -18,6 +18,7 @@ from nftbench import suites
 from nftbench.cli import main
 from nftbench.cli.execution import FIGURES
 from nftbench.planning import registry
+from nftbench.records import manifest as manifests
 from nftbench.records.identity import digest
 from nftbench.records.manifest import Manifest, PlannedCell
 from nftbench.records.record import Record
@@ -328,10 +329,13 @@ def test_the_time_estimated_without_records_is_near_what_the_suite_small_took(tm
     from nftbench.planning.plan import plan
     from nftbench.running import estimate
 
-    small, nothing = plan(suites.read("small")), Store(tmp_path, tmp_path)
+    published = Path(__file__).parents[2] / "results" / "small"
+    if json.loads((published / "manifest.json").read_text()).get("format") != manifests.FORMAT:
+        pytest.skip("results/small was made by an earlier protocol")
+    small, nothing = plan(suites.read("small", ["salt=any"])), Store(tmp_path, tmp_path)
     left = estimate.remaining(small, nothing, set())
     guess = estimate.flops(small, left, estimate.parameters_of(small.suite)) / estimate.THROUGHPUT["cpu"]
-    found = records(Path(__file__).parents[2] / "results" / "small").values()
+    found = records(published).values()
     taken = sum(one.provenance["seconds"] for one in found)
     # each release's time stands in all the cells of attack none
     taken += sum({one.release: one.protection.seconds for one in found if one.protection}.values())

@@ -10,6 +10,7 @@ import yaml
 
 from nftbench import suites
 from nftbench.errors import NftbenchError
+from nftbench.records.spec import Spec
 from nftbench.testing import tiny_suite
 
 TEXT = {"source": "text", "train": "wiki/*.txt", "heldout": "held.txt", "vocabulary": 300}
@@ -42,6 +43,29 @@ def test_a_list_is_short_for_a_family_without_stairs() -> None:
     assert found.ladder["noise"] == suites.Family(doses=("noise", "noise[scale=0.4]"), stairs=False)
     assert found.ladder["narrow"].stairs
     assert found.doses == ("noise", "noise[scale=0.4]", "narrow")
+
+
+@pytest.mark.parametrize("name", suites.names())
+def test_the_ladders_early_stops_are_checkpoints_of_the_undefended_run(name: str) -> None:
+    """They would each cost a pre-training run of their own otherwise."""
+    suite = suites.read(name)
+    doses = [spec for spec in map(Spec.parse, suite.doses) if spec.name == "early_stop"]
+    assert {dict(spec.parameters).get("fraction", 0.5) for spec in doses} <= {*suite.pretraining.checkpoints}
+
+
+@pytest.mark.parametrize("name", ["small", "standard", "development", "wiki-small", "wiki"])
+def test_suites_that_rank_have_a_ladder(name: str) -> None:
+    suite = suites.read(name)
+    assert sum(len(family.doses) >= 5 and not family.stairs for family in suite.ladder.values()) >= 2
+    assert suite.initialisations == 4
+    assert set(suite.ladder_attacks) <= set(suite.attacks)
+
+
+@pytest.mark.parametrize("name", suites.names())
+def test_rankings_of_the_toy_language_draw_their_salt(name: str) -> None:
+    suite = suites.read(name)
+    drawn = name in ("small", "standard", "full-catalogue", "mask-recovery")
+    assert suite.salt == ("public" if suite.corpus.source == "toy" and not drawn else None)
 
 
 @pytest.mark.parametrize("name", suites.names())
