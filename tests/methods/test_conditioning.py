@@ -306,25 +306,22 @@ def test_rir_of_a_linear_extractor_against_numpy(kappa: Any, by_numpy: Kappa) ->
 
 
 def test_the_conventions_differ_without_full_rank() -> None:
-    """Columns 0 and 1 are equal, so H has a zero. By the ridge RIR is a ratio of largest eigenvalues."""
-    theta = torch.diag(torch.tensor([1.0, 1.0, 3.0, 0.1], dtype=torch.float64))
-    harmful = torch.diag(torch.tensor([2.0, 2.0, 1.0, 0.5], dtype=torch.float64))
-    harmful[0, 1], harmful[1, 1] = 2.0, 0.0
-    primary = torch.diag(torch.tensor([1.0, 1.0, 5.0, 1.0], dtype=torch.float64))
-    before = Features(harmful, primary)
-    after = Features(harmful @ theta, primary @ theta)
-    # Eigenvalues: harmful 8, 1, 0.25 and 0, then 8, 9, 0.0025 and 0; primary 1, 1, 25, 1, then 1, 1, 225, 0.01.
-    expected = (9 / 0.0025) / (8 / 0.25), (225 / 0.01) / 25
-    found = conditioning.immunity(before, after)
-    assert found == pytest.approx((*expected, expected[0] / expected[1]), rel=1e-9)
-    with_zero = Features(harmful, harmful @ torch.diag(torch.tensor([1.0, 1.0, 2.0, 2.0], dtype=torch.float64)))
-    moved = Features(with_zero.harmful @ theta, with_zero.primary @ theta)
-    # Exact zeros plus the ridge are not above the ridge, so each matrix gets a null eigenvalue that rounding lifted.
-    lifted = [part.clone() for both in (with_zero, moved) for part in both]
-    for part in lifted:
-        part[1, 1] = 1e-5  # an eigenvalue of about 5e-11 for the zero, as rounding leaves one
-    ridge = conditioning.immunity(Features(*lifted[:2]), Features(*lifted[2:]), conditioning.ridge_condition_number)
-    assert ridge.ratio == pytest.approx((9 / 8) / (36 / 8), rel=1e-3), "largest: 8 and 8 before, 9 and 36 after"
+    """With zeros dropped RIR is one of condition numbers, with a ridge one of largest eigenvalues."""
+
+    def features(*eigenvalues: float) -> Tensor:
+        return torch.diag(torch.tensor(eigenvalues, dtype=torch.float64).sqrt())
+
+    def pair(null: float) -> tuple[Features, Features]:
+        before = Features(features(8, 1, 0.25, null), features(25, 1, 1, null))
+        return before, Features(features(9, 8, 0.0025, null), features(225, 1, 0.01, null))
+
+    harmful, primary = (9 / 0.0025) / (8 / 0.25), (225 / 0.01) / (25 / 1)
+    assert conditioning.immunity(*pair(0)) == pytest.approx((harmful, primary, harmful / primary), rel=1e-12)
+    # 1e-14 is what rounding makes of a zero. The release's features have 6.7 times the mean square: 243 over 36.25.
+    shrunk = (8 + 1 + 0.25 + 25 + 1 + 1) / (9 + 8 + 0.0025 + 225 + 1 + 0.01)
+    expected = (shrunk * 9 / 8, shrunk * 225 / 25, (9 / 8) / (225 / 25))
+    found = conditioning.immunity(*pair(1e-14), conditioning.ridge_condition_number)
+    assert found == pytest.approx(expected, rel=1e-5)
 
 
 @CONVENTIONS
