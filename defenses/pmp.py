@@ -3,6 +3,12 @@
 Wang et al. 2026, "Towards Building Non-Fine-Tunable Foundation Models", https://arxiv.org/abs/2602.00446. In the paper
 the complement of the mask is frozen at initialisation. In the authors' code (ziyaow1010/Non-Fone-Tunable-LLM, commit
 7d7a1ff) weight decay acts on it, and every 400 steps it is shrunk to a ball. `complement` chooses between the two.
+
+Stage I, which the paper does not describe in more detail, is that of the code for both. With its recipe (cosine
+schedule down to 0) and PyTorch's unfused AdamW, stages I and II give the code's weights bit for bit. We depart from it
+where a suite does: rate, weight decay, steps and schedule are those of the suite's recipe, and a mask is found on whole
+batches of the recipe, not on a single micro-batch of four blocks. Stage I sees the first batches of stage II, whereas
+the code draws others.
 """
 
 from __future__ import annotations
@@ -62,9 +68,10 @@ class Pmp(Defense):
     def discover(self, model: Model, context: OwnerContext) -> tuple[Mask, Series]:
         """Stage I, on a copy of the untrained model: find the mask.
 
-        This is warm-up pre-training without weight decay. Each step's candidate is the top `ratio` of |gradient| on
-        that step's batch. It ends when `patience` consecutive pairs of candidates have an IoU of at least `iou`, or
-        after `discovery_steps`. Returns the last candidate and the IoU of each step's candidate with the previous one.
+        This is pre-training at a constant rate, with AdamW's default betas and without weight decay. Each step's
+        candidate is the top `ratio` of |gradient| on that step's batch. It ends when `patience` consecutive pairs of
+        candidates have an IoU of at least `iou`, or after `discovery_steps`. Returns the last candidate and the IoU of
+        each step's candidate with the previous one.
         """
         if self.criterion == "random":
             generator = torch.Generator().manual_seed(context.seed)
@@ -82,7 +89,15 @@ class Pmp(Defense):
             mask = candidate
             return len(overlaps) >= self.patience and min(overlaps[-self.patience :]) >= self.iou
 
-        context.pretrain(scout, each_step=look, steps=self.discovery_steps, weight_decay=0.0, schedule="constant")
+        context.pretrain(
+            scout,
+            each_step=look,
+            steps=self.discovery_steps,
+            schedule="constant",
+            warmup=0,
+            betas=(0.9, 0.999),
+            weight_decay=0.0,
+        )
         steps = tuple(float(step) for step in range(2, len(overlaps) + 2))
         return mask, Series("IoU of consecutive masks", steps, tuple(overlaps), y_label="IoU")
 
@@ -91,8 +106,9 @@ class Pmp(Defense):
         return masks.top(scores, self.ratio, self.scope)
 
     def pretrain_as_released(self, model: Model, mask: Mask, context: OwnerContext) -> None:
-        """Stage II as in the authors' code. Gradients outside the mask are zeroed, but weight decay still acts there.
-        Every `interval` steps the complement is shrunk to the L2 norm `radius`, if it is longer."""
+        """Stage II as in the authors' code. Gradients outside the mask are zeroed, but weight decay still acts there,
+        and on vectors too. After the steps `interval` + 1, 2 · `interval` + 1 and so on the complement is shrunk to the
+        L2 norm `radius`, if it is longer: the code counts its steps from 0, and does not shrink after step 0."""
         weights = dict(_weights(model.network))
         hooks = [
             weight.register_hook(mask[name].to(weight.dtype).mul)  # type: ignore[no-untyped-call]
@@ -101,12 +117,12 @@ class Pmp(Defense):
 
         @torch.no_grad()
         def shrink(network: nn.Module, step: int) -> None:
-            if step % self.interval == 0:
+            if step > 1 and (step - 1) % self.interval == 0:
                 norm = math.sqrt(sum(float(weight[~mask[name]].square().sum()) for name, weight in weights.items()))
                 for name, weight in weights.items():
                     weight.mul_(torch.where(mask[name], 1.0, min(1.0, self.radius / max(norm, 1e-12))))
 
-        context.pretrain(model, each_step=shrink)
+        context.pretrain(model, each_step=shrink, decay_vectors=True)
         for hook in hooks:
             hook.remove()
 

@@ -44,9 +44,13 @@ LossAt = Callable[[Task, Any, float], Tensor]
 class Trap2(Defense):
     """`task`: the spec of the owner's task (required). `strength`: λ. `weighting`: w(s). `cap`: in nats.
 
-    Most defaults are those of the authors' code: `strength`, `minimum`, `maximum`, `band`, the adapter on the attention
-    layers and its learning rate. `weighting` is its default for language models (for vision it is `inv`). `cap` and
-    `steps` are our choices."""
+    The defaults are those of one script of the authors, training_scripts/math_training_trap2.py at commit ef65a26 of
+    ml-postech/Trap2, which protects an adapter of Llama-3.1-8B: all parameters below but `cap` and `steps`, and AdamW
+    with its default betas and weight decay, clipped gradients, and a learning rate that rises linearly from 0 over a
+    fiftieth of the steps and falls linearly to 0. `cap` and `steps` are our choices: the script takes up to 100,000
+    steps, and stops early and keeps the best adapter by its validation loss. It trains no full updates. For these we
+    leave weight decay out, as the authors' script for vision does: it would shrink the base's weights as well.
+    """
 
     stage: ClassVar[Stage] = "posttrain"
     claims: ClassVar[Claim | None] = Claim(frozenset({"base"}), "merging")
@@ -65,9 +69,9 @@ class Trap2(Defense):
     alpha: float = 16.0
     dropout: float = 0.1
     """The adapter's dropout. A full update uses the dropout of the base model."""
-    learning_rate: float = 3e-4
+    learning_rate: float = 1e-4
     steps: int = 1000
-    batch: int = 32
+    batch: int = 4
 
     def __post_init__(self) -> None:
         if not 0 < self.minimum < 1 - self.band < 1 + self.band < self.maximum:
@@ -103,9 +107,8 @@ class Trap2(Defense):
         rows = task.split("train")
         order = shuffled(len(rows), min(self.batch, len(rows)), context.seed)
         scales = np.random.default_rng([context.seed, 1])
-        stepper = Stepper(
-            network, "adamw", self.learning_rate, factor=self.decay, weight_decay=0.0, clip=1.0, betas=(0.9, 0.98)
-        )
+        weight_decay = 0.01 if self.update == "lora" else 0.0
+        stepper = Stepper(network, "adamw", self.learning_rate, factor=self.decay, weight_decay=weight_decay, clip=1.0)
         for step, indices in zip(range(self.steps), order, strict=False):
             loss = functools.partial(loss_at, task, rows.batch(indices))
             stepper.step(self.objective(loss, scales, context.seed + step))
@@ -129,10 +132,10 @@ class Trap2(Defense):
         return float(scale if scale < 1 - self.band else scale + 2 * self.band)
 
     def decay(self, step: int) -> float:
-        """The learning rate's factor: linear warm-up over a twentieth of the steps, then cosine decay to 0."""
-        warmup = max(self.steps // 20, 1)
-        left = max(self.steps - warmup, 1)
-        return min(step / warmup, 0.5 * (1 + math.cos(math.pi * max(step - warmup, 0) / left)))
+        """The learning rate's factor at a step, counted from 1: linear warm-up over a fiftieth of the steps from 0, and
+        then linear decay, as in transformers' `get_linear_schedule_with_warmup`."""
+        taken, warmup = step - 1, int(0.02 * self.steps)
+        return taken / warmup if taken < warmup else (self.steps - taken) / (self.steps - warmup)
 
     def lora(self, base: PreTrainedModel) -> tuple[nn.Module, LossAt, Callable[[], Update]]:
         """A copy with an adapter on its attention layers; the scale multiplies the adapter's factor B."""

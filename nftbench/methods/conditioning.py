@@ -2,7 +2,7 @@
 
 Source: Zheng et al. 2025, "Model Immunization from a Condition Number Perspective", ICML,
 https://arxiv.org/abs/2505.23760 (called "the paper" below), and its code,
-github.com/amberyzheng/model-immunization-cond-num at commit dc536a8 ("the code").
+github.com/amberyzheng/model-immunization-cond-num at commit b749964 ("the code").
 
 Notation: inputs X [N, D], extractor theta [D, D], features F = X theta, and covariance K = X^T X [D, D]. As in the
 paper, K is neither centred nor divided by N. Fitting a probe by least squares has the Hessian
@@ -15,6 +15,7 @@ Results have the dtype of the arguments, which should be float64 unless a functi
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -23,8 +24,7 @@ from torch import Tensor
 from nftbench.errors import NftbenchError
 
 RIDGE = 1e-6
-"""Added to the diagonal of a matrix before its condition number is computed, and the value that an eigenvalue must
-exceed to count, as in the code's `condition_number`."""
+"""The code adds it to the diagonal of a matrix, and counts only eigenvalues above it (`condition_number`, loss.py)."""
 MEMORY = 8 * 2**30
 """The most bytes for inverting a covariance. It is a constant, because a defense must not depend on the free memory."""
 COPIES = 3
@@ -44,23 +44,49 @@ def hessian(theta: Tensor, covariance: Tensor) -> Tensor:
     return (product + product.mT) / 2
 
 
-def condition_number(matrix: Tensor, *, ridge: float = RIDGE, floor: float | None = None) -> float:
-    """The condition number kappa = s_max / s_min of a symmetric positive semi-definite matrix [D, D], in float64.
+def condition_number(features: Tensor) -> float:
+    """The condition number kappa = s_max / s_min of H = F^T F by Eq. 1, for features F [N, D], in float64.
 
-    By the code's convention, the eigenvalues are those of `matrix + ridge I`, and s_min is the smallest one above
-    `floor` (by default `ridge`). A matrix without full rank therefore has kappa = s_max / ridge: its zero eigenvalues
-    become `ridge`, and rounding lifts about half of them slightly above the floor. With `ridge=0` and a `floor` it is
-    Eq. 1 of the paper, whose pseudo-inverse ignores zeros.
+    Eq. 1 uses the pseudo-inverse, so s_min is the smallest eigenvalue of H that is not zero. The eigenvalues are
+    squares of the singular values of F. Scaling F does not change kappa.
 
     Raises:
-        NftbenchError: no eigenvalue exceeds the floor.
+        NftbenchError: all features are zero.
     """
-    double = matrix.double()
-    values = torch.linalg.eigvalsh(double + ridge * torch.eye(len(double), dtype=double.dtype, device=double.device))
-    counted = values[values > (ridge if floor is None else floor)]
+    values = _nonzero(features)
+    if len(values) == 0:
+        raise NftbenchError("all features are zero, which have no condition number")
+    return float((values[0] / values[-1]).square())
+
+
+def ridge_condition_number(features: Tensor, *, ridge: float = RIDGE) -> float:
+    """The condition number of H = F^T F as the code computes it, for features F [N, D], in float64.
+
+    It is s_max / s_min of H + ridge I, where s_min is the smallest eigenvalue above `ridge`. If H lacks full rank, its
+    zero eigenvalues become `ridge`, and rounding lifts about half of them slightly above it. Kappa then is
+    s_max / ridge: a largest eigenvalue, not a condition number, and proportional to the square of the features' scale.
+    If rounding lifts none of them, kappa is near the one of `condition_number`.
+
+    Raises:
+        NftbenchError: no eigenvalue exceeds the ridge.
+    """
+    matrix = covariance(features.double())
+    values = torch.linalg.eigvalsh(matrix + ridge * torch.eye(len(matrix), dtype=matrix.dtype, device=matrix.device))
+    counted = values[values > ridge]
     if len(counted) == 0:
-        raise NftbenchError(f"no eigenvalue of the matrix exceeds {ridge if floor is None else floor:g}")
+        raise NftbenchError(f"no eigenvalue of the matrix exceeds {ridge:g}")
     return float(counted[-1] / counted[0])
+
+
+def feature_rank(features: Tensor) -> int:
+    """The numerical rank of features F [N, D], which is that of H = F^T F, in float64."""
+    return len(_nonzero(features))
+
+
+def _nonzero(features: Tensor) -> Tensor:
+    """The singular values of F in float64, largest first, without those that are zero up to rounding."""
+    values: Tensor = torch.linalg.svdvals(features.double())
+    return values[: rank(values, max(features.shape))]
 
 
 def rank(values: Tensor, size: int) -> int:
@@ -278,6 +304,13 @@ def _factor(covariance: Tensor, ridge: float) -> Tensor:
 # ------------------------------------------------------------------------------------------------------ measurements
 
 
+class Features(NamedTuple):
+    """One extractor's features of the rows of the harmful task [N_H, D] and of the primary task [N_P, D]."""
+
+    harmful: Tensor
+    primary: Tensor
+
+
 class Immunity(NamedTuple):
     """The relative immunization ratio (RIR) and its parts: the changes of the two tasks' condition numbers."""
 
@@ -289,34 +322,41 @@ class Immunity(NamedTuple):
     """RIR = (i) / (ii). Over groups of rows it is the mean of their ratios, as in the code, not the ratio of means."""
 
 
-class Features(NamedTuple):
-    """One extractor's features of the rows of the harmful task [N_H, D] and of the primary task [N_P, D]."""
+def immunity(before: Features, after: Features, kappa: Callable[[Tensor], float] = condition_number) -> Immunity:
+    """RIR of an extractor against its state before the defense, on all rows (Eq. 15 if that state is the identity).
 
-    harmful: Tensor
-    primary: Tensor
+    RIR = [kappa(H_H(theta)) / kappa(H_H(before))] / [kappa(H_P(theta)) / kappa(H_P(before))].
 
-
-def rir(harmful: Tensor, primary: Tensor, theta: Tensor, *, ridge: float = RIDGE) -> Immunity:
-    """RIR of a linear extractor theta [D, D] against the identity, on inputs [N_H, D] and [N_P, D], in float64.
-
-    Eq. 15: RIR = [kappa(H_H(theta)) / kappa(H_H(I))] / [kappa(H_P(theta)) / kappa(H_P(I))], on all rows.
+    The features after the defense are first brought to the scale of those before it: to the same mean square over both
+    tasks. RIR and its parts by `condition_number` do not need this. With `ridge_condition_number` and features that
+    lack full rank, doubling theta would otherwise multiply both parts by 4.
     """
-    inputs = Features(harmful.double(), primary.double())
-    theta = theta.double()
-    return immunity(inputs, Features(inputs.harmful @ theta, inputs.primary @ theta), ridge=ridge)
+    scale = math.sqrt(_mean_square(before) / _mean_square(after))
+    (harmful, primary), (harmful_before, primary_before) = (
+        [kappa(part.double() * factor) for part in both] for both, factor in ((after, scale), (before, 1.0))
+    )
+    first, second = harmful / harmful_before, primary / primary_before
+    return Immunity(first, second, first / second)
 
 
-def rir_in_groups(
-    before: Features, after: Features, *, count: int = 20, size: int = 100, seed: int = 0, ridge: float = RIDGE
-) -> Immunity:
-    """RIR of a deep extractor, relative to its state before the defense, over groups of rows (Eq. 17 and text below).
+def _mean_square(features: Features) -> float:
+    """The mean over both tasks of the mean square of a feature."""
+    found = sum(float(part.double().square().mean()) for part in features) / len(features)
+    if not found > 0:
+        raise NftbenchError("all features are zero, which have no condition number")
+    return found
 
-    The three numbers are computed for each of `count` random groups of `size` rows and then averaged. Rows of a group
-    are drawn without replacement, and the same groups are used before and after.
 
-    If a group has fewer rows than there are features, its Hessian lacks full rank, and the result depends on the
-    convention of `condition_number`. A replication that averaged the matrices, or computed in float32, found about 1
-    throughout.
+def grouped(
+    before: Features, after: Features, *, count: int = 20, size: int = 100, seed: int = 0
+) -> list[tuple[Features, Features]]:
+    """`count` random groups of `size` rows, as features before and after a defense (Eq. 17 and the text below it).
+
+    RIR of a deep extractor is computed for each group and then averaged. Rows of a group are drawn without replacement,
+    and the same rows are used before and after.
+
+    A group with fewer rows than there are features lacks full rank. A replication that averaged the matrices, or
+    computed in float32, found about 1 throughout.
 
     Raises:
         NftbenchError: a task has fewer rows than a group, or `before` and `after` have different numbers of rows.
@@ -328,19 +368,12 @@ def rir_in_groups(
         if len(old) < size:
             raise NftbenchError(f"a group takes {size} rows, and the {name} task has {len(old)}")
     generator = torch.Generator().manual_seed(seed)
-    found = []
+    groups = []
     for _ in range(count):
         rows = [torch.randperm(len(part), generator=generator)[:size].to(part.device) for part in before]
         old, new = (Features(both.harmful[rows[0]], both.primary[rows[1]]) for both in (before, after))
-        found.append(immunity(old, new, ridge=ridge))
-    return Immunity(*(math.fsum(column) / count for column in zip(*found, strict=True)))
-
-
-def immunity(before: Features, after: Features, *, ridge: float = RIDGE) -> Immunity:
-    """RIR of any extractor against its state before the defense, on all rows (Eq. 15 if that state is the identity)."""
-    old, new = ([condition_number(covariance(part.double()), ridge=ridge) for part in both] for both in (before, after))
-    harmful, primary = new[0] / old[0], new[1] / old[1]
-    return Immunity(harmful, primary, harmful / primary)
+        groups.append((old, new))
+    return groups
 
 
 # ------------------------------------------------------------------------------------------------------ linear probes

@@ -82,7 +82,9 @@ class Pretraining(_Section):
     learning_rate: Positive = 1e-3
     """The learning rate after the warm-up."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.1
-    """Weight decay of matrices. Vectors have none."""
+    """Weight decay of matrices."""
+    decay_vectors: bool = False
+    """Whether vectors (gains of norms, biases) have the same weight decay; otherwise they have none."""
     betas: tuple[float, float] = (0.9, 0.95)
     """AdamW's betas."""
     clip: Positive = 1.0

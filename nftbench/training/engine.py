@@ -38,7 +38,7 @@ class Stepper:
         network: the network to train; parameters that require no gradient do not change.
         optimizer: `adamw`, `sgd` (with momentum 0.9) or `muon` (matrices by Muon, the rest by AdamW).
         factor: the multiple of the learning rate at each step, counted from 1.
-        weight_decay: applied to matrices only.
+        weight_decay: applied to matrices, and to vectors (gains of norms, biases) if `decay_vectors`.
         clip: the largest norm of the gradient over all parameters; None for no clipping.
         mask: True where a parameter may change. All other weights keep their exact values.
 
@@ -56,6 +56,7 @@ class Stepper:
         weight_decay: float,
         clip: float | None,
         betas: tuple[float, float] = (0.9, 0.999),
+        decay_vectors: bool = False,
         mask: Mask | None = None,
     ) -> None:
         named = [(name, parameter) for name, parameter in network.named_parameters() if parameter.requires_grad]
@@ -67,7 +68,8 @@ class Stepper:
         self.factor = factor
         self.clip = clip
         self.frozen = _frozen(named, mask) if mask is not None else []
-        self.optimizers = _optimizers(optimizer, network, named, learning_rate, weight_decay, betas)
+        vector_decay = weight_decay if decay_vectors else 0.0
+        self.optimizers = _optimizers(optimizer, network, named, learning_rate, weight_decay, vector_decay, betas)
         self.step_count = 0
 
     def step(self, loss: Tensor) -> None:
@@ -113,9 +115,10 @@ def _optimizers(
     named: Sequence[tuple[str, nn.Parameter]],
     learning_rate: float,
     weight_decay: float,
+    vector_decay: float,
     betas: tuple[float, float],
 ) -> list[torch.optim.Optimizer]:
-    """The optimizers of all parameters. Weight decay applies to matrices, not to vectors (norms and biases)."""
+    """The optimizers of all parameters. Matrices and vectors (norms and biases) each have a weight decay."""
     parameters = [parameter for _, parameter in named]
     matrices = [parameter for parameter in parameters if parameter.ndim >= 2]
     vectors = [parameter for parameter in parameters if parameter.ndim < 2]
@@ -133,7 +136,7 @@ def _optimizers(
             )
         chosen = {id(parameter) for parameter in hidden}
         matrices = [parameter for parameter in matrices if id(parameter) not in chosen]
-    groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+    groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": vector_decay}]
     groups = [group for group in groups if group["params"]]
     if not groups:
         return found
@@ -192,6 +195,7 @@ def pretrain(
         weight_decay=recipe.weight_decay,
         clip=recipe.clip,
         betas=recipe.betas,
+        decay_vectors=recipe.decay_vectors,
         mask=mask,
     )
     network.train()

@@ -1,8 +1,9 @@
 """Early bird: how soon PMP's mask of large gradients stabilises, and whether it can be found again from public steps.
 
 The referee runs stage I of PMP (https://arxiv.org/abs/2602.00446) from the release's initial weights, on batches in a
-new order. Stage I is warm-up pre-training, and the mask of a step marks the largest |gradient| over all weights. The
-paper stops when five pairs of consecutive masks in a row overlap by an IoU of at least 0.99.
+new order. Stage I is pre-training at a constant rate, as in the authors' code, and the mask of a step marks the largest
+|gradient| over all weights. The paper stops when five pairs of consecutive masks in a row overlap by an IoU of at least
+0.99.
 """
 
 from __future__ import annotations
@@ -20,8 +21,8 @@ from nftbench.methods import Stepper, masks, seeded, token_batches, warmed
 
 @dataclass(frozen=True)
 class EarlyBird(Yardstick):
-    """Trains for `steps` steps of `batch` blocks by AdamW without weight decay, with `warmup` steps up to
-    `learning_rate`. The masks have the size of the secret mask.
+    """Trains for `steps` steps of `batch` blocks by AdamW at `learning_rate`, without weight decay. The masks have the
+    size of the secret mask.
 
     - `iou_reached`: the highest IoU that `patience` consecutive pairs of masks all reached; the paper asks for 0.99
     - `iou_last`: the mean IoU of the last `patience` pairs
@@ -32,12 +33,11 @@ class EarlyBird(Yardstick):
     steps: int = 500
     batch: int = 32
     learning_rate: float = 1e-3
-    warmup: int = 100
     patience: int = 5
 
     def __post_init__(self) -> None:
-        if self.steps <= self.patience or min(self.batch, self.warmup, self.patience) < 1:
-            raise ValueError("steps must be more than patience; batch, warmup and patience at least 1")
+        if self.steps <= self.patience or min(self.batch, self.patience) < 1:
+            raise ValueError("steps must be more than patience; batch and patience at least 1")
 
     def applies(self, defense: Defense) -> str | None:
         return None if defense.keeps_secret else "the defense keeps no secret mask"
@@ -78,10 +78,9 @@ class EarlyBird(Yardstick):
             network.train(),
             "adamw",
             self.learning_rate,
-            factor=lambda step: warmed(step, self.warmup),
+            factor=lambda step: 1.0,
             weight_decay=0.0,
             clip=1.0,
-            betas=(0.9, 0.95),
         )
         batches = token_batches(inspection.corpus.train, self.batch, inspection.seed, str(network.device))
         for _, tokens in zip(range(self.steps), batches, strict=False):

@@ -71,7 +71,6 @@ REFUSED: dict[registry.Kind, dict[str, str]] = {
         "early_bird[steps=5]": DISCOVERY,
         "early_bird[steps=0]": DISCOVERY,
         "early_bird[batch=0]": DISCOVERY,
-        "early_bird[warmup=0]": DISCOVERY,
         "early_bird[patience=0]": DISCOVERY,
     },
 }

@@ -12,14 +12,16 @@ import pytest
 import torch
 from peft import PeftModel
 from torch import Tensor
+from transformers import get_linear_schedule_with_warmup
 
 from nftbench.attacks.merge import COEFFICIENTS, DENSITIES, Merge, combine, distillation, logits, trained
 from nftbench.attacks.rescale_update import SCALES, RescaleUpdate
 from nftbench.contract import Model, Prepared, Protected, Update
 from nftbench.defenses.trap2 import Trap2
 from nftbench.errors import NftbenchError
+from nftbench.methods import shuffled
 from nftbench.models import updates
-from nftbench.models.networks import load
+from nftbench.models.networks import load, seeded
 from nftbench.planning import registry
 from nftbench.planning.plan import plan
 from nftbench.records.spec import Spec
@@ -94,6 +96,45 @@ def test_without_strength_one_pass_is_enough() -> None:
 
     assert float(trap(strength=0.0).objective(loss, np.random.default_rng(0), 0)) == 2.0
     assert asked == [1.0]
+
+
+@pytest.mark.parametrize("steps", [1, 12, 130, 1000])
+def test_the_learning_rate_is_that_of_transformers_linear_schedule(steps: int) -> None:
+    """With a warm-up over a fiftieth of the steps, as in the authors' script."""
+    weight = torch.nn.Parameter(torch.zeros(1))
+    optimizer = torch.optim.SGD([weight], lr=1.0)
+    schedule = get_linear_schedule_with_warmup(optimizer, int(0.02 * steps), steps)
+    for step in range(1, steps + 1):
+        assert trap(steps=steps).decay(step) == pytest.approx(schedule.get_last_lr()[0], rel=1e-12)
+        optimizer.step()
+        schedule.step()
+
+
+def test_an_adapter_takes_the_steps_of_the_authors_script(workspace: Make) -> None:
+    """Three steps on one batch by torch's own AdamW, against the released adapter."""
+    where, defense = workspace(), trap(steps=3, dropout=0.0, batch=10**6, learning_rate=0.02)
+    _, protected = protect(where, defense)
+    assert protected.update is not None
+    owner, base = Owner(where, 0, defense.told()), make_base(where, 0)
+    task = owner.task("toy_topic")
+    rows, scales = task.split("train"), np.random.default_rng([owner.seed, 1])
+    with seeded(owner.seed):
+        network, loss_at, found = defense.lora(base.network)
+    trained = [weight for weight in network.parameters() if weight.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=0.02, fused=True)
+    schedule = get_linear_schedule_with_warmup(optimizer, 0, 3)
+    batch = rows.batch(next(shuffled(len(rows), len(rows), owner.seed)))
+    for _ in range(3):
+        scale = defense.draw(scales)
+        optimizer.zero_grad()
+        (loss_at(task, batch, 1.0) - 0.01 / scale**0.5 * loss_at(task, batch, scale)).backward()
+        torch.nn.utils.clip_grad_norm_(trained, 1.0)
+        optimizer.step()
+        schedule.step()
+    wanted = updates.dense(found())
+    for name, weight in updates.dense(protected.update).items():
+        torch.testing.assert_close(weight, wanted[name], rtol=1e-3, atol=1e-5)
+        assert float(weight.abs().max()) > 1e-3
 
 
 @both_kinds

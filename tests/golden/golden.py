@@ -150,7 +150,10 @@ def _shared_by_defenses(workspace: Workspace, base: Model) -> Mapping[str, Any]:
         "methods.overhead FLOPs": overhead.footprint(base.network, tokens).step_flops_per_token,
         "methods.conditioning well": conditioning.probe_r_well(features),
         "methods.conditioning ill": conditioning.probe_r_ill(features),
-        "methods.conditioning ratio": conditioning.immunity(Features(features, other), Features(other, features)).ratio,
+        "methods.conditioning ratio": conditioning.immunity(
+            Features(features, other), Features(other, features), conditioning.ridge_condition_number
+        ).ratio,
+        "methods.conditioning number": conditioning.condition_number(features),
         "methods.conditioning steps": conditioning.norm_ratio(features, other[:, :1], 3)[-1],
         "methods.adapters": len(adapters.linear_layers(base.network)),
     }

@@ -58,7 +58,7 @@ def _gradient(regularizer: Callable[[Tensor], Tensor], theta: Tensor, inputs: Te
 
 
 def _kappa(theta: Tensor, covariance: Tensor) -> float:
-    return conditioning.condition_number(conditioning.hessian(theta, covariance), ridge=0.0)
+    return conditioning.condition_number(_rows(covariance) @ theta)
 
 
 def _error(found: Tensor, expected: Tensor) -> float:
@@ -95,24 +95,43 @@ def test_regularizers_where_all_singular_values_are_equal() -> None:
     assert float(conditioning.probe_r_ill(3 * torch.eye(4, dtype=torch.float64))) == math.inf
 
 
-def test_condition_number_by_the_codes_convention() -> None:
-    matrix = torch.diag(torch.tensor([4.0, 1.0, 1e-7], dtype=torch.float64))
-    assert conditioning.condition_number(matrix) == pytest.approx((4 + 1e-6) / (1e-7 + 1e-6), rel=1e-9)
-    assert conditioning.condition_number(matrix, ridge=0.0, floor=1e-6) == pytest.approx(4.0, rel=1e-12)
-    assert conditioning.condition_number(matrix.float()) == pytest.approx((4 + 1e-6) / 1.1e-6, rel=1e-6)
+def _deficient() -> Tensor:
+    """Features [5, 4] of rank 3, with the singular values 4, 2, 0.5 and 0."""
+    values = torch.tensor([4.0, 2.0, 0.5, 0.0], dtype=torch.float64)
+    return _rotation(0, 5)[:, :4] * values @ _rotation(1, 4)
+
+
+def test_condition_number_drops_zeros() -> None:
+    features = _deficient()
+    assert conditioning.condition_number(features) == pytest.approx((4 / 0.5) ** 2, rel=1e-12)
+    assert conditioning.condition_number(3e-5 * features) == pytest.approx((4 / 0.5) ** 2, rel=1e-12)
+    assert conditioning.feature_rank(features) == conditioning.feature_rank(1e9 * features.float().double()) - 1 == 3
+    with pytest.raises(NftbenchError, match="all features are zero"):
+        conditioning.condition_number(torch.zeros(3, 2))
+    assert conditioning.feature_rank(torch.zeros(3, 2)) == 0
+
+
+def test_condition_number_with_the_ridge_of_the_code() -> None:
+    features = torch.diag(torch.tensor([4.0, 1.0, 1e-7], dtype=torch.float64).sqrt())
+    assert conditioning.ridge_condition_number(features) == pytest.approx((4 + 1e-6) / (1e-7 + 1e-6), rel=1e-9)
+    assert conditioning.ridge_condition_number(features, ridge=1.0) == pytest.approx(5 / (1 + 1e-7), rel=1e-9)
+    assert conditioning.ridge_condition_number(features.float()) == pytest.approx((4 + 1e-6) / 1.1e-6, rel=1e-6)
     with pytest.raises(NftbenchError, match="no eigenvalue"):
-        conditioning.condition_number(torch.zeros(2, 2))
+        conditioning.ridge_condition_number(torch.zeros(2, 2))
 
 
-def test_condition_number_of_a_matrix_without_rank_hangs_on_the_ridge() -> None:
-    inputs = _normal(0, 40, 12)
-    inputs[:, 3] = inputs[:, 2]
-    matrix = conditioning.covariance(inputs)
-    largest = float(torch.linalg.eigvalsh(matrix)[-1])
-    true = conditioning.condition_number(matrix, ridge=0.0, floor=1e-9 * largest)
-    assert true < 100
-    code = conditioning.condition_number(matrix)
-    assert code == pytest.approx(largest / 1e-6, rel=1e-3) or code == pytest.approx(true, rel=1e-3)
+def test_with_a_ridge_features_without_full_rank_have_a_largest_eigenvalue_and_no_condition_number() -> None:
+    """Or rounding leaves no zero above the ridge, and it is the condition number. Twenty draws show both."""
+    found = []
+    for seed in range(20):
+        inputs = _normal(seed, 40, 12)
+        inputs[:, 3] = inputs[:, 2]
+        largest = float(torch.linalg.matrix_norm(inputs, 2)) ** 2
+        true, code = conditioning.condition_number(inputs), conditioning.ridge_condition_number(inputs)
+        assert true < 100
+        found.append(code == pytest.approx(largest / 1e-6, rel=1e-3))
+        assert found[-1] or code == pytest.approx(true, rel=1e-3)
+    assert set(found) == {True, False}
 
 
 # ----------------------------------------------------------------------------------------------------------- gradients
@@ -248,52 +267,103 @@ def test_dummy_layer_keeps_single_precision() -> None:
 # ----------------------------------------------------------------------------------------------------------------- RIR
 
 
-def _numpy_kappa(features: np.ndarray[Any, Any]) -> float:
+Kappa = Callable[[np.ndarray[Any, Any]], float]
+
+
+def _ridge_kappa(features: np.ndarray[Any, Any]) -> float:
     values = np.linalg.eigvalsh(features.T @ features + 1e-6 * np.eye(features.shape[1]))
     values = values[values > 1e-6]
     return float(values.max() / values.min())
 
 
-def test_rir_of_a_linear_extractor_against_numpy() -> None:
-    harmful, primary, theta = _normal(0, 60, 7), _normal(1, 80, 7) * torch.arange(1, 8), _normal(2, 7, 7)
-    found = conditioning.rir(harmful.float(), primary, theta)
-    h, p, t = harmful.float().double().numpy(), primary.numpy(), theta.numpy()
-    first, second = _numpy_kappa(h @ t) / _numpy_kappa(h), _numpy_kappa(p @ t) / _numpy_kappa(p)
-    assert found == pytest.approx((first, second, first / second), rel=1e-9)
-    assert conditioning.rir(harmful, primary, torch.eye(7)) == pytest.approx((1, 1, 1), rel=1e-12)
+def _nonzero_kappa(features: np.ndarray[Any, Any]) -> float:
+    """By the pseudo-inverse, as Eq. 1 is written."""
+    matrix = features.T @ features
+    return float(np.linalg.norm(matrix, 2) * np.linalg.norm(np.linalg.pinv(matrix, rcond=1e-12, hermitian=True), 2))
 
 
-def test_rir_in_groups_against_numpy() -> None:
+CONVENTIONS = pytest.mark.parametrize(
+    ("kappa", "by_numpy"),
+    [(conditioning.ridge_condition_number, _ridge_kappa), (conditioning.condition_number, _nonzero_kappa)],
+)
+
+
+def _full(theta: Tensor) -> tuple[Features, Features]:
+    """Features of full rank, before and after theta."""
+    before = Features(_normal(0, 60, 7), _normal(1, 80, 7) * torch.arange(1, 8))
+    return before, Features(before.harmful @ theta, before.primary @ theta)
+
+
+@CONVENTIONS
+def test_rir_of_a_linear_extractor_against_numpy(kappa: Any, by_numpy: Kappa) -> None:
+    theta = _normal(2, 7, 7)
+    before, after = _full(theta)
+    h, p, t = before.harmful.numpy(), before.primary.numpy(), theta.numpy()
+    first, second = by_numpy(h @ t) / by_numpy(h), by_numpy(p @ t) / by_numpy(p)
+    # The scale of theta matters little under a ridge of 1e-6, and not at all without one.
+    assert conditioning.immunity(before, after, kappa) == pytest.approx((first, second, first / second), rel=1e-5)
+    assert conditioning.immunity(before, before, kappa) == (1, 1, 1)
+
+
+def test_the_conventions_differ_without_full_rank() -> None:
+    """With zeros dropped RIR is one of condition numbers, with a ridge one of largest eigenvalues."""
+
+    def features(*eigenvalues: float) -> Tensor:
+        return torch.diag(torch.tensor(eigenvalues, dtype=torch.float64).sqrt())
+
+    def pair(null: float) -> tuple[Features, Features]:
+        before = Features(features(8, 1, 0.25, null), features(25, 1, 1, null))
+        return before, Features(features(9, 8, 0.0025, null), features(225, 1, 0.01, null))
+
+    harmful, primary = (9 / 0.0025) / (8 / 0.25), (225 / 0.01) / (25 / 1)
+    assert conditioning.immunity(*pair(0)) == pytest.approx((harmful, primary, harmful / primary), rel=1e-12)
+    # 1e-14 is what rounding makes of a zero. The release's features have 6.7 times the mean square: 243 over 36.25.
+    shrunk = (8 + 1 + 0.25 + 25 + 1 + 1) / (9 + 8 + 0.0025 + 225 + 1 + 0.01)
+    expected = (shrunk * 9 / 8, shrunk * 225 / 25, (9 / 8) / (225 / 25))
+    found = conditioning.immunity(*pair(1e-14), conditioning.ridge_condition_number)
+    assert found == pytest.approx(expected, rel=1e-5)
+
+
+@CONVENTIONS
+@pytest.mark.parametrize("rows", [60, 4])
+def test_rir_does_not_depend_on_the_scale_of_the_extractor(rows: int, kappa: Any, by_numpy: Kappa) -> None:
+    """Four rows of seven features lack full rank. Under a ridge their kappa grows with the square of the scale."""
+    theta = _normal(2, 7, 7)
+    before = Features(_normal(0, rows, 7), _normal(1, rows, 7))
+    after = Features(before.harmful @ theta, before.primary @ theta)
+    doubled = Features(2 * after.harmful, 2 * after.primary)
+    assert conditioning.immunity(before, doubled, kappa) == conditioning.immunity(before, after, kappa)
+    grown = by_numpy(doubled.harmful.numpy()) / by_numpy(after.harmful.numpy())
+    by_ridge = kappa is conditioning.ridge_condition_number
+    assert grown == pytest.approx(4 if by_ridge and rows == 4 else 1, rel=1e-4)
+
+
+def test_features_that_are_all_zero_are_refused() -> None:
+    before, after = _full(torch.zeros(7, 7, dtype=torch.float64))
+    with pytest.raises(NftbenchError, match="all features are zero"):
+        conditioning.immunity(before, after)
+
+
+def test_groups_of_rows_are_the_same_before_and_after() -> None:
     before = Features(_normal(0, 300, 6), _normal(1, 250, 6))
     theta = _normal(2, 6, 6)
     after = Features(torch.tanh(before.harmful @ theta), torch.tanh(before.primary @ theta))
-    found = conditioning.rir_in_groups(before, after, count=7, seed=3)
+    found = conditioning.grouped(before, after, count=7, seed=3)
+    assert len(found) == 7
     generator = _generator(3)
-    groups = []
-    for _ in range(7):
-        rows = [torch.randperm(len(part), generator=generator)[:100].numpy() for part in before]
-        kappas = [
-            [_numpy_kappa(part.numpy()[chosen]) for part, chosen in zip(both, rows, strict=True)]
-            for both in (before, after)
-        ]
-        first, second = kappas[1][0] / kappas[0][0], kappas[1][1] / kappas[0][1]
-        groups.append((first, second, first / second))
-    assert found == pytest.approx(tuple(np.mean(groups, axis=0)), rel=1e-9)
-    assert found.ratio != pytest.approx(found.harmful / found.primary, rel=1e-6)
+    for old, new in found:
+        for part, whole_old, whole_new in zip(old._fields, before, after, strict=True):
+            rows = torch.randperm(len(whole_old), generator=generator)[:100]
+            assert torch.equal(getattr(old, part), whole_old[rows])
+            assert torch.equal(getattr(new, part), whole_new[rows])
 
 
-def test_rir_in_groups_with_fewer_rows_than_features() -> None:
-    before = Features(_normal(0, 200, 130), _normal(1, 200, 130))
-    found = conditioning.rir_in_groups(before, before)
-    assert found == pytest.approx((1, 1, 1), rel=1e-12)
-
-
-def test_rir_in_groups_refuses_other_rows() -> None:
+def test_groups_refuse_other_rows() -> None:
     rows = _normal(0, 99, 4)
     with pytest.raises(NftbenchError, match="a group takes 100 rows, and the harmful task has 99"):
-        conditioning.rir_in_groups(Features(rows, rows), Features(rows, rows))
+        conditioning.grouped(Features(rows, rows), Features(rows, rows))
     with pytest.raises(NftbenchError, match="primary features are of 99 rows before and 98 after"):
-        conditioning.rir_in_groups(Features(rows, rows), Features(rows, rows[1:]), size=10)
+        conditioning.grouped(Features(rows, rows), Features(rows, rows[1:]), size=10)
 
 
 # -------------------------------------------------------------------------------------------------------------- probes

@@ -250,8 +250,18 @@ def test_house_prices_have_the_condition_numbers_that_the_authors_logged(part: s
     """`X1 condition` and `X2 condition` of wandb/run-20250608_031141-b400gz2b in the authors' repository."""
     rows = _load(f"house_price[part={part},order=file]").split("train").rows
     assert rows.inputs.shape == (200, 79)
-    found = conditioning.condition_number(conditioning.covariance(rows.inputs))
-    assert found == pytest.approx(published, rel=1e-6)
+    assert conditioning.ridge_condition_number(rows.inputs) == pytest.approx(published, rel=1e-6)
+
+
+@needs_data
+@pytest.mark.parametrize(("part", "kappa"), [("primary", 7732.42), ("harmful", 208019.2)])
+def test_house_prices_lack_full_rank(part: str, kappa: float) -> None:
+    """So what the authors logged is the largest eigenvalue over their ridge of 1e-6, and no condition number."""
+    inputs = _load(f"house_price[part={part},order=file]").split("train").rows.inputs
+    assert conditioning.feature_rank(inputs) == 74 < inputs.shape[1] == 79
+    assert conditioning.condition_number(inputs) == pytest.approx(kappa, rel=1e-5)
+    largest = float(np.linalg.norm(inputs.numpy(), 2)) ** 2
+    assert conditioning.ridge_condition_number(inputs) == pytest.approx(largest / 1e-6, rel=1e-6)
 
 
 @needs_data

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -45,9 +46,14 @@ def _inspection(release: Model, base: Model, told: tuple[str, ...], pretrained_o
     return SimpleNamespace(release=release, base=base, told=told, task=task, pretraining=recipe, seed=0)
 
 
-def _kappa(features: Array) -> float:
+def _ridge(features: Array) -> float:
     values = np.linalg.eigvalsh(features.T @ features + 1e-6 * np.eye(features.shape[1]))
     return float(values[-1] / values[values > 1e-6][0])
+
+
+def _nonzero(features: Array) -> float:
+    values = np.linalg.svd(features, compute_uv=False) ** 2
+    return float(values[0] / values[values > 1e-15 * values[0]][-1])
 
 
 def _norm_ratio(features: Array, targets: Array, steps: int) -> list[float]:
@@ -69,9 +75,17 @@ def test_a_linear_release_against_numpy() -> None:
     )
     mine, other = (rows.inputs.numpy() for rows in (harmful, primary))
     found = registry.create("yardsticks", "rir[steps=7]").measure(inspection)
-    ratios = _kappa(mine @ theta) / _kappa(mine), _kappa(other @ theta) / _kappa(other)
-    assert (found.values["harmful"], found.values["primary"]) == pytest.approx(ratios, rel=1e-6)
-    assert found.values["rir"] == pytest.approx(ratios[0] / ratios[1], rel=1e-6)
+    # The release's features at the undefended scale. It matters under a ridge: two columns of the primary task are 0.
+    scale = math.sqrt(
+        ((mine**2).mean() + (other**2).mean()) / (((mine @ theta) ** 2).mean() + ((other @ theta) ** 2).mean())
+    )
+    for convention, kappa in (("ridge", _ridge), ("nonzero", _nonzero)):
+        ratios = kappa(mine @ theta * scale) / kappa(mine), kappa(other @ theta * scale) / kappa(other)
+        read = [found.values[f"{part}_{convention}"] for part in ("harmful", "primary", "rir")]
+        assert read == pytest.approx([*ratios, ratios[0] / ratios[1]], rel=1e-4), convention
+    assert found.values["features"] == 10
+    for state in ("", "_undefended"):
+        assert (found.values[f"rank_harmful{state}"], found.values[f"rank_primary{state}"]) == (10, 8)
     targets = harmful.targets.numpy()
     for curve, features in zip(found.series, (mine @ theta, mine), strict=True):
         assert curve.y == pytest.approx(_norm_ratio(features, targets, 7), rel=1e-6)
@@ -92,9 +106,27 @@ def test_a_named_primary_task_goes_before_what_the_model_was_pretrained_on() -> 
     assert values[0] == values[1]
 
 
+RATIOS = [f"{part}_{convention}" for part in ("rir", "harmful", "primary") for convention in ("ridge", "nonzero")]
+
+
+def test_a_release_of_lower_rank_is_marked() -> None:
+    """Theta doubles two features and drops a third: every kappa with the ridge is a largest eigenvalue over 1e-6."""
+    theta = np.diag([2.0, 2.0, *[1.0] * 7, 0.0])
+    told = ("diabetes", "diabetes[target=bmi,part=first]")
+    inspection = _inspection(_linear(theta), _linear(), told, None)
+    found = registry.create("yardsticks", "rir").measure(inspection).values
+    assert [found[f"rank_{task}"] for task in ("harmful", "primary")] == [9, 7]
+    assert [found[f"rank_{task}_undefended"] for task in ("harmful", "primary")] == [10, 8]
+    mine, other = (inspection.task(spec).split("train").rows.inputs.numpy() for spec in told)
+    parts = [_nonzero(rows @ theta) / _nonzero(rows) for rows in (mine, other)]
+    assert [found["harmful_nonzero"], found["primary_nonzero"]] == pytest.approx(parts, rel=1e-9)
+    again = registry.create("yardsticks", "rir").measure(_inspection(_linear(8 * theta), _linear(), told, None))
+    assert {name: again.values[name] for name in RATIOS} == {name: found[name] for name in RATIOS}
+
+
 def test_an_unchanged_model_has_a_ratio_of_one() -> None:
     found = registry.create("yardsticks", "rir").measure(_inspection(_linear(), _linear(), ("diabetes",), "diabetes"))
-    assert {found.values[name] for name in ("rir", "harmful", "primary")} == {1.0}
+    assert {found.values[name] for name in RATIOS} == {1.0}
     assert found.values["norm_ratio"] == found.values["norm_ratio_undefended"] < 1
 
 
@@ -124,8 +156,10 @@ def test_a_language_model_is_read_in_groups_of_rows(cache: Path) -> None:
         inspection.release = base
         unchanged = yardstick.measure(inspection)
     assert found == again
-    assert found.values["rir"] != 1
-    assert unchanged.values["rir"] == unchanged.values["harmful"] == unchanged.values["primary"] == 1
+    assert 1 not in {found.values[name] for name in RATIOS}
+    assert {unchanged.values[name] for name in RATIOS} == {1.0}
+    assert found.values["features"] == base.network.config.n_embd
+    assert 0 < found.values["rank_harmful"] <= size
     assert [len(curve.y) for curve in found.series] == [6, 6]
     assert all(0 <= value < 1 for name, value in found.values.items() if name.startswith("norm_ratio"))
     assert release.network.dtype == torch.float32, "the inspected network stays as it was"
@@ -151,7 +185,8 @@ def test_a_run_reads_it_off_the_release(tmp_path: Path, cache: Path, run_all: Ca
     workspace = Workspace(plan(suite), Store(tmp_path / "results", cache))
     read = [record for record in run_all(workspace).values() if record.role == "yardstick"]
     assert [(record.defense, record.status, record.reason) for record in read] == [(IMMUNIZED, "ok", None)]
-    assert set(read[0].reading.values) == {"rir", "harmful", "primary", "norm_ratio", "norm_ratio_undefended"}
+    ranks = {f"rank_{task}{state}" for task in ("harmful", "primary") for state in ("", "_undefended")}
+    assert set(read[0].reading.values) == {*RATIOS, *ranks, "features", "norm_ratio", "norm_ratio_undefended"}
 
 
 MNIST = ("mnist/train-images-idx3-ubyte.xz", "mnist/train-labels-idx1-ubyte.xz")
