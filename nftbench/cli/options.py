@@ -43,6 +43,7 @@ Out = Annotated[
     typer.Option(
         "--out",
         metavar="DIR",
+        file_okay=False,
         help="Folder for records and reports; default: `runs/<suite>`, for calibrate `runs/<suite>-<proof>`.",
     ),
 ]
@@ -76,6 +77,7 @@ Cache = Annotated[
     typer.Option(
         "--cache",
         metavar="DIR",
+        file_okay=False,
         help="Folder of models and generated data; default: `$NFTBENCH_CACHE` or `~/.cache/nftbench`.",
     ),
 ]

@@ -34,6 +34,7 @@ def plan(suite: SuiteName, selection: Selection, options: RunOptions) -> None:
     console().print(estimate.overview(work.part, work.store, count, older))
     if older:
         typer.echo(f"a run will take over {len(older)} records of nftbench 0.1; {execution.UNKNOWN_ORIGIN}")
+    execution.name_left_out(work.store, work.whole.manifest())
     execution.compare_sources(records, work.store)
 
 
@@ -85,8 +86,9 @@ def _run(work: Work, options: RunOptions, command: str, shown: Callable[[Leaderb
 
     records = execution.carry_out(work, options, command)
     leaderboard = execution.rank(records, work.store.manifest())
+    paths = execution.publish(leaderboard, records, work.store.results, command)  # before anything can fail to print
     console().print(shown(leaderboard))
-    for path in execution.publish(leaderboard, records, work.store.results, command):
+    for path in paths:
         typer.echo(path)
     raise typer.Exit(_exit_code(work, records))
 

@@ -135,8 +135,7 @@ def _read_csv(path: Path) -> pd.DataFrame:
     """
     # low_memory=False: otherwise the type of a column is guessed for each part of the file
     table = pd.read_csv(path, keep_default_na=False, na_values=[""], dtype_backend="numpy_nullable", low_memory=False)
-    texts = table.select_dtypes("string").columns
-    return table.assign(**{name: table[name].fillna("") for name in texts})
+    return table.apply(lambda column: column.fillna("") if column.dtype == "string" else column)
 
 
 def _dataset(rows: Sequence[Any]) -> datasets.Dataset:
