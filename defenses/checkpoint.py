@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from nftbench import Claim, Defense, Model, NftbenchError, OwnerContext, Protected, Stage, Suite
+from nftbench import Claim, Defense, Model, NftbenchError, OwnerContext, Protected, Spec, Stage, Suite
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Checkpoint(Defense):
     reference: str = ""
 
     def reference_row(self) -> str:
-        return f"checkpoint[path={self.reference or self.path}]"
+        return str(Spec("checkpoint", (("path", self.reference or self.path),)))
 
     def fingerprint(self) -> str:
         folder = Path(self.path)
@@ -36,11 +36,17 @@ class Checkpoint(Defense):
         return digest.hexdigest()
 
     def check(self, suite: Suite) -> None:
+        from nftbench.methods import load
+
         for place in filter(None, (self.path, self.reference)):
             if not Path(place).is_dir() and (place.count("/") != 1 or place.startswith((".", "/"))):
                 raise NftbenchError(f"checkpoint: {place!r} is neither a folder nor a hub id (organisation/name)")
             if Path(place).is_dir() and not (Path(place) / "config.json").is_file():
                 raise NftbenchError(f"checkpoint: {place!r} holds no model: it lacks a config.json")
+            if Path(place).is_dir():
+                model = load(place, "meta")
+                if model.tokenizer is None and suite.corpus.source != "none":
+                    raise NftbenchError(f"checkpoint: {place!r} has no tokenizer (tokenizer.json)")
 
     def protect(self, model: Model, context: OwnerContext) -> Protected:
         from nftbench.methods import load

@@ -29,7 +29,8 @@ class Device:
         if text == "cpu":
             return cls()
         if kind != "cuda" or (colon and not index.isdecimal()):
-            raise NftbenchError(f"--device {text}: no such device{suggest(text, get_args(DeviceKind))}")
+            near = "cuda" if kind.lower() in ("gpu", "nvidia") else text  # gpu looks more like cpu
+            raise NftbenchError(f"--device {text}: no such device{suggest(near, get_args(DeviceKind))}")
         return cls("cuda", int(index) if colon else None)
 
     def __str__(self) -> str:

@@ -80,8 +80,9 @@ def calibrate(
         )
         records = execution.carry_out(execution.Work(whole, whole, store, salt), options, context.obj)
         result = chosen.found(proved, calibration.Run.of(whole, records))
+    paths = calibration.write(result, store.results, proof, context.obj)  # before anything can fail to print
     console().print(calibration.report(result))
-    for path in calibration.write(result, store.results, proof, context.obj):
+    for path in paths:
         typer.echo(path)
     raise typer.Exit(0 if result.valid else BAD_CELLS)
 

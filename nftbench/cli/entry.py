@@ -5,6 +5,7 @@ Each verb imports what it needs when it is called, so that `--help` and `list` l
 
 from __future__ import annotations
 
+import io
 import shlex
 import sys
 import warnings
@@ -58,12 +59,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     interrupted one with 130. A verb finds the command line as text in its context's `obj`.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal in latin-1 has no character for a table's lines
     with warnings.catch_warnings():
         warnings.showwarning = _show_warning
         try:
             code = app(words, prog_name="nftbench", standalone_mode=False, obj=shlex.join(["nftbench", *words]))
-        except (NftbenchError, OSError) as error:
+        except NftbenchError as error:
             complain(str(error))
+            return BAD_INPUT
+        except OSError as error:  # without its number, which says nothing
+            complain(f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error))
             return BAD_INPUT
         except typer.TyperException as error:
             complain(error.format_message())

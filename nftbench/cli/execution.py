@@ -272,6 +272,19 @@ def planned_records(store: Store, manifest: Manifest) -> dict[str, Record]:
     return {key: record for key, record in store.records().items() if key in keys}
 
 
+def name_left_out(store: Store, manifest: Manifest) -> None:
+    """Say in one line how many records of the folder the plan does not name, and that they do not count."""
+    planned = manifest.keys
+    others = [record for key, record in store.records().items() if key not in planned]
+    if others:
+        first = others[0]
+        typer.echo(
+            f"{len(others)} records in {store.results} are left out, because the folder's last run planned no such "
+            f"cells (other settings, plugins or code), the first: {first.defense} × {first.attack} on {first.task}, "
+            f"seed {first.seed}"
+        )
+
+
 def rank(records: Mapping[str, Record], manifest: Manifest) -> Leaderboard:
     """The leaderboard of a manifest's records."""
     from nftbench.scoring import score

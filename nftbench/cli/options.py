@@ -44,6 +44,7 @@ Out = Annotated[
     typer.Option(
         "--out",
         metavar="DIR",
+        file_okay=False,
         help="Folder for records and reports; default: `runs/<suite>`, for calibrate `runs/<suite>-<proof>`.",
     ),
 ]
@@ -77,6 +78,7 @@ Cache = Annotated[
     typer.Option(
         "--cache",
         metavar="DIR",
+        file_okay=False,
         help="Folder of models and generated data; default: `$NFTBENCH_CACHE` or `~/.cache/nftbench`.",
     ),
 ]

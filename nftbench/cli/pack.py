@@ -9,7 +9,9 @@ import typer
 
 
 def pack(
-    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="A folder that run wrote, as `runs/<suite>`.")],
+    folder: Annotated[
+        Path, typer.Argument(metavar="FOLDER", file_okay=False, help="A folder that run wrote, as `runs/<suite>`.")
+    ],
 ) -> None:
     """Put the records in a folder into one compressed file, which every verb reads."""
     from nftbench.records.store import Store, default_cache

@@ -12,7 +12,9 @@ from nftbench.cli.console import console
 
 
 def report(
-    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="A folder that run wrote, as `runs/<suite>`.")],
+    folder: Annotated[
+        Path, typer.Argument(metavar="FOLDER", file_okay=False, help="A folder that run wrote, as `runs/<suite>`.")
+    ],
 ) -> None:
     """Rank the defenses again from the records in a folder."""
     from nftbench.cli import execution
@@ -23,8 +25,10 @@ def report(
     manifest = store.manifest()
     records = execution.planned_records(store, manifest)
     leaderboard = execution.rank(records, manifest)
-    console().print(terminal.summary(leaderboard))
-    execution.compare_sources(records, store)
     command = manifest.command or f"nftbench report {shlex.quote(str(folder))}"
-    for path in execution.publish(leaderboard, records, folder, command, redraw=True):
+    paths = execution.publish(leaderboard, records, folder, command, redraw=True)  # before anything can fail to print
+    console().print(terminal.summary(leaderboard))
+    execution.name_left_out(store, manifest)
+    execution.compare_sources(records, store)
+    for path in paths:
         typer.echo(path)

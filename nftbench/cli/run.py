@@ -32,6 +32,7 @@ def plan(suite: SuiteName, selection: Selection, options: RunOptions) -> None:
     console().print(estimate.overview(work.part, work.store, count))
     if work.salt is not None and work.salt.drawn:
         typer.echo("salt: not drawn yet; the keys of cells will depend on it")
+    execution.name_left_out(work.store, work.whole.manifest())
     execution.compare_sources(records, work.store)
 
 
@@ -92,8 +93,9 @@ def _run(work: Work, options: RunOptions, command: str, shown: Callable[[Leaderb
 
     records = execution.carry_out(work, options, command, after_seed)
     leaderboard = execution.rank(records, store.manifest())
+    paths = execution.publish(leaderboard, records, store.results, command)  # before anything can fail to print
     console().print(shown(leaderboard))
-    for path in execution.publish(leaderboard, records, store.results, command):
+    for path in paths:
         typer.echo(path)
     raise typer.Exit(_exit_code(work, records))
 

@@ -24,8 +24,6 @@ SUFFIXES = (
     *(suffix + packed for suffix in (".jsonl", ".json", ".csv", ".txt") for packed in ("", ".xz", ".gz")),
     ".parquet",
 )
-READERS = ("json", "csv", "parquet", "text", "arrow")
-"""Values of `dataset_path` that `datasets` reads as file formats. Tasks that use them name their files themselves."""
 
 
 @dataclass(frozen=True)
@@ -61,8 +59,8 @@ def load(config: Mapping[str, Any], splits: Sequence[str], scored: str, data: Pa
         return Documents(_only(task, found, splits), source)
     if path is None:
         raise NftbenchError(f"task {task}: has neither dataset_path nor custom_dataset")
-    if data is not None and path not in READERS and not Path(path).exists():
-        folder = task_files.find(data, config)
+    folder = task_files.find(data, config)
+    if data is not None and folder is not None:
         # Relative to --data, because published records must not contain paths of this machine.
         return replace(_local(folder, config, splits, scored), source=f"--data/{folder.relative_to(data)}")
     options = {key: value for key, value in (config.get("dataset_kwargs") or {}).items() if key != "trust_remote_code"}
@@ -83,9 +81,9 @@ def read(folder: Path, split: str) -> datasets.Dataset:
         if path.suffix == ".parquet":
             return datasets.Dataset.from_pandas(pd.read_parquet(path), preserve_index=False)
         if ".csv" in path.suffixes:
-            return datasets.Dataset.from_pandas(pd.read_csv(path), preserve_index=False)
+            return datasets.Dataset.from_pandas(_read_csv(path), preserve_index=False)
         with _open(path) as lines:
-            return datasets.Dataset.from_list(list(_lines(path, lines)))
+            return _dataset(list(_lines(path, lines)))
     except Exception as error:  # the errors of arrow, lzma, zlib and json share no base class
         raise NftbenchError(f"{path}: split {split!r} cannot be read: {_first_line(error)}") from error
 
@@ -110,7 +108,7 @@ def _file(folder: Path, split: str) -> Path | None:
 
 def _open(path: Path) -> IO[str]:
     openers: dict[str, Callable[..., Any]] = {".xz": lzma.open, ".gz": gzip.open}
-    lines: IO[str] = openers.get(path.suffix, open)(path, "rt", encoding="utf-8")
+    lines: IO[str] = openers.get(path.suffix, open)(path, "rt", encoding="utf-8-sig")
     return lines
 
 
@@ -121,12 +119,40 @@ def _lines(path: Path, lines: IO[str]) -> Iterator[Mapping[str, Any]]:
     if ".json" in path.suffixes and (text := lines.read()).lstrip().startswith("["):
         yield from json.loads(text)
         return
-    for number, line in enumerate(text.splitlines() if ".json" in path.suffixes else lines, start=1):
+    # Not splitlines, which also splits at characters that JSON allows in a text, such as U+2028.
+    for number, line in enumerate(text.split("\n") if ".json" in path.suffixes else lines, start=1):
         if line.strip():
             try:
                 yield json.loads(line)
             except ValueError as error:
                 raise ValueError(f"line {number}: {error}") from None
+
+
+def _read_csv(path: Path) -> pd.DataFrame:
+    """A CSV file with its texts as written: `None`, `NA` and `null` are texts, and an empty cell is an empty text.
+
+    In a column of numbers, an empty cell is None.
+    """
+    # low_memory=False: otherwise the type of a column is guessed for each part of the file
+    table = pd.read_csv(path, keep_default_na=False, na_values=[""], dtype_backend="numpy_nullable", low_memory=False)
+    return table.apply(lambda column: column.fillna("") if column.dtype == "string" else column)
+
+
+def _dataset(rows: Sequence[Any]) -> datasets.Dataset:
+    """The rows with every field that any of them has, which is None where a row lacks it.
+
+    `datasets` itself takes the fields of the first row alone.
+    """
+    for number, row in enumerate(rows, start=1):
+        if not isinstance(row, dict):
+            raise ValueError(f"document {number} is no object with named fields: {json.dumps(row)[:40]}")
+    columns = {name: [row.get(name) for row in rows] for name in dict.fromkeys(name for row in rows for name in row)}
+    for name, values in columns.items():
+        try:
+            datasets.Dataset.from_dict({name: values})
+        except Exception as error:  # arrow's error does not say in which field
+            raise ValueError(f"field {name!r}: {_first_line(error)}") from error
+    return datasets.Dataset.from_dict(columns)
 
 
 def _checked(task: object, read: Callable[[], datasets.DatasetDict]) -> datasets.DatasetDict:

@@ -210,7 +210,10 @@ class Scorer:
         If there are few distinct items (pairs of label and pick), one item of each kind is left out in turn, weighted
         by how often the kind occurs. Otherwise one of `JACKKNIFE_GROUPS` groups of documents is left out in turn.
         """
-        kinds = Counter(items) if all(isinstance(item, tuple | int | float) for item in items) else None
+        try:
+            kinds = Counter(items)
+        except TypeError:  # items with arrays or lists, as those of brier_score, cannot be counted
+            kinds = None
         if kinds is not None and len(kinds) <= JACKKNIFE_GROUPS:
             rests = [list((kinds - Counter([kind])).elements()) for kind in kinds]
             return np.array([self._aggregated(rest) for rest in rests]), np.array(list(kinds.values()), dtype=float)

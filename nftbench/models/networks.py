@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -91,7 +91,8 @@ def untrained(network: PreTrainedModel, seed: int) -> PreTrainedModel:
 def load(path: str | Path, device: str = "cpu", *, local: bool = True, attacker: bool = False) -> Model:
     """Load a causal LM and its tokenizer from a local folder, or from the hub if `local` is False.
 
-    Weights are converted to float32, whatever precision the release was stored in.
+    Weights are converted to float32, whatever precision the release was stored in. On the device `meta` the names and
+    shapes of tensors are checked, and no weights are read.
 
     `attacker` removes obstacles that a release could place in front of whoever fine-tunes it:
 
@@ -100,25 +101,30 @@ def load(path: str | Path, device: str = "cpu", *, local: bool = True, attacker:
     - The model forgets its path, because the owner's secrets may lie in a neighbouring folder.
 
     Raises:
-        NftbenchError: the model does not exist, has no safetensors weights, or its files are damaged.
+        NftbenchError: the model does not exist, has no safetensors weights, its files lack a tensor of its
+            architecture, or they are damaged.
     """
-    if local and not Path(path).is_dir():
-        raise NftbenchError(f"{path}: no such model folder")
+    if local:
+        _check_folder(Path(path))
     try:
         config = AutoConfig.from_pretrained(path, trust_remote_code=False, local_files_only=local)
         if attacker:
             _disable_dropout(config)
-        network = _auto_class(config).from_pretrained(
+        network, found = _auto_class(config).from_pretrained(
             path,
             config=config,
             trust_remote_code=False,
             use_safetensors=True,
             dtype=torch.float32,
             local_files_only=local,
+            device_map="meta" if device == "meta" else None,
+            output_loading_info=True,
         )
         tokenizer = _tokenizer(path, local)
     except Exception as error:  # the errors of safetensors, json and the hub share no base class
         raise NftbenchError(f"{path}: cannot be loaded as a causal LM: {_first_line(error)}") from error
+    if found["missing_keys"]:  # transformers draws these at random
+        raise NftbenchError(f"{path}: the files lack {_listed(found['missing_keys'])}{_but(found['unexpected_keys'])}")
     if attacker:
         _make_all_trainable(network)
         for module in network.modules():
@@ -127,6 +133,30 @@ def load(path: str | Path, device: str = "cpu", *, local: bool = True, attacker:
         if tokenizer is not None:
             forget_path(tokenizer)
     return Model(network.to(device).eval(), tokenizer)
+
+
+def _check_folder(path: Path) -> None:
+    if not path.is_dir():
+        raise NftbenchError(f"{path}: no such model folder")
+    if not any(path.glob("*.safetensors")):
+        pickled = [file.name for pattern in ("*.bin", "*.pt", "*.pth", "*.ckpt") for file in path.glob(pattern)]
+        advice = (
+            f"; {_listed(pickled)} could run code when read: load it once and save it with save_pretrained"
+            if pickled
+            else ""
+        )
+        raise NftbenchError(f"{path}: has no weights in the safetensors format{advice}")
+
+
+def _listed(names: Iterable[str]) -> str:
+    """The first names in order, and how many more there are."""
+    first, rest = sorted(names)[:3], sorted(names)[3:]
+    return ", ".join(first) + (f" and {len(rest)} more" if rest else "")
+
+
+def _but(unexpected: Iterable[str]) -> str:
+    listed = _listed(unexpected)
+    return f"; they hold {listed} instead" if listed else ""
 
 
 def forget_path(tokenizer: PreTrainedTokenizerBase) -> None:
@@ -218,6 +248,15 @@ def sha256(folder: Path) -> str:
         with path.open("rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())
     return digest.hexdigest()
+
+
+def tensor_names(folder: Path) -> set[str]:
+    """The names of all tensors in the safetensors files of a folder."""
+    names: set[str] = set()
+    for path in folder.glob("*.safetensors"):
+        with safe_open(path, framework="pt") as file:
+            names.update(file.keys())
+    return names
 
 
 def tensors_sha256(folder: Path) -> str:

@@ -151,8 +151,4 @@ def _task_data(task: Spec, data: Path | None) -> list[str]:
     if not plugin.is_text:
         return [registry.create("tasks", str(task)).fingerprint(data)]
     assert plugin.path is not None
-    config = task_files.settings(plugin.path)
-    if data is None or not (config.get("dataset_path") or (config.get("metadata") or {}).get("folder")):
-        return []
-    folder = task_files.find(data, config)
-    return [file_hash(file) for file in sorted(folder.iterdir()) if file.is_file()]
+    return [file_hash(file) for file in task_files.data_files(data, task_files.settings(plugin.path))]

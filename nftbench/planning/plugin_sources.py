@@ -38,7 +38,8 @@ class Source:
     @classmethod
     def of(cls, plugin: Plugin) -> Source:
         """The plugin with its source as it is now."""
-        files = sorted({*own_files(plugin), *([plugin.path] if plugin.path is not None else [])})
+        settings = task_files.files(plugin.path) if plugin.is_text and plugin.path is not None else ()
+        files = sorted({*own_files(plugin), *settings})
         return cls(plugin, source_digest(plugin), methods(plugin), tuple(map(_stamp, files)))
 
     def changed(self) -> bool:

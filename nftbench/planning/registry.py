@@ -14,19 +14,20 @@ import contextlib
 import functools
 import importlib
 import importlib.util
+import inspect
 import re
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator, Mapping
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args, get_origin, get_type_hints
 
 import yaml
 
-from nftbench.contract import Attack, Defense, Task, Yardstick
+from nftbench.contract import Attack, Claim, Defense, Task, Yardstick
 from nftbench.errors import NftbenchError, suggest
 from nftbench.records.spec import Spec, split
 
@@ -146,27 +147,34 @@ def create(kind: Kind, text: str) -> Any:
     from pydantic import ValidationError
 
     spec = Spec.parse(text)
-    cls = load(find(kind, spec.name))
+    found = find(kind, spec.name)
+    cls = load(found)
     known = [field.name for field in fields(cls) if field.init]
     for key, _ in spec.parameters:
         if key not in known:
             raise NftbenchError(f"{text!r}: {spec.name} has no parameter {key!r}{suggest(key, known)}")
     parameters = {key: _as_list(cls, key, value) for key, value in spec.parameters}
     try:
-        return _checker(cls).validate_python(parameters)  # type: ignore[arg-type]  # mypy: classes are no Hashable
+        plugin = _checker(cls).validate_python(parameters)
     except ValidationError as error:
         problem = error.errors()[0]
         key = ".".join(str(part) for part in problem["loc"])
         message = problem["msg"].removeprefix("Value error, ")
+        if problem["type"] == "string_type" and len(problem["loc"]) == 1:
+            message = f"{problem['input']!r} is no text; write {key}='{problem['input']}'"
         raise NftbenchError(f"{text!r}: {key + ': ' if key else ''}{message}") from None
+    for name, its_kind in _attributes(PROTOCOLS[kind]).items():
+        if isinstance(inspect.getattr_static(cls, name, None), property):
+            _check_attribute(found, name, its_kind, getattr(plugin, name))
+    return plugin
 
 
 @functools.cache
-def _checker(cls: Any) -> TypeAdapter[Any]:
-    """The validator of a plugin class, cached because building it takes a thousand times as long as using it."""
+def _checker(kind: Hashable) -> TypeAdapter[Any]:
+    """The validator of a class or type, cached because building it takes a thousand times as long as using it."""
     from pydantic import TypeAdapter
 
-    return TypeAdapter(cls)
+    return TypeAdapter(kind)
 
 
 def spec_of(name: str, plugin: Any) -> Spec:
@@ -183,7 +191,8 @@ def load(plugin: Plugin) -> type[Any]:
     """Import a plugin and return its class.
 
     Raises:
-        NftbenchError: importing it fails, or its class is not a frozen dataclass that derives from its protocol.
+        NftbenchError: importing it fails, its class is not a frozen dataclass that derives from its protocol, or a
+            class attribute is missing or has another type than the protocol says.
     """
     try:
         if plugin.entry_point is not None:
@@ -204,7 +213,41 @@ def load(plugin: Plugin) -> type[Any]:
         raise NftbenchError(
             f"{plugin.kind} {plugin.name!r} ({plugin.origin}): {cls.__name__} is not a frozen dataclass"
         )
+    for name, kind in _attributes(protocol).items():
+        value = inspect.getattr_static(cls, name, None)
+        if isinstance(value, property) or name in {field.name for field in fields(cls)}:
+            continue  # looked at when the plugin is created
+        _check_attribute(plugin, name, kind, value)
     return cls
+
+
+def _attributes(protocol: type[Any]) -> Mapping[str, Any]:
+    """The attributes of a protocol, or the fields of a class, with their types. Properties have that of their value."""
+    types = {
+        name: get_args(kind)[0] if get_origin(kind) is ClassVar else kind
+        for name, kind in get_type_hints(protocol).items()
+    }
+    properties = {name: item.fget for name, item in vars(protocol).items() if isinstance(item, property)}
+    return types | {name: get_type_hints(getter)["return"] for name, getter in properties.items()}
+
+
+def _check_attribute(plugin: Plugin, name: str, kind: Any, value: Any) -> None:
+    """Refuse a plugin with a value of another type than its protocol says.
+
+    Raises:
+        NftbenchError: names the plugin and the attribute.
+    """
+    from pydantic import ValidationError
+
+    try:
+        _checker(kind).validate_python(value, strict=True)
+    except ValidationError as error:
+        expected = error.errors()[0]["msg"]
+        message = f"{name} is {value!r}: {expected[:1].lower()}{expected[1:]}"
+        raise NftbenchError(f"{plugin.kind} {plugin.name!r} ({plugin.origin}): {message}") from None
+    if isinstance(value, Claim):  # pydantic takes an object of a class without looking into it
+        for part, its_kind in _attributes(Claim).items():
+            _check_attribute(plugin, f"{name}.{part}", its_kind, getattr(value, part))
 
 
 def _candidates(kind: Kind) -> Iterator[Plugin]:
@@ -292,9 +335,10 @@ def _default(field: Any) -> Any:
 def _as_list(cls: type[Any], key: str, value: Any) -> Any:
     """The value `a+b` as a list if the field is a tuple or list. A plus sign in brackets does not separate items."""
     annotation = next((str(field.type) for field in fields(cls) if field.name == key), "")
-    if annotation.startswith(("tuple", "list")) and not isinstance(value, list):
-        return [yaml.safe_load(item) for item in split(str(value), "+")]
-    return value
+    if not annotation.startswith(("tuple", "list")) or isinstance(value, list):
+        return value
+    items = split(str(value), "+")
+    return items if annotation.startswith(("tuple[str", "list[str")) else [yaml.safe_load(item) for item in items]
 
 
 @functools.cache

@@ -55,23 +55,52 @@ class Spec:
 
 
 def split(text: str, separator: str = ",") -> list[str]:
-    """The parts of a text between separators, stripped, without empty parts. Separators in brackets do not count."""
-    parts, depth = [""], 0
+    """The parts of a text between separators, stripped, without empty parts.
+
+    Separators in brackets or quotes do not count. A quote opens at the beginning of a value only, so that an apostrophe
+    within a name is a letter.
+    """
+    parts, depth, quote, before = [""], 0, "", ""
     for character in text:
-        depth += (character == "[") - (character == "]")
-        if character == separator and depth == 0:
-            parts.append("")
+        if quote:
+            quote = "" if character == quote else quote
+        elif character in "'\"" and before in _BEFORE_QUOTE:
+            quote = character
         else:
-            parts[-1] += character
+            depth += (character == "[") - (character == "]")
+            if character == separator and depth == 0:
+                parts.append("")
+                before = character
+                continue
+        parts[-1] += character
+        before = before if character.isspace() else character
     return [part.strip() for part in parts if part.strip()]
+
+
+_BEFORE_QUOTE = ("", *"=,+['\"")
+"""What stands before an opening quote: nothing, a separator, or a quote, which is written twice within quotes."""
 
 
 def _value_text(value: object) -> str:
     """A parameter's value as text in a spec: the shortest text that is parsed as the same value."""
+    if value is None:
+        return "null"
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, tuple | list):
-        return "+".join(_value_text(item) for item in value)
+        return "+".join(item if isinstance(item, str) else _value_text(item) for item in value)
     if isinstance(value, float):
         return f"{value:g}" if float(f"{value:g}") == value else repr(value)
-    return str(value)
+    text = str(value)
+    if isinstance(value, str) and not _is_plain(text):
+        text = text.replace("'", "''")  # as YAML writes a quote within quotes
+        return f"'{text}'"
+    return text
+
+
+def _is_plain(text: str) -> bool:
+    """Whether a text means itself as a value: not another type, such as the number 2024, and no part of the syntax."""
+    try:
+        return bool(yaml.safe_load(text) == text and split(f"={text}") == [f"={text}"])
+    except yaml.YAMLError:
+        return False

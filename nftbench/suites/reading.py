@@ -43,19 +43,19 @@ def read(name_or_path: str, changes: Sequence[str] = ()) -> Suite:
         raise NftbenchError(f"{source}: a suite is a mapping of keys, this is {type(content).__name__}")
     for change in changes:
         _apply(content, change)
-    return parse(content, source)
+    return parse(content, source, [change.partition("=")[0] for change in changes])
 
 
-def parse(content: Mapping[str, Any], source: str = "suite") -> Suite:
-    """The suite in a mapping, as read from YAML.
+def parse(content: Mapping[str, Any], source: str = "suite", changed: Sequence[str] = ()) -> Suite:
+    """The suite in a mapping, as read from YAML. `changed` are the keys that `--set` gave.
 
     Raises:
-        NftbenchError: a key is unknown or its value is wrong. The message names `source` and every such key.
+        NftbenchError: a key is unknown or its value is wrong. The message names every such key, and `source` or --set.
     """
     try:
         return Suite.model_validate(content)
     except ValidationError as error:
-        raise NftbenchError("; ".join(_explain(source, problem) for problem in error.errors())) from None
+        raise NftbenchError("; ".join(_explain(source, problem, changed) for problem in error.errors())) from None
 
 
 def _shipped() -> Any:
@@ -77,10 +77,11 @@ def _apply(content: dict[str, Any], change: str) -> None:
         raise NftbenchError(f"--set {change!r}: the value is not YAML") from None
 
 
-def _explain(source: str, problem: Mapping[str, Any]) -> str:
+def _explain(source: str, problem: Mapping[str, Any], changed: Sequence[str]) -> str:
     """The message for one error of pydantic, with a similar key if a key is unknown."""
     keys = [str(part) for part in problem["loc"] if part != "[key]"]
     where = ".".join(keys) or "suite"
+    source = "--set" if any(f"{where}.".startswith(f"{key}.") for key in changed) else source
     if problem["type"] == "extra_forbidden":
         section: Any = Suite
         for part in problem["loc"][:-1]:

@@ -16,7 +16,7 @@ import torch
 from transformers import PreTrainedModel
 
 from nftbench import Defense, Inspection, Mask, Reading, Series, Yardstick
-from nftbench.methods import Stepper, masks, seeded, token_batches, warmed
+from nftbench.methods import Stepper, masks, seeded, token_batches
 
 
 @dataclass(frozen=True)

@@ -217,6 +217,7 @@ def test_choices_of_several_tokens_share_their_prefix(kind: str, shape: Any, tmp
             "doc_to_target": "binary",
         },
         {"metric_list": [{"metric": "acc_mutual_info", "aggregation": "mean", "higher_is_better": True}]},
+        {"metric_list": [{"metric": "brier_score", "aggregation": "brier_score", "higher_is_better": False}]},
         {
             "metric_list": [{"metric": "perplexity", "aggregation": "perplexity", "higher_is_better": False}],
             "output_type": "loglikelihood",
@@ -224,7 +225,7 @@ def test_choices_of_several_tokens_share_their_prefix(kind: str, shape: Any, tmp
             "doc_to_target": " {{options[0]}}",
         },
     ],
-    ids=["norm", "fewshot", "empty", "spaces", "continuation", "f1", "mcc", "unconditional", "perplexity"],
+    ids=["norm", "fewshot", "empty", "spaces", "continuation", "f1", "mcc", "unconditional", "brier", "perplexity"],
 )
 def test_other_tasks_agree_with_lm_eval(changes: dict[str, Any], model: Model, tmp_path: Path) -> None:
     path = write_task(tmp_path, **changes)
@@ -236,6 +237,17 @@ def test_other_tasks_agree_with_lm_eval(changes: dict[str, Any], model: Model, t
     assert measured.stderr >= 0
     if measured.metric in ("acc", "acc_norm"):
         assert measured.stderr == pytest.approx(expected[0][f"{measured.metric}_stderr,none"])
+
+
+def test_the_error_of_a_mean_of_arrays_is_that_of_its_documents(model: Model, tmp_path: Path) -> None:
+    """The Brier score is a mean, of which lm-eval gives no error, so the jackknife's must be that of a mean."""
+    listed = [{"metric": "brier_score", "aggregation": "brier_score", "higher_is_better": False}]
+    task = TextTask(write_task(tmp_path, metric_list=listed)).load(Context(model))
+    split = task.split("test")
+    scorer = split.scorer
+    one_by_one = [scorer.aggregate([item]) for item in scorer._items(split, split.likelihoods(model.network))]
+    expected = float(np.std(one_by_one, ddof=1)) / math.sqrt(len(one_by_one))
+    assert task.evaluate(model.network, split).stderr == pytest.approx(expected)
 
 
 # ------------------------------------------------------------------------------------------------------------ networks
