@@ -148,7 +148,8 @@ def plan(
     tasks = [task_spec(text) for text in (*suite.tasks, *suite.benign)]
     utility = [task_spec(text) for text in suite.utility]
     yardsticks = {canonical("yardsticks", text): registry.create("yardsticks", text) for text in suite.yardsticks}
-    for plugin in defenses.values():
+    for spec, plugin in defenses.items():
+        _check_reference(spec, plugin)
         plugin.check(suite)
     for attack, attacker in attacks.items():
         _check_attack(suite, attack, attacker)
@@ -277,6 +278,19 @@ def _claims(suite: Suite, cells: list[Cell]) -> tuple[PaperClaim, ...]:
 
 def _specs(texts: tuple[str, ...]) -> list[str]:
     return [str(task_spec(text)) for text in texts]
+
+
+def _check_reference(spec: Spec, plugin: Defense) -> None:
+    """Refuse a reference that the defense could have made to look good beside: only the undefended model has no maker.
+
+    A checkpoint brings an undefended twin of its own.
+
+    Raises:
+        NftbenchError: the reference is neither `none` nor, for a checkpoint, another checkpoint.
+    """
+    reference = canonical("defenses", plugin.reference_row())
+    if str(reference) != "none" and not spec.name == reference.name == "checkpoint":
+        raise NftbenchError(f"{spec}: its reference row must be none, and it is {reference}")
 
 
 def _references(defenses: dict[Spec, Defense]) -> dict[Spec, Defense]:
