@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from nftbench.data import grammar
 from nftbench.data.grammar import PHENOMENA, Grammar
+from nftbench.data.lm_eval_tasks import window
 from nftbench.data.splits import BlockSplit
 from nftbench.models import updates
 from nftbench.models.architectures import dlr
 from nftbench.models.architectures.linear import LinearModel
 from nftbench.models.networks import build, load, seeded, untrained
+from nftbench.models.prefixed import Prefixed
 from nftbench.training.costs import gradients
 from nftbench.training.engine import Stepper, shuffled, token_batches
 from nftbench.training.preparation import fitting, tuned
@@ -22,6 +24,7 @@ __all__ = [
     "BlockSplit",
     "Grammar",
     "LinearModel",
+    "Prefixed",
     "Stepper",
     "build",
     "dlr",
@@ -35,4 +38,5 @@ __all__ = [
     "tuned",
     "untrained",
     "updates",
+    "window",
 ]

@@ -166,9 +166,11 @@ def has_custom_code(network: PreTrainedModel) -> bool:
     both the class and its `forward` have to lie in one of the two packages.
     """
     cls: Any = type(network)
-    if getattr(sys.modules.get(cls.__module__), cls.__qualname__, None) is not cls:
+    written: Any = inspect.unwrap(cls.forward)
+    module: Any = sys.modules.get(cls.__module__)
+    if getattr(module, cls.__qualname__, None) is not cls:
         return True
-    files = [getattr(sys.modules[cls.__module__], "__file__", None), inspect.unwrap(cls.forward).__code__.co_filename]
+    files = [getattr(module, "__file__", None), written.__code__.co_filename]
     return not all(file is not None and _in_library(Path(file).resolve()) for file in files)
 
 

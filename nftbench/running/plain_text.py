@@ -142,5 +142,5 @@ def _divergence(network: nn.Module, texts: Texts, beginning: int) -> float:
 def _log2(network: nn.Module, ids: Tensor) -> Tensor:
     """Log-probabilities [rows, positions, vocabulary] to base 2, in float64."""
     device = next(network.parameters()).device
-    logits = network.eval()(input_ids=ids.to(device)).logits
+    logits: Tensor = network.eval()(input_ids=ids.to(device)).logits
     return logits.double().log_softmax(-1) / torch.log(torch.tensor(2.0, dtype=torch.float64, device=device))
