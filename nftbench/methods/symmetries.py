@@ -2,8 +2,8 @@
 
 Different weights can compute the same function, but a gradient step depends on the weights. A defense could multiply a
 norm's gain by a factor and divide the next layer's weights by it. No output would change, but every useful learning
-rate would. `canonical` undoes this for causal LMs shaped like GPT-2, GPT-BigCode, Llama or Qwen3, and for DLR-locked ones.
-Networks with other blocks stay as they are, and `unknown` says so. The rewrites, in this order:
+rate would. `canonical` undoes this for causal LMs shaped like GPT-2, GPT-BigCode, Llama or Qwen3, and for DLR-locked
+ones. Networks with other blocks stay as they are, and `unknown` says so. The rewrites, in this order:
 
 - Gains and biases of norms are moved into the layers that read them (Ashkboos et al. 2024, SliceGPT, arXiv:2401.15024,
   section 3).

@@ -391,7 +391,9 @@ def _probe(
         raise NftbenchError(f"the release embeds {words} words, its tokenizer has {len(model.tokenizer)}")
     tokens = _text(corpus, len(model.tokenizer), str(workspace.device))
     block, half = tokens.shape[1], tokens.shape[1] // 2
-    prompts = [prompt for some in texts.prompts.values() for prompt in some[:PROBED] if len(prompt) > 1] if texts else []
+    prompts = (
+        [prompt for some in texts.prompts.values() for prompt in some[:PROBED] if len(prompt) > 1] if texts else []
+    )
     if window(model) < block:
         raise NftbenchError(f"the release reads {window(model)} tokens at once, a block of its text has {block}")
 

@@ -32,7 +32,7 @@ class Lock(Defense):
     stage: ClassVar[Stage] = "posttrain"
 
     constant: float = 1e14
-    common: float = 0.9
+    common: float = 0.95
 
     @torch.no_grad()
     def protect(self, model: Model, context: OwnerContext) -> Protected:
@@ -116,7 +116,8 @@ def _copy_attention(attention: Any, theirs: Any, width: int, wider: int, heads: 
 def _centre(network: Any, width: int) -> None:
     """Write no mean to the stream, so that the norms find the same one over more numbers: none."""
     found = symmetries.anatomy(network)
-    assert found is not None and found.positions is not None
+    assert found is not None
+    assert found.positions is not None
     tables = [found.words[:, :width], found.positions[:, :width]]
     for table in tables:
         table.sub_(table.mean(1, keepdim=True))
