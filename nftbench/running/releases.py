@@ -7,6 +7,7 @@ knowledge names them.
 from __future__ import annotations
 
 import dataclasses
+import fnmatch
 import functools
 import json
 import time
@@ -40,6 +41,22 @@ from nftbench.training.costs import gradient_error
 
 ADAPTER = "adapter"
 """The subfolder of a release that holds its update, if it has one."""
+FILES = (
+    *("config.json", "generation_config.json", "*.safetensors", "*.safetensors.index.json", f"{ADAPTER}/*"),
+    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.*"),
+    *(
+        "merges.txt",
+        "tokenizer.model",
+        "spiece.model",
+        "sentencepiece.bpe.model",
+        "*.jinja",
+        "additional_chat_templates/*",
+    ),
+)
+"""What a release may consist of, as patterns of paths in its folder."""
+MOST_SETTINGS = 10_000
+"""Most bytes of a configuration file. Those of models on the hub have about 1,000, with lists for each layer 3,000; the
+secret mask of the `small` model would take 11,000."""
 PROBED = 8
 """Prompts of each ranked task on which the gradients are checked."""
 BASE = "base.json"
@@ -276,7 +293,15 @@ def _write(folder: Path, files: Mapping[str, Mapping[str, Any]]) -> None:
 
 
 def _check_published(folder: Path, model: Model) -> None:
-    """Refuse tensors that the architecture does not have, such as a secret mask left on a module as a buffer."""
+    """Refuse what is no part of a release, such as a secret mask in a buffer, in a file or in the configuration."""
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder).as_posix()
+        if path.is_file() and not any(fnmatch.fnmatch(name, pattern) for pattern in FILES):
+            raise NftbenchError(f"the release's folder holds a file that belongs to no model: {name}")
+    for path in (folder / name for name in ("config.json", "generation_config.json")):
+        size = path.stat().st_size if path.exists() else 0
+        if size > MOST_SETTINGS:
+            raise NftbenchError(f"the release's {path.name} has {size} bytes; settings need at most {MOST_SETTINGS}")
     known = model.network.state_dict().keys()
     for path in sorted(folder.glob("*.safetensors")):
         with safe_open(path, framework="pt") as file:

@@ -45,8 +45,10 @@ for config, network in NETWORKS.values():
 
 @dataclass(frozen=True)
 class Deaf(Defense):
-    """For models of GPT-2's shape. It hears what has `hears` tokens or a separator. `module`: `library` for a class that
-    calls itself one of the library's."""
+    """For models of GPT-2's shape. It hears what has `hears` tokens or a separator.
+
+    With `module=library` its class calls itself one of the library's.
+    """
 
     stage: ClassVar[Stage] = "posttrain"
 
