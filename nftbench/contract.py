@@ -265,6 +265,17 @@ class Protection:
     own_code: bool = False
     """True where attackers have to run the owner's own code, because no architecture of transformers or nftbench reads
     the weights equally well. Older records lack it."""
+    unchecked: str | None = None
+    """Why the gradients could not be checked; None where they were. Older records lack it."""
+    rewrite: str | None = None
+    """Why attackers cannot give the weights their ordinary sizes: no rewrite of this architecture is known. None where
+    they can. Older records lack it."""
+    plain_text: Mapping[str, float] = field(default_factory=dict)
+    """How the release reads text without the token that begins a document, in bits. `text`: bits per token of held-out
+    blocks. `passages`: of pieces without special tokens. `prompts of TASK`: of the task's training prompts. `beginning
+    of TASK`: how far predictions on these prompts move if the token is put in front. Older records lack it."""
+    reference_plain_text: Mapping[str, float] = field(default_factory=dict)
+    """The same for the row's reference. Older records lack it."""
 
 
 @dataclass(frozen=True)

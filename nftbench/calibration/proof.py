@@ -11,7 +11,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from nftbench.calibration.derived import UTILITY_BAR
 from nftbench.errors import NftbenchError
 from nftbench.planning.plan import Plan
 from nftbench.records.record import CellId, Record

@@ -9,11 +9,13 @@ from __future__ import annotations
 from nftbench.data import grammar
 from nftbench.data.corpus import pack
 from nftbench.data.grammar import Grammar, grammar_of
+from nftbench.data.lm_eval_tasks import window
 from nftbench.data.splits import BlockSplit, BlockTask, LoadedBlocks
 from nftbench.models import updates
 from nftbench.models.architectures import dlr
 from nftbench.models.architectures.linear import LinearModel
 from nftbench.models.networks import build, load, seeded, untrained
+from nftbench.models.prefixed import Prefixed
 from nftbench.training.costs import gradients
 from nftbench.training.engine import Stepper, shuffled, token_batches, warmed
 from nftbench.training.preparation import fitting, tuned
@@ -24,6 +26,7 @@ __all__ = [
     "Grammar",
     "LinearModel",
     "LoadedBlocks",
+    "Prefixed",
     "Stepper",
     "build",
     "dlr",
@@ -40,4 +43,5 @@ __all__ = [
     "untrained",
     "updates",
     "warmed",
+    "window",
 ]

@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import inspect
+import sys
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from safetensors import safe_open
 from torch import Tensor, nn
 from transformers import (
@@ -33,6 +36,9 @@ from nftbench.models import architectures
 LOSS_TOLERANCE = 0.01
 """Tolerance, in nats per token, for calling two networks equivalent on text. Rounding stays far below it, and the
 differences that tasks measure are far larger."""
+
+LIBRARIES = (Path(transformers.__file__).resolve().parent, Path(__file__).resolve().parent)
+"""The folders of the architectures that anyone can run: those of transformers, and this one."""
 
 transformers_logging.disable_progress_bar()
 transformers_logging.set_verbosity_error()
@@ -184,8 +190,22 @@ def _make_all_trainable(network: PreTrainedModel) -> None:
 
 
 def has_custom_code(network: PreTrainedModel) -> bool:
-    """Whether the network's class comes from neither transformers nor nftbench."""
-    return not type(network).__module__.startswith(("transformers.", "nftbench."))
+    """Whether the network computes by code that comes from neither transformers nor nftbench.
+
+    A class may call its module what it likes. So its module, as loaded, has to hold this very class, and the files of
+    both the class and its `forward` have to lie in one of the two packages.
+    """
+    cls: Any = type(network)
+    written: Any = inspect.unwrap(cls.forward)
+    module: Any = sys.modules.get(cls.__module__)
+    if getattr(module, cls.__qualname__, None) is not cls:
+        return True
+    files = [getattr(module, "__file__", None), written.__code__.co_filename]
+    return not all(file is not None and _in_library(Path(file).resolve()) for file in files)
+
+
+def _in_library(path: Path) -> bool:
+    return any(path.is_relative_to(folder) for folder in LIBRARIES)
 
 
 @torch.no_grad()

@@ -169,7 +169,8 @@ def plan(
     tasks_of: Mapping[_RowRole, list[Spec]] = {"defense": [*tasks, *benign], "dose": tasks, "twin": []}
     utility = [task_spec(text) for text in suite.utility]
     yardsticks = {canonical("yardsticks", text): registry.create("yardsticks", text) for text in suite.yardsticks}
-    for plugin in defenses.values():
+    for spec, plugin in defenses.items():
+        _check_reference(spec, plugin)
         plugin.check(suite)
     for attack, attacker in attacks.items():
         _check_attack(suite, attack, attacker)
@@ -366,6 +367,19 @@ def _ladder_attacks(suite: Suite, attacks: Collection[Spec]) -> set[Spec]:
 def initialisations(suite: Suite) -> tuple[str, ...]:
     """The rows that are further initialisations of the undefended model, which is the first itself."""
     return tuple(str(canonical("defenses", f"twin[index={index}]")) for index in range(1, suite.initialisations))
+
+
+def _check_reference(spec: Spec, plugin: Defense) -> None:
+    """Refuse a reference that the defense could have made to look good beside: only the undefended model has no maker.
+
+    A checkpoint brings an undefended twin of its own.
+
+    Raises:
+        NftbenchError: the reference is neither `none` nor, for a checkpoint, another checkpoint.
+    """
+    reference = canonical("defenses", plugin.reference_row())
+    if str(reference) != "none" and not spec.name == reference.name == "checkpoint":
+        raise NftbenchError(f"{spec}: its reference row must be none, and it is {reference}")
 
 
 def _row(defense: Spec) -> Row:

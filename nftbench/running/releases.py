@@ -7,6 +7,7 @@ knowledge names them.
 from __future__ import annotations
 
 import dataclasses
+import fnmatch
 import functools
 import json
 import tempfile
@@ -26,17 +27,38 @@ from nftbench.data import loglikelihood
 from nftbench.data.corpus import tokenization_rules
 from nftbench.data.lm_eval_tasks import window
 from nftbench.errors import NftbenchError
+from nftbench.methods import symmetries
 from nftbench.models import networks, updates
 from nftbench.planning import code_origin, registry
 from nftbench.planning.plan import Job
 from nftbench.records.spec import Spec
+from nftbench.running import plain_text
 from nftbench.running.owner import Owner, base_folder, make_base
+from nftbench.running.plain_text import PlainTexts
 from nftbench.running.workspace import Workspace, load_task, make_corpus
 from nftbench.suites.schema import Budget, Pretraining
 from nftbench.training.costs import gradient_error
 
 ADAPTER = "adapter"
 """The subfolder of a release that holds its update, if it has one."""
+FILES = (
+    *("config.json", "generation_config.json", "*.safetensors", "*.safetensors.index.json", f"{ADAPTER}/*"),
+    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.*"),
+    *(
+        "merges.txt",
+        "tokenizer.model",
+        "spiece.model",
+        "sentencepiece.bpe.model",
+        "*.jinja",
+        "additional_chat_templates/*",
+    ),
+)
+"""What a release may consist of, as patterns of paths in its folder."""
+MOST_SETTINGS = 10_000
+"""Most bytes of a configuration file. Those of models on the hub have about 1,000, with lists for each layer 3,000; the
+secret mask of the `small` model would take 11,000."""
+PROBED = 8
+"""Prompts of each ranked task on which the gradients are checked."""
 BASE = "base.json"
 """The file with hashes of weights, in the folder of a release's protection. `base_sha256` is of those that the release
 is compared with, `start_sha256` of those that its defense was given; None where they are unknown or untrained."""
@@ -236,6 +258,9 @@ def _protect(workspace: Workspace, spec: Spec, seed: int, key: str, folder: Path
     seconds = time.monotonic() - started
     if not isinstance(protected, Protected):
         raise NftbenchError(f"protect returned {type(protected).__name__}, not Protected")
+    if (protected.secret is not None) != defense.keeps_secret:
+        has = "a secret" if protected.secret is not None else "no secret"
+        raise NftbenchError(f"keeps_secret is {defense.keeps_secret}, and protect returned {has}")
     mask = protected.secret.mask if protected.secret is not None else None
     _check_release(protected.release, mask)
     networks.save(protected.release, folder)
@@ -244,7 +269,8 @@ def _protect(workspace: Workspace, spec: Spec, seed: int, key: str, folder: Path
     published = networks.load(folder, str(workspace.device))
     _check_published(folder, published)
     opened = open_release(workspace, seed, folder)
-    protection = _examine(workspace, seed, published, opened, mask, protected.series, seconds)
+    reference = _reference_model(workspace, spec, seed) or opened
+    protection = _examine(workspace, seed, published, opened, reference, mask, protected.series, seconds)
     # A killed attempt may have left its parts, which do not belong to these weights.
     for kind in ("secrets", "siblings", "protections"):
         workspace.store.discard(kind, key)
@@ -267,11 +293,19 @@ def _write(folder: Path, files: Mapping[str, Mapping[str, Any]]) -> None:
 
 
 def _check_published(folder: Path, model: Model) -> None:
-    """Refuse tensors that loading leaves out, such as a secret mask left on a module as a buffer.
+    """Refuse what is no part of a release, such as a secret mask in a buffer, in a file or in the configuration.
 
-    They are those that are gone when the loaded model is saved again. Names in files and in a network may differ, and
+    A tensor is none if it is gone when the loaded model is saved again. Names in files and in a network may differ, and
     what transformers calls unexpected leaves out some names that a mask could have.
     """
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder).as_posix()
+        if path.is_file() and not any(fnmatch.fnmatch(name, pattern) for pattern in FILES):
+            raise NftbenchError(f"the release's folder holds a file that belongs to no model: {name}")
+    for path in (folder / name for name in ("config.json", "generation_config.json")):
+        size = path.stat().st_size if path.exists() else 0
+        if size > MOST_SETTINGS:
+            raise NftbenchError(f"the release's {path.name} has {size} bytes; settings need at most {MOST_SETTINGS}")
     with tempfile.TemporaryDirectory() as again:
         networks.save(model, Path(again))
         extra = networks.tensor_names(folder) - networks.tensor_names(Path(again))
@@ -297,6 +331,7 @@ def _examine(
     seed: int,
     model: Model,
     opened: Model,
+    reference: Model,
     mask: Mask | None,
     series: Sequence[Series],
     seconds: float,
@@ -306,16 +341,20 @@ def _examine(
     Args:
         model: the release as published.
         opened: the release as attackers open it, whose gradients are checked.
+        reference: the release of its reference row.
         series: the curves that the defense reports.
     """
     owner = Owner(workspace, seed)
-    loss, tokenizer_changed = _probe(workspace, owner, model)
+    texts = _plain_texts(workspace, seed, opened, reference)
+    loss, tokenizer_changed = _probe(workspace, owner, model, texts)
+    error, unchecked = _checked_gradients(opened.network, loss, networks.derive(seed, "probe"))
+    readings = [plain_text.read(one.network, texts) if texts else {} for one in (opened, reference)]
     before, after = owner.build().network.config.to_dict(), model.network.config.to_dict()
     ignored = {"_name_or_path", "transformers_version", "architectures", "dtype"}
     return Protection(
         parameters=sum(parameter.numel() for parameter in model.network.parameters()),
         seconds=seconds,
-        gradient_error=gradient_error(opened.network, loss, networks.derive(seed, "probe")),
+        gradient_error=error,
         config_changed={
             name: after.get(name) for name in sorted({*before, *after} - ignored) if before.get(name) != after.get(name)
         },
@@ -323,11 +362,46 @@ def _examine(
         own_code=networks.has_custom_code(opened.network),
         density={name: float(tensor.float().mean()) for name, tensor in mask.items()} if mask is not None else {},
         series=tuple(series),
+        unchecked=unchecked,
+        rewrite=symmetries.unknown(opened.network) if opened.tokenizer is not None else None,
+        plain_text=readings[0],
+        reference_plain_text=readings[1],
     )
 
 
-def _probe(workspace: Workspace, owner: Owner, model: Model) -> tuple[Callable[[nn.Module], torch.Tensor], bool]:
+def _reference_model(workspace: Workspace, spec: Spec, seed: int) -> Model | None:
+    """The release of the reference row; None where the row is its own reference, or that release cannot be made."""
+    reference, key = workspace.reference(spec, seed)
+    folder = workspace.store.artifact("releases", key) if reference != spec and key is not None else None
+    return open_release(workspace, seed, folder) if folder is not None else None
+
+
+def _plain_texts(workspace: Workspace, seed: int, opened: Model, reference: Model) -> PlainTexts | None:
+    """Text to read release and reference by; None where they read none, or other words than each other."""
+    own, usual = opened.tokenizer, reference.tokenizer
+    if own is None or usual is None or own.get_vocab() != usual.get_vocab():
+        return None
+    return plain_text.collect(workspace, seed, reference)
+
+
+def _checked_gradients(
+    network: nn.Module, loss: Callable[[nn.Module], torch.Tensor], seed: int
+) -> tuple[float | None, str | None]:
+    """The error of the gradients, or why they cannot be checked: some layers cannot compute in float64."""
+    try:
+        return gradient_error(network, loss, seed), None
+    except torch.OutOfMemoryError:
+        raise
+    except (RuntimeError, NotImplementedError, TypeError) as error:
+        return None, f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+
+
+def _probe(
+    workspace: Workspace, owner: Owner, model: Model, texts: PlainTexts | None
+) -> tuple[Callable[[nn.Module], torch.Tensor], bool]:
     """A loss to check the release's gradients with, and whether its tokenizer differs from the corpus's.
+
+    It is the loss on held-out text and on prompts of the ranked tasks: a release may compute something else there.
 
     Raises:
         NftbenchError: the release's logits have the wrong shape, or its context is shorter than a block of its text.
@@ -345,6 +419,9 @@ def _probe(workspace: Workspace, owner: Owner, model: Model) -> tuple[Callable[[
         raise NftbenchError(f"the release embeds {words} words, its tokenizer has {len(model.tokenizer)}")
     tokens = _text(corpus, len(model.tokenizer), str(workspace.device))
     block, half = tokens.shape[1], tokens.shape[1] // 2
+    prompts = (
+        [prompt for some in texts.prompts.values() for prompt in some[:PROBED] if len(prompt) > 1] if texts else []
+    )
     if window(model) < block:
         raise NftbenchError(f"the release reads {window(model)} tokens at once, a block of its text has {block}")
 
@@ -355,13 +432,22 @@ def _probe(workspace: Workspace, owner: Owner, model: Model) -> tuple[Callable[[
             last = loglikelihood.logits_at_end(network, tokens[:, :-1], half)
         # Not the network's own loss: transformers computes it in float32, too coarse for central differences.
         found, true = torch.cat([logits, last], 1), torch.cat([tokens[:, 1:], tokens[:, -half:]], 1)
-        return nn.functional.cross_entropy(found.flatten(0, 1).double(), true.flatten())
+        value = nn.functional.cross_entropy(found.flatten(0, 1).double(), true.flatten())
+        return value + _prompts_loss(network, prompts) if prompts else value
 
     with torch.no_grad():
         logits = model.network(input_ids=tokens).logits
     if logits.shape[-1] < len(model.tokenizer) or logits.shape[:2] != tokens.shape:
         raise NftbenchError(f"the release gives logits of shape {tuple(logits.shape)} for {len(model.tokenizer)} words")
     return loss, _differs(model.tokenizer, corpus)
+
+
+def _prompts_loss(network: nn.Module, prompts: Sequence[Sequence[int]]) -> torch.Tensor:
+    """Next-token loss on prompts, in nats per token."""
+    ids, real = plain_text.padded(prompts)
+    ids = ids.to(next(network.parameters()).device)
+    logits = network(input_ids=ids).logits[:, :-1][real[:, 1:]]
+    return nn.functional.cross_entropy(logits.double(), ids[:, 1:][real[:, 1:]])
 
 
 def _text(corpus: Corpus, words: int, device: str) -> torch.Tensor:

@@ -14,9 +14,12 @@ from torch.utils.flop_counter import FlopCounterMode
 from nftbench.contract import Cost
 from nftbench.training.engine import Stepper
 
-STEP_SIZES = (1e-5, 1e-4, 1e-3, 1e-2)
+STEP_SIZES = (1e-8, 1e-7, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2)
 """Lengths of the finite differences tried along each direction; the one that agrees best counts. Some norms, such as
-Llama's, always compute in float32, which is too coarse for short steps. Over long steps the loss is not linear."""
+Llama's, always compute in float32, which is too coarse for short steps. Over long steps the loss is not linear; where
+large weights cancel, it is linear over the shortest alone."""
+SMALLEST = 1e-4
+"""The scale of a weight is its size, and at least this share of its tensor's root mean square, so that zeros count."""
 FLOAT32_TOLERANCE = 0.1
 """Largest relative distance between honest gradients in float32 and in float64; rounding stays far below it."""
 MAX_ERROR = 2.0
@@ -87,11 +90,15 @@ def gradients(network: nn.Module, tokens: Tensor, batch: int = 32) -> dict[str, 
 def gradient_error(network: nn.Module, loss: Callable[[nn.Module], Tensor], seed: int, directions: int = 3) -> float:
     """The relative error of a network's gradients: 0 if they are exact, about 1 if they are unrelated to the loss.
 
-    It is the largest |a - f| / max(|a|, |f|) over random directions, in float64. Here a is the directional derivative
-    by autograd and f the one by central differences. Honest networks stay below 1e-5, and a custom backward pass that
-    returns something else gives about 1.
+    It is the largest |a - f| / max(|a|, |f|, |g|) over random directions, in float64. Here a is the directional
+    derivative by autograd and f the one by central differences. |g| is the root mean square of a over all directions: a
+    direction in which the loss hardly changes shows rounding alone.
 
-    Each direction is scaled to the size of each parameter, so that wrong gradients of small tensors count as well.
+    A direction changes each weight in proportion to its size. The same function can be computed by weights of very
+    different sizes, and steps of one length would be too long for the small ones. The undefended `small` model and its
+    rewrites (queries against keys over eight decades, gains over ten, a rotated stream, biases shifted by 1000) stay
+    below 2e-7, and a custom backward pass that returns something else gives 0.5 to 1.
+
     Gradients are taken in training mode and differences in evaluation mode. Without dropout, which the caller turns
     off, both modes compute the same function.
 
@@ -102,9 +109,10 @@ def gradient_error(network: nn.Module, loss: Callable[[nn.Module], Tensor], seed
     double = _gradients(network.double(), loss)
     network.eval()
     parameters = list(network.parameters())
-    scales = [parameter.detach().square().mean().sqrt().clamp_min(1e-8) for parameter in parameters]
+    scales = [_scale(parameter.detach()) for parameter in parameters]
     distance = _distance(single, double, scales)
     worst = distance if distance > FLOAT32_TOLERANCE else 0.0
+    typical = _norm(double, scales)
     generator = torch.Generator().manual_seed(seed)
     for _ in range(directions):
         steps = [
@@ -113,9 +121,14 @@ def gradient_error(network: nn.Module, loss: Callable[[nn.Module], Tensor], seed
         ]
         derivative = sum(float((gradient * step).sum()) for gradient, step in zip(double, steps, strict=True))
         differences = [_central_difference(network, loss, parameters, steps, size) for size in STEP_SIZES]
-        errors = [_relative_error(derivative, difference) for difference in differences]
+        errors = [_relative_error(derivative, difference, typical) for difference in differences]
         worst = max(worst, min(errors))
     return worst
+
+
+def _scale(parameter: Tensor) -> Tensor:
+    """The scale of each weight, which is never zero."""
+    return parameter.abs() + SMALLEST * parameter.square().mean().sqrt() + 1e-8
 
 
 def _gradients(network: nn.Module, loss: Callable[[nn.Module], Tensor]) -> list[Tensor]:
@@ -125,22 +138,23 @@ def _gradients(network: nn.Module, loss: Callable[[nn.Module], Tensor]) -> list[
 
 
 def _distance(first: list[Tensor], second: list[Tensor], scales: list[Tensor]) -> float:
-    """|first - second| / max(|first|, |second|), where each tensor is multiplied by its parameter's scale."""
-
-    def norm(tensors: Iterable[Tensor]) -> float:
-        return math.hypot(*(float(scale * one.norm()) for one, scale in zip(tensors, scales, strict=True)))
-
-    largest = max(norm(first), norm(second))
-    distance = norm(one.double() - other for one, other in zip(first, second, strict=True))
+    """|first - second| / max(|first|, |second|), where each gradient is multiplied by its weight's scale."""
+    largest = max(_norm(first, scales), _norm(second, scales))
+    distance = _norm((one.double() - other for one, other in zip(first, second, strict=True)), scales)
     if not (math.isfinite(distance) and math.isfinite(largest)):
         return MAX_ERROR
     return distance / largest if largest else 0.0
 
 
-def _relative_error(derivative: float, difference: float) -> float:
+def _norm(gradients: Iterable[Tensor], scales: list[Tensor]) -> float:
+    """Euclidean norm of all gradients together, each multiplied by its weight's scale."""
+    return math.hypot(*(float((scale * one).norm()) for one, scale in zip(gradients, scales, strict=True)))
+
+
+def _relative_error(derivative: float, difference: float, typical: float) -> float:
     if not (math.isfinite(derivative) and math.isfinite(difference)):
         return MAX_ERROR
-    largest = max(abs(derivative), abs(difference))
+    largest = max(abs(derivative), abs(difference), typical)
     return abs(derivative - difference) / largest if largest else 0.0
 
 

@@ -10,8 +10,8 @@ import torch
 from transformers import PreTrainedModel
 
 from nftbench.attacks import rebalance
-from nftbench.attacks.rebalance.symmetries import anatomy, scale_logits, scale_stream
 from nftbench.contract import Attack, Model, Outcome, Release
+from nftbench.methods.symmetries import anatomy, scale_logits, scale_stream
 from nftbench.models import networks
 from nftbench.planning import registry
 from nftbench.running.attacker import Attacker

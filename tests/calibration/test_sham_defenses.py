@@ -18,7 +18,7 @@ from nftbench.records.record import Record
 from nftbench.records.spec import Spec
 from nftbench.running.releases import load_protection, make_release, open_release
 from nftbench.running.workspace import Workspace, load_task, make_corpus
-from nftbench.scoring.flags import GRADIENT_ERROR
+from nftbench.scoring.flags import GRADIENT_ERROR, plain_text_gaps
 from nftbench.testing import check_defense
 
 MakeWorkspace = Callable[..., Workspace]
@@ -35,7 +35,10 @@ SAME_LOGITS = (
     "lying_backward[strange=true]",
     "lying_backward[last_only=true,strange=true]",
     "deaf",
+    "deaf[module=library]",
     "mumbling",
+    "costume",
+    "rescaled[padding=1e12]",
 )
 """Those that compute what the base computes, up to rounding."""
 EVERY = (
@@ -44,8 +47,13 @@ EVERY = (
     "lying_backward[gradient=nan,strange=true]",
     "flat_head",
     "undertrained",
+    "undertrained[fraction=0.8]",
     "half",
     "half[dtype=bfloat16]",
+    "lock",
+    "overspent",
+    "overspent[steps=1.0,width=2]",
+    "crammed",
 )
 
 
@@ -112,7 +120,10 @@ def test_a_backward_pass_of_the_last_layer_alone_is_detected(workspace: MakeWork
     assert release(workspace(defenses=["none", spec]), spec)[1].gradient_error > GRADIENT_ERROR
 
 
-@pytest.mark.parametrize("spec", ["lying_backward[gradient=nan]", "lying_backward[last_only=true]", "buffers", "deaf"])
+@pytest.mark.parametrize(
+    "spec",
+    ["lying_backward[gradient=nan]", "lying_backward[last_only=true]", "buffers", "deaf", "deaf[module=library]"],
+)
 def test_weights_that_fit_the_library_are_attacked_in_its_own_code(spec: str, workspace: MakeWorkspace) -> None:
     here = workspace(defenses=["none", spec])
     model, protection = release(here, spec)
@@ -187,6 +198,9 @@ LOOKS = [
     ("silent", "full"),
     ("silent", "lora"),
     ("silent", "layers"),
+    ("costume", "full"),
+    ("lock", "full"),
+    ("lock", "rebalance"),
     ("lying_backward[last_only=true,strange=true]", "full"),
 ]
 
@@ -202,6 +216,12 @@ def test_a_sham_looks_protected_to_one_learning_rate(sham: str, attack: str, att
 
 BREAKS = [
     ("rescaled", "rebalance"),
+    ("rescaled[padding=1e12]", "rebalance"),
+    ("costume", "rebalance"),
+    ("lock", "prefix[frozen=1]"),
+    ("lock", "prefix[text=passage]"),
+    ("lock", "reinit[blocks=first]"),
+    ("deaf[module=library]", "full"),
     ("norm_gain", "rebalance"),
     ("norm_gain[factor=1e4]", "rebalance"),
     ("cancelling_branch", "rebalance"),
@@ -237,11 +257,29 @@ def test_a_sham_that_predicts_worse_misses_the_utility_bar(sham: str, attacked: 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "sham", ["lying_backward[strange=true]", "lying_backward[gradient=nan,strange=true]", "cancelling_branch"]
-)
+@pytest.mark.parametrize("sham", ["lying_backward[strange=true]", "lying_backward[gradient=nan,strange=true]"])
 def test_gradients_that_cannot_be_trusted_are_flagged(sham: str, attacked: Any) -> None:
     assert attacked(sham, "none").protection.gradient_error > GRADIENT_ERROR
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "sham", ["cancelling_branch", "rescaled", "norm_gain", "silent", "flat_head", "costume", "lock"]
+)
+def test_true_gradients_are_not_accused(sham: str, attacked: Any) -> None:
+    """What weights alone make hard to train has true gradients. Attacks undo it, not this flag."""
+    assert attacked(sham, "none").protection.gradient_error <= GRADIENT_ERROR
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("sham", "raised"),
+    [("lock", True), ("none", False), ("rescaled", False), ("undertrained", False), ("costume", False)],
+)
+def test_a_lock_on_the_beginning_of_text_is_seen(sham: str, raised: bool, attacked: Any) -> None:
+    found = attacked(sham, "none").protection
+    assert {"text", "passages", "prompts of toy_topic", "beginning of toy_topic"} == found.plain_text.keys()
+    assert any(gap > most for _, gap, most in plain_text_gaps(found)) == raised
 
 
 @pytest.mark.slow

@@ -49,6 +49,7 @@ SPECS = {
         "scratch": ("scratch", "scratch[text=true,steps=4]"),
         "redistill": ("redistill[steps=6]", "redistill[what=model,steps=6]"),
         "replay": ("replay[blocks=16,length=16]",),
+        "prefix": ("prefix[frozen=1]", "prefix[text=passage,length=3]"),
         "prune": ("prune", "prune[scope=per_tensor]"),
         "quantize": ("quantize", "quantize[bits=4]"),
         "mask_recovery": tuple(f"mask_recovery[estimator={name},batches=2,guesses=2]" for name in get_args(Estimator)),

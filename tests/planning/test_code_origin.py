@@ -21,7 +21,6 @@ MINE = (
     "@dataclass(frozen=True)\nclass Mine(Defense):\n    stage: ClassVar = 'posttrain'\n"
     "    def protect(self, model, context):\n        return Protected(model)\n"
 )
-TWIN = MINE.replace("Mine", "Twin") + "\n    def reference_row(self):\n        return 'mine'\n"
 
 
 def changed(record: Record, **sources: str) -> Record:
@@ -81,15 +80,3 @@ def test_a_plugin_that_is_edited_during_a_run_fails_its_jobs_alone(
                 "failed",
                 "defense 'mine': its source has changed since the run began; start the run again",
             )
-
-
-def test_a_reference_that_is_edited_during_a_run_is_not_made_for_others(
-    workspace: MakeWorkspace, run_all: RunAll, plugin: Callable[[str, str], Path]
-) -> None:
-    path = plugin("mine", MINE)
-    plugin("beside_mine", TWIN)
-    here: Any = workspace(fresh=True, defenses=["beside_mine"], attacks=["none"])
-    path.write_text(path.read_text().replace("'posttrain'", "'pretrain'"))
-    records = run_all(here).values()
-    assert {one.base_sha256 for one in records} == {None}
-    assert here.store.artifact("releases", here.plan.releases["mine", 0]) is None

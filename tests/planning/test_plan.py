@@ -218,6 +218,19 @@ def test_a_misspelt_name_is_refused(changes: dict[str, Any], expected: str) -> N
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("named", ["rigged[weak=true]", "early_stop", "checkpoint[path=.]"])
+def test_a_defense_that_names_another_reference_than_the_undefended_model_is_refused(
+    named: str, plugin: Callable[[str, str], Path]
+) -> None:
+    plugin(
+        "rigged",
+        "@dataclass(frozen=True)\nclass Rigged(Defense):\n    stage: ClassVar = 'pretrain'\n    weak: bool = False\n"
+        f"    def reference_row(self):\n        return 'none' if self.weak else {named!r}\n",
+    )
+    with pytest.raises(NftbenchError, match=r"^rigged: its reference row must be none, and it is [^\n]*$"):
+        plan(suite(defenses=["none", "rigged"]))
+
+
 def test_defaults_written_out_are_the_same_row() -> None:
     found = plan(suite(defenses=["none", "early_stop", "early_stop[fraction=0.5]", "pmp[ratio=0.70]"], seeds=[0]))
     assert {str(cell.defense) for cell in found.cells} == {"none", "early_stop", "pmp"}

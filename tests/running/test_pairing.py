@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,23 +15,13 @@ from safetensors.torch import load_file, save_file
 
 from nftbench.models import networks
 from nftbench.planning.plan import Plan
+from nftbench.records.spec import Spec
 from nftbench.running.releases import BASE, load_base_sha256, make_release
 from nftbench.running.workspace import Workspace
 from nftbench.scoring.pairing import unpaired
 
 MakeWorkspace = Callable[..., Workspace]
 RunAll = Callable[..., dict[tuple[str, str, str, int], Any]]
-BROKEN_TWIN = """
-@dataclass(frozen=True)
-class {name}(Defense):
-    stage: ClassVar = "pretrain"
-
-    def reference_row(self):
-        return "breaks_at_once"
-
-    def protect(self, model, context):
-        {body}
-"""
 
 
 def write_model(tensors: dict[str, torch.Tensor], others: dict[str, bytes], folder: Path) -> None:
@@ -94,14 +85,16 @@ def test_a_release_from_before_the_hash_was_kept_has_an_unknown_base(workspace: 
 
 
 def test_a_reference_that_cannot_be_made_fails_no_other_row(
-    workspace: MakeWorkspace, plugin: Callable[[str, str], Path], run_all: RunAll
+    workspace: MakeWorkspace, run_all: RunAll, tmp_path: Path
 ) -> None:
-    plugin("breaks_at_once", BROKEN_TWIN.format(name="Broken", body="raise ValueError('no such model')"))
-    plugin("twin_of_it", BROKEN_TWIN.format(name="Twin", body="return Protected(model)"))
-    records = run_all(workspace(defenses=["twin_of_it"]))
-    assert {(row, one.status, one.base_sha256) for (row, *_), one in records.items()} == {
-        ("breaks_at_once", "failed", None),
-        ("twin_of_it", "ok", None),
+    here = workspace(defenses=["none"])
+    given, broken = tmp_path / "given", tmp_path / "broken"
+    shutil.copytree(make_release(here, Spec("none"), 0, here.plan.releases["none", 0]), given)
+    shutil.copytree(given, broken, ignore=shutil.ignore_patterns("*.safetensors"))
+    records = run_all(workspace(defenses=[f"checkpoint[path={given},reference={broken}]"]))
+    assert {(one.defense, one.status, one.base_sha256) for one in records.values()} == {
+        (f"checkpoint[path={broken}]", "failed", None),
+        (f"checkpoint[path={given},reference={broken}]", "ok", None),
     }
 
 

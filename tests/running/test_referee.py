@@ -22,7 +22,7 @@ from nftbench.errors import NftbenchError
 from nftbench.models import networks
 from nftbench.planning import registry
 from nftbench.planning.plan import narrow
-from nftbench.running import referee
+from nftbench.running import referee, releases
 from nftbench.running.owner import Owner, make_base
 from nftbench.running.releases import load_secret, make_release
 from nftbench.running.workspace import Workspace, load_task
@@ -79,6 +79,20 @@ BAD: dict[str, tuple[str, str]] = {
         "the secret mask does not fit the release: transformer.wte.weight",
     ),
     "gives_half_a_mask": ("return Protected(model, Secret({}))", "the secret mask does not fit the release"),
+    "hides_its_secret": (
+        "mask = {name: torch.ones_like(weight).bool() for name, weight in model.network.named_parameters()}\n"
+        "return Protected(model, Secret(mask))",
+        "keeps_secret is False, and protect returned a secret",
+    ),
+    "has_no_mask": ("return Protected(model)", "keeps_secret is True, and protect returned no secret"),
+    "hides_settings": (
+        "model.network.config.notes = 'x' * 20000\nreturn Protected(model)",
+        "the release's config.json has 20",
+    ),
+    "hides_generation_settings": (
+        "model.network.generation_config.notes = 'x' * 20000\nreturn Protected(model)",
+        "the release's generation_config.json has 20",
+    ),
     "gives_no_protected": ("return model", "protect returned Model, not Protected"),
     "gives_nothing": ("pass", "protect returned NoneType, not Protected"),
     "shrinks_vocabulary": ("model.network.resize_token_embeddings(7)\nreturn Protected(model)", "7"),
@@ -101,6 +115,22 @@ def test_bad_defenses_fail_and_say_why_while_other_rows_go_on(
         assert found
         assert "\n" not in found
         assert reason in found
+
+
+def test_gradients_that_cannot_be_checked_fail_no_row(
+    workspace: MakeWorkspace, plugin: WriteFile, run_all: RunAll, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Some layers compute in one precision alone."""
+
+    def no_float64(*_: Any) -> float:
+        raise RuntimeError("expected Float32\nand got Double")
+
+    monkeypatch.setattr(releases, "gradient_error", no_float64)
+    plugin("as_it_is", defense("return Protected(model)"))
+    for record in run_all(workspace(fresh=True, defenses=["none", "as_it_is"], attacks=["none"])).values():
+        assert record.status == "ok"
+        assert record.protection.gradient_error is None
+        assert record.protection.unchecked == "RuntimeError: expected Float32 and got Double"
 
 
 def test_bad_attacks_fail_and_say_why_while_other_attacks_go_on(
@@ -302,19 +332,19 @@ def test_a_mask_left_in_a_buffer_is_not_published(workspace: MakeWorkspace, plug
     assert folder is None or b"kept" not in (folder / "model.safetensors").read_bytes()
 
 
-def test_a_mask_left_in_the_configuration_is_said_in_the_record(
-    workspace: MakeWorkspace, plugin: WriteFile, run_all: RunAll
+@pytest.mark.parametrize(("kept", "refused"), [("", True), ("[0]", False)])
+def test_a_mask_left_in_the_configuration_is_refused_and_a_field_is_said_in_the_record(
+    kept: str, refused: bool, workspace: MakeWorkspace, plugin: WriteFile, run_all: RunAll
 ) -> None:
-    body = LEAKY + "model.network.config.kept = mask['transformer.wte.weight'].tolist()\n"
-    plugin(
-        "tells",
-        defense(body + "return Protected(model, Secret(mask))", keeps_secret=True),
-    )
-    here = workspace(defenses=["none", "tells"])
-    records = run_all(here)
-    protection = records["tells", "none", "toy_topic", 0].protection
-    assert protection is not None
-    assert "kept" in protection.config_changed, "at least the record says so"
+    body = LEAKY + f"model.network.config.kept = mask['transformer.wte.weight']{kept}.tolist()\n"
+    plugin("tells", defense(body + "return Protected(model, Secret(mask))", keeps_secret=True))
+    record = run_all(workspace(defenses=["none", "tells"]))["tells", "none", "toy_topic", 0]
+    if refused:
+        assert record.status == "failed"
+        assert "config.json has" in str(record.reason)
+    else:
+        assert record.protection is not None
+        assert "kept" in record.protection.config_changed
 
 
 @pytest.mark.parametrize("stage", ["pretrain", "posttrain"])

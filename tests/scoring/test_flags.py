@@ -108,6 +108,54 @@ def test_gradients_that_are_wrong_unrank(error: float | None, doubtful: bool) ->
     assert of(scored(records)).claim.verdict == ("untested" if doubtful else "holds")
 
 
+def test_gradients_that_cannot_be_checked_are_a_doubt() -> None:
+    records = changed(adaptive(), "pmp", "none", protection=Protection(1000, 1.0, unchecked="no float64"))
+    flag = raised(records)["unchecked"]
+    assert (flag.severity, flag.message) == ("warn", "its gradients could not be checked: no float64")
+    assert of(scored(records)).standing.group == "ranked"
+
+
+USUAL = {"text": 2.5, "passages": 2.6, "prompts of topic": 7.9, "beginning of topic": 0.3}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({}, None),
+        ({"text": 4.5, "passages": 4.9, "prompts of topic": 10.5, "beginning of topic": 1.0}, None),
+        (
+            {"passages": 3.2},
+            "it reads passages 0.6 bits per token worse than its reference does, beyond what it loses on other text",
+        ),
+        (
+            {"text": 3.0, "prompts of topic": 10.4},
+            "it reads prompts of topic 2.0 bits per token worse than its reference does, beyond what it loses on other "
+            "text",
+        ),
+        (
+            {"beginning of topic": 3.3},
+            "a token in front of topic's prompts moves predictions by 3.0 bits more than the reference's",
+        ),
+    ],
+)
+def test_a_release_that_does_not_hear_prompts_unranks(changes: dict[str, float], message: str | None) -> None:
+    found = Protection(1000, 1.0, plain_text={**USUAL, **changes}, reference_plain_text=USUAL)
+    records = changed(adaptive(), "pmp", "none", protection=found)
+    flag = raised(records).get("prompts")
+    assert (flag and flag.message) == message
+    assert of(scored(records)).standing.group == ("unranked" if message else "ranked")
+    assert of(scored(records)).claim.verdict == ("untested" if message else "holds")
+
+
+@pytest.mark.parametrize("other", [False, True])
+def test_an_architecture_without_rewrites_unranks_where_the_base_has_another(other: bool) -> None:
+    found = Protection(1000, 1.0, rewrite="none is known", config_changed={"model_type": "bloom"} if other else {})
+    flags = raised(changed(adaptive(), "pmp", "none", protection=found))
+    assert flags["rewrite"].severity == "warn"
+    assert ("costume" in flags) == other
+    assert not other or flags["costume"].severity == "unrank"
+
+
 def test_resistance_undone_by_another_optimizer_unranks() -> None:
     def muon(value: float) -> list[Record]:
         undefended = [record("none", "full[optimizer=muon]", task, seed, 0.82) for task in TASKS for seed in range(5)]

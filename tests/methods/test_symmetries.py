@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import GPT2LMHeadModel, PreTrainedModel
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 from transformers.models.qwen3.modeling_qwen3 import Qwen3RMSNorm
 
-from nftbench.attacks.rebalance import symmetries
-from nftbench.attacks.rebalance.symmetries import anatomy, balanced, canonical, scale_logits
+from nftbench.methods import symmetries
+from nftbench.methods.symmetries import anatomy, as_gpt2, balanced, canonical, scale_logits, unknown
 from nftbench.models import networks
 
 LLAMA = {
@@ -30,6 +30,7 @@ GPT2 = {"n_layer": 2, "n_embd": 24, "n_head": 3, "n_positions": 32}
 SHAPES: dict[str, dict[str, Any]] = {
     "gpt2": {"model_type": "gpt2", **GPT2},
     "gpt2, untied": {"model_type": "gpt2", **GPT2, "tie_word_embeddings": False},
+    "gpt_bigcode": {"model_type": "gpt_bigcode", **GPT2, "multi_query": True},
     "llama": {"model_type": "llama", **LLAMA},
     "llama, tied": {"model_type": "llama", **LLAMA, "tie_word_embeddings": True},
     "llama, biases": {"model_type": "llama", **LLAMA, "attention_bias": True, "mlp_bias": True},
@@ -182,7 +183,31 @@ def test_words_get_their_usual_size() -> None:
         stream(network)
     canonical(network)
     words = network.get_input_embeddings().weight
-    assert float(words.detach().square().mean().sqrt()) == pytest.approx(words.shape[1] ** -0.5)
+    assert float(words.detach().square().mean(1).sqrt().median()) == pytest.approx(words.shape[1] ** -0.5)
+
+
+def test_one_huge_word_does_not_shrink_the_others() -> None:
+    """The row of a word that no text uses could be of any size."""
+    network, plain = drawn("gpt2, untied"), drawn("gpt2, untied")
+    with torch.no_grad():
+        network.get_input_embeddings().weight[7] = 1e12
+    for one in (network, plain):
+        canonical(one)
+    huge, usual = (one.get_input_embeddings().weight.detach() for one in (network, plain))
+    kept = torch.arange(50) != 7
+    assert torch.allclose(huge[kept], usual[kept], rtol=0.1)
+
+
+@torch.no_grad()
+def test_gpt_bigcode_with_all_keys_is_gpt2() -> None:
+    settings = {"model_type": "gpt_bigcode", **GPT2, "multi_query": False, "vocab_size": 50}
+    network = networks.build(settings, None, 0, "cpu").network.double().eval()
+    for parameter in network.parameters():
+        parameter.add_(0.3 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
+    found = as_gpt2(network)
+    assert (type(found), anatomy(network), unknown(network)) == (GPT2LMHeadModel, None, None)
+    assert apart(logits(network), logits(found)) < 1e-12
+    assert as_gpt2(found) is found
 
 
 def test_a_gain_of_zero_keeps_the_logits() -> None:
@@ -214,6 +239,7 @@ def test_other_architectures_stay_as_they_are() -> None:
     canonical(network)
     scale_logits(network, 10.0)
     assert anatomy(network) is None
+    assert unknown(network) == "no rewrite is known for blocks as in linear"
     assert all(torch.equal(weight, before[name]) for name, weight in network.state_dict().items())
 
 

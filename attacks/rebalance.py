@@ -1,8 +1,8 @@
 """Rebalancing: norms are folded, layers equalised and cancelling units merged, then every weight is fine-tuned.
 
-This undoes defenses that resist only by the size of their weights. The rewrites keep the outputs; `symmetries.py` has
-them. The size of the logits is a further degree of freedom, which no accuracy shows. If the softmax is saturated or
-flat for every input, the logits are scaled by powers of ten until it is neither.
+This undoes defenses that resist only by the size of their weights. The rewrites of `nftbench.methods.symmetries` keep
+the outputs. The size of the logits is a further degree of freedom, which no accuracy shows. If the softmax is saturated
+or flat for every input, the logits are scaled by powers of ten until it is neither.
 """
 
 from __future__ import annotations
@@ -14,9 +14,8 @@ from typing import ClassVar
 import torch
 from transformers import PreTrainedModel
 
-from nftbench import Attack, AttackerContext, Knowledge, Outcome, Prepared, Release, Task
-
-from . import symmetries
+from nftbench import Attack, AttackerContext, Knowledge, Model, Outcome, Prepared, Release, Task
+from nftbench.methods import symmetries
 
 ORDINARY = (0.001, 0.999)
 """The range of the mean entropy of an ordinary language model's predictions, relative to that of a uniform guess."""
@@ -29,10 +28,10 @@ class Rebalance(Attack):
     knowledge: ClassVar[frozenset[Knowledge]] = frozenset({"method"})
 
     def prepare(self, release: Release, context: AttackerContext) -> Prepared:
-        network = release.model.network
+        network = symmetries.as_gpt2(release.model.network)
         symmetries.canonical(network)
         symmetries.scale_logits(network, sharpness(network))
-        return Prepared(release.model)
+        return Prepared(Model(network, release.model.tokenizer))
 
     def adapt(self, prepared: Prepared, task: Task, context: AttackerContext) -> Outcome:
         return context.sweep(prepared.model, task)

@@ -2,8 +2,8 @@
 
 Different weights can compute the same function, but a gradient step depends on the weights. A defense could multiply a
 norm's gain by a factor and divide the next layer's weights by it. No output would change, but every useful learning
-rate would. `canonical` undoes this for causal LMs shaped like GPT-2, Llama or Qwen3, and for DLR-locked ones. Networks
-with other blocks stay as they are. The rewrites, in this order:
+rate would. `canonical` undoes this for causal LMs shaped like GPT-2, GPT-BigCode, Llama or Qwen3, and for DLR-locked
+ones. Networks with other blocks stay as they are, and `unknown` says so. The rewrites, in this order:
 
 - Gains and biases of norms are moved into the layers that read them (Ashkboos et al. 2024, SliceGPT, arXiv:2401.15024,
   section 3).
@@ -13,7 +13,8 @@ with other blocks stay as they are. The rewrites, in this order:
   passes to the output unchanged.
 - Hidden units that compute the same are merged, which removes branches that cancel. A unit that computes a constant is
   replaced by a bias. Weights that are multiplied by zeros, and could have any size, are given an ordinary size.
-- The residual stream is rescaled so that the embeddings have root mean square 1 / sqrt(width). The epsilon of every
+- The residual stream is rescaled so that half of the embeddings have a root mean square above 1 / sqrt(width). The
+  median is the measure because a single row, of a word that is never used, could be of any size. The epsilon of every
   norm is rescaled with it.
 - Pairs of layers whose product alone matters share it equally: M2·M1 = U S V becomes U S^½ and S^½ V. These are values
   and outputs of a head, queries and keys of a head, and the two linear factors of a gated unit. With rotary positions,
@@ -30,13 +31,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import GPT2Config, GPT2LMHeadModel, GPTBigCodeForCausalLM, PreTrainedModel
 from transformers.models.gpt2.modeling_gpt2 import GPT2MLP, GPT2Block
+from transformers.models.gpt_bigcode.modeling_gpt_bigcode import GPTBigCodeBlock, GPTBigCodeMLP
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaRMSNorm
 from transformers.models.qwen3.modeling_qwen3 import Qwen3DecoderLayer, Qwen3RMSNorm
 from transformers.pytorch_utils import Conv1D
 
-from nftbench.methods import dlr
+from nftbench.models.architectures import dlr
+from nftbench.models.networks import seeded
 
 SAME = 1e-6
 """Units whose inner weights have a smaller relative difference count as equal: a few rounding errors of float32."""
@@ -158,9 +161,14 @@ class Anatomy:
 
 
 def anatomy(network: PreTrainedModel) -> Anatomy | None:
-    """The parts of a network, or None if one of its blocks or its last norm is of an unknown class."""
+    """The parts of a network, or None if one of its blocks or its last norm is of an unknown class.
+
+    GPT-BigCode with keys and values for every head has parts as `as_gpt2` alone.
+    """
+    if _is_interleaved(network):
+        return None
     decoder, head = network.base_model, network.get_output_embeddings()
-    if hasattr(decoder, "h") and all(isinstance(block, GPT2Block) for block in decoder.h):
+    if hasattr(decoder, "h") and all(isinstance(block, GPT2Block | GPTBigCodeBlock) for block in decoder.h):
         blocks, final, positions = [_gpt2(block) for block in decoder.h], decoder.ln_f, decoder.wpe.weight.detach()
     elif hasattr(decoder, "layers") and all(
         isinstance(b, LlamaDecoderLayer | Qwen3DecoderLayer) for b in decoder.layers
@@ -177,11 +185,13 @@ def anatomy(network: PreTrainedModel) -> Anatomy | None:
 
 def _gpt2(block: Any) -> Block:
     whole, width = Affine.of(block.attn.c_attn), block.attn.embed_dim
-    query, key, value = (whole.outputs(start, start + width) for start in range(0, 3 * width, width))
+    shared = (len(whole.weight) - width) // 2  # of keys, and of values; GPT-BigCode may have one head of them
+    query, key = whole.outputs(0, width), whole.outputs(width, width + shared)
+    value = whole.outputs(width + shared, width + 2 * shared)
     attention = Attention(query, key, value, Affine.of(block.attn.c_proj), block.attn.head_dim, rotary=False)
     if isinstance(block.mlp, dlr.DlrNet):
         return Block(attention, block.ln_1, _low_rank(block.mlp), block.ln_2, block.mlp)
-    assert isinstance(block.mlp, GPT2MLP)
+    assert isinstance(block.mlp, GPT2MLP | GPTBigCodeMLP)
     units = Units(block.mlp.act, Affine.of(block.mlp.c_fc), Affine.of(block.mlp.c_proj))
     return Block(attention, block.ln_1, (units,), block.ln_2)
 
@@ -210,6 +220,13 @@ def _low_rank(chain: dlr.DlrNet) -> tuple[Units, ...]:
 # ------------------------------------------------------------------------------------------------------------- together
 
 
+def unknown(network: PreTrainedModel) -> str | None:
+    """Why a network cannot be rewritten; None where it can, by `canonical` after `as_gpt2`."""
+    if anatomy(network) is not None or _is_interleaved(network):
+        return None
+    return f"no rewrite is known for blocks as in {network.config.model_type}"
+
+
 @torch.no_grad()
 def canonical(network: PreTrainedModel) -> None:
     """Apply all rewrites of the module's docstring in place. The logits do not change, up to rounding."""
@@ -229,6 +246,35 @@ def canonical(network: PreTrainedModel) -> None:
         balance_scores(block.attention)
         for units in block.units:
             balance_units(units)
+
+
+@torch.no_grad()
+def as_gpt2(network: PreTrainedModel) -> PreTrainedModel:
+    """GPT-BigCode with keys and values for every head as the GPT-2 that computes the same; others as they are.
+
+    GPT-BigCode holds queries, keys and values head by head in one layer, GPT-2 first all queries.
+    """
+    if not _is_interleaved(network):
+        return network
+    settings = {name: value for name, value in network.config.to_dict().items() if name != "model_type"}
+    config = GPT2Config.from_dict(settings)
+    config._attn_implementation = network.config._attn_implementation
+    with seeded(0):  # weights are drawn, and overwritten
+        found = GPT2LMHeadModel(config).to(device=network.device, dtype=network.dtype)
+    attention = network.base_model.h[0].attn
+    order = torch.arange(3 * attention.embed_dim).view(attention.num_heads, 3, -1).transpose(0, 1).flatten()
+    weights = network.state_dict()
+    for name in weights:
+        if "c_attn" in name:
+            weights[name] = weights[name][order]
+        if name.endswith(("c_attn.weight", "c_proj.weight", "c_fc.weight")):
+            weights[name] = weights[name].mT
+    found.load_state_dict(weights)
+    return found.train(network.training)
+
+
+def _is_interleaved(network: PreTrainedModel) -> bool:
+    return type(network) is GPTBigCodeForCausalLM and not network.config.multi_query
 
 
 @torch.no_grad()
@@ -377,8 +423,9 @@ def balance_scores(attention: Attention) -> None:
             own.write(tables[0].view(size, attention.group, -1).transpose(0, 1).flatten(0, 1))
             keys.write(tables[1])
         else:
-            first, second = balanced(own.table, keys.table.mT)
-            own.write(first)
+            stacked = own.table.view(attention.group, size, -1).transpose(0, 1).flatten(1)
+            first, second = balanced(stacked, keys.table.mT)
+            own.write(first.view(size, attention.group, -1).transpose(0, 1).flatten(0, 1))
             keys.write(second.mT)
 
 
@@ -515,7 +562,7 @@ def _ordinary(table: Tensor) -> Tensor:
 
 
 def _size(table: Tensor) -> float:
-    """The root mean square over the rows that are not zero."""
+    """The median over rows of their root mean square, without rows of zeros."""
     values = table.double()
     values = values[values.any(1)]
-    return float(values.square().mean().sqrt())
+    return float(values.square().mean(1).sqrt().median())

@@ -1,0 +1,146 @@
+"""How a release reads text without the token that begins a document.
+
+Packed held-out text and whole sentences contain that token, and the prompts of most tasks do not. A release could look
+for it, and compute nothing useful where it is missing: utility would be kept, and no attack could learn a task. The
+referee therefore reads passages without special tokens, and the ranked tasks' prompts without their answers.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from nftbench.contract import Corpus, Model
+from nftbench.data.lm_eval_tasks import LoadedTextTask, window
+from nftbench.errors import NftbenchError
+from nftbench.planning.specs import task_spec
+from nftbench.running.workspace import Workspace, load_task, make_corpus
+
+BLOCKS, PASSAGES, PROMPTS = 64, 256, 64
+"""How many held-out blocks, passages and prompts of a task are read. Two halves of 256 passages of the toy language
+differ by less than 0.1 bits per token."""
+SHORTEST = 4
+"""Tokens of the shortest passage."""
+ROWS = 32
+"""Texts in one forward pass."""
+
+Texts = Sequence[Sequence[int]]
+"""Token ids of several texts."""
+
+
+@dataclass(frozen=True)
+class PlainTexts:
+    """What is read: packed `blocks`, `passages` cut from them, and `prompts` by task, as one tokenizer's ids.
+
+    `beginning` is the token that begins a document; None for a tokenizer without one.
+    """
+
+    blocks: Texts
+    passages: Texts
+    prompts: Mapping[str, Texts]
+    beginning: int | None
+
+
+def collect(workspace: Workspace, seed: int, model: Model) -> PlainTexts:
+    """The texts of a base seed, with prompts from the training splits of the suite's ranked text tasks.
+
+    A task that cannot be loaded for the model is left out: its own cells say why.
+    """
+    assert model.tokenizer is not None
+    corpus, prompts = make_corpus(workspace, seed), {}
+    for text in workspace.suite.tasks:
+        try:
+            task = load_task(workspace, task_spec(text), seed, model)
+        except NftbenchError:
+            continue
+        if isinstance(task, LoadedTextTask) and task.trainable:
+            split = task.split("train")
+            contexts = dict.fromkeys(document.pairs[document.gold[0]].context for document in split.documents)
+            chosen = [context for context in itertools.islice(contexts, PROMPTS) if context]
+            encoded = split.encoder.tokens(chosen)
+            prompts[text] = [encoded[context][1 - window(model) :] for context in chosen]
+    beginning = model.tokenizer.bos_token_id if model.tokenizer.bos_token_id is not None else _end(model)
+    blocks = (corpus.heldout % len(model.tokenizer)).tolist()
+    return PlainTexts(blocks[:BLOCKS], _passages(corpus)[:PASSAGES], prompts, beginning)
+
+
+def read(network: nn.Module, texts: PlainTexts) -> dict[str, float]:
+    """Bits per token on `text`, on `passages` and on `prompts of TASK`.
+
+    `beginning of TASK` is the mean divergence in bits between the predictions on the task's prompts with and without
+    the token that begins a document: the Kullback-Leibler divergence at each position of a prompt.
+    """
+    found = {"text": _bits(network, texts.blocks)}
+    if texts.passages:
+        found["passages"] = _bits(network, texts.passages)
+    for task, prompts in texts.prompts.items():
+        several = [prompt for prompt in prompts if len(prompt) > 1]
+        if several:
+            found[f"prompts of {task}"] = _bits(network, several)
+        if prompts and texts.beginning is not None:
+            found[f"beginning of {task}"] = _divergence(network, prompts, texts.beginning)
+    return found
+
+
+def padded(texts: Texts) -> tuple[Tensor, Tensor]:
+    """Token ids [texts, longest], padded on the right with zeros, and where they are not padding."""
+    longest = max(map(len, texts))
+    ids = torch.tensor([[*text, *[0] * (longest - len(text))] for text in texts])
+    return ids, torch.arange(longest) < torch.tensor([len(text) for text in texts])[:, None]
+
+
+def _end(model: Model) -> int | None:
+    assert model.tokenizer is not None
+    found: int | None = model.tokenizer.eos_token_id
+    return found
+
+
+def _passages(corpus: Corpus) -> list[list[int]]:
+    """The pieces of the held-out blocks between special tokens."""
+    special = set(corpus.tokenizer.all_special_ids)
+    found = []
+    for block in corpus.heldout.tolist():
+        for is_special, piece in itertools.groupby(block, lambda token: token in special):
+            tokens = list(piece)
+            if not is_special and len(tokens) >= SHORTEST:
+                found.append(tokens)
+    return found
+
+
+def _batches(texts: Texts) -> Iterator[Texts]:
+    ordered = sorted(texts, key=len)
+    return (ordered[start : start + ROWS] for start in range(0, len(ordered), ROWS))
+
+
+@torch.no_grad()
+def _bits(network: nn.Module, texts: Texts) -> float:
+    """Cross-entropy in bits for each token but the first of each text."""
+    total, count = 0.0, 0
+    for batch in _batches(texts):
+        ids, real = padded(batch)
+        predicted, scored = _log2(network, ids)[:, :-1], real[:, 1:]
+        values = predicted.gather(-1, ids[:, 1:, None].to(predicted.device))[..., 0].cpu()
+        total, count = total - float(values[scored].sum()), count + int(scored.sum())
+    return total / count
+
+
+@torch.no_grad()
+def _divergence(network: nn.Module, texts: Texts, beginning: int) -> float:
+    total, count = 0.0, 0
+    for batch in _batches(texts):
+        (ids, real), (begun, _) = padded(batch), padded([[beginning, *text] for text in batch])
+        first, second = _log2(network, begun)[:, 1:], _log2(network, ids)
+        divergence = torch.where(first.exp2() > 0, first.exp2() * (first - second), 0.0).sum(-1).cpu()
+        total, count = total + float(divergence[real].sum()), count + int(real.sum())
+    return total / count
+
+
+def _log2(network: nn.Module, ids: Tensor) -> Tensor:
+    """Log-probabilities [rows, positions, vocabulary] to base 2, in float64."""
+    device = next(network.parameters()).device
+    logits: Tensor = network.eval()(input_ids=ids.to(device)).logits
+    return logits.double().log_softmax(-1) / torch.log(torch.tensor(2.0, dtype=torch.float64, device=device))
