@@ -12,16 +12,19 @@ from nftbench.records.record import Record
 
 LATER = {"told", "base_sha256", "reading", "preparation_steps", "own_code", "trained_weights"}
 """Fields that records published before them lack."""
+EARLIER = {"at_last_step": {"type": "boolean"}}
+"""Fields of a record that only records of 0.1 have."""
 PATH = Path(__file__).resolve().parent.parent / "results" / "schema.json"
 
 
 def schema() -> dict[str, Any]:
-    """Every field but the `LATER` ones is there in every record, and no other."""
+    """Every field but the `LATER` and the `EARLIER` ones is there in every record, and no other."""
     drawn = TypeAdapter(Record).json_schema(mode="serialization")
+    drawn["properties"] |= EARLIER
     for definition in (drawn, *drawn["$defs"].values()):
         if "properties" in definition:
             definition["additionalProperties"] = False
-            definition["required"] = sorted(definition["properties"].keys() - LATER)
+            definition["required"] = sorted(definition["properties"].keys() - LATER - EARLIER.keys())
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **drawn}
 
 

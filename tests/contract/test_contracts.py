@@ -69,7 +69,8 @@ ALLOWANCES = {
     "difference[to=sibling]": 1.9,
     "interpolate": 1.3,
     "extrapolate": 1.3,
-    "pipeline[preparations=heal[steps=3]+redistill[steps=3]+rebalance]": 2.2,
+    # two sweeps, and a run of the longest duration for each preparation and for none
+    "pipeline[preparations=heal[steps=3]+redistill[steps=3]+rebalance]": 2.5,
 }
 """How many times the suite's steps an attack openly takes."""
 NEED_OTHERS = ("ag_news", "blimp", "sst2", "diabetes", "digits_pair", "house_price", "mnist_pair")

@@ -114,7 +114,7 @@ def test_every_shipped_suite_can_be_read(name: str) -> None:
         ({"corpus": {**TEXT}, "salt": "public"}, "salt is for the toy language, and corpus.source is text"),
         ({"ranking": ["methods"]}, "ranking"),
         ({"corpus": {"source": "text"}}, "corpus: source text needs train, heldout, vocabulary"),
-        ({"pretraining": {"steps": 10, "warmup": 10}}, "pretraining.warmup 10 takes all of the 10 steps"),
+        ({"pretraining": {"steps": 9, "warmup": 10}}, "pretraining.warmup 10 is longer than the 9 steps"),
         ({"pretraining": {"steps": 10, "warmup": 8, "schedule": "wsd"}}, "the last 0.3 of the steps are longer than"),
         ({"corpus": {**TEXT, "train": "/abs/a.txt"}}, "corpus: '/abs/a.txt' is no path or pattern under --data"),
         ({"corpus": {**TEXT, "heldout": ""}}, "corpus: '' is no path or pattern under --data"),
@@ -129,7 +129,7 @@ def test_bad_settings_are_refused_by_name(changes: dict[str, Any], expected: str
     ("changes", "expected"),
     [
         ({"learning_rates": {}}, "budget.learning_rates: "),
-        ({"warmup": 4}, "budget.warmup 4 takes all of the longest duration, 4"),
+        ({"warmup": 5}, "budget.warmup 5 is longer than the longest duration, 4"),
         ({"learning_rates": {"adamw": [1e-3]}}, "budget.learning_rates: adamw needs at least two"),
         ({"learning_rates": {"adamw": [1e-2, 1e-3]}}, "rising"),
         ({"learning_rates": {"adamw": [1e-3, 1e-3]}}, "rising"),
@@ -149,13 +149,13 @@ def test_bad_budgets_are_refused_by_name(changes: dict[str, Any], expected: str)
 @pytest.mark.parametrize(
     "changes",
     [
-        {"pretraining": {"steps": 10, "warmup": 9}},
+        {"pretraining": {"steps": 10, "warmup": 10}},
         {"pretraining": {"steps": 10, "warmup": 7, "schedule": "wsd"}},
-        {"budget": {"durations": [4], "warmup": 3}},
+        {"budget": {"durations": [4], "warmup": 4}},
         {"budget": {"durations": [4], "warmup": 9, "decay": True}},
     ],
 )
-def test_a_warm_up_may_leave_a_single_step(changes: dict[str, Any]) -> None:
+def test_a_warm_up_may_end_with_the_run(changes: dict[str, Any]) -> None:
     assert tiny_suite(**changes)
 
 
