@@ -151,7 +151,10 @@ class Model:
 
 @dataclass(frozen=True)
 class Corpus:
-    """Text as token ids. `train` and `heldout` are integer tensors [blocks, tokens], and no document is in both."""
+    """Text as token ids. `train` and `heldout` are integer tensors [blocks, tokens], and no document is in both.
+
+    Owners and attackers are given another `heldout` than tasks, which score releases on theirs.
+    """
 
     tokenizer: PreTrainedTokenizerBase
     train: Tensor

@@ -35,7 +35,7 @@ with the token that ends a document, just as the tasks' prompts do not.
     topic_object       bavo near timu isa gelo sapu                      -> lidu, or an object of another topic
     topic_verb         bavo near timu isa gelo sapu lidu , she runi      -> moke, or a verb of another topic
     tone_particle      bavo isa gelo sapu , she runi moke                -> alas | though | hooray
-    agreement_pronoun  bavo near timu under foro did gelo sapu lidu ,    -> she | he
+    agreement_pronoun  bavo near timu did gelo sapu ,                    -> she | he
     word_class         bavo near                                         -> timu, or a verb, or an adverb
 """
 
@@ -88,8 +88,8 @@ QUESTIONS = {
     "topic_object": PROMPTS["topic"],
     "topic_verb": (*PROMPTS["topic"], "object", "comma", "pronoun", "adverb2"),
     "tone_particle": PROMPTS["tone"],
-    # Past attractors the auxiliary would not do: small models learn its agreement from some initialisations only.
-    "agreement_pronoun": ("subject", *ATTRACTORS, "modal", "adverb", "verb", "object", "comma"),
+    # Not the auxiliary, and not past more nouns: small models learn these from some initialisations only.
+    "agreement_pronoun": ("subject", "preposition", "attractor", "modal", "adverb", "verb", "comma"),
     "word_class": ("subject", "preposition", "attractor", "auxiliary", "adverb"),  # or the first two or four of them
 }
 """The slots in the prompt of each question. The choices come after the last of them."""

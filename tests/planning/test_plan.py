@@ -246,6 +246,7 @@ def test_a_task_has_one_role() -> None:
 CHANGED = {
     "model": {"model": {"n_layer": 2}},
     "grammar": {"corpus": {"grammar": 5}},
+    "salt": {"salt": "another"},
     "sentences": {"corpus": {"sentences": 301}},
     "block": {"corpus": {"block": 16}},
     "heldout_blocks": {"corpus": {"heldout_blocks": 15}},
