@@ -40,15 +40,20 @@ def plan_with_salt(
 
     Args:
         plan: makes the plan of a suite that has a salt.
-        keep: write the salt into the folder if it has none yet. Nothing is written if planning fails.
+        keep: write the salt into the folder if it has none yet. Nothing is written for a suite that cannot be run.
 
     Raises:
-        NftbenchError: the folder was begun with another salt than the suite's, or by another version of nftbench.
+        NftbenchError: the folder was begun with another salt than the suite's, or by another version of nftbench, or
+            the suite's model cannot be built.
     """
     salt = _find(suite, store)
     if salt is None:
         return plan(suite), None
     whole = plan(suite.model_copy(update={"salt": salt.text}))
+    if keep and store.salt() is None:
+        from nftbench.running import estimate
+
+        estimate.parameters_of(whole.suite)
     if keep and store.keep_salt(salt.text) != salt.text:  # another run has begun the folder in the meantime
         return plan_with_salt(suite, store, plan, keep=keep)
     return whole, salt

@@ -117,3 +117,9 @@ def test_the_salt_is_in_every_key_of_the_toy_language_and_not_in_the_manifests_s
     assert {cell.key for cell in one.cells} == {cell.key for cell in plan(suite(salt="one")).cells}
     assert one.suite.salt == "one"
     assert (one.manifest().suite.salt, one.manifest().salt) == (None, None)
+
+
+@pytest.mark.parametrize("text", ["twin[index=0]", "twin[index=-1]"])
+def test_an_initialisation_below_the_first_is_refused(text: str) -> None:
+    with pytest.raises(NftbenchError, match="index must be at least 1"):
+        plan(suite(defenses=["none", text]))
