@@ -189,7 +189,7 @@ class Quantity(_Section):
     read: str
     """`score`: the score after the best attack, in points; `gain`: that score minus the unattacked score; `kept`: the
     part of the release's lead over the reference that is left after the attack; `utility`: percent of the reference's;
-    or a value of a yardstick, as in `rir.rir`."""
+    or a value of a yardstick, as in `rir.rir_ridge`."""
     attacks: tuple[str, ...] = ()
     """Attacks, of which the one that is best on validation is used. Empty: all attacks of the main ranking that use the
     release."""
