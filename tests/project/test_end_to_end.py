@@ -47,7 +47,7 @@ def board(workspace: Workspace) -> Leaderboard:
     suite = manifest.suite
     cells = [cell.id for cell in manifest.cells]
     records = list(workspace.store.records().values())
-    return score(records, utility_bar=suite.utility_bar, ranking=suite.ranking, planned=cells)
+    return score(records, ranking=suite.ranking, planned=cells)
 
 
 @pytest.fixture(scope="module")
@@ -162,7 +162,7 @@ def test_an_under_trained_model_is_not_ranked_as_a_defense(
     assert lazy.incomplete == ()
     assert lazy.utility.retention is not None
     assert lazy.utility.retention.value < 0.95
-    assert not lazy.utility.clears_bar
+    assert lazy.utility.badge != "keeps"
     assert lazy.standing.group == "unranked"
     assert lazy.standing.rank is None
     assert any("utility" in reason for reason in lazy.standing.reasons), lazy.standing.reasons
