@@ -45,7 +45,7 @@ def test_leaving_an_attack_out_scores_as_a_run_without_it() -> None:
     changes = {(one["attack"], one["row"]): one for one in found.numbers["changes"]}
     for attack in ("full", "lora", "scratch"):
         rest = [one for one in records() if one.attack != attack]
-        board = score(rest, utility_bar=0.95, ranking=frozenset())
+        board = score(rest, ranking=frozenset())
         for one in board.scores:
             change = changes[attack, one.defense]
             assert change["suppression"][1] == (taken.value if (taken := one.resistance.suppression) else None)

@@ -16,7 +16,6 @@ from nftbench.calibration.proof import Finding, Run
 from nftbench.planning.plan import plan
 from nftbench.records.record import CellId, Record
 from nftbench.records.store import Store
-from nftbench.scoring import score
 from nftbench.scoring.intervals import difference
 from nftbench.testing import tiny_suite
 from tests.factories import measurement, record
@@ -149,9 +148,6 @@ def test_undefended_models_pass() -> None:
         ("across grammars", 5),
     ]
     assert found.numbers["attacked"]["none"][0] == pytest.approx(drawn(3, count=11)[0][0])
-    free, barred = found.numbers["leaderboards"][1], found.numbers["leaderboards"][0]
-    assert barred["clears_bar"] == free["clears_bar"] == 1.0  # utility is the same everywhere here
-    assert barred["ranked"] == free["ranked"] <= 1 / 3
 
 
 def test_utility_that_differs_between_initialisations_is_told_from_chance_in_documents() -> None:
@@ -166,29 +162,15 @@ def test_utility_that_differs_between_initialisations_is_told_from_chance_in_doc
     low, high = stats.t.interval(0.95, 5, shares.mean(), stats.sem(shares))
     spread = shares.std(ddof=1)
     chance = 100 * np.sqrt(2) * 0.01 / 0.5  # the standard error of either measurement is 0.01
-    needed = 95 + stats.t.ppf(0.975, 4) * spread / np.sqrt(5)
     ((metric, *cells),) = null.utilities(run_of(records)).rows
     assert metric == "minimal_pairs"
     assert cells == [
-        f"{shares.mean():.2f} [{low:.2f}, {high:.2f}]", f"{spread:.2f}", f"{chance:.2f}", f"{needed:.1f}",
+        f"{shares.mean():.2f} [{low:.2f}, {high:.2f}]", f"{spread:.2f}", f"{chance:.2f}",
     ]  # fmt: skip
 
 
 def test_a_metric_that_the_undefended_model_does_not_master_has_no_share_to_keep() -> None:
     assert null.utilities(run_of(records_of(drawn(6, count=6), utility=0.25))).rows == ()
-
-
-def test_a_leaderboard_finds_the_effect_that_the_rates_count() -> None:
-    """The excess of a disguised row is the difference that the rates are made of, and a true effect is ranked."""
-    pairs = {base: (90.0 + base, 70.0 + base + base % 2) for base in range(5)}
-    run = run_of(records_of(pairs))
-    sides = dict.fromkeys(pairs, "twin")
-    board = score(null.disguised(run, sides), utility_bar=0.95, ranking=frozenset())
-    fake = next(one for one in board.scores if one.defense == "fake")
-    gaps = [one - other for one, other in pairs.values()]
-    assert fake.excess.interval is not None
-    assert fake.excess.interval.value == pytest.approx(np.mean(gaps))
-    assert (fake.standing.group, fake.claim.verdict, fake.excess.controls) == ("ranked", "holds", ("none", "control"))
 
 
 def test_a_rate_above_the_limit_is_a_failure() -> None:

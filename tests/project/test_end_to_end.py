@@ -162,7 +162,7 @@ def test_an_under_trained_model_is_not_ranked_as_a_defense(
     assert lazy.incomplete == ()
     assert lazy.utility.retention is not None
     assert lazy.utility.retention.value < 0.95
-    assert not lazy.utility.clears_bar
+    assert lazy.utility.badge != "keeps"
     assert lazy.standing.group == "unranked"
     assert lazy.standing.rank is None
     assert any("utility" in reason for reason in lazy.standing.reasons), lazy.standing.reasons

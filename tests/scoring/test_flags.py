@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 
 import pytest
@@ -12,7 +11,20 @@ from nftbench.records.record import CellId, Record
 from nftbench.scoring import Leaderboard, Score
 from nftbench.scoring.flags import Flag
 from nftbench.terms import TrainedWeights
-from tests.factories import DEFENDED, TASKS, UNDEFENDED, curve, measurement, record, row, scored, scratch, suite, sweep
+from tests.factories import (
+    DEFENDED,
+    STOPPED,
+    TASKS,
+    UNDEFENDED,
+    curve,
+    measurement,
+    record,
+    row,
+    scored,
+    scratch,
+    suite,
+    sweep,
+)
 
 
 def of(board: Leaderboard, defense: str = "pmp") -> Score:
@@ -69,36 +81,36 @@ def test_the_owner_s_own_fine_tuning_is_no_attack_left_at_an_edge() -> None:
     assert raised([*adaptive(), *owner]) == {}
 
 
-def test_utility_below_the_bar_unranks() -> None:
-    records = [one for one in adaptive() if one.defense != "pmp"] + sweep(
-        "pmp", (0.5, 0.51, 0.5, 0.5, 0.5), utility=0.7
-    )
-    flag = raised(records)["utility"]
-    assert flag.severity == "unrank"
-    assert flag.message == "keeps 90.0 % of base utility, its interval ends at 90.0 %, below the bar of 95 %"
-    assert of(scored(records)).standing.rank is None
-
-
-def test_utility_whose_interval_holds_the_bar_unranks_for_too_few_seeds() -> None:
-    kept = iter((0.72, 0.78, 0.74, 0.76, 0.75))  # 94, 106, 98, 102, 100 % of what is above the floor
-    records = [
+def keeping(*scores: float) -> list[Record]:
+    """`pmp` with these scores by seed on the utility metric, on which `none` has 0.75 over a floor of 0.25."""
+    kept = iter(scores)
+    return [
         replace(one, unattacked=measured, attacked=measured)
         if (one.defense, one.role) == ("pmp", "utility") and (measured := measurement(next(kept)))
         else one
         for one in adaptive()
     ]
-    half = 2.776445 * math.sqrt(20 / 5)  # Student's t with four degrees of freedom; the variance is 20
-    interval = f"[{100 - half:.1f}, {100 + half:.1f}]"
+
+
+def test_lost_utility_warns_and_does_not_unrank() -> None:
+    records = keeping(0.5, 0.5, 0.5, 0.5, 0.5)
     flag = raised(records)["utility"]
+    assert flag.severity == "warn"
+    assert flag.message == "loses utility: keeps 50.0 [50.0, 50.0] % of minimal_pairs"
+    assert of(scored(records)).standing.group == "ranked"
+    # mean 90 %, which is neither kept nor lost
+    assert "utility" not in raised(keeping(0.68, 0.72, 0.70, 0.69, 0.71))
+
+
+def test_a_release_that_knows_more_than_the_undefended_model_is_doubted() -> None:
+    # 108 % of what is above the floor, at every seed: trained on the scored text, or on more than the recipe
+    records = keeping(*[0.79] * 5)
+    flag = raised(records)["above_reference"]
     assert flag.severity == "unrank"
-    assert flag.message == (
-        f"keeps 100.0 % of base utility, too few seeds to tell: its interval {interval} holds the bar of 95 %"
-    )
-
-
-def test_utility_of_one_seed_has_no_interval_to_clear_the_bar() -> None:
-    message = "keeps 100.0 % of base utility, one seed has no interval to clear the bar of 95 %"
-    assert raised(suite(1))["utility"].message == message
+    assert flag.message.startswith("keeps 108.0 [108.0, 108.0] % of minimal_pairs")
+    assert (of(scored(records)).standing.group, of(scored(records)).claim.verdict) == ("unranked", "untested")
+    assert "above_reference" not in raised(keeping(0.75, 0.83, 0.79, 0.77, 0.81))  # [102, 114] %: luck explains it
+    assert "above_reference" not in raised(keeping(*[0.76] * 5))
 
 
 @pytest.mark.parametrize(("error", "doubtful"), [(None, False), (1e-3, False), (0.02, True), (float("nan"), True)])
@@ -320,15 +332,17 @@ def test_no_effect_beyond_the_trivial_defenses_is_noted() -> None:
     flag = raised(records)["no_effect"]
     assert flag.severity == "note"
     assert flag.message.startswith("no effect beyond the trivial defenses: 0.0 [")
-    assert flag.message.endswith("points beyond early_stop")
+    assert flag.message.endswith("points beyond early_stop at the same minimal_pairs")
     assert of(scored(records)).standing.group == "ranked"  # listed, with its rank
+    assert "no_effect" not in {flag.name for flag in of(scored(records, ladder={})).flags}  # nothing is known
 
 
-def test_without_trivial_defenses_no_effect_is_none_beyond_the_undefended() -> None:
-    records = [*sweep("none", (0.8, 0.82, 0.84)), *scratch([0.4] * 3), *sweep("pmp", (0.81, 0.82, 0.83))]
-    message = raised(records)["no_effect"].message
-    assert message.startswith("no effect beyond the undefended model: 0.0 [")
-    assert message.endswith("points beyond none")
+def test_no_effect_is_corrected_for_the_number_of_rows() -> None:
+    # 6 points with a standard deviation of 4.4: one-sided p = 1.9 %, and 3.8 % as one of two rows
+    weak = [stopped - gap for stopped, gap in zip(STOPPED, (0.01, 0.04, 0.06, 0.06, 0.13), strict=True)]
+    records = suite(5, defended=weak)
+    assert "no_effect" not in raised(records)
+    assert "no_effect" in raised([*records, *sweep("mask", [value - 0.001 * (i % 2) for i, value in enumerate(weak)])])
 
 
 def test_one_seed_does_not_tell_whether_there_is_an_effect() -> None:

@@ -54,7 +54,9 @@ def test_beyond_the_last_dose_of_a_family_without_an_end_nothing_is_said() -> No
     released = row("defense", (40.0, 40.0, 40.0), (0.3, 0.3, 0.3))
     checkpoint = Family("noise", STOPPED.doses)
     assert height(released, checkpoint, METRIC) is None
-    assert excess(released, [STOPPED, checkpoint], [METRIC]) is None
+    found = excess(released, [STOPPED, checkpoint], [METRIC])
+    assert found.interval is None
+    assert found.reason == "outside the ladder: keeps less of minimal_pairs than any dose of noise"
 
 
 def test_a_staircase_is_flat_up_to_the_next_dose() -> None:
@@ -80,14 +82,14 @@ def test_the_least_flattering_metric_and_family_bind() -> None:
     noise = Family("noise", (dose,), untrained=by_seed(50.0, 50.0, 50.0))
     released = Row("defense", by_seed(4.0, 5.0, 6.0), two)
     found = excess(released, [noise], ["bits", "pairs"])
-    assert found is not None
+    assert found.interval is not None
     assert found.interval.value == pytest.approx(1.0)
     kept = Row("defense", by_seed(4.0, 5.0, 6.0), {"bits": by_seed(1.0, 1.0, 1.0), "pairs": by_seed(0.5, 0.5, 0.5)})
     bound = excess(kept, [noise], ["bits", "pairs"])
-    assert bound is not None
+    assert bound.interval is not None
     assert bound.metric == "pairs"
     alone = excess(kept, [noise], ["bits"])
-    assert alone is not None
+    assert alone.interval is not None
     assert alone.interval.value == pytest.approx(5.0)
     assert bound.interval.low <= alone.interval.low
     assert bound.interval.p >= alone.interval.p
@@ -96,7 +98,7 @@ def test_the_least_flattering_metric_and_family_bind() -> None:
 def test_a_dose_is_judged_by_its_family_without_itself() -> None:
     found = excess(WEAK, [STOPPED], [METRIC])
     # Without it the curve runs straight from (1, 0) to (0.5, 10): at 0.9 it is at 2, where the dose is too.
-    assert found is not None
+    assert found.interval is not None
     assert found.interval.value == pytest.approx(2.0 - 2.0)
 
 

@@ -55,7 +55,7 @@ def test_score_on_the_tasks_and_rows_that_the_claim_names() -> None:
 
 
 def test_the_attack_is_picked_on_validation() -> None:
-    lucky = [record("pmp", "lora", "topic", seed, 0.9, validation=measurement(0.1)) for seed in range(COUNT)]
+    lucky = [record("pmp", "lora", "topic", seed, 0.56, validation=measurement(0.49)) for seed in range(COUNT)]
     lucky = [replace(one, row=row("pmp")) for one in lucky]
     found = examined([*suite(COUNT), *lucky], read={"rows": ["pmp"], "read": "score", "tasks": ["topic"]})
     assert found.measured is not None

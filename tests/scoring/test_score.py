@@ -19,6 +19,7 @@ from nftbench.scoring.cost_to_break import Multiple, cost_to_break, median_multi
 from nftbench.scoring.grid import knowledge_name
 from nftbench.scoring.intervals import Interval, beats_zero, difference, holm, mean, ratio, weakest
 from nftbench.scoring.points import points, preference
+from nftbench.suites.schema import Family
 from nftbench.terms import Knowledge
 from tests import factories
 from tests.factories import (
@@ -57,18 +58,11 @@ def test_mean_is_students_interval() -> None:
     assert found.p == pytest.approx(stats.ttest_1samp([2, 3, 4], 0, alternative="greater").pvalue)
 
 
-def test_difference_shows_the_wider_interval() -> None:
-    # differences 2, 3, 4: paired 3 ± 2.484. Welch: variances 4 and 1, se² = 5/3, df = 2.941, and so wider
-    found = difference([3.0, 5.0, 7.0], [1.0, 2.0, 3.0])
-    welch = stats.ttest_ind([3, 5, 7], [1, 2, 3], equal_var=False).confidence_interval()
-    assert (found.low, found.high) == pytest.approx((welch.low, welch.high))
-    assert found.p == pytest.approx(
-        stats.ttest_ind([3, 5, 7], [1, 2, 3], equal_var=False, alternative="greater").pvalue
-    )
-    # seeds that move against each other: here the paired one is wider
-    against = difference([1.0, 2.0, 3.0], [3.0, 2.0, 1.0])
-    paired = stats.ttest_rel([1, 2, 3], [3, 2, 1]).confidence_interval()
-    assert (against.low, against.high) == pytest.approx((paired.low, paired.high))
+def test_difference_is_paired_by_seed() -> None:
+    found = difference([3.0, 5.0, 7.0], [1.0, 2.0, 3.0])  # differences 2, 3, 4
+    paired = stats.ttest_rel([3, 5, 7], [1, 2, 3]).confidence_interval()
+    assert (found.low, found.high) == pytest.approx((paired.low, paired.high))
+    assert found.p == pytest.approx(stats.ttest_rel([3, 5, 7], [1, 2, 3], alternative="greater").pvalue)
 
 
 def test_one_seed_has_no_interval_and_equal_seeds_have_one_of_no_width() -> None:
@@ -146,26 +140,12 @@ def test_holm_never_lowers_a_p_value_and_keeps_the_order(p_values: list[float]) 
     assert sorted(adjusted) == [new for _, new in sorted(zip(p_values, adjusted, strict=True))]
 
 
-def test_rows_that_cannot_be_told_apart_share_a_rank() -> None:
-    far = {seed: 30.0 + 0.1 * seed for seed in range(5)}
-    near = {seed: 20.0 + (-1) ** seed for seed in range(5)}
-    same = {seed: 19.9 + (-1) ** (seed // 2) for seed in range(5)}
-    assert shared_ranks([far, near, same]) == [1, 2, 2]
-    assert shared_ranks([]) == []
-    # one vague row at the bottom cannot be told from anything: nobody is above it
-    vague = {seed: 15.0 + 40 * (-1) ** seed for seed in range(5)}
-    assert shared_ranks([far, near, vague]) == [1, 1, 1]
-
-
 # ---------------------------------------------------------------------------------------------------------- formulas
 
 
-def test_points_and_retention() -> None:
+def test_points() -> None:
     assert points(measurement(0.83)) == pytest.approx(83.0)
     assert points(measurement(1.5, higher=False)) == -150.0
-    assert kept_share(measurement(0.70), measurement(0.75)) == pytest.approx(0.45 / 0.50)
-    bits = [measurement(value, floor=7.0, higher=False) for value in (4.0, 3.0)]
-    assert kept_share(*bits) == pytest.approx(3.0 / 4.0)  # (unigram - U_d) / (unigram - U_none)
 
 
 def test_preference_looks_at_validation_then_loss_then_steps_and_never_at_test() -> None:
@@ -194,7 +174,7 @@ def test_scores_by_hand() -> None:
     assert none.resistance.suppression.value == 0.0
     assert pmp.excess.interval is not None
     assert pmp.excess.interval.value == pytest.approx(20.0)
-    assert pmp.excess.over == "early_stop"
+    assert (pmp.excess.family, pmp.excess.metric, pmp.excess.reason) == ("early_stop", "minimal_pairs", None)
     assert pmp.resistance.gain is not None
     assert pmp.resistance.gain.value == pytest.approx(22.0)
     assert pmp.resistance.protected_fraction == pytest.approx(30 / 42)
@@ -205,7 +185,10 @@ def test_scores_by_hand() -> None:
     assert pmp.recipes.suppression.value == pytest.approx(30.0)
     assert (pmp.standing.group, pmp.standing.rank, pmp.claim.verdict) == ("ranked", 1, "holds")
     assert (stopped.standing.group, none.standing.group) == ("control", "control")
-    assert (stopped.standing.rank, stopped.claim.verdict, stopped.excess.interval) == (None, None, None)
+    assert (stopped.standing.rank, stopped.claim.verdict, none.excess.interval) == (None, None, None)
+    # judged without itself, early_stop keeps everything and takes 10 points more than the reference
+    assert stopped.excess.interval is not None
+    assert stopped.excess.interval.value == pytest.approx(10.0)
     # S by seed: 30 29 29 31 31, standard deviation 1
     assert pmp.resistance.seed_spread == pytest.approx(1.0)
 
@@ -259,20 +242,20 @@ def test_tasks_without_headroom_are_left_out_before_any_defense_is_looked_at() -
     assert [task.task for task in of(board, "pmp").resistance.tasks] == list(TASKS)
 
 
-def test_retention_is_the_minimum_over_metrics_within_a_seed() -> None:
+def test_retention_is_that_of_the_metric_with_the_smallest_mean() -> None:
     bits = [
         record(defense, "none", "bits", seed, value, role="utility", attacked=measurement(value, floor=7, higher=False))
-        for defense, values in {"none": (3.0,) * 3, "early_stop": (3.0,) * 3, "pmp": (3.4, 3.0, 3.4)}.items()
+        for defense, values in {"none": (3.0,) * 3, "early_stop": (3.0,) * 3, "pmp": (3.4, 2.6, 3.8)}.items()
         for seed, value in enumerate(values)
     ]
     bits = [replace(one, unattacked=None, validation=None) for one in bits]
     pmp = of(scored([*suite(3), *bits]), "pmp")
+    assert pmp.utility.least == "bits"
+    assert pmp.utility.retention == pmp.utility.by_metric["bits"]
     assert pmp.utility.retention is not None
+    assert pmp.utility.retention.value == pytest.approx((0.9 + 1.1 + 0.8) / 3)
     assert pmp.utility.by_metric["minimal_pairs"].value == 1.0
-    assert pmp.utility.retention.value == pytest.approx((0.9 + 1.0 + 0.9) / 3)
-    assert not pmp.utility.clears_bar
-    assert pmp.claim.verdict == "refuted"
-    assert pmp.standing.group == "unranked"
+    assert pmp.utility.badge == "cannot tell"
 
 
 def test_utility_metric_on_which_the_reference_is_at_its_floor_is_left_out() -> None:
@@ -284,25 +267,17 @@ def test_utility_metric_on_which_the_reference_is_at_its_floor_is_left_out() -> 
     board = scored([*suite(3), *dead])
     assert any("dead" in problem for problem in board.problems)
     assert list(of(board, "pmp").utility.by_metric) == ["minimal_pairs"]
-    assert of(board, "pmp").utility.clears_bar
+    assert of(board, "pmp").utility.badge == "keeps"
 
 
-def test_a_trivial_defense_that_loses_utility_is_no_control() -> None:
-    records = [one for one in suite(5) if one.defense != "early_stop"]
-    records += sweep("early_stop", (0.5,) * 5, utility=0.5)
-    pmp = of(scored(records), "pmp")
-    assert pmp.excess.over == "none"
-    assert pmp.excess.interval is not None
-    assert pmp.excess.interval.value == pytest.approx(30.0)
-
-
-def test_another_reference_has_its_own_controls() -> None:
+def test_another_reference_has_no_ladder() -> None:
     records = [*suite(5), *sweep("twin", (0.9,) * 5, claim=None), *sweep("checkpoint", (0.8,) * 5, reference="twin")]
     score = of(scored(records), "checkpoint")
     assert score.resistance.suppression is not None
     assert score.resistance.suppression.value == pytest.approx(10.0)
-    assert score.excess.over == "twin"
-    assert of(scored(records), "twin").kind == "reference"
+    assert score.excess.reason == "no trivial defense of the ladder is measured against twin"
+    assert (score.standing.group, of(scored(records), "twin").kind) == ("unranked", "reference")
+    assert of(scored(records), "pmp").standing.group == "ranked"
 
 
 def test_best_single_recipe_is_picked_on_validation() -> None:
@@ -430,8 +405,8 @@ def test_excess_beyond_the_control_that_a_defense_names_is_scored() -> None:
     records = [*suite(3), *sweep("random_mask", (0.6,) * 3)]
     records = [replace(one, row=row("pmp", control="random_mask")) if one.defense == "pmp" else one for one in records]
     pmp = of(scored(records), "pmp")
-    assert pmp.excess.beyond_control is not None
-    assert pmp.excess.beyond_control.value == pytest.approx(60 - 158 / 3)
+    assert pmp.resistance.beyond_control is not None
+    assert pmp.resistance.beyond_control.value == pytest.approx(60 - 158 / 3)
 
 
 def test_attack_spread_is_the_standard_deviation_of_restarts() -> None:
@@ -656,10 +631,15 @@ def test_an_attack_that_only_the_reference_withstood_is_missing() -> None:
     assert "pmp × lora on pairs, seed 0: missing" in of(scored(records), "pmp").standing.reasons[0]
 
 
-def test_planned_defense_without_records_may_be_a_control() -> None:
+def test_a_planned_row_without_records_matters_only_on_the_ladder() -> None:
     records = suite()
     planned = [CellId.of(one) for one in records] + [CellId("noise", "full", "topic", 0)]
-    assert of(scored(records, planned=planned), "pmp").standing.group == "unranked"
+    assert of(scored(records, planned=planned), "pmp").standing.group == "ranked"
+    ladder = {"early_stop": Family(doses=("early_stop",)), "noise": Family(doses=("noise",))}
+    board = scored(records, planned=planned, ladder=ladder)
+    reason = "the ladder is incomplete: noise × full on topic, seed 0: missing"
+    assert of(board, "pmp").standing.reasons == (f"no excess: {reason}",)
+    assert board.problems == (reason,)
 
 
 def test_records_outside_the_plan_are_left_out() -> None:
@@ -925,9 +905,9 @@ def test_records_without_an_effect_seldom_make_a_claim_hold() -> None:
     assert wrong <= 6  # 3 expected at most; beyond 6 less likely than 4 %
 
 
-def test_without_a_trivial_defense_no_row_is_ranked_and_no_claim_holds() -> None:
-    """A run without controls shows suppression, but not that it is worth more than stopping early."""
+def test_without_the_ladder_no_row_is_ranked_and_no_claim_holds() -> None:
+    """It shows suppression, but not that it is worth more than stopping early."""
     none, mask = (0.8, 0.81, 0.79, 0.8, 0.8), (0.5, 0.52, 0.49, 0.5, 0.51)
     alone = of(scored([*sweep("none", none), *scratch([0.4] * 5), *sweep("mask", mask)]), "mask")
     assert (alone.standing.group, alone.claim.verdict) == ("unranked", "untested")
-    assert "nothing to be beyond" in " ".join(alone.standing.reasons)
+    assert alone.standing.reasons == ("no excess: the ladder is incomplete: early_stop: not in the plan",)

@@ -1,0 +1,397 @@
+"""The excess on whole leaderboards: an independent implementation, and the rules about what a ladder may lack."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings, strategies as st
+from scipy import stats
+from sklearn.isotonic import IsotonicRegression
+
+from nftbench.records.record import CellId, Record
+from nftbench.scoring import Leaderboard, Score
+from nftbench.scoring.frontier import Family as Curves, Row, excess, smallest
+from nftbench.scoring.intervals import Interval
+from nftbench.suites.schema import Family
+from tests.factories import TASKS, failed, measurement, record, scored, scratch, suite, sweep
+from tests.scoring import drawn
+from tests.scoring.drawn import LADDER, Truth, kept, trivial
+
+
+def of(board: Leaderboard, defense: str = "pmp") -> Score:
+    return next(one for one in board.scores if one.defense == defense)
+
+
+# ------------------------------------------------------------------------------------- an independent implementation
+
+
+def oracle(records: Sequence[Record]) -> dict[str, Any]:
+    """By row: value and lower end of the excess, and its heights by seed, from the records with numpy and scikit-learn.
+
+    Validation and test scores are the same in these records, so the best attack is the one that ends highest.
+    """
+    rows = sorted({one.defense for one in records if not one.defense.startswith("twin[")})
+    count = 1 + max(one.seed for one in records)
+
+    def value(one: Record) -> float:
+        measured = one.attacked
+        assert measured is not None
+        return (100 if measured.higher_is_better else -100) * measured.value
+
+    def ends(row: str) -> Any:
+        best = np.full(count, -math.inf)
+        for one in records:
+            if one.role == "ranked" and (one.defense == row or one.attack == "scratch"):
+                best[one.seed] = max(best[one.seed], value(one))
+        return best
+
+    def utility(row: str, metric: str) -> Any:
+        found = {one.seed: value(one) for one in records if (one.defense, one.task) == (row, metric)}
+        return np.array([found[seed] for seed in range(count)])
+
+    full = {
+        metric: np.mean([utility(row, metric) for row in ("none", *drawn.INITIALISATIONS)], axis=0)
+        for metric in drawn.METRICS
+    }
+    floor = {metric: -500.0 if metric == "bits" else 50.0 for metric in drawn.METRICS}
+    taken = {row: ends("none") - ends(row) for row in rows}
+    share = {
+        (row, metric): (utility(row, metric) - floor[metric]) / (full[metric] - floor[metric])
+        for row in rows
+        for metric in drawn.METRICS
+    }
+    scratch_ends = np.array([value(one) for one in records if one.attack == "scratch"])
+    untrained = ends("none") - scratch_ends
+
+    def fitted(values: Any, low: float, high: float) -> Any:
+        """By dose and seed: pooled doses as their weighted mean, clipped ones as the bound."""
+        weights = 1 / np.maximum(values.var(axis=1, ddof=1) / count, 1e-12)
+        means = IsotonicRegression().fit_transform(np.arange(len(values)), values.mean(axis=1), sample_weight=weights)
+        out = np.empty_like(values)
+        for at, level in enumerate(means):
+            block = np.isclose(means, level, rtol=0, atol=1e-12)
+            out[at] = np.average(values[block], axis=0, weights=weights[block])
+            if not low <= level <= high:
+                out[at] = np.clip(level, low, high)
+        return out
+
+    found = {}
+    for row in rows:
+        heights = []
+        for family in LADDER.values():
+            doses = [dose for dose in family.doses if dose != row]
+            rising = fitted(np.array([taken[dose] for dose in doses]), 0.0, untrained.mean())
+            climb = np.vstack([np.zeros(count), rising, untrained])
+            for metric in drawn.METRICS:
+                falling = -fitted(-np.array([share[dose, metric] for dose in doses]), -1.0, 0.0)
+                keep = np.vstack([np.ones(count), falling, np.zeros(count)])
+                own = share[row, metric]
+                at = min(own.mean(), 1.0)
+                j = np.flatnonzero(keep.mean(axis=1) >= at)[-1]
+                if j == len(keep) - 1:
+                    heights.append(taken[row] - climb[j])
+                    continue
+                gap = keep[j].mean() - keep[j + 1].mean()
+                w, slope = (at - keep[j + 1].mean()) / gap, (climb[j + 1].mean() - climb[j].mean()) / gap
+                lost = own - w * keep[j] - (1 - w) * keep[j + 1]
+                heights.append(taken[row] - w * climb[j] - (1 - w) * climb[j + 1] + slope * lost * (own.mean() < 1))
+        every = np.array(heights)
+        means, errors = every.mean(axis=1), every.std(axis=1, ddof=1) / math.sqrt(count)
+        found[row] = (means.min(), (means - stats.t.ppf(0.975, count - 1) * errors).min(), every[means.argmin()])
+    return found
+
+
+ROWS = {
+    "pmp": Truth(9.0, kept(0.1)),
+    "mask": Truth(6.0),
+    "sham": trivial(0.25),
+    "twin": Truth(0.0),
+    "weak": Truth(1.0, kept(0.6)),
+}
+
+
+@pytest.mark.parametrize("number", range(6))
+def test_excess_and_ranks_are_those_of_an_independent_implementation(number: int) -> None:
+    records = drawn.records(ROWS, np.random.default_rng(number), noise=0.05)
+    board, expected = drawn.board(records), oracle(records)
+    assert {one.defense for one in board.scores} == set(expected)
+    for one in board.scores:
+        if one.kind == "reference":
+            continue
+        value, low, by_seed = expected[one.defense]
+        assert one.excess.interval is not None
+        assert (one.excess.interval.value, one.excess.interval.low) == pytest.approx((value, low), abs=1e-6)
+        assert [*one.excess.by_seed.values()] == pytest.approx(by_seed, abs=1e-6)
+    ranked = [one for one in board.scores if one.standing.group == "ranked"]
+    heights = {one.defense: expected[one.defense][2] for one in ranked}
+    for one in ranked:
+        others = [other for other in heights if other != one.defense]
+        p_values = [stats.ttest_rel(heights[one.defense], heights[other]).pvalue for other in others]
+        order = sorted(range(len(others)), key=lambda at: p_values[at])
+        told: list[str] = []
+        for step, at in enumerate(order):  # Holm: stop at the first that cannot be told apart
+            if p_values[at] * (len(others) - step) > 0.05:
+                break
+            told.append(others[at])
+        better = sum(heights[other].mean() > heights[one.defense].mean() for other in told)
+        assert one.standing.ranks is not None
+        assert (one.standing.ranks.first, one.standing.ranks.last) == (1 + better, len(ranked) - len(told) + better)
+        assert one.standing.rank == 1 + sum(heights[other].mean() > heights[one.defense].mean() for other in others)
+
+
+def test_the_curves_can_be_drawn() -> None:
+    board = drawn.board(drawn.records({}, np.random.default_rng(0), noise=0.0))
+    assert len(board.frontier) == len(LADDER) * len(drawn.METRICS)
+    curve = next(one for one in board.frontier if (one.family, one.metric) == ("noise", "pairs"))
+    assert (curve.reference, curve.knots[0], curve.knots[-1][0]) == ("none", (1.0, 0.0), 0.0)
+    assert curve.knots[-1][1] == pytest.approx(drawn.BEST - drawn.SCRATCH, abs=2)
+    assert [row for row, _, _ in curve.doses] == list(LADDER["noise"].doses)
+    assert [retention for _, retention, _ in curve.doses] == pytest.approx([0.87, 0.8, 0.7, 0.5, 0.2], abs=1e-6)
+
+
+# ------------------------------------------------------------------------------------------------------------- edges
+
+
+def test_a_missing_dose_leaves_nobody_an_excess_and_is_said_once() -> None:
+    records = drawn.records(ROWS, np.random.default_rng(1))
+    planned = [CellId.of(one) for one in records]
+    lost = CellId("noise[dose=2]", "full", drawn.ATTACKED, 3)
+    for broken in (
+        [one for one in records if CellId.of(one) != lost],
+        [failed(one) if CellId.of(one) == lost else one for one in records],
+    ):
+        board = scored(broken, planned=planned, ladder=LADDER, initialisations=drawn.INITIALISATIONS)
+        assert all(one.excess.interval is None for one in board.scores)
+        assert board.frontier == ()
+        (problem,) = (one for one in board.problems if "ladder" in one)
+        assert problem.startswith("the ladder is incomplete: noise[dose=2] × full on words, seed 3: ")
+        assert of(board).standing.reasons == (f"no excess: {problem}",)
+        assert (of(board).standing.group, of(board).claim.verdict) == ("unranked", "untested")
+        assert of(board).incomplete == ()  # its own cells are all there
+
+
+@pytest.mark.parametrize("row", ["twin[index=2]", "early_stop[dose=0]"])
+def test_a_missing_utility_of_a_dose_or_an_initialisation_is_missed_too(row: str) -> None:
+    records = drawn.records(ROWS, np.random.default_rng(1))
+    planned = [CellId.of(one) for one in records]
+    left = [one for one in records if CellId.of(one) != CellId(row, "none", "tone", 0)]
+    board = scored(left, planned=planned, ladder=LADDER, initialisations=drawn.INITIALISATIONS)
+    assert of(board).excess.reason == f"the ladder is incomplete: {row} × none on tone, seed 0: missing"
+
+
+def test_an_initialisation_without_attacks_is_no_row_and_its_utility_counts() -> None:
+    records = drawn.records({"pmp": Truth(9.0)}, np.random.default_rng(2))
+    board = drawn.board(records)
+    assert not any(one.defense.startswith("twin[") for one in board.scores)
+    alone = scored(records, ladder=LADDER, planned=[CellId.of(one) for one in records if one.defense[:5] != "twin["])
+    assert of(board).utility.retention != of(alone).utility.retention
+
+
+def test_a_suite_without_a_ladder_is_scored_and_not_ranked() -> None:
+    board = scored(suite(), ladder={})
+    assert of(board).resistance.suppression is not None
+    assert of(board).excess.reason == "the suite has no ladder of trivial defenses to measure from"
+    assert of(board).standing.group == "unranked"
+    assert of(board).claim.verdict == "untested"
+    assert board.problems == ()
+
+
+def test_without_scratch_a_row_below_the_last_dose_is_outside_the_ladder() -> None:
+    records = [one for one in suite() if one.attack != "scratch" and one.defense != "pmp"]
+    records += sweep("pmp", (0.3,) * 5, utility=0.5)
+    reason = "outside the ladder: keeps less of minimal_pairs than any dose of early_stop"
+    assert of(scored(records)).excess.reason == reason
+    assert of(scored([*records, *scratch([0.4] * 5)])).excess.interval is not None
+
+
+def test_a_staircase_needs_no_end() -> None:
+    records = [one for one in suite() if one.attack != "scratch" and one.defense != "pmp"]
+    records += sweep("pmp", (0.3,) * 5, utility=0.5)
+    found = of(scored(records, ladder={"steps": Family(doses=("early_stop",), stairs=True)})).excess.interval
+    assert found is not None
+    assert found.value == pytest.approx(72 - 30)
+
+
+def test_a_dose_is_judged_without_itself_and_has_no_rank() -> None:
+    board = drawn.board(drawn.records(ROWS, np.random.default_rng(3), noise=0.0))
+    dose = of(board, "early_stop[dose=2]")
+    assert dose.excess.interval is not None
+    assert (dose.standing.group, dose.standing.rank, dose.claim.verdict) == ("control", None, None)
+    assert dose.excess.family == "noise"  # the other family takes more at the same utility
+    assert dose.excess.interval.value == pytest.approx(8 - 1.2 * 8, abs=2)
+
+
+def test_the_claim_of_a_probe_is_untested_where_the_ladder_has_no_probes() -> None:
+    from nftbench.contract import Claim
+
+    probes = [
+        record(row, "probe", task, seed, value, adaptation="linear_probe")
+        for row, value in (("none", 0.6), ("pmp", 0.4))
+        for task in TASKS
+        for seed in range(5)
+    ]
+    records = [*suite(), *probes]
+    records = [
+        replace(one, row=replace(one.row, claim=Claim(adaptation="linear_probe"))) if one.defense == "pmp" else one
+        for one in records
+    ]
+    board = scored(records, planned=[CellId.of(one) for one in records])
+    assert of(board).claim.excess is None
+    assert of(board).claim.verdict == "untested"
+
+
+def test_a_test_score_far_above_validation_is_no_result() -> None:
+    """The attack has read the test split. On the undefended model alone this would flatter every defense."""
+    records = [
+        replace(one, validation=measurement(0.75))
+        if (one.defense, one.attack, one.seed) == ("none", "full", 4)
+        else one
+        for one in suite()
+    ]
+    board = scored(records)  # 0.83 on test and 0.75 on validation: 5.7 standard errors, which may be chance
+    assert of(board).standing.group == "ranked"
+    records = [
+        replace(one, validation=measurement(0.7)) if (one.defense, one.attack, one.seed) == ("none", "full", 4) else one
+        for one in suite()
+    ]
+    pmp = of(scored(records))
+    assert (pmp.standing.group, pmp.claim.verdict) == ("unranked", "untested")
+    reason = "none × full on pairs, seed 4: test score 13.0 points above validation, 9 standard errors"
+    assert reason in pmp.standing.reasons[0]
+
+
+# ------------------------------------------------------------------------------------------------- ranks and verdicts
+
+
+def test_ranks_among_rows_that_keep_enough_and_the_pareto_mark() -> None:
+    rows = {
+        "strong": Truth(30.0, np.full(6, 0.55)),
+        "middle": Truth(20.0, np.full(6, 0.85)),
+        "gentle": Truth(12.0, np.full(6, 0.99)),
+        "beaten": Truth(10.0, np.full(6, 0.83)),
+    }
+    board = drawn.board(drawn.records(rows, np.random.default_rng(0), noise=0.001))
+    order = [one.defense for one in board.scores if one.standing.rank]
+    assert order == ["middle", "gentle", "strong", "beaten"]
+    assert [of(board, row).standing.rank for row in order] == [1, 2, 3, 4]
+    assert of(board, "gentle").standing.rank_among == {0.95: 1, 0.9: 1, 0.8: 2, 0.5: 2}
+    assert of(board, "strong").standing.rank_among == {0.95: None, 0.9: None, 0.8: None, 0.5: 3}
+    assert of(board, "beaten").standing.rank_among == {0.95: None, 0.9: None, 0.8: 3, 0.5: 4}
+    assert [of(board, row).standing.pareto for row in order] == [True, True, True, False]
+
+
+def claimed(pmp: Sequence[Record], **changes: Any) -> Score:
+    return of(scored([*(one for one in suite() if one.defense != "pmp"), *pmp], **changes))
+
+
+def test_verdicts() -> None:
+    """`none` ends at 82, early_stop takes 10 points and keeps everything, scratch ends at 40."""
+    assert claimed(sweep("pmp", (0.50, 0.53, 0.55, 0.50, 0.52))).claim.verdict == "holds"
+    costly = claimed(sweep("pmp", (0.50, 0.53, 0.55, 0.50, 0.52), utility=0.70))
+    assert (costly.utility.badge, costly.claim.verdict) == ("cannot tell", "holds at a cost")
+    assert costly.standing.group == "ranked"
+    # 10 points at the utility of early_stop: nothing beyond it, and the interval reaches from below to above zero
+    assert claimed(sweep("pmp", (0.71, 0.72, 0.74, 0.70, 0.73))).claim.verdict == "not shown"
+    # 4 points less than early_stop takes
+    assert claimed(sweep("pmp", (0.74, 0.77, 0.77, 0.75, 0.77))).claim.verdict == "refuted"
+
+
+def test_a_claim_is_refuted_where_its_attackers_end_as_on_the_undefended_model() -> None:
+    """Without a ladder too: it is the row's attackers who refute it."""
+    near = claimed(sweep("pmp", (0.795, 0.815, 0.835, 0.805, 0.825)), ladder={})
+    assert near.claim.suppression == Interval(pytest.approx(0.5), pytest.approx(0.5), pytest.approx(0.5), 5, 0.0)  # type: ignore[arg-type]
+    assert near.claim.verdict == "refuted"
+    vague = claimed(sweep("pmp", (0.75, 0.86, 0.80, 0.82, 0.80)), ladder={})  # 1.6 points, and up to 6 by its interval
+    assert vague.claim.verdict == "untested"
+
+
+def test_an_untestable_claim_counts_in_the_correction() -> None:
+    """Of two claims one has no result: p is doubled all the same, so that no claim gains by another's failure."""
+    records = suite()
+    alone = of(scored(records)).claim.p
+    lost = [failed(one) if one.attack == "full" else one for one in sweep("mask", (0.5,) * 5)]
+    together = of(scored([*records, *lost])).claim.p
+    assert alone is not None
+    assert together == pytest.approx(2 * alone)
+
+
+# -------------------------------------------------------------------------------------------------------- properties
+
+
+@settings(max_examples=10, deadline=None)
+@given(st.integers(0, 1000), st.randoms(use_true_random=False))
+def test_neither_the_order_of_records_nor_the_names_of_seeds_matter(number: int, shuffler: random.Random) -> None:
+    records = drawn.records({"pmp": Truth(9.0, kept(0.1)), "mask": Truth(3.0)}, np.random.default_rng(number), seeds=3)
+    names = shuffler.sample(range(100), 3)
+    other = [replace(one, seed=names[one.seed], key=f"{one.key}/{names[one.seed]}") for one in records]
+    first, second = drawn.board(records), drawn.board(shuffler.sample(other, len(other)))
+    for row in ("pmp", "mask", "noise[dose=1]"):
+        before, after = of(first, row), of(second, row)
+        assert before.excess.interval is not None
+        assert after.excess.interval is not None
+        ends = [(one.value, one.low, one.high, one.p) for one in (before.excess.interval, after.excess.interval)]
+        assert ends[0] == pytest.approx(ends[1], abs=1e-6)
+        assert (before.standing.rank, before.standing.ranks) == (after.standing.rank, after.standing.ranks)
+
+
+values = st.lists(st.tuples(st.floats(0, 40), st.floats(0.05, 0.95)), min_size=1, max_size=5)
+
+
+@given(values, st.tuples(st.floats(0, 40), st.floats(0, 1.1)), st.integers(0, 4), st.floats(0, 20))
+def test_a_dose_that_takes_more_at_the_same_utility_never_raises_an_excess(
+    doses: list[tuple[float, float]], row: tuple[float, float], at: int, more: float
+) -> None:
+    """A family in order, of which one dose is made to take more."""
+
+    def made(name: str, taken: float, share: float) -> Row:
+        return Row(name, dict.fromkeys(range(3), taken), {"pairs": dict.fromkeys(range(3), share)})
+
+    taken, shares = sorted(one for one, _ in doses), sorted((one for _, one in doses), reverse=True)
+    untrained = dict.fromkeys(range(3), 60.0)
+    family = [made(f"{index}", *one) for index, one in enumerate(zip(taken, shares, strict=True))]
+    at %= len(family)
+    raised = [
+        made(one.name, one.suppression[0] + more, one.retention["pairs"][0]) if index >= at else one
+        for index, one in enumerate(family)
+    ]
+    before, after = (
+        excess(made("row", *row), [Curves("noise", tuple(chosen), untrained)], ["pairs"]).interval
+        for chosen in (family, raised)
+    )
+    assert before is not None
+    assert after is not None
+    assert after.value <= before.value + 1e-6
+
+
+@given(st.integers(0, 10_000))
+def test_the_upper_end_is_never_below_that_of_the_binding_curve(number: int) -> None:
+    drawn_heights = np.random.default_rng(number).normal(0, 2, (4, 5)).round(3)
+    order = sorted(map(list, drawn_heights), key=lambda one: sum(one))
+    heights = [dict(enumerate(one)) for one in order]
+    found, alone = smallest(heights), smallest(heights[:1])
+    assert found.low <= alone.low <= found.value <= alone.high <= found.high
+    assert found.p >= alone.p
+
+
+def test_the_upper_end_is_the_median_of_the_curves_near_the_least() -> None:
+    least, near, far = (dict(enumerate(one)) for one in ((1.0, 2.0, 3.0), (0.0, 3.0, 6.0), (21.0, 22.0, 23.0)))
+    reach = stats.t.ppf(0.975, 2) / math.sqrt(3)
+    assert smallest([least]).high == pytest.approx(2 + reach)
+    assert smallest([least, far]).high == pytest.approx(2 + reach)  # it lies higher beyond doubt
+    assert smallest([least, near, far]).high == pytest.approx(3 + 3 * reach)
+    assert smallest([least, near, far]).low == pytest.approx(3 - 3 * reach)
+
+
+def test_a_twin_of_the_reference_has_an_excess_about_zero() -> None:
+    found = [
+        of(drawn.board(drawn.records({"twin": Truth(0.0)}, np.random.default_rng(number))), "twin").excess.interval
+        for number in range(5)
+    ]
+    assert all(one is not None and one.low < 0 < one.high for one in found)
+    assert abs(np.mean([one.value for one in found if one is not None])) < 2
