@@ -135,7 +135,10 @@ def _read_csv(path: Path) -> pd.DataFrame:
     """
     # low_memory=False: otherwise the type of a column is guessed for each part of the file
     table = pd.read_csv(path, keep_default_na=False, na_values=[""], dtype_backend="numpy_nullable", low_memory=False)
-    return table.apply(lambda column: column.fillna("") if column.dtype == "string" else column)
+    for name in table.columns:
+        if table[name].dtype == "string":
+            table[name] = table[name].fillna("")
+    return table
 
 
 def _dataset(rows: Sequence[Any]) -> datasets.Dataset:

@@ -18,7 +18,7 @@ import inspect
 import re
 import sys
 import warnings
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
@@ -155,7 +155,7 @@ def create(kind: Kind, text: str) -> Any:
             raise NftbenchError(f"{text!r}: {spec.name} has no parameter {key!r}{suggest(key, known)}")
     parameters = {key: _as_list(cls, key, value) for key, value in spec.parameters}
     try:
-        plugin = _checker(cls).validate_python(parameters)
+        plugin = _checker(cls).validate_python(parameters)  # type: ignore[arg-type]  # mypy: classes are no Hashable
     except ValidationError as error:
         problem = error.errors()[0]
         key = ".".join(str(part) for part in problem["loc"])
@@ -170,7 +170,7 @@ def create(kind: Kind, text: str) -> Any:
 
 
 @functools.cache
-def _checker(kind: Hashable) -> TypeAdapter[Any]:
+def _checker(kind: Any) -> TypeAdapter[Any]:
     """The validator of a class or type, cached because building it takes a thousand times as long as using it."""
     from pydantic import TypeAdapter
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -210,7 +211,12 @@ def test_help_without_a_verb(words: list[str], call: Call) -> None:
         (["plan", "tiny.yaml", "--defenses", " "], "--defenses ' ' names nothing"),
         (["plan", "tiny.yaml", "--tasks", ","], "--tasks ',' names nothing"),
         (["run", "tiny.yaml", "--defenses", "early_stop[fraction=2]"], "fraction must lie between 0 and 1"),
-        (["run", "tiny.yaml", "--set", "budget.durration=[1]"], "did you mean 'durations'?"),
+        (["run", "tiny.yaml", "--set", "budget.durration=[1]"], "--set: unknown key 'budget.durration'; did you"),
+        (
+            ["run", "tiny.yaml", "--set", "budget={durration: 1}"],
+            "--set: unknown key 'budget.durration'; did you mean ",
+        ),
+        (["run", "tiny.yaml", "--set", "budget.restarts=many"], "--set: budget.restarts: "),
         (["run", "tiny.yaml", "--set", "seeds"], "write key=value"),
         (["run", "tiny.yaml", "--set", "seeds=[]"], "seeds:"),
         (["run", "tiny.yaml", "--set", "model.n_layers=2"], "did you mean 'n_layer'?"),
@@ -221,6 +227,7 @@ def test_help_without_a_verb(words: list[str], call: Call) -> None:
         (["run", "tiny.yaml", "--plugin", "nowhere.py"], "nowhere.py: no such file"),
         (["run", "tiny.yaml", "--data", "nowhere"], "'nowhere' does not exist"),
         (["run", "tiny.yaml", "--device", "cdua"], "did you mean 'cuda'?"),
+        (["run", "tiny.yaml", "--device", "gpu"], "did you mean 'cuda'?"),
         (["run", "tiny.yaml", "--device", "cuda:99"], "CUDA devices"),
         (["run", "tiny.yaml", "--jobs", "0"], "--jobs"),
         (["run", "tiny.yaml", "--limit", "0"], "--limit"),
@@ -228,9 +235,16 @@ def test_help_without_a_verb(words: list[str], call: Call) -> None:
         (["run", "wiki-small"], "give the folder with --data"),
         (["run", "wiki-small", "--data", "."], "no file matches"),
         (["report", "."], "manifest.json is missing"),
+        (["report", "tiny.yaml"], "'tiny.yaml' is a file"),
+        (["pack", "tiny.yaml"], "'tiny.yaml' is a file"),
+        (["run", "tiny.yaml", "--out", "tiny.yaml"], "'tiny.yaml' is a file"),
+        (["run", "tiny.yaml", "--cache", "tiny.yaml"], "'tiny.yaml' is a file"),
+        (["plan", "tiny.yaml", "--plugin", "unstaged.py"], "stage is None: input should be 'pretrain' or 'posttrain'"),
+        (["info", "unstaged.py"], "nothing is named 'unstaged.py'"),
     ],
 )
 def test_bad_input_is_one_line_and_changes_nothing(call: Call, tiny: str, words: list[str], said: str) -> None:
+    write_plugin(Path(), "unstaged", MINE.replace("stage", "stages"))
     code, out, err = call(*words)
     assert code == 2
     assert out in ("", "tiny: planning; 0 records in runs/tiny\n")
@@ -518,9 +532,56 @@ def test_report_leaves_out_records_of_other_settings(call: Call, tmp_path: Path)
     write_results(tmp_path / "tiny", made())
     stale = replace(made()[0], key="stale")
     Store(tmp_path / "tiny", tmp_path).write(stale)
-    code, _, _ = call("report", "tiny")
+    code, out, _ = call("report", "tiny")
     assert code == 0
     assert "recorded twice" not in (tmp_path / "tiny" / "leaderboard.md").read_text()
+    first = f"{stale.defense} × {stale.attack} on {stale.task}, seed {stale.seed}"
+    assert "1 records in tiny are left out, because the folder's last run planned no such cells" in out
+    assert first in out
+
+
+def test_records_of_another_machine_are_taken(call: Call, tmp_path: Path) -> None:
+    """A key holds no machine, so that a suite's seeds may be run on several and their records copied together."""
+    found = made()
+    here, there = tmp_path / "tiny", tmp_path / "there"
+    write_results(here, found)
+    for record in found[1::2]:
+        path = Store(here, tmp_path).path(record)
+        (there / "records").mkdir(parents=True, exist_ok=True)
+        path.rename(there / "records" / path.name)
+    for path in (there / "records").iterdir():
+        path.rename(here / "records" / f"copy of {path.name}")
+    code, out, _ = call("report", "tiny")
+    assert code == 0
+    assert "left out" not in out
+    content = json.loads((here / "leaderboard.json").read_text())
+    assert [row["defense"] for row in content["scores"]] == [
+        score.defense for score in factories.scored(factories.suite()).scores
+    ]
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "ascii"])
+def test_a_terminal_without_our_characters_shows_others(encoding: str, tmp_path: Path) -> None:
+    write_results(tmp_path / "tiny", made())
+    command = [sys.executable, "-P", "-m", "nftbench", "report", str(tmp_path / "tiny")]
+    environment = {**os.environ, "PYTHONIOENCODING": encoding, "PYTHONUTF8": "0"}
+    done = subprocess.run(command, capture_output=True, check=True, env=environment)
+    assert b"pmp" in done.stdout
+    assert done.stderr == b""
+    assert (tmp_path / "tiny" / "leaderboard.md").is_file()
+
+
+def test_the_leaderboard_is_written_before_it_is_printed(
+    call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    write_results(tmp_path / "tiny", made())
+    monkeypatch.setattr("rich.console.Console.print", full)
+    code, _, err = call("report", "tiny")
+    assert (code, err) == (2, "nftbench: [Errno 28] No space left on device\n")
+    assert (tmp_path / "tiny" / "leaderboard.md").is_file()
 
 
 # ----------------------------------------------------------------------------------------------------------- lm-eval

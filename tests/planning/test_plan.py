@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from nftbench.device import Device
 from nftbench.errors import NftbenchError
@@ -22,6 +23,7 @@ from nftbench.records.spec import Spec
 from nftbench.suites.reading import parse
 from nftbench.suites.schema import Suite
 from nftbench.testing import tiny_suite
+from tests import checkpoints
 
 WriteFile = Callable[[str, str], Path]
 
@@ -142,11 +144,8 @@ def test_an_attacks_knowledge_may_depend_on_its_parameters(plugin: WriteFile) ->
 
 
 def test_reference_rows_are_added_and_scratch_is_planned_once_for_each(tmp_path: Path) -> None:
-    folders = [tmp_path / name for name in ("protected", "twin")]
-    for folder in folders:
-        folder.mkdir()
-        (folder / "config.json").write_text(folder.name)
-    audited, twin = (f"checkpoint[path={folder}]" for folder in folders)
+    folders = [checkpoints.write(tmp_path / name) for name in ("protected", "twin")]
+    twin = f"checkpoint[path={folders[1]}]"
     audited = f"checkpoint[path={folders[0]},reference={folders[1]}]"
     found = plan(suite(defenses=["none", "pmp", audited], seeds=[0]))
     assert {str(cell.defense) for cell in found.cells} == {"none", "pmp", audited, twin}
@@ -194,7 +193,7 @@ def test_a_defense_that_names_tasks_is_told_them_and_is_task_aware(plugin: Write
 def test_defense_none_and_attack_none_are_always_planned(tmp_path: Path) -> None:
     found = keys(plan(suite(defenses=["pmp"], attacks=["full"])))
     assert {("none", "none", "toy_topic", 0), ("pmp", "none", "toy_topic", 0)} <= set(found)
-    (tmp_path / "config.json").write_text("{}")
+    checkpoints.write(tmp_path)
     audit = keys(plan(suite(defenses=[f"checkpoint[path={tmp_path}]"])))
     assert "none" not in {defense for defense, *_ in audit}, "a checkpoint is scored against its own twin alone"
 
@@ -418,15 +417,44 @@ def test_an_attack_may_be_built_on_one_that_knows_as_much(plugin: WriteFile) -> 
 
 
 def test_a_checkpoints_files_are_in_the_key(tmp_path: Path) -> None:
-    folder = tmp_path / "model"
-    folder.mkdir()
-    (folder / "config.json").write_text("{}")
-    (folder / "model.safetensors").write_bytes(b"one")
+    folder = checkpoints.write(tmp_path / "model")
     asked = suite(defenses=["none", f"checkpoint[path={folder}]"], seeds=[0])
     before = keys(plan(asked))
-    (folder / "model.safetensors").write_bytes(b"two")
+    checkpoints.write(folder, seed=1)
     after = keys(plan(asked))
     assert {cell[0] for cell in before if before[cell] != after[cell]} == {f"checkpoint[path={folder}]"}
+
+
+@pytest.mark.parametrize(
+    ("broken", "said"),
+    [
+        (lambda folder: (folder / checkpoints.WEIGHTS).unlink(), "has no weights in the safetensors format"),
+        (lambda folder: [file.unlink() for file in folder.glob("tokenizer*")], "has no tokenizer"),
+        (lambda folder: checkpoints.edit(folder, lambda _: {"other": torch.ones(1)}), "the files lack "),
+        (lambda folder: (folder / "config.json").write_text("{"), "cannot be loaded as a causal LM"),
+        (lambda folder: (folder / checkpoints.WEIGHTS).write_bytes(b"cut"), "cannot be loaded as a causal LM"),
+    ],
+)
+@pytest.mark.parametrize("role", ["path", "reference"])
+def test_a_checkpoint_that_cannot_be_audited_is_refused(
+    role: str, broken: Callable[[Path], object], said: str, tmp_path: Path
+) -> None:
+    folders = {name: checkpoints.write(tmp_path / name) for name in ("path", "reference")}
+    broken(folders[role])
+    spec = Spec("checkpoint", tuple((name, str(folder)) for name, folder in folders.items()))
+    with pytest.raises(NftbenchError, match=said) as caught:
+        plan(suite(defenses=[str(spec)]))
+    assert str(folders[role]) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["2024", "null", "it's", "a,b=[c", "1e5", "x + y"])
+def test_a_checkpoints_folder_may_have_any_name(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    checkpoints.write(tmp_path / name)
+    spec = Spec("checkpoint", (("path", name),))
+    (row,) = {cell.defense for cell in plan(suite(defenses=[str(spec)], seeds=[0])).cells}
+    assert row == spec
 
 
 def test_local_text_is_in_the_key_by_content(tmp_path: Path) -> None:

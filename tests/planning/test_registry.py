@@ -35,7 +35,8 @@ def source(kind: str) -> str:
     base, method = {"defenses": ("Defense", "protect"), "attacks": ("Attack", "adapt"), "tasks": ("Task", "evaluate")}[
         kind
     ]
-    return f"@dataclass(frozen=True)\nclass {base}Of({base}):\n    def {method}(self, *_): ...\n"
+    stage = '    stage: ClassVar = "posttrain"\n' if kind == "defenses" else ""
+    return f"@dataclass(frozen=True)\nclass {base}Of({base}):\n{stage}    def {method}(self, *_): ...\n"
 
 
 def refusal(kind: registry.Kind, text: str) -> str:
@@ -91,6 +92,26 @@ def test_a_printed_spec_creates_the_same_plugin(
     assert registry.create("attacks", str(registry.spec_of("everything", one))) == one
 
 
+@given(text=st.text(st.characters(exclude_categories=["Cc", "Cs", "Zl", "Zp"]), max_size=20))
+def test_a_text_is_printed_so_that_it_is_read_again(text: str) -> None:
+    spec = Spec("checkpoint", (("path", text), ("reference", "x")))
+    assert Spec.parse(str(spec)) == spec
+    assert split(f"none,{spec},none") == ["none", str(spec), "none"]
+
+
+def test_quotes_are_only_where_they_are_needed() -> None:
+    plain = Spec("checkpoint", (("path", "runs/a b's+c[x=1,y=2]"),))
+    assert str(plain) == "checkpoint[path=runs/a b's+c[x=1,y=2]]"
+    assert Spec.parse("""a[b='2024', c="x,y", d=2024]""").parameters == (("b", "2024"), ("c", "x,y"), ("d", 2024))
+    assert str(Spec("a", (("b", "2024"), ("c", None), ("d", "it's, yes")))) == "a[b='2024',c=null,d='it''s, yes']"
+
+
+def test_a_list_of_texts_may_hold_numbers(plugin: WriteFile) -> None:
+    plugin("mine", MINE.replace("strength: float = 1.0", "names: tuple[str, ...] = ()"))
+    assert registry.create("defenses", "mine[names=a+2024+true]").names == ("a", "2024", "true")
+    assert registry.create("defenses", "mine[names=2024]").names == ("2024",)
+
+
 def test_specs_leave_out_defaults_and_are_read_with_spaces_and_nested_brackets(everything: type[Any]) -> None:
     assert str(registry.spec_of("everything", everything())) == "everything"
     printed = str(registry.spec_of("everything", everything(rate=1e-3, on=True, layers=(5, 6))))
@@ -136,6 +157,8 @@ def test_a_malformed_spec_is_refused(text: str) -> None:
             for spec in ("pmp[ratio", "random_mask[ratio", "early_stop[fraction", "narrow[keep")
         ),
         ("defenses", "checkpoint", "path: "),
+        ("defenses", "checkpoint[path=2024]", "path: 2024 is no text; write path='2024'"),
+        ("defenses", "checkpoint[path=true]", "path: True is no text; write path='True'"),
         ("tasks", "toy_topik", "no task is named 'toy_topik'; did you mean 'toy_topic'?"),
         ("defenses", "", "no defense is named ''"),
     ],
@@ -233,6 +256,40 @@ def test_a_class_that_is_no_plugin_is_refused(text: str, expected: str, plugin: 
     plugin("mine", text)
     assert expected in refusal("defenses", "mine")
     assert registry.create("defenses", "none")
+
+
+@pytest.mark.parametrize(
+    ("kind", "attribute", "expected"),
+    [
+        ("defenses", "stage = None", "stage is None: input should be 'pretrain' or 'posttrain'"),
+        ("defenses", "stage = 'pre-train'", "stage is 'pre-train': input should be 'pretrain' or 'posttrain'"),
+        ("defenses", "trivial = 'no'", "trivial is 'no': input should be a valid boolean"),
+        ("defenses", "keeps_secret = 1", "keeps_secret is 1: input should be a valid boolean"),
+        ("defenses", "claims = 'secret'", "claims is 'secret': "),
+        ("defenses", "claims = Claim(frozenset({'metod'}))", "claims.knowledge is frozenset({'metod'}): "),
+        ("defenses", "claims = Claim(adaptation='lora')", "claims.adaptation is 'lora': "),
+        ("attacks", "knowledge = frozenset({'metod'})", "knowledge is frozenset({'metod'}): "),
+        ("attacks", "knowledge = {'method'}", "knowledge is {'method'}: input should be a valid frozenset"),
+        ("attacks", "knowledge = property(lambda self: 'method')", "knowledge is 'method': "),
+        ("attacks", "adaptation = 'finetunning'", "adaptation is 'finetunning': input should be 'finetuning', "),
+        ("attacks", "against = 'pmp'", "against is 'pmp': input should be a valid frozenset"),
+        ("attacks", "trains = None", "trains is None: input should be a valid boolean"),
+        ("attacks", "optimizer = 'adam'", "optimizer is 'adam': input should be 'adamw', 'sgd' or 'muon'"),
+        ("attacks", "trained_weights = 'most'", "trained_weights is 'most': "),
+        ("tasks", "trainable = 'yes'", "trainable is 'yes': input should be a valid boolean"),
+        ("tasks", "trainable = property(lambda self: None)", "trainable is None: input should be a valid boolean"),
+    ],
+)
+def test_a_class_attribute_of_another_type_is_refused(
+    kind: registry.Kind, attribute: str, expected: str, plugin: WriteFile
+) -> None:
+    plugin("mine", source(kind).replace("    def ", f"    {attribute}\n    def "))
+    assert expected in refusal(kind, "mine")
+
+
+def test_a_defense_without_a_stage_is_refused(plugin: WriteFile) -> None:
+    plugin("mine", source("defenses").replace("stage", "stages"))
+    assert "stage is None: input should be 'pretrain' or 'posttrain'" in refusal("defenses", "mine")
 
 
 @pytest.fixture

@@ -1,0 +1,74 @@
+"""Loading a checkpoint: refused where a tensor is missing or pickled; extra tensors are found in every architecture."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from nftbench.errors import NftbenchError
+from nftbench.models import networks
+from nftbench.running.releases import _check_published
+from tests import checkpoints
+
+DEVICES = pytest.mark.parametrize("device", ["cpu", "meta"])
+
+
+def refusal(folder: Path, device: str) -> str:
+    with pytest.raises(NftbenchError) as caught:
+        networks.load(folder, device)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@DEVICES
+def test_tensors_under_other_names_are_named(device: str, tmp_path: Path) -> None:
+    """As torch.compile leaves them. Transformers would draw all of them at random."""
+    compiled = checkpoints.edit(
+        checkpoints.write(tmp_path, "llama"), lambda held: {f"_orig_mod.{name}": one for name, one in held.items()}
+    )
+    said = refusal(compiled, device)
+    assert "the files lack lm_head.weight, model.embed_tokens.weight, " in said
+    assert "they hold _orig_mod.lm_head.weight, " in said
+
+
+@DEVICES
+def test_one_missing_tensor_is_named(device: str, tmp_path: Path) -> None:
+    def without(held: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {name: one for name, one in held.items() if name != "model.norm.weight"}
+
+    said = refusal(checkpoints.edit(checkpoints.write(tmp_path, "llama"), without), device)
+    assert said == f"{tmp_path}: the files lack model.norm.weight"
+
+
+@DEVICES
+@pytest.mark.parametrize("kind", sorted(checkpoints.SHAPES))
+def test_whole_checkpoints_are_loaded(kind: str, device: str, tmp_path: Path) -> None:
+    """Also where an output head is tied, and where transformers renames tensors or puts several into one."""
+    model = networks.load(checkpoints.write(tmp_path, kind), device)
+    assert model.network.device.type == device
+    assert model.tokenizer is not None
+
+
+@DEVICES
+def test_pickled_weights_are_refused(device: str, tmp_path: Path) -> None:
+    checkpoints.write(tmp_path)
+    (tmp_path / checkpoints.WEIGHTS).unlink()
+    assert refusal(tmp_path, device) == f"{tmp_path}: has no weights in the safetensors format"
+    torch.save({}, tmp_path / "pytorch_model.bin")
+    assert "pytorch_model.bin could run code when read" in refusal(tmp_path, device)
+
+
+@pytest.mark.parametrize("kind", sorted(checkpoints.SHAPES))
+@pytest.mark.parametrize("name", [None, "kept", "gpt_neox.layers.0.attention.bias", "transformer.h.0.attn.bias"])
+def test_an_extra_tensor_is_found(name: str | None, kind: str, tmp_path: Path) -> None:
+    """A secret mask may be called as a buffer that transformers ignores, in old files of GPT-2 and GPT-NeoX."""
+    checkpoints.write(tmp_path, kind)
+    if name is None:
+        _check_published(tmp_path, networks.load(tmp_path))
+        return
+    checkpoints.edit(tmp_path, lambda held: {**held, name: torch.ones(3)})
+    with pytest.raises(NftbenchError, match=f"a tensor that its architecture lacks: {name}"):
+        _check_published(tmp_path, networks.load(tmp_path))
