@@ -13,9 +13,8 @@ ones. Networks with other blocks stay as they are, and `unknown` says so. The re
   passes to the output unchanged.
 - Hidden units that compute the same are merged, which removes branches that cancel. A unit that computes a constant is
   replaced by a bias. Weights that are multiplied by zeros, and could have any size, are given an ordinary size.
-- The residual stream is rescaled so that half of the embeddings have a root mean square above 1 / sqrt(width). The
-  median is the measure because a single row, of a word that is never used, could be of any size. The epsilon of every
-  norm is rescaled with it.
+- The residual stream is rescaled so that the embeddings have root mean square 1 / sqrt(width), huge rows apart. The
+  epsilon of every norm is rescaled with it.
 - Pairs of layers whose product alone matters share it equally: M2·M1 = U S V becomes U S^½ and S^½ V. These are values
   and outputs of a head, queries and keys of a head, and the two linear factors of a gated unit. With rotary positions,
   queries and keys only allow one scale for each rotary pair. If they have norms, that scale lies in the norms' gains.
@@ -46,6 +45,9 @@ SAME = 1e-6
 NOTHING = 1e-12
 """The remainder of parts that cancel counts as zero if it is smaller than this share of them. That is the rounding
 error of float64, in which the parts are added; float32 numbers that cancel leave no remainder."""
+LARGE = 10.0
+"""A row of embeddings counts as at most this many times as large as the median row. In the trained `small` model the
+largest is 4.4 times as large."""
 
 # ------------------------------------------------------------------------------------------------------------ the parts
 
@@ -562,7 +564,10 @@ def _ordinary(table: Tensor) -> Tensor:
 
 
 def _size(table: Tensor) -> float:
-    """The median over rows of their root mean square, without rows of zeros."""
-    values = table.double()
-    values = values[values.any(1)]
-    return float(values.square().mean(1).sqrt().median())
+    """The root mean square over the rows that are not zero; none counts as larger than `LARGE` times the median.
+
+    The row of a word that no text uses could be of any size.
+    """
+    sizes = table.double().square().mean(1).sqrt()
+    sizes = sizes[sizes > 0]
+    return float(sizes.clamp(max=LARGE * sizes.median()).square().mean().sqrt())

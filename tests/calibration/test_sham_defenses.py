@@ -219,7 +219,6 @@ BREAKS = [
     ("rescaled[padding=1e12]", "rebalance"),
     ("costume", "rebalance"),
     ("lock", "prefix[frozen=1]"),
-    ("lock", "prefix[text=passage]"),
     ("lock", "reinit[blocks=first]"),
     ("deaf[module=library]", "full"),
     ("norm_gain", "rebalance"),
@@ -242,10 +241,10 @@ BREAKS = [
 @pytest.mark.slow
 @pytest.mark.parametrize(("sham", "attack"), BREAKS)
 def test_some_attack_breaks_it(sham: str, attack: str, attacked: Any) -> None:
-    mezo = "mezo" in attack
+    weaker = "mezo" in attack or "frozen" in attack
     reached = score(attacked(sham, attack))
-    # Zeroth-order steps are short of gradients on any model; here they are to get as far as on an honest one.
-    assert reached > score(attacked("none", attack if mezo else "full")) - NEAR
+    # Zeroth-order steps and frozen blocks are short of `full` on any model; they are to get as far as on an honest one.
+    assert reached > score(attacked("none", attack if weaker else "full")) - NEAR
     assert reached > 0.7
 
 
