@@ -129,7 +129,6 @@ def attacked(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Any]:
         | {"extension": 0, "restarts": 1, "max_train_documents": 1024, "max_validation_documents": 500}
         | {"max_test_documents": 1000, "max_utility_documents": 64},
         "seeds": [0],
-        "salt": "public",
     }
     found: dict[tuple[str, str], Any] = {}
 
