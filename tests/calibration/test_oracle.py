@@ -25,7 +25,7 @@ from nftbench.running.releases import make_release
 from nftbench.running.workspace import Workspace
 from nftbench.suites.schema import Suite
 from nftbench.testing import check_defense, tiny_suite
-from tests.factories import scratch, sweep
+from tests.factories import LADDER, scratch, sweep
 
 FILE = Path(__file__).parent / "oracle.py"
 SEEDS = (0.80, 0.82, 0.84)
@@ -141,6 +141,7 @@ def judged(taken: dict[str, float], utility: float = 0.75, control: float = 0.02
         records += sweep(name, ends(by), utility=utility, claim=Claim(), **claims)
     planned = tuple(CellId.of(one) for one in records)
     suite = tiny_suite(name="tiny-oracle", defenses=["none", "early_stop", *taken], seeds=[0, 1, 2], ranking=[])
+    suite = suite.model_copy(update={"ladder": LADDER})
     return oracle.judge(tiny_suite(), Run(suite, planned, tuple(records)))
 
 
@@ -163,9 +164,10 @@ def test_an_oracle_without_a_grade_that_is_found_is_a_failure() -> None:
     assert any(failure.startswith("weak is not found") for failure in found.failures)
 
 
-def test_a_grade_that_pays_with_utility_is_a_failure() -> None:
-    found = judged({"strong": 0.35}, utility=0.6)
-    assert found.failures[0].startswith("strong is not ranked: keeps 70.0 % of base utility")
+def test_a_grade_that_takes_no_more_than_less_utility_does_is_a_failure() -> None:
+    # at 70 % of utility the curve from early_stop, 2 points, to training from scratch, 42 points, is at 14
+    found = judged({"strong": 0.13}, utility=0.6)
+    assert found.failures[0].startswith("strong is not found: claim")
 
 
 def test_the_derived_suite_ranks_by_the_knowledge_that_is_claimed() -> None:
