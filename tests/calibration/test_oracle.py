@@ -136,7 +136,8 @@ def judged(taken: dict[str, float], utility: float = 0.75, control: float = 0.02
     def ends(by: float) -> list[float]:
         return [end - by + error for end, error in zip(SEEDS, NOISE, strict=True)]
 
-    records: list[Record] = [*sweep("none", SEEDS), *scratch([0.4] * 3), *sweep("early_stop", ends(control))]
+    control_ends = [end - control - error for end, error in zip(SEEDS, NOISE, strict=True)]
+    records: list[Record] = [*sweep("none", SEEDS), *scratch([0.4] * 3), *sweep("early_stop", control_ends)]
     for name, by in taken.items():
         records += sweep(name, ends(by), utility=utility, claim=Claim(), **claims)
     planned = tuple(CellId.of(one) for one in records)
@@ -148,7 +149,7 @@ def judged(taken: dict[str, float], utility: float = 0.75, control: float = 0.02
 def test_grades_in_order_pass_and_the_weakest_may_be_too_weak() -> None:
     found = judged({"weak": 0.03, "middle": 0.15, "strong": 0.35})
     assert found.failures == ()
-    assert found.notes == ("too weak to be found: weak, excess 1.0 [-3.5, 5.5]",)
+    assert found.notes == ("too weak to be found: weak, excess 1.0 [-1.6, 3.6]",)
     assert [(one["rank"], one["found"]) for one in found.numbers["grades"]] == [(3, False), (2, True), (1, True)]
     assert found.tables[0].rows[2][6].startswith("20.0")  # more than the weaker
 

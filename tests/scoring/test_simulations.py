@@ -76,11 +76,11 @@ def test_four_points_are_found_in_four_of_five_runs() -> None:
 
 
 def test_noisier_metrics_cost_power() -> None:
-    """With 6 %, as minimal pairs have, five seeds find four points in about six of ten runs, and six points in most."""
-    every = runs({"four": Truth(4.0), "six": Truth(6.0)}, 120, noise=0.06)
-    four, six = (np.mean([found([one[row]])[0] for one in every]) for row in ("four", "six"))
-    assert 0.4 <= four <= 0.8
-    assert six >= 0.8
+    """With 6 % on five metrics, as minimal pairs have, five seeds find four points in a third of runs."""
+    every = runs({"four": Truth(4.0), "eight": Truth(8.0)}, 120, noise=0.06)
+    four, eight = (np.mean([found([one[row]])[0] for one in every]) for row in ("four", "eight"))
+    assert 0.15 <= four <= 0.5
+    assert eight >= 0.7
 
 
 ROWS = {
