@@ -1,8 +1,8 @@
 """Less pre-training is no defense: `early_stop` from a tenth to nine tenths, each judged as if it claimed to be one.
 
 A model that was stopped early takes points from an attacker and loses utility. No dose may be ranked with an effect, or
-have its claim hold, beside the trivial defenses that the suite lists. The curve of suppression against utility is what
-every defense has to lie above: less training alone reaches each point on it.
+have its claim hold, above the curve of all the others. The curve of suppression against utility is what every defense
+has to lie above: less training alone reaches each point on it.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from nftbench.planning.specs import canonical
 from nftbench.scoring import Score
 from nftbench.scoring.intervals import Interval
 from nftbench.scoring.table import UNKNOWN, Table, interval
-from nftbench.suites.schema import Suite
+from nftbench.suites.schema import Family, Suite
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -34,8 +34,6 @@ class Dose:
 
     fraction: float
     row: str
-    control: bool
-    """The suite lists it among its trivial defenses: others are compared with it, and it is not judged itself."""
     retention: Interval | None
     suppression: Interval | None
     excess: Interval | None
@@ -45,9 +43,7 @@ class Dose:
 
     @property
     def taken_for_a_defense(self) -> bool:
-        return not self.control and (
-            self.verdict in ("holds", "holds at a cost") or ranked_with_effect(self.standing, self.excess)
-        )
+        return self.verdict in ("holds", "holds at a cost") or ranked_with_effect(self.standing, self.excess)
 
 
 def derive(suite: Suite, rows: Sequence[str], attacks: Sequence[str]) -> Suite:
@@ -61,7 +57,7 @@ def derive(suite: Suite, rows: Sequence[str], attacks: Sequence[str]) -> Suite:
         defenses=derived.distinct(["none"], derived.trivial(suite), map(spec, FRACTIONS)),
         attacks=derived.distinct(["none", "scratch"], few),
         ranking=derived.knowledge(few),
-        **derived.with_ladder(suite, few),
+        ladder={"early_stop": Family(doses=tuple(map(spec, reversed(FRACTIONS))))},
     )
 
 
@@ -71,35 +67,32 @@ def spec(fraction: float) -> str:
 
 
 def judge(suite: Suite, run: Run) -> Finding:
-    """Judge every dose against the suite's own trivial defenses."""
+    """Judge every dose against the others."""
     if run.missing:
         return Finding(run.suite.name, failures=(run.missing,))
-    controls = derived.trivial(suite)
-    doses = [_dose(run, fraction, controls) for fraction in FRACTIONS]
+    doses = [_dose(run, fraction) for fraction in FRACTIONS]
     failures = [
         f"{one.row} is taken for a defense: {one.standing}, excess {interval(one.excess)}, claim {one.verdict}"
         for one in doses
         if one.taken_for_a_defense
     ]
-    numbers = {"doses": [asdict(one) for one in doses], "controls": controls}
+    numbers = {"doses": [asdict(one) for one in doses]}
     picture = partial(draw, doses, run.suite)
     return Finding(run.suite.name, (_table(doses),), numbers, tuple(failures), draw=picture)
 
 
-def _dose(run: Run, fraction: float, controls: Sequence[str]) -> Dose:
+def _dose(run: Run, fraction: float) -> Dose:
     row = spec(fraction)
-    part = run.of_rows(["none", *controls, row])
     claim = Claim(run.suite.ranking)
     claimed = [
         replace(one, row=replace(one.row, trivial=False, claim=claim)) if one.defense == row else one
-        for one in part.records
+        for one in run.records
     ]
-    board = (part if row in controls else replace(part, records=tuple(claimed))).board()
+    board = replace(run, records=tuple(claimed)).board()
     found: Score = next(one for one in board.scores if one.defense == row)
     return Dose(
         fraction=fraction,
         row=row,
-        control=row in controls,
         retention=found.utility.retention,
         suppression=found.resistance.suppression,
         excess=found.excess.interval,

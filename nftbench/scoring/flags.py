@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from nftbench.contract import Protection
 from nftbench.records.record import Record
-from nftbench.scoring.intervals import RANKED_SEEDS, Interval, beats_zero
+from nftbench.scoring.intervals import RANKED_SEEDS, Interval, beats_zero, holm, p_above
 from nftbench.scoring.points import in_points
 from nftbench.scoring.scores import Flag, Headroom, Kind, Score, Severity
 
@@ -144,11 +144,12 @@ def _above_reference(row: RowEvidence) -> str | None:
     Its other losses may then be hidden, since a share above 100 % counts as 100 %.
     """
     kept = row.score.utility.by_metric
-    above = {metric: found for metric, found in kept.items() if found.low > 1 + MARGIN}
+    p_values = holm([p_above(found, 1 + MARGIN) for found in kept.values()])
+    above = [metric for metric, p in zip(kept, p_values, strict=True) if beats_zero(p)]
     if not above:
         return None
-    metric = max(above, key=lambda name: above[name].low)
-    return f"keeps {_percent(above[metric])} of {metric}: it was trained on more than the undefended model"
+    metric = max(above, key=lambda name: kept[name].low)
+    return f"keeps {_percent(kept[metric])} of {metric}: it was trained on more than the undefended model"
 
 
 @_flag("gradient", "unrank", misleading=True)

@@ -173,4 +173,6 @@ def _weight(values: Sequence[float]) -> float:
     """The inverse variance of a mean; one for a single seed, and bounded where all seeds agree."""
     if len(values) < 2:
         return 1.0
-    return 1 / max(statistics.variance(values) / len(values), 1e-12)
+    centre = statistics.fmean(values)
+    squares = math.fsum((value - centre) ** 2 for value in values)  # statistics.variance takes ten times as long
+    return 1 / max(squares / (len(values) - 1) / len(values), 1e-12)

@@ -104,6 +104,18 @@ def student(value: float, error: float, freedom: float, count: int) -> Interval:
     return Interval(value, value - reach, value + reach, count, float(stdtr(freedom, -value / error)))
 
 
+def p_above(found: Interval, bound: float) -> float:
+    """One-sided p of a true value at or below `bound`, from Student's interval of a mean; 1 with one seed."""
+    if not math.isfinite(found.low):
+        return 1.0
+    if found.low == found.value:
+        return 0.0 if found.value > bound else 1.0
+    from scipy.special import stdtr
+
+    error = (found.value - found.low) / student_quantile((1 + CONFIDENCE) / 2, found.count - 1)
+    return float(stdtr(found.count - 1, (bound - found.value) / error))
+
+
 def student_quantile(level: float, freedom: float) -> float:
     """The point below which a Student's t variable lies with this probability."""
     from scipy.special import stdtrit

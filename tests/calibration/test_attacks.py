@@ -18,7 +18,7 @@ from nftbench.records.record import CellId, Record
 from nftbench.records.store import Store
 from nftbench.scoring import score
 from nftbench.testing import tiny_suite
-from tests.factories import TASKS, record, suite
+from tests.factories import LADDER, TASKS, record, suite
 
 PUBLISHED = Path(__file__).parents[2] / "results" / "small"
 
@@ -37,7 +37,8 @@ def records() -> list[Record]:
 
 def run_of(found: list[Record]) -> Run:
     planned = tuple(CellId.of(one) for one in found)
-    return Run(tiny_suite(defenses=["none", "early_stop", "pmp"], ranking=[]), planned, tuple(found))
+    suite = tiny_suite(defenses=["none", "early_stop", "pmp"], ranking=[]).model_copy(update={"ladder": LADDER})
+    return Run(suite, planned, tuple(found))
 
 
 def test_leaving_an_attack_out_scores_as_a_run_without_it() -> None:
@@ -45,7 +46,7 @@ def test_leaving_an_attack_out_scores_as_a_run_without_it() -> None:
     changes = {(one["attack"], one["row"]): one for one in found.numbers["changes"]}
     for attack in ("full", "lora", "scratch"):
         rest = [one for one in records() if one.attack != attack]
-        board = score(rest, ranking=frozenset())
+        board = score(rest, ranking=frozenset(), ladder=LADDER)
         for one in board.scores:
             change = changes[attack, one.defense]
             assert change["suppression"][1] == (taken.value if (taken := one.resistance.suppression) else None)

@@ -24,7 +24,7 @@ HONEST = {fraction: (0.3 * (1 - fraction), 0.5 + 0.25 * fraction) for fraction i
 
 def judged(doses: Mapping[float, tuple[float, float]]) -> Finding:
     noise = (0.001, -0.002, 0.001)
-    records: list[Record] = [*sweep("none", SEEDS), *scratch([0.4] * 3)]
+    records: list[Record] = [*sweep("none", SEEDS), *scratch([0.22] * 3)]  # on the line of the honest doses
     for fraction, (taken, utility) in doses.items():
         ends = [end - taken + error for end, error in zip(SEEDS, noise, strict=True)]
         records += sweep(dose.spec(fraction), ends, utility=utility)
@@ -52,9 +52,8 @@ def test_doses_that_pay_with_utility_are_not_taken_for_defenses() -> None:
     rows = {one["fraction"]: one for one in found.numbers["doses"]}
     assert rows[0.5]["suppression"]["value"] == pytest.approx(15.0)
     assert rows[0.5]["retention"]["value"] == pytest.approx((0.625 - 0.25) / 0.5)
-    assert rows[0.5]["excess"]["value"] == pytest.approx(15.0)  # the control misses the bar itself
-    assert rows[0.5]["standing"] == "unranked"
-    assert [one["fraction"] for one in found.numbers["doses"] if one["control"]] == [0.9]
+    assert rows[0.5]["excess"]["value"] == pytest.approx(0.0, abs=1e-6)  # it lies on the line of the others
+    assert rows[0.5]["standing"] == "preliminary"
 
 
 @pytest.mark.parametrize("taken", [0.20, 0.09])
@@ -62,10 +61,10 @@ def test_a_dose_that_is_ranked_is_a_failure(taken: float) -> None:
     found = judged({**HONEST, 0.8: (taken, 0.75), 0.9: (0.01, 0.75)})
     (failure,) = found.failures
     assert "early_stop[fraction=0.8] is taken for a defense: preliminary" in failure
-    assert f"{100 * taken - 1:.1f}" in failure  # beyond the control
+    assert f"{100 * taken - 1:.1f}" in failure  # beyond the weaker dose, which keeps as much
 
 
-def test_a_dose_like_its_control_has_no_effect() -> None:
+def test_a_dose_like_another_has_no_effect() -> None:
     assert judged({**HONEST, 0.8: (0.01, 0.75), 0.9: (0.01, 0.75)}).failures == ()
 
 

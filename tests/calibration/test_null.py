@@ -53,7 +53,7 @@ def run_of(records: list[Record]) -> Run:
 
 def judged(run: Run) -> Finding:
     """With fewer fakes than the proof draws."""
-    return null.judge(tiny_suite(), run, sample=300, boards=6)
+    return null.judge(tiny_suite(), run, sample=300)
 
 
 def test_every_choice_of_seeds_and_sides_is_judged_once() -> None:
@@ -78,15 +78,12 @@ def test_effects_are_those_of_scipys_tests() -> None:
     found = null.rate("pairs", 3, null.within(pairs, 3))
     expected = 0
     for fake in null.within(pairs, 3):
-        paired = stats.ttest_rel(fake.reference, fake.defended).confidence_interval().low
-        welch = stats.ttest_ind(fake.reference, fake.defended, equal_var=False).confidence_interval().low
-        expected += min(paired, welch) > 0
+        expected += stats.ttest_rel(fake.reference, fake.defended).confidence_interval().low > 0
     assert (found.effects, found.fakes) == (expected, 35 * 8)
     assert expected > 0
 
 
 def test_false_effects_are_as_rare_as_their_nominal_rate() -> None:
-    """Paired differences alone would pass 2.5 % of the time; Welch's interval, the guard, lets through fewer."""
     rates = [null.rate("pairs", 3, null.within(drawn(seed, levels=0.0, count=6), 3)).interval for seed in range(40)]
     mean = float(np.mean([one.value for one in rates]))
     rng = np.random.default_rng(0)
@@ -94,7 +91,7 @@ def test_false_effects_are_as_rare_as_their_nominal_rate() -> None:
     nominal = np.mean([difference(*map(list, one)).low > 0 for one in draws])
     error = float(np.std([one.value for one in rates]) / np.sqrt(len(rates)) + np.sqrt(nominal / 4000))
     assert abs(mean - nominal) < 3 * error
-    assert 0.005 < nominal < 0.025
+    assert nominal == pytest.approx(0.025, abs=0.008)
     covered = np.mean([one.low <= nominal <= one.high for one in rates])
     assert covered >= 0.9
 

@@ -27,7 +27,7 @@ from nftbench.running.releases import make_release
 from nftbench.running.workspace import Workspace, make_corpus
 from nftbench.suites.schema import Suite
 from nftbench.testing import check_defense, tiny_suite
-from tests.factories import scratch, sweep
+from tests.factories import LADDER, scratch, sweep
 
 FILE = Path(__file__).parent / "oracle.py"
 SEEDS = (0.80, 0.82, 0.84)
@@ -148,18 +148,20 @@ def judged(taken: dict[str, float], utility: float = 0.75, control: float = 0.02
     def ends(by: float) -> list[float]:
         return [end - by + error for end, error in zip(SEEDS, NOISE, strict=True)]
 
-    records: list[Record] = [*sweep("none", SEEDS), *scratch([0.4] * 3), *sweep("early_stop", ends(control))]
+    control_ends = [end - control - error for end, error in zip(SEEDS, NOISE, strict=True)]
+    records: list[Record] = [*sweep("none", SEEDS), *scratch([0.4] * 3), *sweep("early_stop", control_ends)]
     for name, by in taken.items():
         records += sweep(name, ends(by), utility=utility, claim=Claim(), **claims)
     planned = tuple(CellId.of(one) for one in records)
     suite = tiny_suite(name="tiny-oracle", defenses=["none", "early_stop", *taken], seeds=[0, 1, 2], ranking=[])
+    suite = suite.model_copy(update={"ladder": LADDER})
     return oracle.judge(tiny_suite(), Run(suite, planned, tuple(records)))
 
 
 def test_grades_in_order_pass_and_the_weakest_may_be_too_weak() -> None:
     found = judged({"weak": 0.03, "middle": 0.15, "strong": 0.35})
     assert found.failures == ()
-    assert found.notes == ("too weak to be found: weak, excess 1.0 [-3.5, 5.5]",)
+    assert found.notes == ("too weak to be found: weak, excess 1.0 [-1.6, 3.6]",)
     assert [(one["rank"], one["found"]) for one in found.numbers["grades"]] == [(3, False), (2, True), (1, True)]
     assert found.tables[0].rows[2][6].startswith("20.0")  # more than the weaker
 
@@ -175,9 +177,10 @@ def test_an_oracle_without_a_grade_that_is_found_is_a_failure() -> None:
     assert any(failure.startswith("weak is not found") for failure in found.failures)
 
 
-def test_a_grade_that_pays_with_utility_is_a_failure() -> None:
-    found = judged({"strong": 0.35}, utility=0.6)
-    assert found.failures[0].startswith("strong is not ranked: keeps 70.0 % of base utility")
+def test_a_grade_that_takes_no_more_than_less_utility_does_is_a_failure() -> None:
+    # at 70 % of utility the curve from early_stop, 2 points, to training from scratch, 42 points, is at 14
+    found = judged({"strong": 0.13}, utility=0.6)
+    assert found.failures[0].startswith("strong is not found: claim")
 
 
 def test_the_derived_suite_ranks_by_the_knowledge_that_is_claimed() -> None:

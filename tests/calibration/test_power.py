@@ -66,7 +66,7 @@ def runs(count: int = 4) -> tuple[Run, Run]:
     noise = [0.004, -0.006, 0.002, 0.001][:count]
     graded = [*sweep("none", ends), *scratch([0.4] * count)]
     graded += sweep("early_stop", [end - 0.01 for end in ends])
-    for name, taken in (("weak", 0.02), ("strong", 0.30)):
+    for name, taken in (("weak", 0.002), ("strong", 0.30)):
         changed = [end - taken + error for end, error in zip(ends, noise, strict=True)]
         graded += sweep(name, changed, claim=Claim())
     made = []
@@ -94,11 +94,11 @@ def test_the_judge_reads_both_runs_in_any_order() -> None:
     assert by_row["weak", 3]["seen"] == 0
 
 
-def test_the_excess_of_a_grade_is_over_its_control() -> None:
+def test_the_excess_of_a_grade_is_over_the_undefended_model() -> None:
     _, graded = runs()
     found = power.judge([*runs()])
     weak = next(one for one in found.numbers["detections"] if one["row"] == "weak")
-    assert weak["excess"] == pytest.approx(2.0 - 1.0 - np.mean([0.4, -0.6, 0.2, 0.1]))
+    assert weak["excess"] == pytest.approx(0.2 - np.mean([0.4, -0.6, 0.2, 0.1]))
     assert graded.suite.name == "tiny-oracle"
 
 
@@ -117,7 +117,9 @@ def test_one_seed_has_no_spread() -> None:
 def test_a_grade_that_does_not_vary_is_left_out() -> None:
     null, graded = runs()
     flat = [
-        replace(one, attacked=replace(one.attacked, value=0.5)) if one.defense in ("strong", "none") else one
+        replace(one, attacked=(half := replace(one.attacked, value=0.5)), validation=one.validation and half)
+        if one.defense in ("strong", "none")
+        else one
         for one in graded.records
         if one.attacked is not None
     ]

@@ -11,7 +11,7 @@ from nftbench.calibration.proof import Finding, Run
 from nftbench.errors import NftbenchError
 from nftbench.records.record import CellId, Record
 from nftbench.testing import tiny_suite
-from tests.factories import record, sweep
+from tests.factories import LADDER, record, sweep
 
 SUITE = tiny_suite(defenses=["none", "early_stop"], attacks=["full", "heal"], seeds=[0, 1, 2])
 SEEDS = (0.80, 0.82, 0.84)
@@ -34,6 +34,7 @@ def judged(*rows: list[Record]) -> Finding:
     records = [*undefended, *(one for records in rows for one in records)]
     planned = tuple(CellId.of(one) for one in records)
     derived = tiny_suite(name="tiny-shams", seeds=[0, 1, 2], tasks=["topic"], ranking=["method"])
+    derived = derived.model_copy(update={"ladder": LADDER})
     return shams.judge(SUITE, Run(derived, planned, tuple(records)))
 
 
@@ -78,7 +79,7 @@ def test_a_wide_interval_alone_breaks_nothing() -> None:
 def test_a_sham_that_pays_with_utility_need_not_break() -> None:
     found = judged(with_attacks("useless", 0.4, 0.4, utility=0.6))
     assert found.failures == ()
-    assert found.notes == ("no attack breaks useless, which misses the utility bar",)
+    assert found.notes == ("no attack breaks useless, which loses utility",)
 
 
 def test_an_attack_with_a_failed_cell_breaks_nothing() -> None:

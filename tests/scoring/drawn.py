@@ -1,8 +1,8 @@
 """Boards drawn at random: records of a whole suite, with a ladder of trivial defenses and six utility metrics.
 
 The noise is that of published records. Two models that differ in their initialisation alone end 1.3 points apart after
-the best attack (`results/small-null`: the standard deviation over twelve seeds), so one model varies by 0.92. Utility is
-bits per token, which varies by 0.1 % of what is above the floor, and five metrics that vary by `noise`.
+the best attack (`results/small-null`: the standard deviation over twelve seeds), so one model varies by 0.92. Utility
+is bits per token, which varies by 0.1 % of what is above the floor, and five metrics that vary by `noise`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nftbench.contract import Claim
-from nftbench.records.record import Record, Row
+from nftbench.records.record import CellId, Record, Row
 from nftbench.scoring import Leaderboard, score
 from nftbench.suites.schema import Family
 from tests.factories import RANKING, measurement, record
@@ -31,8 +31,8 @@ MODEL = 0.92
 COSTS = np.array([0.1, 1.0, 0.9, 0.8, 0.6, 0.5])
 """How much of each metric a trivial defense loses, relative to `pairs`."""
 DOSES = ((2.5, 0.13), (4.5, 0.2), (8.0, 0.3), (15.0, 0.5), (27.0, 0.8))
-"""Points taken from the attacker, and the share of `pairs` that is lost; as early stopping does in `results/small-dose`,
-whose weakest doses cannot be told from the undefended model and are left out."""
+"""Points taken from the attacker, and the share of `pairs` that is lost, as early stopping does in
+`results/small-dose`. Its weakest doses, which cannot be told from the undefended model, are left out."""
 FAMILIES = {"early_stop": 1.0, "noise": 1.2}
 """Both lose the same at each dose; the second takes more."""
 LADDER = {name: Family(doses=tuple(f"{name}[dose={index}]" for index in range(len(DOSES)))) for name in FAMILIES}
@@ -95,7 +95,11 @@ def records(
 
 
 def board(found: list[Record]) -> Leaderboard:
-    return score(found, ranking=RANKING, ladder=LADDER, initialisations=INITIALISATIONS, side_tables=(), planned=None)
+    """The leaderboard of records that are all that was planned."""
+    planned = [CellId.of(one) for one in found]
+    return score(
+        found, ranking=RANKING, ladder=LADDER, initialisations=INITIALISATIONS, side_tables=(), planned=planned
+    )
 
 
 def _row(name: str) -> Row:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings, strategies as st
+from hypothesis import Phase, given, settings, strategies as st
 from scipy import stats
 from sklearn.isotonic import IsotonicRegression
 
@@ -271,17 +271,17 @@ def test_a_test_score_far_above_validation_is_no_result() -> None:
 
 def test_ranks_among_rows_that_keep_enough_and_the_pareto_mark() -> None:
     rows = {
-        "strong": Truth(30.0, np.full(6, 0.55)),
-        "middle": Truth(20.0, np.full(6, 0.85)),
-        "gentle": Truth(12.0, np.full(6, 0.99)),
-        "beaten": Truth(10.0, np.full(6, 0.83)),
+        "strong": Truth(30.0, kept(0.45)),  # the curve of `noise` is at 15.9 there
+        "middle": Truth(20.0, kept(0.15)),  # 3.7
+        "gentle": Truth(12.0, kept(0.01)),  # 0.2
+        "beaten": Truth(10.0, kept(0.17)),  # 4.3
     }
     board = drawn.board(drawn.records(rows, np.random.default_rng(0), noise=0.001))
     order = [one.defense for one in board.scores if one.standing.rank]
-    assert order == ["middle", "gentle", "strong", "beaten"]
+    assert order == ["middle", "strong", "gentle", "beaten"]
     assert [of(board, row).standing.rank for row in order] == [1, 2, 3, 4]
-    assert of(board, "gentle").standing.rank_among == {0.95: 1, 0.9: 1, 0.8: 2, 0.5: 2}
-    assert of(board, "strong").standing.rank_among == {0.95: None, 0.9: None, 0.8: None, 0.5: 3}
+    assert of(board, "gentle").standing.rank_among == {0.95: 1, 0.9: 1, 0.8: 2, 0.5: 3}
+    assert of(board, "strong").standing.rank_among == {0.95: None, 0.9: None, 0.8: None, 0.5: 2}
     assert of(board, "beaten").standing.rank_among == {0.95: None, 0.9: None, 0.8: 3, 0.5: 4}
     assert [of(board, row).standing.pareto for row in order] == [True, True, True, False]
 
@@ -324,7 +324,7 @@ def test_an_untestable_claim_counts_in_the_correction() -> None:
 # -------------------------------------------------------------------------------------------------------- properties
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=3, deadline=None, derandomize=True, phases=[Phase.generate])
 @given(st.integers(0, 1000), st.randoms(use_true_random=False))
 def test_neither_the_order_of_records_nor_the_names_of_seeds_matter(number: int, shuffler: random.Random) -> None:
     records = drawn.records({"pmp": Truth(9.0, kept(0.1)), "mask": Truth(3.0)}, np.random.default_rng(number), seeds=3)

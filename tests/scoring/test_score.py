@@ -17,7 +17,7 @@ from nftbench.records.record import CellId, Record
 from nftbench.scoring import Leaderboard, Score
 from nftbench.scoring.cost_to_break import Multiple, cost_to_break, median_multiple
 from nftbench.scoring.grid import knowledge_name
-from nftbench.scoring.intervals import Interval, beats_zero, difference, holm, mean, ratio, weakest
+from nftbench.scoring.intervals import Interval, beats_zero, difference, holm, mean, p_above, ratio, weakest
 from nftbench.scoring.points import points, preference
 from nftbench.suites.schema import Family
 from nftbench.terms import Knowledge
@@ -63,6 +63,13 @@ def test_difference_is_paired_by_seed() -> None:
     paired = stats.ttest_rel([3, 5, 7], [1, 2, 3]).confidence_interval()
     assert (found.low, found.high) == pytest.approx((paired.low, paired.high))
     assert found.p == pytest.approx(stats.ttest_rel([3, 5, 7], [1, 2, 3], alternative="greater").pvalue)
+
+
+def test_p_above_a_bound_is_that_of_the_shifted_values() -> None:
+    values = [1.02, 1.08, 1.05, 1.09]
+    expected = stats.ttest_1samp(values, 1.03, alternative="greater").pvalue
+    assert p_above(mean(values), 1.03) == pytest.approx(expected)
+    assert [p_above(mean([1.08] * count), 1.03) for count in (1, 3)] == [1.0, 0.0]
 
 
 def test_one_seed_has_no_interval_and_equal_seeds_have_one_of_no_width() -> None:
