@@ -35,6 +35,13 @@ class Checkpoint(Defense):
                 digest.update(file.name.encode() + file.read_bytes())
         return digest.hexdigest()
 
+    def given_parameters(self) -> int | None:
+        from nftbench.methods import load
+
+        if not Path(self.path).is_dir():
+            return None  # the hub is asked when the cell runs
+        return int(load(self.path, "meta").network.num_parameters())
+
     def check(self, suite: Suite) -> None:
         from nftbench.methods import load
 

@@ -532,6 +532,10 @@ class Defense(Protocol):
         """A hash of all files outside nftbench that the defense reads. It is part of the release's key."""
         return ""
 
+    def given_parameters(self) -> int | None:
+        """The number of parameters of a release that is given and not made here; None for the suite's own model."""
+        return None
+
     def check(self, suite: Suite) -> None:
         """Called before anything runs.
 

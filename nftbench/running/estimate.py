@@ -1,16 +1,17 @@
-"""What a plan would cost, estimated before anything runs: cells, time, disk."""
+"""What a plan would cost, estimated before anything runs: cells, time, memory, disk."""
 
 from __future__ import annotations
 
 import statistics
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from nftbench.contract import Defense
 from nftbench.planning import registry
 from nftbench.planning.keys import base_key
 from nftbench.planning.plan import Plan
@@ -28,6 +29,14 @@ STARTUP_SECONDS = 10.0
 STEP_SECONDS = 1.0
 """What each release and each job takes beside training and evaluation: models and tasks are loaded, saved and checked.
 In a suite as small as `smoke` this is most of the time."""
+LARGE, LARGE_GAIN = 1_000_000, 4.0
+"""A model with more parameters than LARGE is this many times as fast on the CPU, because its matrices fill the core:
+1.0e11 to 1.3e11 FLOPs a second were measured from 6 M to 200 M parameters, against 3e10 at 0.1 M."""
+COPIES = 6
+"""Float32 numbers that an attack holds for each parameter: weight, gradient and two moments of AdamW, the release, and
+the best network so far."""
+PROCESS_BYTES = 6e8
+"""Memory of a worker with torch and transformers, before any model."""
 TRAIN_FLOPS, FORWARD_FLOPS = 6, 2
 """For each parameter and token (Kaplan et al. 2020, section 2.1)."""
 DOCUMENTS = 2000
@@ -44,6 +53,12 @@ class Left:
     cells: tuple[Cell, ...]
     releases: tuple[tuple[Spec, int], ...]
     bases: tuple[int, ...]
+    given: Mapping[Spec, int] = field(default_factory=dict)
+    """The number of parameters of the releases that are given and not made here, by defense."""
+
+    def size(self, defense: Spec, parameters: int) -> int:
+        """The number of parameters of a defense's release; `parameters` is that of the suite's own model."""
+        return self.given.get(defense, parameters)
 
 
 def duration(seconds: float) -> str:
@@ -68,7 +83,7 @@ def _skipped(skips: Sequence[Skip]) -> list[str]:
 
 
 def overview(plan: Plan, store: Store, workers: int) -> RenderableType:
-    """What `nftbench plan` prints: settled and planned cells by defense and attack, skipped attacks, time and disk."""
+    """What `nftbench plan` prints: settled and planned cells by defense and attack, skipped attacks, and costs."""
     settled = stores.settled(plan.cells, store.records())
     left = remaining(plan, store, settled)
     parameters = parameters_of(plan.suite)
@@ -78,6 +93,7 @@ def overview(plan: Plan, store: Store, workers: int) -> RenderableType:
         *(f"{number:2} {defense}" for number, defense in enumerate(_defenses(plan.cells), 1)),
         *_skipped(plan.skips),
         f"time: {time_line(plan, store, left, parameters, workers)}",
+        f"memory: {memory_line(left, parameters, workers)}",
         f"disk: {disk_line(plan, store, left, parameters)}",
     ]
     return Group(Text(lines[0]), _grid(plan.cells, settled), *map(Text, lines[1:]))
@@ -94,7 +110,9 @@ def remaining(plan: Plan, store: Store, settled: set[str]) -> Left:
     stage = {spec: registry.create("defenses", str(spec)).stage for spec, _ in releases.values()}
     needed = sorted({seed for spec, seed in releases.values() if stage[spec] == "posttrain"})
     bases = [seed for seed in needed if not (store.cache / "bases" / _base(plan, seed)).is_dir()]
-    return Left(cells, tuple(releases.values()), tuple(bases))
+    defenses: dict[Spec, Defense] = {cell.defense: registry.create("defenses", str(cell.defense)) for cell in cells}
+    given = {spec: size for spec, plugin in defenses.items() if (size := plugin.given_parameters()) is not None}
+    return Left(cells, tuple(releases.values()), tuple(bases), given)
 
 
 def time_line(plan: Plan, store: Store, left: Left, parameters: int, workers: int) -> str:
@@ -106,25 +124,35 @@ def time_line(plan: Plan, store: Store, left: Left, parameters: int, workers: in
     if records:
         seconds = measured_seconds(plan, left, parameters, records) / workers
         return f"about {duration(seconds)} with {many}, as its {len(records)} records took"
-    operations = flops(plan, left, parameters)
-    throughput = THROUGHPUT[plan.device.kind]
+    operations, alone = flops(plan, left, parameters), seconds_of(plan, left, parameters)
     steps = len(left.releases) + len({(cell.release, cell.attack) for cell in left.cells})
-    seconds = STARTUP_SECONDS + (operations / throughput + STEP_SECONDS * steps) / workers
+    seconds = STARTUP_SECONDS + (alone + STEP_SECONDS * steps) / workers
+    throughput = f"{operations / alone:.1g}" if alone else "any number"
     stated = (
-        f"steps × tokens × parameters make {operations:.2g} FLOPs, taken at {throughput:.0e} a second and worker, "
+        f"steps × tokens × parameters make {operations:.2g} FLOPs, taken at {throughput} a second and worker, "
         f"with {STEP_SECONDS:g} s for each of {steps} releases and jobs"
     )
     return f"about {duration(seconds)} with {many}; no records yet: {stated}"
 
 
+def memory_line(left: Left, parameters: int, workers: int) -> str:
+    """An estimate of the memory that all workers need together, if each attacks the largest release."""
+    if not left.cells:
+        return "nothing is left to run"
+    largest = max(left.size(cell.defense, parameters) for cell in left.cells)
+    size = workers * (PROCESS_BYTES + COPIES * 4 * largest) / 1e9
+    many = f"{workers} worker{'s' * (workers > 1)}"
+    return f"about {size:.2g} GB with {many}, for a model of {largest / 1e6:.3g} M parameters"
+
+
 def disk_line(plan: Plan, store: Store, left: Left, parameters: int) -> str:
     """An estimate of how much the cache grows."""
     kept = len({*plan.suite.pretraining.checkpoints, 1.0})
-    models = len(left.releases) + kept * len(left.bases)
-    size = 4 * parameters * models / 1e6
+    released = sum(left.size(spec, parameters) for spec, _ in left.releases)
+    size = 4 * (released + parameters * kept * len(left.bases)) / 1e6
     return (
-        f"about {size:.3g} MB more in {store.cache}: {len(left.releases)} releases and "
-        f"{kept * len(left.bases)} bases of {parameters / 1e6:.3g} M parameters, 4 bytes each"
+        f"about {size:.3g} MB more in {store.cache}: {len(left.releases)} releases with {released / 1e6:.3g} M "
+        f"parameters in all and {kept * len(left.bases)} bases of {parameters / 1e6:.3g} M, 4 bytes each"
     )
 
 
@@ -207,12 +235,28 @@ def _means(pairs: Sequence[tuple[str, float]]) -> Mapping[str, float]:
 
 def flops(plan: Plan, left: Left, parameters: int) -> float:
     """Training and evaluation as the settings have them; sweeps without extension."""
+    return sum(operations for _, operations in _work(plan, left, parameters))
+
+
+def seconds_of(plan: Plan, left: Left, parameters: int) -> float:
+    """The time that one worker takes for these FLOPs."""
+    usual, gain = THROUGHPUT[plan.device.kind], LARGE_GAIN if plan.device.kind == "cpu" else 1.0
+    return sum(
+        operations / (usual * gain if size > LARGE else usual) for size, operations in _work(plan, left, parameters)
+    )
+
+
+def _work(plan: Plan, left: Left, parameters: int) -> Iterator[tuple[int, float]]:
+    """What is left to do, as pairs of a model's number of parameters and the FLOPs that it takes."""
     suite = plan.suite
+    pretraining = TRAIN_FLOPS * _pretraining_tokens(suite) * parameters
+    stages = [registry.create("defenses", str(spec)).stage for spec, _ in left.releases if spec not in left.given]
+    yield parameters, pretraining * (stages.count("pretrain") + len(left.bases))
     trains = {spec: registry.create("attacks", str(spec)).trains for spec in {cell.attack for cell in left.cells}}
-    stages = [registry.create("defenses", str(spec)).stage for spec, _ in left.releases]
-    training = TRAIN_FLOPS * _pretraining_tokens(suite) * (stages.count("pretrain") + len(left.bases))
     sweep, measuring = _sweep(suite), FORWARD_FLOPS * DOCUMENTS * FILLED * suite.corpus.block
-    return parameters * (training + sum(sweep if trains[cell.attack] else measuring for cell in left.cells))
+    for cell in left.cells:
+        size = left.size(cell.defense, parameters)
+        yield size, size * (sweep if trains[cell.attack] else measuring)
 
 
 def _sweep(suite: Suite) -> float:

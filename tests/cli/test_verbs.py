@@ -26,7 +26,7 @@ from nftbench.records.record import Record
 from nftbench.records.store import Store
 from nftbench.suites.schema import Suite
 from nftbench.testing import tiny_suite
-from tests import factories
+from tests import checkpoints, factories
 from tests.conftest import PLUGIN
 
 SUITE = {
@@ -354,6 +354,30 @@ def test_the_time_estimated_without_records_is_near_what_the_suite_small_took(tm
     # each release's time stands in all the cells of attack none
     taken += sum({one.release: one.protection.seconds for one in found if one.protection}.values())
     assert taken / 2 < guess < 2 * taken
+
+
+def test_a_checkpoint_is_estimated_by_its_own_size(tmp_path: Path, call: Call) -> None:
+    """What is given is not pre-trained, and the suite's own model, a thousand times smaller, says nothing about it."""
+    from nftbench.planning.plan import plan
+    from nftbench.running import estimate
+
+    given = checkpoints.write(tmp_path / "given", n_embd=256, n_layer=4, n_head=4)
+    parameters, nothing = (given / checkpoints.WEIGHTS).stat().st_size / 4, Store(tmp_path / "none", tmp_path / "none")
+    suite = tiny_suite(defenses=[f"checkpoint[path={given}]"], attacks=["none", "full"])
+    whole = plan(suite)
+    left = estimate.remaining(whole, nothing, set())
+    small = estimate.parameters_of(suite)
+    assert small < parameters / 200
+    grown = {**suite.model, "n_embd": 256, "n_layer": 4, "n_head": 4}
+    alike = plan(suite.model_copy(update={"defenses": ("none",), "model": grown}))
+    attacks = replace(estimate.remaining(alike, nothing, set()), releases=(), bases=())
+    expected = estimate.seconds_of(alike, attacks, estimate.parameters_of(alike.suite))
+    assert estimate.seconds_of(whole, left, small) == pytest.approx(expected, rel=0.05)
+    write_suite(tmp_path, defenses=[f"checkpoint[path={given}]"])
+    _, out, _ = call("plan", "tiny.yaml", "--cache", "cache", "--jobs", 2)
+    disk, memory = (float(re.findall(rf"{name}: about ([\d.]+) [MG]B", out)[0]) for name in ("disk", "memory"))
+    assert disk == pytest.approx(parameters * 4 / 1e6, rel=0.05)
+    assert memory == pytest.approx(2 * (estimate.PROCESS_BYTES + 24 * parameters) / 1e9, rel=0.05)
 
 
 def test_the_estimated_time_counts_preparation_once_a_job_and_yardsticks_by_name(tmp_path: Path) -> None:
