@@ -22,11 +22,11 @@ below 2e-7; a backward pass of zeros gives 1.0, one that lies for the last posit
 float32 leave up to 1e-4."""
 UNDEFENDED = "none"
 """The row that a suite pre-trains itself."""
-PLAIN_TEXT = {"passages": 0.5, "prompts": 1.5, "beginning": 2.0}
+PLAIN_TEXT = {"passages": 0.5, "prompts": 1.5, "beginning": 1.5}
 """Most bits by which a release may read each kind of plain text worse than its reference does. On `small`, rewrites of
-the undefended model reach 0.0, 0.0 and 0.0 bits; early-stopped, noisy, re-initialised, narrow, PMP and DLR-locked
-releases at most 0.2, 0.8 and 0.7; locks on the beginning of text that keep 99, 98 and 96 % of utility 0.1, 0.4 and 0.7,
-then 2.2, 2.6 and 2.5, then 2.9, 3.8 and 4.1."""
+the undefended model reach 0.0 everywhere; early-stopped, noisy, re-initialised, narrow, PMP and DLR-locked releases at
+most 0.2, 0.8 and 0.7. Locks on the beginning of text that keep 99, 98 and 96 % of utility reach 0.1, 2.3 and 3.0, then
+0.4, 2.7 and 3.8, then 0.7, 2.6 and 4.1."""
 FRAGILE = 5.0
 """Points; several times the error of a validation split of 2,000 documents."""
 BRITTLE = 0.05

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from nftbench.contract import Model, Outcome
-from nftbench.methods import adapters, conditioning, distillation, dlr, estimators, masks, overhead, tabular
+from nftbench.methods import adapters, conditioning, distillation, dlr, estimators, masks, overhead, symmetries, tabular
 from nftbench.methods.conditioning import Features
 from nftbench.models import networks
 from nftbench.models.architectures.linear import LinearConfig, LinearModel
@@ -165,6 +165,7 @@ def _shared_by_attacks(workspace: Workspace, base: Model) -> Mapping[str, Any]:
     outcome = context.sweep(_copied(base), task, adapter=lambda network, _: adapters.lora(network, 2, 4.0))
     return {
         **_curve("methods.adapters", outcome),
+        "methods.symmetries": _mean(_rewritten(base)),
         "methods.estimators likelihood": _mean(estimators.likelihood(base.network, fresh)),
         "methods.estimators magnitude": _mean(estimators.magnitude(base.network)),
         "methods.estimators departure": _mean(estimators.departure(base.network, fresh)),
@@ -251,6 +252,13 @@ def _copied(model: Model) -> Model:
 def _curve(name: str, outcome: Outcome) -> dict[str, float | None]:
     points = [*outcome.curve, *outcome.restarts]
     return {f"{name}, point {number}": point.loss for number, point in enumerate(points)}
+
+
+def _rewritten(base: Model) -> Mapping[str, Tensor]:
+    """The squares of the weights in their ordinary sizes."""
+    network = _copied(base).network
+    symmetries.canonical(network)
+    return {name: weight.detach().square() for name, weight in network.named_parameters()}
 
 
 def _mean(scores: Mapping[str, Tensor]) -> Tensor:

@@ -224,7 +224,8 @@ def test_a_defense_that_names_another_reference_than_the_undefended_model_is_ref
     plugin(
         "rigged",
         "@dataclass(frozen=True)\nclass Rigged(Defense):\n    stage: ClassVar = 'pretrain'\n    weak: bool = False\n"
-        f"    def reference_row(self):\n        return 'none' if self.weak else {named!r}\n",
+        f"    def reference_row(self):\n        return 'none' if self.weak else {named!r}\n"
+        "    def protect(self, model, context):\n        return Protected(model)\n",
     )
     with pytest.raises(NftbenchError, match=r"^rigged: its reference row must be none, and it is [^\n]*$"):
         plan(suite(defenses=["none", "rigged"]))
