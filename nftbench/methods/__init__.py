@@ -13,6 +13,8 @@ from nftbench.models import updates
 from nftbench.models.architectures import dlr
 from nftbench.models.architectures.linear import LinearModel
 from nftbench.models.networks import build, load, seeded, untrained
+from nftbench.models.prompted import Prompted
+from nftbench.models.white_head import WhiteHead
 from nftbench.training.costs import gradients
 from nftbench.training.engine import Stepper, shuffled, token_batches
 from nftbench.training.preparation import fitting, tuned
@@ -22,7 +24,9 @@ __all__ = [
     "BlockSplit",
     "Grammar",
     "LinearModel",
+    "Prompted",
     "Stepper",
+    "WhiteHead",
     "build",
     "dlr",
     "fitting",
