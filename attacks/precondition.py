@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from nftbench import Attack, AttackerContext, Knowledge, Model, Outcome, Prepared, Task
-from nftbench.methods import conditioning
+from nftbench.methods import WhiteHead, conditioning
 
 RIDGE = 1e-12
 """Added to the diagonal of the features' covariance, as a share of its trace, so that it has an inverse in float64."""
@@ -65,7 +65,7 @@ class Precondition(Attack):
         assert isinstance(solved.network, PreTrainedModel)  # select returns a copy of a candidate
 
         def white(network: PreTrainedModel, attack_seed: int) -> PreTrainedModel:
-            network.set_output_embeddings(WhiteHead(network.get_output_embeddings(), problem.covariance))
+            network.set_output_embeddings(_white_head(network.get_output_embeddings(), problem.covariance))
             return network
 
         adapter = white if self.by == "whitening" else None
@@ -78,22 +78,12 @@ class Precondition(Attack):
         return replace(outcome, cost=cost)
 
 
-class WhiteHead(nn.Linear):
-    """A head that computes the same as W, by the trained weight W C^½ on the whitened features x C^-½."""
-
-    white: Tensor
-
-    def __init__(self, head: nn.Linear, covariance: Tensor) -> None:
-        super().__init__(head.in_features, head.out_features, bias=head.bias is not None, device="meta")
-        values, vectors = torch.linalg.eigh(_ridged(covariance, ROUNDING))
-        white = (vectors * values.rsqrt()) @ vectors.mT
-        weight = head.weight.detach().double() @ ((vectors * values.sqrt()) @ vectors.mT)
-        self.register_buffer("white", white.to(head.weight))
-        self.weight = nn.Parameter(weight.to(head.weight))
-        self.bias = head.bias
-
-    def forward(self, features: Tensor) -> Tensor:
-        return super().forward(features @ self.white)
+def _white_head(head: nn.Linear, covariance: Tensor) -> WhiteHead:
+    """The same head on features that are whitened by their covariance C: the trained weight is W C^½."""
+    values, vectors = torch.linalg.eigh(_ridged(covariance, ROUNDING))
+    white = (vectors * values.rsqrt()) @ vectors.mT
+    weight = head.weight.detach().double() @ ((vectors * values.sqrt()) @ vectors.mT)
+    return WhiteHead(white.to(head.weight), weight.to(head.weight), head.bias)
 
 
 def _untied(network: PreTrainedModel) -> PreTrainedModel:

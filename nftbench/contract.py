@@ -6,6 +6,7 @@ return, as frozen dataclasses, and the contexts that they are given, as protocol
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
@@ -247,6 +248,35 @@ class Outcome:
 
 
 @dataclass(frozen=True)
+class Spent:
+    """What pre-training takes."""
+
+    steps: int = 0
+    """Optimizer steps, those of a trained start included."""
+    tokens: int = 0
+    """Tokens of text that training read, those of a trained start included; 0 for models that read no text."""
+    parameters: int = 0
+    """Parameters of the released network."""
+    seconds: float = 0.0
+    """Processor time of the defense's process, without that of a trained start; 0 where it is not known."""
+
+
+@dataclass(frozen=True)
+class OwnerLedger:
+    """What a defense spent, and what the suite's recipe allows."""
+
+    spent: Spent
+    allowed: Spent
+    """The most of each that a ranked defense may spend; 0 for no limit."""
+
+    @property
+    def over(self) -> tuple[str, ...]:
+        """The names of what was spent beyond the limit."""
+        limits = dataclasses.asdict(self.allowed)
+        return tuple(name for name, spent in dataclasses.asdict(self.spent).items() if 0 < limits[name] < spent)
+
+
+@dataclass(frozen=True)
 class Protection:
     """Facts about a release, measured by the referee, who holds its secret. Records of attack `none` contain them."""
 
@@ -279,6 +309,8 @@ class Protection:
     of TASK`: how far predictions on these prompts move if the token is put in front. Older records lack it."""
     reference_plain_text: Mapping[str, float] = field(default_factory=dict)
     """The same for the row's reference. Older records lack it."""
+    ledger: OwnerLedger | None = None
+    """What the defense spent beside what the recipe allows."""
 
 
 @dataclass(frozen=True)

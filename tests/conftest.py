@@ -90,8 +90,8 @@ def run_all() -> Callable[..., dict[tuple[str, str, str, int], Any]]:
     """`run_all(place, workers)`: every record of the plan, by defense, attack, task and seed."""
     from nftbench.running import executors
 
-    def run(workspace: Any, workers: int = 1, plugins: tuple[str, ...] = ()) -> dict[tuple[str, str, str, int], Any]:
-        for _ in executors.run(workspace, workspace.plan.jobs(), workers, plugins):
+    def run(workspace: Any, workers: int = 1) -> dict[tuple[str, str, str, int], Any]:
+        for _ in executors.run(workspace, workspace.plan.jobs(), workers):
             pass
         return {(one.defense, one.attack, one.task, one.seed): one for one in workspace.store.records().values()}
 

@@ -247,12 +247,10 @@ def _run_jobs(
         return rank(so_far, manifest)
 
     count = min(workers.count(options.jobs, work.part.device), len(jobs))
-    files = [str(Path(file).resolve()) for file in options.plugin or ()]
-    if count > 1:
-        workers.start_server()
+    workers.start_server()
     try:
         with work.store.together(), progress.display(jobs, count, leaderboard, console()) as show:
-            for event in executors.run(Workspace(work.whole, work.store, manifest.command), jobs, count, files):
+            for event in executors.run(Workspace(work.whole, work.store, manifest.command), jobs, count):
                 show(event)
                 if event.kind == "finished" and event.stage == "attack":
                     left[event.job.seed] -= 1

@@ -103,7 +103,7 @@ class TextTask(Task):
             names = _used_splits(config, self.trainable)
             documents = sources.load(config, names, _test_split(config), context.data)
             task = _build(config, documents.splits)
-            scorer = _scorer(task, self.metric)
+            scorer = _scorer(self.path, task, self.metric)
             splits = {
                 name: TextSplit(name, _render(config, task, sampled, name), scorer, encoder, planner)
                 for name, sampled in _sample_splits(config, task, context, self.trainable).items()
@@ -248,14 +248,33 @@ def _build(config: Mapping[str, Any], splits: datasets.DatasetDict) -> Any:
         raise NftbenchError(f"task {config.get('task')}: {type(error).__name__}: {error}") from error
 
 
-def _scorer(task: Any, wanted: str | None) -> Scorer:
+def _scorer(path: Path, task: Any, wanted: str | None) -> Scorer:
     """The wanted metric, else the first one that the file lists, else accuracy."""
     aggregations = task.aggregation()
     metric = wanted or (next(iter(aggregations)) if task.config.metric_list else "acc")
     if metric not in aggregations:
         raise NftbenchError(f"task {task.config.task}: has no metric {metric!r}{suggest(metric, list(aggregations))}")
     aggregate = aggregations[metric]
-    return Scorer(task, metric, aggregate, bool(task.higher_is_better()[metric]), is_mean=aggregate is mean)
+    return Scorer(path, task, metric, aggregate, bool(task.higher_is_better()[metric]), is_mean=aggregate is mean)
+
+
+Essence = tuple[Path, Mapping[str, Any], datasets.Features, str]
+
+
+def essence(scorer: Scorer) -> Essence:
+    """What `scorer_again` needs to make a scorer in another process: file, a training document, its types, metric."""
+    train = scorer.task.dataset[scorer.task.config.training_split]
+    return scorer.path, train[0], train.features, scorer.metric
+
+
+def scorer_again(path: Path, row: Mapping[str, Any], features: datasets.Features, metric: str) -> Scorer:
+    """A scorer like the one whose `essence` it is given. Lm-eval's object then holds one training document and no
+    other."""
+    config = _read(path) | {"num_fewshot": 0, "fewshot_config": {"split": None, "samples": []}}
+    rows = datasets.Dataset.from_list([row], features=features)
+    with _quiet():
+        names = _used_splits(config, trainable=True)
+        return _scorer(path, _build(config, datasets.DatasetDict(dict.fromkeys(names, rows))), metric)
 
 
 def _sample_splits(

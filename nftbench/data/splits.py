@@ -9,6 +9,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -136,11 +137,13 @@ class Scorer:
     """One metric of an lm-eval task.
 
     Args:
+        path: the task's YAML file.
         task: lm-eval's task object.
         aggregate: turns the documents' results into the score.
         is_mean: whether `aggregate` is the mean.
     """
 
+    path: Path
     task: Any
     metric: str
     aggregate: Callable[[Sequence[Any]], float]

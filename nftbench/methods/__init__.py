@@ -16,6 +16,8 @@ from nftbench.models.architectures import dlr
 from nftbench.models.architectures.linear import LinearModel
 from nftbench.models.networks import build, load, seeded, untrained
 from nftbench.models.prefixed import Prefixed
+from nftbench.models.prompted import Prompted
+from nftbench.models.white_head import WhiteHead
 from nftbench.training.costs import gradients
 from nftbench.training.engine import Stepper, shuffled, token_batches, warmed
 from nftbench.training.preparation import fitting, tuned
@@ -27,7 +29,9 @@ __all__ = [
     "LinearModel",
     "LoadedBlocks",
     "Prefixed",
+    "Prompted",
     "Stepper",
+    "WhiteHead",
     "build",
     "dlr",
     "fitting",

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import inspect
+import json
 import sys
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
@@ -27,6 +28,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.utils import logging as transformers_logging
 
 from nftbench.contract import Model
@@ -187,6 +189,15 @@ def _make_all_trainable(network: PreTrainedModel) -> None:
             if name in saved and buffer.is_floating_point():
                 delattr(module, name)
                 module.register_parameter(name, converted.setdefault(buffer, nn.Parameter(buffer)))
+
+
+def is_known(folder: Path) -> bool:
+    """Whether a folder holds a model whose architecture this process knows without running code of its owner.
+
+    The process has to be one that has imported no plugin, because a plugin can make its own architecture known.
+    """
+    path = folder / "config.json"
+    return path.is_file() and json.loads(path.read_text(encoding="utf-8")).get("model_type") in CONFIG_MAPPING
 
 
 def has_custom_code(network: PreTrainedModel) -> bool:

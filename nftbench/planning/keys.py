@@ -60,7 +60,9 @@ def corpus_key(suite: Suite, seed: int, data: Path | None) -> str:
 
 def base_key(suite: Suite, seed: int, data: Path | None, device: Device, source: PluginSource = plugin_source) -> str:
     """Key of the undefended model's pre-training run. The choice of checkpoints to keep is no part of it."""
-    recipe = suite.pretraining.model_dump(exclude={"checkpoints", "task", "only"}, exclude_defaults=True)
+    recipe = suite.pretraining.model_dump(
+        exclude={"checkpoints", "task", "only", "allowance", "timeout"}, exclude_defaults=True
+    )
     if suite.pretraining.task is not None:
         task = _training_data(suite, (suite.pretraining.task,), data, source)
         recipe |= {"task": task, "only": suite.pretraining.only}

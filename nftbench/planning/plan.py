@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import operator
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -20,8 +21,8 @@ from nftbench.records.identity import digest
 from nftbench.records.manifest import Manifest, PlannedCell, Skip
 from nftbench.records.record import Cell, Row
 from nftbench.records.spec import Spec
-from nftbench.suites.schema import Family, PaperClaim, Quantity, Suite
-from nftbench.terms import OF_UPDATES, Role
+from nftbench.suites.schema import Budget, Family, PaperClaim, Quantity, Suite
+from nftbench.terms import OF_UPDATES, Adaptation, Knowledge, Role, TrainedWeights
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,34 @@ class Job:
 
 
 @dataclass(frozen=True)
+class DefenseFacts:
+    """What a run needs to know about a defense, read from its plugin once, so that the referee need not import it."""
+
+    row: Row
+    told: tuple[str, ...]
+    """Specs of the tasks that the defense may load, as it lists them."""
+    keeps_secret: bool
+
+
+@dataclass(frozen=True)
+class AttackFacts:
+    """What a run needs to know about an attack, read from its plugin once, so that the referee need not import it.
+
+    The fields are those of `Attack`.
+    """
+
+    knowledge: frozenset[Knowledge]
+    adaptation: Adaptation
+    against: frozenset[str]
+    uses_release: bool
+    trains: bool
+    trained_weights: TrainedWeights
+    train_documents: int | None
+    built_on: tuple[str, ...]
+    """Specs of the attacks that it is built on, directly or through others."""
+
+
+@dataclass(frozen=True)
 class Plan:
     """Everything that a run of a suite computes."""
 
@@ -67,6 +96,8 @@ class Plan:
     """The rows that are further initialisations of the undefended model."""
     sources: Mapping[tuple[registry.Kind, str], Source] = field(default_factory=dict)
     """The sources of all plugins of the plan, by kind and name, at the time of planning."""
+    defenses: Mapping[Spec, DefenseFacts] = field(default_factory=dict)
+    attacks: Mapping[Spec, AttackFacts] = field(default_factory=dict)
 
     def jobs(self) -> list[Job]:
         """The cells grouped into jobs, in the order of seeds, then in the order of the suite."""
@@ -89,7 +120,7 @@ class Plan:
     def _role(self, cell: Cell) -> Role:
         if cell.task in self._yardsticks:
             return "yardstick"
-        measured: bool = not registry.create("attacks", str(cell.attack)).trains
+        measured = not self.attacks[cell.attack].trains
         if str(cell.task) in _specs(self.suite.utility) and (
             measured or str(cell.task) not in _specs(self.suite.benign)
         ):
@@ -98,17 +129,11 @@ class Plan:
 
     def row(self, defense: Spec) -> Row:
         """What scoring needs to know about a defense."""
-        if defense not in self._rows:
-            self._rows[defense] = _row(defense)
-        return self._rows[defense]
+        return self.defenses[defense].row
 
     @functools.cached_property
     def _yardsticks(self) -> frozenset[Spec]:
         return frozenset(canonical("yardsticks", text) for text in self.suite.yardsticks)
-
-    @functools.cached_property
-    def _rows(self) -> dict[Spec, Row]:
-        return {}
 
     def manifest(self, command: str = "") -> Manifest:
         """The manifest of the plan, for the results folder; `command` is the command line of the run.
@@ -214,6 +239,8 @@ def plan(
         ladder=ladder,
         initialisations=initialisations(suite),
         sources=sources,
+        defenses={spec: _defense_facts(plugin) for spec, plugin in defenses.items()},
+        attacks={spec: _attack_facts(plugin, suite.budget) for spec, plugin in attacks.items()},
     )
 
 
@@ -382,10 +409,9 @@ def _check_reference(spec: Spec, plugin: Defense) -> None:
         raise NftbenchError(f"{spec}: its reference row must be none, and it is {reference}")
 
 
-def _row(defense: Spec) -> Row:
-    plugin: Defense = registry.create("defenses", str(defense))
+def _defense_facts(plugin: Defense) -> DefenseFacts:
     control = plugin.control_row()
-    return Row(
+    row = Row(
         stage=plugin.stage,
         trivial=plugin.trivial,
         reference=str(canonical("defenses", plugin.reference_row())),
@@ -394,6 +420,26 @@ def _row(defense: Spec) -> Row:
         task_aware=plugin.task_aware or bool(plugin.told()),
         told=tuple(str(task_spec(text)) for text in plugin.told()),
     )
+    return DefenseFacts(row, plugin.told(), plugin.keeps_secret)
+
+
+def _attack_facts(plugin: Attack, budget: Budget) -> AttackFacts:
+    return AttackFacts(
+        knowledge=frozenset(plugin.knowledge),
+        adaptation=plugin.adaptation,
+        against=frozenset(plugin.against),
+        uses_release=plugin.uses_release,
+        trains=plugin.trains,
+        trained_weights=plugin.trained_weights,
+        train_documents=plugin.train_documents(budget),
+        built_on=built_on(plugin),
+    )
+
+
+def built_on(attack: Attack) -> tuple[str, ...]:
+    """Specs of the attacks that this attack is built on, directly or through others."""
+    below = (built_on(registry.create("attacks", spec)) for spec in attack.uses())
+    return (*attack.uses(), *itertools.chain.from_iterable(below))
 
 
 def _check_attack(suite: Suite, spec: Spec, attack: Attack, above: tuple[Spec, ...] = ()) -> None:

@@ -123,6 +123,11 @@ def available(kind: Kind) -> dict[str, Plugin]:
     return dict(sorted(plugins.items()))
 
 
+def added_files() -> tuple[str, ...]:
+    """The paths of the plugins that `add_file` has made available, to do the same in another process."""
+    return tuple(dict.fromkeys(plugin.origin for plugin in _added.values()))
+
+
 def find(kind: Kind, name: str) -> Plugin:
     """The plugin with this name. A task may also be one that comes with lm-eval.
 

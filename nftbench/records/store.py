@@ -111,6 +111,10 @@ class Store:
                 settled.add(cell.key)
         return settled
 
+    def read(self, cells: Sequence[Cell]) -> list[Record]:
+        """The records of those cells that have a single file."""
+        return [_read(path) for path in map(self.path, cells) if path.exists()]
+
     def forget(self, keys: Collection[str]) -> None:
         """Delete the records with these keys, from single files and from the pack.
 

@@ -23,7 +23,7 @@ from nftbench.errors import NftbenchError
 from nftbench.models import networks
 from nftbench.planning import registry
 from nftbench.planning.specs import canonical
-from nftbench.running.owner import Shadow
+from nftbench.running.owner import Recipe, Shadow
 from nftbench.suites.schema import Pretraining, Suite
 from nftbench.training import engine, preparation
 from nftbench.training.sweep import select, sweep, unchanged
@@ -39,7 +39,7 @@ class Attacker(Trainer):
     _base: Model | None = None
     _defense: Defense | None = None
     _sibling: Model | None = None
-    _suite: Suite | None = None
+    _suite: Recipe | Suite | None = None
     _uses: tuple[str, ...] = ()
     others: Mapping[str, Task] = field(default_factory=dict)
 

@@ -1,6 +1,6 @@
-"""Runs jobs in this process or in worker processes. A job starts once the release that it attacks is made.
+"""Runs jobs in worker processes. A job starts once the release that it attacks is made.
 
-Workers are forked from a server process that has imported the heavy modules once. They end with the process that
+Workers are the referee's: they import neither defenses nor attacks, which planning has imported here. They are forked from a server process that has imported the heavy modules once. They end with the process that
 started them.
 """
 
@@ -11,13 +11,14 @@ import multiprocessing
 import os
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from multiprocessing.connection import wait as wait_for_end
 from typing import TYPE_CHECKING, Literal
 
+from nftbench.planning import registry
 from nftbench.planning.plan import Job
 from nftbench.records.record import Record
 
@@ -49,16 +50,9 @@ class _Step:
     job: Job
 
 
-def run(workspace: Workspace, jobs: Sequence[Job], workers: int, plugins: Sequence[str] = ()) -> Iterator[Event]:
-    """Run all jobs, as many at a time as there are workers, and yield an event at the start and end of each step.
-
-    One worker is this process. `plugins` are the files given with `--plugin`, which other workers load again.
-    """
-    steps = _steps(jobs)
-    if workers == 1:
-        yield from _in_process(workspace, steps)
-    else:
-        yield from _Pool(workspace, steps, workers, tuple(plugins)).run()
+def run(workspace: Workspace, jobs: Sequence[Job], workers: int) -> Iterator[Event]:
+    """Run all jobs, as many at a time as there are workers, and yield an event at the start and end of each step."""
+    yield from _Pool(workspace, _steps(jobs), workers).run()
 
 
 def _steps(jobs: Sequence[Job]) -> list[_Step]:
@@ -80,43 +74,18 @@ def _perform(workspace: Workspace, stage: Stage, job: Job) -> list[Record] | Non
 
 def _failed_records(workspace: Workspace, job: Job, error: BaseException) -> list[Record]:
     """Failed records for a job that could not run: its release cannot be made, or its process died."""
-    from nftbench.running import referee
+    from nftbench.running import failures, referee
 
     if isinstance(error, BrokenProcessPool):
         return referee.fail(workspace, job, "oom", "the worker process died; the system may have run out of memory")
-    return referee.fail(workspace, job, *referee.status_of(error))
-
-
-def _in_process(workspace: Workspace, steps: Iterable[_Step]) -> Iterator[Event]:
-    failed: dict[str, BaseException] = {}
-    waiting = sorted(steps)
-    while waiting:
-        step = waiting.pop(0)
-        job = step.job
-        if step.stage == "attack" and job.release in failed:
-            yield Event("finished", step.stage, job, tuple(_failed_records(workspace, job, failed[job.release])))
-            continue
-        yield Event("started", step.stage, job)
-        try:
-            records = _perform(workspace, step.stage, job)
-        except (Exception, SystemExit) as error:  # a plugin may raise anything
-            if step.stage == "protect":
-                failed[job.release] = error  # the jobs that attack it fail for the same reason
-                records = []
-            else:
-                records = _failed_records(workspace, job, error)
-        if records is None:
-            waiting.append(step)
-            time.sleep(BUSY_SECONDS)
-            continue
-        yield Event("finished", step.stage, job, tuple(records))
+    return referee.fail(workspace, job, *failures.status_of(error))
 
 
 class _Pool:
     """The worker processes, and the steps that are left to run."""
 
-    def __init__(self, workspace: Workspace, steps: Sequence[_Step], workers: int, plugins: tuple[str, ...]) -> None:
-        self.workspace, self.workers, self.plugins = workspace, workers, plugins
+    def __init__(self, workspace: Workspace, steps: Sequence[_Step], workers: int) -> None:
+        self.workspace, self.workers = workspace, workers
         self.ready: list[_Step] = []
         self.blocked: dict[str, list[_Step]] = {}
         to_make = {step.job.release for step in steps if step.stage == "protect"}
@@ -149,7 +118,7 @@ class _Pool:
     def start(self) -> ProcessPoolExecutor:
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(["nftbench.running.referee"])
-        return ProcessPoolExecutor(self.workers, context, _enter_worker, (self.plugins,))
+        return ProcessPoolExecutor(self.workers, context, _enter_worker, (registry.added_files(),))
 
     def submit(self) -> Iterator[Event]:
         """Give steps to workers. After a worker died, the steps under way run alone, to find the one that kills it."""
@@ -210,8 +179,6 @@ class _Pool:
 
 def _enter_worker(plugins: Sequence[str]) -> None:
     """Load the plugin files, and end with the parent: a killed run must leave no worker that goes on writing."""
-    from nftbench.planning import registry
-
     for path in plugins:
         registry.add_file(path)
     parent = multiprocessing.parent_process()

@@ -6,9 +6,10 @@ An attacker who runs the defense again on public text is a second kind of owner,
 from __future__ import annotations
 
 import copy
+import json
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,12 +24,16 @@ from nftbench.models import networks
 from nftbench.planning.keys import base_key
 from nftbench.records.spec import Spec
 from nftbench.running.workspace import AttackersTask, Workspace, load_task, make_corpus
-from nftbench.suites.schema import Pretraining, Suite
+from nftbench.suites.schema import Budget, Pretraining, Suite
 from nftbench.training import engine
 from nftbench.training.trainer import Ledger
 
 SIBLING = 0.9
 """Share of the owner's pre-training run after which a second checkpoint of it is kept (knowledge `sibling`)."""
+
+
+SECONDS = "seconds.json"
+"""The file in a base model's folder that holds the processor seconds of its run up to there."""
 
 
 def make_base(workspace: Workspace, seed: int, fraction: float = 1.0) -> Model:
@@ -39,10 +44,10 @@ def make_base(workspace: Workspace, seed: int, fraction: float = 1.0) -> Model:
 def base_folder(workspace: Workspace, seed: int, fraction: float = 1.0) -> Path:
     """Where the undefended model is kept; it is made if the cache lacks it."""
     recipe = workspace.suite.pretraining
-    steps = _step_at(recipe, fraction)
+    steps = step_at(recipe, fraction)
     key = base_key(workspace.suite, seed, workspace.plan.data, workspace.device)[:32]
     # One run gives the base and every checkpoint that the suite names; any other fraction needs its own run.
-    wanted = sorted({steps, *(_step_at(recipe, kept) for kept in recipe.checkpoints), recipe.steps} - {0})
+    wanted = sorted({steps, *(step_at(recipe, kept) for kept in recipe.checkpoints), recipe.steps} - {0})
     folder = workspace.store.artifact("bases", f"{key}-{steps}")
     if folder is None:
         with workspace.store.lock("runs", key):
@@ -54,10 +59,38 @@ def base_folder(workspace: Workspace, seed: int, fraction: float = 1.0) -> Path:
     return folder
 
 
-class _OwnerBase(ABC):
-    """What both kinds of owner do in the same way: build a model and pre-train it by the suite's recipe."""
+def kept_bases(workspace: Workspace, seed: int) -> dict[int, Path]:
+    """The folders of the undefended model that the cache holds, by steps of its run."""
+    recipe = workspace.suite.pretraining
+    key = base_key(workspace.suite, seed, workspace.plan.data, workspace.device)[:32]
+    steps = sorted({step_at(recipe, fraction) for fraction in (1.0, *recipe.checkpoints)})
+    found = {step: workspace.store.artifact("bases", f"{key}-{step}") for step in steps}
+    return {step: folder for step, folder in found.items() if folder is not None}
 
-    suite: Suite
+
+def base_seconds(folder: Path) -> float:
+    """Processor seconds of the pre-training run of an undefended model; 0 where its folder does not say."""
+    path = folder / SECONDS
+    return float(json.loads(path.read_text())) if path.exists() else 0.0
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """The parts of a suite that owners and attackers may know. They do not say how text and documents are made."""
+
+    model: Mapping[str, Any]
+    pretraining: Pretraining
+    budget: Budget
+
+    @classmethod
+    def of(cls, suite: Suite) -> Recipe:
+        return cls(suite.model, suite.pretraining, suite.budget)
+
+
+class BaseOwner(ABC):
+    """What all kinds of owner do in the same way: build a model and pre-train it by the suite's recipe."""
+
+    suite: Recipe | Suite
     device: Device
     base_seed: int
     kept: dict[str, torch.Tensor]
@@ -111,7 +144,7 @@ class _OwnerBase(ABC):
             taken = step
             if self.ledger is not None:
                 self.ledger.check(begun, self.suite.budget)
-            if step == _step_at(recipe, SIBLING):
+            if step == step_at(recipe, SIBLING):
                 self.kept.update({name: tensor.detach().clone() for name, tensor in network.state_dict().items()})
             return each_step(network, step) if each_step is not None else None
 
@@ -134,8 +167,8 @@ class _OwnerBase(ABC):
 
 
 @dataclass(frozen=True)
-class Owner(_OwnerBase):
-    """`OwnerContext` of one base seed."""
+class Owner(BaseOwner):
+    """The owner as the referee has it, who makes the undefended model. A defense's process has an `OwnerApart`."""
 
     _workspace: Workspace
     base_seed: int
@@ -167,10 +200,10 @@ class Owner(_OwnerBase):
 
 
 @dataclass(frozen=True)
-class Shadow(_OwnerBase):
+class Shadow(BaseOwner):
     """`OwnerContext` of an attacker who runs the defense on public text, with the attacker's own seeds."""
 
-    suite: Suite
+    suite: Recipe | Suite
     device: Device
     base_seed: int
     text: Corpus
@@ -188,18 +221,22 @@ class Shadow(_OwnerBase):
         raise NftbenchError("a defense that an attacker runs as a shadow has no undefended checkpoints")
 
 
-def _step_at(recipe: Pretraining, fraction: float) -> int:
+def step_at(recipe: Pretraining, fraction: float) -> int:
     return max(1, round(recipe.steps * fraction))
 
 
 def _pretrain_base(workspace: Workspace, seed: int, key: str, steps: Sequence[int]) -> None:
     """Pre-train the undefended model up to the last of `steps`, and store the model at each of them."""
-    owner = Owner(workspace, seed)
+    owner, begun = Owner(workspace, seed), time.process_time()
     model = owner.build()
+
+    def write(folder: Path) -> None:
+        networks.save(model, folder)
+        (folder / SECONDS).write_text(json.dumps(time.process_time() - begun))
 
     def keep(network: nn.Module, step: int) -> bool:
         if step in steps:
-            workspace.store.make("bases", f"{key}-{step}", lambda folder: networks.save(model, folder))
+            workspace.store.make("bases", f"{key}-{step}", write)
         return step == max(steps)
 
     owner.pretrain(model, each_step=keep)

@@ -1,38 +1,35 @@
 """The referee carries out a job: it makes the release, runs the attack, measures, and writes the records.
 
-Only the referee holds both the release and its secret. An attack is given the model as loaded from the published
-folder, and a context with what the attack's `knowledge` names.
+Only the referee holds the secret, the test splits and the scored text. Defense and attack run in processes of their own
+and never in this one, which imports neither.
 """
 
 from __future__ import annotations
 
 import copy
 import dataclasses
-import itertools
 import math
 import time
-import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
-from nftbench.contract import Attack, Defense, Measurement, Model, Prepared, Release, Task, Yardstick
-from nftbench.errors import NftbenchError
+from nftbench.contract import Guess, Measurement, Model, Release, Task, Yardstick
 from nftbench.models import networks, updates
 from nftbench.planning import code_origin, registry
 from nftbench.planning.keys import corpus_key
-from nftbench.planning.plan import Job
+from nftbench.planning.plan import AttackFacts, Job
 from nftbench.planning.specs import task_spec
 from nftbench.records.record import Cell, Record
 from nftbench.records.spec import Spec
-from nftbench.running import mask_accuracy, provenance
-from nftbench.running.attacker import Attacker, own_copy
+from nftbench.running import attacking, isolation, mask_accuracy, provenance
+from nftbench.running.attacking import Found, Goal, Order, Preparation
+from nftbench.running.failures import status_of
+from nftbench.running.owner import Recipe
+from nftbench.running.protecting import ADAPTER
 from nftbench.running.releases import (
-    ADAPTER,
     ReleaseInspection,
     load_base_sha256,
     load_protection,
@@ -40,13 +37,12 @@ from nftbench.running.releases import (
     make_reference,
     make_release,
     make_sibling,
+    needs_own_code,
     open_release,
 )
 from nftbench.running.workspace import AttackersTask, Workspace, load_task, make_corpus
-from nftbench.terms import Knowledge, SplitName, Status
+from nftbench.terms import SplitName, Status
 from nftbench.training import engine
-from nftbench.training.sweep import NonFiniteError
-from nftbench.training.trainer import CellTimeoutError, Ledger
 
 
 def execute(workspace: Workspace, job: Job) -> list[Record] | None:
@@ -76,44 +72,51 @@ class Referee:
 
     workspace: Workspace
     job: Job
-    attack: Attack = field(init=False)
-    knowledge: frozenset[Knowledge] = field(init=False)
-    """What the attack says that it knows, read once: its context and its records have to agree on it."""
+    owners_code: bool = False
+    """True where this process has imported the defense, because the release cannot be opened without its code."""
+    attack: AttackFacts = field(init=False)
+    """What the attack says about itself, read once: its process and its records have to agree on it."""
     sha256: str = field(init=False, default="")
     """Hash of the release's weight files, once it is made."""
     base_sha256: str | None = field(init=False, default=None)
     """Hash of the weights of its reference row, once it is made."""
-    preparation: float = field(init=False, default=0.0)
-    """Seconds that the attack's preparation took."""
-    recovery: Mapping[str, float] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.attack = registry.create("attacks", str(self.job.attack))
-        self.knowledge = frozenset(self.attack.knowledge)
+        self.attack = self.workspace.plan.attacks[self.job.attack]
 
     def run(self, cells: Sequence[Cell]) -> list[Record]:
+        workspace, job = self.workspace, self.job
         try:
             self.check_sources()
-            folder = make_release(self.workspace, self.job.defense, self.job.seed, self.job.release)
-            update = updates.load(folder / ADAPTER)
-            model = self.with_readable_text(open_release(self.workspace, self.job.seed, folder))
-            release = Release(model, update)
+            folder = make_release(workspace, job.defense, job.seed, job.release)
+            if needs_own_code(folder):
+                return self.run_aside(cells)
+            model = self.with_readable_text(open_release(workspace, folder))
+            release = Release(model, updates.load(folder / ADAPTER))
             self.sha256 = networks.sha256(folder)
-            self.base_sha256 = load_base_sha256(self.workspace, self.job.release)
-            context = self.context()
-            begun = time.monotonic()
-            # The attack gets a copy: the release itself encodes the tasks and gives the unattacked scores.
-            copied = Model(copy.deepcopy(model.network), copy.deepcopy(model.tokenizer))
-            prepared = self.attack.prepare(Release(copied, update), context)
-            self.preparation = time.monotonic() - begun
-            self.recovery = self.guess_accuracy(prepared)
+            self.base_sha256 = load_base_sha256(workspace, job.release)
+            order = self.order(release)
         except (Exception, SystemExit) as error:  # a plugin may raise anything
             return [self.write_failure(cell, *status_of(error)) for cell in cells]
-        return [self.cell(cell, release, prepared, context) for cell in cells]
+        records, goals = list[Record](), dict[Cell, Goal]()
+        for cell in cells:
+            if workspace.plan.role(cell) == "yardstick":
+                records.append(self.reading(cell, release))
+                continue
+            try:
+                goals[cell] = self.goal(cell, release)
+            except (Exception, SystemExit) as error:  # so may a task
+                records.append(self.write_failure(cell, *status_of(error)))
+        return records + (self.attacked(release, goals, order) if goals else [])
+
+    def run_aside(self, cells: Sequence[Cell]) -> list[Record]:
+        """The records of cells whose release only its owner's code can open, made in a process that ends with them."""
+        isolation.aside(_run_with_owners_code, self.workspace, self.job, tuple(cells))
+        return self.workspace.store.read(cells)
 
     def check_sources(self) -> None:
         """Refuse the job if its plugins have been edited since the run was planned."""
-        attacks = (str(self.job.attack), *_built_on(self.attack))
+        attacks = (str(self.job.attack), *self.attack.built_on)
         roles = [(cell, self.workspace.plan.role(cell)) for cell in self.job.cells]
         names: list[tuple[registry.Kind, str]] = [("defenses", self.job.defense.name)]
         names += [("attacks", Spec.parse(spec).name) for spec in attacks]
@@ -135,60 +138,99 @@ class Referee:
         same_words = model.tokenizer.get_vocab() == usual.get_vocab()
         return Model(model.network, copy.deepcopy(usual)) if same_words else model
 
-    def guess_accuracy(self, prepared: Prepared) -> Mapping[str, float]:
+    def order(self, release: Release) -> Order:
+        """What the attack's process is given, but the tasks: the release, and what the attack's knowledge names."""
+        workspace, job, knowledge = self.workspace, self.job, self.attack.knowledge
+        return Order(
+            attack=str(job.attack),
+            release=release,
+            base_seed=job.seed,
+            budget=workspace.suite.budget,
+            device=workspace.device,
+            goals=(),
+            corpus=make_corpus(workspace, job.seed) if "data" in knowledge else None,
+            secret=load_secret(workspace, job.release) if "secret" in knowledge else None,
+            base=make_reference(workspace, job) if "base" in knowledge else None,
+            sibling=make_sibling(workspace, job) if "sibling" in knowledge else None,
+            defense=str(job.defense) if "method" in knowledge else None,
+            recipe=Recipe.of(workspace.suite) if knowledge & {"method", "sibling"} else None,
+        )
+
+    def goal(self, cell: Cell, release: Release) -> Goal:
+        """The tasks of one cell as the referee has them; their test splits do not reach the attack's process."""
+        others = {}
+        if self.attack.adaptation == "merging":
+            ranked = [task_spec(text) for text in self.workspace.suite.tasks]
+            others = {
+                str(spec): AttackersTask(load_task(self.workspace, spec, cell.seed, release.model))
+                for spec in ranked
+                if spec != cell.task
+            }
+        return Goal(AttackersTask(self.training_task(cell, release)), others)
+
+    def training_task(self, cell: Cell, release: Release) -> Task:
+        """The task with as many training documents as the attack takes."""
+        suite, workspace = self.workspace.suite, self.workspace
+        if self.attack.train_documents != suite.budget.max_train_documents:
+            budget = suite.budget.model_copy(update={"max_train_documents": self.attack.train_documents})
+            changed = suite.model_copy(update={"budget": budget})
+            workspace = dataclasses.replace(workspace, plan=dataclasses.replace(workspace.plan, suite=changed))
+        return load_task(workspace, cell.task, cell.seed, release.model)
+
+    def attacked(self, release: Release, goals: Mapping[Cell, Goal], order: Order) -> list[Record]:
+        """Attack the tasks of these cells in a process of its own, and measure what comes back."""
+        order = dataclasses.replace(order, goals=tuple(goals.values()))
+        owner = str(self.job.defense) if self.owners_code else None
+        with isolation.folder(self.workspace.store) as folder:
+            try:
+                found = attacking.attack(order, folder, self.workspace.store, owner)
+                preparation = found.preparation()
+                recovery = self.guess_accuracy(found.guess())
+            except (Exception, SystemExit) as error:
+                return [self.write_failure(cell, *status_of(error)) for cell in goals]
+            records = []
+            for index, (cell, goal) in enumerate(goals.items()):
+                try:
+                    record = self.measured(cell, release, goal, *found.cell(index), preparation, recovery)
+                except (Exception, SystemExit) as error:
+                    record = self.write_failure(cell, *status_of(error))
+                records.append(record)
+        return records
+
+    def guess_accuracy(self, guess: Guess | None) -> Mapping[str, float]:
         """How close the attack's guess comes to the secret mask; empty where the attack was given the mask."""
         secret = load_secret(self.workspace, self.job.release)
-        if prepared.guess is None or secret is None or "secret" in self.knowledge:
+        if guess is None or secret is None or "secret" in self.attack.knowledge:
             return {}
-        return mask_accuracy.score(prepared.guess, secret.mask)
+        return mask_accuracy.score(guess, secret.mask)
 
-    def context(self) -> Attacker:
-        """The context of this attack: what its knowledge names."""
-        knowledge = self.knowledge
-        defense: Defense = registry.create("defenses", str(self.job.defense))
-        return Attacker(
-            seed=networks.derive(self.job.seed, "attack"),
-            budget=self.workspace.suite.budget,
-            device=self.workspace.device,
-            _corpus=copy.deepcopy(make_corpus(self.workspace, self.job.seed)) if "data" in knowledge else None,
-            _secret=load_secret(self.workspace, self.job.release) if "secret" in knowledge else None,
-            _base=make_reference(self.workspace, self.job) if "base" in knowledge else None,
-            _defense=defense if "method" in knowledge else None,
-            _suite=self.workspace.suite if knowledge & {"method", "sibling"} else None,
-            _sibling=make_sibling(self.workspace, self.job) if "sibling" in knowledge else None,
-            _uses=_built_on(self.attack),
-        )
-
-    def cell(self, cell: Cell, release: Release, prepared: Prepared, context: Attacker) -> Record:
-        """Attack one task and measure the result."""
-        begun = time.monotonic()
-        if self.workspace.plan.role(cell) == "yardstick":
-            return self.reading(cell, release, begun)
-        try:
-            task = load_task(self.workspace, cell.task, cell.seed, release.model)
-            # Each task gets a copy: an attack that changes what it prepared must not affect the next task.
-            own = _copied(prepared)
-            given = dataclasses.replace(self.with_other_tasks(cell, release, context), ledger=Ledger())
-            training_task = self.training_task(cell, release, task)
-            outcome = self.attack.adapt(own, AttackersTask(training_task), given)
-            plain = outcome.retried is None
-            validation = self.measure(task, outcome.network, "validation", plain) if task.trainable else None
-            attacked = self.measure(task, outcome.network, "test", plain)
-            trained = self.attack.trains
-            unattacked = self.measure(task, release.model.network, "test", True) if trained else attacked
-        except (Exception, SystemExit) as error:  # a plugin may raise anything
-            return self.write_failure(cell, *status_of(error))
+    def measured(
+        self,
+        cell: Cell,
+        release: Release,
+        goal: Goal,
+        found: Found,
+        network: nn.Module,
+        preparation: Preparation,
+        recovery: Mapping[str, float],
+    ) -> Record:
+        """The record of a cell that was attacked."""
+        begun, trained = time.monotonic(), self.attack.trains
+        task = load_task(self.workspace, cell.task, cell.seed, release.model)
+        plain = found.retried is None
+        validation = self.measure(task, network, "validation", plain) if task.trainable else None
+        attacked = self.measure(task, network, "test", plain)
+        unattacked = self.measure(task, release.model.network, "test", True) if trained else attacked
         finite = math.isfinite(attacked.value) and (attacked.loss is None or math.isfinite(attacked.loss))
+        before, given = preparation.ledger, found.ledger
         cost = dataclasses.replace(
-            given.ledger.whole(outcome.cost),
-            preparation_seconds=self.preparation + given.ledger.seconds,
-            preparation_steps=context.ledger.steps + context.ledger.swept_steps + given.ledger.steps,
-            preparation_flops=context.ledger.flops + given.ledger.flops,
-            peak_memory_bytes=max(
-                outcome.cost.peak_memory_bytes, context.ledger.peak_memory_bytes, given.ledger.peak_memory_bytes
-            ),
+            given.whole(found.cost),
+            preparation_seconds=preparation.seconds + given.seconds,
+            preparation_steps=before.steps + before.swept_steps + given.steps,
+            preparation_flops=before.flops + given.flops,
+            peak_memory_bytes=max(found.cost.peak_memory_bytes, before.peak_memory_bytes, given.peak_memory_bytes),
         )
-        record = self.blank(cell, time.monotonic() - begun, training_task.documents())
+        record = self.blank(cell, found.seconds + time.monotonic() - begun, goal.task.documents())
         if not finite:
             record = dataclasses.replace(record, reason="the attacked model's score or loss is not finite")
         return self.write(
@@ -198,43 +240,21 @@ class Referee:
                 unattacked=unattacked if finite else None,
                 validation=validation if finite else None,
                 attacked=attacked if finite else None,
-                picked=outcome.picked,
-                curve=outcome.curve,
-                restarts=outcome.restarts,
-                at_edge=outcome.at_edge,
-                stuck=outcome.stuck,
-                retried=outcome.retried,
-                cost=cost if self.attack.trains else None,
-                recovery=self.recovery,
-                protection=load_protection(self.workspace, cell.release) if not self.attack.trains else None,
+                picked=found.picked,
+                curve=found.curve,
+                restarts=found.restarts,
+                at_edge=found.at_edge,
+                stuck=found.stuck,
+                retried=found.retried,
+                cost=cost if trained else None,
+                recovery=recovery,
+                protection=load_protection(self.workspace, cell.release) if not trained else None,
             )
         )
 
-    def training_task(self, cell: Cell, release: Release, task: Task) -> Task:
-        """The task with as many training documents as the attack takes."""
-        suite = self.workspace.suite
-        taken = self.attack.train_documents(suite.budget)
-        if taken == suite.budget.max_train_documents:
-            return task
-        budget = suite.budget.model_copy(update={"max_train_documents": taken})
-        changed = suite.model_copy(update={"budget": budget})
-        workspace = dataclasses.replace(self.workspace, plan=dataclasses.replace(self.workspace.plan, suite=changed))
-        return load_task(workspace, cell.task, cell.seed, release.model)
-
-    def with_other_tasks(self, cell: Cell, release: Release, context: Attacker) -> Attacker:
-        """The context with the suite's other ranked tasks, for attacks that merge several fine-tuned models."""
-        if self.attack.adaptation != "merging":
-            return context
-        ranked = [task_spec(text) for text in self.workspace.suite.tasks]
-        found = {
-            str(spec): AttackersTask(load_task(self.workspace, spec, cell.seed, release.model))
-            for spec in ranked
-            if spec != cell.task
-        }
-        return dataclasses.replace(context, others=found)
-
-    def reading(self, cell: Cell, release: Release, begun: float) -> Record:
+    def reading(self, cell: Cell, release: Release) -> Record:
         """Measure a yardstick on the release."""
+        begun = time.monotonic()
         try:
             yardstick: Yardstick = registry.create("yardsticks", str(cell.task))
             found = yardstick.measure(ReleaseInspection(self.workspace, self.job, release))
@@ -275,7 +295,7 @@ class Referee:
             seed=cell.seed,
             row=workspace.plan.row(cell.defense),
             role=workspace.plan.role(cell),
-            knowledge=tuple(sorted(self.knowledge)),
+            knowledge=tuple(sorted(self.attack.knowledge)),
             adaptation=self.attack.adaptation,
             against=tuple(sorted(self.attack.against)),
             uses_release=self.attack.uses_release,
@@ -297,16 +317,10 @@ class Referee:
         return self.write(dataclasses.replace(self.blank(cell), status=status, reason=reason))
 
 
-def _copied(prepared: Prepared) -> Prepared:
-    guess = {name: tensor.clone() for name, tensor in prepared.guess.items()} if prepared.guess is not None else None
-    parts = tuple(_copied(part) for part in prepared.parts)
-    return dataclasses.replace(prepared, model=own_copy(prepared.model), guess=guess, parts=parts)
-
-
-def _built_on(attack: Attack) -> tuple[str, ...]:
-    """Specs of the attacks that this attack is built on, directly or through others."""
-    below = (_built_on(registry.create("attacks", spec)) for spec in attack.uses())
-    return (*attack.uses(), *itertools.chain.from_iterable(below))
+def _run_with_owners_code(workspace: Workspace, job: Job, cells: Sequence[Cell]) -> None:
+    engine.set_threads(workspace.device)
+    registry.load(registry.find("defenses", job.defense.name))
+    Referee(workspace, job, owners_code=True).run(cells)
 
 
 def fail(workspace: Workspace, job: Job, status: Status, reason: str) -> list[Record]:
@@ -315,19 +329,3 @@ def fail(workspace: Workspace, job: Job, status: Status, reason: str) -> list[Re
         settled = workspace.store.settled_among(job.cells)
         referee = Referee(workspace, job)
         return [referee.write_failure(cell, status, reason) for cell in job.cells if mine and cell.key not in settled]
-
-
-def status_of(error: BaseException) -> tuple[Status, str]:
-    """The status of a cell that ended in this error, and the reason in one line with the file and line raising it."""
-    if isinstance(error, CellTimeoutError):
-        return "timeout", str(error)
-    if isinstance(error, NonFiniteError):
-        return "nonfinite", str(error)
-    message = " ".join(str(error).split())[:500]
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return "oom", message
-    if isinstance(error, NftbenchError):
-        return "failed", message
-    frames = traceback.extract_tb(error.__traceback__)  # none where the error comes from a worker process
-    place = f" ({Path(frames[-1].filename).name}:{frames[-1].lineno})" if frames else ""
-    return "failed", f"{type(error).__name__}: {message}{place}"

@@ -10,37 +10,49 @@ import dataclasses
 import fnmatch
 import functools
 import json
+import shutil
 import tempfile
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from pydantic import TypeAdapter
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from nftbench.contract import Corpus, Defense, Mask, Model, Protected, Protection, Release, Secret, Series, Task, Update
+from nftbench.contract import (
+    Corpus,
+    Mask,
+    Model,
+    OwnerLedger,
+    Protection,
+    Release,
+    Secret,
+    Series,
+    Spent,
+    Task,
+    Update,
+)
 from nftbench.data import loglikelihood
 from nftbench.data.corpus import tokenization_rules
 from nftbench.data.lm_eval_tasks import window
 from nftbench.errors import NftbenchError
 from nftbench.methods import symmetries
-from nftbench.models import networks, updates
+from nftbench.models import networks
 from nftbench.planning import code_origin, registry
 from nftbench.planning.plan import Job
 from nftbench.records.spec import Spec
-from nftbench.running import plain_text
-from nftbench.running.owner import Owner, base_folder, make_base
+from nftbench.running import failures, isolation, plain_text, protecting
+from nftbench.running.owner import Owner, Recipe, base_folder, base_seconds, kept_bases
 from nftbench.running.plain_text import PlainTexts
+from nftbench.running.protecting import ADAPTER, OPENED, text_of
 from nftbench.running.workspace import Workspace, load_task, make_corpus
 from nftbench.suites.schema import Budget, Pretraining
 from nftbench.training.costs import gradient_error
 
-ADAPTER = "adapter"
-"""The subfolder of a release that holds its update, if it has one."""
 FILES = (
     *("config.json", "generation_config.json", "*.safetensors", "*.safetensors.index.json", f"{ADAPTER}/*"),
     *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.*"),
@@ -71,8 +83,8 @@ def make_release(workspace: Workspace, spec: Spec, seed: int, key: str) -> Path:
         Exception: whatever the defense raises, or NftbenchError for a release that is not one, and for a defense that
             has been edited since the run was planned.
     """
-    store, keeps_secret = workspace.store, registry.create("defenses", str(spec)).keeps_secret
-    kinds = ("protections", *(("secrets",) if keeps_secret else ()))
+    store, facts = workspace.store, workspace.plan.defenses[spec]
+    kinds = ("protections", *(("secrets",) if facts.keeps_secret else ()))
     if any(store.artifact(kind, key) is None for kind in kinds):
         store.discard("releases", key)  # its secret or protection is missing or damaged: all parts are made together
     found = store.artifact("releases", key)
@@ -85,7 +97,7 @@ def make_release(workspace: Workspace, spec: Spec, seed: int, key: str) -> Path:
 
 def _check_sources(workspace: Workspace, spec: Spec) -> None:
     """Refuse to make a release under a key of former code: of the defense, or of a task that its owner uses."""
-    told = (*registry.create("defenses", str(spec)).told(), workspace.suite.pretraining.task)
+    told = (*workspace.plan.defenses[spec].told, workspace.suite.pretraining.task)
     tasks = [Spec.parse(task).name for task in told if task is not None]
     code_origin.check(workspace.plan, [("defenses", spec.name), *(("tasks", name) for name in tasks)])
 
@@ -116,30 +128,26 @@ def _start_sha256(workspace: Workspace, spec: Spec, seed: int) -> str | None:
     return networks.tensors_sha256(base_folder(workspace, seed))
 
 
-def open_release(workspace: Workspace, seed: int, folder: Path) -> Model:
+def open_release(workspace: Workspace, folder: Path) -> Model:
     """A release as attackers open it: every weight can be trained.
 
     Code of the owner's own is replaced by an architecture of transformers or nftbench, where one reads text with the
     same weights as well.
     """
-    model = networks.load(folder, str(workspace.device), attacker=True)
-    if (
-        not networks.has_custom_code(model.network)
-        or workspace.suite.pretraining.task is not None
-        or model.tokenizer is None
-    ):
-        return model
-    text = _text(make_corpus(workspace, seed), len(model.tokenizer), str(workspace.device))
-    return Model(
-        networks.in_known_architecture(model.network, workspace.suite.model["model_type"], text), model.tokenizer
-    )
+    opened = folder / OPENED
+    return networks.load(opened if opened.is_dir() else folder, str(workspace.device), attacker=True)
+
+
+def needs_own_code(folder: Path) -> bool:
+    """Whether a release can only be loaded with its owner's code."""
+    return not any(networks.is_known(path) for path in (folder, folder / OPENED))
 
 
 def make_reference(workspace: Workspace, job: Job) -> Model:
     """The undefended model that a row is compared with."""
     reference, key = workspace.reference(job.defense, job.seed)
     assert key is not None  # a plan has the reference of each of its rows
-    return open_release(workspace, job.seed, make_release(workspace, reference, job.seed, key))
+    return open_release(workspace, make_release(workspace, reference, job.seed, key))
 
 
 def make_sibling(workspace: Workspace, job: Job) -> Model:
@@ -155,7 +163,7 @@ def make_sibling(workspace: Workspace, job: Job) -> Model:
         folder = workspace.store.artifact("siblings", job.release)
     if folder is None:
         raise NftbenchError(f"{job.defense} leaves no second checkpoint of its run")
-    return open_release(workspace, job.seed, folder)
+    return open_release(workspace, folder)
 
 
 def load_secret(workspace: Workspace, key: str) -> Secret | None:
@@ -171,9 +179,7 @@ def load_protection(workspace: Workspace, key: str) -> Protection | None:
     folder = workspace.store.artifact("protections", key)
     if folder is None:
         return None
-    content = json.loads((folder / "protection.json").read_text())
-    curves = [Series(**{**curve, "x": tuple(curve["x"]), "y": tuple(curve["y"])}) for curve in content.pop("series")]
-    return Protection(**content, series=tuple(curves))
+    return TypeAdapter(Protection).validate_json((folder / "protection.json").read_bytes())
 
 
 def load_base_sha256(workspace: Workspace, key: str) -> str | None:
@@ -241,8 +247,7 @@ class ReleaseInspection:
 
     @functools.cached_property
     def told(self) -> tuple[str, ...]:
-        defense: Defense = registry.create("defenses", str(self._job.defense))
-        return defense.told()
+        return self._workspace.plan.defenses[self._job.defense].told
 
     def task(self, spec: str) -> Task:
         return load_task(self._workspace, Spec.parse(spec), self._job.seed, self.release)
@@ -250,41 +255,118 @@ class ReleaseInspection:
 
 def _protect(workspace: Workspace, spec: Spec, seed: int, key: str, folder: Path, base_sha256: str | None) -> None:
     """Let the defense protect; write secret, protection and base hash, then fill the release's folder."""
-    defense: Defense = registry.create("defenses", str(spec))
-    owner = Owner(workspace, seed, defense.told())
-    model = owner.build() if defense.stage == "pretrain" else make_base(workspace, seed)
-    started = time.monotonic()
-    protected = defense.protect(model, owner)
-    seconds = time.monotonic() - started
-    if not isinstance(protected, Protected):
-        raise NftbenchError(f"protect returned {type(protected).__name__}, not Protected")
-    if (protected.secret is not None) != defense.keeps_secret:
-        has = "a secret" if protected.secret is not None else "no secret"
-        raise NftbenchError(f"keeps_secret is {defense.keeps_secret}, and protect returned {has}")
-    mask = protected.secret.mask if protected.secret is not None else None
-    _check_release(protected.release, mask)
-    networks.save(protected.release, folder)
-    if protected.update is not None:
-        updates.save(protected.update, folder / ADAPTER)
-    published = networks.load(folder, str(workspace.device))
-    _check_published(folder, published)
-    opened = open_release(workspace, seed, folder)
+    with isolation.folder(workspace.store) as theirs:
+        limit = workspace.suite.pretraining.timeout
+        try:
+            told, seconds = protecting.protect(_order(workspace, spec, seed), theirs, workspace.store, limit)
+        except isolation.TooLongError as error:
+            raise failures.FailedError("timeout", f"the defense was {error}") from error
+        _take(theirs / protecting.RELEASE, folder)
+        if needs_own_code(folder):
+            isolation.aside(_publish, workspace, spec, seed, key, folder, theirs, told, seconds, base_sha256)
+        else:
+            _publish(workspace, spec, seed, key, folder, theirs, told, seconds, base_sha256)
+
+
+def _order(workspace: Workspace, spec: Spec, seed: int) -> protecting.Order:
+    """What the defense's process is given."""
+    facts, suite = workspace.plan.defenses[spec], workspace.suite
+    trained = facts.row.stage == "posttrain"
+    if trained:
+        base_folder(workspace, seed)
+    owner, learned = Owner(workspace, seed, facts.told), suite.pretraining.task
+    return protecting.Order(
+        defense=str(spec),
+        suite=Recipe.of(suite),
+        device=workspace.device,
+        base_seed=seed,
+        corpus=make_corpus(workspace, seed) if suite.corpus.source != "none" else None,
+        tasks={name: owner.task(name) for name in (*facts.told, *([learned] if learned is not None else []))},
+        bases=kept_bases(workspace, seed),
+        trained=trained,
+    )
+
+
+def _take(source: Path, folder: Path) -> None:
+    """Copy a release from the folder of its defense's process. A link could lead to other files than the owner's."""
+    for path in source.rglob("*"):
+        if path.is_symlink() or not (path.is_file() or path.is_dir()):
+            raise NftbenchError(f"the release holds {path.relative_to(source)}, which is no plain file")
+    shutil.copytree(source, folder, dirs_exist_ok=True)
+
+
+def _publish(
+    workspace: Workspace,
+    spec: Spec,
+    seed: int,
+    key: str,
+    folder: Path,
+    theirs: Path,
+    told: protecting.Told,
+    seconds: float,
+    base_sha256: str | None,
+) -> None:
+    """Examine what the defense's process has left, and store secret, second checkpoint and protection."""
+    own_code = needs_own_code(folder)
+    if own_code:  # in a process aside, which ends with this
+        registry.load(registry.find("defenses", spec.name))
+    mask = protecting.load_mask(theirs)
+    if (mask is not None) != workspace.plan.defenses[spec].keeps_secret:
+        returned = "no secret" if mask is None else "a secret"
+        raise NftbenchError(f"keeps_secret is {mask is None}, and protect returned {returned}")
+    opened = open_release(workspace, folder)
+    if (folder / OPENED).is_dir():
+        _check_release(opened, mask)
+        published = opened
+    else:
+        published = networks.load(folder, str(workspace.device))
+        _check_release(published, mask)
+        _check_published(folder, published)
     reference = _reference_model(workspace, spec, seed) or opened
-    protection = _examine(workspace, seed, published, opened, reference, mask, protected.series, seconds)
+    protection = _examine(workspace, seed, published, opened, reference, mask, told.series, told.seconds)
+    protection = dataclasses.replace(
+        protection,
+        own_code=own_code or networks.has_custom_code(opened.network),
+        ledger=_ledger(workspace, seed, told, seconds, protection.parameters),
+    )
     # A killed attempt may have left its parts, which do not belong to these weights.
     for kind in ("secrets", "siblings", "protections"):
         workspace.store.discard(kind, key)
-    sibling = owner.sibling(protected.release)
-    if sibling is not None:
-        workspace.store.make("siblings", key, lambda draft: networks.save(sibling, draft), mode=0o700)
+    sibling = theirs / protecting.SIBLING
+    if sibling.is_dir():
+        workspace.store.make("siblings", key, lambda draft: _take(sibling, draft), mode=0o700)
     if mask is not None:
-        held = {name: tensor.detach().to("cpu", torch.uint8).contiguous() for name, tensor in mask.items()}
+        held = {name: tensor.to(torch.uint8) for name, tensor in mask.items()}
         workspace.store.make("secrets", key, lambda draft: save_file(held, draft / "mask.safetensors"), mode=0o700)
     if workspace.reference(spec, seed)[0] == spec:
         base_sha256 = networks.tensors_sha256(folder)
     hashes = {"base_sha256": base_sha256, "start_sha256": _start_sha256(workspace, spec, seed)}
     found = {"protection.json": dataclasses.asdict(protection), BASE: hashes}
     workspace.store.make("protections", key, lambda draft: _write(draft, found))
+
+
+PATIENCE = 5.0
+"""How many times the processor seconds of the undefended run a defense may take. Honest ones look for a mask, match a
+network's outputs or take second derivatives, and counting steps and tokens catches longer training before this does."""
+
+
+def _ledger(workspace: Workspace, seed: int, told: protecting.Told, seconds: float, parameters: int) -> OwnerLedger:
+    """What the defense spent, and what the recipe allows. There is no limit where the suite's model is not made."""
+    recipe = workspace.suite.pretraining
+    base = kept_bases(workspace, seed).get(recipe.steps)
+    spent = Spent(told.steps, told.tokens, parameters, seconds)
+    if base is None:  # an audited checkpoint, which no recipe of the suite has made
+        return OwnerLedger(spent, Spent())
+    with_text = workspace.suite.corpus.source != "none"
+    block = make_corpus(workspace, seed).train.shape[1] if with_text else 0
+    own = sum(parameter.numel() for parameter in Owner(workspace, seed).build().network.parameters())
+    allowed = Spent(
+        int(recipe.allowance * recipe.steps),
+        int(recipe.allowance * recipe.steps * recipe.batch * block),
+        int(recipe.allowance * own),
+        PATIENCE * base_seconds(base),
+    )
+    return OwnerLedger(spent, allowed)
 
 
 def _write(folder: Path, files: Mapping[str, Mapping[str, Any]]) -> None:
@@ -359,7 +441,6 @@ def _examine(
             name: after.get(name) for name in sorted({*before, *after} - ignored) if before.get(name) != after.get(name)
         },
         tokenizer_changed=tokenizer_changed,
-        own_code=networks.has_custom_code(opened.network),
         density={name: float(tensor.float().mean()) for name, tensor in mask.items()} if mask is not None else {},
         series=tuple(series),
         unchecked=unchecked,
@@ -373,7 +454,7 @@ def _reference_model(workspace: Workspace, spec: Spec, seed: int) -> Model | Non
     """The release of the reference row; None where the row is its own reference, or that release cannot be made."""
     reference, key = workspace.reference(spec, seed)
     folder = workspace.store.artifact("releases", key) if reference != spec and key is not None else None
-    return open_release(workspace, seed, folder) if folder is not None else None
+    return open_release(workspace, folder) if folder is not None else None
 
 
 def _plain_texts(workspace: Workspace, seed: int, opened: Model, reference: Model) -> PlainTexts | None:
@@ -417,7 +498,7 @@ def _probe(
     words = model.network.get_input_embeddings().num_embeddings
     if words < len(model.tokenizer):
         raise NftbenchError(f"the release embeds {words} words, its tokenizer has {len(model.tokenizer)}")
-    tokens = _text(corpus, len(model.tokenizer), str(workspace.device))
+    tokens = text_of(corpus, len(model.tokenizer), str(workspace.device))
     block, half = tokens.shape[1], tokens.shape[1] // 2
     prompts = (
         [prompt for some in texts.prompts.values() for prompt in some[:PROBED] if len(prompt) > 1] if texts else []
@@ -448,11 +529,6 @@ def _prompts_loss(network: nn.Module, prompts: Sequence[Sequence[int]]) -> torch
     ids = ids.to(next(network.parameters()).device)
     logits = network(input_ids=ids).logits[:, :-1][real[:, 1:]]
     return nn.functional.cross_entropy(logits.double(), ids[:, 1:][real[:, 1:]])
-
-
-def _text(corpus: Corpus, words: int, device: str) -> torch.Tensor:
-    """Held-out tokens [8, block] below `words`: the tokenizer of a checkpoint may have fewer words than the corpus."""
-    return corpus.heldout[:8].to(device) % words
 
 
 def _differs(tokenizer: PreTrainedTokenizerBase, corpus: Corpus) -> bool:

@@ -215,6 +215,18 @@ def _rewrite(row: RowEvidence) -> str | None:
     return f"odd sizes of its weights cannot be undone: {reasons[0]}" if reasons else None
 
 
+@_flag("ledger", "unrank")
+def _ledger(row: RowEvidence) -> str | None:
+    """More training or a larger network buys utility that a defense may spend, and the reference has neither."""
+    over = [(one.ledger, name) for one in row.protections if one.ledger is not None for name in one.ledger.over]
+    if not over:
+        return None
+    ledger, name = over[0]
+    spent, allowed = getattr(ledger.spent, name), getattr(ledger.allowed, name)
+    unit = "processor seconds" if name == "seconds" else name
+    return f"the defense took {spent:,.0f} {unit}, and the suite's recipe allows {allowed:,.0f}"
+
+
 @_flag("optimizer", "unrank")
 def _optimizer(row: RowEvidence) -> str | None:
     for attack, (alone, together) in row.score.recipes.optimizers.items():

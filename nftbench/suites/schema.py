@@ -107,6 +107,10 @@ class Pretraining(_Section):
     checkpoints: tuple[Fraction, ...] = ()
     """Shares of the undefended run after which a copy of the model is kept. Defenses that use these copies, such as
     `early_stop`, then cost no training."""
+    allowance: Annotated[float, Field(ge=1)] = 1.25
+    """How many times the recipe's steps and tokens, and the base's parameters, a ranked defense may use."""
+    timeout: Positive = 14400.0
+    """Time limit in seconds for each defense. Changing it makes no cell run again, and neither does `allowance`."""
 
 
 class Budget(_Section):

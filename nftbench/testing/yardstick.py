@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from nftbench.contract import Reading, Release, Yardstick
 from nftbench.models import networks, updates
 from nftbench.planning import registry
-from nftbench.running.releases import ADAPTER, ReleaseInspection, make_release
+from nftbench.running.protecting import ADAPTER
+from nftbench.running.releases import ReleaseInspection, make_release
 from nftbench.testing.comparison import identical, keeps_random_state
 from nftbench.testing.form import well_formed
 from nftbench.testing.promises import promise

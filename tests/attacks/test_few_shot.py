@@ -17,12 +17,13 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutput
 
-from nftbench.attacks.few_shot import FewShot, Prompted, separator, solved
+from nftbench.attacks.few_shot import FewShot, separator, solved
 from nftbench.contract import Measurement, Model, Prepared, Split, Task
 from nftbench.data import lm_eval_tasks
 from nftbench.data.grammar import Grammar
 from nftbench.data.splits import TextSplit
 from nftbench.errors import NftbenchError
+from nftbench.methods import Prompted
 from nftbench.models.networks import seeded
 from nftbench.records.spec import Spec
 from nftbench.running.attacker import Attacker

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 from nftbench.attacks import precondition
 from nftbench.contract import Attack, Measurement, Model, Outcome, Prepared, Split, Task
-from nftbench.methods import conditioning
+from nftbench.methods import WhiteHead, conditioning
 from nftbench.models import networks
 from nftbench.planning import registry
 from nftbench.running.attacker import Attacker
@@ -147,7 +147,7 @@ def test_a_white_head_is_the_head_on_white_features() -> None:
     features = torch.randn(500, 6, generator=generator).double() * torch.logspace(-2, 1, 6).double()
     head = nn.Linear(6, 9).double()
     covariance = conditioning.covariance(features) / len(features)
-    white = precondition.WhiteHead(head, covariance)
+    white = precondition._white_head(head, covariance)
     assert torch.allclose(white(features), head(features))
     found = conditioning.covariance(features @ white.white) / len(features)
     assert torch.allclose(found, torch.eye(6).double(), atol=0.02)
@@ -173,7 +173,7 @@ def test_a_causal_lm_gets_a_better_head_and_keeps_its_embeddings(
     assert torch.equal(words[0].float(), words[1])
     outcome = adapted(f"precondition[by={by}]", model.network, task, here.suite.budget)
     assert isinstance(outcome.network, PreTrainedModel)
-    assert isinstance(outcome.network.get_output_embeddings(), precondition.WhiteHead) == (by == "whitening")
+    assert isinstance(outcome.network.get_output_embeddings(), WhiteHead) == (by == "whitening")
     steps = sum({0.0: 0}.get(point.learning_rate, point.step) for point in outcome.curve if point.step == 4)
     assert outcome.cost.steps >= steps + len(task.split("train")) // here.suite.budget.batch
 

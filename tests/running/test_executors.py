@@ -192,7 +192,7 @@ def test_a_worker_that_dies_costs_only_its_own_cells(
         "        import os\n        os._exit(9)\n",
     )
     here = workspace(attacks=["none", "full", "dies"], defenses=["none", "early_stop"], tasks=["toy_topic"])
-    found = run_all(here, workers=2, plugins=(str(path),))
+    found = run_all(here, workers=2))
     assert len(found) == len(here.plan.cells)
     for (_, attack, *_), record in found.items():
         assert record.status == ("oom" if attack == "dies" else "ok"), record
@@ -209,7 +209,7 @@ def test_a_worker_that_dies_between_two_submits_costs_only_its_own_cells(
         "        import os\n        os._exit(9)\n",
     )
     here = workspace(attacks=["none", "dies", "full"])
-    for event in executors.run(here, here.plan.jobs(), 3, (str(path),)):
+    for event in executors.run(here, here.plan.jobs(), 3):
         if event.kind == "started" and str(event.job.attack) == "dies" and event.stage == "attack":
             time.sleep(3)
     found = found_in(here.store.results)
@@ -223,7 +223,7 @@ def test_a_bad_defense_in_a_worker_fails_alone(workspace: MakeWorkspace, plugin:
         "@dataclass(frozen=True)\nclass Breaks(Defense):\n    stage: ClassVar = 'posttrain'\n"
         "    def protect(self, model, context):\n        raise ValueError('out of ideas')\n",
     )
-    found = run_all(workspace(defenses=["none", "breaks"], attacks=["none", "full"]), workers=2, plugins=(str(path),))
+    found = run_all(workspace(defenses=["none", "breaks"], attacks=["none", "full"]), workers=2))
     assert len(found) == 6
     for (defense, *_), record in found.items():
         assert record.status == ("failed" if defense == "breaks" else "ok")

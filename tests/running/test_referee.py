@@ -22,7 +22,7 @@ from nftbench.errors import NftbenchError
 from nftbench.models import networks
 from nftbench.planning import registry
 from nftbench.planning.plan import narrow
-from nftbench.running import referee, releases
+from nftbench.running import failures, referee, releases
 from nftbench.running.owner import Owner, make_base
 from nftbench.running.releases import load_secret, make_release
 from nftbench.running.workspace import Workspace, load_task
@@ -175,7 +175,7 @@ def test_an_attack_that_fails_on_one_task_keeps_its_other_cells(
     ],
 )
 def test_an_error_has_a_status_and_its_own_words_as_reason(error: Exception, status: str) -> None:
-    found, reason = referee.status_of(error)
+    found, reason = failures.status_of(error)
     assert found == status
     assert str(error) in reason
 

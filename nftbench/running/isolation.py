@@ -1,0 +1,270 @@
+"""Processes for plugins: each `protect` and each attack runs in one of its own, which ends with it.
+
+A *parent process* is forked from multiprocessing's server, has imported the heavy modules and no plugin, and computes
+nothing. It forks a child for each piece of work, so that none finds what another has changed. The child's folder is the
+only one that it can write to. Where the system has Landlock, the cache and the results are hidden from it as well.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import multiprocessing.util
+import os
+import resource
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any, Literal
+
+from nftbench.errors import NftbenchError
+from nftbench.planning import registry
+from nftbench.records.store import Store
+from nftbench.running import landlock
+
+PRELOADED = "nftbench.running.referee"
+"""The module that the server imports before anything is forked from it. It imports no plugin."""
+PATIENCE = 0.02
+"""The longest pause, in seconds, between two looks at whether a child has ended."""
+
+
+class DiedError(NftbenchError):
+    """A child ended without a result."""
+
+
+class KilledError(DiedError):
+    """A child was killed by the system, most likely because memory ran out."""
+
+
+class TooLongError(NftbenchError):
+    """A child used up its time and was stopped."""
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a child ended."""
+
+    code: int
+    """Its exit code; the negative number of the signal that ended it."""
+    seconds: float
+    """Processor time of the child and of those of its own children that it waited for."""
+    late: bool = False
+    """True where it was stopped because its time was up."""
+
+
+@dataclass(frozen=True)
+class _Call:
+    """What a child does, and the folders that it may see."""
+
+    function: Callable[[bytes, Path], None]
+    plugins: tuple[str, ...]
+    folder: Path
+    hidden: tuple[Path, ...]
+    readable: tuple[Path, ...]
+    limit: float
+
+
+def kind() -> Literal["landlock", "process"]:
+    """How plugins are kept apart here: `landlock` hides secrets and cache from them, `process` does not."""
+    return "landlock" if landlock.version() else "process"
+
+
+@contextlib.contextmanager
+def folder(store: Store) -> Iterator[Path]:
+    """A new folder for a child, in the cache, deleted afterwards. No other child can read it."""
+    parent = store.cache / "exchange"
+    parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    made = Path(tempfile.mkdtemp(dir=parent.resolve()))
+    try:
+        yield made
+    finally:
+        shutil.rmtree(made, ignore_errors=True)
+
+
+def run(
+    function: Callable[[bytes, Path], None],
+    order: bytes,
+    folder: Path,
+    store: Store,
+    *,
+    limit: float,
+    readable: Sequence[Path] = (),
+) -> float:
+    """Call `function(order, folder)` in a process of its own, and return the processor seconds that it took.
+
+    Args:
+        function: a function of nftbench, which writes its results to `folder`.
+        order: what it is given.
+        limit: seconds after which the child is stopped with everything that it has started.
+        readable: folders of the cache that the child may read.
+
+    Raises:
+        TooLongError: the limit is over.
+        DiedError: the child ended in another way than by returning from `function`.
+    """
+    (folder / "order").write_bytes(order)
+    hidden = store.cache.resolve(), (store.results / "salt").resolve()
+    call = _Call(function, registry.added_files(), folder, hidden, tuple(readable), limit)
+    connection = _parent(os.getpid())
+    try:
+        connection.send(call)
+        ended: Ended = connection.recv()
+    except (EOFError, OSError) as error:
+        _parent.cache_clear()
+        raise KilledError(
+            "the process that starts plugins was killed; the system may have run out of memory"
+        ) from error
+    if ended.late:
+        raise TooLongError(f"stopped after {limit:g} s")
+    if ended.code == -signal.SIGKILL:
+        raise KilledError("its process was killed; the system may have run out of memory")
+    if ended.code < 0:
+        raise DiedError(f"its process was ended by {signal.Signals(-ended.code).name}")
+    if ended.code > 0 or not (folder / "returned").exists():
+        raise DiedError(f"its process ended by itself with exit code {ended.code}, and returned nothing")
+    return ended.seconds
+
+
+def aside(function: Callable[..., Any], *arguments: Any) -> None:
+    """Call a function of the referee in a process of its own that ends with it, because it runs an owner's code.
+
+    Raises:
+        NftbenchError: what the function raised, as text, or that its process died.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([PRELOADED])
+    ours, theirs = context.Pipe(duplex=False)
+    with _no_main_module():
+        process = context.Process(target=_aside, args=(registry.added_files(), function, arguments, theirs))
+        process.start()
+    theirs.close()
+    try:
+        message = ours.recv_bytes().decode()
+    except EOFError:
+        message = "the process that runs the release's own code died"
+    process.join()
+    if message:
+        raise NftbenchError(message)
+
+
+def _aside(
+    plugins: Sequence[str], function: Callable[..., Any], arguments: tuple[Any, ...], result: Connection
+) -> None:
+    message = ""
+    try:
+        for path in plugins:
+            registry.add_file(path)
+        function(*arguments)
+    except (Exception, SystemExit) as error:  # a plugin may raise anything
+        message = str(error) if isinstance(error, NftbenchError) else f"{type(error).__name__}: {error}"
+    result.send_bytes(message.encode())
+
+
+@functools.cache
+def _parent(referee: int) -> Connection:
+    """The connection to this process's parent process for plugins, which is started with the first use.
+
+    Args:
+        referee: this process, because a forked process has to start its own.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([PRELOADED])
+    ours, theirs = context.Pipe()
+    with _no_main_module():
+        context.Process(target=_serve, args=(theirs,), daemon=False).start()
+    theirs.close()
+    # At the interpreter's end, multiprocessing waits for its processes, and this one waits for the connection's end.
+    multiprocessing.util.Finalize(None, ours.close, exitpriority=10)
+    return ours
+
+
+@contextlib.contextmanager
+def _no_main_module() -> Iterator[None]:
+    """Multiprocessing would run the main script again in the new process, and the script may import plugins."""
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = type(sys)("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
+
+
+# ------------------------------------------------------------------------------------------------- the parent process
+
+
+def _serve(connection: Connection) -> None:
+    """Fork a child for each call, until the referee ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for plugins in registry.KINDS:
+        registry.available(plugins)  # parses all plugin files once; no child has to
+    while True:
+        try:
+            call = connection.recv()
+        except (EOFError, OSError):
+            return
+        sys.stdout.flush()
+        sys.stderr.flush()
+        child = os.fork()
+        if child == 0:
+            connection.close()
+            _become(call)
+        ended = _watch(child, call.limit, connection)
+        if ended is None:
+            return
+        connection.send(ended)
+
+
+def _watch(child: int, limit: float, connection: Connection) -> Ended | None:
+    """Wait for a child to end, or end it; None where the referee has ended meanwhile."""
+    begun, pause, late = time.monotonic(), 0.001, False
+    while True:
+        found, status, used = os.wait4(child, os.WNOHANG)
+        if found:
+            _kill_group(child)  # what the child has started and left behind
+            return Ended(os.waitstatus_to_exitcode(status), used.ru_utime + used.ru_stime, late)
+        if not late and time.monotonic() - begun > limit:
+            late = True
+            _kill_group(child)
+        if connection.poll(pause):  # the referee says nothing while it waits: it has ended
+            _kill_group(child)
+            return None
+        pause = min(2 * pause, PATIENCE)
+
+
+def _kill_group(leader: int) -> None:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(leader, signal.SIGKILL)
+    with contextlib.suppress(ProcessLookupError):  # a child that has not made its group yet
+        os.kill(leader, signal.SIGKILL)
+
+
+# ---------------------------------------------------------------------------------------------------------- the child
+
+
+def _become(call: _Call) -> None:
+    """Do one call in this process, and end."""
+    code = 1
+    try:
+        os.setsid()  # a group of its own, which can be stopped as a whole
+        os.environ.pop("NFTBENCH_CACHE", None)
+        os.environ["TMPDIR"] = tempfile.tempdir = tempfile.mkdtemp(dir=call.folder)
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        if landlock.version():
+            landlock.hide(call.hidden, readable=call.readable, writable=[call.folder])
+        for path in call.plugins:
+            registry.add_file(path)
+        call.function((call.folder / "order").read_bytes(), call.folder)
+        (call.folder / "returned").touch()
+        code = 0
+    except BaseException:
+        sys.excepthook(*sys.exc_info())
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
