@@ -33,7 +33,7 @@ from nftbench.contract import (
 )
 from nftbench.device import Device
 from nftbench.errors import NftbenchError
-from nftbench.models import networks, returned
+from nftbench.models import returned
 from nftbench.planning import registry
 from nftbench.planning.plan import built_on
 from nftbench.records.store import Store
@@ -61,7 +61,7 @@ class Order:
 
     attack: str
     release: Release
-    base_seed: int
+    seed: int
     budget: Budget
     device: Device
     goals: tuple[Goal, ...]
@@ -179,7 +179,7 @@ def _attack_all(order: Order, folder: Path) -> None:
     plugin: Attack = registry.create("attacks", order.attack)
     defense: Defense | None = registry.create("defenses", order.defense) if order.defense is not None else None
     context = Attacker(
-        seed=networks.derive(order.base_seed, "attack"),
+        seed=order.seed,
         budget=order.budget,
         device=order.device,
         _corpus=order.corpus,

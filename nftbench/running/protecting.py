@@ -40,6 +40,8 @@ class Order:
     suite: Recipe
     device: Device
     base_seed: int
+    seed: int
+    """What the defense draws by."""
     corpus: Corpus | None
     tasks: Mapping[str, Task]
     """The tasks that the defense names in `told`, and that of pre-training, with their training splits."""
@@ -66,11 +68,16 @@ class OwnerApart(BaseOwner):
     suite: Recipe
     device: Device
     base_seed: int
+    _seed: int
     _corpus: Corpus | None
     _tasks: Mapping[str, Task]
     _bases: Mapping[int, Path]
     _meter: Meter
     kept: dict[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def seed(self) -> int:
+        return self._seed
 
     @property
     def corpus(self) -> Corpus:
@@ -152,7 +159,9 @@ def _protect(order: Order, folder: Path) -> None:
     engine.set_threads(order.device)
     defense: Defense = registry.create("defenses", order.defense)
     meter = Meter()
-    owner = OwnerApart(order.suite, order.device, order.base_seed, order.corpus, order.tasks, order.bases, meter)
+    owner = OwnerApart(
+        order.suite, order.device, order.base_seed, order.seed, order.corpus, order.tasks, order.bases, meter
+    )
     model = owner.checkpoint(1.0) if order.trained else owner.build()
     started = time.monotonic()
     with meter.running():

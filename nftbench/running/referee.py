@@ -144,7 +144,7 @@ class Referee:
         return Order(
             attack=str(job.attack),
             release=release,
-            base_seed=job.seed,
+            seed=workspace.seed_of("attack", job.seed),
             budget=workspace.suite.budget,
             device=workspace.device,
             goals=(),

@@ -243,7 +243,7 @@ class ReleaseInspection:
 
     @property
     def seed(self) -> int:
-        return networks.derive(self._job.seed, "yardstick")
+        return self._workspace.seed_of("yardstick", self._job.seed)
 
     @functools.cached_property
     def told(self) -> tuple[str, ...]:
@@ -280,6 +280,7 @@ def _order(workspace: Workspace, spec: Spec, seed: int) -> protecting.Order:
         suite=Recipe.of(suite),
         device=workspace.device,
         base_seed=seed,
+        seed=workspace.seed_of("defense", seed),
         corpus=make_corpus(workspace, seed) if suite.corpus.source != "none" else None,
         tasks={name: owner.task(name) for name in (*facts.told, *([learned] if learned is not None else []))},
         bases=kept_bases(workspace, seed),
@@ -429,7 +430,7 @@ def _examine(
     owner = Owner(workspace, seed)
     texts = _plain_texts(workspace, seed, opened, reference)
     loss, tokenizer_changed = _probe(workspace, owner, model, texts)
-    error, unchecked = _checked_gradients(opened.network, loss, networks.derive(seed, "probe"))
+    error, unchecked = _checked_gradients(opened.network, loss, workspace.seed_of("probe", seed))
     readings = [plain_text.read(one.network, texts) if texts else {} for one in (opened, reference)]
     before, after = owner.build().network.config.to_dict(), model.network.config.to_dict()
     ignored = {"_name_or_path", "transformers_version", "architectures", "dtype"}

@@ -17,6 +17,7 @@ from nftbench.data.corpus import Held, Texts
 from nftbench.data.lm_eval_tasks import LoadedTextTask, TextTask, window
 from nftbench.device import Device
 from nftbench.errors import NftbenchError
+from nftbench.models import networks
 from nftbench.planning import registry
 from nftbench.planning.keys import corpus_key
 from nftbench.planning.plan import Plan
@@ -42,6 +43,13 @@ class Workspace:
     @property
     def device(self) -> Device:
         return self.plan.device
+
+    def seed_of(self, role: str, base_seed: int) -> int:
+        """The seed of what a role draws itself.
+
+        It depends on the salt: an owner who knew the attacker's draws could make a release that resists just these.
+        """
+        return networks.derive(base_seed, role, *filter(None, [self.suite.salt]))
 
     def reference(self, defense: Spec, seed: int) -> tuple[Spec, str | None]:
         """The row that a defense is compared with, and the key of its release; None where the plan has none."""
