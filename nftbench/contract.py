@@ -674,6 +674,11 @@ class Task(Protocol):
         """False for tasks with a test split only, which can only be utility tasks."""
         return True
 
+    @property
+    def choosing(self) -> SplitName:
+        """The split by which the referee chooses among attacks. A task with enough documents has one for this alone."""
+        return "validation"
+
     def fingerprint(self, data: Path | None) -> str:
         """A hash of the local files that the task reads. It is part of a cell's key. Text tasks need none."""
         return ""
@@ -724,6 +729,10 @@ class WrappedTask(Task):
     @property
     def trainable(self) -> bool:
         return self.task.trainable
+
+    @property
+    def choosing(self) -> SplitName:
+        return self.task.choosing
 
     def load(self, context: TaskContext) -> Task:
         raise NftbenchError("the task is loaded already")

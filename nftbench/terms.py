@@ -16,7 +16,9 @@ Verdict = Literal["holds", "holds at a cost", "not shown", "refuted", "untested"
 defense that keeps as much utility; at a cost where it cannot be told to keep the reference's utility. `refuted`: it
 does not. `not shown`: the run cannot tell. `untested`: the attacks do not suffice to judge the claim."""
 Optimizer = Literal["adamw", "sgd", "muon"]
-SplitName = Literal["train", "validation", "test"]
+SplitName = Literal["train", "validation", "selection", "test"]
+"""The parts of a task's documents. Attackers train on `train` and choose their settings by `validation`. The referee
+chooses among attacks by `selection`, which attackers do not see, and scores the chosen one on `test`."""
 Adaptation = Literal["finetuning", "linear_probe", "merging", "rescaling"]
 """How an attack adapts a release. The last two act on a released update: it is merged with others, or rescaled."""
 OF_UPDATES = frozenset({"merging", "rescaling"})

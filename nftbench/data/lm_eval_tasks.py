@@ -85,6 +85,10 @@ class TextTask(Task):
         config = _read(self.path, functions=False)
         return config.get("training_split") not in (None, _test_split(config))
 
+    @property
+    def choosing(self) -> SplitName:
+        return "selection"
+
     def load(self, context: TaskContext) -> LoadedTextTask:
         """Read the documents, render them, and encode them for `context.model`.
 
@@ -280,7 +284,10 @@ def scorer_again(path: Path, row: Mapping[str, Any], features: datasets.Features
 def _sample_splits(
     config: Mapping[str, Any], task: Any, context: TaskContext, trainable: bool
 ) -> dict[SplitName, SampledRows]:
-    """The rows of each split within the budget: the first ones for test, as lm-eval's `--limit`, others at random."""
+    """The rows of each split within the budget: the first ones for test, as lm-eval's `--limit`, others at random.
+
+    Validation and selection are equally large, and no row is in both.
+    """
     budget, seed = context.suite.budget, context.seed
     test = task.eval_docs
     most = budget.max_test_documents if trainable else budget.max_utility_documents
@@ -296,9 +303,13 @@ def _sample_splits(
         count = min(math.ceil(VALIDATION_SHARE * len(train)), MAX_VALIDATION)
         validation, chosen, order = train, order[:count], order[count:]
     sampled["train"] = _take(train, order, budget.max_train_documents, context)
-    # Never complete: like every random sample it may have one class only by chance.
-    sampled["validation"] = _take(validation, chosen, budget.max_validation_documents, context)._replace(complete=False)
-    return sampled
+    half = len(chosen) - len(chosen) // 2
+    most = min(half, budget.max_validation_documents or half)
+    parts: dict[SplitName, Indices] = {"validation": chosen[:most], "selection": chosen[most : 2 * most]}
+    # Never complete: like every random sample they may have one class only by chance.
+    return sampled | {
+        name: _take(validation, part, None, context)._replace(complete=False) for name, part in parts.items()
+    }
 
 
 def _take(rows: Any, order: Indices, most: int | None, context: TaskContext) -> SampledRows:

@@ -127,7 +127,8 @@ class Record:
     unattacked: Measurement | None = None
     """The release's score on the test split before the attack: a measurement."""
     validation: Measurement | None = None
-    """The attacked model's score on the validation split, by which the best attack is chosen: a measurement."""
+    """The attacked model's score by which the best attack is chosen: a measurement on the split `selection`, which
+    attackers do not see, or on the validation split of a task that has few documents."""
     attacked: Measurement | None = None
     """The attacked model's score on the test split: a measurement."""
     picked: Point | None = None

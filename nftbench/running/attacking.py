@@ -153,7 +153,7 @@ def attack(order: Order, folder: Path, store: Store, owners_code: str | None = N
         owners_code: spec of the defense, if the release can only be opened with its code.
     """
     tasks = [task for goal in order.goals for task in (goal.task, *goal.others.values())]
-    hidden = [split for task in tasks for split in packing.splits(task, ("test",))]
+    hidden = [split for task in tasks for split in packing.splits(task, ("selection", "test"))]
     content = packing.pack(Envelope(packing.pack(order, hidden), owners_code))
     died: NftbenchError | None = None
     # The budget limits each sweep and all preparation. This limit stops an attack that does not ask for the time.

@@ -218,7 +218,7 @@ class Referee:
         begun, trained = time.monotonic(), self.attack.trains
         task = load_task(self.workspace, cell.task, cell.seed, release.model)
         plain = found.retried is None
-        validation = self.measure(task, network, "validation", plain) if task.trainable else None
+        validation = self.measure(task, network, task.choosing, plain) if task.trainable else None
         attacked = self.measure(task, network, "test", plain)
         unattacked = self.measure(task, release.model.network, "test", True) if trained else attacked
         finite = math.isfinite(attacked.value) and (attacked.loss is None or math.isfinite(attacked.loss))

@@ -128,8 +128,8 @@ class TaskSetting:
 class AttackersTask(WrappedTask):
     """A task without the splits that an attack, or a defense, must not see."""
 
-    _hidden: tuple[SplitName, ...] = ("test",)
-    _reason: str = "the test split is scored once, by the referee"
+    _hidden: tuple[SplitName, ...] = ("selection", "test")
+    _reason: str = "the splits selection and test are for the referee alone"
 
     def split(self, name: SplitName) -> Split:
         if name in self._hidden:

@@ -184,7 +184,7 @@ class Grid:
 # --------------------------------------------------------------------------------------------------- making the grid
 
 FAR = 6.0
-"""Standard errors by which a test score may exceed the validation score. Among 1,800 cells the furthest is 3.4."""
+"""Standard errors by which a test score may exceed the selection score. Among 1,800 cells the furthest is 3.4."""
 
 
 def arrange(
@@ -291,7 +291,7 @@ def _fault(record: Record) -> str | None:
 
 
 def _read_test(record: Record) -> str | None:
-    """Whether the attack did so much better on test than on validation documents that it must have seen the former.
+    """Whether the attack did so much better on test than on selection documents that it must have seen the former.
 
     Such a score is no result of fine-tuning. On the undefended model alone it would even flatter every defense.
     """
@@ -302,7 +302,7 @@ def _read_test(record: Record) -> str | None:
     if not beyond > FAR * error > 0:
         return None
     return (
-        f"test score {beyond:.1f} points above validation, {beyond / error:.0f} standard errors: it read the test split"
+        f"test score {beyond:.1f} points above selection, {beyond / error:.0f} standard errors: it read the test split"
     )
 
 

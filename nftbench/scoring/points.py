@@ -45,9 +45,10 @@ def final(record: Record) -> Measurement:
 
 
 def preference(record: Record) -> tuple[float, float, float, str]:
-    """Sort key by which the best attack is chosen: validation score, then validation loss, then fewer steps.
+    """Sort key by which the best attack is chosen: score on the selection split, then its loss, then fewer steps.
 
-    The test score is no part of it: an attacker does not see it.
+    The test score is no part of it: a real attacker does not have it. Nor is the attack's own validation score, which
+    it could raise by training on the validation documents.
     """
     if record.validation is None:
         return (-math.inf, -math.inf, -math.inf, record.attack)

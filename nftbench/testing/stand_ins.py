@@ -6,7 +6,7 @@ import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, get_args
 
 import torch
 from torch import Tensor, nn
@@ -69,7 +69,7 @@ class FirstWord(Task):
         words = context.model.network.get_input_embeddings().weight.shape[0] - 2
         generator = torch.Generator().manual_seed(0)
         splits: dict[SplitName, Questions] = {}
-        for name in ("train", "validation", "test"):
+        for name in get_args(SplitName):
             ids = torch.randint(words, (64, 4), generator=generator)
             splits[name] = Questions(ids, words + (ids[:, 0] >= words // 2).long())
         loaded = type(self)()

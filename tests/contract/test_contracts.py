@@ -339,7 +339,7 @@ BAD_ATTACKS = [
     (Spends(), "keeps to the budget"),
     (Uncounted(), "the cost counts every step"),
     (Spoils(), "leaves the prepared model as it is"),
-    (Peeks(), "the test split is scored once, by the referee"),
+    (Peeks(), "the splits selection and test are for the referee alone"),
     (Idles(), "trains is True, and adapt took 0 steps"),
     (Freezes(), "training changes the undefended model"),
     (Trains(), "trains is False"),
