@@ -40,15 +40,23 @@ def linear_layers(network: PreTrainedModel, targets: Targets = "all") -> list[st
 def lora(network: PreTrainedModel, rank: int, alpha: float, targets: Targets = "all", **options: Any) -> nn.Module:
     """Add LoRA layers to a network, and let only them require a gradient.
 
+    Layers that PEFT cannot adapt are left out, such as a Mamba block's `out_proj`, whose weight the block reads itself.
+
     Hu et al. 2022, arXiv:2106.09685, section 4.1: the update of a weight is B·A·alpha/rank. `options` are further
     fields of PEFT's `LoraConfig`, such as `use_dora`.
+
+    Raises:
+        NftbenchError: the network has no layer that PEFT can adapt.
     """
     from peft import LoraConfig, get_peft_model
 
+    chosen = [name for name in linear_layers(network, targets) if _allowed(network, name)]
+    if not chosen:
+        raise NftbenchError(f"PEFT can adapt no linear layer of {targets} in {type(network).__name__}")
     config = LoraConfig(
         r=rank,
         lora_alpha=alpha,
-        target_modules=linear_layers(network, targets),
+        target_modules=chosen,
         task_type="CAUSAL_LM",
         fan_in_fan_out=any(isinstance(module, Conv1D) for module in network.modules()),
         **options,
@@ -64,6 +72,18 @@ def blocks(network: PreTrainedModel) -> nn.ModuleList:
     count = getattr(network.config, "num_hidden_layers", None)
     lists = (module for module in network.modules() if isinstance(module, nn.ModuleList))
     return next((found for found in lists if len(found) == count), nn.ModuleList())
+
+
+def _allowed(network: PreTrainedModel, name: str) -> bool:
+    """Whether PEFT adapts the layer with this name. PEFT tells only by an error, which would end the attack."""
+    from peft import LoraConfig
+    from peft.tuners.tuners_utils import _check_lora_target_modules_mamba
+
+    try:
+        _check_lora_target_modules_mamba(LoraConfig(), network, name.rpartition(".")[2])
+    except ValueError:
+        return False
+    return True
 
 
 def _of_attention(name: str) -> bool:

@@ -127,6 +127,7 @@ def load(path: str | Path, device: str = "cpu", *, local: bool = True, attacker:
             local_files_only=local,
             device_map="meta" if device == "meta" else None,
             output_loading_info=True,
+            experts_implementation="eager",  # the others cannot compute in float64, in which gradients are checked
         )
         tokenizer = _tokenizer(path, local)
     except Exception as error:  # the errors of safetensors, json and the hub share no base class

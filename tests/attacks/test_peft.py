@@ -21,6 +21,7 @@ from nftbench.planning import registry
 from nftbench.running.attacker import Attacker
 from nftbench.testing import ARCHITECTURES, FirstWord, tiny_suite
 from nftbench.training.engine import Stepper
+from tests import checkpoints
 from tests.watched import Watched
 
 KINDS = (*ARCHITECTURES, "dlr-gpt2", "dlr-llama", "dlr-qwen3")
@@ -197,3 +198,16 @@ def test_a_network_without_vectors_is_refused() -> None:
     context = Attacker(seed=0, budget=tiny_suite().budget)
     with pytest.raises(NftbenchError, match="neither biases nor norms"):
         bitfit.adapt(Prepared(Model(linear())), FirstWord().load(Given(Model(network_of("gpt2")))), context)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("attack", ["lora", "dora"])
+def test_layers_that_peft_cannot_adapt_are_left_out(attack: str) -> None:
+    """A Mamba block multiplies by the weight of `out_proj` itself, where an adapter would do nothing."""
+    network = build({"model_type": "mamba", **checkpoints.SHAPES["mamba"], "vocab_size": 50}, None, 0, "cpu").network
+    plugin = registry.create("attacks", attack)
+    adapted = {
+        name.partition(".lora_A")[0].rpartition(".")[2]
+        for name, weight in plugin.adapter(network, 1).named_parameters()
+        if weight.requires_grad and "lora_A" in name
+    }
+    assert adapted == {"in_proj", "x_proj", "dt_proj"}

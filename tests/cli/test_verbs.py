@@ -240,7 +240,6 @@ def test_help_without_a_verb(words: list[str], call: Call) -> None:
         (["run", "tiny.yaml", "--out", "tiny.yaml"], "'tiny.yaml' is a file"),
         (["run", "tiny.yaml", "--cache", "tiny.yaml"], "'tiny.yaml' is a file"),
         (["plan", "tiny.yaml", "--plugin", "unstaged.py"], "stage is None: input should be 'pretrain' or 'posttrain'"),
-        (["info", "unstaged.py"], "nothing is named 'unstaged.py'"),
     ],
 )
 def test_bad_input_is_one_line_and_changes_nothing(call: Call, tiny: str, words: list[str], said: str) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from nftbench.errors import NftbenchError
 from nftbench.models import networks
@@ -50,6 +50,14 @@ def test_whole_checkpoints_are_loaded(kind: str, device: str, tmp_path: Path) ->
     model = networks.load(checkpoints.write(tmp_path, kind), device)
     assert model.network.device.type == device
     assert model.tokenizer is not None
+
+
+@pytest.mark.parametrize("kind", sorted(checkpoints.SHAPES))
+def test_a_loaded_network_computes_in_float64(kind: str, tmp_path: Path) -> None:
+    """Gradients are checked in float64, which transformers' usual code for a mixture of experts lacks."""
+    network: nn.Module = networks.load(checkpoints.write(tmp_path, kind)).network.double()
+    network(input_ids=torch.zeros(1, 4, dtype=torch.long)).logits.sum().backward()
+    assert all(weight.grad is None or weight.grad.dtype == torch.float64 for weight in network.parameters())
 
 
 @DEVICES
