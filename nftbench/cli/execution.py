@@ -164,8 +164,17 @@ def carry_out(work: Work, options: RunOptions, command: str) -> dict[str, Record
     store.write_manifest(manifest)
     if not jobs:
         return records
+    _say_isolation()
     _run_jobs(work, jobs, options, manifest, records)
     return planned_records(store, manifest)
+
+
+def _say_isolation() -> None:
+    """Say where this system cannot hide secrets and test documents from plugins."""
+    from nftbench.running import isolation
+
+    if isolation.kind() == "process":
+        typer.echo("isolation: process; without Landlock (Linux 5.13), plugins could read the cache and its secrets")
 
 
 def compare_hardware(records: Iterable[Record], device: Device) -> None:
