@@ -162,7 +162,7 @@ def bare() -> Callable[[Any], Any]:
         if cost is not None:
             cost = replace(cost, seconds=0.0, step_seconds=0.0, preparation_seconds=0.0)
         if protection is not None:
-            protection = replace(protection, seconds=0.0)
+            protection = replace(protection, seconds=0.0, ledger=None)
         return replace(record, provenance={}, cost=cost, protection=protection)
 
     return strip

@@ -179,6 +179,7 @@ def carry_out(
     store.write_manifest(manifest)
     if not jobs:
         return records
+    _say_isolation()
     _run_jobs(work, jobs, options, manifest, records, after_seed)
     return planned_records(store, manifest)
 
@@ -189,6 +190,14 @@ def _with_salt(manifest: Manifest, work: Work, computes: bool) -> Manifest:
         return manifest
     before = work.store.earlier_manifest()
     return replace(manifest, salt=work.salt.text, public_salt=computes or (before is not None and before.public_salt))
+
+
+def _say_isolation() -> None:
+    """Say where this system cannot hide secrets and test documents from plugins."""
+    from nftbench.running import isolation
+
+    if isolation.kind() == "process":
+        typer.echo("isolation: process; without Landlock (Linux 5.13), plugins could read the cache and its secrets")
 
 
 def compare_hardware(records: Iterable[Record], device: Device) -> None:

@@ -1,7 +1,7 @@
 """Networks that come back from a plugin's process, read without running any code of the plugin.
 
-They are pickled. PyTorch's restricted unpickler makes no objects but tensors, plain data, and classes that it is told to
-allow. Allowed here are networks and configurations of libraries and of nftbench, each found in its own module.
+They are pickled. PyTorch's restricted unpickler makes nothing but tensors, plain data, and objects of classes that it
+is told to allow. These are networks and configurations of libraries and of nftbench, each found in its own module.
 """
 
 from __future__ import annotations
@@ -63,12 +63,21 @@ def _make_plain(network: nn.Module) -> None:
         setattr(module, name, nn.Parameter(weight))
     for module in network.modules():
         for name, value in list(vars(module).items()):
-            if (name.endswith("_hooks") and isinstance(value, dict)) or (
-                isinstance(value, list) and all(isinstance(item, RemovableHandle) for item in value)
-            ):
+            if name.endswith("_hooks") and isinstance(value, dict):
                 value.clear()
-            elif isinstance(value, RemovableHandle) or (callable(value) and not isinstance(value, type | nn.Module)):
-                delattr(module, name)  # checkpointing leaves functions on modules
+            elif _is_function(value) or _holds_handles(value):
+                delattr(module, name)
+
+
+def _is_function(value: object) -> bool:
+    return callable(value) and not isinstance(value, type | nn.Module)
+
+
+def _holds_handles(value: object) -> bool:
+    """Whether this is left by adding hooks: a handle to remove one, or a list of these."""
+    return isinstance(value, RemovableHandle) or (
+        isinstance(value, list) and bool(value) and all(isinstance(item, RemovableHandle) for item in value)
+    )
 
 
 def load(path: Path, release: nn.Module, device: str) -> nn.Module:
@@ -90,6 +99,12 @@ def load(path: Path, release: nn.Module, device: str) -> nn.Module:
         raise NftbenchError(f"the attacked network cannot be read: {' '.join(str(error).split())[:300]}") from error
     if not isinstance(network, nn.Module):
         raise NftbenchError(f"the attack returned {type(network).__name__}, not a network")
+    originals = dict(release.named_modules())
+    for name, module in network.named_modules():  # functions cannot be sent; some architectures keep them on modules
+        kept = vars(originals[name]) if name in originals else {}
+        for attribute, value in kept.items():
+            if attribute not in vars(module) and _is_function(value):
+                setattr(module, attribute, value)
     return network
 
 

@@ -1,7 +1,7 @@
 """Runs jobs in worker processes. A job starts once the release that it attacks is made.
 
-Workers are the referee's: they import neither defenses nor attacks, which planning has imported here. They are forked from a server process that has imported the heavy modules once. They end with the process that
-started them.
+Workers are the referee's: they import neither defenses nor attacks, which planning has imported here. They are forked
+from a server process that has imported the heavy modules once, and end with the process that started them.
 """
 
 from __future__ import annotations

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from nftbench.device import Device
+from nftbench.running import isolation
 from nftbench.running.hardware import hardware
 from nftbench.suites.schema import Suite
 
@@ -28,6 +29,7 @@ def collect(suite: Suite, device: Device, command: str, seconds: float) -> dict[
         "versions": dict(_versions()),
         "commit": _commit(),
         "hardware": dict(hardware(device)),
+        "isolation": isolation.kind(),
         "configuration": suite.model_dump(mode="json", include=SETTINGS),
     }
 

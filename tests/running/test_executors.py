@@ -186,24 +186,24 @@ def test_two_runs_at_once_neither_lose_nor_double_a_cell(
 def test_a_worker_that_dies_costs_only_its_own_cells(
     workspace: MakeWorkspace, plugin: WriteFile, run_all: RunAll
 ) -> None:
-    path = plugin(
+    plugin(
         "dies",
         "@dataclass(frozen=True)\nclass Dies(Attack):\n    def adapt(self, prepared, task, context):\n"
         "        import os\n        os._exit(9)\n",
     )
     here = workspace(attacks=["none", "full", "dies"], defenses=["none", "early_stop"], tasks=["toy_topic"])
-    found = run_all(here, workers=2))
+    found = run_all(here, workers=2)
     assert len(found) == len(here.plan.cells)
     for (_, attack, *_), record in found.items():
-        assert record.status == ("oom" if attack == "dies" else "ok"), record
-        assert attack != "dies" or "the worker process died" in (record.reason or "")
+        assert record.status == ("failed" if attack == "dies" else "ok"), record
+        assert attack != "dies" or "ended by itself with exit code 9" in (record.reason or "")
 
 
 def test_a_worker_that_dies_between_two_submits_costs_only_its_own_cells(
     workspace: MakeWorkspace, plugin: WriteFile
 ) -> None:
     """A display takes its time with an event; meanwhile a worker dies, and the next submit meets a broken pool."""
-    path = plugin(
+    plugin(
         "dies",
         "@dataclass(frozen=True)\nclass Dies(Attack):\n    def adapt(self, prepared, task, context):\n"
         "        import os\n        os._exit(9)\n",
@@ -214,16 +214,16 @@ def test_a_worker_that_dies_between_two_submits_costs_only_its_own_cells(
             time.sleep(3)
     found = found_in(here.store.results)
     assert len(found) == len(here.plan.cells)
-    assert all(record.status == ("oom" if attack == "dies" else "ok") for (_, attack, *_), record in found.items())
+    assert all(record.status == ("failed" if attack == "dies" else "ok") for (_, attack, *_), record in found.items())
 
 
 def test_a_bad_defense_in_a_worker_fails_alone(workspace: MakeWorkspace, plugin: WriteFile, run_all: RunAll) -> None:
-    path = plugin(
+    plugin(
         "breaks",
         "@dataclass(frozen=True)\nclass Breaks(Defense):\n    stage: ClassVar = 'posttrain'\n"
         "    def protect(self, model, context):\n        raise ValueError('out of ideas')\n",
     )
-    found = run_all(workspace(defenses=["none", "breaks"], attacks=["none", "full"]), workers=2))
+    found = run_all(workspace(defenses=["none", "breaks"], attacks=["none", "full"]), workers=2)
     assert len(found) == 6
     for (defense, *_), record in found.items():
         assert record.status == ("failed" if defense == "breaks" else "ok")

@@ -1,0 +1,272 @@
+"""Plugins that cheat: what a defense or an attack does reaches no other row, no secret and no scored document."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from nftbench.data.lm_eval_tasks import LoadedTextTask
+from nftbench.errors import NftbenchError
+from nftbench.models import networks, returned
+from nftbench.planning.specs import task_spec
+from nftbench.records.store import Store
+from nftbench.running import isolation, packing
+from nftbench.running.owner import Owner
+from nftbench.running.workspace import Workspace, load_task
+from nftbench.training import engine
+
+MakeWorkspace = Callable[..., Workspace]
+WriteFile = Callable[[str, str], Path]
+RunAll = Callable[..., dict[tuple[str, str, str, int], Any]]
+Bare = Callable[[Any], Any]
+
+_script: Any = exec
+"""A function of the standard library that a child can call: it runs the order as Python code."""
+DEFENSE = """
+@dataclass(frozen=True)
+class Mine(Defense):
+    stage: ClassVar = "pretrain"
+
+    def protect(self, model, context):
+        BODY
+"""
+ATTACK = """
+@dataclass(frozen=True)
+class Mine(Attack):
+    knowledge: ClassVar = frozenset({"method", "data"})
+
+    def adapt(self, prepared, task, context):
+        BODY
+        return context.unchanged(prepared.model, task)
+"""
+
+
+def source(template: str, body: str, above: str = "") -> str:
+    return above + template.replace("BODY", body.replace("\n", "\n        "))
+
+
+PATCHES = """
+import os
+from nftbench.training.engine import Stepper
+from nftbench.data.splits import Scorer
+from dataclasses import replace as changed
+
+def idle(self, loss):
+    return None
+
+measured = Scorer.measure
+Stepper.step = idle
+Scorer.measure = lambda *given: changed(measured(*given), value=1.0)
+torch.set_grad_enabled(False)
+torch.set_default_dtype(torch.float64)
+torch.use_deterministic_algorithms(True)
+os.environ["OMP_NUM_THREADS"] = "7"
+"""
+OWN_CODE = """
+from transformers import AutoConfig, AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
+
+class DisguisedConfig(GPT2Config):
+    model_type = "disguised"
+
+class Disguised(GPT2LMHeadModel):
+    config_class = DisguisedConfig
+
+    def forward(self, *given, **named):
+        found = super().forward(*given, **named)
+        found.logits = found.logits.flip(-1)
+        return found
+
+for one in (DisguisedConfig, Disguised):
+    one.__module__ = "transformers.models.gpt2.modeling_gpt2"
+AutoConfig.register("disguised", DisguisedConfig)
+AutoModelForCausalLM.register(DisguisedConfig, Disguised)
+"""
+DISGUISE = """
+config = DisguisedConfig.from_dict(model.network.config.to_dict() | {"model_type": "disguised"})
+network = Disguised(config)
+network.load_state_dict(model.network.state_dict())
+return Protected(context.pretrain(Model(network, model.tokenizer)))
+"""
+OWNERS: dict[str, str] = {
+    "patches": source(DEFENSE, "return Protected(context.pretrain(model))", PATCHES),
+    "endless": source(DEFENSE, "import time\nwhile True:\n    time.sleep(1)"),
+    "twice": source(DEFENSE, "return Protected(context.pretrain(context.pretrain(model)))"),
+    "wide": source(DEFENSE, "return Protected(context.pretrain(context.build(n_embd=32)))"),
+    "pockets": source(
+        DEFENSE,
+        "weights = model.network.named_parameters()\n"
+        "return Protected(model, Secret({name: torch.ones_like(one, dtype=torch.bool) for name, one in weights}))",
+    ),
+    "peeks": source(
+        DEFENSE,
+        "names = [name for name in dir(context) if 'place' in name or 'workspace' in name or 'plan' in name]\n"
+        "assert not names, names\n"
+        "assert not hasattr(context.suite, 'corpus') and not hasattr(context.suite, 'tasks')\n"
+        "return Protected(context.pretrain(model))",
+    ),
+    "disguised": source(DEFENSE, DISGUISE, OWN_CODE),
+}
+
+
+def test_what_a_defense_does_stays_in_its_own_process(
+    workspace: MakeWorkspace, plugin: WriteFile, run_all: RunAll, bare: Bare
+) -> None:
+    changes: dict[str, Any] = {"attacks": ["none", "full"], "utility": ["toy_minimal_pairs"]}
+    alone = run_all(workspace(results="alone", defenses=["none"], **changes))
+    for name, text in OWNERS.items():
+        plugin(name, text)
+    limit = {"timeout": 30}
+    records = run_all(workspace(defenses=["none", *OWNERS], pretraining=limit, **changes))
+    switches = torch.is_grad_enabled(), torch.get_default_dtype(), engine.Stepper.step.__name__
+    torch.set_grad_enabled(True)
+    torch.set_default_dtype(torch.float32)
+    torch.use_deterministic_algorithms(False)
+    assert switches != (True, torch.float32, "step"), "planning has imported the plugin here, so the test can fail"
+
+    def row(name: str) -> dict[tuple[str, str], Any]:
+        return {(attack, task): one for (defense, attack, task, _), one in records.items() if defense == name}
+
+    for (_, attack, task, _), expected in alone.items():
+        assert bare(records["none", attack, task, 0]) == bare(expected), "the reference is measured as without cheats"
+    assert {one.status for one in row("patches").values()} == {"ok"}
+    assert 1.0 not in {one.attacked.value for one in row("patches").values()}
+    assert len(row("patches")["full", "toy_topic"].curve) > 1
+    assert {one.status for one in row("endless").values()} == {"timeout"}
+    assert {one.reason for one in row("endless").values()} == {"the defense was stopped after 30 s"}
+    assert {one.status for one in row("peeks").values()} == {"ok"}, row("peeks")
+    assert {one.status for one in row("pockets").values()} == {"failed"}
+    assert "keeps_secret is False" in row("pockets")["none", "toy_topic"].reason
+    ledger = row("twice")["none", "toy_topic"].protection.ledger
+    assert ledger.over == ("steps", "tokens")
+    assert (ledger.spent.steps, ledger.spent.tokens) == (40, 40 * 8 * 32)
+    assert "parameters" in row("wide")["none", "toy_topic"].protection.ledger.over
+    for honest in ("none", "peeks"):
+        assert row(honest)["none", "toy_topic"].protection.ledger.over == ()
+    assert {one.reason for one in row("disguised").values()} == {None}
+    assert row("disguised")["none", "toy_topic"].protection.own_code
+
+
+LOOKS = """
+import gc
+marker = MARKER[::-1]
+held = [item for item in gc.get_objects() if type(item) in (tuple, list, dict)]
+texts = [v for item in held for v in (item.values() if isinstance(item, dict) else item) if isinstance(v, str)]
+assert not any(marker in text for text in texts), "a scored document"
+kinds = {type(item).__name__ for item in gc.get_objects()}
+assert "Attacker" in kinds, "what is looked at"
+assert not kinds & {"Workspace", "Plan", "Suite", "Store", "Secret", "Job"}, kinds
+"""
+FORCES = """
+for hidden in (lambda: task.split('test'), lambda: len(task.task.split('test'))):
+    try:
+        hidden()
+    except NftbenchError:
+        continue
+    raise AssertionError('a test split')
+"""
+READS = """
+import os
+from pathlib import Path
+assert "NFTBENCH_CACHE" not in os.environ
+for path in (Path(CACHE), Path(CACHE) / "secrets", Path(CACHE) / "corpora"):
+    try:
+        found = list(path.iterdir())
+    except PermissionError:
+        continue
+    raise AssertionError(f"{path}: {found}")
+try:
+    (Path(CACHE).parent / "written").write_text("x")
+except PermissionError:
+    pass
+else:
+    raise AssertionError("written elsewhere")
+"""
+OWN_CLASS = """
+class Own(torch.nn.Module):
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+    def __getattr__(self, name):
+        return super().__getattr__(name) if name == "inner" else getattr(self.inner, name)
+    def forward(self, *given, **named):
+        return self.inner(*given, **named)
+"""
+
+
+def test_an_attack_finds_neither_scored_documents_nor_secrets_and_dies_alone(
+    workspace: MakeWorkspace, plugin: WriteFile, run_all: RunAll
+) -> None:
+    here = workspace(defenses=["none"], fresh=True)
+    task = load_task(here, task_spec("toy_topic"), 0, Owner(here, 0).build())
+    assert isinstance(task, LoadedTextTask)
+    train = {document.pairs[0].context for document in task.split("train").documents}
+    marker = next(one.pairs[0].context for one in task.split("test").documents if one.pairs[0].context not in train)
+    plugin("looks", source(ATTACK, LOOKS.replace("MARKER", repr(marker[::-1])) + FORCES))
+    plugin("reads", source(ATTACK, READS.replace("CACHE", repr(str(here.store.cache)))))
+    plugin("exits", source(ATTACK, "import os\nos._exit(0)"))
+    plugin("crashes", source(ATTACK, "import os, signal\nos.kill(os.getpid(), signal.SIGSEGV)"))
+    own = "return context.select(task, [(Own(prepared.model.network), 0.0, 0)])"
+    plugin("wraps", source(ATTACK, own, OWN_CLASS))
+    plugin("marks", source(ATTACK, "assert not hasattr(torch, 'marked')\ntorch.marked = True"))
+    names = ["looks", "reads", "exits", "crashes", "wraps", "marks"]
+    seen = run_all(workspace(fresh=True, defenses=["none", "random_mask"], attacks=["none", *names]))
+    found = {(row, attack): one for (row, attack, task, _), one in seen.items() if task == "toy_topic"}
+    for row in ("none", "random_mask"):
+        assert found[row, "looks"].status == "ok", found[row, "looks"].reason
+        assert found[row, "marks"].status == "ok", "each process starts clean"
+        assert found[row, "none"].status == "ok"
+        if isolation.kind() == "landlock":
+            assert found[row, "reads"].status == "ok", found[row, "reads"].reason
+        assert found[row, "exits"].reason == "its process ended by itself with exit code 0, and returned nothing"
+        assert found[row, "crashes"].reason == "its process was ended by SIGSEGV"
+        assert "it may hold classes of torch.nn" in found[row, "wraps"].reason.lower()
+        assert {found[row, name].status for name in ("exits", "crashes", "wraps")} == {"failed"}
+
+
+def test_a_child_that_is_killed_or_late_is_told_apart(tmp_path: Path) -> None:
+    store = Store(tmp_path / "results", tmp_path / "cache")
+    with isolation.folder(store) as folder, pytest.raises(isolation.KilledError, match="out of memory"):
+        isolation.run(_script, b"import os\nos.kill(os.getpid(), 9)", folder, store, limit=60)
+    endless = b"import subprocess, time\nsubprocess.Popen(['sleep', '4321'])\ntime.sleep(60)"
+    with isolation.folder(store) as folder, pytest.raises(isolation.TooLongError, match="stopped after 2 s"):
+        isolation.run(_script, endless, folder, store, limit=2)
+    lines = [path.read_bytes() for path in Path("/proc").glob("[0-9]*/cmdline")] if Path("/proc").is_dir() else []
+    assert b"sleep\x004321\x00" not in lines, "what the child has started is stopped with it"
+    assert list((store.cache / "exchange").iterdir()) == []
+
+
+def test_a_tensor_is_sent_without_the_memory_beside_it() -> None:
+    whole = torch.arange(1000)
+    assert len(packing.pack(whole[:2])) < 1000
+    assert torch.equal(packing.unpack(packing.pack(whole[:2])), whole[:2])
+
+
+class Trap:
+    """What it is read back as runs code."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return print, ("run",)
+
+
+def test_a_network_that_runs_code_when_it_is_read_is_refused(
+    workspace: MakeWorkspace, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    release = Owner(workspace(), 0).build().network
+    hidden = nn.Linear(2, 2)
+    hidden.trap = Trap()  # type: ignore[assignment]
+    returned.save(hidden, tmp_path / "network.pt")
+    with pytest.raises(NftbenchError, match=r"holds builtins\.print"):
+        returned.load(tmp_path / "network.pt", release, "cpu")
+    assert "run" not in capsys.readouterr().out
+
+
+def test_a_class_that_says_it_is_a_library_s_is_not_known(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "of_my_own"}')
+    assert not networks.is_known(tmp_path)
+    (tmp_path / "config.json").write_text('{"model_type": "gpt2"}')
+    assert networks.is_known(tmp_path)
