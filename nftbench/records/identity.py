@@ -16,11 +16,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-TRAINING = 1
+TRAINING = 2
 """Raised whenever corpora, pre-training or code shared by defenses give other numbers from the same settings."""
-ATTACK = 1
+ATTACK = 2
 """Raised whenever the sweep or code shared by attacks gives other numbers from the same settings."""
-EVALUATION = 1
+EVALUATION = 2
 """Raised whenever the core's tasks or metrics give other numbers for the same network."""
 
 
