@@ -36,6 +36,8 @@ def ladder(grid: Grid, reference: str, tasks: Sequence[str], attacks: Attacks, m
     """The suite's ladder beside this reference; `tasks` are those with headroom, `metrics` those that count."""
     families = {name: family for name in grid.ladder if (family := _doses(grid, name, reference))}
     doses = [dose for family in families.values() for dose in family]
+    if not tasks and doses:
+        return Ladder(reference, doses=tuple(doses), reason=f"no task on which {reference} ends above scratch")
     if reason := _unusable(grid, reference, doses, [*tasks, *metrics], attacks, metrics):
         return Ladder(reference, doses=tuple(doses), reason=reason)
     rows = {dose: numbers(grid, dose, tasks, attacks, metrics) for dose in doses}

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from nftbench.scoring.grid import NONE, Grid
-from nftbench.scoring.intervals import mean
+from nftbench.scoring.intervals import PRELIMINARY_SEEDS, mean
 from nftbench.scoring.points import final, in_points, mean_points, points
 from nftbench.scoring.scores import Utility
 from nftbench.scoring.utility_badge import MetricUtility, badge
@@ -31,10 +31,10 @@ class Scale:
 
     @property
     def usable(self) -> bool:
-        """Whether the reference knows something that could be lost: more than the floor at every seed, and the lower
-        end of its interval above it. A metric that is not measured yet counts as usable."""
+        """Whether the reference knows something that could be lost: more than the floor at every seed, and from three
+        seeds on the lower end of its interval above it. A metric that is not measured yet counts as usable."""
         known = [statistics.fmean(full) - self.floor[seed] for seed, full in self.full.items()]
-        return not known or (min(known) > 0 and (len(known) == 1 or mean(known).low > 0))
+        return not known or (min(known) > 0 and (len(known) < PRELIMINARY_SEEDS or mean(known).low > 0))
 
 
 def initialisations(grid: Grid, reference: str) -> tuple[str, ...]:

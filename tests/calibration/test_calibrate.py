@@ -115,7 +115,7 @@ def test_the_strongest_attack_is_picked_on_validation(derived: Plan) -> None:
     records = made(derived, valid)
     for key, one in records.items():
         if (one.defense, one.attack) == ("none", "head"):
-            records[key] = replace(one, attacked=measurement(0.94))
+            records[key] = replace(one, validation=measurement(0.84), attacked=measurement(0.9))
     (task,) = judged(derived, records).numbers["tasks"]
     assert task["attack"] == "full"
 
