@@ -193,7 +193,9 @@ class Owner(BaseOwner):
         if spec not in allowed:
             raise NftbenchError(f"the defense asks for the task {spec!r}, which it does not name in told()")
         loaded = load_task(self._workspace, Spec.parse(spec), self.base_seed, self.build())
-        return AttackersTask(loaded, ("validation", "selection", "test"), "a defense sees only the training split of a task")
+        return AttackersTask(
+            loaded, ("validation", "selection", "test"), "a defense sees only the training split of a task"
+        )
 
     def checkpoint(self, fraction: float) -> Model:
         return make_base(self._workspace, self.base_seed, fraction)

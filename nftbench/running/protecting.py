@@ -141,7 +141,9 @@ def protect(order: Order, folder: Path, store: Store, limit: float) -> tuple[Tol
         FailedError: the defense failed.
         NftbenchError: its process ended without a result.
     """
-    hidden = [split for task in order.tasks.values() for split in packing.splits(task, ("validation", "selection", "test"))]
+    hidden = [
+        split for task in order.tasks.values() for split in packing.splits(task, ("validation", "selection", "test"))
+    ]
     seconds = isolation.run(
         perform, packing.pack(order, hidden), folder, store, limit=limit, readable=tuple(order.bases.values())
     )

@@ -47,7 +47,8 @@ def check_task(
         with temporary_workspace(tiny_suite(architecture, **changes), data) as workspace:
             model = Owner(workspace, 0).build()
             loaded, again = (plugin.load(task_context(workspace, model)) for _ in range(2))
-            names: tuple[SplitName, ...] = ("train", "validation", loaded.choosing, "test") if plugin.trainable else ("test",)
+            trained: tuple[SplitName, ...] = ("train", "validation", loaded.choosing, "test")
+            names: tuple[SplitName, ...] = trained if plugin.trainable else ("test",)
             for name in names:
                 promise(len(loaded.split(name)) > 0, f"the {name} split has documents")
             if plugin.trainable:
