@@ -1,0 +1,286 @@
+"""The picture of the score: fine-tuning suppressed against utility kept, with the curves of the trivial defenses.
+
+A defense is drawn once, in the panel of the utility metric on which its excess is least. There the excess is its height
+above the highest curve, drawn as a bar from the curve to the point.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.transforms import Bbox
+
+from nftbench.records.spec import Spec
+from nftbench.report import order
+from nftbench.scoring.intervals import Interval
+from nftbench.scoring.leaderboard import Leaderboard
+from nftbench.scoring.scores import Curve, Score
+from nftbench.scoring.table import interval
+
+# The palette of Okabe and Ito, which colour-blind readers can tell apart; families also differ in marks and dashes.
+FAMILIES = (("#0072B2", "o", "-"), ("#009E73", "s", "--"), ("#CC79A7", "^", "-."), ("#E69F00", "D", ":"))
+EXCESS = "#D55E00"
+LEFT, RIGHT = -12.0, 116.0
+"""The percents of utility that a panel can show; a row beyond them stands at its edge."""
+LABEL = 38
+"""Characters of a name in the picture at most."""
+
+Panel = tuple[str, str | None]
+"""Reference and metric; no metric where there are no curves, and each row is drawn on its least metric."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a row stands in its panel."""
+
+    score: Score
+    kept: Interval
+    taken: Interval
+
+    @property
+    def x(self) -> float:
+        """Utility in percent, within the panel."""
+        return min(max(100 * self.kept.value, LEFT + 2), RIGHT - 2)
+
+    @property
+    def inside(self) -> bool:
+        """Whether the row stands where its utility is."""
+        return self.x == 100 * self.kept.value
+
+
+def frontier(board: Leaderboard) -> Figure | None:
+    """Suppression (points) against utility kept (percent): curves of the families, their doses, and the defenses."""
+    panels = _panels(board)
+    if not panels:
+        return None
+    columns = min(len(panels), 2)
+    lines = math.ceil(len(panels) / columns)
+    figure, grid = plt.subplots(
+        lines, columns, figsize=(5.3 * columns + 1.7 * (columns == 1), 4.3 * lines), squeeze=False, layout="constrained"
+    )
+    styles = dict(zip(dict.fromkeys(curve.family for curve in board.frontier), itertools.cycle(FAMILIES), strict=False))
+    names = short_names([one.score.defense for places in panels.values() for one in places])
+    for axes in grid.flat[len(panels) :]:
+        axes.set_axis_off()
+    for axes, ((reference, metric), places) in zip(grid.flat, panels.items(), strict=False):
+        curves = [one for one in board.frontier if (one.reference, one.metric) == (reference, metric)]
+        _panel(axes, curves, places, styles)
+        axes.set_title(f"{metric or 'least metric'}{f' of {reference}' if len({key[0] for key in panels}) > 1 else ''}")
+    figure.suptitle(f"{_plain(board.suite)}: what defenses take beyond trivial ones (attackers have {board.rules.ranking})")
+    figure.supxlabel("utility kept, % of the undefended model's", fontsize=9)
+    figure.supylabel("suppression: points taken from the best attack", fontsize=9)
+    figure.legend(handles=_legend(styles), loc="outside lower center", ncols=4, fontsize=8, frameon=False)
+    figure.canvas.draw()  # lays the panels out, so that labels can be placed among what is drawn
+    figure.set_layout_engine("none")
+    for axes, places in zip(grid.flat, panels.values(), strict=False):
+        _label(axes, [(one, _text(one, names)) for one in places])
+    return figure
+
+
+def path(curve: Curve) -> list[tuple[float, float]]:
+    """The line of a curve from right to left: utility in percent, and points. A staircase is flat up to its next dose.
+
+    It goes on flat where utility is above 100 %, and beyond the last dose if that is where the family ends.
+    """
+    knots = [(100 * retention, suppression) for retention, suppression in curve.knots]
+    line = [(RIGHT, max(taken for kept, taken in knots if kept >= 100))]
+    for kept, taken in knots:
+        if curve.stairs:
+            line.append((kept, line[-1][1]))
+        line.append((kept, taken))
+    return [*line, (LEFT, line[-1][1])] if curve.stairs or knots[-1][0] <= 0 else line
+
+
+def short_names(specs: Sequence[str]) -> dict[str, str]:
+    """For each spec its name, with the parameters in which rows of this name differ."""
+    parsed = {text: Spec.parse(text) for text in specs}
+    found = {}
+    for text, spec in parsed.items():
+        alike = [dict(other.parameters) for other in parsed.values() if other.name == spec.name]
+        differing = tuple(
+            (key, value)
+            for key, value in spec.parameters
+            if any(key not in other or other[key] != value for other in alike)
+        )
+        found[text] = str(Spec(spec.name, differing))
+    return found
+
+
+def _panels(board: Leaderboard) -> dict[Panel, list[Place]]:
+    """The rows by panel, the fullest panel first."""
+    drawn = {(curve.reference, curve.metric) for curve in board.frontier}
+    found: dict[Panel, list[Place]] = {}
+    for score in order.placed(board):
+        metric, taken = score.excess.metric or score.utility.least, score.resistance.suppression
+        reference = score.row.reference
+        kept = score.utility.by_metric.get(metric) if metric else None
+        if kept is not None and taken is not None:
+            panel = (reference, metric if (reference, metric) in drawn else None)
+            found.setdefault(panel, []).append(Place(score, kept, taken))
+    return dict(sorted(found.items(), key=lambda item: (-len(item[1]), str(item[0]))))
+
+
+def _panel(
+    axes: Axes, curves: Sequence[Curve], places: Sequence[Place], styles: Mapping[str, tuple[str, str, str]]
+) -> None:
+    """Everything but the labels."""
+    for curve in curves:
+        color, marker, dash = styles[curve.family]
+        x, y = zip(*path(curve), strict=True)
+        axes.plot(x, y, color=color, linestyle=dash, linewidth=1.6, label=_plain(curve.family), zorder=2)
+        _, kept, taken = zip(*curve.doses, strict=True)
+        axes.plot([100 * one for one in kept], taken, color=color, marker=marker, linestyle="", markersize=4, zorder=2)
+    axes.plot([100], [0], marker="*", color="black", markersize=11, linestyle="", zorder=3)
+    for one in places:
+        excess, height = one.score.excess.interval, one.taken.value
+        if excess is not None:
+            axes.plot(
+                [one.x] * 2,
+                [height - excess.value, height],
+                color=EXCESS,
+                linewidth=4.5,
+                alpha=0.55,
+                solid_capstyle="butt",
+                label=f"excess of {_plain(one.score.defense)}",
+                zorder=3,
+            )
+        axes.errorbar(
+            one.x,
+            height,
+            xerr=_bars(one.kept, 100) if one.inside else None,
+            yerr=_bars(one.taken),
+            fmt="o" if one.inside else "<" if one.x < 100 else ">",
+            color="black",
+            markerfacecolor="black" if one.score.kind == "defense" else "white",
+            capsize=2,
+            elinewidth=0.7,
+            markersize=5,
+            zorder=4,
+        )
+    _frame(axes, curves, places)
+
+
+def _frame(axes: Axes, curves: Sequence[Curve], places: Sequence[Place]) -> None:
+    """Show every value, but not the whole of the widest interval: that of three seeds would squeeze everything else."""
+    x = [100.0, *(one.x for one in places), *(100 * kept for curve in curves for _, kept, _ in curve.doses)]
+    y = [0.0, *(one.taken.value for one in places), *(taken for curve in curves for _, _, taken in curve.doses)]
+    y += [one.taken.value - one.score.excess.interval.value for one in places if one.score.excess.interval]
+    margin = 2 + 0.12 * (max(y) - min(y))
+    axes.set_xlim(max(LEFT, min(x) - 6), min(RIGHT, max(x) + 8))
+    axes.set_ylim(min(y) - margin, max(y) + margin)
+
+
+def _legend(styles: Mapping[str, tuple[str, str, str]]) -> list[Line2D]:
+    families = [
+        Line2D([], [], color=color, marker=marker, linestyle=dash, markersize=4, label=f"trivial: {_plain(family)}")
+        for family, (color, marker, dash) in styles.items()
+    ]
+    bar = [Line2D([], [], color=EXCESS, linewidth=4.5, alpha=0.55, label="excess")] if styles else []
+    return [
+        *families,
+        Line2D([], [], color="black", marker="o", linestyle="", markersize=5, label="defense"),
+        *bar,
+        Line2D([], [], color="black", marker="*", linestyle="", markersize=9, label="undefended"),
+    ]
+
+
+def _text(place: Place, names: Mapping[str, str]) -> str:
+    """A row's name with its excess; and its utility, where the panel does not reach it."""
+    name, excess = names[place.score.defense], place.score.excess.interval
+    found = [name if len(name) <= LABEL else f"{name[: LABEL - 1]}…"]
+    found += [f"excess {interval(excess)}"] if excess is not None else []
+    found += [] if place.inside else [f"at {100 * place.kept.value:.0f} % utility"]
+    return _plain("\n".join(found))
+
+
+def _label(axes: Axes, labels: Sequence[tuple[Place, str]]) -> None:
+    """Write each label beside its point: at the nearest of many places where it covers least of what is drawn.
+
+    The crowded points choose first. A label that stands away from its point gets a line to it.
+    """
+    frame, pixels = axes.get_window_extent(), axes.get_figure(root=True).dpi / 72  # type: ignore[union-attr]
+    points = [tuple(axes.transData.transform((one.x, one.taken.value))) for one, _ in labels]
+    taken = [(_around(*point, 5 * pixels), 4.0) for point in points] + _drawn(axes)
+
+    def crowd(index: int) -> float:
+        return sum(math.dist(points[index], other) < 120 * pixels for other in points)
+
+    for index in sorted(range(len(labels)), key=lambda one: -crowd(one)):
+        one, words = labels[index]
+        text = axes.annotate(
+            words,
+            (one.x, one.taken.value),
+            xytext=(0, 0),
+            textcoords="offset points",
+            ha="center",
+            va="center",
+            fontsize=7,
+            linespacing=1.15,
+            arrowprops={"arrowstyle": "-", "color": "0.45", "linewidth": 0.6, "shrinkA": 0, "shrinkB": 3},
+            zorder=6,
+        )
+        own = text.get_window_extent()
+        width, height = own.width, own.height
+        best: tuple[float, Bbox, tuple[float, float]] | None = None
+        for distance in (7, 14, 24, 36, 50, 66, 84):
+            for angle in range(0, 360, 15):
+                dx = math.cos(math.radians(angle)) * (distance * pixels + width / 2)
+                dy = math.sin(math.radians(angle)) * (distance * pixels + height / 2)
+                x, y = points[index][0] + dx, points[index][1] + dy
+                box = Bbox.from_bounds(x - width / 2, y - height / 2, width, height)
+                out = 0 if _within(box, frame) else 1e6
+                cost = out + distance + sum(weight * _shared(box, other) for other, weight in taken)
+                if best is None or cost < best[0]:
+                    best = (cost, box, (dx / pixels, dy / pixels))
+        assert best is not None
+        text.set_position(best[2])
+        taken.append((best[1].padded(2 * pixels), 1e3))
+
+
+def _drawn(axes: Axes) -> list[tuple[Bbox, float]]:
+    """Boxes along the lines and marks that labels should not cover, with the price of covering them."""
+    found = []
+    for line in axes.get_lines():
+        ends = [tuple(point) for point in axes.transData.transform(line.get_xydata())]
+        price = 1.5 if str(line.get_label()).startswith("excess of") else 0.5
+        if line.get_linestyle() == "None":
+            found += [(_around(*end, 4), price) for end in ends]
+            continue
+        for (x0, y0), (x1, y1) in itertools.pairwise(ends):
+            steps = max(1, int(math.dist((x0, y0), (x1, y1)) / 6))
+            at = [step / steps for step in range(steps + 1)]
+            found += [(_around(x0 + t * (x1 - x0), y0 + t * (y1 - y0), 3), price) for t in at]
+    return found
+
+
+def _around(x: float, y: float, reach: float) -> Bbox:
+    return Bbox.from_extents(x - reach, y - reach, x + reach, y + reach)
+
+
+def _within(box: Bbox, frame: Bbox) -> bool:
+    return box.x0 >= frame.x0 and box.x1 <= frame.x1 and box.y0 >= frame.y0 and box.y1 <= frame.y1
+
+
+def _shared(box: Bbox, other: Bbox) -> float:
+    """The area that two boxes share."""
+    width = min(box.x1, other.x1) - max(box.x0, other.x0)
+    height = min(box.y1, other.y1) - max(box.y0, other.y0)
+    return max(width, 0.0) * max(height, 0.0)
+
+
+def _bars(value: Interval, scale: float = 1.0) -> list[list[float]]:
+    """Error bars for matplotlib; an interval without ends (one seed) has none."""
+    ends = (value.value - value.low, value.high - value.value)
+    return [[scale * end if math.isfinite(end) else 0.0] for end in ends]
+
+
+def _plain(text: str) -> str:
+    """The text as it is: a dollar sign would begin a formula."""
+    return text.replace("$", r"\$")
