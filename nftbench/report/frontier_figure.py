@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import matplotlib.pyplot as plt
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.transforms import Bbox
+from matplotlib.typing import LineStyleType
 
 from nftbench.records.spec import Spec
 from nftbench.report import order
@@ -25,10 +27,19 @@ from nftbench.scoring.scores import Curve, Score
 from nftbench.scoring.table import interval
 
 # The palette of Okabe and Ito, which colour-blind readers can tell apart; families also differ in marks and dashes.
-FAMILIES = (("#0072B2", "o", "-"), ("#009E73", "s", "--"), ("#CC79A7", "^", "-."), ("#E69F00", "D", ":"))
+FAMILIES: tuple[tuple[str, str, LineStyleType], ...] = (
+    ("#0072B2", "o", "-"),
+    ("#009E73", "s", "--"),
+    ("#CC79A7", "^", "-."),
+    ("#E69F00", "D", ":"),
+)
 EXCESS = "#D55E00"
 LEFT, RIGHT = -12.0, 116.0
 """The percents of utility that a panel can show; a row beyond them stands at its edge."""
+COVERED = 1e3
+"""The price of a pixel of another label that a label covers; it is higher than that of anything else."""
+CROSSED = 20.0
+"""The same for the line from another label to its point."""
 LABEL = 38
 """Characters of a name in the picture at most."""
 
@@ -62,23 +73,29 @@ def frontier(board: Leaderboard) -> Figure | None:
         return None
     columns = min(len(panels), 2)
     lines = math.ceil(len(panels) / columns)
-    figure, grid = plt.subplots(
-        lines, columns, figsize=(5.3 * columns + 1.7 * (columns == 1), 4.3 * lines), squeeze=False, layout="constrained"
-    )
-    styles = dict(zip(dict.fromkeys(curve.family for curve in board.frontier), itertools.cycle(FAMILIES), strict=False))
-    names = short_names([one.score.defense for places in panels.values() for one in places])
-    for axes in grid.flat[len(panels) :]:
-        axes.set_axis_off()
+    size = (7.6, 4.8) if columns == 1 else (9.2, 3.9 * lines)
+    figure, grid = plt.subplots(lines, columns, figsize=size, squeeze=False, layout="constrained")
+    families = dict.fromkeys(curve.family for curve in board.frontier)
+    styles = dict(zip(families, itertools.cycle(FAMILIES), strict=False))
+    several = len({reference for reference, _ in panels}) > 1
     for axes, ((reference, metric), places) in zip(grid.flat, panels.items(), strict=False):
         curves = [one for one in board.frontier if (one.reference, one.metric) == (reference, metric)]
         _panel(axes, curves, places, styles)
-        axes.set_title(f"{metric or 'least metric'}{f' of {reference}' if len({key[0] for key in panels}) > 1 else ''}")
-    figure.suptitle(f"{_plain(board.suite)}: what defenses take beyond trivial ones (attackers have {board.rules.ranking})")
-    figure.supxlabel("utility kept, % of the undefended model's", fontsize=9)
-    figure.supylabel("suppression: points taken from the best attack", fontsize=9)
-    figure.legend(handles=_legend(styles), loc="outside lower center", ncols=4, fontsize=8, frameon=False)
+        axes.set_xlabel(
+            f"utility kept, %: {_plain(metric or 'the least metric')}{f' of {_plain(reference)}' if several else ''}"
+        )
+    for axes in grid[:, 0]:
+        axes.set_ylabel("suppression, points")
+    title = f"{board.suite}: what defenses take from the best attack, beyond trivial defenses that keep as much"
+    figure.suptitle(_plain(title), fontsize=10)
+    for axes in grid.flat[len(panels) :]:
+        axes.set_axis_off()
+        axes.legend(handles=_legend(styles), loc="center", fontsize=9, frameon=False)
+    if len(panels) == grid.size:
+        figure.legend(handles=_legend(styles), loc="outside lower center", ncols=3, fontsize=8, frameon=False)
     figure.canvas.draw()  # lays the panels out, so that labels can be placed among what is drawn
     figure.set_layout_engine("none")
+    names = short_names([one.score.defense for places in panels.values() for one in places])
     for axes, places in zip(grid.flat, panels.values(), strict=False):
         _label(axes, [(one, _text(one, names)) for one in places])
     return figure
@@ -128,7 +145,7 @@ def _panels(board: Leaderboard) -> dict[Panel, list[Place]]:
 
 
 def _panel(
-    axes: Axes, curves: Sequence[Curve], places: Sequence[Place], styles: Mapping[str, tuple[str, str, str]]
+    axes: Axes, curves: Sequence[Curve], places: Sequence[Place], styles: Mapping[str, tuple[str, str, LineStyleType]]
 ) -> None:
     """Everything but the labels."""
     for curve in curves:
@@ -164,6 +181,8 @@ def _panel(
             markersize=5,
             zorder=4,
         )
+    axes.grid(color="0.92", linewidth=0.7, zorder=0)
+    axes.set_axisbelow(True)
     _frame(axes, curves, places)
 
 
@@ -172,20 +191,26 @@ def _frame(axes: Axes, curves: Sequence[Curve], places: Sequence[Place]) -> None
     x = [100.0, *(one.x for one in places), *(100 * kept for curve in curves for _, kept, _ in curve.doses)]
     y = [0.0, *(one.taken.value for one in places), *(taken for curve in curves for _, _, taken in curve.doses)]
     y += [one.taken.value - one.score.excess.interval.value for one in places if one.score.excess.interval]
-    margin = 2 + 0.12 * (max(y) - min(y))
+    margin = 2 + 0.16 * (max(y) - min(y))
     axes.set_xlim(max(LEFT, min(x) - 6), min(RIGHT, max(x) + 8))
     axes.set_ylim(min(y) - margin, max(y) + margin)
 
 
-def _legend(styles: Mapping[str, tuple[str, str, str]]) -> list[Line2D]:
+def _legend(styles: Mapping[str, tuple[str, str, LineStyleType]]) -> list[Line2D]:
     families = [
-        Line2D([], [], color=color, marker=marker, linestyle=dash, markersize=4, label=f"trivial: {_plain(family)}")
+        Line2D(
+            [], [], color=color, marker=marker, linestyle=dash, markersize=4, label=f"trivial defense: {_plain(family)}"
+        )
         for family, (color, marker, dash) in styles.items()
     ]
-    bar = [Line2D([], [], color=EXCESS, linewidth=4.5, alpha=0.55, label="excess")] if styles else []
+    bar = (
+        [Line2D([], [], color=EXCESS, linewidth=4.5, alpha=0.55, label="excess; in numbers beside the name")]
+        if styles
+        else []
+    )
     return [
         *families,
-        Line2D([], [], color="black", marker="o", linestyle="", markersize=5, label="defense"),
+        Line2D([], [], color="black", marker="o", linestyle="", markersize=5, label="defense, with 95 % intervals"),
         *bar,
         Line2D([], [], color="black", marker="*", linestyle="", markersize=9, label="undefended"),
     ]
@@ -195,7 +220,7 @@ def _text(place: Place, names: Mapping[str, str]) -> str:
     """A row's name with its excess; and its utility, where the panel does not reach it."""
     name, excess = names[place.score.defense], place.score.excess.interval
     found = [name if len(name) <= LABEL else f"{name[: LABEL - 1]}…"]
-    found += [f"excess {interval(excess)}"] if excess is not None else []
+    found += [f"{'+' * (excess.value > 0)}{interval(excess)}"] if excess is not None else []
     found += [] if place.inside else [f"at {100 * place.kept.value:.0f} % utility"]
     return _plain("\n".join(found))
 
@@ -203,16 +228,13 @@ def _text(place: Place, names: Mapping[str, str]) -> str:
 def _label(axes: Axes, labels: Sequence[tuple[Place, str]]) -> None:
     """Write each label beside its point: at the nearest of many places where it covers least of what is drawn.
 
-    The crowded points choose first. A label that stands away from its point gets a line to it.
+    The highest point chooses first. A label that stands away from its point gets a line to it.
     """
-    frame, pixels = axes.get_window_extent(), axes.get_figure(root=True).dpi / 72  # type: ignore[union-attr]
+    frame, pixels = axes.get_window_extent(), axes.figure.dpi / 72
     points = [tuple(axes.transData.transform((one.x, one.taken.value))) for one, _ in labels]
-    taken = [(_around(*point, 5 * pixels), 4.0) for point in points] + _drawn(axes)
+    drawn = [(_around(point, 5 * pixels), 4.0) for point in points] + _drawn(axes, [one for one, _ in labels])
 
-    def crowd(index: int) -> float:
-        return sum(math.dist(points[index], other) < 120 * pixels for other in points)
-
-    for index in sorted(range(len(labels)), key=lambda one: -crowd(one)):
+    for index in sorted(range(len(labels)), key=lambda one: -points[one][1]):
         one, words = labels[index]
         text = axes.annotate(
             words,
@@ -221,58 +243,76 @@ def _label(axes: Axes, labels: Sequence[tuple[Place, str]]) -> None:
             textcoords="offset points",
             ha="center",
             va="center",
-            fontsize=7,
+            fontsize=7.5,
             linespacing=1.15,
             arrowprops={"arrowstyle": "-", "color": "0.45", "linewidth": 0.6, "shrinkA": 0, "shrinkB": 3},
             zorder=6,
         )
-        own = text.get_window_extent()
-        width, height = own.width, own.height
-        best: tuple[float, Bbox, tuple[float, float]] | None = None
-        for distance in (7, 14, 24, 36, 50, 66, 84):
-            for angle in range(0, 360, 15):
-                dx = math.cos(math.radians(angle)) * (distance * pixels + width / 2)
-                dy = math.sin(math.radians(angle)) * (distance * pixels + height / 2)
-                x, y = points[index][0] + dx, points[index][1] + dy
-                box = Bbox.from_bounds(x - width / 2, y - height / 2, width, height)
-                out = 0 if _within(box, frame) else 1e6
-                cost = out + distance + sum(weight * _shared(box, other) for other, weight in taken)
-                if best is None or cost < best[0]:
-                    best = (cost, box, (dx / pixels, dy / pixels))
+        own, (x, y) = text.get_window_extent(), points[index]
+        best: tuple[float, Bbox, list[Bbox]] | None = None
+        for distance, angle in itertools.product((7, 14, 24, 36, 50, 66, 84), range(0, 360, 15)):
+            dx = math.cos(math.radians(angle)) * (distance * pixels + own.width / 2)
+            dy = math.sin(math.radians(angle)) * (distance * pixels + own.height / 2)
+            box = Bbox.from_bounds(x + dx - own.width / 2, y + dy - own.height / 2, own.width, own.height)
+            leader = _along((x, y), (x + dx, y + dy), 1)
+            cost = distance + (0 if _within(box, frame) else 1e6)
+            cost += sum(price * _shared(box, other) for other, price in drawn)
+            cost += sum(10 * _shared(part, other) for part in leader for other, price in drawn if price >= CROSSED)
+            if best is None or cost < best[0]:
+                best = (cost, box, leader)
         assert best is not None
-        text.set_position(best[2])
-        taken.append((best[1].padded(2 * pixels), 1e3))
+        _, box, leader = best
+        text.set_position((((box.x0 + box.x1) / 2 - x) / pixels, ((box.y0 + box.y1) / 2 - y) / pixels))
+        drawn += [(box.padded(2 * pixels), COVERED), *((part.padded(2), CROSSED) for part in leader)]
 
 
-def _drawn(axes: Axes) -> list[tuple[Bbox, float]]:
+def _drawn(axes: Axes, places: Sequence[Place]) -> list[tuple[Bbox, float]]:
     """Boxes along the lines and marks that labels should not cover, with the price of covering them."""
+
+    def pixels(points: Iterable[Sequence[float]]) -> list[tuple[float, float]]:
+        return [(float(x), float(y)) for x, y in (axes.transData.transform(tuple(point)) for point in points)]
+
     found = []
+    for one in places:  # matplotlib keeps error bars apart from lines
+        (left,), (right,) = _bars(one.kept, 100) if one.inside else ([0.0], [0.0])
+        (down,), (up,) = _bars(one.taken)
+        x, y = one.x, one.taken.value
+        for start, end in (pixels([(x - left, y), (x + right, y)]), pixels([(x, y - down), (x, y + up)])):
+            found += [(box, 1.0) for box in _along(start, end, 3)]
     for line in axes.get_lines():
-        ends = [tuple(point) for point in axes.transData.transform(line.get_xydata())]
+        ends = pixels(np.asarray(line.get_xydata()))
         price = 1.5 if str(line.get_label()).startswith("excess of") else 0.5
         if line.get_linestyle() == "None":
-            found += [(_around(*end, 4), price) for end in ends]
-            continue
-        for (x0, y0), (x1, y1) in itertools.pairwise(ends):
-            steps = max(1, int(math.dist((x0, y0), (x1, y1)) / 6))
-            at = [step / steps for step in range(steps + 1)]
-            found += [(_around(x0 + t * (x1 - x0), y0 + t * (y1 - y0), 3), price) for t in at]
+            found += [(_around(end, 4), price) for end in ends]
+        else:
+            found += [(box, price) for pair in itertools.pairwise(ends) for box in _along(*pair, 3)]
     return found
 
 
-def _around(x: float, y: float, reach: float) -> Bbox:
+def _along(start: tuple[float, float], end: tuple[float, float], reach: float) -> list[Bbox]:
+    """Small boxes along a line."""
+    steps = max(1, int(math.dist(start, end) / 6))
+    shares = [step / steps for step in range(steps + 1)]
+    return [
+        _around((start[0] + share * (end[0] - start[0]), start[1] + share * (end[1] - start[1])), reach)
+        for share in shares
+    ]
+
+
+def _around(point: tuple[float, float], reach: float) -> Bbox:
+    x, y = point
     return Bbox.from_extents(x - reach, y - reach, x + reach, y + reach)
 
 
 def _within(box: Bbox, frame: Bbox) -> bool:
-    return box.x0 >= frame.x0 and box.x1 <= frame.x1 and box.y0 >= frame.y0 and box.y1 <= frame.y1
+    return bool(box.x0 >= frame.x0 and box.x1 <= frame.x1 and box.y0 >= frame.y0 and box.y1 <= frame.y1)
 
 
 def _shared(box: Bbox, other: Bbox) -> float:
     """The area that two boxes share."""
     width = min(box.x1, other.x1) - max(box.x0, other.x0)
     height = min(box.y1, other.y1) - max(box.y0, other.y0)
-    return max(width, 0.0) * max(height, 0.0)
+    return float(max(width, 0.0) * max(height, 0.0))
 
 
 def _bars(value: Interval, scale: float = 1.0) -> list[list[float]]:

@@ -1,5 +1,5 @@
-"""leaderboard.md with the ranking, every task and every doubt; a page for each row with every attack on it, but one page
-for all doses of the ladder."""
+"""leaderboard.md with the ranking, every task and every doubt; a page for each row with every attack on it, but one
+page for all doses of the ladder."""
 
 from __future__ import annotations
 
