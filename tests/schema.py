@@ -10,7 +10,12 @@ from pydantic import TypeAdapter
 
 from nftbench.records.record import Record
 
-LATER = {"told", "base_sha256", "reading", "preparation_steps", "own_code", "trained_weights"}
+LATER = {"told", "base_sha256", "reading", "preparation_steps", "own_code", "trained_weights"} | {
+    "unchecked",
+    "rewrite",
+    "plain_text",
+    "reference_plain_text",
+}
 """Fields that records published before them lack."""
 EARLIER = {"at_last_step": {"type": "boolean"}}
 """Fields of a record that only records of 0.1 have."""
