@@ -10,11 +10,9 @@ from pydantic import TypeAdapter
 
 from nftbench.records.record import Record
 
-LATER = {"told", "base_sha256", "reading", "preparation_steps", "own_code", "trained_weights"} | {
-    "unchecked",
-    "rewrite",
-    "plain_text",
-    "reference_plain_text",
+LATER = {
+    *("told", "base_sha256", "reading", "preparation_steps", "own_code", "trained_weights"),
+    *("unchecked", "rewrite", "plain_text", "reference_plain_text"),
 }
 """Fields that records published before them lack."""
 EARLIER = {"at_last_step": {"type": "boolean"}}

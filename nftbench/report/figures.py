@@ -67,6 +67,7 @@ def attacks(board: Leaderboard, records: Sequence[Record]) -> Figure | None:
         annot_kws={"fontsize": 8},
         ax=axes,
     )
+    axes.grid(visible=False)  # it would show through cells without a value
     axes.set(xlabel="attack", ylabel="", title=f"{board.suite}: what each attack reaches (mean over tasks and seeds)")
     axes.set_xticklabels(axes.get_xticklabels(), rotation=35, ha="right", rotation_mode="anchor")
     axes.tick_params(axis="y", rotation=0)

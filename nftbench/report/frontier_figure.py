@@ -107,8 +107,9 @@ def path(curve: Curve) -> list[tuple[float, float]]:
     It goes on flat where utility is above 100 %, and beyond the last dose if that is where the family ends.
     """
     knots = [(100 * retention, suppression) for retention, suppression in curve.knots]
-    line = [(RIGHT, max(taken for kept, taken in knots if kept >= 100))]
-    for kept, taken in knots:
+    most = max(taken for kept, taken in knots if kept >= 100)
+    line = [(RIGHT, most), (100.0, most)]
+    for kept, taken in ((kept, taken) for kept, taken in knots if kept < 100):
         if curve.stairs:
             line.append((kept, line[-1][1]))
         line.append((kept, taken))

@@ -9,7 +9,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from nftbench.report import tables
+from nftbench.report import order, tables
 from nftbench.scoring.leaderboard import Leaderboard
 from nftbench.scoring.side_tables.paper_claims import PaperClaims
 from nftbench.scoring.table import Table
@@ -34,7 +34,7 @@ def summary(board: Leaderboard) -> RenderableType:
     notes = [Text(board.about)] if board.about else []
     notes += [Text(problem, style="yellow") for problem in board.problems]
     notes += [Text(note) for note in (tables.preliminary(board), tables.not_ranked(board)) if note]
-    for score in board.scores:
+    for score in order.without_ladder(board):  # the board's problems say what the ladder lacks
         own = [reason for reason in score.standing.reasons if reason not in shared]
         notes += [Text.assemble((score.defense, "bold"), f": {'; '.join(own)}")] if own else []
     ranks, controls = tables.ranking(board), tables.controls(board)

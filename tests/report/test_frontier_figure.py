@@ -118,9 +118,19 @@ def test_a_staircase_is_flat_up_to_its_next_dose() -> None:
     doses = (("narrow", 0.8, 5.0), ("narrower", 0.4, 12.0))
     knots = ((1.0, 0.0), (0.8, 5.0), (0.4, 12.0))
     stairs = path(Curve("narrow", "pairs", "none", knots, doses, stairs=True))
-    assert stairs[1:-1] == [(100, 0), (100, 0), (80, 0), (80, 5), (40, 5), (40, 12)]
+    assert stairs[1:-1] == [(100, 0), (80, 0), (80, 5), (40, 5), (40, 12)]
     assert stairs[-1][1] == 12  # and after the last dose
     assert path(Curve("noise", "pairs", "none", knots, doses))[-1] == (40, 12)  # the family ends there
+
+
+def test_a_curve_goes_on_flat_above_the_undefended_model() -> None:
+    """A dose that keeps everything takes two points: so much can be had for nothing."""
+    knots = ((1.0, 0.0), (1.0, 2.0), (0.5, 9.0), (0.0, 30.0))
+    (far, most), *line, (least, end) = path(Curve("noise", "pairs", "none", knots, ()))
+    assert far > 100
+    assert line == [(100, most), (50, 9), (0, 30)]
+    assert (most, end) == (2, 30)
+    assert least < 0
 
 
 def test_short_names_keep_the_parameters_that_tell_rows_apart() -> None:

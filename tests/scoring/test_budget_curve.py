@@ -12,7 +12,7 @@ from nftbench.contract import Cost, Point
 from nftbench.records.record import Record
 from nftbench.report import figures
 from nftbench.scoring.budget_curve import BudgetCurve, Reached, way
-from tests.factories import TASKS, failed, measurement, record, scored, suite
+from tests.factories import TASKS, failed, measurement, record, row, scored, suite
 
 RATE = 1e6
 
@@ -173,6 +173,14 @@ def test_a_row_of_which_an_attack_failed_has_no_curve() -> None:
     records[index] = failed(records[index])
     assert "pmp" not in curves(records)
     assert "none" in curves(records)
+
+
+def test_a_row_that_is_only_measured_has_no_curve() -> None:
+    """As a further initialisation of the undefended model, on which attacks that ignore the release would count too."""
+    measured = [one for one in catalogue() if (one.defense, one.attack) == ("pmp", "none")]
+    twin = [replace(one, defense="twin", row=row("twin")) for one in measured]
+    found = scored([*catalogue(), *twin], initialisations=["twin"])
+    assert "twin" not in {curve.defense for curve in found.budgets}
 
 
 def test_records_without_costs_have_no_curves() -> None:
