@@ -40,6 +40,8 @@ COVERED = 1e3
 """The price of a pixel of another label that a label covers; it is higher than that of anything else."""
 CROSSED = 20.0
 """The same for the line from another label to its point."""
+NEAR = 14
+"""Points of distance within which a label needs no line to its point."""
 LABEL = 38
 """Characters of a name in the picture at most."""
 
@@ -250,20 +252,23 @@ def _label(axes: Axes, labels: Sequence[tuple[Place, str]]) -> None:
             zorder=6,
         )
         own, (x, y) = text.get_window_extent(), points[index]
-        best: tuple[float, Bbox, list[Bbox]] | None = None
+        best: tuple[float, Bbox, list[Bbox], bool] | None = None
         for distance, angle in itertools.product((7, 14, 24, 36, 50, 66, 84), range(0, 360, 15)):
             dx = math.cos(math.radians(angle)) * (distance * pixels + own.width / 2)
             dy = math.sin(math.radians(angle)) * (distance * pixels + own.height / 2)
             box = Bbox.from_bounds(x + dx - own.width / 2, y + dy - own.height / 2, own.width, own.height)
-            leader = _along((x, y), (x + dx, y + dy), 1)
+            away = distance > NEAR
+            leader = _along((x, y), (x + dx, y + dy), 1) if away else []
             cost = distance + (0 if _within(box, frame) else 1e6)
             cost += sum(price * _shared(box, other) for other, price in drawn)
             cost += sum(10 * _shared(part, other) for part in leader for other, price in drawn if price >= CROSSED)
             if best is None or cost < best[0]:
-                best = (cost, box, leader)
+                best = (cost, box, leader, away)
         assert best is not None
-        _, box, leader = best
+        _, box, leader, away = best
         text.set_position((((box.x0 + box.x1) / 2 - x) / pixels, ((box.y0 + box.y1) / 2 - y) / pixels))
+        if text.arrow_patch is not None:
+            text.arrow_patch.set_visible(away)
         drawn += [(box.padded(2 * pixels), COVERED), *((part.padded(2), CROSSED) for part in leader)]
 
 
