@@ -48,7 +48,8 @@ def renamed(records: list[Record], old: str, new: str) -> list[Record]:
 
 @pytest.fixture
 def board() -> Leaderboard:
-    records = [*suite(), *sweep("random_mask", (0.75, 0.76, 0.74, 0.77, 0.75), utility=0.7)]
+    doubtful = sweep("random_mask", (0.75, 0.76, 0.74, 0.77, 0.75), utility=0.7)
+    records = [*suite(), *(replace(one, at_edge=one.attack == "full") for one in doubtful)]
     records += [
         record("pmp", "authorized", task, seed, 0.9, knowledge=("secret",)) for task in TASKS for seed in range(5)
     ]
@@ -67,15 +68,18 @@ def test_numbers_have_one_decimal_and_their_interval() -> None:
 
 def test_the_page_ranks_rows_and_says_why_others_are_not_ranked(board: Leaderboard) -> None:
     page = pages.leaderboard(board, COMMAND)
-    ranking = table(page, "Ranking")
-    assert [row["defense"] for row in ranking] == ["pmp", "random_mask"]
-    first = ranking[0]
+    [first] = table(page, "Ranking")
+    assert first["defense"] == "pmp"
     assert first["#"] == "1 [1–1]"
     assert first["excess"].startswith("20.0 [")
     assert first["suppression"].startswith("30.0 [")
     assert (first["utility %"], first["least metric"]) == ("100.0 [100.0, 100.0]", "minimal_pairs")
     assert first["badge"] == "keeps"
     assert first["claim"] == "holds (release alone)"
+    [unranked] = table(page, "Not ranked")
+    assert (unranked["defense"], unranked["utility %"]) == ("random_mask", "90.0 [90.0, 90.0]")
+    assert "still at an edge of the grid" in unranked["why"]
+    assert "For all of these rows" not in page
     assert [row[1] for row in rows(page, "Headroom")] == list(TASKS)
     assert len(rows(page, "topic")) == 3
     assert "pmp" in {row[0] for row in rows(page, "Reasons to doubt")}
@@ -260,6 +264,16 @@ def test_text_of_plugins_is_escaped(board: Leaderboard) -> None:
     assert "evil[text=a\\|b&lt;script> \\`x\\`\\*]" in page
     assert "<script" not in page
     assert "    run # evil" in page
+    dose = "early_stop[text=a|b<i>`]"
+    ladder = {"fam|ily<b>": Family(doses=(dose,))}
+    board = scored(renamed(suite(), "early_stop", dose), ladder=ladder)
+    page, on_ladder = pages.leaderboard(board, COMMAND), pages.rows(board, COMMAND)["ladder.md"]
+    shown = "early_stop[text=a\\|b&lt;i>\\`]"
+    assert f"| fam\\|ily&lt;b> | {shown} |" in page
+    assert f"### {shown}" in on_ladder
+    assert "## fam\\|ily&lt;b>" in on_ladder
+    assert "<b>" not in page + on_ladder
+    assert "<i>" not in page + on_ladder
     latex = latex_file.text(scored(renamed(suite(), "pmp", "a_b&c%{d}\\[x=1]")))
     assert r"a\_b\&c\%\{d\}\textbackslash{}{[}x=1{]}" in latex
 
@@ -277,21 +291,18 @@ def test_each_format_holds_every_row_and_no_draft_is_left(board: Leaderboard, tm
     assert sorted(there) == sorted(paths)  # no drafts left
     content = json.loads(paths[2].read_text())
     assert content["command"] == COMMAND
-    assert [score["defense"] for score in content["scores"]] == ["pmp", "random_mask", "early_stop", "none"]
+    assert [score["defense"] for score in content["scores"]] == ["pmp", "early_stop", "none", "random_mask"]
     assert content["scores"][0]["suppression"]["value"] == pytest.approx(30.0)
     lines = list(csv.DictReader(io.StringIO(paths[1].read_text())))
     assert lines[0]["defense"] == "pmp"
     assert float(lines[0]["excess"]) == pytest.approx(20.0)
     assert float(lines[0]["excess_low"]) < 20 < float(lines[0]["excess_high"])
     assert [lines[0][name] for name in ("rank", "rank_first", "rank_last", "rank_among_95")] == ["1", "1", "1", "1"]
-    assert [lines[1][name] for name in ("rank", "rank_among_95", "rank_among_80")] == ["2", "", "2"]
-    assert float(lines[1]["retention:minimal_pairs"]) == pytest.approx(0.9)
-    assert (lines[0]["utility_badge"], lines[0]["least_metric"], lines[0]["pareto"]) == (
-        "keeps",
-        "minimal_pairs",
-        "True",
-    )
-    assert [line["ladder_family"] for line in lines] == ["", "", "early_stop", ""]
+    assert float(lines[3]["retention:minimal_pairs"]) == pytest.approx(0.9)
+    words = [lines[0][name] for name in ("utility_badge", "least_metric", "pareto", "worst_task")]
+    assert words[:3] == ["keeps", "minimal_pairs", "True"]
+    assert words[3] in TASKS
+    assert [line["ladder_family"] for line in lines] == ["", "early_stop", "", ""]
     assert lines[3]["rank"] == ""
     assert content["ladder"] == {"early_stop": ["early_stop"]}
     assert content["scores"][0]["rank_among"] == {"0.95": 1, "0.9": 1, "0.8": 1, "0.5": 1}
@@ -300,7 +311,7 @@ def test_each_format_holds_every_row_and_no_draft_is_left(board: Leaderboard, tm
     cells = [line for line in tex.splitlines() if line.endswith(r"\\")]
     assert all(line.count(" & ") == 13 for line in cells)
     assert cells[1].startswith("1 {[}1--1{]} & pmp & 20.0")
-    assert tex.count(r"\midrule") == 1
+    assert tex.count(r"\midrule") == 2  # the second is above the row without a rank
 
 
 def test_latex_shows_defenses_without_a_rank_below_a_rule() -> None:
@@ -338,6 +349,8 @@ def test_the_terminal_shows_names_as_they_are_and_reasons(board: Leaderboard) ->
     assert "early_stop[fraction=0.5]" in shown  # not read as markup
     assert "30.0" in shown
     assert "pmp: 1 base seed: three are preliminary" in shown
+    console.print(terminal.summary(board))
+    assert "random_mask: the best learning rate" in console.file.getvalue()  # type: ignore[attr-defined]
 
 
 def test_the_terminal_fits_100_columns() -> None:
