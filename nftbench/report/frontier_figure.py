@@ -16,8 +16,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.transforms import Bbox
 from matplotlib.typing import LineStyleType
+from numpy.typing import NDArray
 
 from nftbench.records.spec import Spec
 from nftbench.report import order
@@ -45,6 +45,9 @@ NEAR = 14
 LABEL = 38
 """Characters of a name in the picture at most."""
 
+Array = NDArray[np.float64]
+Box = tuple[float, float, float, float]
+"""Left, lower, right and upper end in pixels."""
 Panel = tuple[str, str | None]
 """Reference and metric; no metric where there are no curves, and each row is drawn on its least metric."""
 
@@ -235,8 +238,7 @@ def _label(axes: Axes, labels: Sequence[tuple[Place, str]]) -> None:
     """
     frame, pixels = axes.get_window_extent(), axes.figure.dpi / 72
     points = [tuple(axes.transData.transform((one.x, one.taken.value))) for one, _ in labels]
-    drawn = [(_around(point, 5 * pixels), 4.0) for point in points] + _drawn(axes, [one for one, _ in labels])
-
+    drawn = [(*_around(point, 5 * pixels), 4.0) for point in points] + _drawn(axes, [one for one, _ in labels])
     for index in sorted(range(len(labels)), key=lambda one: -points[one][1]):
         one, words = labels[index]
         text = axes.annotate(
@@ -251,51 +253,61 @@ def _label(axes: Axes, labels: Sequence[tuple[Place, str]]) -> None:
             arrowprops={"arrowstyle": "-", "color": "0.45", "linewidth": 0.6, "shrinkA": 0, "shrinkB": 3},
             zorder=6,
         )
-        own, (x, y) = text.get_window_extent(), points[index]
-        best: tuple[float, Bbox, list[Bbox], bool] | None = None
-        for distance, angle in itertools.product((7, 14, 24, 36, 50, 66, 84), range(0, 360, 15)):
-            dx = math.cos(math.radians(angle)) * (distance * pixels + own.width / 2)
-            dy = math.sin(math.radians(angle)) * (distance * pixels + own.height / 2)
-            box = Bbox.from_bounds(x + dx - own.width / 2, y + dy - own.height / 2, own.width, own.height)
-            away = distance > NEAR
-            leader = _along((x, y), (x + dx, y + dy), 1) if away else []
-            cost = distance + (0 if _within(box, frame) else 1e6)
-            cost += sum(price * _shared(box, other) for other, price in drawn)
-            cost += sum(10 * _shared(part, other) for part in leader for other, price in drawn if price >= CROSSED)
+        size, (x, y) = text.get_window_extent(), points[index]
+        boxes = np.array(drawn)
+        best: tuple[float, tuple[float, float], float] | None = None
+        for distance, angle in itertools.product((7.0, 14.0, 24.0, 36.0, 50.0, 66.0, 84.0), range(0, 360, 15)):
+            dx = math.cos(math.radians(angle)) * (distance * pixels + size.width / 2)
+            dy = math.sin(math.radians(angle)) * (distance * pixels + size.height / 2)
+            box = _box((x + dx, y + dy), size.width / 2, size.height / 2)
+            inside = frame.x0 <= box[0] and box[2] <= frame.x1 and frame.y0 <= box[1] and box[3] <= frame.y1
+            cost = distance + (0 if inside else 1e6) + _price([box], boxes)
+            if distance > NEAR:
+                cost += 10 * _price(_along((x, y), (x + dx, y + dy), 1), boxes[boxes[:, 4] >= CROSSED])
             if best is None or cost < best[0]:
-                best = (cost, box, leader, away)
+                best = (cost, (dx, dy), distance)
         assert best is not None
-        _, box, leader, away = best
-        text.set_position((((box.x0 + box.x1) / 2 - x) / pixels, ((box.y0 + box.y1) / 2 - y) / pixels))
-        if text.arrow_patch is not None:
-            text.arrow_patch.set_visible(away)
-        drawn += [(box.padded(2 * pixels), COVERED), *((part.padded(2), CROSSED) for part in leader)]
+        _, (dx, dy), distance = best
+        text.set_position((dx / pixels, dy / pixels))
+        drawn.append((*_box((x + dx, y + dy), size.width / 2 + 2 * pixels, size.height / 2 + 2 * pixels), COVERED))
+        if distance > NEAR:
+            drawn += [(*part, CROSSED) for part in _along((x, y), (x + dx, y + dy), 3)]
+        elif text.arrow_patch is not None:
+            text.arrow_patch.set_visible(False)
 
 
-def _drawn(axes: Axes, places: Sequence[Place]) -> list[tuple[Bbox, float]]:
+def _price(own: Sequence[Box], drawn: Array) -> float:
+    """What these boxes cost: the area that they share with each drawn one, times its price a pixel."""
+    x0, y0, x1, y1 = np.array(own)[:, :, None].transpose(1, 0, 2)
+    width = np.minimum(x1, drawn[:, 2]) - np.maximum(x0, drawn[:, 0])
+    height = np.minimum(y1, drawn[:, 3]) - np.maximum(y0, drawn[:, 1])
+    return float((width.clip(0) * height.clip(0) * drawn[:, 4]).sum())
+
+
+def _drawn(axes: Axes, places: Sequence[Place]) -> list[tuple[float, float, float, float, float]]:
     """Boxes along the lines and marks that labels should not cover, with the price of covering them."""
 
     def pixels(points: Iterable[Sequence[float]]) -> list[tuple[float, float]]:
         return [(float(x), float(y)) for x, y in (axes.transData.transform(tuple(point)) for point in points)]
 
-    found = []
+    found: list[tuple[float, float, float, float, float]] = []
     for one in places:  # matplotlib keeps error bars apart from lines
         (left,), (right,) = _bars(one.kept, 100) if one.inside else ([0.0], [0.0])
         (down,), (up,) = _bars(one.taken)
         x, y = one.x, one.taken.value
         for start, end in (pixels([(x - left, y), (x + right, y)]), pixels([(x, y - down), (x, y + up)])):
-            found += [(box, 1.0) for box in _along(start, end, 3)]
+            found += [(*box, 1.0) for box in _along(start, end, 3)]
     for line in axes.get_lines():
         ends = pixels(np.asarray(line.get_xydata()))
         price = 1.5 if str(line.get_label()).startswith("excess of") else 0.5
         if line.get_linestyle() == "None":
-            found += [(_around(end, 4), price) for end in ends]
+            found += [(*_around(end, 4), price) for end in ends]
         else:
-            found += [(box, price) for pair in itertools.pairwise(ends) for box in _along(*pair, 3)]
+            found += [(*box, price) for pair in itertools.pairwise(ends) for box in _along(*pair, 3)]
     return found
 
 
-def _along(start: tuple[float, float], end: tuple[float, float], reach: float) -> list[Bbox]:
+def _along(start: tuple[float, float], end: tuple[float, float], reach: float) -> list[Box]:
     """Small boxes along a line."""
     steps = max(1, int(math.dist(start, end) / 6))
     shares = [step / steps for step in range(steps + 1)]
@@ -305,20 +317,14 @@ def _along(start: tuple[float, float], end: tuple[float, float], reach: float) -
     ]
 
 
-def _around(point: tuple[float, float], reach: float) -> Bbox:
-    x, y = point
-    return Bbox.from_extents(x - reach, y - reach, x + reach, y + reach)
+def _around(point: tuple[float, float], reach: float) -> Box:
+    return _box(point, reach, reach)
 
 
-def _within(box: Bbox, frame: Bbox) -> bool:
-    return bool(box.x0 >= frame.x0 and box.x1 <= frame.x1 and box.y0 >= frame.y0 and box.y1 <= frame.y1)
-
-
-def _shared(box: Bbox, other: Bbox) -> float:
-    """The area that two boxes share."""
-    width = min(box.x1, other.x1) - max(box.x0, other.x0)
-    height = min(box.y1, other.y1) - max(box.y0, other.y0)
-    return float(max(width, 0.0) * max(height, 0.0))
+def _box(middle: tuple[float, float], across: float, up: float) -> Box:
+    """The box that reaches so far from its middle to either side."""
+    x, y = middle
+    return x - across, y - up, x + across, y + up
 
 
 def _bars(value: Interval, scale: float = 1.0) -> list[list[float]]:
