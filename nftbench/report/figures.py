@@ -1,10 +1,12 @@
-"""Scores become pictures: utility kept against fine-tuning suppressed, what each attack reaches, and at what cost."""
+"""Scores become pictures: the frontier of trivial defenses, what each attack reaches, and at what cost.
+
+The doses of the ladder are many. They are drawn in the frontier alone.
+"""
 
 from __future__ import annotations
 
 import itertools
-import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib as mpl
@@ -14,19 +16,16 @@ mpl.use("Agg")  # no display: figures are files
 import matplotlib.pyplot as plt
 import pandas as pd
 import seaborn as sns
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 
 from nftbench.records.record import Record
-from nftbench.scoring.intervals import Interval
+from nftbench.report import order
+from nftbench.report.frontier_figure import frontier
 from nftbench.scoring.leaderboard import Leaderboard
-from nftbench.scoring.scores import Score
 from nftbench.terms import OF_UPDATES
 
 LABEL = 60
 """Characters of a spec that a figure shows at most."""
-KINDS = {"defense": "defense", "trivial": "trivial defense", "reference": "undefended"}
 
 
 def write(board: Leaderboard, records: Sequence[Record], folder: Path) -> list[Path]:
@@ -42,57 +41,24 @@ def write(board: Leaderboard, records: Sequence[Record], folder: Path) -> list[P
     return paths
 
 
-def frontier(board: Leaderboard) -> Figure | None:
-    """Retention (share of base utility) against suppression (points), each row with its intervals."""
-    rows = list(_kept_and_taken(board.scores))
-    if not rows:
-        return None
-    figure, axes = plt.subplots(figsize=(7.2, 4.4))
-    colors = dict(zip(KINDS, sns.color_palette("colorblind", 3), strict=True))
-    for number, (score, kept, taken) in enumerate(rows, 1):
-        axes.errorbar(
-            taken.value,
-            100 * kept.value,
-            xerr=_bars(taken),
-            yerr=_bars(kept, 100),
-            fmt="o",
-            color=colors[score.kind],
-            capsize=2,
-            elinewidth=0.8,
-            markersize=5,
-        )
-        axes.annotate(
-            str(number), (taken.value, 100 * kept.value), xytext=(5, 5), textcoords="offset points", fontsize=8
-        )
-    _limits(axes, [(taken, kept) for _, kept, taken in rows])
-    axes.set(
-        xlabel="suppression: points taken from the best attack",
-        ylabel="utility: % of the undefended model, least metric",
-        title=f"{board.suite}: utility kept against fine-tuning suppressed (attackers have {board.rules.ranking})",
-    )
-    handles = [Line2D([], [], marker="o", linestyle="", color=colors[kind], label=KINDS[kind]) for kind in KINDS]
-    axes.legend(handles=handles, loc="upper center", bbox_to_anchor=(0.5, -0.13), ncols=3, fontsize=8, frameon=False)
-    names = "\n".join(f"{number:2}  {_clipped(score.defense)}" for number, (score, _, _) in enumerate(rows, 1))
-    axes.text(1.13, 0.98, names, transform=axes.transAxes, va="top", fontsize=8, family="monospace")
-    return figure
-
-
 def attacks(board: Leaderboard, records: Sequence[Record]) -> Figure | None:
     """What each attack reaches against each row: the mean test score over tasks and seeds, in points."""
-    rows = [
+    shown = [score.defense for score in order.without_ladder(board)]
+    reached = [
         {"defense": record.defense, "attack": record.attack, "score": 100 * record.attacked.value}
         for record in records
         if record.status == "ok" and record.role == "ranked" and record.attacked is not None
+        if record.defense in shown
         if record.adaptation not in OF_UPDATES  # merging is about one task alone, and has a table of its own
     ]
-    if not rows:
+    if not reached:
         return None
-    table = pd.DataFrame(rows).pivot_table(index="defense", columns="attack", values="score", aggfunc="mean")
-    order = [score.defense for score in board.scores if score.defense in table.index]
+    table = pd.DataFrame(reached).pivot_table(index="defense", columns="attack", values="score", aggfunc="mean")
+    rows = [defense for defense in shown if defense in table.index]
     columns = ["none", *sorted(set(table.columns) - {"none"})] if "none" in table.columns else sorted(table.columns)
-    figure, axes = plt.subplots(figsize=(1.6 + 0.95 * len(columns), 1.2 + 0.38 * len(order)))
+    figure, axes = plt.subplots(figsize=(1.6 + 0.95 * len(columns), 1.2 + 0.38 * len(rows)))
     sns.heatmap(
-        table.loc[order, columns].rename(index=_clipped, columns=_clipped),
+        table.loc[rows, columns].rename(index=_clipped, columns=_clipped),
         annot=True,
         fmt=".1f",
         cmap="viridis",
@@ -101,6 +67,7 @@ def attacks(board: Leaderboard, records: Sequence[Record]) -> Figure | None:
         annot_kws={"fontsize": 8},
         ax=axes,
     )
+    axes.grid(visible=False)  # it would show through cells without a value
     axes.set(xlabel="attack", ylabel="", title=f"{board.suite}: what each attack reaches (mean over tasks and seeds)")
     axes.set_xticklabels(axes.get_xticklabels(), rotation=35, ha="right", rotation_mode="anchor")
     axes.tick_params(axis="y", rotation=0)
@@ -110,11 +77,13 @@ def attacks(board: Leaderboard, records: Sequence[Record]) -> Figure | None:
 def budget(board: Leaderboard) -> Figure | None:
     """The best validation score so far (points) against FLOPs spent, over the whole catalogue: a line for each row, and
     for training from scratch."""
-    if not board.budgets:
+    kinds = {score.defense: score.kind for score in order.without_ladder(board)}
+    doses = {score.defense for scores in order.doses(board).values() for score in scores}
+    places = {defense: index for index, defense in enumerate(kinds)}
+    curves = [curve for curve in board.budgets if curve.defense not in doses]
+    if not curves:
         return None
-    order = {score.defense: index for index, score in enumerate(board.scores)}
-    kinds = {score.defense: score.kind for score in board.scores}
-    curves = sorted(board.budgets, key=lambda curve: order.get(curve.defense, len(order)))
+    curves.sort(key=lambda curve: places.get(curve.defense, len(places)))
     colors = itertools.cycle([*sns.color_palette("colorblind", 10), *sns.color_palette("dark", 10)])
     figure, axes = plt.subplots(figsize=(7.2, 4.4))
     for curve in curves:
@@ -142,28 +111,5 @@ def budget(board: Leaderboard) -> Figure | None:
 
 def _clipped(spec: str) -> str:
     """A spec short enough for a figure; the leaderboard has it in full."""
-    return spec if len(spec) <= LABEL else f"{spec[: LABEL - 1]}…"
-
-
-def _bars(interval: Interval, scale: float = 1.0) -> list[list[float]]:
-    """Error bars for matplotlib; an interval without ends (one seed) has none."""
-    ends = (interval.value - interval.low, interval.high - interval.value)
-    return [[scale * end if math.isfinite(end) else 0.0] for end in ends]
-
-
-def _kept_and_taken(scores: Sequence[Score]) -> Iterator[tuple[Score, Interval, Interval]]:
-    """Retention and suppression of the rows that have both."""
-    for score in scores:
-        kept, taken = score.utility.retention, score.resistance.suppression
-        if kept is not None and taken is not None:
-            yield score, kept, taken
-
-
-def _limits(axes: Axes, points: Sequence[tuple[Interval, Interval]]) -> None:
-    """Frame the values, not the widest interval: three seeds give intervals that would squeeze everything else."""
-    for values, setter, margin in (
-        ([taken.value for taken, _ in points], axes.set_xlim, 4.0),
-        ([100 * kept.value for _, kept in points], axes.set_ylim, 6.0),
-    ):
-        spread = max(values) - min(values)
-        setter(min(values) - margin - 0.1 * spread, max(values) + margin + 0.1 * spread)
+    clipped = spec if len(spec) <= LABEL else f"{spec[: LABEL - 1]}…"
+    return clipped.replace("$", r"\$")  # a dollar sign would begin a formula

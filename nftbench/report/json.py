@@ -27,6 +27,7 @@ def text(board: Leaderboard, command: str) -> str:
             "about": board.about,
             "scores": [_score(score) for score in board.scores],
             "headroom": board.headroom,
+            "ladder": board.ladder,
             "frontier": board.frontier,
             "ranking": board.rules.ranking,
             "problems": board.problems,

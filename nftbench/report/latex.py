@@ -1,6 +1,8 @@
-"""leaderboard.tex: the ranking as a booktabs tabular, without the column of doubts."""
+"""leaderboard.tex: the defenses as a booktabs tabular, those without a rank below a rule; without doubts."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 from nftbench.report import tables
 from nftbench.scoring.leaderboard import Leaderboard
@@ -12,6 +14,7 @@ ESCAPES = {
     "~": r"\textasciitilde{}",
     "^": r"\textasciicircum{}",
     "×": r"$\times$",
+    "≥": r"$\geq$",
     "[": "{[}",
     "]": "{]}",
     UNKNOWN: "--",
@@ -20,10 +23,16 @@ ESCAPES = {
 
 def text(board: Leaderboard) -> str:
     """The file's content."""
-    table = tables.main(board)
-    lines = [" & ".join(_escaped(cell) for cell in row[:-1]) + r" \\" for row in (table.header, *table.rows)]
-    body = ["\\begin{tabular}{rl" + "r" * (len(table.header) - 3) + "}", r"\toprule", lines[0], r"\midrule", *lines[1:]]
-    return "\n".join([*body, r"\bottomrule", r"\end{tabular}", ""])
+    header = tables.ranking(board).header[:-1]
+    blocks = [tables.ranking(board, groups).rows for groups in (("ranked", "preliminary"), ("unranked",))]
+    lines = ["\\begin{tabular}{rl" + "r" * 3 + "l" * (len(header) - 5) + "}", r"\toprule", _line(header)]
+    for rows in filter(None, blocks):
+        lines += [r"\midrule", *(_line(row[:-1]) for row in rows)]
+    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", ""])
+
+
+def _line(cells: Sequence[str]) -> str:
+    return " & ".join(map(_escaped, cells)) + r" \\"
 
 
 def _escaped(text: str) -> str:

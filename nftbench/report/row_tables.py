@@ -1,6 +1,8 @@
-"""The tables of one row's page: every attack on it, gains by task, cost to break, what was not planned."""
+"""The tables of one row's page: utility, every attack on it, gains by task, cost to break, what was not planned."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 from nftbench.report.tables import multiple
 from nftbench.scoring.cost_to_break import SHARES, UNITS
@@ -9,6 +11,52 @@ from nftbench.scoring.leaderboard import Leaderboard
 from nftbench.scoring.per_attack import AttackRow
 from nftbench.scoring.scores import Score
 from nftbench.scoring.table import UNKNOWN, Table, interval, number, short
+
+
+def utility(score: Score) -> Table:
+    """What the row keeps of each utility metric, the least first."""
+    kept = sorted(score.utility.by_metric.items(), key=lambda item: (item[1].value, item[0]))
+    rows = tuple(
+        (metric, interval(share, 100), "excess is least here" if metric == score.excess.metric else "")
+        for metric, share in kept
+    )
+    return Table("Utility kept, %", ("metric", "kept", ""), rows)
+
+
+def claimed(score: Score) -> str:
+    """The test of the claim in numbers: `5.1 [2.0, 8.2], suppression 7.0 [5.0, 9.0], p = 0.012`."""
+    test = score.claim
+    if test.excess is None:
+        return UNKNOWN
+    p = "" if test.p is None else f", p = {test.p:.2g} after Holm's correction"
+    return f"{interval(test.excess)}; suppression {interval(test.suppression)}{p}"
+
+
+def longer(board: Leaderboard, score: Score) -> str:
+    """What training for longer than the budget adds, in points: on this row and on its undefended model."""
+    if score.recipes.longer_adds is None:
+        return UNKNOWN
+    here = f"adds {interval(score.recipes.longer_adds)} points"
+    undefended = next((one.recipes.longer_adds for one in board.scores if one.defense == score.row.reference), None)
+    if score.kind == "reference" or undefended is None:
+        return here
+    return f"{here} here, {interval(undefended)} on the undefended model"
+
+
+def doses(scores: Sequence[Score]) -> Table:
+    """One family of the ladder, the weakest dose first."""
+    rows = tuple(
+        (
+            score.defense,
+            interval(score.excess.interval),
+            interval(score.resistance.suppression),
+            interval(score.resistance.attacked),
+            interval(score.utility.retention, 100),
+            score.utility.least or UNKNOWN,
+        )
+        for score in scores
+    )
+    return Table("Doses", ("dose", "excess", "suppression", "attacked", "utility %", "least metric"), rows)
 
 
 def attacks(score: Score) -> Table:

@@ -1,29 +1,43 @@
-"""The leaderboard's own tables: the ranking, what is not ranked, details, levels, tasks, utility, headroom, flags."""
+"""The leaderboard's own tables: ranking, controls, what is not ranked, levels, tasks, utility, headroom, flags."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+from nftbench.report import order
 from nftbench.scoring.cost_to_break import SHARES
 from nftbench.scoring.grid import knowledge_name
 from nftbench.scoring.leaderboard import Leaderboard
 from nftbench.scoring.scores import Headroom, Score
 from nftbench.scoring.table import UNKNOWN, Table, interval, number
+from nftbench.scoring.verdicts import SHARES as SHARES_KEPT
+
+MEASURED = ("excess", "suppression", "utility %", "least metric", "badge")
+"""Columns that defenses and controls share."""
 
 
-def main(board: Leaderboard, groups: tuple[str, ...] = ("ranked", "preliminary", "control")) -> Table:
+def ranking(board: Leaderboard, groups: tuple[str, ...] = ("ranked", "preliminary")) -> Table:
     """The ranking: what a row takes from the attacker beyond the trivial defenses, and what it keeps of utility."""
-    header = ("#", "defense", "excess", "suppression", "utility %", "attacked", "gain", "worst task", "claim", "doubts")
+    header = (
+        "#",
+        "defense",
+        *MEASURED,
+        "claim",
+        *(f"# ≥ {100 * share:g} %" for share in SHARES_KEPT),
+        "Pareto",
+        "worst task",
+        "doubts",
+    )
     rows = tuple(
         (
-            place(score),
+            rank(score),
             score.defense,
-            interval(score.excess.interval),
-            suppression(score),
-            interval(score.utility.retention, 100),
-            number(score.resistance.attacked.value if score.resistance.attacked else None),
-            number(score.resistance.gain.value if score.resistance.gain else None),
-            _worst(score),
+            *_measured(score),
             claim(score),
-            ", ".join(_doubts(score)) or UNKNOWN,
+            *(_rank_among(score, share) for share in SHARES_KEPT),
+            "yes" if score.standing.pareto else UNKNOWN,
+            _worst(score),
+            ", ".join(doubts(score)) or UNKNOWN,
         )
         for score in board.scores
         if score.standing.group in groups
@@ -31,11 +45,60 @@ def main(board: Leaderboard, groups: tuple[str, ...] = ("ranked", "preliminary",
     return Table("Ranking", header, rows)
 
 
+def preliminary(board: Leaderboard) -> str:
+    """What the reader must know of ranks from few seeds; empty where there are none."""
+    counts = {
+        one.excess.interval.count
+        for one in board.scores
+        if one.standing.group == "preliminary" and one.excess.interval is not None
+    }
+    if not counts:
+        return ""
+    return (
+        f"Ranks in round brackets are preliminary. At {min(counts)} base seeds the interval of a rank is often nearly "
+        "everything, from the first place to the last; five seeds are needed."
+    )
+
+
+def controls(board: Leaderboard) -> Table:
+    """The undefended model and the trivial defenses, family by family from the weakest dose to the strongest."""
+    rows = tuple(
+        (family, score.defense, *_measured(score), _worst(score), ", ".join(doubts(score)) or UNKNOWN)
+        for family, score in order.controls(board)
+    )
+    return Table("Controls", ("family", "control", *MEASURED, "worst task", "doubts"), rows)
+
+
 def place(score: Score) -> str:
     """The rank, in brackets where preliminary; for a row without one, what it is."""
     if score.standing.rank is not None:
         return f"{score.standing.rank}" if score.standing.group == "ranked" else f"({score.standing.rank})"
     return {"reference": "ref", "trivial": "control"}.get(score.kind, UNKNOWN)
+
+
+def rank(score: Score) -> str:
+    """The rank with the ranks that the comparisons leave open: `2 [1–4]`, or `(2 [1–4])` where preliminary."""
+    standing = score.standing
+    if standing.rank is None or standing.ranks is None:
+        return place(score)
+    found = f"{standing.rank} [{standing.ranks.first}–{standing.ranks.last}]"
+    return found if standing.group == "ranked" else f"({found})"
+
+
+def _rank_among(score: Score, share: float) -> str:
+    found = score.standing.rank_among.get(share)
+    return UNKNOWN if found is None else str(found)
+
+
+def _measured(score: Score) -> tuple[str, ...]:
+    """The cells of the columns `MEASURED`."""
+    return (
+        interval(score.excess.interval),
+        suppression(score),
+        interval(score.utility.retention, 100),
+        score.utility.least or UNKNOWN,
+        score.utility.badge or UNKNOWN,
+    )
 
 
 def suppression(score: Score) -> str:
@@ -57,33 +120,49 @@ def _worst(score: Score) -> str:
     return f"{number(task.suppression.value)} {task.task}" if task and task.suppression else UNKNOWN
 
 
-def _doubts(score: Score) -> list[str]:
+def doubts(score: Score) -> list[str]:
     """The names of the row's flags. A control with missing cells is also marked here, as it is never ranked anyway."""
     lacking = score.standing.group == "control" and score.standing.reasons
     return [*(flag.name for flag in score.flags), *(["incomplete"] if lacking else [])]
 
 
 def unranked(board: Leaderboard) -> Table:
-    """What is not ranked, and why."""
+    """What is not ranked, and why; reasons that all of these rows share are left out, see `shared_reasons`."""
+    shared = shared_reasons(board)
     rows = tuple(
         (
             score.defense,
-            interval(score.excess.interval),
-            suppression(score),
-            interval(score.utility.retention, 100),
+            *_measured(score),
             claim(score),
-            "; ".join(score.standing.reasons),
+            "; ".join(reason for reason in score.standing.reasons if reason not in shared) or "see above",
         )
         for score in board.scores
         if score.standing.group == "unranked"
     )
-    return Table("Not ranked", ("defense", "excess", "suppression", "utility %", "claim", "why"), rows)
+    return Table("Not ranked", ("defense", *MEASURED, "claim", "why"), rows)
+
+
+def shared_reasons(board: Leaderboard) -> tuple[str, ...]:
+    """Why none of several rows is ranked, where it is the same for all of them: it is said once."""
+    rows = [score.standing.reasons for score in board.scores if score.standing.group == "unranked"]
+    return tuple(reason for reason in rows[0] if all(reason in one for one in rows)) if len(rows) > 1 else ()
+
+
+def not_ranked(board: Leaderboard) -> str:
+    """The shared reasons in one sentence. Of one that the board's problems say already, only the beginning is said."""
+    said = []
+    for reason in shared_reasons(board):
+        cause = next((problem for problem in board.problems if reason.endswith(f": {problem}")), None)
+        said.append(f"{reason.removesuffix(f': {cause}')} (see the top)" if cause else reason)
+    return f"For all of these rows: {'; '.join(said)}." if said else ""
 
 
 def details(board: Leaderboard) -> Table:
-    """Other ways to look at the same attacks."""
+    """Other ways to look at the same attacks; the ladder's doses have a page of their own."""
     header = (
         "defense",
+        "attacked",
+        "gain",
         "protected fraction",
         "best single recipe",
         "its suppression",
@@ -96,6 +175,8 @@ def details(board: Leaderboard) -> Table:
     rows = tuple(
         (
             score.defense,
+            interval(score.resistance.attacked),
+            interval(score.resistance.gain),
             number(score.resistance.protected_fraction, digits=2),
             score.recipes.best or UNKNOWN,
             interval(score.recipes.suppression),
@@ -105,7 +186,7 @@ def details(board: Leaderboard) -> Table:
             number(score.resistance.seed_spread),
             number(score.resistance.attack_spread),
         )
-        for score in board.scores
+        for score in order.without_ladder(board)
     )
     return Table("Details", header, rows)
 
@@ -119,7 +200,8 @@ def multiple(score: Score, unit: str, share: float) -> str:
 def levels(board: Leaderboard) -> Table:
     """Suppression at the ranking's and all other levels of knowledge, and the attacks designed against each row."""
     ranking = board.rules.ranking
-    known = [score.by_knowledge for score in board.scores]
+    shown = order.without_ladder(board)
+    known = [score.by_knowledge for score in shown]
     others = dict.fromkeys(name for one in known for name in (*one.suppression, *one.untested))
     names = [name for name in others if name != ranking]
     rows = tuple(
@@ -131,7 +213,7 @@ def levels(board: Leaderboard) -> Table:
             ", ".join(score.by_knowledge.adaptive)
             or ("not adaptively attacked" if score.kind == "defense" else UNKNOWN),
         )
-        for score in board.scores
+        for score in shown
         if score.by_knowledge.suppression
     )
     header = ("defense", "claim", f"{ranking} (ranking)", *names, "written against it")
@@ -147,7 +229,8 @@ def _at(score: Score, knowledge: str) -> str:
 def tasks(board: Leaderboard) -> tuple[Table, ...]:
     """One table a task."""
     header = ("defense", "unattacked", "attacked", "suppression", "best attack")
-    names = list(dict.fromkeys(task.task for score in board.scores for task in score.resistance.tasks))
+    shown = order.without_ladder(board)
+    names = list(dict.fromkeys(task.task for score in shown for task in score.resistance.tasks))
     return tuple(
         Table(
             name,
@@ -160,7 +243,7 @@ def tasks(board: Leaderboard) -> tuple[Table, ...]:
                     interval(task.suppression),
                     task.attack or UNKNOWN,
                 )
-                for score in board.scores
+                for score in shown
                 for task in score.resistance.tasks
                 if task.task == name
             ),
@@ -169,13 +252,21 @@ def tasks(board: Leaderboard) -> tuple[Table, ...]:
     )
 
 
-def utility(board: Leaderboard) -> Table:
-    """Retention of each utility metric, in percent."""
-    names = list(dict.fromkeys(name for score in board.scores for name in score.utility.by_metric))
+def utility(scores: Sequence[Score]) -> Table:
+    """The metric and the family that leave a row least excess, and what it keeps of each utility metric, in percent."""
+    names = list(dict.fromkeys(name for score in scores for name in score.utility.by_metric))
     rows = tuple(
-        (score.defense, *(interval(score.utility.by_metric.get(name), 100) for name in names)) for score in board.scores
+        (
+            score.defense,
+            score.excess.metric or UNKNOWN,
+            score.excess.family or UNKNOWN,
+            score.utility.badge or UNKNOWN,
+            *(interval(score.utility.by_metric.get(name), 100) for name in names),
+        )
+        for score in scores
+        if score.utility.by_metric
     )
-    return Table("Utility kept, %", ("defense", *names), rows if names else ())
+    return Table("Utility kept, %", ("defense", "excess on", "excess against", "badge", *names), rows)
 
 
 def headroom(board: Leaderboard) -> Table:
@@ -201,14 +292,14 @@ def _counts(row: Headroom) -> str:
 
 
 def flags(board: Leaderboard) -> Table:
-    """Every reason to doubt a row."""
-    rows = tuple((score.defense, *row) for score in board.scores for row in row_flags(score).rows)
+    """Every reason to doubt a row; those of the ladder's doses are on the ladder's page."""
+    rows = tuple((score.defense, *row) for score in order.without_ladder(board) for row in row_flags(score).rows)
     return Table("Reasons to doubt", ("defense", "severity", "flag", "what was seen"), rows)
 
 
 def row_flags(score: Score) -> Table:
     """The reasons to doubt one row."""
     rows: list[tuple[str, str, str]] = [(flag.severity, flag.name, flag.message) for flag in score.flags]
-    if "incomplete" in _doubts(score):
+    if "incomplete" in doubts(score):
         rows.append((UNKNOWN, "incomplete", "; ".join(score.standing.reasons)))
     return Table("Reasons to doubt", ("severity", "flag", "what was seen"), tuple(rows))

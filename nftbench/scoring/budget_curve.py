@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 from nftbench.contract import Cost, Point
 from nftbench.records.record import Record
-from nftbench.scoring.grid import Attacks, Grid
+from nftbench.scoring.grid import NONE, Attacks, Grid
 from nftbench.scoring.intervals import Interval, mean
 from nftbench.scoring.per_attack import counted, total_flops
 from nftbench.scoring.points import in_points
@@ -50,7 +50,8 @@ def budget_curves(grid: Grid, tasks: Mapping[str, Sequence[str]]) -> tuple[Budge
     Training from scratch has a curve of its own for each reference. `tasks` are the tasks with headroom, by reference.
     """
     attacks = grid.within(grid.ranking)
-    ways = {row: _of_row(grid, row, tasks.get(grid.rows[row].reference, ()), attacks) for row in sorted(grid.rows)}
+    attacked = [row for row in sorted(grid.rows) if grid.attacks_on(row) - {NONE}]
+    ways = {row: _of_row(grid, row, tasks.get(grid.rows[row].reference, ()), attacks) for row in attacked}
     references = sorted(grid.references() & grid.rows.keys())
     for reference in references:
         for alone in sorted(grid.from_scratch() & grid.attacks_on(reference)):

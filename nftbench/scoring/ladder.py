@@ -133,5 +133,5 @@ def curves(beside: Ladder) -> tuple[Curve, ...]:
                 )
                 for dose in family.doses
             )
-            found.append(Curve(family.name, metric, beside.reference, knots, doses))
+            found.append(Curve(family.name, metric, beside.reference, knots, doses, family.stairs))
     return tuple(found)

@@ -62,6 +62,8 @@ class Leaderboard:
     problems: tuple[str, ...]
     """What the reader must know of the suite as a whole."""
     origin: Origin
+    ladder: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """The ladder's families of trivial defenses: their rows, the weakest dose first."""
     frontier: tuple[Curve, ...] = ()
     """The curves of the ladder's families on each metric, at the ranking's knowledge; none where a dose is missing."""
     side_tables: tuple[SideTable, ...] = ()
@@ -137,6 +139,7 @@ def score(
             skips=_by_defense(skips),
             commands=_commands([*grid.records.values(), *readings]),
         ),
+        ladder={name: family.doses for name, family in ladder.items()},
         frontier=tuple(curve for one in beside for curve in curves(one)),
         side_tables=tables,
         budgets=budget_curves(grid, tasks),

@@ -167,6 +167,8 @@ class Curve:
     """Retention (a share) and suppression (points) along the fitted curve; retention falls."""
     doses: tuple[tuple[str, float, float], ...]
     """The doses as measured: row, retention, suppression. The fit lies between them."""
+    stairs: bool = False
+    """Nothing lies between two doses: the curve is flat up to the next dose."""
 
 
 @dataclass(frozen=True)

@@ -152,11 +152,13 @@ def test_readme_names_every_key_of_the_manifest() -> None:
 
 def test_readme_names_every_column() -> None:
     board = scored([*suite(), *scratch([0.4] * 5)])
-    fixed = (tables.main, tables.unranked, tables.details, tables.headroom, tables.flags)
+    fixed = (tables.ranking, tables.controls, tables.unranked, tables.details, tables.headroom, tables.flags)
     found = [*(table(board) for table in fixed), *tables.tasks(board)]
+    found += [row_tables.doses(board.scores), row_tables.utility(board.scores[0])]
     found += [table for one in board.side_tables for table in one.tables()]
     found += [table(board.scores[0]) for table in (row_tables.attacks, row_tables.cost_to_break)]
     columns = {column for table in found for column in table.header} | {tables.levels(board).header[-1]}
+    columns |= set(tables.utility(board.scores).header[:4])  # the others are metrics
     assert columns - {""} <= documented()
 
 

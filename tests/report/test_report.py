@@ -6,6 +6,8 @@ import csv
 import io
 import json
 import math
+import re
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,10 +21,25 @@ from nftbench.report import json as json_file, latex as latex_file, page as page
 from nftbench.scoring import Leaderboard
 from nftbench.scoring.intervals import Interval
 from nftbench.scoring.table import interval, number
+from nftbench.suites.schema import Family
 from tests.factories import COST, TASKS, curve, failed, record, scored, scratch, suite, sweep
 from tests.pages import rows
 
 COMMAND = "nftbench report runs/tiny"
+
+
+def board_of(records: list[Record], doses: Mapping[str, float] | None = None) -> Leaderboard:
+    """The board of these records, and of a ladder with such doses: by name, where the best attack ends."""
+    names = {f"early_stop[dose={name}]": end for name, end in (doses or {}).items()}
+    found = [one for name, end in names.items() for one in sweep(name, [end + 0.01 * seed for seed in range(5)])]
+    return scored([*records, *found], **({"ladder": {"early_stop": Family(doses=tuple(names))}} if doses else {}))
+
+
+def table(page: str, heading: str) -> list[dict[str, str]]:
+    """The rows of the first table under a heading, by column."""
+    head = next(line for line in page.split(f"# {heading}\n", 1)[1].splitlines() if line.startswith("| "))
+    names = [name.strip() for name in head.strip("|").split(" | ")]
+    return [dict(zip(names, row, strict=True)) for row in rows(page, heading)]
 
 
 def renamed(records: list[Record], old: str, new: str) -> list[Record]:
@@ -51,22 +68,109 @@ def test_numbers_have_one_decimal_and_their_interval() -> None:
 
 def test_the_page_ranks_rows_and_says_why_others_are_not_ranked(board: Leaderboard) -> None:
     page = pages.leaderboard(board, COMMAND)
-    ranking = rows(page, "Ranking")
-    assert [row[:2] for row in ranking] == [["1", "pmp"], ["control", "early_stop"], ["ref", "none"]]
-    assert ranking[0][2].startswith("20.0 [")
-    assert ranking[0][3].startswith("30.0 [")
-    assert ranking[0][8] == "holds (release alone)"
-    [unranked] = rows(page, "Not ranked")
-    assert unranked[0] == "random_mask"
-    assert "still at an edge of the grid" in unranked[-1]
+    [first] = table(page, "Ranking")
+    assert first["defense"] == "pmp"
+    assert first["#"] == "1 [1–1]"
+    assert first["excess"].startswith("20.0 [")
+    assert first["suppression"].startswith("30.0 [")
+    assert (first["utility %"], first["least metric"]) == ("100.0 [100.0, 100.0]", "minimal_pairs")
+    assert first["badge"] == "keeps"
+    assert first["claim"] == "holds (release alone)"
+    [unranked] = table(page, "Not ranked")
+    assert (unranked["defense"], unranked["utility %"]) == ("random_mask", "90.0 [90.0, 90.0]")
+    assert "still at an edge of the grid" in unranked["why"]
+    assert "For all of these rows" not in page
     assert [row[1] for row in rows(page, "Headroom")] == list(TASKS)
-    assert len(rows(page, "topic")) == 4
+    assert len(rows(page, "topic")) == 3
     assert "pmp" in {row[0] for row in rows(page, "Reasons to doubt")}
     assert [row[-1] for row in rows(page, "Headroom")] == ["yes", "yes"]
     guide = page.partition("## How to read it")[2]
     assert "training from scratch is always among the attacks" in guide
     assert "**Claims**" not in guide
     assert page.rstrip().endswith(f"    {COMMAND}")
+    assert "preliminary." not in page.partition("## How to read it")[0]
+
+
+def test_ranks_are_also_given_among_rows_that_keep_so_much_utility() -> None:
+    """The row that takes most keeps 60 %; another keeps 98 % and takes less than one that keeps everything."""
+    records = [
+        *suite(),
+        *sweep("destroyer", (0.42, 0.43, 0.42, 0.42, 0.42), utility=0.55),
+        *sweep("mask", (0.78,) * 5, utility=0.74),
+    ]
+    found = {row["defense"]: row for row in table(pages.leaderboard(board_of(records), COMMAND), "Ranking")}
+    columns = ("# ≥ 95 %", "# ≥ 90 %", "# ≥ 80 %", "# ≥ 50 %", "Pareto")
+    ranks = {defense: [found[defense][name] for name in columns] for defense in found}
+    assert ranks == {
+        "pmp": ["1", "1", "1", "1", "yes"],
+        "destroyer": ["–", "–", "–", "2", "yes"],
+        "mask": ["2", "2", "2", "3", "–"],
+    }
+
+
+def test_controls_have_a_table_of_their_own_in_the_order_of_doses() -> None:
+    found = board_of(suite(), {"weak": 0.78, "strong": 0.6, "middle": 0.7})
+    page = pages.leaderboard(found, COMMAND)
+    assert [row["defense"] for row in table(page, "Ranking")] == ["pmp"]
+    controls = [(row["family"], row["control"]) for row in table(page, "Controls")]
+    doses = [("early_stop", f"early_stop[dose={name}]") for name in ("weak", "strong", "middle")]
+    assert controls == [("undefended", "none"), ("–", "early_stop"), *doses]
+    for heading in ("Details", "pairs", "Suppression by what the attacker knows"):
+        assert {row["defense"] for row in table(page, heading)} == {"pmp", "early_stop", "none"}
+    assert [row["defense"] for row in table(page, "Utility kept, %")][3:] == [name for _, name in doses]
+
+
+def test_the_utility_table_says_which_metric_and_family_leave_least(board: Leaderboard) -> None:
+    found = {row["defense"]: row for row in table(pages.leaderboard(board, COMMAND), "Utility kept, %")}
+    assert (found["pmp"]["excess on"], found["pmp"]["excess against"]) == ("minimal_pairs", "early_stop")
+    assert found["random_mask"]["minimal_pairs"] == "90.0 [90.0, 90.0]"
+    assert found["none"]["excess on"] == "–"
+
+
+def test_one_page_holds_all_doses_of_the_ladder() -> None:
+    found = pages.rows(board_of([*suite(), *sweep("ladder", (0.6,) * 5)], {"weak": 0.78, "strong": 0.6}), COMMAND)
+    assert sorted(found) == ["early_stop.md", "ladder-2.md", "ladder.md", "none.md", "pmp.md"]  # a defense named so
+    ladder = found["ladder.md"]
+    assert [row[0] for row in rows(ladder, "Doses")] == ["early_stop[dose=weak]", "early_stop[dose=strong]"]
+    assert "full" in {row[0] for row in rows(ladder.partition("### early_stop[dose=strong]")[2], "Attacks")}
+
+
+def test_a_defense_has_a_page_with_what_binds_its_excess_and_what_longer_training_adds() -> None:
+    longer = [
+        record(defense, "long", task, seed, value, trained_weights="all_longer")
+        for defense, value in (("none", 0.85), ("pmp", 0.58))
+        for task in TASKS
+        for seed in range(5)
+    ]
+    whole = [replace(one, trained_weights="all") if one.attack == "full" else one for one in suite()]
+    planned = [CellId.of(one) for one in (*whole, *longer)]
+    page = pages.rows(scored([*whole, *longer], planned=planned), COMMAND)["pmp.md"]
+    facts = dict(re.findall(r"^- \*\*(.+?)\*\*: (.+)$", page, re.MULTILINE))
+    assert facts["standing"] == "ranked 1 [1–1]"
+    assert facts["excess"].endswith("], on minimal_pairs against early_stop")
+    assert facts["utility %"] == "100.0 [100.0, 100.0] of minimal_pairs: keeps"
+    assert re.fullmatch(r"adds 6\.0 \[.*\] points here, 3\.0 \[.*\] on the undefended model", facts["longer training"])
+    assert facts["excess against the claim's attackers"].endswith("after Holm's correction")
+    assert rows(page, "Utility kept, %") == [["minimal_pairs", "100.0 [100.0, 100.0]", "excess is least here"]]
+
+
+def test_a_reason_that_all_unranked_rows_share_is_said_once() -> None:
+    records = [*suite(), *sweep("mask", (0.7,) * 5)]
+    reason = "the suite has no ladder of trivial defenses to measure from"
+    page = pages.leaderboard(scored(records, ladder={}), COMMAND)
+    assert page.count(reason) == 1
+    assert f"For all of these rows: no excess: {reason}." in page
+    assert [row["why"] for row in table(page, "Not ranked")] == ["see above", "see above"]
+    console = Console(file=io.StringIO(), width=100, color_system=None)
+    console.print(terminal.summary(scored(records, ladder={})))
+    assert " ".join(console.file.getvalue().split()).count(reason) == 1  # type: ignore[attr-defined]
+
+
+def test_a_reason_that_the_top_of_the_page_says_is_not_said_again() -> None:
+    records = [failed(one) if (one.defense, one.attack) == ("early_stop", "full") else one for one in suite()]
+    page = pages.leaderboard(scored([*records, *sweep("mask", (0.7,) * 5)]), COMMAND)
+    assert page.count("the ladder is incomplete") == 1
+    assert "For all of these rows: no excess (see the top)." in page
 
 
 def test_without_scratch_headroom_is_not_known() -> None:
@@ -84,7 +188,8 @@ def test_suppression_is_shown_by_knowledge_with_the_claim_and_adaptive_attacks()
             for seed in range(5)
         ]
 
-    records = [*suite(), *against("none", "diff", "base"), *against("pmp", "diff", "base"), *sweep("mask", (0.6,) * 5)]
+    records = [*suite(), *against("none", "diff", "base"), *against("pmp", "diff", "base")]
+    records += [*sweep("mask", (0.6,) * 5), *sweep("noise", (0.7,) * 5)]
     planned = [CellId.of(one) for one in records]
     page = pages.leaderboard(scored(records, planned=planned), COMMAND)
     header = page.partition("## Suppression by what the attacker knows\n\n")[2].splitlines()[0]
@@ -95,7 +200,7 @@ def test_suppression_is_shown_by_knowledge_with_the_claim_and_adaptive_attacks()
     assert found["pmp"][3].startswith("30.0 [")
     assert found["pmp"][4] == "diff"
     assert found["mask"][3:] == ["untested", "not adaptively attacked"]
-    assert found["early_stop"][3:] == ["untested", "–"]
+    assert found["noise"][3:] == ["untested", "–"]
     assert found["none"][3:] == ["0.0 [0.0, 0.0]", "–"]
 
 
@@ -104,12 +209,13 @@ def test_a_control_that_lacks_cells_is_shown_once_as_incomplete() -> None:
     index = next(i for i, one in enumerate(records) if (one.defense, one.attack) == ("none", "full"))
     records[index] = failed(records[index])
     page = pages.leaderboard(scored(records), COMMAND)
-    assert [row[1] for row in rows(page, "Ranking")] == ["early_stop", "none"]
-    assert all(row[-1].endswith("incomplete") for row in rows(page, "Ranking"))
+    assert [row["control"] for row in table(page, "Controls")] == ["none", "early_stop"]
+    assert all(row["doubts"].endswith("incomplete") for row in table(page, "Controls"))
     assert [row[0] for row in rows(page, "Not ranked")] == ["pmp"]
     doubts = [row for row in rows(page, "Reasons to doubt") if row[2] == "incomplete"]
-    assert [row[0] for row in doubts] == ["early_stop", "none"]
-    assert all("none × full on pairs, seed 0: failed (boom)" in row[3] for row in doubts)
+    assert [row[0] for row in doubts] == ["none"]
+    assert "none × full on pairs, seed 0: failed (boom)" in doubts[0][3]
+    assert "none × full on pairs, seed 0: failed (boom)" in pages.rows(scored(records), COMMAND)["ladder.md"]
 
 
 def test_commands_that_made_records_are_shown_where_they_are_not_the_last_one() -> None:
@@ -137,18 +243,18 @@ def test_commands_that_made_records_are_shown_where_they_are_not_the_last_one() 
 def test_a_partial_suppression_says_so() -> None:
     planned = [CellId.of(one) for one in suite()]
     board = scored([one for one in suite() if one.attack == "full"], planned=planned)
-    row = next(row for row in rows(pages.leaderboard(board, COMMAND), "Not ranked") if row[0] == "pmp")
-    assert row[2].startswith("30.0 [")
-    assert row[2].endswith("] (partial)")
-    assert "partial: by full on pairs, topic alone" in row[-1]
+    [row] = table(pages.leaderboard(board, COMMAND), "Not ranked")
+    assert row["suppression"].startswith("30.0 [")
+    assert row["suppression"].endswith("] (partial)")
+    assert "partial: by full on pairs, topic alone" in row["why"]
 
 
 def test_a_claim_names_what_its_attackers_know() -> None:
     bare = [replace(one, row=replace(one.row, claim=Claim())) if one.defense == "pmp" else one for one in suite()]
-    assert rows(pages.leaderboard(scored(bare), COMMAND), "Ranking")[0][8] == "holds (release alone)"
+    assert table(pages.leaderboard(scored(bare), COMMAND), "Ranking")[0]["claim"] == "holds (release alone)"
     wide = Claim(frozenset({"data", "method"}))
     told = [replace(one, row=replace(one.row, claim=wide)) if one.defense == "pmp" else one for one in suite()]
-    assert rows(pages.leaderboard(scored(told), COMMAND), "Ranking")[0][8] == "untested (method+data)"
+    assert table(pages.leaderboard(scored(told), COMMAND), "Ranking")[0]["claim"] == "untested (method+data)"
 
 
 def test_text_of_plugins_is_escaped(board: Leaderboard) -> None:
@@ -158,13 +264,24 @@ def test_text_of_plugins_is_escaped(board: Leaderboard) -> None:
     assert "evil[text=a\\|b&lt;script> \\`x\\`\\*]" in page
     assert "<script" not in page
     assert "    run # evil" in page
+    dose = "early_stop[text=a|b<i>`]"
+    ladder = {"fam|ily<b>": Family(doses=(dose,))}
+    board = scored(renamed(suite(), "early_stop", dose), ladder=ladder)
+    page, on_ladder = pages.leaderboard(board, COMMAND), pages.rows(board, COMMAND)["ladder.md"]
+    shown = "early_stop[text=a\\|b&lt;i>\\`]"
+    assert f"| fam\\|ily&lt;b> | {shown} |" in page
+    assert f"### {shown}" in on_ladder
+    assert "## fam\\|ily&lt;b>" in on_ladder
+    assert "<b>" not in page + on_ladder
+    assert "<i>" not in page + on_ladder
     latex = latex_file.text(scored(renamed(suite(), "pmp", "a_b&c%{d}\\[x=1]")))
     assert r"a\_b\&c\%\{d\}\textbackslash{}{[}x=1{]}" in latex
 
 
 def test_preliminary_ranks_are_in_brackets() -> None:
     page = pages.leaderboard(scored(suite(3)), COMMAND)
-    assert rows(page, "Ranking")[0][:2] == ["(1)", "pmp"]
+    assert rows(page, "Ranking")[0][:2] == ["(1 [1–1])", "pmp"]
+    assert "At 3 base seeds the interval of a rank is often nearly everything" in page
 
 
 def test_each_format_holds_every_row_and_no_draft_is_left(board: Leaderboard, tmp_path: Path) -> None:
@@ -180,11 +297,27 @@ def test_each_format_holds_every_row_and_no_draft_is_left(board: Leaderboard, tm
     assert lines[0]["defense"] == "pmp"
     assert float(lines[0]["excess"]) == pytest.approx(20.0)
     assert float(lines[0]["excess_low"]) < 20 < float(lines[0]["excess_high"])
-    assert lines[0]["rank"] == "1"
+    assert [lines[0][name] for name in ("rank", "rank_first", "rank_last", "rank_among_95")] == ["1", "1", "1", "1"]
+    assert float(lines[3]["retention:minimal_pairs"]) == pytest.approx(0.9)
+    words = [lines[0][name] for name in ("utility_badge", "least_metric", "pareto", "worst_task")]
+    assert words[:3] == ["keeps", "minimal_pairs", "True"]
+    assert words[3] in TASKS
+    assert [line["ladder_family"] for line in lines] == ["", "early_stop", "", ""]
     assert lines[3]["rank"] == ""
+    assert content["ladder"] == {"early_stop": ["early_stop"]}
+    assert content["scores"][0]["rank_among"] == {"0.95": 1, "0.9": 1, "0.8": 1, "0.5": 1}
     tex = paths[3].read_text()
     assert tex.startswith(r"\begin{tabular}{rl")
-    assert all(line.count(" & ") == 8 for line in tex.splitlines() if line.endswith(r"\\"))
+    cells = [line for line in tex.splitlines() if line.endswith(r"\\")]
+    assert all(line.count(" & ") == 13 for line in cells)
+    assert cells[1].startswith("1 {[}1--1{]} & pmp & 20.0")
+    assert tex.count(r"\midrule") == 2  # the second is above the row without a rank
+
+
+def test_latex_shows_defenses_without_a_rank_below_a_rule() -> None:
+    tex = latex_file.text(scored(suite(1)))
+    assert r"\midrule" + "\n-- & pmp & 20.0 & 30.0 & 100.0 & minimal\\_pairs & " in tex
+    assert "early" not in tex
 
 
 def test_writing_again_replaces_whole_files(board: Leaderboard, tmp_path: Path) -> None:
@@ -209,13 +342,28 @@ def test_every_report_is_made_whatever_is_missing(records: list[Record], tmp_pat
 
 def test_the_terminal_shows_names_as_they_are_and_reasons(board: Leaderboard) -> None:
     console = Console(file=io.StringIO(), width=220, color_system=None)
-    records = renamed(suite(), "early_stop", "early_stop[fraction=0.5]")
-    console.print(terminal.summary(scored(records)))
+    records = renamed(suite(1), "early_stop", "early_stop[fraction=0.5]")
+    ladder = {"early_stop": Family(doses=("early_stop[fraction=0.5]",))}
+    console.print(terminal.summary(scored(records, ladder=ladder)))
     shown = console.file.getvalue()  # type: ignore[attr-defined]
     assert "early_stop[fraction=0.5]" in shown  # not read as markup
-    assert "30.0 [" in shown
+    assert "30.0" in shown
+    assert "pmp: 1 base seed: three are preliminary" in shown
     console.print(terminal.summary(board))
     assert "random_mask: the best learning rate" in console.file.getvalue()  # type: ignore[attr-defined]
+
+
+def test_the_terminal_fits_100_columns() -> None:
+    """Long names are broken, numbers and their intervals are not."""
+    long = "condition_number[harmful=toy_topic,lambda_ill=10,lambda_well=1,balanced=true,learning_rate=1e-3,epochs=40]"
+    records = [*renamed(suite(), "pmp", long), *sweep("trap2[task=toy_topic]", (0.9,) * 5, utility=-0.55)]
+    console = Console(file=io.StringIO(), width=100, color_system=None)
+    console.print(terminal.summary(scored(records)))
+    lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
+    assert max(map(len, lines)) <= 100
+    whole = board_of(records).scores
+    for score in (score for score in whole if score.excess.interval):
+        assert any(interval(score.excess.interval).partition(" ")[2] in line for line in lines)
 
 
 def test_infinite_ends_of_intervals_become_null() -> None:

@@ -12,7 +12,7 @@ from nftbench.contract import Cost, Point
 from nftbench.records.record import Record
 from nftbench.report import figures
 from nftbench.scoring.budget_curve import BudgetCurve, Reached, way
-from tests.factories import TASKS, failed, measurement, record, scored, suite
+from tests.factories import TASKS, failed, measurement, record, row, scored, suite
 
 RATE = 1e6
 
@@ -175,6 +175,14 @@ def test_a_row_of_which_an_attack_failed_has_no_curve() -> None:
     assert "none" in curves(records)
 
 
+def test_a_row_that_is_only_measured_has_no_curve() -> None:
+    """As a further initialisation of the undefended model, on which attacks that ignore the release would count too."""
+    measured = [one for one in catalogue() if (one.defense, one.attack) == ("pmp", "none")]
+    twin = [replace(one, defense="twin", row=row("twin")) for one in measured]
+    found = scored([*catalogue(), *twin], initialisations=["twin"])
+    assert "twin" not in {curve.defense for curve in found.budgets}
+
+
 def test_records_without_costs_have_no_curves() -> None:
     board = scored(suite(3))
     assert board.budgets == ()
@@ -193,7 +201,7 @@ def test_figure_has_a_step_line_for_each_curve() -> None:
     assert figure is not None
     (axes,) = figure.axes
     lines = {line.get_label(): line for line in axes.get_lines()}
-    assert set(lines) == {curve.defense for curve in board.budgets}
+    assert set(lines) == {curve.defense for curve in board.budgets} - {"early_stop"}  # a dose of the ladder
     pmp = next(curve for curve in board.budgets if curve.defense == "pmp")
     assert list(lines["pmp"].get_xdata()) == pytest.approx(list(pmp.flops))
     assert list(lines["pmp"].get_ydata()) == pytest.approx([score.value for score in pmp.scores])

@@ -123,7 +123,7 @@ def test_each_row_has_a_page(tmp_path: Path) -> None:
     found = scored(full, skips=skips)
     paths = report.write(found, tmp_path, "nftbench run tiny")
     pages = sorted(path.name for path in paths if path.parent.name == "defenses")
-    assert pages == ["early_stop.md", "none.md", "pmp.md", "pmp_x=a_b-2.md", "pmp_x=a_b.md"]
+    assert pages == ["ladder.md", "none.md", "pmp.md", "pmp_x=a_b-2.md", "pmp_x=a_b.md"]
     page = (tmp_path / "defenses" / "pmp.md").read_text()
     assert "[tiny](../leaderboard.md)" in page
     line = next(line for line in page.splitlines() if line.startswith("| lora |"))

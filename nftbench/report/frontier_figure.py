@@ -1,0 +1,338 @@
+"""The picture of the score: fine-tuning suppressed against utility kept, with the curves of the trivial defenses.
+
+A defense is drawn once, in the panel of the utility metric on which its excess is least. There the excess is its height
+above the highest curve, drawn as a bar from the curve to the point.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.typing import LineStyleType
+from numpy.typing import NDArray
+
+from nftbench.records.spec import Spec
+from nftbench.report import order
+from nftbench.scoring.intervals import Interval
+from nftbench.scoring.leaderboard import Leaderboard
+from nftbench.scoring.scores import Curve, Score
+from nftbench.scoring.table import interval
+
+# The palette of Okabe and Ito, which colour-blind readers can tell apart; families also differ in marks and dashes.
+FAMILIES: tuple[tuple[str, str, LineStyleType], ...] = (
+    ("#0072B2", "o", "-"),
+    ("#009E73", "s", "--"),
+    ("#CC79A7", "^", "-."),
+    ("#E69F00", "D", ":"),
+)
+EXCESS = "#D55E00"
+LEFT, RIGHT = -12.0, 116.0
+"""The percents of utility that a panel can show; a row beyond them stands at its edge."""
+COVERED = 1e3
+"""The price of a pixel of another label that a label covers; it is higher than that of anything else."""
+CROSSED = 20.0
+"""The same for the line from another label to its point."""
+NEAR = 14
+"""Points of distance within which a label needs no line to its point."""
+LABEL = 38
+"""Characters of a name in the picture at most."""
+
+Array = NDArray[np.float64]
+Box = tuple[float, float, float, float]
+"""Left, lower, right and upper end in pixels."""
+Panel = tuple[str, str | None]
+"""Reference and metric; no metric where there are no curves, and each row is drawn on its least metric."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a row stands in its panel."""
+
+    score: Score
+    kept: Interval
+    taken: Interval
+
+    @property
+    def x(self) -> float:
+        """Utility in percent, within the panel."""
+        return min(max(100 * self.kept.value, LEFT + 2), RIGHT - 2)
+
+    @property
+    def inside(self) -> bool:
+        """Whether the row stands where its utility is."""
+        return self.x == 100 * self.kept.value
+
+
+def frontier(board: Leaderboard) -> Figure | None:
+    """Suppression (points) against utility kept (percent): curves of the families, their doses, and the defenses."""
+    panels = _panels(board)
+    if not panels:
+        return None
+    columns = min(len(panels), 2)
+    lines = math.ceil(len(panels) / columns)
+    size = (7.6, 4.8) if columns == 1 else (9.2, 3.9 * lines)
+    figure, grid = plt.subplots(lines, columns, figsize=size, squeeze=False, layout="constrained")
+    families = dict.fromkeys(curve.family for curve in board.frontier)
+    styles = dict(zip(families, itertools.cycle(FAMILIES), strict=False))
+    several = len({reference for reference, _ in panels}) > 1
+    for axes, ((reference, metric), places) in zip(grid.flat, panels.items(), strict=False):
+        curves = [one for one in board.frontier if (one.reference, one.metric) == (reference, metric)]
+        _panel(axes, curves, places, styles)
+        axes.set_xlabel(
+            f"utility kept, %: {_plain(metric or 'the least metric')}{f' of {_plain(reference)}' if several else ''}"
+        )
+    for axes in grid[:, 0]:
+        axes.set_ylabel("suppression, points")
+    title = f"{board.suite}: what defenses take from the best attack, beyond trivial defenses that keep as much"
+    figure.suptitle(_plain(title), fontsize=10)
+    for axes in grid.flat[len(panels) :]:
+        axes.set_axis_off()
+        axes.legend(handles=_legend(styles), loc="center", fontsize=9, frameon=False)
+    if len(panels) == grid.size:
+        figure.legend(handles=_legend(styles), loc="outside lower center", ncols=3, fontsize=8, frameon=False)
+    figure.canvas.draw()  # lays the panels out, so that labels can be placed among what is drawn
+    figure.set_layout_engine("none")
+    names = short_names([one.score.defense for places in panels.values() for one in places])
+    for axes, places in zip(grid.flat, panels.values(), strict=False):
+        _label(axes, [(one, _text(one, names)) for one in places])
+    return figure
+
+
+def path(curve: Curve) -> list[tuple[float, float]]:
+    """The line of a curve from right to left: utility in percent, and points. A staircase is flat up to its next dose.
+
+    It goes on flat where utility is above 100 %, and beyond the last dose if that is where the family ends.
+    """
+    knots = [(100 * retention, suppression) for retention, suppression in curve.knots]
+    most = max(taken for kept, taken in knots if kept >= 100)
+    line = [(RIGHT, most), (100.0, most)]
+    for kept, taken in ((kept, taken) for kept, taken in knots if kept < 100):
+        if curve.stairs:
+            line.append((kept, line[-1][1]))
+        line.append((kept, taken))
+    return [*line, (LEFT, line[-1][1])] if curve.stairs or knots[-1][0] <= 0 else line
+
+
+def short_names(specs: Sequence[str]) -> dict[str, str]:
+    """For each spec its name, with the parameters in which rows of this name differ."""
+    parsed = {text: Spec.parse(text) for text in specs}
+    found = {}
+    for text, spec in parsed.items():
+        alike = [dict(other.parameters) for other in parsed.values() if other.name == spec.name]
+        differing = tuple(
+            (key, value)
+            for key, value in spec.parameters
+            if any(key not in other or other[key] != value for other in alike)
+        )
+        found[text] = str(Spec(spec.name, differing))
+    return found
+
+
+def _panels(board: Leaderboard) -> dict[Panel, list[Place]]:
+    """The rows by panel, the fullest panel first."""
+    drawn = {(curve.reference, curve.metric) for curve in board.frontier}
+    found: dict[Panel, list[Place]] = {}
+    for score in order.placed(board):
+        metric, taken = score.excess.metric or score.utility.least, score.resistance.suppression
+        reference = score.row.reference
+        kept = score.utility.by_metric.get(metric) if metric else None
+        if kept is not None and taken is not None:
+            panel = (reference, metric if (reference, metric) in drawn else None)
+            found.setdefault(panel, []).append(Place(score, kept, taken))
+    return dict(sorted(found.items(), key=lambda item: (-len(item[1]), str(item[0]))))
+
+
+def _panel(
+    axes: Axes, curves: Sequence[Curve], places: Sequence[Place], styles: Mapping[str, tuple[str, str, LineStyleType]]
+) -> None:
+    """Everything but the labels."""
+    for curve in curves:
+        color, marker, dash = styles[curve.family]
+        x, y = zip(*path(curve), strict=True)
+        axes.plot(x, y, color=color, linestyle=dash, linewidth=1.6, label=_plain(curve.family), zorder=2)
+        _, kept, taken = zip(*curve.doses, strict=True)
+        axes.plot([100 * one for one in kept], taken, color=color, marker=marker, linestyle="", markersize=4, zorder=2)
+    axes.plot([100], [0], marker="*", color="black", markersize=11, linestyle="", zorder=3)
+    for one in places:
+        excess, height = one.score.excess.interval, one.taken.value
+        if excess is not None:
+            axes.plot(
+                [one.x] * 2,
+                [height - excess.value, height],
+                color=EXCESS,
+                linewidth=4.5,
+                alpha=0.55,
+                solid_capstyle="butt",
+                label=f"excess of {_plain(one.score.defense)}",
+                zorder=3,
+            )
+        axes.errorbar(
+            one.x,
+            height,
+            xerr=_bars(one.kept, 100) if one.inside else None,
+            yerr=_bars(one.taken),
+            fmt="o" if one.inside else "<" if one.x < 100 else ">",
+            color="black",
+            markerfacecolor="black" if one.score.kind == "defense" else "white",
+            capsize=2,
+            elinewidth=0.7,
+            markersize=5,
+            zorder=4,
+        )
+    axes.grid(color="0.92", linewidth=0.7, zorder=0)
+    axes.set_axisbelow(True)
+    _frame(axes, curves, places)
+
+
+def _frame(axes: Axes, curves: Sequence[Curve], places: Sequence[Place]) -> None:
+    """Show every value, but not the whole of the widest interval: that of three seeds would squeeze everything else."""
+    x = [100.0, *(one.x for one in places), *(100 * kept for curve in curves for _, kept, _ in curve.doses)]
+    y = [0.0, *(one.taken.value for one in places), *(taken for curve in curves for _, _, taken in curve.doses)]
+    y += [one.taken.value - one.score.excess.interval.value for one in places if one.score.excess.interval]
+    margin = 2 + 0.16 * (max(y) - min(y))
+    axes.set_xlim(max(LEFT, min(x) - 6), min(RIGHT, max(x) + 8))
+    axes.set_ylim(min(y) - margin, max(y) + margin)
+
+
+def _legend(styles: Mapping[str, tuple[str, str, LineStyleType]]) -> list[Line2D]:
+    families = [
+        Line2D(
+            [], [], color=color, marker=marker, linestyle=dash, markersize=4, label=f"trivial defense: {_plain(family)}"
+        )
+        for family, (color, marker, dash) in styles.items()
+    ]
+    bar = (
+        [Line2D([], [], color=EXCESS, linewidth=4.5, alpha=0.55, label="excess; in numbers beside the name")]
+        if styles
+        else []
+    )
+    return [
+        *families,
+        Line2D([], [], color="black", marker="o", linestyle="", markersize=5, label="defense, with 95 % intervals"),
+        *bar,
+        Line2D([], [], color="black", marker="*", linestyle="", markersize=9, label="undefended"),
+    ]
+
+
+def _text(place: Place, names: Mapping[str, str]) -> str:
+    """A row's name with its excess; and its utility, where the panel does not reach it."""
+    name, excess = names[place.score.defense], place.score.excess.interval
+    found = [name if len(name) <= LABEL else f"{name[: LABEL - 1]}…"]
+    found += [f"{'+' * (excess.value > 0)}{interval(excess)}"] if excess is not None else []
+    found += [] if place.inside else [f"at {100 * place.kept.value:.0f} % utility"]
+    return _plain("\n".join(found))
+
+
+def _label(axes: Axes, labels: Sequence[tuple[Place, str]]) -> None:
+    """Write each label beside its point: at the nearest of many places where it covers least of what is drawn.
+
+    The highest point chooses first. A label that stands away from its point gets a line to it.
+    """
+    frame, pixels = axes.get_window_extent(), axes.figure.dpi / 72
+    points = [tuple(axes.transData.transform((one.x, one.taken.value))) for one, _ in labels]
+    drawn = [(*_around(point, 5 * pixels), 4.0) for point in points] + _drawn(axes, [one for one, _ in labels])
+    for index in sorted(range(len(labels)), key=lambda one: -points[one][1]):
+        one, words = labels[index]
+        text = axes.annotate(
+            words,
+            (one.x, one.taken.value),
+            xytext=(0, 0),
+            textcoords="offset points",
+            ha="center",
+            va="center",
+            fontsize=7.5,
+            linespacing=1.15,
+            arrowprops={"arrowstyle": "-", "color": "0.45", "linewidth": 0.6, "shrinkA": 0, "shrinkB": 3},
+            zorder=6,
+        )
+        size, (x, y) = text.get_window_extent(), points[index]
+        boxes = np.array(drawn)
+        best: tuple[float, tuple[float, float], float] | None = None
+        for distance, angle in itertools.product((7.0, 14.0, 24.0, 36.0, 50.0, 66.0, 84.0), range(0, 360, 15)):
+            dx = math.cos(math.radians(angle)) * (distance * pixels + size.width / 2)
+            dy = math.sin(math.radians(angle)) * (distance * pixels + size.height / 2)
+            box = _box((x + dx, y + dy), size.width / 2, size.height / 2)
+            inside = frame.x0 <= box[0] and box[2] <= frame.x1 and frame.y0 <= box[1] and box[3] <= frame.y1
+            cost = distance + (0 if inside else 1e6) + _price([box], boxes)
+            if distance > NEAR:
+                cost += 10 * _price(_along((x, y), (x + dx, y + dy), 1), boxes[boxes[:, 4] >= CROSSED])
+            if best is None or cost < best[0]:
+                best = (cost, (dx, dy), distance)
+        assert best is not None
+        _, (dx, dy), distance = best
+        text.set_position((dx / pixels, dy / pixels))
+        drawn.append((*_box((x + dx, y + dy), size.width / 2 + 2 * pixels, size.height / 2 + 2 * pixels), COVERED))
+        if distance > NEAR:
+            drawn += [(*part, CROSSED) for part in _along((x, y), (x + dx, y + dy), 3)]
+        elif text.arrow_patch is not None:
+            text.arrow_patch.set_visible(False)
+
+
+def _price(own: Sequence[Box], drawn: Array) -> float:
+    """What these boxes cost: the area that they share with each drawn one, times its price a pixel."""
+    x0, y0, x1, y1 = np.array(own)[:, :, None].transpose(1, 0, 2)
+    width = np.minimum(x1, drawn[:, 2]) - np.maximum(x0, drawn[:, 0])
+    height = np.minimum(y1, drawn[:, 3]) - np.maximum(y0, drawn[:, 1])
+    return float((width.clip(0) * height.clip(0) * drawn[:, 4]).sum())
+
+
+def _drawn(axes: Axes, places: Sequence[Place]) -> list[tuple[float, float, float, float, float]]:
+    """Boxes along the lines and marks that labels should not cover, with the price of covering them."""
+
+    def pixels(points: Iterable[Sequence[float]]) -> list[tuple[float, float]]:
+        return [(float(x), float(y)) for x, y in (axes.transData.transform(tuple(point)) for point in points)]
+
+    found: list[tuple[float, float, float, float, float]] = []
+    for one in places:  # matplotlib keeps error bars apart from lines
+        (left,), (right,) = _bars(one.kept, 100) if one.inside else ([0.0], [0.0])
+        (down,), (up,) = _bars(one.taken)
+        x, y = one.x, one.taken.value
+        for start, end in (pixels([(x - left, y), (x + right, y)]), pixels([(x, y - down), (x, y + up)])):
+            found += [(*box, 1.0) for box in _along(start, end, 3)]
+    for line in axes.get_lines():
+        ends = pixels(np.asarray(line.get_xydata()))
+        price = 1.5 if str(line.get_label()).startswith("excess of") else 0.5
+        if line.get_linestyle() == "None":
+            found += [(*_around(end, 4), price) for end in ends]
+        else:
+            found += [(*box, price) for pair in itertools.pairwise(ends) for box in _along(*pair, 3)]
+    return found
+
+
+def _along(start: tuple[float, float], end: tuple[float, float], reach: float) -> list[Box]:
+    """Small boxes along a line."""
+    steps = max(1, int(math.dist(start, end) / 6))
+    shares = [step / steps for step in range(steps + 1)]
+    return [
+        _around((start[0] + share * (end[0] - start[0]), start[1] + share * (end[1] - start[1])), reach)
+        for share in shares
+    ]
+
+
+def _around(point: tuple[float, float], reach: float) -> Box:
+    return _box(point, reach, reach)
+
+
+def _box(middle: tuple[float, float], across: float, up: float) -> Box:
+    """The box that reaches so far from its middle to either side."""
+    x, y = middle
+    return x - across, y - up, x + across, y + up
+
+
+def _bars(value: Interval, scale: float = 1.0) -> list[list[float]]:
+    """Error bars for matplotlib; an interval without ends (one seed) has none."""
+    ends = (value.value - value.low, value.high - value.value)
+    return [[scale * end if math.isfinite(end) else 0.0] for end in ends]
+
+
+def _plain(text: str) -> str:
+    """The text as it is: a dollar sign would begin a formula."""
+    return text.replace("$", r"\$")
