@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -92,25 +92,19 @@ def between(suite: Suite, family: str) -> list[str]:
     Raises:
         NftbenchError: the doses differ in anything but one number.
     """
-    doses = [(Spec.parse(text).name, registry.create("defenses", text)) for text in suite.ladder[family].doses]
-    name, weakest = doses[0]
-    varied = {
-        field.name
-        for other, dose in doses
-        for field in fields(weakest)
-        if other != name or getattr(dose, field.name) != getattr(weakest, field.name)
-    }
+    doses = [registry.create("defenses", text) for text in suite.ladder[family].doses]
+    name = Spec.parse(suite.ladder[family].doses[0]).name
     if len(doses) == 1:
         return []
-    if len(varied) != 1:
-        raise NftbenchError(
-            f"{suite.name}: the doses of {family} differ in {', '.join(sorted(varied))}, not one number"
-        )
+    kinds, settings = {type(dose) for dose in doses}, [registry.parameters(dose) for dose in doses]
+    varied = [key for key in settings[0] if len({one.get(key) for one in settings}) > 1]
+    if len(kinds) > 1 or len(varied) != 1:
+        raise NftbenchError(f"{suite.name}: ladder: the doses of {family} do not differ in one number alone")
     (parameter,) = varied
-    values = [getattr(dose, parameter) for _, dose in doses]
+    values = [one[parameter] for one in settings]
     values = [1.0 if values[-1] < values[0] else 0.0, *values]
     return [
-        str(registry.spec_of(name, replace(weakest, **{parameter: round((near + far) / 2, 6)})))
+        str(registry.spec_of(name, replace(doses[0], **{parameter: round((near + far) / 2, 6)})))
         for near, far in itertools.pairwise(values)
     ]
 
@@ -120,12 +114,12 @@ def judge(suite: Suite, run: Run) -> Finding:
     if run.missing:
         return Finding(run.suite.name, failures=(run.missing,))
     scores = {one.defense: one for one in run.board().scores if one.kind != "reference"}
-    of = {dose: name for name, family in run.ladder.items() for dose in (*family.doses, *between(run.suite, name))}
+    of = {Spec.parse(dose).name: name for name, family in run.ladder.items() for dose in family.doses}
     without = {name: _without(run, name) for name in run.ladder}
-    doses = [
-        _dose(run, score, of.get(row), without[of[row]].get(row) if row in of else None)
-        for row, score in scores.items()
-    ]
+    doses = []
+    for row, score in scores.items():
+        family = of.get(Spec.parse(row).name)
+        doses.append(_dose(run, score, family, without[family].get(row) if family is not None else None))
     doses = sorted(doses, key=lambda one: -(one.retention.value if one.retention else 0.0))
     failures = [
         f"{one.row} is taken for a defense: excess {interval(one.excess)} over {one.over[1]} on {one.over[0]}"

@@ -37,10 +37,10 @@ SEEDS = 8
 SIZES = (PRELIMINARY_SEEDS, RANKED_SEEDS)
 LIMIT, COVERAGE = 0.01, 0.95
 """The most false positives and the least coverage of intervals of ranks that the benchmark may have at five seeds."""
-SAMPLE = 1000
-"""Boards that are drawn for each number of seeds and each order."""
+SAMPLE = 500
+"""Boards that are drawn for each number of seeds."""
 PLANTED = 4.0
-"""Points between one row and the next of a board whose order is known."""
+"""Points between one row and the next of a board whose order is known; its first two rows are equal."""
 Board = Sequence[Fake]
 
 
@@ -76,7 +76,7 @@ def judge(suite: Suite, run: Run, *, sample: int = SAMPLE) -> Finding:
     """False positives, coverage of ranks and badges, for rows of three and of five seeds.
 
     Args:
-        sample: boards that are drawn for each number of seeds and each order.
+        sample: boards that are drawn for each number of seeds.
     """
     failures = [run.missing] if run.missing else _same_weights(run)
     if failures:
@@ -84,7 +84,8 @@ def judge(suite: Suite, run: Run, *, sample: int = SAMPLE) -> Finding:
     pool = Pool.of(run)
     found: list[Share] = []
     for size in SIZES:
-        equal, ordered = boards(pool, size, sample), boards(pool, size, sample, PLANTED)
+        equal = boards(pool, size, sample)
+        ordered = [[one.raised(PLANTED * max(0, row - 1)) for row, one in enumerate(board)] for board in equal]
         found += judged(equal, size)
         found += [
             share(f"ranks of {what} rows are covered", size, one, covered)
@@ -112,16 +113,10 @@ def _same_weights(run: Run) -> list[str]:
 # ------------------------------------------------------------------------------------------------------------ boards
 
 
-def boards(pool: Pool, size: int, sample: int, planted: float = 0.0) -> list[Board]:
-    """Boards of fakes, a row for each model besides the reference; `planted` points lie between one row and the next.
-
-    The two weakest rows are always equal, so that every board has ranks that are shared.
-    """
+def boards(pool: Pool, size: int, sample: int) -> list[Board]:
+    """Boards of fakes, a row for each model besides the reference."""
     draw, rows = random.Random(size), len(pool.models) - 1
-    return [
-        [pool.judge(choice, planted * max(0, rank - 1)) for rank, choice in enumerate(pool.draw(size, draw, rows))]
-        for _ in range(sample)
-    ]
+    return [[pool.judge(choice) for choice in pool.draw(size, draw, rows)] for _ in range(sample)]
 
 
 def covered(board: Board) -> list[bool]:
@@ -184,10 +179,11 @@ def jackknife(value: float, left_out: Sequence[float]) -> Interval:
 
 
 def _failure(found: Share) -> str | None:
+    """Coverage is meant to be just enough, so it fails only if even the upper end of its interval is too low."""
     value = found.interval.value
     if found.what == "false positives" and value > LIMIT:
         return f"{_percent(value)} of the fakes with {found.seeds} seeds have an effect, at most {_percent(LIMIT)} may"
-    if found.what.startswith("ranks") and value < COVERAGE:
+    if found.what.startswith("ranks") and found.interval.high < COVERAGE:
         return (
             f"{found.what} in {_percent(value)} of cases with {found.seeds} seeds, at least {_percent(COVERAGE)} must"
         )

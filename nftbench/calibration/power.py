@@ -100,7 +100,7 @@ def lower_ends(fakes: Sequence[Fake]) -> list[float]:
 
 def smallest(lows: Sequence[float]) -> float:
     """The least planted effect, in points, that is found with 80 % power."""
-    return -lows[math.floor((1 - POWER) * len(lows))]
+    return -lows[len(lows) - math.ceil(POWER * len(lows))]
 
 
 def power(lows: Sequence[float], planted: float) -> float:

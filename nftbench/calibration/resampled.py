@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from nftbench.calibration.proof import Run
 from nftbench.errors import NftbenchError
@@ -36,11 +36,19 @@ class Fake:
     """A fake defense, judged."""
 
     choice: Choice
-    planted: float
-    """Points that are taken from it beyond what is taken from the model that plays it."""
     excess: Interval
     by_seed: BySeed
     badge: Badge
+    planted: float = 0.0
+    """Points that are taken from it beyond what is taken from the model that plays it."""
+
+    def raised(self, points: float) -> Fake:
+        """The fake if it took so many points more. No curve depends on that, so the whole interval moves as far."""
+        excess = Interval(
+            self.excess.value + points, self.excess.low + points, self.excess.high + points, self.excess.count
+        )
+        by_seed = {seed: height + points for seed, height in self.by_seed.items()}
+        return replace(self, excess=excess, by_seed=by_seed, planted=self.planted + points)
 
 
 @dataclass(frozen=True)
@@ -92,10 +100,10 @@ class Pool:
         models = {seed: generator.sample(self.models[1:], rows) for seed in seeds}
         return [{seed: models[seed][row] for seed in seeds} for row in range(rows)]
 
-    def judge(self, choice: Choice, planted: float = 0.0) -> Fake:
-        """The score of a fake, from which `planted` points more are taken than from the model that plays it."""
+    def judge(self, choice: Choice) -> Fake:
+        """The score of a fake."""
         metrics = usable({metric: self._scale(metric, choice) for metric in self.floor})
-        row = self._row("fake", choice, metrics, planted)
+        row = self._row("fake", choice, metrics)
         families = [self._family(name, metrics, list(choice)) for name in self.families]
         found = frontier.excess(row, families, list(metrics))
         if found.interval is None:
@@ -106,7 +114,7 @@ class Pool:
             )
             for metric, scale in metrics.items()
         ]
-        return Fake(choice, planted, found.interval, found.by_seed, badge(kept))
+        return Fake(choice, found.interval, found.by_seed, badge(kept))
 
     def _scale(self, metric: str, choice: Choice) -> Scale:
         """A metric on all other undefended models than the ones that are judged."""
@@ -126,12 +134,12 @@ class Pool:
         )
         return frontier.Family(name, doses, ends, family.stairs)
 
-    def _row(self, name: str, rows: Choice, metrics: Mapping[str, Scale], planted: float = 0.0) -> frontier.Row:
+    def _row(self, name: str, rows: Choice, metrics: Mapping[str, Scale]) -> frontier.Row:
         """The numbers of a row that is played by these rows of the run."""
         reference = self.attacked[self.models[0]]
         return frontier.Row(
             name,
-            {seed: reference[seed] - self.attacked[row][seed] + planted for seed, row in rows.items()},
+            {seed: reference[seed] - self.attacked[row][seed] for seed, row in rows.items()},
             {
                 metric: {seed: scale.share(seed, self.utility[row][metric][seed]) for seed, row in rows.items()}
                 for metric, scale in metrics.items()

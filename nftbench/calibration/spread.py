@@ -20,7 +20,7 @@ from nftbench.calibration.proof import Finding, Run, only
 from nftbench.contract import Point
 from nftbench.records.record import Record
 from nftbench.scoring.grid import Grid
-from nftbench.scoring.points import final, in_points
+from nftbench.scoring.points import final, in_points, mean_points
 from nftbench.scoring.table import UNKNOWN, Table, number
 
 DRAWS = 2000
