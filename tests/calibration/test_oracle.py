@@ -138,7 +138,9 @@ def test_the_derived_suite_has_the_ladder_and_attackers_who_know_all_that_is_cla
     assert derived.attacks == ("none", "scratch", *OBEYING)
     on_doses = {str(cell.attack) for cell in plan(derived).cells if str(cell.defense) == "early_stop"}
     assert on_doses == {"none", "planted", "planted[attack=heal]"}
-    with pytest.raises(NftbenchError, match="the claim grants attackers data, method, which none of none, scratch, full"):
+    with pytest.raises(
+        NftbenchError, match="the claim grants attackers data, method, which none of none, scratch, full"
+    ):
         oracle.derive(suite, rows, ["full"])
     with pytest.raises(NftbenchError, match="name its plugin"):
         oracle.derive(suite, (), ())
