@@ -2,7 +2,8 @@
 
 A toy language is valid if, on the undefended model, the strongest attack gains at least 30 points on every
 ranked task and ends between 80 and 95 %, training from scratch gains at most 10, half the pre-training measurably
-lowers some utility metric, and two undefended models differ by nothing that the intervals would call an effect.
+lowers some utility metric, and two undefended models cannot be told apart on any task or metric, after Holm's
+correction over all of them.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from nftbench.calibration.proof import Finding, Run
 from nftbench.planning.plan import Plan
 from nftbench.planning.specs import canonical
 from nftbench.scoring.grid import NONE, Grid
-from nftbench.scoring.intervals import Interval, gap_by_seed
+from nftbench.scoring.intervals import CONFIDENCE, Interval, gap_by_seed, holm
 from nftbench.scoring.points import above_floor, final, mean_points
 from nftbench.scoring.table import Table, interval
 from nftbench.suites.schema import Suite
@@ -59,8 +60,9 @@ class Gap:
         return self.interval.low > 0
 
     @property
-    def covers_zero(self) -> bool:
-        return self.interval.low <= 0 <= self.interval.high
+    def two_sided(self) -> float:
+        """p of no difference; one where there is none at all."""
+        return 2 * min(self.interval.p, 1 - self.interval.p) if self.interval.value else 1.0
 
 
 def derive(suite: Suite, rows: Sequence[str], attacks: Sequence[str]) -> Suite:
@@ -71,9 +73,11 @@ def derive(suite: Suite, rows: Sequence[str], attacks: Sequence[str]) -> Suite:
     return derived.derive(
         suite,
         "calibration",
+        derived.distinct(["none", "scratch"], derived.chosen(attacks, suite.attacks)),
+        ladder={},
+        initialisations=1,
         pretraining=suite.pretraining.model_copy(update={"checkpoints": tuple(sorted(fractions))}),
         defenses=derived.distinct(["none", *stopped, TWIN]),
-        attacks=derived.distinct(["none", "scratch"], derived.chosen(attacks, suite.attacks)),
         seeds=derived.seeds(suite, SEEDS),
     )
 
@@ -98,10 +102,11 @@ def judge(suite: Suite, run: Run) -> Finding:
     failures = [failure for check in tasks for failure in _task_failures(check)]
     if not any(gap.clear for gap in utility if gap.row == HALF):
         failures.append("half the pre-training lowers no utility metric measurably")
+    apart = [p <= 1 - CONFIDENCE for p in holm([gap.two_sided for gap in twin])]
     failures += [
         f"two undefended models differ: {gap.what} by {interval(gap.interval, digits=2)}"
-        for gap in twin
-        if not gap.covers_zero
+        for gap, differs in zip(twin, apart, strict=True)
+        if differs
     ]
     numbers = {
         "suite": run.suite.name,
@@ -109,7 +114,7 @@ def judge(suite: Suite, run: Run) -> Finding:
         **{name: [asdict(one) for one in found] for name, found in (("tasks", tasks), ("utility", utility))},
         "twin": [asdict(gap) for gap in twin],
     }
-    return Finding(run.suite.name, tuple(_tables(run.suite, tasks, utility, twin)), numbers, tuple(failures))
+    return Finding(run.suite.name, tuple(_tables(run.suite, tasks, utility, twin, apart)), numbers, tuple(failures))
 
 
 # --------------------------------------------------------------------------------------------------------- measuring
@@ -168,7 +173,11 @@ def _task_failures(check: TaskCheck) -> list[str]:
 
 
 def _tables(
-    suite: Suite, checks: Sequence[TaskCheck], utility: Sequence[Gap], undefended: Sequence[Gap]
+    suite: Suite,
+    checks: Sequence[TaskCheck],
+    utility: Sequence[Gap],
+    undefended: Sequence[Gap],
+    apart: Sequence[bool],
 ) -> list[Table]:
     seeds = f"seeds {', '.join(map(str, suite.seeds))}"
     tasks = Table(
@@ -187,8 +196,11 @@ def _tables(
     )
     twin = Table(
         "Two undefended models: their difference, points (100 × the metric)",
-        ("metric", "gap", "covers zero"),
-        tuple((gap.what, interval(gap.interval, digits=2), "yes" if gap.covers_zero else "no") for gap in undefended),
+        ("metric", "gap", "told apart"),
+        tuple(
+            (gap.what, interval(gap.interval, digits=2), "yes" if differs else "no")
+            for gap, differs in zip(undefended, apart, strict=True)
+        ),
     )
     return [tasks, less, twin]
 

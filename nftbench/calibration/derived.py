@@ -1,8 +1,8 @@
-"""What the derived suites of the proofs share: seeds, cheap attacks, trivial rows."""
+"""What the derived suites of the proofs share: the suite's ladder, the attackers of its ladder, further base seeds."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from nftbench.errors import NftbenchError
@@ -10,29 +10,40 @@ from nftbench.planning import registry
 from nftbench.planning.specs import canonical
 from nftbench.suites.schema import Suite
 
-UTILITY_BAR = 0.95
-"""The share of base utility that a proof asks of a row."""
-QUICK = ("full", "lora", "head", "linear_probe")
-"""Cheap attacks that know little but the release: enough for proofs that need no special attacker."""
 
+def derive(suite: Suite, proof: str, attacks: Sequence[str], **changes: Any) -> Suite:
+    """The suite's model, language, budget, ladder and level of knowledge, with these attacks; `changes` are fields.
 
-def derive(suite: Suite, proof: str, **changes: Any) -> Suite:
-    """The suite's model, language and budget, without claims, yardsticks and ladder; `changes` are fields."""
-    bare = {"yardsticks": (), "claims": (), "ladder": {}, "ladder_attacks": (), "initialisations": 1}
+    The ladder is given its own attacks as far as they are among these, and else all of them.
+    """
+    present = {canonical("attacks", text) for text in attacks}
+    own = tuple(text for text in suite.ladder_attacks if canonical("attacks", text) in present)
+    bare = {"yardsticks": (), "claims": (), "benign": (), "attacks": tuple(attacks), "ladder_attacks": own}
     return suite.model_copy(update={"name": f"{suite.name}-{proof}", **bare, **changes})
 
 
-def with_ladder(suite: Suite, attacks: Sequence[str]) -> Mapping[str, Any]:
-    """The fields of the suite's ladder, for a derived suite with these attacks."""
-    present = {canonical("attacks", text) for text in attacks}
-    kept = tuple(text for text in suite.ladder_attacks if canonical("attacks", text) in present)
-    return {"ladder": suite.ladder, "ladder_attacks": kept, "initialisations": suite.initialisations}
+def needs_ladder(suite: Suite, proof: str) -> None:
+    """Refuse a suite in which nothing has a score.
+
+    Raises:
+        NftbenchError: the suite has no ladder.
+    """
+    if not suite.ladder:
+        raise NftbenchError(f"--proof {proof}: {suite.name} has no ladder of trivial defenses to measure from")
 
 
 def seeds(suite: Suite, count: int) -> tuple[int, ...]:
     """So many base seeds: the suite's own first, then the lowest others."""
     more = (seed for seed in range(max(suite.seeds) + count + 1) if seed not in suite.seeds)
     return tuple([*suite.seeds, *more][:count])
+
+
+def attackers(suite: Suite, asked: Sequence[str]) -> tuple[str, ...]:
+    """The attacks that were asked for, or else those of the suite's ladder, with `none` and `scratch` before them.
+
+    The ladder's attacks are a few of the strongest, at the ranking's level of knowledge.
+    """
+    return distinct(["none", "scratch"], chosen(asked, suite.ladder_attacks or suite.attacks))
 
 
 def chosen(asked: Sequence[str], own: Sequence[str]) -> tuple[str, ...]:
@@ -46,23 +57,6 @@ def chosen(asked: Sequence[str], own: Sequence[str]) -> tuple[str, ...]:
     if not any(one.trains and one.uses_release and "secret" not in one.knowledge for one in plugins):
         raise NftbenchError(f"{', '.join(few)}: a proof needs an attack that trains the release without its secret")
     return few
-
-
-def quick(suite: Suite, asked: Sequence[str]) -> tuple[str, ...]:
-    """The attacks that were asked for, else the quick ones that the suite lists, else all quick ones."""
-    return chosen(asked, tuple(name for name in QUICK if name in suite.attacks) or QUICK)
-
-
-def knowledge(attacks: Iterable[str]) -> frozenset[str]:
-    """What these attacks know together. A claim about attackers who know more would stay untested."""
-    return frozenset(known for text in attacks for known in registry.create("attacks", text).knowledge)
-
-
-def trivial(suite: Suite) -> tuple[str, ...]:
-    """The suite's trivial defenses, which every claim must beat."""
-    return tuple(
-        str(canonical("defenses", text)) for text in suite.defenses if registry.create("defenses", text).trivial
-    )
 
 
 def distinct(*groups: Iterable[str]) -> tuple[str, ...]:

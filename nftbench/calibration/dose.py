@@ -1,104 +1,156 @@
-"""Less pre-training is no defense: `early_stop` from a tenth to nine tenths, each judged as if it claimed to be one.
+"""Less of a model is no defense: under-trained and damaged models of every dose, each judged like a defense.
 
-A model that was stopped early takes points from an attacker and loses utility. No dose may be ranked with an effect, or
-have its claim hold, above the curve of all the others. The curve of suppression against utility is what every defense
-has to lie above: less training alone reaches each point on it.
+Such a model takes points from an attacker and loses utility. Judged are:
+
+- the doses of the suite's ladder, each against the ladder without itself;
+- doses halfway between two of them, and between the reference and the weakest. A chord under a concave curve would
+  reward them;
+- models that the user names with `--plugin`, such as two families composed.
+
+None may have an excess whose lower end lies above zero. Reported beside it is each dose's excess over the ladder
+without its whole family: what a new kind of trivial defense, of which the suite does not know, would be taken for.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from nftbench.calibration import derived
-from nftbench.calibration.proof import Finding, Run, ranked_with_effect
-from nftbench.contract import Claim
+from nftbench.calibration.proof import Finding, Run
+from nftbench.errors import NftbenchError
+from nftbench.planning import registry
 from nftbench.planning.specs import canonical
-from nftbench.scoring import Score
-from nftbench.scoring.intervals import Interval
+from nftbench.records.spec import Spec
+from nftbench.scoring.intervals import RANKED_SEEDS, Interval
+from nftbench.scoring.scores import Score
 from nftbench.scoring.table import UNKNOWN, Table, interval
-from nftbench.suites.schema import Family, Suite
+from nftbench.suites.schema import Suite
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-FRACTIONS = tuple(tenth / 10 for tenth in range(1, 10))
+STOPPED = "early_stop"
 
 
 @dataclass(frozen=True)
 class Dose:
-    """The undefended model at a fraction of its pre-training, judged as a defense."""
+    """A model that is worth less than the reference, judged like a defense."""
 
-    fraction: float
     row: str
+    family: str | None
+    """Of the ladder on which it is, or between whose doses it lies."""
+    on_ladder: bool
     retention: Interval | None
+    least: str | None
+    """The metric that it keeps least of."""
     suppression: Interval | None
     excess: Interval | None
-    standing: str
-    verdict: str | None
-    reasons: tuple[str, ...]
+    over: tuple[str | None, str | None]
+    """The metric and the family that leave least."""
+    without_family: Interval | None
+    """Its excess over the ladder without its own family."""
+    reason: str | None
+    """Why it has no excess."""
 
     @property
     def taken_for_a_defense(self) -> bool:
-        return self.verdict in ("holds", "holds at a cost") or ranked_with_effect(self.standing, self.excess)
+        return self.excess is not None and self.excess.low > 0
 
 
 def derive(suite: Suite, rows: Sequence[str], attacks: Sequence[str]) -> Suite:
-    """The undefended model, the suite's trivial defenses and every dose, under quick attacks."""
-    kept = sorted({*suite.pretraining.checkpoints, *FRACTIONS})
-    few = derived.quick(suite, attacks)
+    """The ladder, every dose between, and the models that the user names; five seeds, the ladder's attacks.
+
+    Raises:
+        NftbenchError: the suite has no ladder.
+    """
+    derived.needs_ladder(suite, "dose")
+    halfway = [dose for name in suite.ladder for dose in between(suite, name)]
+    stopped = [dose for dose in halfway if Spec.parse(dose).name == STOPPED]
+    fractions = {registry.create("defenses", dose).fraction for dose in stopped}
+    kept = sorted({*suite.pretraining.checkpoints, *fractions})
     return derived.derive(
         suite,
         "dose",
+        derived.attackers(suite, attacks),
+        defenses=derived.distinct(["none"], halfway, (str(canonical("defenses", row)) for row in rows)),
         pretraining=suite.pretraining.model_copy(update={"checkpoints": tuple(kept)}),
-        defenses=derived.distinct(["none"], derived.trivial(suite), map(spec, FRACTIONS)),
-        attacks=derived.distinct(["none", "scratch"], few),
-        ranking=derived.knowledge(few),
-        ladder={"early_stop": Family(doses=tuple(map(spec, reversed(FRACTIONS))))},
+        seeds=derived.seeds(suite, max(RANKED_SEEDS, len(suite.seeds))),
     )
 
 
-def spec(fraction: float) -> str:
-    """The row of a dose."""
-    return str(canonical("defenses", f"early_stop[fraction={fraction:g}]"))
+def between(suite: Suite, family: str) -> list[str]:
+    """The rows halfway between two neighbours of a family, and between the reference and its weakest dose.
+
+    The doses of a family differ in one number. Where it falls from dose to dose, as a share of the training does, the
+    reference has 1; where it rises, as noise does, the reference has 0. One dose alone does neither.
+
+    Raises:
+        NftbenchError: the doses differ in anything but one number.
+    """
+    doses = [registry.create("defenses", text) for text in suite.ladder[family].doses]
+    name = Spec.parse(suite.ladder[family].doses[0]).name
+    if len(doses) == 1:
+        return []
+    kinds, settings = {type(dose) for dose in doses}, [registry.parameters(dose) for dose in doses]
+    varied = [key for key in settings[0] if len({one.get(key) for one in settings}) > 1]
+    if len(kinds) > 1 or len(varied) != 1:
+        raise NftbenchError(f"{suite.name}: ladder: the doses of {family} do not differ in one number alone")
+    (parameter,) = varied
+    values = [one[parameter] for one in settings]
+    values = [1.0 if values[-1] < values[0] else 0.0, *values]
+    return [
+        str(registry.spec_of(name, replace(doses[0], **{parameter: round((near + far) / 2, 6)})))
+        for near, far in itertools.pairwise(values)
+    ]
 
 
 def judge(suite: Suite, run: Run) -> Finding:
-    """Judge every dose against the others."""
+    """Judge every dose by its excess."""
     if run.missing:
         return Finding(run.suite.name, failures=(run.missing,))
-    doses = [_dose(run, fraction) for fraction in FRACTIONS]
+    scores = {one.defense: one for one in run.board().scores if one.kind != "reference"}
+    of = {Spec.parse(dose).name: name for name, family in run.ladder.items() for dose in family.doses}
+    without = {name: _without(run, name) for name in run.ladder}
+    doses = []
+    for row, score in scores.items():
+        family = of.get(Spec.parse(row).name)
+        doses.append(_dose(run, score, family, without[family].get(row) if family is not None else None))
+    doses = sorted(doses, key=lambda one: -(one.retention.value if one.retention else 0.0))
     failures = [
-        f"{one.row} is taken for a defense: {one.standing}, excess {interval(one.excess)}, claim {one.verdict}"
+        f"{one.row} is taken for a defense: excess {interval(one.excess)} over {one.over[1]} on {one.over[0]}"
         for one in doses
         if one.taken_for_a_defense
     ]
+    failures += [f"{one.row} has no excess: {one.reason}" for one in doses if one.excess is None]
     numbers = {"doses": [asdict(one) for one in doses]}
+    tables = (_table(doses), _resolution(doses))
     picture = partial(draw, doses, run.suite)
-    return Finding(run.suite.name, (_table(doses),), numbers, tuple(failures), draw=picture)
+    return Finding(run.suite.name, tables, numbers, tuple(failures), draw=picture)
 
 
-def _dose(run: Run, fraction: float) -> Dose:
-    row = spec(fraction)
-    claim = Claim(run.suite.ranking)
-    claimed = [
-        replace(one, row=replace(one.row, trivial=False, claim=claim)) if one.defense == row else one
-        for one in run.records
-    ]
-    board = replace(run, records=tuple(claimed)).board()
-    found: Score = next(one for one in board.scores if one.defense == row)
+def _without(run: Run, family: str) -> dict[str, Interval | None]:
+    """By row: its excess over the ladder without this family."""
+    rest = {name: doses for name, doses in run.ladder.items() if name != family}
+    return {one.defense: one.excess.interval for one in replace(run, ladder=rest).board().scores}
+
+
+def _dose(run: Run, score: Score, family: str | None, without_family: Interval | None) -> Dose:
     return Dose(
-        fraction=fraction,
-        row=row,
-        retention=found.utility.retention,
-        suppression=found.resistance.suppression,
-        excess=found.excess.interval,
-        standing=found.standing.group,
-        verdict=found.claim.verdict,
-        reasons=found.standing.reasons,
+        row=score.defense,
+        family=family,
+        on_ladder=any(score.defense in one.doses for one in run.ladder.values()),
+        retention=score.utility.retention,
+        least=score.utility.least,
+        suppression=score.resistance.suppression,
+        excess=score.excess.interval,
+        over=(score.excess.metric, score.excess.family),
+        without_family=without_family,
+        reason=score.excess.reason,
     )
 
 
@@ -107,18 +159,33 @@ def _dose(run: Run, fraction: float) -> Dose:
 
 def _table(doses: Sequence[Dose]) -> Table:
     return Table(
-        "Doses of pre-training, each judged as though it claimed to be a defense",
-        ("row", "utility %", "suppression", "excess", "standing", "claim", "why it is not ranked"),
+        "Under-trained and damaged models, each judged like a defense: no lower end of an excess may lie above zero",
+        ("row", "on the ladder", "utility %", "least metric", "suppression", "excess", "over"),
         tuple(
-            (one.row, interval(one.retention, 100), interval(one.suppression),
-             interval(one.excess), one.standing, one.verdict or UNKNOWN, "; ".join(one.reasons))
+            (one.row, "yes" if one.on_ladder else "no", interval(one.retention, 100), one.least or UNKNOWN,
+             interval(one.suppression), interval(one.excess), f"{one.over[1] or UNKNOWN} on {one.over[0] or UNKNOWN}")
             for one in doses
         ),
     )  # fmt: skip
 
 
+def _resolution(doses: Sequence[Dose]) -> Table:
+    """By family: the most that one of its rows would be taken for if the suite did not know the family."""
+    rows = []
+    for family in sorted({one.family for one in doses if one.family}):
+        known = [one for one in doses if one.family == family and one.without_family is not None]
+        seen = [one for one in known if one.without_family and one.without_family.low > 0]
+        most = max(known, key=lambda one: one.without_family.value if one.without_family else 0.0, default=None)
+        rows.append(
+            (family, f"{len(seen)} of {len(known)}", interval(most.without_family) if most else UNKNOWN,
+             most.row if most else UNKNOWN)
+        )  # fmt: skip
+    header = ("family left out", "rows with an effect then", "the largest excess", "of the row")
+    return Table("A family that the ladder lacks", header, tuple(rows))
+
+
 def draw(doses: Sequence[Dose], suite: Suite, folder: Path) -> Path:
-    """Suppression against utility, one point for each dose: `dose.png`."""
+    """Suppression against the share of the metric that each row keeps least of, family by family: `dose.png`."""
     import matplotlib as mpl
 
     mpl.use("Agg")  # no display: figures are files
@@ -127,11 +194,11 @@ def draw(doses: Sequence[Dose], suite: Suite, folder: Path) -> Path:
 
     sns.set_theme(style="whitegrid", context="paper")
     figure, axes = plt.subplots(figsize=(6.4, 4.2))
-    _curve(axes, doses, sns.color_palette("colorblind")[0])
+    _families(axes, doses, sns.color_palette("colorblind"))
     axes.set(
-        xlabel="utility: % of the undefended model, least metric",
+        xlabel="utility: % of the undefended model, least metric of the row",
         ylabel="suppression: points taken from the best attack",
-        title=f"{suite.name}: what less pre-training keeps and suppresses",
+        title=f"{suite.name}: what trivial defenses keep and take",
     )
     path = folder / "dose.png"
     figure.savefig(path, dpi=160, bbox_inches="tight")
@@ -139,14 +206,17 @@ def draw(doses: Sequence[Dose], suite: Suite, folder: Path) -> Path:
     return path
 
 
-def _curve(axes: Axes, doses: Sequence[Dose], color: tuple[float, float, float]) -> None:
-    shown = [(one.fraction, one.retention, one.suppression) for one in doses if one.retention and one.suppression]
-    kept = [100 * retention.value for _, retention, _ in shown]
-    taken = [suppression.value for _, _, suppression in shown]
-    # Only the means are joined; with few seeds the intervals of utility would hide the curve.
-    axes.plot([*kept, 100.0], [*taken, 0.0], color=color, linewidth=1.0)
-    errors = [[suppression.value - suppression.low for _, _, suppression in shown],
-              [suppression.high - suppression.value for _, _, suppression in shown]]  # fmt: skip
-    axes.errorbar(kept, taken, yerr=errors, fmt="o", color=color, capsize=2, elinewidth=0.8, markersize=4)
-    for (fraction, _, _), x, y in zip(shown, kept, taken, strict=True):
-        axes.annotate(f"{100 * fraction:g} %", (x, y), xytext=(5, 4), textcoords="offset points", fontsize=8)
+def _families(axes: Axes, doses: Sequence[Dose], colors: Sequence[Any]) -> None:
+    """Each family in its colour; filled points are on the ladder."""
+    for color, family in zip(colors, dict.fromkeys(one.family for one in doses), strict=False):
+        known = [
+            (100 * one.retention.value, one.suppression.value, one.on_ladder)
+            for one in doses
+            if one.family == family and one.retention and one.suppression
+        ]
+        axes.plot([x for x, _, _ in known], [y for _, y, _ in known], color=color, linewidth=0.6)
+        for on_ladder, face in ((True, color), (False, "white")):
+            points = [(x, y) for x, y, on in known if on == on_ladder]
+            axes.scatter([x for x, _ in points], [y for _, y in points], color=face, edgecolor=color, s=22, zorder=3)
+        axes.plot([], [], "o", color=color, label=family or "others")
+    axes.legend(frameon=False)

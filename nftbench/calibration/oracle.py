@@ -1,9 +1,9 @@
 """A defense that truly works, in graded strengths: it must be found, and the strengths put in order.
 
-The grades are rows of one plugin, named from the weakest to the strongest. The attackers of this proof know just what
-the plugin claims to withstand. Every grade must be ranked, and take more from the attacker than the one before it. A
-grade is found if its claim holds and its whole interval lies beyond the trivial defenses. The strongest grade must be
-found, and so must every grade that is stronger than a found one. `power.py` says which grades are too weak to be seen.
+The grades are rows of one plugin, named from the weakest to the strongest. Every grade must be ranked, keep utility as
+far as can be told, and take more from the attacker than the one before it. A grade is found if its claim holds and the
+interval of its excess lies above zero. The strongest grade must be found, and so must every grade that is stronger than
+a found one. `power.py` says which grades are too weak to be seen.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from nftbench.errors import NftbenchError
 from nftbench.planning import registry
 from nftbench.planning.specs import canonical
 from nftbench.scoring import Score
-from nftbench.scoring.intervals import Interval, gap_by_seed
+from nftbench.scoring.intervals import RANKED_SEEDS, Interval, gap_by_seed
 from nftbench.scoring.table import UNKNOWN, Table, interval
 from nftbench.suites.schema import Suite
 
@@ -32,14 +32,16 @@ class Grade:
     rank: int | None
     reasons: tuple[str, ...]
     retention: Interval | None
+    badge: str | None
     suppression: Interval | None
     excess: Interval | None
     excess_family: str | None
     verdict: str | None
-    attacked_by_seed: Mapping[int, float]
-    """Points of the best attack, the mean over tasks."""
-    control_by_seed: Mapping[int, float]
-    """The same for the undefended model."""
+    suppression_by_seed: Mapping[int, float]
+
+    @property
+    def loses(self) -> bool:
+        return self.badge == "loses"
 
     @property
     def found(self) -> bool:
@@ -47,20 +49,22 @@ class Grade:
 
 
 def derive(suite: Suite, rows: Sequence[str], attacks: Sequence[str]) -> Suite:
-    """The grades beside the undefended model and the trivial defenses; attackers know what the claim names.
+    """The strengths beside the undefended model and the ladder; five seeds, the attackers that heed the oracle.
 
     Raises:
-        NftbenchError: no oracle is named, or the rows do not claim the same.
+        NftbenchError: the suite has no ladder, no oracle is named, the rows do not claim the same, or the attackers
+            know less than the claim grants them.
     """
+    derived.needs_ladder(suite, "oracle")
     if not rows:
         raise NftbenchError("--proof oracle: name its plugin with --plugin FILE and its strengths with --defenses")
     claims = {registry.create("defenses", row).claims for row in rows}
     claim = claims.pop()
     if claims or claim is None:
         raise NftbenchError("--proof oracle: its rows must all claim the same")
-    few = derived.quick(suite, attacks)
-    lacking = sorted(claim.knowledge - derived.knowledge(few))
-    if lacking:
+    few = derived.attackers(suite, attacks)
+    known = {name for text in few for name in registry.create("attacks", text).knowledge}
+    if lacking := sorted(claim.knowledge - known):
         raise NftbenchError(
             f"--proof oracle: the claim grants attackers {', '.join(lacking)}, which none of {', '.join(few)} uses; "
             "name one that does with --attacks"
@@ -68,10 +72,10 @@ def derive(suite: Suite, rows: Sequence[str], attacks: Sequence[str]) -> Suite:
     return derived.derive(
         suite,
         "oracle",
-        defenses=derived.distinct(["none"], derived.trivial(suite), [str(canonical("defenses", row)) for row in rows]),
-        attacks=derived.distinct(["none", "scratch"], few),
+        few,
+        defenses=derived.distinct(["none"], [str(canonical("defenses", row)) for row in rows]),
         ranking=claim.knowledge,
-        **derived.with_ladder(suite, few),
+        seeds=derived.seeds(suite, max(RANKED_SEEDS, len(suite.seeds))),
     )
 
 
@@ -80,8 +84,9 @@ def judge(suite: Suite, run: Run) -> Finding:
     if run.missing:
         return Finding(run.suite.name, failures=(run.missing,))
     scores = {one.defense: one for one in run.board().scores}
-    grades = [grade(run, scores[row]) for row in run.suite.defenses if scores[row].kind == "defense"]
+    grades = [grade(scores[row]) for row in run.suite.defenses if scores[row].kind == "defense"]
     failures = [f"{one.row} is not ranked: {'; '.join(one.reasons)}" for one in grades if one.standing == "unranked"]
+    failures += [f"{one.row} loses utility: keeps {interval(one.retention, 100)} %" for one in grades if one.loses]
     failures += [
         f"{weak.row} suppresses {interval(weak.suppression)}, no less than the stronger {strong.row}, "
         f"{interval(strong.suppression)}"
@@ -98,22 +103,22 @@ def judge(suite: Suite, run: Run) -> Finding:
     ]
     notes = [f"too weak to be found: {one.row}, excess {interval(one.excess)}" for one in grades[:first]]
     numbers = {"grades": [asdict(one) | {"found": one.found} for one in grades]}
-    return Finding(run.suite.name, (_table(run, grades),), numbers, tuple(failures), tuple(notes))
+    return Finding(run.suite.name, (_table(grades),), numbers, tuple(failures), tuple(notes))
 
 
-def grade(run: Run, score: Score) -> Grade:
+def grade(score: Score) -> Grade:
     return Grade(
         row=score.defense,
         standing=score.standing.group,
         rank=score.standing.rank,
         reasons=score.standing.reasons,
         retention=score.utility.retention,
+        badge=score.utility.badge,
         suppression=score.resistance.suppression,
         excess=score.excess.interval,
         excess_family=score.excess.family,
         verdict=score.claim.verdict,
-        attacked_by_seed=run.attacked(score.defense),
-        control_by_seed=run.attacked("none"),
+        suppression_by_seed=score.resistance.suppression_by_seed,
     )
 
 
@@ -121,7 +126,7 @@ def _value(found: Interval | None) -> float:
     return found.value if found is not None else 0.0
 
 
-def _table(run: Run, grades: Sequence[Grade]) -> Table:
+def _table(grades: Sequence[Grade]) -> Table:
     before: list[Grade | None] = [None, *grades[:-1]]
     rows = [
         (one.row, f"{one.rank or UNKNOWN}", one.standing, interval(one.suppression),
@@ -136,4 +141,4 @@ def _table(run: Run, grades: Sequence[Grade]) -> Table:
 def _more(weaker: Grade | None, grade: Grade) -> str:
     if weaker is None:
         return UNKNOWN
-    return interval(gap_by_seed(weaker.attacked_by_seed, grade.attacked_by_seed))
+    return interval(gap_by_seed(grade.suppression_by_seed, weaker.suppression_by_seed))

@@ -6,7 +6,7 @@ of finished runs. Records hold no findings, so either can be judged again at any
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -16,12 +16,12 @@ from nftbench.planning.plan import Plan
 from nftbench.records.record import CellId, Record
 from nftbench.records.store import Store
 from nftbench.scoring import Leaderboard, score
-from nftbench.scoring.grid import Grid, arrange
+from nftbench.scoring.grid import NONE, Grid, arrange
 from nftbench.scoring.intervals import Interval
 from nftbench.scoring.leaderboard import origin_problems
 from nftbench.scoring.points import mean_points
 from nftbench.scoring.table import Table
-from nftbench.suites.schema import Suite
+from nftbench.suites.schema import Family, Suite
 
 
 @dataclass(frozen=True)
@@ -31,13 +31,21 @@ class Run:
     suite: Suite
     planned: tuple[CellId, ...]
     records: tuple[Record, ...]
+    ladder: Mapping[str, Family] = field(default_factory=dict)
+    """The suite's families of trivial defenses, with specs as records write them."""
+    initialisations: tuple[str, ...] = ()
+    """The rows that are further initialisations of the undefended model."""
 
     @classmethod
     def of(cls, plan: Plan, records: Mapping[str, Record]) -> Run:
         """A plan's cells without yardsticks, with the records that exist."""
         cells = [cell for cell in plan.cells if plan.role(cell) != "yardstick"]
         return cls(
-            plan.suite, tuple(map(CellId.of, cells)), tuple(records[cell.key] for cell in cells if cell.key in records)
+            plan.suite,
+            tuple(map(CellId.of, cells)),
+            tuple(records[cell.key] for cell in cells if cell.key in records),
+            plan.ladder,
+            plan.initialisations,
         )
 
     @classmethod
@@ -50,7 +58,8 @@ class Run:
         store = Store(folder, cache)
         manifest, found = store.manifest(), store.records()
         records = tuple(found[cell.key] for cell in manifest.cells if cell.key in found)
-        return cls(manifest.suite, tuple(cell.id for cell in manifest.cells), records)
+        planned = tuple(cell.id for cell in manifest.cells)
+        return cls(manifest.suite, planned, records, manifest.ladder, manifest.initialisations)
 
     @property
     def missing(self) -> str:
@@ -68,28 +77,38 @@ class Run:
 
     def grid(self) -> Grid:
         """The records by cell."""
-        return arrange(self.records, self.planned, self.suite.ranking, self.suite.ladder)[0]
+        return arrange(self.records, self.planned, self.suite.ranking, self.ladder, self.initialisations)[0]
 
     def board(self) -> Leaderboard:
         """The leaderboard that the records make."""
-        return score(self.records, ranking=self.suite.ranking, ladder=self.suite.ladder, planned=self.planned)
+        return score(
+            self.records,
+            ranking=self.suite.ranking,
+            ladder=self.ladder,
+            initialisations=self.initialisations,
+            planned=self.planned,
+        )
 
-    def of_rows(self, rows: Iterable[str]) -> Run:
-        """The run as if only these defenses had been planned."""
-        kept = set(rows)
+    def at(self, seeds: Collection[int]) -> Run:
+        """The run as if only these base seeds had been planned."""
         return replace(
             self,
-            planned=tuple(cell for cell in self.planned if cell.defense in kept),
-            records=tuple(one for one in self.records if one.defense in kept),
+            planned=tuple(cell for cell in self.planned if cell.seed in seeds),
+            records=tuple(one for one in self.records if one.seed in seeds),
+        )
+
+    def by(self, attacks: Collection[str]) -> Run:
+        """The run as if no other attacks had been planned than these and `none`."""
+        kept = {NONE, *attacks}
+        return replace(
+            self,
+            planned=tuple(cell for cell in self.planned if cell.attack in kept),
+            records=tuple(one for one in self.records if one.attack in kept),
         )
 
     def without(self, attack: str) -> Run:
         """The run as if this attack had never been planned."""
-        return replace(
-            self,
-            planned=tuple(cell for cell in self.planned if cell.attack != attack),
-            records=tuple(one for one in self.records if one.attack != attack),
-        )
+        return self.by({cell.attack for cell in self.planned} - {attack})
 
     def attacked(self, row: str) -> dict[int, float]:
         """Points that the best attack at the ranking's knowledge reaches: means over tasks, by seed."""

@@ -1,33 +1,36 @@
-"""Releases that look protected and are not: none may be ranked with an effect, and some attack must break each.
+"""Releases that look protected and are not: none may be ranked with an excess above zero.
 
-Shams are plugins: defenses that rescale weights, hide behind hooks or lower the loss. They are attacked on one task, by
-attacks that know the release alone or the method too. An attack breaks a sham if two things hold. It ends within noise
-of where it ends on the undefended model: the interval of the difference covers zero. And it reaches nine tenths of the
-strongest attack's gain there, since with few seeds an interval covers much. It need not end within noise of the
-strongest attack: on the undefended model itself no single attack is the strongest everywhere. A sham that loses
-utility protects nothing, broken or not; the finding says so.
+Shams are plugins: defenses that rescale weights, hide behind hooks or train on what is scored. They are attacked as
+the suite attacks every row, on all ranked tasks and five seeds; what the referee detects may take a sham out of the
+ranking. Attacks that are named besides are no part of the score. They show what would break a sham that the suite's own
+attacks do not break; that a sham is held down by a flag alone is a finding too.
+
+An attack breaks a sham if two things hold. It ends within noise of where it ends on the undefended model: the interval
+of the difference covers zero. And it reaches nine tenths of the strongest attack's gain there, since with few seeds an
+interval covers much. It need not end within noise of the strongest attack: on the undefended model itself no single
+attack is the strongest everywhere. A sham that loses utility protects nothing, broken or not.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from statistics import fmean
 
 from nftbench.calibration import derived
 from nftbench.calibration.proof import Finding, Run, ranked_with_effect
+from nftbench.contract import Attack
 from nftbench.errors import NftbenchError
 from nftbench.planning import registry
 from nftbench.planning.specs import canonical
 from nftbench.scoring import Score
 from nftbench.scoring.grid import NONE, Grid
-from nftbench.scoring.intervals import Interval, gap_by_seed
+from nftbench.scoring.intervals import RANKED_SEEDS, Interval, gap_by_seed
 from nftbench.scoring.points import mean_points
 from nftbench.scoring.table import UNKNOWN, Table, interval
 from nftbench.suites.schema import Suite
 from nftbench.terms import OF_UPDATES
 
-KNOWLEDGE = frozenset({"method"})
 REGAINED = 0.9
 """The share of the strongest attack's gain on the undefended model that an attack must reach to have broken a sham."""
 
@@ -73,42 +76,33 @@ class Sham:
 
 
 def derive(suite: Suite, rows: Sequence[str], attacks: Sequence[str]) -> Suite:
-    """The shams beside the undefended model and the trivial defenses, on the suite's first task.
+    """The shams beside the undefended model and the ladder, under the suite's attacks and those that are named besides.
 
     Raises:
-        NftbenchError: no sham is named.
+        NftbenchError: the suite has no ladder, or no sham is named.
     """
+    derived.needs_ladder(suite, "shams")
     if not rows:
         raise NftbenchError("--proof shams: name them with --shams FOLDER or --plugin FILE")
-    few = derived.chosen(attacks, _catalogue(suite))
+    own = [text for text in suite.attacks if _counts(registry.create("attacks", text))]
     return derived.derive(
         suite,
         "shams",
-        defenses=derived.distinct(["none"], derived.trivial(suite), rows),
-        attacks=derived.distinct(["none"], few),
-        tasks=suite.tasks[:1],
-        **derived.with_ladder(suite, few),
-        ranking=derived.knowledge(few),
+        derived.distinct(["none"], derived.chosen((), own), attacks),
+        defenses=derived.distinct(["none"], [str(canonical("defenses", row)) for row in rows]),
+        seeds=derived.seeds(suite, max(RANKED_SEEDS, len(suite.seeds))),
     )
 
 
-def _catalogue(suite: Suite) -> list[str]:
-    """The attacks to try on shams: those of the suite, and all others with default parameters.
-
-    Left out are attacks that do not train, ignore the release, know more than the method or need a released update.
-    """
-    specs = [str(canonical("attacks", text)) for text in (*suite.attacks, *registry.available("attacks"))]
-    plugins = {spec: registry.create("attacks", spec) for spec in specs}
-    return [
-        spec
-        for spec, one in plugins.items()
-        if one.trains and one.uses_release and one.knowledge <= KNOWLEDGE and one.adaptation not in OF_UPDATES
-    ]
+def _counts(attack: Attack) -> bool:
+    """Whether the ranking counts the attack: it trains a release, or from scratch, without the owner's secret."""
+    return attack.trains and "secret" not in attack.knowledge and attack.adaptation not in OF_UPDATES
 
 
 def judge(suite: Suite, run: Run) -> Finding:
-    """Judge every sham, and say which attacks break it."""
-    grid, board = run.grid(), run.board()
+    """Judge every sham by the suite's own attacks, and say which attacks break it."""
+    own = {str(canonical("attacks", text)) for text in suite.attacks}
+    grid, board = run.grid(), run.by(own).board()
     if any(cell.defense == "none" for cell in grid.faults):
         return Finding(run.suite.name, failures=(run.missing,))
     shams = [_sham(run, grid, one) for one in board.scores if one.kind == "defense"]
@@ -117,16 +111,23 @@ def judge(suite: Suite, run: Run) -> Finding:
         for one in shams
         if one.taken_for_a_defense
     ]
-    failures += [f"no attack breaks {one.row}" for one in shams if not one.breakers and not one.useless]
-    notes = [f"no attack breaks {one.row}, which loses utility" for one in shams if _only_useless(one)]
+    notes = [note for one in shams if (note := _weakness(one, own))]
     notes += [run.missing] if run.missing else []
     numbers = {"shams": [asdict(one) | {"breakers": one.breakers} for one in shams]}
     found = (_rows(shams), _attacks(shams))
     return Finding(run.suite.name, found, numbers, tuple(failures), tuple(notes))
 
 
-def _only_useless(sham: Sham) -> bool:
-    return sham.useless and not sham.breakers
+def _weakness(sham: Sham, own: Collection[str]) -> str | None:
+    """What the benchmark owes to luck, or to a flag, about a sham that it does not take for a defense."""
+    if any(attack in own for attack in sham.breakers):
+        return None
+    if sham.breakers:
+        return f"{sham.row}: broken by {', '.join(sham.breakers)} alone, which the suite does not run"
+    if sham.useless:
+        return f"{sham.row}: no attack breaks it, and it loses utility"
+    held = f"a flag alone unranks it: {sham.reasons[0]}" if sham.reasons else "it is ranked without an effect"
+    return f"{sham.row}: no attack breaks it; {held}"
 
 
 def _sham(run: Run, grid: Grid, score: Score) -> Sham:
@@ -167,7 +168,7 @@ def _ends(run: Run, grid: Grid, row: str, attack: str) -> Mapping[int, float]:
 
 def _rows(shams: Sequence[Sham]) -> Table:
     return Table(
-        "Shams: each must be unranked or without an effect, and broken by some attack",
+        "Shams: none may be ranked with an excess above zero",
         ("row", "standing", "excess", "utility %", "claim", "broken by (points)", "why it is not ranked"),
         tuple(
             (one.row, one.standing, interval(one.excess), interval(one.retention, 100),

@@ -14,13 +14,12 @@ from nftbench.calibration import attacks
 from nftbench.calibration.proof import Run
 from nftbench.cli import main
 from nftbench.errors import NftbenchError
+from nftbench.planning.plan import plan
 from nftbench.records.record import CellId, Record
 from nftbench.records.store import Store
 from nftbench.scoring import score
 from nftbench.testing import tiny_suite
 from tests.factories import LADDER, TASKS, record, suite
-
-PUBLISHED = Path(__file__).parents[2] / "results" / "small"
 
 
 def records() -> list[Record]:
@@ -37,8 +36,7 @@ def records() -> list[Record]:
 
 def run_of(found: list[Record]) -> Run:
     planned = tuple(CellId.of(one) for one in found)
-    suite = tiny_suite(defenses=["none", "early_stop", "pmp"], ranking=[]).model_copy(update={"ladder": LADDER})
-    return Run(suite, planned, tuple(found))
+    return Run(tiny_suite(defenses=["none", "early_stop", "pmp"], ranking=[]), planned, tuple(found), LADDER)
 
 
 def test_leaving_an_attack_out_scores_as_a_run_without_it() -> None:
@@ -113,24 +111,24 @@ def test_other_than_one_run_is_refused() -> None:
         attacks.judge([run_of(suite()), run_of(suite())])
 
 
-def test_the_verb_reads_a_published_run(
+def test_the_verb_reads_a_finished_run(
     tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Two rows of the published run, copied: leaving out is from records alone, and writes elsewhere."""
-    published, copied = Store(PUBLISHED, tmp_path), Store(tmp_path / "run", tmp_path)
-    rows, manifest = ("none", "early_stop[fraction=0.9]"), published.manifest()
-    copied.write_manifest(replace(manifest, cells=tuple(cell for cell in manifest.cells if cell.defense in rows)))
-    for one in published.records().values():
-        if one.defense in rows:
-            copied.write(one)
+    """Leaving out is from records alone, and writes elsewhere."""
+    suite = tiny_suite(attacks=["full", "head"], ladder={"early_stop": ["early_stop"]}, seeds=[0, 1, 2])
+    whole, store = plan(suite), Store(tmp_path / "run", tmp_path)
+    store.write_manifest(whole.manifest(""))
+    for cell in whole.cells:
+        made = record(str(cell.defense), str(cell.attack), str(cell.task), cell.seed, 0.8, role=whole.role(cell))
+        store.write(replace(made, key=cell.key, row=whole.row(cell.defense)))
     monkeypatch.chdir(tmp_path)
     assert main(["calibrate", "small", "--proof", "attacks", "--from", "run"]) == 0
-    assert "small-attacks: reported" in capsys.readouterr().out
+    assert "tiny-attacks: reported" in " ".join(capsys.readouterr().out.split())
     found = json.loads(Path("runs/small-attacks/attacks.json").read_text())
     counted = sum(times for rows_ in found["strongest"].values() for times in rows_.values())
-    assert counted == 2 * 3 * 3  # rows, tasks, seeds
+    assert counted == 2 * 3  # rows, seeds
     assert main(["calibrate", "small", "--proof", "spread", "--from", "run"]) == 0
-    assert len(json.loads(Path("runs/small-spread/spread.json").read_text())["spreads"]) == 2 * 3
+    assert len(json.loads(Path("runs/small-spread/spread.json").read_text())["spreads"]) == 2 * 2  # task, all tasks
 
 
 def test_the_verb_says_which_file_or_proof_is_missing(

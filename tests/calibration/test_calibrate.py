@@ -101,7 +101,7 @@ def test_a_valid_suite_passes(derived: Plan) -> None:
         (changed(full=0.79), "toy_topic: the strongest attack ends at 79.0, not in 80 to 95"),
         (changed(full=0.96), "toy_topic: the strongest attack ends at 96.0, not in 80 to 95"),
         (changed(scratch=0.36), "toy_topic: training from scratch gains 11.4 points, at most 10 may be"),
-        (changed(early_stop=0.849), "half the pre-training lowers no utility metric measurably"),
+        (changed(early_stop=0.85), "half the pre-training lowers no utility metric measurably"),
         (changed(twin=0.75), "two undefended models differ: toy_agreement_pronoun by 10.03"),
     ],
 )
@@ -112,10 +112,10 @@ def test_each_fault_of_a_suite_is_named(derived: Plan, value: Value, failure: st
 
 
 def test_the_strongest_attack_is_picked_on_validation(derived: Plan) -> None:
-    records = made(derived, valid)
+    records = made(derived, changed(head=0.87))
     for key, one in records.items():
         if (one.defense, one.attack) == ("none", "head"):
-            records[key] = replace(one, validation=measurement(0.84), attacked=measurement(0.9))
+            records[key] = replace(one, attacked=measurement(0.92))
     (task,) = judged(derived, records).numbers["tasks"]
     assert task["attack"] == "full"
 

@@ -1,8 +1,7 @@
-"""The dose judge: a dose that is ranked is a failure, one that pays with utility or equals its control is none."""
+"""The dose judge: rows between the doses of a ladder, on its curve or above; a family that the ladder lacks."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 
 import matplotlib.image
@@ -11,75 +10,108 @@ import pytest
 
 from nftbench.calibration import dose
 from nftbench.calibration.proof import Finding, Run
+from nftbench.errors import NftbenchError
+from nftbench.planning import registry
 from nftbench.planning.plan import plan
-from nftbench.records.record import CellId, Record
-from nftbench.testing import tiny_suite
-from tests.factories import scratch, sweep
+from nftbench.records.record import CellId
+from nftbench.testing import check_defense, tiny_suite
+from tests.scoring import drawn
 
-SUITE = tiny_suite(defenses=["none", "early_stop[fraction=0.9]"], seeds=[0, 1, 2])
-SEEDS = (0.80, 0.82, 0.84)
-HONEST = {fraction: (0.3 * (1 - fraction), 0.5 + 0.25 * fraction) for fraction in dose.FRACTIONS}
-"""By dose: what it takes from the attacker, and its utility; 0.75 of a floor of 0.25 is whole."""
-
-
-def judged(doses: Mapping[float, tuple[float, float]]) -> Finding:
-    noise = (0.001, -0.002, 0.001)
-    records: list[Record] = [*sweep("none", SEEDS), *scratch([0.22] * 3)]  # on the line of the honest doses
-    for fraction, (taken, utility) in doses.items():
-        ends = [end - taken + error for end, error in zip(SEEDS, noise, strict=True)]
-        records += sweep(dose.spec(fraction), ends, utility=utility)
-    planned = [CellId.of(one) for one in records]
-    return dose.judge(SUITE, Run(dose.derive(SUITE, (), ()), tuple(planned), tuple(records)))
+COMPOSED = Path(__file__).parent / "short_then_noise.py"
+LADDER = {
+    "early_stop": ["early_stop[fraction=0.8]", "early_stop", "early_stop[fraction=0.1]"],
+    "noise": ["noise", "noise[scale=0.3]"],
+    "narrow": {"doses": ["narrow", "narrow[keep=0.4]"], "stairs": True},
+}
+SUITE = tiny_suite(ladder=LADDER, attacks=["full", "head"], ladder_attacks=["full"], initialisations=2)
 
 
-def test_the_derived_suite_holds_every_dose_once() -> None:
-    derived = dose.derive(SUITE, (), ())
-    assert derived.defenses == (
-        "none",
-        "early_stop[fraction=0.9]",
-        *(f"early_stop[fraction=0.{tenth}]" if tenth != 5 else "early_stop" for tenth in range(1, 9)),
-    )
-    assert derived.pretraining.checkpoints == dose.FRACTIONS  # 0.5 was among them
-    assert derived.ranking == frozenset({"method"})  # all that its attacks know: linear_probe is told the method
-    assert len(plan(derived).cells) == 3 * (
-        10 * (2 + 4) + 1
-    )  # two utilities and tasks unattacked, four attacks, scratch
+def judged(extra: dict[str, drawn.Truth], families: tuple[str, ...] = ("early_stop", "noise")) -> Finding:
+    """The ladder of random boards, and rows that take and keep so much."""
+    records = drawn.records(extra, np.random.default_rng(0))
+    ladder = {name: drawn.LADDER[name] for name in families}
+    suite = tiny_suite(name="tiny-dose", seeds=list(range(5)), ranking=["method", "data"])
+    run = Run(suite, tuple(CellId.of(one) for one in records), tuple(records), ladder, drawn.INITIALISATIONS)
+    return dose.judge(SUITE, run)
 
 
-def test_doses_that_pay_with_utility_are_not_taken_for_defenses() -> None:
-    found = judged(HONEST)
+def test_halfway_lie_the_reference_and_every_dose_of_each_family() -> None:
+    assert dose.between(SUITE, "early_stop") == [
+        "early_stop[fraction=0.9]", "early_stop[fraction=0.65]", "early_stop[fraction=0.3]",
+    ]  # fmt: skip
+    assert dose.between(SUITE, "noise") == ["noise[scale=0.05]", "noise[scale=0.2]"]
+    assert dose.between(SUITE, "narrow") == ["narrow[keep=0.85]", "narrow[keep=0.55]"]
+    one = tiny_suite(ladder={"noise": ["noise"]})
+    assert dose.between(one, "noise") == []
+
+
+def test_doses_that_differ_in_more_than_a_number_are_refused() -> None:
+    with pytest.raises(NftbenchError, match="the doses of mixed do not differ in one number alone"):
+        dose.between(tiny_suite(ladder={"mixed": ["noise", "early_stop"]}), "mixed")
+
+
+def test_the_derived_suite_holds_the_ladder_and_all_between(cache: object) -> None:
+    with registry.added(COMPOSED):
+        derived = dose.derive(SUITE, ["short_then_noise"], ())
+        whole = plan(derived)
+    assert derived.seeds == (0, 1, 2, 3, 4)
+    assert derived.pretraining.checkpoints == (0.3, 0.5, 0.65, 0.9)  # 0.5 is the suite's own
+    assert derived.attacks == ("none", "scratch", "full")
+    assert derived.ranking == SUITE.ranking
+    attacked = {str(cell.defense) for cell in whole.cells if str(cell.attack) == "full"}
+    halfway = {row for family in LADDER for row in dose.between(SUITE, family)}
+    assert attacked == {"none", "short_then_noise", *SUITE.doses, *halfway}
+    with pytest.raises(NftbenchError, match="tiny has no ladder"):
+        dose.derive(tiny_suite(), (), ())
+
+
+def test_two_families_composed_are_a_plugin_as_any(cache: Path) -> None:
+    with registry.added(COMPOSED):
+        check_defense("short_then_noise")
+
+
+def test_models_on_the_curve_are_not_taken_for_defenses() -> None:
+    found = judged({"half": drawn.trivial(0.4), "little": drawn.trivial(0.1)})
     assert found.failures == ()
-    rows = {one["fraction"]: one for one in found.numbers["doses"]}
-    assert rows[0.5]["suppression"]["value"] == pytest.approx(15.0)
-    assert rows[0.5]["retention"]["value"] == pytest.approx((0.625 - 0.25) / 0.5)
-    assert rows[0.5]["excess"]["value"] == pytest.approx(0.0, abs=1e-6)  # it lies on the line of the others
-    assert rows[0.5]["standing"] == "preliminary"
+    rows = {one["row"]: one for one in found.numbers["doses"]}
+    assert rows.keys() == {"half", "little", *(d for family in drawn.LADDER.values() for d in family.doses)}
+    assert rows["half"]["excess"]["low"] <= 0 < rows["half"]["suppression"]["low"]
+    assert (rows["half"]["family"], rows["half"]["on_ladder"]) == (None, False)
+    assert rows["noise[dose=3]"]["on_ladder"]
 
 
-@pytest.mark.parametrize("taken", [0.20, 0.09])
-def test_a_dose_that_is_ranked_is_a_failure(taken: float) -> None:
-    found = judged({**HONEST, 0.8: (taken, 0.75), 0.9: (0.01, 0.75)})
+def test_a_model_above_the_curve_is_a_failure() -> None:
+    found = judged({"lucky": drawn.Truth(20.0, drawn.kept(0.1))})
     (failure,) = found.failures
-    assert "early_stop[fraction=0.8] is taken for a defense: preliminary" in failure
-    assert f"{100 * taken - 1:.1f}" in failure  # beyond the weaker dose, which keeps as much
+    assert failure.startswith("lucky is taken for a defense: excess ")
+    assert " over noise on " in failure
 
 
-def test_a_dose_like_another_has_no_effect() -> None:
-    assert judged({**HONEST, 0.8: (0.01, 0.75), 0.9: (0.01, 0.75)}).failures == ()
+def test_a_family_that_the_ladder_lacks_is_reported_and_no_failure() -> None:
+    """`noise` takes a fifth more than `early_stop` at each loss of utility, so without it most of that is excess."""
+    found = judged({})
+    assert found.failures == ()
+    ((family, seen, most, row), (_, seen_noise, most_noise, _)) = found.tables[1].rows
+    assert family == "early_stop"
+    assert seen == "0 of 5"
+    strongest = next(one for one in found.numbers["doses"] if one["row"] == "noise[dose=4]")
+    assert strongest["without_family"]["value"] > strongest["excess"]["value"] + 1
+    assert float(most_noise.split()[0]) > float(most.split()[0])
+    assert row.startswith("early_stop")
+    assert seen_noise.endswith("of 5")
 
 
 def test_a_missing_dose_is_a_failure() -> None:
-    doses = {**HONEST}
-    del doses[0.3]
-    records = sweep("none", SEEDS)
-    derived = dose.derive(SUITE, (), ())
-    planned = [CellId(row, "none", "pairs", seed) for row in derived.defenses for seed in range(3)]
-    (failure,) = dose.judge(SUITE, Run(derived, tuple(planned), tuple(records))).failures
-    assert failure.startswith("27 of 30 cells have no result")
+    records = drawn.records({}, np.random.default_rng(0))
+    planned = tuple(CellId.of(one) for one in records)
+    kept = tuple(one for one in records if one.defense != "noise[dose=2]")
+    suite = tiny_suite(name="tiny-dose", seeds=list(range(5)))
+    (failure,) = dose.judge(SUITE, Run(suite, planned, kept, drawn.LADDER, drawn.INITIALISATIONS)).failures
+    assert "cells have no result" in failure
 
 
-def test_the_curve_is_drawn(tmp_path: Path) -> None:
-    found = judged(HONEST)
+def test_the_curves_are_drawn(tmp_path: Path) -> None:
+    found = judged({"half": drawn.trivial(0.4)})
     assert found.draw is not None
     path = found.draw(tmp_path)
     assert path == tmp_path / "dose.png"

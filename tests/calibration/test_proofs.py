@@ -9,13 +9,12 @@ import pytest
 import yaml
 
 from nftbench import calibration
-from nftbench.calibration import dose
 from nftbench.cli import main
 from nftbench.errors import NftbenchError
 from nftbench.planning import registry
 from nftbench.testing import tiny_suite
 
-ORACLE = Path(__file__).parent / "oracle.py"
+ORACLE = Path(__file__).parent / "planted.py"
 SHAM = """
 from dataclasses import dataclass
 from typing import ClassVar
@@ -37,10 +36,10 @@ def tiny(cache: Path, added: object, tmp_path: Path, monkeypatch: pytest.MonkeyP
     """A folder with a suite, in which the verb is called."""
     monkeypatch.chdir(tmp_path)
     suite = tiny_suite(
-        defenses=["none", "early_stop"],
         attacks=["none", "linear_probe"],
+        ladder={"early_stop": ["early_stop", "early_stop[fraction=0.2]"]},
+        initialisations=2,
         budget={"durations": [2], "restarts": 1, "extension": 0},
-        seeds=[0, 1, 2],
     )
     Path("tiny.yaml").write_text(yaml.safe_dump(suite.model_dump(mode="json")))
     return tmp_path
@@ -55,7 +54,7 @@ def read(proof: str) -> dict[str, object]:
 
 
 def test_doses_are_run_and_judged_and_judged_again(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    code = main(["calibrate", "tiny.yaml", "--proof", "dose", "--jobs", "1", "--set", "seeds=[0]"])
+    code = main(["calibrate", "tiny.yaml", "--proof", "dose", "--jobs", "1"])
     found = read("dose")
     assert "jobs to run" in capsys.readouterr().out
     assert main(["calibrate", "tiny.yaml", "--proof", "dose", "--from", "runs/tiny-dose", "--out", "again"]) == code
@@ -63,7 +62,9 @@ def test_doses_are_run_and_judged_and_judged_again(tiny: Path, capsys: pytest.Ca
     again = json.loads(Path("again/dose.json").read_text())
     assert {**again, "command": found["command"]} == found
     assert main(["calibrate", "tiny.yaml", "--proof", "null", "--from", "runs/tiny-dose"]) == 2
-    assert [one["row"] for one in found["doses"]] == [dose.spec(fraction) for fraction in dose.FRACTIONS]  # type: ignore[attr-defined]
+    assert {one["row"] for one in found["doses"]} == {  # type: ignore[attr-defined]
+        "early_stop[fraction=0.75]", "early_stop", "early_stop[fraction=0.35]", "early_stop[fraction=0.2]",
+    }  # fmt: skip
     assert Path("runs/tiny-dose/dose.png").exists()
 
 
@@ -73,7 +74,7 @@ def test_shams_are_run_and_judged_and_a_second_call_runs_nothing(
     (tiny / "shams").mkdir()
     (tiny / "shams/nothing.py").write_text(SHAM)
     (tiny / "shams/__init__.py").write_text("")
-    words = ["--proof", "shams", "--shams", "shams", "--attacks", "linear_probe", "--jobs", "1"]
+    words = ["--proof", "shams", "--shams", "shams", "--jobs", "1"]
     main(["calibrate", "tiny.yaml", *words])
     capsys.readouterr()
     main(["calibrate", "tiny.yaml", *words])
@@ -86,22 +87,22 @@ def test_shams_are_run_and_judged_and_a_second_call_runs_nothing(
     assert main(["calibrate", "tiny.yaml", "--proof", "shams", "--shams", "elsewhere"]) == 2
 
 
-WORDS = ["--proof", "oracle", "--plugin", str(ORACLE), "--defenses", "oracle[strength=0.25],oracle", "--jobs", "1"]
+WORDS = ["--proof", "oracle", "--plugin", str(ORACLE), "--defenses", "planted[withheld=0.25],planted", "--jobs", "1"]
+WORDS += ["--attacks", "planted[attack=heal]"]
 
 
 def test_the_oracle_is_run_and_judged(tiny: Path) -> None:
     main(["calibrate", "tiny.yaml", *WORDS])
-    assert [one["row"] for one in read("oracle")["grades"]] == ["oracle[strength=0.25]", "oracle"]  # type: ignore[attr-defined]
+    assert [one["row"] for one in read("oracle")["grades"]] == ["planted[withheld=0.25]", "planted"]  # type: ignore[attr-defined]
 
 
 @pytest.mark.slow
 def test_power_is_read_from_both_runs(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
     main(["calibrate", "tiny.yaml", *WORDS])
     main(["calibrate", "tiny.yaml", "--proof", "null", "--jobs", "1"])
-    rates = read("null")["rates"]
-    assert len(rates) == 4  # type: ignore[arg-type]
-    assert main(["calibrate", "tiny.yaml", "--proof", "power"]) == 0
-    assert next(one["source"] for one in read("power")["spreads"]) == "two undefended models"  # type: ignore[attr-defined]
+    assert {one["seeds"] for one in read("null")["shares"]} == {3, 5}  # type: ignore[attr-defined]
+    main(["calibrate", "tiny.yaml", "--proof", "power"])
+    assert {one["row"] for one in read("power")["detections"]} == {"planted[withheld=0.25]", "planted"}  # type: ignore[attr-defined]
     assert main(["calibrate", "tiny.yaml", "--proof", "power", "--from", "runs/tiny-null"]) == 2
     assert "one run of the proof oracle" in capsys.readouterr().err
 
@@ -110,7 +111,7 @@ def test_power_is_read_from_both_runs(tiny: Path, capsys: pytest.CaptureFixture[
     ("words", "option"),
     [
         (["--proof", "null", "--defenses", "pmp"], "--defenses"),
-        (["--proof", "dose", "--shams", "shams"], "--shams"),
+        (["--proof", "null", "--shams", "shams"], "--shams"),
         (["--defenses", "pmp"], "--defenses"),
         (["--proof", "null", "--from", "runs/tiny-null", "--attacks", "full"], "--attacks"),
         (["--proof", "oracle", "--from", "runs/tiny-oracle", "--device", "cpu"], "--device"),
@@ -129,12 +130,16 @@ def test_an_option_that_a_proof_does_not_heed_is_refused(
 @pytest.mark.parametrize("proof", ["calibration", "null", "dose", "shams", "oracle"])
 def test_a_proof_needs_an_attack_that_trains_the_release(tiny: Path, proof: str) -> None:
     registry.add_file(ORACLE)
+    derive = calibration.PROOFS[proof].derive  # type: ignore[union-attr]
     for attacks in (["none"], ["scratch"], ["none", "authorized"]):
+        suite = tiny_suite(ladder={"noise": ["noise"]}, attacks=attacks)
         with pytest.raises(NftbenchError, match="needs an attack that trains the release"):
-            calibration.PROOFS[proof].derive(tiny_suite(), ["oracle"], attacks)  # type: ignore[union-attr]
-    twice = ["none", "scratch", "linear_probe", "linear_probe"]
-    derived = calibration.PROOFS[proof].derive(tiny_suite(), ["oracle"], twice)  # type: ignore[union-attr]
-    assert sorted(derived.attacks) == ["linear_probe", "none", "scratch"]
+            derive(suite, ["planted"], () if proof == "shams" else attacks)
+    twice = ["none", "scratch", "planted[attack=heal]", "planted[attack=heal]"]
+    derived = derive(tiny_suite(ladder={"noise": ["noise"]}, attacks=["linear_probe"]), ["planted"], twice)
+    own = {"linear_probe"} if proof == "shams" else set()
+    assert set(derived.attacks) == {"none", "scratch", "planted[attack=heal]"} | own
+    assert len(set(derived.attacks)) == len(derived.attacks)
 
 
 def test_every_proof_is_known() -> None:

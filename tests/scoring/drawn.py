@@ -86,7 +86,7 @@ def records(
         found += [_attack(name, "none", seed, 30.0) for seed in range(seeds)]
         found += [_attack(name, "full", seed, end) for seed, end in enumerate(ends)]
     found += [_attack("none", "scratch", seed, SCRATCH + level[seed]) for seed in range(seeds)]
-    for name, truth in [*rows.items(), *((twin, Truth(0.0)) for twin in INITIALISATIONS)]:
+    for name, truth in [*rows.items(), *((twin, Truth(0.0)) for twin in INITIALISATIONS if twin not in rows)]:
         shares = truth.retention + spread * generator.normal(0, 1, (seeds, len(METRICS)))
         found += [
             _utility(name, metric, seed, shares[seed, at]) for seed in range(seeds) for at, metric in enumerate(METRICS)

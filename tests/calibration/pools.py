@@ -1,0 +1,27 @@
+"""Runs of the proof `null` drawn at random: undefended models, all attacked, beside a ladder of trivial defenses."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from nftbench.calibration.proof import Run
+from nftbench.records.record import CellId, Record
+from nftbench.testing import tiny_suite
+from tests.scoring import drawn
+
+MODELS = ("none", *drawn.INITIALISATIONS, "twin[index=4]")
+
+
+def records(seed: int, seeds: int = 7, noise: float = 0.03) -> list[Record]:
+    """Undefended models that differ by chance alone, of weights of their own."""
+    truths = dict.fromkeys(MODELS[1:], drawn.Truth(0.0))
+    found = drawn.records(truths, np.random.default_rng(seed), seeds=seeds, noise=noise)
+    return [replace(one, release_sha256=f"{one.defense}{one.seed}") for one in found]
+
+
+def run_of(found: list[Record], name: str = "tiny-null") -> Run:
+    seeds = sorted({one.seed for one in found})
+    suite = tiny_suite(name=name, seeds=seeds, defenses=MODELS, ranking=["method", "data"])
+    return Run(suite, tuple(CellId.of(one) for one in found), tuple(found), drawn.LADDER, MODELS[1:])
