@@ -15,7 +15,7 @@ from nftbench.errors import NftbenchError
 from nftbench.models import networks, returned
 from nftbench.planning.specs import task_spec
 from nftbench.records.store import Store
-from nftbench.running import isolation, packing
+from nftbench.running import attacking, isolation, packing
 from nftbench.running.owner import Owner
 from nftbench.running.workspace import Workspace, load_task
 from nftbench.training import engine
@@ -25,8 +25,6 @@ WriteFile = Callable[[str, str], Path]
 RunAll = Callable[..., dict[tuple[str, str, str, int], Any]]
 Bare = Callable[[Any], Any]
 
-_script: Any = exec
-"""A function of the standard library that a child can call: it runs the order as Python code."""
 DEFENSE = """
 @dataclass(frozen=True)
 class Mine(Defense):
@@ -157,6 +155,10 @@ marker = MARKER[::-1]
 held = [item for item in gc.get_objects() if type(item) in (tuple, list, dict)]
 texts = [v for item in held for v in (item.values() if isinstance(item, dict) else item) if isinstance(v, str)]
 assert not any(marker in text for text in texts), "a scored document"
+import sys
+kinds = ("nftbench.attacks.", "nftbench.defenses.", "nftbench_plugin")
+plugins = {name for name in sys.modules if name.startswith(kinds)}
+assert plugins == {__name__, type(context.defense).__module__}, plugins
 kinds = {type(item).__name__ for item in gc.get_objects()}
 assert "Attacker" in kinds, "what is looked at"
 assert not kinds & {"Workspace", "Plan", "Suite", "Store", "Secret", "Job"}, kinds
@@ -228,13 +230,27 @@ def test_an_attack_finds_neither_scored_documents_nor_secrets_and_dies_alone(
         assert {found[row, name].status for name in ("exits", "crashes", "wraps")} == {"failed"}
 
 
+class Code:
+    """What runs Python code when it is read back: an order for a child that needs no function of its own."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return exec, (self.text,)
+
+
+def child(text: str, store: Store, limit: float) -> float:
+    with isolation.folder(store) as folder:
+        return isolation.run(attacking.perform, packing.pack(Code(text)), folder, store, limit=limit)
+
+
 def test_a_child_that_is_killed_or_late_is_told_apart(tmp_path: Path) -> None:
     store = Store(tmp_path / "results", tmp_path / "cache")
-    with isolation.folder(store) as folder, pytest.raises(isolation.KilledError, match="out of memory"):
-        isolation.run(_script, b"import os\nos.kill(os.getpid(), 9)", folder, store, limit=60)
-    endless = b"import subprocess, time\nsubprocess.Popen(['sleep', '4321'])\ntime.sleep(60)"
-    with isolation.folder(store) as folder, pytest.raises(isolation.TooLongError, match="stopped after 2 s"):
-        isolation.run(_script, endless, folder, store, limit=2)
+    with pytest.raises(isolation.KilledError, match="out of memory"):
+        child("import os; os.kill(os.getpid(), 9)", store, 60)
+    with pytest.raises(isolation.TooLongError, match="stopped after 2 s"):
+        child("import subprocess, time; subprocess.Popen(['sleep', '4321']); time.sleep(60)", store, 2)
     lines = [path.read_bytes() for path in Path("/proc").glob("[0-9]*/cmdline")] if Path("/proc").is_dir() else []
     assert b"sleep\x004321\x00" not in lines, "what the child has started is stopped with it"
     assert list((store.cache / "exchange").iterdir()) == []
@@ -246,21 +262,14 @@ def test_a_tensor_is_sent_without_the_memory_beside_it() -> None:
     assert torch.equal(packing.unpack(packing.pack(whole[:2])), whole[:2])
 
 
-class Trap:
-    """What it is read back as runs code."""
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return print, ("run",)
-
-
 def test_a_network_that_runs_code_when_it_is_read_is_refused(
     workspace: MakeWorkspace, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     release = Owner(workspace(), 0).build().network
     hidden = nn.Linear(2, 2)
-    hidden.trap = Trap()  # type: ignore[assignment]
+    hidden.trap = Code("print('run')")  # type: ignore[assignment]
     returned.save(hidden, tmp_path / "network.pt")
-    with pytest.raises(NftbenchError, match=r"holds builtins\.print"):
+    with pytest.raises(NftbenchError, match=r"holds builtins\.exec"):
         returned.load(tmp_path / "network.pt", release, "cpu")
     assert "run" not in capsys.readouterr().out
 
