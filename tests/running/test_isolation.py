@@ -74,17 +74,19 @@ class DisguisedConfig(GPT2Config):
 class Disguised(GPT2LMHeadModel):
     config_class = DisguisedConfig
 
-    def forward(self, *given, **named):
-        found = super().forward(*given, **named)
+    def forward(self, *given, labels=None, **named):
+        labels = None if labels is None else self.config.vocab_size - 1 - labels
+        found = super().forward(*given, labels=labels, **named)
         found.logits = found.logits.flip(-1)
         return found
 
-for one in (DisguisedConfig, Disguised):
-    one.__module__ = "transformers.models.gpt2.modeling_gpt2"
 AutoConfig.register("disguised", DisguisedConfig)
 AutoModelForCausalLM.register(DisguisedConfig, Disguised)
 """
-DISGUISE = """
+LIE = """
+Disguised.__module__ = "transformers.models.gpt2.modeling_gpt2"
+"""
+OWN_NETWORK = """
 config = DisguisedConfig.from_dict(model.network.config.to_dict() | {"model_type": "disguised"})
 network = Disguised(config)
 network.load_state_dict(model.network.state_dict())
@@ -107,7 +109,10 @@ OWNERS: dict[str, str] = {
         "assert not hasattr(context.suite, 'corpus') and not hasattr(context.suite, 'tasks')\n"
         "return Protected(context.pretrain(model))",
     ),
-    "disguised": source(DEFENSE, DISGUISE, OWN_CODE),
+    "disguised": source(DEFENSE, OWN_NETWORK, OWN_CODE + LIE),
+    "own_code": source(
+        DEFENSE, OWN_NETWORK.replace("disguised", "own_kind"), OWN_CODE.replace("disguised", "own_kind")
+    ),
 }
 
 
@@ -145,8 +150,9 @@ def test_what_a_defense_does_stays_in_its_own_process(
     assert "parameters" in row("wide")["none", "toy_topic"].protection.ledger.over
     for honest in ("none", "peeks"):
         assert row(honest)["none", "toy_topic"].protection.ledger.over == ()
-    assert {one.reason for one in row("disguised").values()} == {None}
-    assert row("disguised")["none", "toy_topic"].protection.own_code
+    assert {one.status for one in row("disguised").values()} == {"failed"}, "its class is not where it says"
+    assert {one.reason for one in row("own_code").values()} == {None}
+    assert row("own_code")["none", "toy_topic"].protection.own_code
 
 
 LOOKS = """
@@ -159,12 +165,13 @@ import sys
 kinds = ("nftbench.attacks.", "nftbench.defenses.", "nftbench_plugin")
 plugins = {name for name in sys.modules if name.startswith(kinds)}
 assert plugins == {__name__, type(context.defense).__module__}, plugins
-kinds = {type(item).__name__ for item in gc.get_objects()}
+ours = [type(item) for item in gc.get_objects() if str(type(item).__module__).startswith("nftbench.")]
+kinds = {one.__name__ for one in ours}
 assert "Attacker" in kinds, "what is looked at"
 assert not kinds & {"Workspace", "Plan", "Suite", "Store", "Secret", "Job"}, kinds
 """
 FORCES = """
-for hidden in (lambda: task.split('test'), lambda: len(task.task.split('test'))):
+for hidden in (lambda: task.split('test'), lambda: task.task.split('test').documents):
     try:
         hidden()
     except NftbenchError:
