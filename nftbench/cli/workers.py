@@ -8,6 +8,7 @@ import signal
 from multiprocessing import forkserver
 
 from nftbench.device import Device
+from nftbench.running import isolation
 
 MEMORY = 2 * 1024**3
 """Bytes that one worker may need: torch and transformers alone take half a gigabyte."""
@@ -33,7 +34,7 @@ def start_server() -> None:
 
     It and the workers ignore Ctrl-C, which only the main process handles. Otherwise each would print a traceback.
     """
-    multiprocessing.get_context("forkserver").set_forkserver_preload(["nftbench.running.referee"])
+    multiprocessing.get_context("forkserver").set_forkserver_preload(isolation.PRELOADED)
     handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         forkserver.ensure_running()

@@ -152,17 +152,21 @@ def attack(order: Order, folder: Path, store: Store, owners_code: str | None = N
     Args:
         owners_code: spec of the defense, if the release can only be opened with its code.
     """
-    tasks = [task for goal in order.goals for task in (goal.task, *goal.others.values())]
-    hidden = [split for task in tasks for split in packing.splits(task, ("selection", "test"))]
-    content = packing.pack(Envelope(packing.pack(order, hidden), owners_code))
     died: NftbenchError | None = None
     # The budget limits each sweep and all preparation. This limit stops an attack that does not ask for the time.
     limit = 4 * order.budget.timeout * (1 + len(order.goals))
     try:
-        isolation.run(perform, content, folder, store, limit=limit)
+        isolation.run(perform, packed(order, owners_code), folder, store, limit=limit)
     except NftbenchError as error:
         died = error
     return Returned(folder, order.release.model.network, order.device, died)
+
+
+def packed(order: Order, owners_code: str | None = None) -> bytes:
+    """An order as it is sent to the attack's process: without test splits."""
+    tasks = [task for goal in order.goals for task in (goal.task, *goal.others.values())]
+    hidden = [split for task in tasks for split in packing.splits(task, ("selection", "test"))]
+    return packing.pack(Envelope(packing.pack(order, hidden), owners_code))
 
 
 def perform(content: bytes, folder: Path) -> None:

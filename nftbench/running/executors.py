@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Literal
 from nftbench.planning import registry
 from nftbench.planning.plan import Job
 from nftbench.records.record import Record
+from nftbench.running import isolation
 
 if TYPE_CHECKING:
     from nftbench.running.workspace import Workspace
@@ -117,7 +118,7 @@ class _Pool:
 
     def start(self) -> ProcessPoolExecutor:
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["nftbench.running.referee"])
+        context.set_forkserver_preload(isolation.PRELOADED)
         return ProcessPoolExecutor(self.workers, context, _enter_worker, (registry.added_files(),))
 
     def submit(self) -> Iterator[Event]:

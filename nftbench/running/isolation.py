@@ -28,8 +28,8 @@ from nftbench.planning import registry
 from nftbench.records.store import Store
 from nftbench.running import landlock
 
-PRELOADED = "nftbench.running.referee"
-"""The module that the server imports before anything is forked from it. It imports no plugin."""
+PRELOADED = ["nftbench.running.referee", "nftbench.methods"]
+"""The modules that the server imports before anything is forked from it. They import no plugin."""
 PATIENCE = 0.02
 """The longest pause, in seconds, between two looks at whether a child has ended."""
 
@@ -138,7 +138,7 @@ def aside(function: Callable[..., Any], *arguments: Any) -> None:
         NftbenchError: what the function raised, as text, or that its process died.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([PRELOADED])
+    context.set_forkserver_preload(PRELOADED)
     ours, theirs = context.Pipe(duplex=False)
     with _no_main_module():
         process = context.Process(target=_aside, args=(registry.added_files(), function, arguments, theirs))
@@ -174,7 +174,7 @@ def _parent(referee: int) -> Connection:
         referee: this process, because a forked process has to start its own.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([PRELOADED])
+    context.set_forkserver_preload(PRELOADED)
     ours, theirs = context.Pipe()
     with _no_main_module():
         context.Process(target=_serve, args=(theirs,), daemon=False).start()

@@ -217,7 +217,12 @@ def _rewrite(row: RowEvidence) -> str | None:
 
 @_flag("ledger", "unrank")
 def _ledger(row: RowEvidence) -> str | None:
-    """More training or a larger network buys utility that a defense may spend, and the reference has neither."""
+    """More training or a larger network buys utility that a defense may spend, and the reference has neither.
+
+    Task-aware defenses have tables of their own, and tune the finished model for as long as their papers do.
+    """
+    if row.score.row.task_aware:
+        return None
     over = [(one.ledger, name) for one in row.protections if one.ledger is not None for name in one.ledger.over]
     if not over:
         return None

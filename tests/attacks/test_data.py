@@ -21,7 +21,7 @@ from nftbench.running import referee
 from nftbench.running.attacker import Attacker
 from nftbench.running.owner import make_base
 from nftbench.running.referee import Referee
-from nftbench.running.workspace import Workspace, forget_tasks, load_task
+from nftbench.running.workspace import Workspace, forget_tasks
 from nftbench.testing import ARCHITECTURES, FirstWord, Questions, tiny_suite
 
 MakeWorkspace = Callable[..., Workspace]
@@ -66,9 +66,7 @@ def given(workspace: Workspace, attack: str) -> Task:
     """The task as the referee loads it for an attack."""
     job = next(job for job in workspace.plan.jobs() if str(job.attack) == attack)
     release, cell = Release(make_base(workspace, 0)), job.cells[0]
-    return Referee(workspace, job).training_task(
-        cell, release, load_task(workspace, cell.task, cell.seed, release.model)
-    )
+    return Referee(workspace, job).training_task(cell, release)
 
 
 @pytest.mark.parametrize(("spec", "all_of_it"), [("toy_topic", 4000), ("sliced", 54)])

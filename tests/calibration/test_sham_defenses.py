@@ -66,7 +66,7 @@ def release(here: Workspace, spec: str) -> tuple[Model, Any]:
     """What an attacker downloads, and what the referee found."""
     job = next(job for job in here.plan.jobs() if job.defense == canonical("defenses", spec))
     folder = make_release(here, job.defense, job.seed, job.release)
-    return open_release(here, job.seed, folder), load_protection(here, job.release)
+    return open_release(here, folder), load_protection(here, job.release)
 
 
 @torch.no_grad()

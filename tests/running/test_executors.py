@@ -17,7 +17,7 @@ import pytest
 
 from nftbench.planning.plan import plan
 from nftbench.records.store import Store
-from nftbench.running import executors
+from nftbench.running import executors, referee
 from nftbench.running.workspace import Workspace
 from nftbench.testing import tiny_suite
 
@@ -35,7 +35,7 @@ DRIVE = """
 import json, sys
 from pathlib import Path
 from nftbench.cli import workers as processes
-from nftbench.running import executors
+from nftbench.running import executors, referee
 from nftbench.planning.plan import plan
 from nftbench.records.store import Store
 from nftbench.running.workspace import Workspace
@@ -244,22 +244,22 @@ def test_events_say_what_starts_and_finishes(workspace: MakeWorkspace) -> None:
 def test_a_record_that_cannot_be_written_fails_its_own_cells_only(
     workspace: MakeWorkspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An error outside the plugins' own methods: the disk is full for a moment while `full` writes its record."""
-    here, full_disk, fsync = workspace(attacks=["none", "full", "head"]), list[str](), os.fsync
+    """An error outside the plugins' own methods: a folder stands in the place of a record's file for a while."""
+    here, fail = workspace(attacks=["none", "full", "head"]), referee.fail
+    (blocked,) = (here.store.path(cell) for cell in here.plan.cells if cell.attack.name == "full")
+    blocked.mkdir(parents=True)
 
-    def failing(handle: int) -> None:
-        if full_disk:
-            raise OSError(full_disk.pop())
-        fsync(handle)
+    def unblocked(*given: Any) -> Any:
+        blocked.rmdir()
+        return fail(*given)
 
-    monkeypatch.setattr(os, "fsync", failing)
-    for event in executors.run(here, here.plan.jobs(), 1):
-        if (event.kind, event.stage, str(event.job.attack)) == ("started", "attack", "full"):
-            full_disk.append("no space left on device")
+    monkeypatch.setattr(referee, "fail", unblocked)
+    for _ in executors.run(here, here.plan.jobs(), 1):
+        pass
     found = found_in(here.store.results)
     assert {attack: record.status for (_, attack, *_), record in found.items()} == {
         "none": "ok",
         "full": "failed",
         "head": "ok",
     }
-    assert "no space left on device" in found["none", "full", "toy_topic", 0].reason
+    assert "IsADirectoryError" in found["none", "full", "toy_topic", 0].reason

@@ -15,7 +15,7 @@ from nftbench.errors import NftbenchError
 from nftbench.models import networks, returned
 from nftbench.planning.specs import task_spec
 from nftbench.records.store import Store
-from nftbench.running import isolation, packing
+from nftbench.running import attacking, isolation, packing
 from nftbench.running.owner import Owner
 from nftbench.running.workspace import Workspace, load_task
 from nftbench.training import engine
@@ -25,8 +25,6 @@ WriteFile = Callable[[str, str], Path]
 RunAll = Callable[..., dict[tuple[str, str, str, int], Any]]
 Bare = Callable[[Any], Any]
 
-_script: Any = exec
-"""A function of the standard library that a child can call: it runs the order as Python code."""
 DEFENSE = """
 @dataclass(frozen=True)
 class Mine(Defense):
@@ -76,17 +74,19 @@ class DisguisedConfig(GPT2Config):
 class Disguised(GPT2LMHeadModel):
     config_class = DisguisedConfig
 
-    def forward(self, *given, **named):
-        found = super().forward(*given, **named)
+    def forward(self, *given, labels=None, **named):
+        labels = None if labels is None else self.config.vocab_size - 1 - labels
+        found = super().forward(*given, labels=labels, **named)
         found.logits = found.logits.flip(-1)
         return found
 
-for one in (DisguisedConfig, Disguised):
-    one.__module__ = "transformers.models.gpt2.modeling_gpt2"
 AutoConfig.register("disguised", DisguisedConfig)
 AutoModelForCausalLM.register(DisguisedConfig, Disguised)
 """
-DISGUISE = """
+LIE = """
+Disguised.__module__ = "transformers.models.gpt2.modeling_gpt2"
+"""
+OWN_NETWORK = """
 config = DisguisedConfig.from_dict(model.network.config.to_dict() | {"model_type": "disguised"})
 network = Disguised(config)
 network.load_state_dict(model.network.state_dict())
@@ -109,7 +109,10 @@ OWNERS: dict[str, str] = {
         "assert not hasattr(context.suite, 'corpus') and not hasattr(context.suite, 'tasks')\n"
         "return Protected(context.pretrain(model))",
     ),
-    "disguised": source(DEFENSE, DISGUISE, OWN_CODE),
+    "disguised": source(DEFENSE, OWN_NETWORK, OWN_CODE + LIE),
+    "own_code": source(
+        DEFENSE, OWN_NETWORK.replace("disguised", "own_kind"), OWN_CODE.replace("disguised", "own_kind")
+    ),
 }
 
 
@@ -147,8 +150,9 @@ def test_what_a_defense_does_stays_in_its_own_process(
     assert "parameters" in row("wide")["none", "toy_topic"].protection.ledger.over
     for honest in ("none", "peeks"):
         assert row(honest)["none", "toy_topic"].protection.ledger.over == ()
-    assert {one.reason for one in row("disguised").values()} == {None}
-    assert row("disguised")["none", "toy_topic"].protection.own_code
+    assert {one.status for one in row("disguised").values()} == {"failed"}, "its class is not where it says"
+    assert {one.reason for one in row("own_code").values()} == {None}
+    assert row("own_code")["none", "toy_topic"].protection.own_code
 
 
 LOOKS = """
@@ -157,12 +161,17 @@ marker = MARKER[::-1]
 held = [item for item in gc.get_objects() if type(item) in (tuple, list, dict)]
 texts = [v for item in held for v in (item.values() if isinstance(item, dict) else item) if isinstance(v, str)]
 assert not any(marker in text for text in texts), "a scored document"
-kinds = {type(item).__name__ for item in gc.get_objects()}
+import sys
+kinds = ("nftbench.attacks.", "nftbench.defenses.", "nftbench_plugin")
+plugins = {name for name in sys.modules if name.startswith(kinds)}
+assert plugins == {__name__, type(context.defense).__module__}, plugins
+ours = [type(item) for item in gc.get_objects() if str(type(item).__module__).startswith("nftbench.")]
+kinds = {one.__name__ for one in ours}
 assert "Attacker" in kinds, "what is looked at"
 assert not kinds & {"Workspace", "Plan", "Suite", "Store", "Secret", "Job"}, kinds
 """
 FORCES = """
-for hidden in (lambda: task.split('test'), lambda: len(task.task.split('test'))):
+for hidden in (lambda: task.split('test'), lambda: task.task.split('test').documents):
     try:
         hidden()
     except NftbenchError:
@@ -228,13 +237,27 @@ def test_an_attack_finds_neither_scored_documents_nor_secrets_and_dies_alone(
         assert {found[row, name].status for name in ("exits", "crashes", "wraps")} == {"failed"}
 
 
+class Code:
+    """What runs Python code when it is read back: an order for a child that needs no function of its own."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return exec, (self.text,)
+
+
+def child(text: str, store: Store, limit: float) -> float:
+    with isolation.folder(store) as folder:
+        return isolation.run(attacking.perform, packing.pack(Code(text)), folder, store, limit=limit)
+
+
 def test_a_child_that_is_killed_or_late_is_told_apart(tmp_path: Path) -> None:
     store = Store(tmp_path / "results", tmp_path / "cache")
-    with isolation.folder(store) as folder, pytest.raises(isolation.KilledError, match="out of memory"):
-        isolation.run(_script, b"import os\nos.kill(os.getpid(), 9)", folder, store, limit=60)
-    endless = b"import subprocess, time\nsubprocess.Popen(['sleep', '4321'])\ntime.sleep(60)"
-    with isolation.folder(store) as folder, pytest.raises(isolation.TooLongError, match="stopped after 2 s"):
-        isolation.run(_script, endless, folder, store, limit=2)
+    with pytest.raises(isolation.KilledError, match="out of memory"):
+        child("import os; os.kill(os.getpid(), 9)", store, 60)
+    with pytest.raises(isolation.TooLongError, match="stopped after 2 s"):
+        child("import subprocess, time; subprocess.Popen(['sleep', '4321']); time.sleep(60)", store, 2)
     lines = [path.read_bytes() for path in Path("/proc").glob("[0-9]*/cmdline")] if Path("/proc").is_dir() else []
     assert b"sleep\x004321\x00" not in lines, "what the child has started is stopped with it"
     assert list((store.cache / "exchange").iterdir()) == []
@@ -246,21 +269,14 @@ def test_a_tensor_is_sent_without_the_memory_beside_it() -> None:
     assert torch.equal(packing.unpack(packing.pack(whole[:2])), whole[:2])
 
 
-class Trap:
-    """What it is read back as runs code."""
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return print, ("run",)
-
-
 def test_a_network_that_runs_code_when_it_is_read_is_refused(
     workspace: MakeWorkspace, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     release = Owner(workspace(), 0).build().network
     hidden = nn.Linear(2, 2)
-    hidden.trap = Trap()  # type: ignore[assignment]
+    hidden.trap = Code("print('run')")  # type: ignore[assignment]
     returned.save(hidden, tmp_path / "network.pt")
-    with pytest.raises(NftbenchError, match=r"holds builtins\.print"):
+    with pytest.raises(NftbenchError, match=r"holds builtins\.exec"):
         returned.load(tmp_path / "network.pt", release, "cpu")
     assert "run" not in capsys.readouterr().out
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from nftbench.contract import Point, Protection
+from nftbench.contract import OwnerLedger, Point, Protection, Spent
 from nftbench.records.record import CellId, Record
 from nftbench.scoring import Leaderboard, Score
 from nftbench.scoring.flags import Flag
@@ -60,6 +60,21 @@ def test_a_picked_learning_rate_at_an_edge_unranks() -> None:
     assert of(scored(records)).standing.group == "unranked"
     assert of(scored(records)).claim.verdict == "untested"
     assert flag.message in of(scored(records)).standing.reasons
+
+
+def test_a_defense_that_took_more_than_the_recipe_is_unranked_unless_it_has_a_table_of_its_own() -> None:
+    def protected(steps: int) -> list[Record]:
+        ledger = OwnerLedger(Spent(steps, 100, 50, 3.0), Spent(3000, 0, 60, 10.0))
+        return changed(adaptive(), "pmp", "none", protection=Protection(50, 1.0, ledger=ledger))
+
+    assert "ledger" not in raised(protected(3000))
+    flag = raised(protected(3001))["ledger"]
+    assert (flag.severity, flag.message) == (
+        "unrank",
+        "the defense took 3,001 steps, and the suite's recipe allows 3,000",
+    )
+    aware = [replace(one, row=replace(one.row, task_aware=True)) for one in protected(3001) if one.defense == "pmp"]
+    assert "ledger" not in raised([*(one for one in protected(3001) if one.defense != "pmp"), *aware])
 
 
 def test_edge_of_the_reference_or_of_an_attack_that_was_not_picked_warns() -> None:
