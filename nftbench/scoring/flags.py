@@ -132,9 +132,9 @@ def _edge(row: RowEvidence) -> str | None:
 def _utility(row: RowEvidence) -> str | None:
     """What it costs is in the excess already, so this takes no rank."""
     found = row.score.utility
-    if found.badge != "loses" or found.retention is None:
+    if found.badge != "loses" or found.least is None:
         return None
-    return f"loses utility: keeps {_percent(found.retention)} of {found.least}"
+    return f"loses utility: keeps {_percent(found.by_metric[found.least])} of {found.least}"
 
 
 @_flag("above_reference", "unrank", on=["defense"])

@@ -2,8 +2,9 @@
 much utility.
 
 A suite's ladder names families of trivial defenses, each a sequence of doses from the weakest to the strongest: earlier
-stopping, more noise, fewer blocks. On each utility metric a family draws a curve of suppression against retention. The
-excess of a row is its height above that curve, at its own retention, for the metric and the family that leave least.
+stopping, more noise, fewer blocks. A family draws a curve of suppression against the utility that is kept, which is the
+mean share over the metrics. The excess of a row is its height above that curve, at its own utility, for the family that
+leaves least.
 """
 
 from __future__ import annotations
@@ -13,11 +14,15 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from nftbench.scoring.intervals import Interval, mean
+from nftbench.scoring.intervals import Interval, mean, student_quantile
 from nftbench.scoring.scores import Excess
 
 BySeed = Mapping[int, float]
 """A number for each base seed."""
+MEAN = "mean"
+"""The name of the mean share over all metrics, where the name of a metric may stand."""
+LEVEL = 0.95
+"""Of the upper ends by which a single metric is told from the mean of all."""
 
 
 @dataclass(frozen=True)
@@ -27,6 +32,12 @@ class Row:
     name: str
     suppression: BySeed
     retention: Mapping[str, BySeed]
+
+    def kept(self, metric: str) -> BySeed:
+        """The share of a metric that is kept, or for `MEAN` the mean share of all."""
+        if metric != MEAN:
+            return self.retention[metric]
+        return {seed: statistics.fmean(one[seed] for one in self.retention.values()) for seed in self.suppression}
 
 
 @dataclass(frozen=True)
@@ -46,19 +57,43 @@ class Family:
 
 
 def excess(row: Row, families: Sequence[Family], metrics: Sequence[str]) -> Excess:
-    """The smallest height of a row above the curves of all families on all metrics.
+    """The smallest height of a row above the curves of all families.
 
-    There is none where the row keeps less than some curve reaches.
+    Utility is the mean share over the metrics. A metric alone also counts where it shows, beyond its noise, that the
+    row lies lower: where the upper end of its height is below the height by the mean. The upper ends are one-sided at
+    95 %, by Bonferroni's correction over metrics and families.
+
+    A metric that under-training hardly lowers, but that varies from model to model, says nothing alone. On such a
+    metric half a percent of noise is worth ten points of suppression, and some metric is always unlucky. The smallest
+    height over all metrics would then refute defenses that cost nothing. The mean is precise and misses no damage: what
+    destroys one of seven metrics loses a seventh of the mean.
+
+    There is no excess where the row keeps less than some curve reaches.
     """
-    found: dict[tuple[str, str], dict[int, float]] = {}
+    found: dict[tuple[str, str], BySeed] = {}
+    alone: dict[tuple[str, str], BySeed] = {}
     for family in (one.without(row.name) for one in families):
-        for metric in metrics:
+        for metric in (MEAN, *metrics):
             heights = height(row, family, metric)
-            if heights is None:
-                return Excess(reason=f"outside the ladder: keeps less of {metric} than any dose of {family.name}")
-            found[metric, family.name] = {seed: round(heights[seed], 9) for seed in sorted(heights)}
+            if heights is None and metric == MEAN:
+                return Excess(reason=f"outside the ladder: keeps less utility than any dose of {family.name}")
+            if heights is not None:
+                (found if metric == MEAN else alone)[metric, family.name] = {
+                    seed: round(heights[seed], 9) for seed in sorted(heights)
+                }
+    by_mean = min(statistics.fmean(one.values()) for one in found.values())
+    found |= {curve: one for curve, one in alone.items() if _most(one, len(alone)) < by_mean}
     least = min(found, key=lambda curve: (statistics.fmean(found[curve].values()), curve))
     return Excess(smallest([found[least], *(found[curve] for curve in found if curve != least)]), *least, found[least])
+
+
+def _most(heights: BySeed, count: int) -> float:
+    """The one-sided upper end of a mean height at 95 %, corrected for `count` such ends; infinite for one seed."""
+    values = list(heights.values())
+    if len(values) < 2:
+        return math.inf
+    reach = student_quantile(1 - (1 - LEVEL) / count, len(values) - 1)
+    return statistics.fmean(values) + reach * statistics.stdev(values) / math.sqrt(len(values))
 
 
 def smallest(heights: Sequence[BySeed]) -> Interval:
@@ -96,7 +131,8 @@ def height(row: Row, family: Family, metric: str) -> BySeed | None:
     """
     seeds = sorted(row.suppression)
     curve = draw(family, metric, seeds)
-    kept = statistics.fmean(row.retention[metric][seed] for seed in seeds)
+    own = row.kept(metric)
+    kept = statistics.fmean(own[seed] for seed in seeds)
     share = min(kept, 1.0)
     j = max(index for index, knot in enumerate(curve) if knot.retention >= share)
     if j == len(curve) - 1 or family.stairs:
@@ -109,7 +145,7 @@ def height(row: Row, family: Family, metric: str) -> BySeed | None:
     heights = {}
     for seed in seeds:
         taken = row.suppression[seed] - w * near.taken[seed] - (1 - w) * far.taken[seed]
-        lost = row.retention[metric][seed] - w * near.kept[seed] - (1 - w) * far.kept[seed]
+        lost = own[seed] - w * near.kept[seed] - (1 - w) * far.kept[seed]
         heights[seed] = taken + slope * lost * (kept < 1)
     return heights
 
@@ -130,7 +166,7 @@ def draw(family: Family, metric: str, seeds: Sequence[int]) -> list[Knot]:
     Both are isotonic fits of the doses' means, weighted by the inverse variance of each mean (Barlow et al. 1972,
     section 1.2), and stay between the fixed ends: the reference, and the untrained model where there is one.
     """
-    kept = [[dose.retention[metric][seed] for seed in seeds] for dose in family.doses]
+    kept = [[shares[seed] for seed in seeds] for shares in (dose.kept(metric) for dose in family.doses)]
     taken = [[dose.suppression[seed] for seed in seeds] for dose in family.doses]
     end = [family.untrained[seed] for seed in seeds] if family.untrained is not None else None
     falling = _isotonic([[-value for value in values] for values in kept], -1.0, 0.0 if end else math.inf)

@@ -122,13 +122,13 @@ def curves(beside: Ladder) -> tuple[Curve, ...]:
     found = []
     for family in beside.families:
         seeds = sorted(family.doses[0].suppression)
-        for metric in beside.metrics if seeds else ():
+        for metric in (frontier.MEAN, *beside.metrics) if seeds else ():
             fitted = frontier.draw(family, metric, seeds)
             knots = tuple((knot.retention, knot.suppression) for knot in fitted)
             doses = tuple(
                 (
                     dose.name,
-                    statistics.fmean(dose.retention[metric].values()),
+                    statistics.fmean(dose.kept(metric).values()),
                     statistics.fmean(dose.suppression.values()),
                 )
                 for dose in family.doses

@@ -45,10 +45,10 @@ class Utility:
     """
 
     by_metric: Mapping[str, Interval] = field(default_factory=dict)
-    least: str | None = None
-    """The metric with the smallest mean share."""
     retention: Interval | None = None
-    """The share of the metric `least`."""
+    """The mean share over all metrics."""
+    least: str | None = None
+    """The metric with the smallest share."""
     badge: Badge | None = None
     """Whether the row keeps utility, by a test on each metric. It takes no row out of the ranking."""
 
@@ -142,13 +142,14 @@ class Recipes:
 class Excess:
     """What a row takes from the attacker beyond the best trivial defense that keeps as much utility, in points.
 
-    It is the row's height above the curves of the suite's families of trivial defenses, on the metric and the family
-    that leave least.
+    It is the row's height above the curves of the suite's families of trivial defenses, for the family that leaves
+    least. Utility is the mean over the metrics, or a single metric that shows beyond its noise that the row lies lower.
     """
 
     interval: Interval | None = None
     """This ranks."""
     metric: str | None = None
+    """`mean`, or the single metric that binds."""
     family: str | None = None
     by_seed: Mapping[int, float] = field(default_factory=dict)
     """On that metric and family; its mean is the value of `interval`."""
@@ -158,7 +159,10 @@ class Excess:
 
 @dataclass(frozen=True)
 class Curve:
-    """A family of trivial defenses on one metric: what they take from the attacker against what they keep."""
+    """A family of trivial defenses: what they take from the attacker against the utility that they keep.
+
+    `metric` is `mean`, for the mean share over all metrics, or the name of one.
+    """
 
     family: str
     metric: str
@@ -207,10 +211,10 @@ class Standing:
     ranks: RankInterval | None = None
     """The ranks that the comparisons with these rows leave open."""
     rank_among: Mapping[float, int | None] = field(default_factory=dict)
-    """By share of utility: the rank among the rows that keep so much on their least metric; None for one that keeps
-    less. Empty without a rank."""
+    """By share of utility: the rank among the rows that keep so much of it; None for one that keeps less. Empty without
+    a rank."""
     pareto: bool = False
-    """No other row of its group takes more from the attacker and keeps more utility on its least metric."""
+    """No other row of its group takes more from the attacker and keeps more utility."""
     reasons: tuple[str, ...] = ()
     """Why it is not ranked; of a control, which cells it lacks."""
 

@@ -70,7 +70,7 @@ def shares(scores: ByMetric, metrics: Mapping[str, Scale]) -> ByMetric:
 
 
 def utility(grid: Grid, defense: str, metrics: Mapping[str, Scale]) -> Utility:
-    """The share of each metric that is kept, the metric that is kept least, and whether utility is kept."""
+    """The share of each metric that is kept, their mean, the metric that is kept least, and the badge."""
     scores = reached(grid, defense, metrics)
     kept = {metric: list(by_seed.values()) for metric, by_seed in shares(scores, metrics).items() if by_seed}
     if not kept:
@@ -78,7 +78,8 @@ def utility(grid: Grid, defense: str, metrics: Mapping[str, Scale]) -> Utility:
     by_metric = {metric: mean(values) for metric, values in kept.items()}
     least = min(by_metric, key=lambda metric: (by_metric[metric].value, metric))
     tests = [MetricUtility(scores[metric], metrics[metric].full, metrics[metric].floor) for metric in by_metric]
-    return Utility(by_metric, least, by_metric[least], badge(tests))
+    retention = mean([statistics.fmean(shares) for shares in zip(*kept.values(), strict=True)])
+    return Utility(by_metric, retention, least, badge(tests))
 
 
 def _scale(grid: Grid, reference: str, metric: str) -> Scale:
