@@ -69,6 +69,8 @@ class Plugin:
         return (ast.get_docstring(ast.parse(text)) or "").split("\n", 1)[0]
 
 
+FROM_FILE = "nftbench_plugin_"
+"""What the names of modules of --plugin files begin with."""
 _added: dict[tuple[Kind, str], Plugin] = {}
 
 
@@ -126,6 +128,13 @@ def available(kind: Kind) -> dict[str, Plugin]:
 def added_files() -> tuple[str, ...]:
     """The paths of the plugins that `add_file` has made available, to do the same in another process."""
     return tuple(dict.fromkeys(plugin.origin for plugin in _added.values()))
+
+
+def import_module(name: str) -> None:
+    """Import the plugin of `add_file` whose module has this name, if there is one, so that its classes are there."""
+    for (_, known), plugin in _added.items():
+        if name.partition(".")[0] == f"{FROM_FILE}{known}" and not plugin.is_text:
+            _import(plugin)
 
 
 def find(kind: Kind, name: str) -> Plugin:
@@ -302,7 +311,7 @@ def _import(plugin: Plugin) -> ModuleType:
     if plugin.origin == "nftbench":
         return importlib.import_module(f"nftbench.{plugin.kind}.{plugin.name}")
     assert plugin.path is not None
-    name = f"nftbench_plugin_{plugin.name}"
+    name = f"{FROM_FILE}{plugin.name}"
     module = sys.modules.get(name)
     if module is None or module.__file__ != str(plugin.path):
         for other in [one for one in sys.modules if one.startswith(f"{name}.")]:

@@ -74,14 +74,6 @@ class Order:
 
 
 @dataclass(frozen=True)
-class Envelope:
-    """A packed order, and the defense whose code the release needs, which is imported before it is opened."""
-
-    content: bytes
-    owners_code: str | None
-
-
-@dataclass(frozen=True)
 class Preparation:
     """What the preparation of all cells cost."""
 
@@ -146,35 +138,28 @@ class Returned:
         return found, returned.load(self.folder / f"{index}.pt", self.release, str(self.device))
 
 
-def attack(order: Order, folder: Path, store: Store, owners_code: str | None = None) -> Returned:
-    """Run an attack in a process of its own.
-
-    Args:
-        owners_code: spec of the defense, if the release can only be opened with its code.
-    """
+def attack(order: Order, folder: Path, store: Store) -> Returned:
+    """Run an attack in a process of its own."""
     died: NftbenchError | None = None
     # The budget limits each sweep and all preparation. This limit stops an attack that does not ask for the time.
     limit = 4 * order.budget.timeout * (1 + len(order.goals))
     try:
-        isolation.run(perform, packed(order, owners_code), folder, store, limit=limit)
+        isolation.run(perform, packed(order), folder, store, limit=limit)
     except NftbenchError as error:
         died = error
     return Returned(folder, order.release.model.network, order.device, died)
 
 
-def packed(order: Order, owners_code: str | None = None) -> bytes:
+def packed(order: Order) -> bytes:
     """An order as it is sent to the attack's process: without test splits."""
     tasks = [task for goal in order.goals for task in (goal.task, *goal.others.values())]
     hidden = [split for task in tasks for split in packing.splits(task, ("selection", "test"))]
-    return packing.pack(Envelope(packing.pack(order, hidden), owners_code))
+    return packing.pack(order, hidden)
 
 
 def perform(content: bytes, folder: Path) -> None:
     """Prepare, and attack each task, in the attack's own process."""
-    envelope: Envelope = packing.unpack(content)
-    if envelope.owners_code is not None:
-        registry.create("defenses", envelope.owners_code)
-    order: Order = packing.unpack(envelope.content)
+    order: Order = packing.unpack(content)
     engine.set_threads(order.device)
     failures.told(folder / FAILED, lambda: _attack_all(order, folder))
 

@@ -20,6 +20,7 @@ from nftbench.contract import Task, WrappedTask
 from nftbench.data import lm_eval_tasks
 from nftbench.data.splits import Scorer
 from nftbench.errors import NftbenchError
+from nftbench.planning import registry
 from nftbench.terms import SplitName
 
 
@@ -80,6 +81,10 @@ class _Pickler(pickle.Pickler):
 
 
 class _Unpickler(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        registry.import_module(module)  # the class may be of a task, or of a release's own code
+        return super().find_class(module, name)
+
     def persistent_load(self, name: Any) -> Hidden:
         return Hidden()
 

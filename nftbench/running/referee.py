@@ -72,8 +72,6 @@ class Referee:
 
     workspace: Workspace
     job: Job
-    owners_code: bool = False
-    """True where this process has imported the defense, because the release cannot be opened without its code."""
     attack: AttackFacts = field(init=False)
     """What the attack says about itself, read once: its process and its records have to agree on it."""
     sha256: str = field(init=False, default="")
@@ -180,10 +178,9 @@ class Referee:
     def attacked(self, release: Release, goals: Mapping[Cell, Goal], order: Order) -> list[Record]:
         """Attack the tasks of these cells in a process of its own, and measure what comes back."""
         order = dataclasses.replace(order, goals=tuple(goals.values()))
-        owner = str(self.job.defense) if self.owners_code else None
         with isolation.folder(self.workspace.store) as folder:
             try:
-                found = attacking.attack(order, folder, self.workspace.store, owner)
+                found = attacking.attack(order, folder, self.workspace.store)
                 preparation = found.preparation()
                 recovery = self.guess_accuracy(found.guess())
             except (Exception, SystemExit) as error:
@@ -320,7 +317,7 @@ class Referee:
 def _run_with_owners_code(workspace: Workspace, job: Job, cells: Sequence[Cell]) -> None:
     engine.set_threads(workspace.device)
     registry.load(registry.find("defenses", job.defense.name))
-    Referee(workspace, job, owners_code=True).run(cells)
+    Referee(workspace, job).run(cells)
 
 
 def fail(workspace: Workspace, job: Job, status: Status, reason: str) -> list[Record]:
