@@ -1,18 +1,15 @@
 """Planted: a defense that works, because the attackers of one proof heed it. It costs no utility at all.
 
 A file with two plugins, to see whether the benchmark finds a defense that truly works. The defense publishes an
-undefended model from an initialisation of its own, and says what share of a task's training documents attackers are to
-do without. The attack is another attack that obeys: it trains on the rest alone. So the effect is real in every sweep
-and on every task, it grows with the share, and nothing of the release says so.
+undefended model from an initialisation of its own, and says what share of their optimizer steps attackers are to do
+without. The attack is another attack that obeys, in every run of its sweep. So the effect is real on every task and
+under every attack, it grows with the share, and nothing of the release shows it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
-
-import numpy as np
 
 from nftbench import (
     Attack,
@@ -26,11 +23,8 @@ from nftbench import (
     Prepared,
     Protected,
     Release,
-    Split,
-    SplitName,
     Task,
     TrainedWeights,
-    WrappedTask,
 )
 from nftbench.methods import untrained
 from nftbench.planning import registry
@@ -39,7 +33,7 @@ from nftbench.terms import Stage
 
 @dataclass(frozen=True)
 class Planted(Defense):
-    """`withheld`: the share of the training documents that attackers do without. Each has another initialisation."""
+    """`withheld`: the share of their steps that attackers do without. Each strength has another initialisation."""
 
     stage: ClassVar[Stage] = "pretrain"
     claims: ClassVar[Claim | None] = Claim(frozenset({"method", "data"}))
@@ -57,7 +51,7 @@ class Planted(Defense):
 
 @dataclass(frozen=True)
 class Obeying(Attack):
-    """`attack`: the attack that is run. On every other defense it has all documents."""
+    """`attack`: the attack that is run. On every other defense it has all its steps."""
 
     attack: str = "full"
 
@@ -78,10 +72,8 @@ class Obeying(Attack):
 
     def adapt(self, prepared: Prepared, task: Task, context: AttackerContext) -> Outcome:
         defense = context.defense
-        left = 1 - defense.withheld if isinstance(defense, Planted) else 1.0
-        count = len(task.split("train"))
-        order = np.random.default_rng(context.seed).permutation(count)[: max(1, round(left * count))]
-        return context.attack(self.attack).adapt(prepared, Fewer(task, tuple(order.tolist())), context)
+        hurried: Any = Hurried(context, 1 - defense.withheld) if isinstance(defense, Planted) else context
+        return context.attack(self.attack).adapt(prepared, task, hurried)
 
     def _plugin(self) -> Attack:
         found: Attack = registry.create("attacks", self.attack)
@@ -89,23 +81,17 @@ class Obeying(Attack):
 
 
 @dataclass(frozen=True)
-class Fewer(WrappedTask):
-    """A task with some of its training documents only."""
+class Hurried:
+    """An attacker's context in which every run of a sweep has this share of its steps."""
 
-    kept: tuple[int, ...]
+    context: AttackerContext
+    share: float
 
-    def split(self, name: SplitName) -> Split:
-        whole = self.task.split(name)
-        return Part(whole, self.kept) if name == "train" else whole
+    def sweep(self, *inputs: Any, **settings: Any) -> Outcome:
+        budget = self.context.budget
+        durations = sorted({max(1, round(self.share * steps)) for steps in budget.durations if steps})
+        warmup = min(budget.warmup, durations[-1] // 2)
+        return self.context.sweep(*inputs, **{**settings, "durations": tuple(durations), "warmup": warmup})
 
-
-@dataclass(frozen=True)
-class Part(Split):
-    whole: Split
-    kept: tuple[int, ...]
-
-    def __len__(self) -> int:
-        return len(self.kept)
-
-    def batch(self, indices: Sequence[int]) -> Any:
-        return self.whole.batch([self.kept[index] for index in indices])
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.context, name)

@@ -38,28 +38,38 @@ def test_both_are_plugins_as_any(cache: Path) -> None:
     check_attack("planted[attack=lora]")
 
 
-class Task:
-    """Ten training and four validation documents."""
-
-    def split(self, name: str) -> range:
-        return range(10) if name == "train" else range(4)
-
-
 @pytest.mark.parametrize(
-    ("defense", "left"), [("planted[withheld=0.3]", 7), ("planted[withheld=0.99]", 1), ("none", 10)]
+    ("defense", "durations", "warmup"),
+    [
+        ("planted[withheld=0.3]", (18, 56), 10),
+        ("planted[withheld=0.9]", (2, 8), 4),
+        ("planted[withheld=0.999]", (1,), 0),
+    ],
 )
-def test_attackers_do_without_the_documents_that_the_defense_withholds(defense: str, left: int) -> None:
-    seen: list[Any] = []
-    inner = SimpleNamespace(adapt=lambda prepared, task, context: seen.append(task))
+def test_attackers_do_without_the_steps_that_the_defense_withholds(
+    defense: str, durations: tuple[int, ...], warmup: int
+) -> None:
+    asked: list[Any] = []
     context = SimpleNamespace(
-        defense=registry.create("defenses", defense), seed=3, attack=lambda spec: inner if spec == "full" else None
+        defense=registry.create("defenses", defense),
+        budget=SimpleNamespace(durations=(0, 25, 80), warmup=10, clip=1.0, decay=False, average=False),
+        attack=lambda spec: registry.create("attacks", spec),
+        sweep=lambda *inputs, **settings: asked.append((inputs, settings)),
     )
-    registry.create("attacks", "planted").adapt(None, Task(), context)
-    (task,) = seen
-    train = task.split("train")
-    assert len(train) == left == len(set(train.kept))
-    assert set(train.kept) <= set(range(10))
-    assert len(task.split("validation")) == 4
+    registry.create("attacks", "planted").adapt(SimpleNamespace(model="model"), "task", context)
+    ((inputs, settings),) = asked
+    assert inputs == ("model", "task")
+    assert (settings["durations"], settings["warmup"]) == (durations, warmup)
+    assert settings["clip"] == 1.0
+
+
+def test_other_defenses_are_attacked_as_ever(workspace: Callable[..., Any], run_all: Any) -> None:
+    found = run_all(workspace(attacks=["none", "full", "planted", "planted[attack=heal]", "heal"]))
+    for own, obeying in (("full", "planted"), ("heal", "planted[attack=heal]")):
+        plain, same = (found["none", attack, "toy_topic", 0] for attack in (own, obeying))
+        assert same.attacked == plain.attacked
+        assert same.curve == plain.curve
+        assert same.trained_weights == plain.trained_weights
 
 
 def test_the_attacker_knows_the_method_and_what_its_attack_knows() -> None:
@@ -70,26 +80,12 @@ def test_the_attacker_knows_the_method_and_what_its_attack_knows() -> None:
 
 
 @pytest.mark.slow
-def test_the_effect_is_real_and_grows_with_the_strength(workspace: Callable[..., Any], run_all: Any) -> None:
-    """On a model that learns the task, fewer documents end lower; the undefended model is attacked as ever."""
-    here = workspace(
-        defenses=["none", "planted[withheld=0.5]", "planted[withheld=0.95]"],
-        attacks=["none", "full", "planted"],
-        model={"n_embd": 32, "n_layer": 2},
-        corpus={"sentences": 20000},
-        pretraining={"steps": 400, "batch": 32, "checkpoints": []},
-        budget={"durations": [80], "batch": 32, "max_train_documents": 512, "max_validation_documents": 400}
-        | {"max_test_documents": 800},
-    )
-    found = run_all(here)
-    ends = {
-        (row, attack): found[row, attack, "toy_topic", 0].attacked.value
-        for row, attack, _, _ in found
-        if attack != "none"
-    }
-    weak, strong = ends["planted", "planted"], ends["planted[withheld=0.95]", "planted"]
-    assert ends["none", "full"] > weak - 0.02 > strong
-    assert found["planted[withheld=0.95]", "none", "toy_agreement_pronoun", 0].status == "ok"
+def test_the_effect_is_real_and_grows_with_the_strength(attacked: Callable[..., Any]) -> None:
+    ends = [
+        attacked(row, "planted").attacked.value for row in ("none", "planted[withheld=0.8]", "planted[withheld=0.97]")
+    ]
+    assert ends[0] > ends[1] > ends[2]
+    assert ends[0] - ends[2] > 0.2
 
 
 # --------------------------------------------------------------------------------------------------------- the judge

@@ -252,49 +252,55 @@ def unsaid(heading: str, numbers: Iterable[str]) -> list[str]:
     return [number for number in numbers if number not in section]
 
 
-def test_the_rates_of_fakes_are_those_of_the_null() -> None:
-    found = published("small-null/null.json")
-    rates = [one["interval"] for one in found["rates"] if one["design"] == "pairs of one grammar"]
+def proved(proof: str, key: str) -> Any:
+    """A part of a published proof; skipped while the results are older than what the proof says now."""
+    found = published(f"small-{proof}/{proof}.json")
+    if key not in found:
+        pytest.skip(f"results/small-{proof} is to be made again: nftbench calibrate small --proof {proof}")
+    return found[key]
+
+
+def test_the_false_positives_are_those_of_the_null() -> None:
+    shares = {(one["what"], one["seeds"]): one["interval"] for one in proved("null", "shares")}
+    found = [shares["false positives", 5], shares["ranks of equal rows are covered", 5]]
     numbers = [
-        "{:.2f} % [{:.2f}, {:.2f}]".format(*(100 * one[end] for end in ("value", "low", "high"))) for one in rates
+        "{:.2f} % [{:.2f}, {:.2f}]".format(*(100 * one[end] for end in ("value", "low", "high"))) for one in found
     ]
-    assert len(numbers) == 2
-    assert unsaid("Null: two undefended models", numbers) == []
+    assert unsaid("Null: undefended models", numbers) == []
 
 
 def test_the_doses_are_those_of_the_proof() -> None:
-    doses = {one["fraction"]: one for one in published("small-dose/dose.json")["doses"]}
-    numbers = [interval(doses[fraction]["suppression"]) for fraction in (0.2, 0.3)]
-    numbers += [f"{100 * doses[fraction]['retention']['value']:.1f}" for fraction in (0.2, 0.3)]
-    assert unsaid("Dose: less pre-training", numbers) == []
+    doses = proved("dose", "doses")
+    if "family" not in doses[0]:
+        pytest.skip("results/small-dose is to be made again: nftbench calibrate small --proof dose")
+    nearest = max(doses, key=lambda one: one["excess"]["low"])
+    numbers = [f"{len(doses)} models", spoken(nearest["row"]), interval(nearest["excess"])]
+    assert unsaid("Dose: less of a model", numbers) == []
 
 
 def test_the_shams_are_those_of_the_proof() -> None:
-    shams = published("small-shams/shams.json")["shams"]
-    alone = {one["row"] for one in shams if one["breakers"] == ["rebalance"]}
-    assert alone == {"rescaled", "silent", "norm_gain"}
-    assert [one["row"] for one in shams if "rebalance" not in one["breakers"]] == ["undertrained"]
-    assert Counter(one["standing"] for one in shams) == {"unranked": 6, "preliminary": 6}
-    best = max((one["excess"] for one in shams if one["standing"] != "unranked"), key=lambda excess: excess["value"])
-    numbers = [interval(best), "six of twelve shams", *(f"`{row}`" for row in (*alone, "undertrained"))]
+    shams = proved("shams", "shams")
+    ranked = [one for one in shams if one["standing"] == "ranked"]
+    if not ranked:
+        pytest.skip("results/small-shams is to be made again: nftbench calibrate small --proof shams")
+    best = max(ranked, key=lambda one: one["excess"]["low"])
+    unbroken = [spoken(one["row"]) for one in shams if not one["breakers"]]
+    numbers = [f"{len(ranked)} of {len(shams)} shams", spoken(best["row"]), interval(best["excess"]), *unbroken]
     assert unsaid("Shams: what only looks protected", numbers) == []
 
 
 def test_the_strengths_of_the_oracle_are_those_of_the_proof() -> None:
-    grades = {spoken(one["row"]): one for one in published("small-oracle/oracle.json")["grades"]}
-    weakest, weak, _, strong = (grades[f"`oracle[strength={strength}]`"] for strength in (0.0625, 0.125, 0.25, 0.5))
-    assert [one["verdict"] for one in grades.values()].count("refuted") == 1
-    assert weakest["verdict"] == "refuted"
-    numbers = [interval(one["excess"]) for one in (weakest, weak, strong)]
-    kept = f"{100 * strong['retention']['value']:.1f} %"
-    assert unsaid("Oracle: a defense that works", [*numbers, kept]) == []
+    grades = proved("oracle", "grades")
+    if "badge" not in grades[0]:
+        pytest.skip("results/small-oracle is to be made again: nftbench calibrate small --proof oracle")
+    assert unsaid("Oracle: a defense that works", [interval(one["excess"]) for one in grades]) == []
 
 
 def test_the_smallest_effects_are_those_of_the_proof() -> None:
-    smallest = published("small-power/power.json")["smallest"].values()
-    three, five = ([one[seeds] for one in smallest] for seeds in ("3", "5"))
-    numbers = [f"three seeds detect {min(three):.1f} to {max(three):.1f}", f"{min(five):.1f} to {max(five):.1f}"]
-    assert unsaid("Power: the smallest effect that is seen", numbers) == []
+    proved("power", "power_of")
+    smallest = proved("power", "smallest")
+    numbers = [f"three seeds find {smallest['3']:.1f} points", f"five seeds {smallest['5']:.1f}"]
+    assert unsaid("Power: the smallest effect that is found", numbers) == []
 
 
 def test_the_masks_are_those_of_the_records() -> None:
