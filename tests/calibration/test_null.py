@@ -97,6 +97,18 @@ def test_a_run_of_two_models_holds_no_fakes() -> None:
         Pool.of(run)
 
 
+def test_models_that_know_nothing_have_no_score() -> None:
+    ignorant = [
+        replace(one, unattacked=floor, attacked=floor)
+        if one.role == "utility" and (floor := replace(one.unattacked, value=one.unattacked.floor))  # type: ignore[union-attr, type-var]
+        else one
+        for one in records(2)
+    ]
+    pool = Pool.of(run_of(ignorant))
+    with pytest.raises(NftbenchError, match="no utility metric on which undefended models are above the floor"):
+        pool.judge(*pool.draw(3, random.Random(0)))
+
+
 # ------------------------------------------------------------------------------------------------------------- judge
 
 
