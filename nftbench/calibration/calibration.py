@@ -90,10 +90,9 @@ def needed(plan: Plan) -> Plan:
 
 def judge(suite: Suite, run: Run) -> Finding:
     """Judge a suite by the records of the suite derived from it."""
+    if run.missing:
+        return Finding(run.suite.name, failures=(run.missing,))
     grid = run.grid()
-    if grid.faults:
-        faults = [f"{cell}: {fault}" for cell, fault in sorted(grid.faults.items())]
-        return Finding(run.suite.name, failures=(run.missing,) if run.missing else tuple(faults))
     less = [row for row in run.suite.defenses if row not in ("none", TWIN)]
     tasks = [_check(grid, task, run.suite.seeds) for task in run.suite.tasks]
     utility = [_utility_gap(grid, row, metric) for row in less for metric in run.suite.utility]

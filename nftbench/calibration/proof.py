@@ -63,12 +63,12 @@ class Run:
 
     @property
     def missing(self) -> str:
-        """Cells without a result, in words; empty where every cell has one."""
-        done = {CellId.of(one) for one in self.records if one.status == "ok"}
-        lost = [cell for cell in self.planned if cell not in done]
+        """Cells without a result that counts, in words; empty where every cell has one."""
+        faults = self.grid().faults
+        lost = [cell for cell in self.planned if cell in faults]
         if not lost:
             return ""
-        return f"{len(lost)} of {len(self.planned)} cells have no result, first {lost[0]}"
+        return f"{len(lost)} of {len(self.planned)} cells have no result, first {lost[0]}: {faults[lost[0]]}"
 
     @property
     def tasks(self) -> tuple[str, ...]:

@@ -101,8 +101,14 @@ class Pool:
         return [{seed: models[seed][row] for seed in seeds} for row in range(rows)]
 
     def judge(self, choice: Choice) -> Fake:
-        """The score of a fake."""
+        """The score of a fake.
+
+        Raises:
+            NftbenchError: undefended models know nothing that could be lost, or keep less than the ladder reaches.
+        """
         metrics = usable({metric: self._scale(metric, choice) for metric in self.floor})
+        if not metrics:
+            raise NftbenchError(f"no utility metric on which undefended models are above the floor at {sorted(choice)}")
         row = self._row("fake", choice, metrics)
         families = [self._family(name, metrics, list(choice)) for name in self.families]
         found = frontier.excess(row, families, list(metrics))

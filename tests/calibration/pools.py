@@ -1,4 +1,4 @@
-"""Runs of the proof `null` drawn at random: undefended models, all attacked, beside a ladder of trivial defenses."""
+"""Runs of the proofs `null` and `oracle` drawn at random: undefended models or defenses beside a ladder."""
 
 from __future__ import annotations
 
@@ -25,3 +25,12 @@ def run_of(found: list[Record], name: str = "tiny-null") -> Run:
     seeds = sorted({one.seed for one in found})
     suite = tiny_suite(name=name, seeds=seeds, defenses=MODELS, ranking=["method", "data"])
     return Run(suite, tuple(CellId.of(one) for one in found), tuple(found), drawn.LADDER, MODELS[1:])
+
+
+def oracle_run(seed: int = 0, **taken: float) -> Run:
+    """A run of the proof `oracle`: rows that take so many points and keep all utility."""
+    truths = {name: drawn.Truth(points) for name, points in taken.items()}
+    found = drawn.records(truths, np.random.default_rng(seed), seeds=5)
+    planned = tuple(CellId.of(one) for one in found)
+    suite = tiny_suite(name="tiny-oracle", seeds=list(range(5)), defenses=["none", *taken], ranking=["method", "data"])
+    return Run(suite, planned, tuple(found), drawn.LADDER, drawn.INITIALISATIONS)

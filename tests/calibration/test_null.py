@@ -97,6 +97,18 @@ def test_a_run_of_two_models_holds_no_fakes() -> None:
         Pool.of(run)
 
 
+def test_models_that_know_nothing_have_no_score() -> None:
+    ignorant = [
+        replace(one, unattacked=floor, attacked=floor)
+        if one.role == "utility" and (floor := replace(one.unattacked, value=one.unattacked.floor))  # type: ignore[union-attr, type-var]
+        else one
+        for one in records(2)
+    ]
+    pool = Pool.of(run_of(ignorant))
+    with pytest.raises(NftbenchError, match="no utility metric on which undefended models are above the floor"):
+        pool.judge(*pool.draw(3, random.Random(0)))
+
+
 # ------------------------------------------------------------------------------------------------------------- judge
 
 
@@ -152,7 +164,19 @@ def test_a_missing_cell_is_a_failure() -> None:
     run = run_of(records(6))
     found = null.judge(tiny_suite(), replace(run, records=run.records[1:]))
     assert len(found.failures) == 1
-    assert "cells have no result" in found.failures[0]
+    assert found.failures[0].endswith(": missing")
+
+
+def test_a_test_score_that_cannot_be_trusted_is_a_failure() -> None:
+    """A cell may have a record that does not count: here one far above what it chose by."""
+    read = [
+        replace(one, validation=replace(one.attacked, value=0.2))
+        if (one.defense, one.attack, one.seed) == ("none", "full", 2) and one.attacked
+        else one
+        for one in records(6)
+    ]
+    (failure,) = null.judge(tiny_suite(), run_of(read)).failures
+    assert "first none × full on words, seed 2: test score" in failure
 
 
 def test_the_interval_of_a_share_is_students_where_each_board_is_of_one_seed() -> None:

@@ -13,18 +13,7 @@ from nftbench.calibration.proof import Run
 from nftbench.calibration.resampled import Pool
 from nftbench.errors import NftbenchError
 from nftbench.records.record import CellId
-from nftbench.testing import tiny_suite
-from tests.calibration.pools import records, run_of
-from tests.scoring import drawn
-
-
-def oracle_run(seed: int = 0, **taken: float) -> Run:
-    """A run of the proof `oracle`: rows that take so many points and keep all utility."""
-    truths = {name: drawn.Truth(points) for name, points in taken.items()}
-    found = drawn.records(truths, np.random.default_rng(seed), seeds=5)
-    planned = tuple(CellId.of(one) for one in found)
-    suite = tiny_suite(name="tiny-oracle", seeds=list(range(5)), defenses=["none", *taken], ranking=["method", "data"])
-    return Run(suite, planned, tuple(found), drawn.LADDER, drawn.INITIALISATIONS)
+from tests.calibration.pools import oracle_run, records, run_of
 
 
 @pytest.fixture(scope="module")

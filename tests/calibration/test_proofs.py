@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import yaml
 
 from nftbench import calibration
+from nftbench.calibration import Run
 from nftbench.cli import main
 from nftbench.errors import NftbenchError
 from nftbench.planning import registry
+from nftbench.records.manifest import Manifest, PlannedCell
+from nftbench.records.record import CellId
+from nftbench.records.store import Store
 from nftbench.testing import tiny_suite
+from tests.calibration.pools import oracle_run, records, run_of
 
 ORACLE = Path(__file__).parent / "planted.py"
 SHAM = """
@@ -96,13 +102,23 @@ def test_the_oracle_is_run_and_judged(tiny: Path) -> None:
     assert [one["row"] for one in read("oracle")["grades"]] == ["planted[withheld=0.25]", "planted"]  # type: ignore[attr-defined]
 
 
+def written(run: Run, folder: Path) -> None:
+    """A finished run in a folder of results."""
+    store, kept = Store(folder, folder), [replace(one, key=f"{at:064x}") for at, one in enumerate(run.records)]
+    cells = tuple(PlannedCell(*CellId.of(one), one.key) for one in kept)
+    store.write_manifest(Manifest(suite=run.suite, cells=cells, ladder=run.ladder, initialisations=run.initialisations))
+    for one in kept:
+        store.write(one)
+
+
 @pytest.mark.slow
-def test_power_is_read_from_both_runs(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    main(["calibrate", "tiny.yaml", *WORDS])
-    main(["calibrate", "tiny.yaml", "--proof", "null", "--jobs", "1"])
+def test_null_is_judged_again_and_power_is_read_from_both_runs(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    written(run_of(records(0, noise=0.005)), tiny / "runs/tiny-null")
+    written(oracle_run(weak=2.0, strong=12.0), tiny / "runs/tiny-oracle")
+    assert main(["calibrate", "tiny.yaml", "--proof", "null", "--from", "runs/tiny-null"]) == 0
     assert {one["seeds"] for one in read("null")["shares"]} == {3, 5}  # type: ignore[attr-defined]
-    main(["calibrate", "tiny.yaml", "--proof", "power"])
-    assert {one["row"] for one in read("power")["detections"]} == {"planted[withheld=0.25]", "planted"}  # type: ignore[attr-defined]
+    assert main(["calibrate", "tiny.yaml", "--proof", "power"]) == 0
+    assert {one["row"] for one in read("power")["detections"]} == {"weak", "strong"}  # type: ignore[attr-defined]
     assert main(["calibrate", "tiny.yaml", "--proof", "power", "--from", "runs/tiny-null"]) == 2
     assert "one run of the proof oracle" in capsys.readouterr().err
 
