@@ -1,4 +1,4 @@
-"""Scores become leaderboard.md with a page for each row, CSV, JSON, LaTeX, figures, and tables in the terminal.
+"""Scores become leaderboard.md with pages of rows and ladder, CSV, JSON, LaTeX, figures, and tables in the terminal.
 
 Everything shown is first a `Table` of plain text (scoring/table.py); `markdown.py` and `terminal.py` show any such
 table, those of nftbench.calibration too. Nothing is computed here.
@@ -14,7 +14,7 @@ from nftbench.scoring import Leaderboard
 
 
 def write(leaderboard: Leaderboard, folder: Path, command: str) -> list[Path]:
-    """Write `leaderboard.md`, `.csv`, `.json`, `.tex` and a page for each row under `defenses/` into `folder`.
+    """Write `leaderboard.md`, `.csv`, `.json`, `.tex` and under `defenses/` the pages of rows and ladder into `folder`.
 
     A file is replaced whole or not at all.
     """

@@ -125,8 +125,8 @@ def _facts(board: Leaderboard, score: Score) -> dict[str, str]:
     }
 
 
-def _attacks(score: Score, level: str = "##") -> str:
-    attacks = section(row_tables.attacks(score), level)
+def _attacks(score: Score) -> str:
+    attacks = section(row_tables.attacks(score))
     return attacks and f"{attacks}\n\n{ATTACKS.rstrip()}"
 
 

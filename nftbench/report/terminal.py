@@ -14,7 +14,8 @@ from nftbench.scoring.leaderboard import Leaderboard
 from nftbench.scoring.side_tables.paper_claims import PaperClaims
 from nftbench.scoring.table import Table
 
-STYLES = {"refuted": "red", "holds": "green", "ref": "dim", "control": "dim"}
+STYLES = {"refuted": "red", "holds": "green"}
+"""By the first word of a verdict."""
 SHOWN = ("#", "defense", "excess", "suppression", "utility %", "claim", "doubts")
 KEPT = ("defense", "# ≥ 95 %", "# ≥ 90 %", "# ≥ 80 %", "# ≥ 50 %", "Pareto", "least metric", "worst task")
 CONTROLS = ("family", "control", "excess", "suppression", "utility %", "doubts")

@@ -530,7 +530,7 @@ def write_results(folder: Path, found: Sequence[Record]) -> None:
         store.write(record)
     cells = tuple(PlannedCell(one.defense, one.attack, one.task, one.seed, one.key) for one in found)
     suite = tiny_suite(ranking=["method", "data"])
-    store.write_manifest(Manifest(suite=suite, cells=cells, command="nftbench run tiny"))
+    store.write_manifest(Manifest(suite=suite, cells=cells, ladder=factories.LADDER, command="nftbench run tiny"))
 
 
 def test_report_ranks_again_without_torch(tmp_path: Path) -> None:
