@@ -13,6 +13,7 @@ import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 from nftbench.scoring.intervals import Interval, mean, student_quantile
 from nftbench.scoring.scores import Excess
@@ -35,7 +36,11 @@ class Row:
 
     def kept(self, metric: str) -> BySeed:
         """The share of a metric that is kept, or for `MEAN` the mean share of all."""
-        return mean_share(self.retention) if metric == MEAN else self.retention[metric]
+        return self._mean if metric == MEAN else self.retention[metric]
+
+    @cached_property
+    def _mean(self) -> BySeed:
+        return mean_share(self.retention)
 
 
 def mean_share(retention: Mapping[str, BySeed]) -> BySeed:
@@ -101,11 +106,11 @@ def lower_on(row: Row, family: Family, metrics: Sequence[str], level: float) -> 
     seeds = sorted(row.suppression)
     if len(seeds) < 2:
         return []
-    j, w = _between(draw(family, MEAN, seeds), statistics.fmean(row.kept(MEAN).values()))
+    j, w = _between(_fitted(family, MEAN, seeds), statistics.fmean(row.kept(MEAN).values()))
     reach = student_quantile(level, len(seeds) - 1) / math.sqrt(len(seeds))
     found = []
     for metric in metrics:
-        knots = draw(family, metric, seeds)
+        knots = _fitted(family, metric, seeds)
         near, far = knots[j], knots[min(j + 1, len(knots) - 1)]
         gaps = [
             round(row.retention[metric][seed] - w * near.kept[seed] - (1 - w) * far.kept[seed], 9) for seed in seeds
@@ -154,7 +159,7 @@ def height(row: Row, family: Family, metric: str) -> BySeed | None:
     kept = statistics.fmean(own[seed] for seed in seeds)
     j, w = _between(curve, kept)
     if j == len(curve) - 1 or family.stairs:
-        if j == len(curve) - 1 and family.untrained is None and not family.stairs and kept < curve[j].retention:
+        if j == len(curve) - 1 and family.untrained is None and not family.stairs and max(kept, 0) < curve[j].retention:
             return None
         return {seed: row.suppression[seed] - curve[j].taken[seed] for seed in seeds}
     near, far = curve[j], curve[j + 1]
@@ -179,6 +184,27 @@ class Knot:
 
 def draw(family: Family, metric: str, seeds: Sequence[int]) -> list[Knot]:
     """The curve of a family: retention falls from knot to knot, and suppression rises.
+
+    A single metric's curve ends at the first dose that keeps nothing of it beyond noise. Stronger doses keep nothing
+    either, so the metric cannot say which of them a row should be measured from. The weakest is the fairest.
+    """
+    knots = _fitted(family, metric, seeds)
+    for index, knot in enumerate(knots):
+        if metric != MEAN and not _positive(list(knot.kept.values())):
+            return [*knots[:index], replace(knot, retention=0.0, kept=dict.fromkeys(seeds, 0.0))]
+    return knots
+
+
+def _positive(values: Sequence[float]) -> bool:
+    """Whether a mean lies above zero: by its one-sided lower end, or by itself for one seed."""
+    if len(values) < 2:
+        return values[0] > 0
+    reach = student_quantile(LEVEL, len(values) - 1) / math.sqrt(len(values))
+    return statistics.fmean(values) > reach * statistics.stdev(values)
+
+
+def _fitted(family: Family, metric: str, seeds: Sequence[int]) -> list[Knot]:
+    """One knot for the reference, each dose and the untrained model.
 
     Both are isotonic fits of the doses' means, weighted by the inverse variance of each mean (Barlow et al. 1972,
     section 1.2), and stay between the fixed ends: the reference, and the untrained model where there is one.
