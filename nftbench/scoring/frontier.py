@@ -13,6 +13,7 @@ import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 from nftbench.scoring.intervals import Interval, mean, student_quantile
 from nftbench.scoring.scores import Excess
@@ -22,7 +23,7 @@ BySeed = Mapping[int, float]
 MEAN = "mean"
 """The name of the mean share over all metrics, where the name of a metric may stand."""
 LEVEL = 0.95
-"""Of the upper ends by which a single metric is told from the mean of all."""
+"""Of the tests by which a single metric counts beside the mean of all, over all metrics and families together."""
 
 
 @dataclass(frozen=True)
@@ -35,9 +36,22 @@ class Row:
 
     def kept(self, metric: str) -> BySeed:
         """The share of a metric that is kept, or for `MEAN` the mean share of all."""
-        if metric != MEAN:
-            return self.retention[metric]
-        return {seed: statistics.fmean(one[seed] for one in self.retention.values()) for seed in self.suppression}
+        return self._mean if metric == MEAN else self.retention[metric]
+
+    @cached_property
+    def _mean(self) -> BySeed:
+        return mean_share(self.retention)
+
+
+def mean_share(retention: Mapping[str, BySeed]) -> BySeed:
+    """By seed, the mean share over the metrics, each of which counts for at most 100 % on average over the seeds.
+
+    A metric above 100 % must not pay for one that is lost: a longer training could buy it. What it has beyond 100 % on
+    average is taken off at every seed. To cut off each seed by itself would cost a perfect copy twice as much.
+    """
+    beyond = {metric: max(0.0, statistics.fmean(one.values()) - 1) for metric, one in retention.items()}
+    seeds = next(iter(retention.values()), {})
+    return {seed: statistics.fmean(one[seed] - beyond[metric] for metric, one in retention.items()) for seed in seeds}
 
 
 @dataclass(frozen=True)
@@ -59,41 +73,51 @@ class Family:
 def excess(row: Row, families: Sequence[Family], metrics: Sequence[str]) -> Excess:
     """The smallest height of a row above the curves of all families.
 
-    Utility is the mean share over the metrics. A metric alone also counts where it shows, beyond its noise, that the
-    row lies lower: where the upper end of its height is below the height by the mean. The upper ends are one-sided at
-    95 %, by Bonferroni's correction over metrics and families.
+    Utility is the mean share over the metrics. A metric alone also counts, against a family, where the row keeps less
+    of it than that family does at the same mean; see `lower_on`.
 
-    A metric that under-training hardly lowers, but that varies from model to model, says nothing alone. On such a
-    metric half a percent of noise is worth ten points of suppression, and some metric is always unlucky. The smallest
-    height over all metrics would then refute defenses that cost nothing. The mean is precise and misses no damage: what
-    destroys one of seven metrics loses a seventh of the mean.
+    The mean is precise and misses no damage: what destroys one of seven metrics loses a seventh of it. A single metric
+    is not. Under-training hardly lowers some, which yet vary from model to model: three per cent of noise may there be
+    worth fourteen points. Of many metrics one is always unlucky, so the smallest height over all would refute defenses
+    that cost nothing. But the mean alone would pay whoever destroys just the one metric that a task needs.
 
-    There is no excess where the row keeps less than some curve reaches.
+    With one seed no noise is known, and only the mean counts. There is no excess where the row keeps less than some
+    curve reaches, on the mean or on a metric that counts.
     """
     found: dict[tuple[str, str], BySeed] = {}
-    alone: dict[tuple[str, str], BySeed] = {}
     for family in (one.without(row.name) for one in families):
-        for metric in (MEAN, *metrics):
+        for metric in (MEAN, *lower_on(row, family, metrics, 1 - (1 - LEVEL) / (len(metrics) * len(families)))):
             heights = height(row, family, metric)
-            if heights is None and metric == MEAN:
-                return Excess(reason=f"outside the ladder: keeps less utility than any dose of {family.name}")
-            if heights is not None:
-                (found if metric == MEAN else alone)[metric, family.name] = {
-                    seed: round(heights[seed], 9) for seed in sorted(heights)
-                }
-    by_mean = min(statistics.fmean(one.values()) for one in found.values())
-    found |= {curve: one for curve, one in alone.items() if _most(one, len(alone)) < by_mean}
+            if heights is None:
+                what = "utility" if metric == MEAN else f"of {metric}"
+                return Excess(reason=f"outside the ladder: keeps less {what} than any dose of {family.name}")
+            found[metric, family.name] = {seed: round(heights[seed], 9) for seed in sorted(heights)}
     least = min(found, key=lambda curve: (statistics.fmean(found[curve].values()), curve))
     return Excess(smallest([found[least], *(found[curve] for curve in found if curve != least)]), *least, found[least])
 
 
-def _most(heights: BySeed, count: int) -> float:
-    """The one-sided upper end of a mean height at 95 %, corrected for `count` such ends; infinite for one seed."""
-    values = list(heights.values())
-    if len(values) < 2:
-        return math.inf
-    reach = student_quantile(1 - (1 - LEVEL) / count, len(values) - 1)
-    return statistics.fmean(values) + reach * statistics.stdev(values) / math.sqrt(len(values))
+def lower_on(row: Row, family: Family, metrics: Sequence[str], level: float) -> list[str]:
+    """The metrics of which a row keeps less than the trivial defense that its mean is measured from.
+
+    That defense lies between two doses of the curve of means. A t test, paired by seed and one-sided at `level`, must
+    tell the two shares apart. Shares are compared and not heights: on a metric that the doses hardly lower, or have lost
+    already, a curve is steep, and a height is all noise.
+    """
+    seeds = sorted(row.suppression)
+    if len(seeds) < 2:
+        return []
+    j, w = _between(_fitted(family, MEAN, seeds), statistics.fmean(row.kept(MEAN).values()))
+    reach = student_quantile(level, len(seeds) - 1) / math.sqrt(len(seeds))
+    found = []
+    for metric in metrics:
+        knots = _fitted(family, metric, seeds)
+        near, far = knots[j], knots[min(j + 1, len(knots) - 1)]
+        gaps = [
+            round(row.retention[metric][seed] - w * near.kept[seed] - (1 - w) * far.kept[seed], 9) for seed in seeds
+        ]
+        if statistics.fmean(gaps) + reach * statistics.stdev(gaps) < 0:
+            found.append(metric)
+    return found
 
 
 def smallest(heights: Sequence[BySeed]) -> Interval:
@@ -133,15 +157,13 @@ def height(row: Row, family: Family, metric: str) -> BySeed | None:
     curve = draw(family, metric, seeds)
     own = row.kept(metric)
     kept = statistics.fmean(own[seed] for seed in seeds)
-    share = min(kept, 1.0)
-    j = max(index for index, knot in enumerate(curve) if knot.retention >= share)
+    j, w = _between(curve, kept)
     if j == len(curve) - 1 or family.stairs:
-        if j == len(curve) - 1 and family.untrained is None and not family.stairs and share < curve[j].retention:
+        if j == len(curve) - 1 and family.untrained is None and not family.stairs and max(kept, 0) < curve[j].retention:
             return None
         return {seed: row.suppression[seed] - curve[j].taken[seed] for seed in seeds}
     near, far = curve[j], curve[j + 1]
-    gap = near.retention - far.retention
-    w, slope = (share - far.retention) / gap, (far.suppression - near.suppression) / gap
+    slope = (far.suppression - near.suppression) / (near.retention - far.retention)
     heights = {}
     for seed in seeds:
         taken = row.suppression[seed] - w * near.taken[seed] - (1 - w) * far.taken[seed]
@@ -163,6 +185,27 @@ class Knot:
 def draw(family: Family, metric: str, seeds: Sequence[int]) -> list[Knot]:
     """The curve of a family: retention falls from knot to knot, and suppression rises.
 
+    A single metric's curve ends at the first dose that keeps nothing of it beyond noise. Stronger doses keep nothing
+    either, so the metric cannot say which of them a row should be measured from. The weakest is the fairest.
+    """
+    knots = _fitted(family, metric, seeds)
+    for index, knot in enumerate(knots):
+        if metric != MEAN and not _positive(list(knot.kept.values())):
+            return [*knots[:index], replace(knot, retention=0.0, kept=dict.fromkeys(seeds, 0.0))]
+    return knots
+
+
+def _positive(values: Sequence[float]) -> bool:
+    """Whether a mean lies above zero: by its one-sided lower end, or by itself for one seed."""
+    if len(values) < 2:
+        return values[0] > 0
+    reach = student_quantile(LEVEL, len(values) - 1) / math.sqrt(len(values))
+    return statistics.fmean(values) > reach * statistics.stdev(values)
+
+
+def _fitted(family: Family, metric: str, seeds: Sequence[int]) -> list[Knot]:
+    """One knot for the reference, each dose and the untrained model.
+
     Both are isotonic fits of the doses' means, weighted by the inverse variance of each mean (Barlow et al. 1972,
     section 1.2), and stay between the fixed ends: the reference, and the untrained model where there is one.
     """
@@ -183,6 +226,16 @@ def draw(family: Family, metric: str, seeds: Sequence[int]) -> list[Knot]:
         )
         for shares, points in knots
     ]
+
+
+def _between(curve: Sequence[Knot], kept: float) -> tuple[int, float]:
+    """The knot j from which on a curve keeps as much or less, and the share w on it; the rest is on the next one."""
+    share = min(kept, 1.0)
+    j = max(index for index, knot in enumerate(curve) if knot.retention >= share)
+    if j == len(curve) - 1:
+        return j, 1.0
+    far = curve[j + 1].retention
+    return j, (share - far) / (curve[j].retention - far)
 
 
 def _isotonic(values: Sequence[Sequence[float]], least: float, most: float) -> list[list[float]]:

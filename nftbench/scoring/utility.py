@@ -6,6 +6,7 @@ import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from nftbench.scoring.frontier import mean_share
 from nftbench.scoring.grid import NONE, Grid
 from nftbench.scoring.intervals import PRELIMINARY_SEEDS, mean
 from nftbench.scoring.points import final, in_points, mean_points, points
@@ -72,14 +73,13 @@ def shares(scores: ByMetric, metrics: Mapping[str, Scale]) -> ByMetric:
 def utility(grid: Grid, defense: str, metrics: Mapping[str, Scale]) -> Utility:
     """The share of each metric that is kept, their mean, the metric that is kept least, and the badge."""
     scores = reached(grid, defense, metrics)
-    kept = {metric: list(by_seed.values()) for metric, by_seed in shares(scores, metrics).items() if by_seed}
+    kept = {metric: by_seed for metric, by_seed in shares(scores, metrics).items() if by_seed}
     if not kept:
         return Utility()
-    by_metric = {metric: mean(values) for metric, values in kept.items()}
+    by_metric = {metric: mean(list(by_seed.values())) for metric, by_seed in kept.items()}
     least = min(by_metric, key=lambda metric: (by_metric[metric].value, metric))
     tests = [MetricUtility(scores[metric], metrics[metric].full, metrics[metric].floor) for metric in by_metric]
-    retention = mean([statistics.fmean(shares) for shares in zip(*kept.values(), strict=True)])
-    return Utility(by_metric, retention, least, badge(tests))
+    return Utility(by_metric, mean(list(mean_share(kept).values())), least, badge(tests))
 
 
 def _scale(grid: Grid, reference: str, metric: str) -> Scale:

@@ -1,17 +1,19 @@
-"""Boards drawn at random: records of a whole suite, with a ladder of trivial defenses and six utility metrics.
+"""Boards drawn at random: records of a whole suite, with a ladder of trivial defenses and seven utility metrics.
 
-The noise is that of published records. Two models that differ in their initialisation alone end 1.3 points apart after
-the best attack (`results/small-null`: the standard deviation over twelve seeds), so one model varies by 0.92. Utility
-is bits per token, which varies by 0.1 % of what is above the floor, and five metrics that vary by `noise`.
+Everything is as measured on 300 thousand parameters and the toy language. Two models that differ in their
+initialisation alone end 1.3 points apart after the best attack (`results/small-null`: the standard deviation over twelve
+seeds), so one model varies by 0.92. What trivial defenses take and keep, and how far each metric varies from model to
+model, is that of the suite `small`. Trivial defenses between the measured doses lie on a smooth path through them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.interpolate import PchipInterpolator
 
 from nftbench.contract import Claim
 from nftbench.records.record import CellId, Record, Row
@@ -22,27 +24,42 @@ from tests.factories import RANKING, measurement, record
 Shares = NDArray[np.float64]
 """The share of each metric that a row keeps."""
 
-METRICS = ("bits", "pairs", "agreement", "topic", "tone", "classes")
+METRICS = ("bits", "object", "verb", "tone", "agreement", "classes", "other")
+NOISE = np.array([0.001, 0.026, 0.024, 0.047, 0.063, 0.029, 0.010])
+"""Standard deviation of each metric from model to model, as a share of what the undefended model has above the floor."""
 ATTACKED = "words"
-BEST, SCRATCH = 88.0, 45.0
+BEST, SCRATCH = 88.0, 37.0
 """Points after the best attack: of the undefended model, and from scratch."""
 MODEL = 0.92
 """Standard deviation of a model's suppression over initialisations, in points."""
-COSTS = np.array([0.1, 1.0, 0.9, 0.8, 0.6, 0.5])
-"""How much of each metric a trivial defense loses, relative to `pairs`."""
-DOSES = ((2.5, 0.13), (4.5, 0.2), (8.0, 0.3), (15.0, 0.5), (27.0, 0.8))
-"""Points taken from the attacker, and the share of `pairs` that is lost, as early stopping does in
-`results/small-dose`. Its weakest doses, which cannot be told from the undefended model, are left out."""
-FAMILIES = {"early_stop": 1.0, "noise": 1.2}
-"""Both lose the same at each dose; the second takes more."""
-LADDER = {name: Family(doses=tuple(f"{name}[dose={index}]" for index in range(len(DOSES)))) for name in FAMILIES}
+MEASURED = {
+    "early_stop": (
+        (0.8, 0.0, (0.991, 0.981, 0.909, 0.994, 0.825, 1.0, 0.950)),
+        (0.5, 0.1, (0.982, 0.964, 0.791, 0.963, 0.324, 0.996, 0.950)),
+        (0.2, 12.2, (0.953, 0.937, 0.790, 0.612, 0.003, 0.931, 0.857)),
+        (0.1, 19.0, (0.912, 0.284, 0.140, 0.425, 0.003, 0.917, 0.827)),
+        (0.02, 46.2, (0.323, 0.003, 0.0, 0.015, 0.0, 0.163, 0.479)),
+    ),
+    "short": (
+        (0.6, 0.8, (0.996, 1.0, 0.967, 1.0, 0.995, 1.0, 1.0)),
+        (0.3, 9.0, (0.980, 0.980, 0.966, 0.869, 0.001, 0.992, 0.979)),
+        (0.2, 14.5, (0.968, 0.898, 0.814, 0.727, 0.001, 0.987, 0.953)),
+        (0.1, 17.9, (0.901, 0.193, 0.122, 0.307, 0.0, 0.884, 0.804)),
+        (0.02, 48.7, (0.646, 0.001, 0.0, 0.007, 0.0, 0.309, 0.583)),
+    ),
+}
+"""By family and dose: the fraction of training, the points taken from the attacker, and the share of each metric kept."""
+DOSES = {
+    "early_stop": (0.8, 0.65, 0.5, 0.35, 0.2, 0.1, 0.02),
+    "short": (0.8, 0.6, 0.4, 0.3, 0.2, 0.15, 0.1, 0.02),
+}
+"""The fractions in the ladder of the suite `standard`."""
+LADDER = {
+    name: Family(doses=tuple(f"{name}[dose={index}]" for index in range(len(fractions))))
+    for name, fractions in DOSES.items()
+}
 INITIALISATIONS = ("twin[index=1]", "twin[index=2]", "twin[index=3]")
 EVERYTHING: Shares = np.ones(len(METRICS))
-
-
-def kept(lost: float) -> Shares:
-    """What a trivial defense keeps that loses this share of `pairs`."""
-    return 1 - lost * COSTS
 
 
 @dataclass(frozen=True)
@@ -52,33 +69,45 @@ class Truth:
     suppression: float
     retention: Shares = field(default_factory=lambda: EVERYTHING)
 
-    @property
-    def excess(self) -> float:
-        """Its height above the lowest of the true curves, by numpy's interpolation."""
+    def excess(self, doses: Mapping[str, Sequence[float]] = DOSES, metrics: Sequence[str] = ()) -> float:
+        """Its height above the lowest of the true curves of means, and of these metrics, by numpy's interpolation."""
+        chosen = [[*range(len(METRICS))], *([METRICS.index(metric)] for metric in metrics)]
         heights = []
-        for strength in FAMILIES.values():
-            taken = [0.0, *(strength * points for points, _ in DOSES), BEST - SCRATCH]
-            for metric in range(len(METRICS)):
-                lost = [0.0, *(loss * COSTS[metric] for _, loss in DOSES), 1.0]
-                heights.append(self.suppression - np.interp(1 - min(self.retention[metric], 1.0), lost, taken))
+        for family, fractions in doses.items():
+            knots = [trivial(one, family) for one in fractions]
+            taken = [0.0, *(one.suppression for one in knots), BEST - SCRATCH]
+            for columns in chosen:
+                lost = [0.0, *(1 - one.retention[columns].mean() for one in knots), 1.0]
+                kept_here = np.minimum(self.retention[columns], 1.0).mean()
+                heights.append(self.suppression - np.interp(1 - kept_here, lost, taken))
         return float(min(heights))
 
 
-def trivial(lost: float, family: str = "noise") -> Truth:
-    """A model on the true curve of a family."""
-    losses, taken = [0.0, *(loss for _, loss in DOSES)], [0.0, *(points for points, _ in DOSES)]
-    return Truth(FAMILIES[family] * float(np.interp(lost, losses, taken)), kept(lost))
+def trivial(fraction: float, family: str = "short") -> Truth:
+    """A model of a family that had this fraction of training."""
+    fractions, taken, shares = zip(*((1.0, 0.0, EVERYTHING), *MEASURED[family]), strict=True)
+    path = PchipInterpolator(-np.log(fractions), np.column_stack([taken, np.array(shares)]))
+    found = path(-np.log(fraction))
+    return Truth(float(found[0]), found[1:])
+
+
+def kept(fraction: float, family: str = "short") -> Shares:
+    """What a model of a family keeps that had this fraction of training."""
+    return trivial(fraction, family).retention
 
 
 def records(
-    truths: Mapping[str, Truth], generator: np.random.Generator, *, seeds: int = 5, noise: float = 0.03
+    truths: Mapping[str, Truth], generator: np.random.Generator, *, seeds: int = 5, noise: float = 1.0
 ) -> list[Record]:
-    """A suite's records: the rows of `truths`, the reference with its initialisations, scratch and the ladder."""
+    """A suite's records: the rows of `truths`, the reference with its initialisations, scratch and the ladder.
+
+    `noise` multiplies that of the utility metrics.
+    """
     rows = {"none": Truth(0.0)} | dict(truths)
-    for name, strength in FAMILIES.items():
-        for dose, (points, loss) in zip(LADDER[name].doses, DOSES, strict=True):
-            rows[dose] = Truth(strength * points, kept(loss))
-    spread = np.array([0.001, *[noise] * (len(METRICS) - 1)])
+    for family, fractions in DOSES.items():
+        rows |= {
+            dose: trivial(fraction, family) for dose, fraction in zip(LADDER[family].doses, fractions, strict=True)
+        }
     level = generator.normal(0, 1, seeds)  # of a seed's tasks, which all rows share
     found = []
     for name, truth in rows.items():
@@ -87,7 +116,7 @@ def records(
         found += [_attack(name, "full", seed, end) for seed, end in enumerate(ends)]
     found += [_attack("none", "scratch", seed, SCRATCH + level[seed]) for seed in range(seeds)]
     for name, truth in [*rows.items(), *((twin, Truth(0.0)) for twin in INITIALISATIONS if twin not in rows)]:
-        shares = truth.retention + spread * generator.normal(0, 1, (seeds, len(METRICS)))
+        shares = truth.retention + noise * NOISE * generator.normal(0, 1, (seeds, len(METRICS)))
         found += [
             _utility(name, metric, seed, shares[seed, at]) for seed in range(seeds) for at, metric in enumerate(METRICS)
         ]
@@ -103,7 +132,7 @@ def board(found: list[Record]) -> Leaderboard:
 
 
 def _row(name: str) -> Row:
-    control = name.startswith((*FAMILIES, "twin"))
+    control = name.startswith((*DOSES, "twin"))
     return Row("pretrain", control, "none", claim=None if control or name == "none" else Claim())
 
 

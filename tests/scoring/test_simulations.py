@@ -1,32 +1,43 @@
 """What the score does over many runs: false positives, power, and how often intervals and ranks cover the truth.
 
 Every simulation draws the numbers of whole suites, with the noise of published records, and calls the functions that
-score them. The smallest height over many curves is estimated too low by chance, against the defense: so there are
-fewer false positives than a test at 2.5 % may have, and power is what is measured here.
+score them. A short run tells too few cases for a rate of one per cent, so the rates below hold for all rows together.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cache
 
 import numpy as np
 import pytest
 
-from nftbench.scoring.frontier import Family, Row, excess
-from nftbench.scoring.intervals import beats_zero, holm
+from nftbench.scoring.frontier import MEAN, Family, Row, excess
+from nftbench.scoring.intervals import beats_zero
 from nftbench.scoring.rank_intervals import rank_intervals
 from nftbench.scoring.scores import Excess
-from tests.scoring.drawn import BEST, DOSES, FAMILIES, METRICS, MODEL, SCRATCH, Truth, kept, trivial
+from nftbench.scoring.utility_badge import MetricUtility, badge
+from tests.scoring.drawn import (
+    BEST,
+    DOSES,
+    EVERYTHING,
+    METRICS,
+    MODEL,
+    NOISE,
+    SCRATCH,
+    Shares,
+    Truth,
+    kept,
+    trivial,
+)
 
 pytestmark = pytest.mark.slow
 INITIALISATIONS = 4
 
 
-def drawn(
-    truths: Mapping[str, Truth], generator: np.random.Generator, noise: float, seeds: int = 5
-) -> dict[str, Excess]:
-    """The excess of each row of one run; `noise` is that of the shares of all metrics but the first, bits per token."""
-    spread = np.array([0.001, *[noise] * (len(METRICS) - 1)])[:, None]
+def drawn(truths: Mapping[str, Truth], generator: np.random.Generator, seeds: int) -> dict[str, Excess]:
+    """The excess of each row of one run."""
+    spread = NOISE[:, None]
     reference = generator.normal(0, MODEL, seeds)
     whole = 1 + spread * generator.normal(0, 1, (INITIALISATIONS, len(METRICS), seeds)).mean(axis=0)
 
@@ -38,78 +49,143 @@ def drawn(
 
     untrained = dict(enumerate((BEST - SCRATCH + reference).tolist()))
     families = [
-        Family(
-            name, tuple(row(f"{name} {lost}", Truth(strength * taken, kept(lost))) for taken, lost in DOSES), untrained
-        )
-        for name, strength in FAMILIES.items()
+        Family(name, tuple(row(f"{name} {one}", trivial(one, name)) for one in fractions), untrained)
+        for name, fractions in DOSES.items()
     ]
     return {name: excess(row(name, truth), families, METRICS) for name, truth in truths.items()}
 
 
-def runs(truths: Mapping[str, Truth], count: int, noise: float, seeds: int = 5) -> list[dict[str, Excess]]:
+def runs(truths: Mapping[str, Truth], count: int, seeds: int = 5) -> list[dict[str, Excess]]:
     generator = np.random.default_rng(0)
-    return [drawn(truths, generator, noise, seeds) for _ in range(count)]
+    return [drawn(truths, generator, seeds) for _ in range(count)]
 
 
-def found(one: Sequence[Excess]) -> list[bool]:
-    """Which rows have an effect, as the leaderboard says it: corrected for their number."""
-    return [beats_zero(p) for p in holm([each.interval.p for each in one if each.interval])]
+def but(**shares: float) -> Shares:
+    """Everything but these metrics, of which so much is kept."""
+    return np.array([shares.get(metric, 1.0) for metric in METRICS])
 
 
-NOISES = (0.03, 0.06)
-"""0.06 is that of minimal pairs in `results/small-null`."""
+def found(every: Sequence[Mapping[str, Excess]], row: str) -> float:
+    """In what share of runs the row has an effect, by itself."""
+    return float(np.mean([beats_zero(one[row].interval.p) for one in every if one[row].interval is not None]))
 
 
-@pytest.mark.parametrize("noise", NOISES)
-def test_null_fakes_are_seldom_taken_for_defenses(noise: float) -> None:
-    """Neither undefended models nor models on the curve: at most 1 % at five seeds, each row by itself."""
-    rows = {"undefended": Truth(0.0), "slightly": trivial(0.05), "half": trivial(0.25), "far": trivial(0.6)}
-    every = [each for one in runs(rows, 200, noise) for each in one.values()]
-    taken = sum(each.interval.low > 0 for each in every if each.interval)
-    assert taken / len(every) <= 0.01
+# ------------------------------------------------------------------------------------------------- null fakes, cheaters
+
+
+def test_null_fakes_are_seldom_taken_for_defenses() -> None:
+    """Undefended models and models on the curves, most of them between two doses: at most 1 % at five seeds."""
+    fakes = {"undefended": Truth(0.0), "copy": Truth(0.0)}
+    fakes |= {f"short {one}": trivial(one) for one in (0.9, 0.7, 0.17, 0.05)}
+    fakes |= {f"early_stop {one}": trivial(one, "early_stop") for one in (0.9, 0.4, 0.15, 0.05)}
+    every = runs(fakes, 60)
+    assert np.mean([found(every, row) for row in fakes]) <= 0.01
+
+
+def test_between_two_doses_a_chord_costs_at_most_a_point() -> None:
+    """A curve is straight between its doses and the truth is not: so much may a model on the true path gain."""
+    for family, fractions in DOSES.items():
+        between = np.geomspace(min(fractions), 1.0, 200)
+        gained = [trivial(float(one), family).excess({family: fractions}) for one in between]
+        assert max(gained) <= 1.0
+        assert np.mean(np.maximum(gained, 0)) <= 0.1
+
+
+CHEATERS = {
+    "no tone": Truth(18.0, but(tone=0.0)),
+    "half the tone": Truth(9.0, but(tone=0.5)),
+    "no topic": Truth(20.0, but(object=0.0, verb=0.0)),
+    "pays with agreement": Truth(6.0, but(verb=0.8, agreement=1.3)),
+    "a little of everything": Truth(2.0, EVERYTHING - 0.02),
+}
+"""Who destroys just what a task needs takes all that the task gains: 18 points of three tasks' mean for the tone."""
+
+
+def test_who_destroys_one_metric_or_pays_with_another_has_no_effect() -> None:
+    every = runs(CHEATERS, 50)
+    for row in CHEATERS:
+        assert found(every, row) <= 0.02, row
+    assert np.mean([one["no tone"].metric == "tone" for one in every]) == 1
+
+
+def test_what_is_above_everything_pays_for_nothing() -> None:
+    """A metric that is raised does not change the excess of a row that loses others."""
+    plain, raised = (
+        np.mean([one["row"].interval.value for one in runs({"row": truth}, 40) if one["row"].interval])
+        for truth in (Truth(8.0, but(verb=0.97)), Truth(8.0, but(verb=0.97, agreement=1.3)))
+    )
+    assert raised <= plain + 0.5
+
+
+# --------------------------------------------------------------------------------------------------------------- power
 
 
 def test_four_points_are_found_in_four_of_five_runs() -> None:
-    """At five seeds and six metrics, where a metric varies by 3 % of what is above the floor from model to model."""
-    every = [one["true"] for one in runs({"true": Truth(4.0)}, 250, noise=0.03)]
-    assert np.mean([found([each])[0] for each in every]) >= 0.8
+    every = runs({"four": Truth(4.0), "on the curve": Truth(trivial(0.7).suppression + 4, kept(0.7))}, 100)
+    assert found(every, "four") >= 0.8
+    assert found(every, "on the curve") >= 0.8
 
 
-def test_noisier_metrics_cost_power() -> None:
-    """With 6 % on five metrics, as minimal pairs have, five seeds find four points in a third of runs."""
-    every = runs({"four": Truth(4.0), "eight": Truth(8.0)}, 120, noise=0.06)
-    four, eight = (np.mean([found([one[row]])[0] for one in every]) for row in ("four", "eight"))
-    assert 0.15 <= four <= 0.5
-    assert eight >= 0.7
+def test_three_seeds_find_ten_points() -> None:
+    assert found(runs({"ten": Truth(10.0)}, 60, seeds=3), "ten") >= 0.8
 
+
+def test_a_perfect_copy_counts_by_its_mean() -> None:
+    """No metric that is unlucky binds in its place, but for the five per cent that the tests allow."""
+    every = runs({"copy": Truth(8.0)}, 100)
+    assert np.mean([one["copy"].metric == MEAN for one in every]) >= 0.93
+    assert abs(np.mean([one["copy"].interval.value for one in every if one["copy"].interval]) - 8.0) <= 1.0
+
+
+@pytest.mark.parametrize(("seeds", "share"), [(5, 0.75), (8, 0.95)])
+def test_most_perfect_copies_keep_utility(seeds: int, share: float) -> None:
+    generator = np.random.default_rng(0)
+
+    def metric(noise: float) -> MetricUtility:
+        own, others = generator.normal(100, 100 * noise, seeds), generator.normal(100, 100 * noise, (seeds, 4))
+        return MetricUtility(dict(enumerate(own)), dict(enumerate(others.tolist())), dict.fromkeys(range(seeds), 0.0))
+
+    assert np.mean([badge([metric(noise) for noise in NOISE]) == "keeps" for _ in range(400)]) >= share
+
+
+# ------------------------------------------------------------------------------------------------------------ coverage
 
 ROWS = {
-    "undefended": Truth(0.0),
-    "curve": trivial(0.25),
-    "small": Truth(3.0),
-    "large": Truth(8.0),
-    "costly": Truth(20.0, np.array([0.997, 0.63, 0.7, 0.8, 0.9, 0.85])),
-    "worse": Truth(3.0, kept(0.4)),
+    "undefended": (Truth(0.0), ""),
+    "curve": (trivial(0.7), ""),
+    "small": (Truth(3.0), ""),
+    "large": (Truth(8.0), ""),
+    "far": (Truth(trivial(0.15).suppression + 15, kept(0.15)), ""),
+    "no tone": (Truth(18.0, but(tone=0.0)), "tone"),
 }
+"""Rows with the metric that truly counts beside the mean. In none of them another one is nearly lower than the mean."""
 
 
-@pytest.mark.parametrize("noise", NOISES)
-def test_intervals_cover_the_true_excess(noise: float) -> None:
-    every = runs(ROWS, 120, noise)
-    for row, truth in ROWS.items():
-        intervals = [one[row].interval for one in every]
-        covered = np.mean([each.low <= truth.excess <= each.high for each in intervals if each is not None])
-        assert covered >= 0.95 - 2 * np.sqrt(0.05 * 0.95 / len(every)), row
+@cache
+def boards() -> tuple[dict[str, float], list[dict[str, Excess]]]:
+    """The true excess of each row, and what was found in each run."""
+    true = {row: truth.excess(metrics=[metric] if metric else []) for row, (truth, metric) in ROWS.items()}
+    return true, runs({row: truth for row, (truth, _) in ROWS.items()}, 80)
 
 
-@pytest.mark.parametrize("noise", NOISES)
-def test_rank_intervals_cover_the_true_rank(noise: float) -> None:
-    every = runs(ROWS, 120, noise)
-    true = [truth.excess for truth in ROWS.values()]
-    covered = np.zeros(len(true))
+def test_intervals_cover_the_true_excess() -> None:
+    true, every = boards()
+    rates = {
+        row: np.mean(
+            [each.low <= true[row] <= each.high for each in (one[row].interval for one in every) if each is not None]
+        )
+        for row in ROWS
+    }
+    assert np.mean(list(rates.values())) >= 0.95
+    assert min(rates.values()) >= 0.95 - 2 * np.sqrt(0.05 * 0.95 / len(every)), rates
+
+
+def test_rank_intervals_cover_the_true_rank() -> None:
+    true, every = boards()
+    covered = dict.fromkeys(ROWS, 0)
     for one in every:
-        for at, ranks in enumerate(rank_intervals([each.by_seed for each in one.values()])):
-            better = sum(other > true[at] + 1e-9 for other in true)
-            worse = sum(other < true[at] - 1e-9 for other in true)
-            covered[at] += ranks.first <= 1 + better and ranks.last >= len(true) - worse
-    assert min(covered) / len(every) >= 0.95 - 2 * np.sqrt(0.05 * 0.95 / len(every))
+        for row, ranks in zip(ROWS, rank_intervals([one[row].by_seed for row in ROWS]), strict=True):
+            better = sum(other > true[row] + 1e-9 for other in true.values())
+            worse = sum(other < true[row] - 1e-9 for other in true.values())
+            covered[row] += ranks.first <= 1 + better and ranks.last >= len(true) - worse
+    assert min(covered.values()) / len(every) >= 0.95 - 2 * np.sqrt(0.05 * 0.95 / len(every)), covered
