@@ -196,6 +196,7 @@ def plan(
     yardsticks = {canonical("yardsticks", text): registry.create("yardsticks", text) for text in suite.yardsticks}
     for spec, plugin in defenses.items():
         _check_reference(spec, plugin)
+    for plugin in defenses.values():  # a reference that is not allowed is named before what is wrong with it
         plugin.check(suite)
     for attack, attacker in attacks.items():
         _check_attack(suite, attack, attacker)

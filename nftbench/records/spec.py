@@ -99,8 +99,12 @@ def _value_text(value: object) -> str:
 
 
 def _is_plain(text: str) -> bool:
-    """Whether a text means itself as a value: not another type, such as the number 2024, and no part of the syntax."""
+    """Whether a text means itself as a value: not another type, such as the number 2024, and no part of the syntax.
+
+    It must end where the next separator stands, among parameters and in a spec among specs.
+    """
+    places = (f"={text}", f"[={text}]")
     try:
-        return bool(yaml.safe_load(text) == text and split(f"={text}") == [f"={text}"])
+        return bool(yaml.safe_load(text) == text and all(split(f"{place},x") == [place, "x"] for place in places))
     except yaml.YAMLError:
         return False

@@ -47,7 +47,6 @@ def tiny_suite(architecture: str = "gpt2", **changes: Any) -> Suite:
     """
     content: dict[str, Any] = {
         "name": "tiny",
-        "salt": "public",
         "model": {"model_type": architecture, **ARCHITECTURES[architecture]},
         "corpus": {"sentences": 300, "heldout_blocks": 16},
         "pretraining": {"steps": 20, "batch": 8, "warmup": 4, "learning_rate": 3e-3, "checkpoints": [0.5]},

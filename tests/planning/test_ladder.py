@@ -45,12 +45,12 @@ def test_a_dose_is_measured_on_ranked_tasks_and_utility_and_attacked_by_the_ladd
     found = tasks(plan(suite()))
     ranked = {"toy_topic", "toy_tone"}
     for dose in ("noise", "noise[scale=0.4]", "narrow"):
-        assert found[dose] == {"none": ranked | {"toy_minimal_pairs"}, "full": ranked, "lora": ranked}
+        assert found[dose] == {"none": ranked | {"toy_agreement_pronoun"}, "full": ranked, "lora": ranked}
 
 
 def test_a_twin_is_measured_for_utility_alone() -> None:
     found = tasks(plan(suite()))
-    assert found["twin"] == found["twin[index=2]"] == {"none": {"toy_minimal_pairs"}}
+    assert found["twin"] == found["twin[index=2]"] == {"none": {"toy_agreement_pronoun"}}
     assert "twin[index=3]" not in found
 
 

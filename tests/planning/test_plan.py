@@ -254,6 +254,7 @@ CHANGED = {
     "pretraining batch": {"pretraining": {"batch": 9}},
     "pretraining rate": {"pretraining": {"learning_rate": 4e-3}},
     "pretraining decay": {"pretraining": {"weight_decay": 0.0}},
+    "decay of vectors": {"pretraining": {"decay_vectors": True}},
     "betas": {"pretraining": {"betas": [0.9, 0.99]}},
     "pretraining clip": {"pretraining": {"clip": 2.0}},
     "pretraining warmup": {"pretraining": {"warmup": 5}},
@@ -294,7 +295,7 @@ def test_every_setting_of_budget_and_pretraining_is_tried() -> None:
 
     assert set(Budget.model_fields) == {*BUDGET, "timeout"}
     tried = {key for changes in CHANGED.values() for section in changes.values() for key in section}
-    assert set(Pretraining.model_fields) - tried == {"checkpoints", "task", "only"}
+    assert set(Pretraining.model_fields) - tried == {"checkpoints", "task", "only", "allowance", "timeout"}
     hub_and_text = {"source", "train", "heldout", "path", "name", "revision", "column", "vocabulary"}
     assert set(CorpusSettings.model_fields) - tried == hub_and_text
 
@@ -308,6 +309,7 @@ def test_every_setting_of_budget_and_pretraining_is_tried() -> None:
         {"initialisations": 3},
         {"ranking": ["method"]},
         {"pretraining": {"checkpoints": [0.25, 0.5]}},
+        {"pretraining": {"allowance": 2.0, "timeout": 60}},
         {"budget": {"timeout": 60}},
         {"seeds": [1, 0, 7]},
         {"defenses": ["pmp", "random_mask", "none", "early_stop", "noise"]},

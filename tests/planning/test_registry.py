@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, strategies as st
+from hypothesis import example, given, strategies as st
 
 import nftbench
 from nftbench.errors import NftbenchError
@@ -92,6 +92,10 @@ def test_a_printed_spec_creates_the_same_plugin(
     assert registry.create("attacks", str(registry.spec_of("everything", one))) == one
 
 
+@example("0[")
+@example("a]")
+@example("],[")
+@example("a='")
 @given(text=st.text(st.characters(exclude_categories=["Cc", "Cs", "Zl", "Zp"]), max_size=20))
 def test_a_text_is_printed_so_that_it_is_read_again(text: str) -> None:
     spec = Spec("checkpoint", (("path", text), ("reference", "x")))
