@@ -41,6 +41,8 @@ class Fake:
     badge: Badge
     planted: float = 0.0
     """Points that are taken from it beyond what is taken from the model that plays it."""
+    over: tuple[str, str] = ("", "")
+    """The metric and the family that leave least."""
 
     def raised(self, points: float) -> Fake:
         """The fake if it took so many points more. No curve depends on that, so the whole interval moves as far."""
@@ -112,7 +114,7 @@ class Pool:
         row = self._row("fake", choice, metrics)
         families = [self._family(name, metrics, list(choice)) for name in self.families]
         found = frontier.excess(row, families, list(metrics))
-        if found.interval is None:
+        if found.interval is None or found.metric is None or found.family is None:
             raise NftbenchError(f"an undefended model has no score: {found.reason}")
         kept = [
             MetricUtility(
@@ -120,7 +122,7 @@ class Pool:
             )
             for metric, scale in metrics.items()
         ]
-        return Fake(choice, found.interval, found.by_seed, badge(kept))
+        return Fake(choice, found.interval, found.by_seed, badge(kept), over=(found.metric, found.family))
 
     def _scale(self, metric: str, choice: Choice) -> Scale:
         """A metric on all other undefended models than the ones that are judged."""

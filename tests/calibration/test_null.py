@@ -53,6 +53,7 @@ def test_a_fake_is_scored_as_the_leaderboard_scores_a_row(size: int) -> None:
     )
     assert fake.by_seed == pytest.approx(row.excess.by_seed)
     assert fake.badge == row.utility.badge
+    assert fake.over == (row.excess.metric, row.excess.family)
 
 
 OTHERS = ("twin[index=7]", "twin[index=8]", "twin[index=9]")
@@ -119,6 +120,8 @@ def test_undefended_models_pass() -> None:
     assert sum(kept) == pytest.approx(1.0)
     assert shares(found)["ranks of equal rows are covered", 5]["interval"]["value"] >= 0.95
     assert shares(found)["false positives", 3]["fakes"] == 160
+    assert sum(share for _, _, share in found.numbers["binding"]) == pytest.approx(1.0)
+    assert {metric for metric, _, _ in found.numbers["binding"]} <= {*drawn.METRICS}
     assert found.numbers["attacked"]["none"].keys() == set(range(7))
 
 
