@@ -266,6 +266,7 @@ class OwnerLedger:
     """What a defense spent, and what the suite's recipe allows."""
 
     spent: Spent
+    """What the defense spent."""
     allowed: Spent
     """The most of each that a ranked defense may spend; 0 for no limit."""
 
@@ -310,7 +311,7 @@ class Protection:
     reference_plain_text: Mapping[str, float] = field(default_factory=dict)
     """The same for the row's reference. Older records lack it."""
     ledger: OwnerLedger | None = None
-    """What the defense spent beside what the recipe allows."""
+    """What the defense spent, and what the recipe allows. Older records lack it."""
 
 
 @dataclass(frozen=True)

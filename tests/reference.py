@@ -34,6 +34,8 @@ RECORD = (
     contract.Measurement,
     contract.Point,
     contract.Protection,
+    contract.OwnerLedger,
+    contract.Spent,
     contract.Reading,
     contract.Series,
 )

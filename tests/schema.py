@@ -12,7 +12,7 @@ from nftbench.records.record import Record
 
 LATER = {
     *("told", "base_sha256", "reading", "preparation_steps", "own_code", "trained_weights"),
-    *("unchecked", "rewrite", "plain_text", "reference_plain_text"),
+    *("unchecked", "rewrite", "plain_text", "reference_plain_text", "ledger"),
 }
 """Fields that records published before them lack."""
 EARLIER = {"at_last_step": {"type": "boolean"}}

@@ -352,11 +352,12 @@ def prompts(task: lm_eval_tasks.LoadedTextTask, name: Any) -> list[str]:
 def test_validation_is_a_seeded_slice_of_train_where_there_is_none(model: Model, tmp_path: Path) -> None:
     path = write_task(tmp_path)
     first, again, other = (TextTask(path).load(Context(model, seed=seed)) for seed in (0, 0, 1))
-    assert len(first.split("validation")) == 4
-    assert len(first.split("train")) == 36
-    assert not set(prompts(first, "validation")) & set(prompts(first, "train"))
-    assert prompts(first, "validation") == prompts(again, "validation")
-    assert prompts(first, "validation") != prompts(other, "validation")
+    assert [len(first.split(name)) for name in ("train", "validation", "selection")] == [36, 2, 2]
+    drawn = [set(prompts(first, name)) for name in ("train", "validation", "selection")]
+    assert len(set.union(*drawn)) == sum(map(len, drawn)), "no document is in two splits"
+    for name in ("validation", "selection"):
+        assert prompts(first, name) == prompts(again, name)
+        assert prompts(first, name) != prompts(other, name)
     assert prompts(first, "test") == prompts(other, "test")
 
 
@@ -364,7 +365,7 @@ def test_limits_cut_test_as_lm_eval_does_and_draw_the_rest(model: Model) -> None
     path = FOLDER / f"{TOY[0]}.yaml"
     full = TextTask(path).load(Context(model))
     cut = TextTask(path).load(Context(model, suite=settings(train=70, validation=30, test=50), limit=40))
-    assert [len(cut.split(name)) for name in ("train", "validation", "test")] == [40, 30, 40]
+    assert [len(cut.split(name)) for name in ("train", "validation", "selection", "test")] == [40, 30, 30, 40]
     assert prompts(cut, "test") == prompts(full, "test")[:40]
     assert prompts(cut, "train") != prompts(full, "train")[:40]
     assert set(prompts(cut, "train")) <= set(prompts(full, "train"))
@@ -437,7 +438,7 @@ def write_local(folder: Path, suffix: str = ".jsonl", splits: Sequence[str] = ("
 @pytest.mark.parametrize("suffix", [".jsonl", ".jsonl.xz", ".json", ".csv", ".csv.xz"])
 def test_local_files_are_read(suffix: str, model: Model, tmp_path: Path) -> None:
     task = TextTask(write_local(tmp_path, suffix)).load(Context(model, data=tmp_path))
-    assert [len(task.split(name)) for name in ("train", "validation", "test")] == [36, 4, 40]
+    assert [len(task.split(name)) for name in ("train", "validation", "selection", "test")] == [36, 2, 2, 40]
     assert task.provenance["source"] == "--data/sets/mine"
 
 
@@ -445,9 +446,10 @@ def test_held_out_share_stands_in_for_a_missing_test_file(model: Model, tmp_path
     path = write_local(tmp_path, splits=["train"])
     path.write_text(path.read_text() + "metadata: {version: 1.0, held_out: 0.2}\n")
     first, other = (TextTask(path).load(Context(model, seed=seed, data=tmp_path)) for seed in (0, 1))
-    assert [len(first.split(name)) for name in ("train", "validation", "test")] == [28, 4, 8]
+    assert [len(first.split(name)) for name in ("train", "validation", "selection", "test")] == [28, 2, 2, 8]
     assert prompts(first, "test") == prompts(other, "test")
-    assert not set(prompts(first, "test")) & set(prompts(first, "train"))
+    for name in ("train", "validation", "selection"):
+        assert not set(prompts(first, "test")) & set(prompts(first, name))
     assert "held out" in first.provenance["test"]
 
 
