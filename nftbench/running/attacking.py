@@ -45,6 +45,9 @@ from nftbench.training import engine
 from nftbench.training.trainer import Ledger
 
 GUESS, PREPARED, FAILED = "guess.safetensors", "prepared.json", "failed.json"
+STARTING = 60.0
+"""Seconds that an attack's process has to start and to read what it is given, beside the time that the budget allows
+it. They are generous: an attack that trains nothing must not be stopped because the machine is busy."""
 
 
 @dataclass(frozen=True)
@@ -142,7 +145,7 @@ def attack(order: Order, folder: Path, store: Store) -> Returned:
     """Run an attack in a process of its own."""
     died: NftbenchError | None = None
     # The budget limits each sweep and all preparation. This limit stops an attack that does not ask for the time.
-    limit = 4 * order.budget.timeout * (1 + len(order.goals))
+    limit = STARTING + 4 * order.budget.timeout * (1 + len(order.goals))
     try:
         isolation.run(perform, packed(order), folder, store, limit=limit)
     except NftbenchError as error:

@@ -19,7 +19,9 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import Connection
+from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import Any, Literal
 
@@ -137,8 +139,7 @@ def aside(function: Callable[..., Any], *arguments: Any) -> None:
     Raises:
         NftbenchError: what the function raised, as text, or that its process died.
     """
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(PRELOADED)
+    context = _context()
     ours, theirs = context.Pipe(duplex=False)
     with _no_main_module():
         process = context.Process(target=_aside, args=(registry.added_files(), function, arguments, theirs))
@@ -173,8 +174,7 @@ def _parent(referee: int) -> Connection:
     Args:
         referee: this process, because a forked process has to start its own.
     """
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(PRELOADED)
+    context = _context()
     ours, theirs = context.Pipe()
     with _no_main_module():
         context.Process(target=_serve, args=(theirs,), daemon=False).start()
@@ -182,6 +182,22 @@ def _parent(referee: int) -> Connection:
     # At the interpreter's end, multiprocessing waits for its processes, and this one waits for the connection's end.
     multiprocessing.util.Finalize(None, ours.close, exitpriority=10)
     return ours
+
+
+def _context() -> ForkServerContext:
+    """What starts processes, as forks of multiprocessing's server.
+
+    A worker was forked from that server itself and has its processes forked from it, too. Python would start another
+    server in each worker, which takes seconds and half a gigabyte to import the heavy modules again.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOADED)
+    server = getattr(forkserver, "_forkserver", None)  # the standard library has no public way to share it
+    forked = multiprocessing.parent_process() is not None and getattr(server, "_forkserver_address", None)
+    # From Python 3.14 on, the server answers only to the process that has started it.
+    if forked and not hasattr(server, "_forkserver_authkey"):
+        server.ensure_running = resource_tracker.ensure_running  # type: ignore[union-attr]
+    return context
 
 
 @contextlib.contextmanager
