@@ -1,8 +1,8 @@
 """Processes for plugins: each `protect` and each attack runs in one of its own, which ends with it.
 
 A *parent process* is forked from multiprocessing's server, has imported the heavy modules and no plugin, and computes
-nothing. It forks a child for each piece of work, so that none finds what another has changed. The child's folder is the
-only one that it can write to. Where the system has Landlock, the cache and the results are hidden from it as well.
+nothing. It forks a child for each piece of work, so that none finds what another has changed. Where the system can
+confine it, the child writes to its own folder alone, finds neither cache nor salt, and starts no further process.
 """
 
 from __future__ import annotations
@@ -28,10 +28,12 @@ from typing import Any, Literal
 from nftbench.errors import NftbenchError
 from nftbench.planning import registry
 from nftbench.records.store import Store
-from nftbench.running import landlock
+from nftbench.running import landlock, seccomp
 
 PRELOADED = ["nftbench.running.referee", "nftbench.methods"]
 """The modules that the server imports before anything is forked from it. They import no plugin."""
+TEMPORARY = "temporary"
+"""Where a child's temporary files lie in its folder."""
 PATIENCE = 0.02
 """The longest pause, in seconds, between two looks at whether a child has ended."""
 
@@ -74,7 +76,7 @@ class _Call:
 
 def kind() -> Literal["landlock", "process"]:
     """How plugins are kept apart here: `landlock` hides secrets and cache from them, `process` does not."""
-    return "landlock" if landlock.version() else "process"
+    return "landlock" if landlock.version() and seccomp.available() else "process"
 
 
 @contextlib.contextmanager
@@ -96,6 +98,7 @@ def run(
     store: Store,
     *,
     limit: float,
+    hidden: Sequence[Path] = (),
     readable: Sequence[Path] = (),
 ) -> float:
     """Call `function(order, folder)` in a process of its own, and return the processor seconds that it took.
@@ -104,6 +107,7 @@ def run(
         function: a function of nftbench, which writes its results to `folder`.
         order: what it is given.
         limit: seconds after which the child is stopped with everything that it has started.
+        hidden: what it may not read beside the cache and the salt.
         readable: folders of the cache that the child may read.
 
     Raises:
@@ -111,7 +115,8 @@ def run(
         DiedError: the child ended in another way than by returning from `function`.
     """
     (folder / "order").write_bytes(order)
-    hidden = store.cache.resolve(), (store.results / "salt").resolve()
+    secret = (store.cache, store.results / "salt", *hidden)
+    hidden = tuple(path.resolve() for path in secret)
     call = _Call(function, registry.added_files(), folder, hidden, tuple(readable), limit)
     connection = _parent(os.getpid())
     try:
@@ -122,6 +127,7 @@ def run(
         raise KilledError(
             "the process that starts plugins was killed; the system may have run out of memory"
         ) from error
+    _check_files(folder)
     if ended.late:
         raise TooLongError(f"stopped after {limit:g} s")
     if ended.code == -signal.SIGKILL:
@@ -131,6 +137,21 @@ def run(
     if ended.code > 0 or not (folder / "returned").exists():
         raise DiedError(f"its process ended by itself with exit code {ended.code}, and returned nothing")
     return ended.seconds
+
+
+def _check_files(folder: Path) -> None:
+    """Refuse all that a child has left if there is more than files and folders: a link leads the referee elsewhere.
+
+    Raises:
+        DiedError: it left something else. The folder is empty now.
+    """
+    shutil.rmtree(folder / TEMPORARY, ignore_errors=True)
+    for path in folder.rglob("*"):
+        if path.is_symlink() or not (path.is_file() or path.is_dir()):
+            name = path.relative_to(folder)
+            for left in folder.iterdir():
+                shutil.rmtree(left) if left.is_dir() and not left.is_symlink() else left.unlink()
+            raise DiedError(f"it left {name}, which is no plain file")
 
 
 def aside(function: Callable[..., Any], *arguments: Any) -> None:
@@ -269,10 +290,13 @@ def _become(call: _Call) -> None:
     try:
         os.setsid()  # a group of its own, which can be stopped as a whole
         os.environ.pop("NFTBENCH_CACHE", None)
-        os.environ["TMPDIR"] = tempfile.tempdir = tempfile.mkdtemp(dir=call.folder)
+        os.closerange(3, resource.getrlimit(resource.RLIMIT_NOFILE)[0])  # lines to the server and to the referee
+        (call.folder / TEMPORARY).mkdir()
+        os.environ["TMPDIR"] = tempfile.tempdir = str(call.folder / TEMPORARY)
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-        if landlock.version():
+        if kind() == "landlock":
             landlock.hide(call.hidden, readable=call.readable, writable=[call.folder])
+            seccomp.confine()
         for path in call.plugins:
             registry.add_file(path)
         call.function((call.folder / "order").read_bytes(), call.folder)

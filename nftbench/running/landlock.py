@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import itertools
 import os
 import stat
 import struct
@@ -25,6 +26,8 @@ RIGHTS = {1: 13, 2: 14, 3: 15, 4: 15, 5: 16}
 """The number of rights to files that each version of Landlock knows; later versions know as many as the last one."""
 SCOPES = 0b11
 """Abstract Unix sockets and signals stay within the group of restricted processes, from version 6 on."""
+DEVICES = ("null", "zero", "full", "random", "urandom", "tty", "nvidia*", "dri", "kfd", "dxg")
+"""What of /dev may be used: cards that compute, and files that hold nothing. Shared memory and disks may not."""
 NO_NEW_PRIVILEGES = 38
 """The option of prctl without which an ordinary user cannot restrict itself."""
 
@@ -40,7 +43,8 @@ def version() -> int:
 def hide(hidden: Iterable[Path], *, readable: Iterable[Path] = (), writable: Iterable[Path] = ()) -> None:
     """Hide folders from this thread, and from all threads and processes that it starts from now on.
 
-    `readable` and `writable` folders may lie beneath a hidden one. All else can be read and not written.
+    `readable` and `writable` folders may lie beneath a hidden one. All else can be read and not written, but /dev, of
+    which only `DEVICES` are there.
 
     Raises:
         OSError: the system refuses.
@@ -50,9 +54,10 @@ def hide(hidden: Iterable[Path], *, readable: Iterable[Path] = (), writable: Ite
     attributes = struct.pack("QQQ", every, 0, SCOPES if version() >= 6 else 0)[: 8 if version() < 4 else 24]
     rules = _checked(_call(CREATE_RULESET, attributes, len(attributes), 0))
     try:
-        for path in (*_beside([str(path.resolve()) for path in hidden]), *map(str, readable)):
+        for path in (*_beside(["/dev", *(str(path.resolve()) for path in hidden)]), *map(str, readable)):
             _allow(rules, path, read & every)
-        for path in (*map(str, writable), "/dev"):  # /dev/null, and cards that compute
+        devices = itertools.chain.from_iterable(Path("/dev").glob(pattern) for pattern in DEVICES)
+        for path in map(str, (*writable, *devices)):
             _allow(rules, path, every)
         _checked(_libc().prctl(NO_NEW_PRIVILEGES, 1, 0, 0, 0))
         _checked(_call(RESTRICT_SELF, rules, 0))

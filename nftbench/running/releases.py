@@ -261,7 +261,7 @@ def _protect(workspace: Workspace, spec: Spec, seed: int, key: str, folder: Path
             told, seconds = protecting.protect(_order(workspace, spec, seed), theirs, workspace.store, limit)
         except isolation.TooLongError as error:
             raise failures.FailedError("timeout", f"the defense was {error}") from error
-        _take(theirs / protecting.RELEASE, folder)
+        shutil.copytree(theirs / protecting.RELEASE, folder, dirs_exist_ok=True)
         if needs_own_code(folder):
             isolation.aside(_publish, workspace, spec, seed, key, folder, theirs, told, seconds, base_sha256)
         else:
@@ -286,14 +286,6 @@ def _order(workspace: Workspace, spec: Spec, seed: int) -> protecting.Order:
         bases=kept_bases(workspace, seed),
         trained=trained,
     )
-
-
-def _take(source: Path, folder: Path) -> None:
-    """Copy a release from the folder of its defense's process. A link could lead to other files than the owner's."""
-    for path in source.rglob("*"):
-        if path.is_symlink() or not (path.is_file() or path.is_dir()):
-            raise NftbenchError(f"the release holds {path.relative_to(source)}, which is no plain file")
-    shutil.copytree(source, folder, dirs_exist_ok=True)
 
 
 def _publish(
@@ -335,7 +327,7 @@ def _publish(
         workspace.store.discard(kind, key)
     sibling = theirs / protecting.SIBLING
     if sibling.is_dir():
-        workspace.store.make("siblings", key, lambda draft: _take(sibling, draft), mode=0o700)
+        workspace.store.make("siblings", key, functools.partial(shutil.copytree, sibling, dirs_exist_ok=True), mode=0o700)
     if mask is not None:
         held = {name: tensor.to(torch.uint8) for name, tensor in mask.items()}
         workspace.store.make("secrets", key, lambda draft: save_file(held, draft / "mask.safetensors"), mode=0o700)

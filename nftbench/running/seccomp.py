@@ -1,0 +1,111 @@
+"""Seccomp: Linux refuses system calls of this process for good. It complements Landlock, which knows files alone.
+
+Refused are the ways out of a confined process that are no files, as sockets: through its socket, multiprocessing's
+server would run anything unconfined. The kernel documents the filters at
+https://docs.kernel.org/userspace-api/seccomp_filter.html.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import platform
+import struct
+import sys
+
+_ARCHITECTURES = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}
+"""The column of an architecture below, and its number in the kernel."""
+REFUSED: dict[str, tuple[int | None, int | None]] = {
+    "socket": (41, 198),
+    "io_uring_setup": (425, 425),  # it can open sockets too
+    # Processes: they could outlive this one, and their processor time could go uncounted.
+    "fork": (57, None),
+    "vfork": (58, None),
+    # What these make stays in memory when the process ends, for the next one to find.
+    "shmget": (29, 194),
+    "semget": (64, 190),
+    "msgget": (68, 186),
+    "mq_open": (240, 180),
+    "add_key": (248, 217),
+    "request_key": (249, 218),
+    "keyctl": (250, 219),
+    "setxattr": (188, 5),
+    "lsetxattr": (189, 6),
+    "fsetxattr": (190, 7),
+    "setxattrat": (463, 463),
+}
+"""System calls that fail, with their numbers by architecture."""
+IDLE: dict[str, tuple[int | None, int | None]] = {
+    "chmod": (90, None),
+    "fchmod": (91, 52),
+    "fchmodat": (268, 53),
+    "fchmodat2": (452, 452),
+    "chown": (92, None),
+    "lchown": (94, None),
+    "fchown": (93, 55),
+    "fchownat": (260, 54),
+    "utime": (132, None),
+    "utimes": (235, None),
+    "futimesat": (261, None),
+    "utimensat": (280, 88),
+}
+"""System calls that succeed and change nothing. Landlock allows them on all files, and copying a file needs them."""
+CLONE, CLONE3 = (56, 220), (435, 435)
+CLONE_THREAD = 0x10000
+X32 = 0x40000000
+"""Numbers from here on are the same system calls for another kind of program."""
+
+LOAD, EQUAL, AT_LEAST, ANY_BIT, RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
+ALLOW, FAIL = 0x7FFF0000, 0x00050000
+"""Results of a filter; the number of an error is added to `FAIL`, and 0 is success."""
+SET_SECCOMP, FILTER, NO_NEW_PRIVILEGES = 22, 2, 38
+
+
+def available() -> bool:
+    """Whether this system can refuse system calls, on an architecture whose numbers are known here."""
+    return sys.platform == "linux" and platform.machine() in _ARCHITECTURES and os.path.exists("/proc/sys/kernel/seccomp")
+
+
+def confine() -> None:
+    """Refuse the calls in this thread, and in all threads that it starts from now on. It also gives up root's powers.
+
+    Raises:
+        OSError: the system refuses.
+    """
+    filters = _filters(*_ARCHITECTURES[platform.machine()])
+    code = ctypes.create_string_buffer(b"".join(filters))
+    program = ctypes.create_string_buffer(struct.pack("HxxxxxxQ", len(filters), ctypes.addressof(code)))
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.prctl.argtypes = [ctypes.c_int, *[ctypes.c_ulong] * 4]
+    # Version 3 of the call's header, this thread; no effective, permitted or inheritable capability.
+    _check(libc.capset(struct.pack("Ii", 0x20080522, 0), bytes(24)))
+    _check(libc.prctl(NO_NEW_PRIVILEGES, 1, 0, 0, 0))
+    _check(libc.prctl(SET_SECCOMP, FILTER, ctypes.addressof(program), 0, 0))
+
+
+def _filters(column: int, architecture: int) -> list[bytes]:
+    """The filter's steps. It looks at a call's architecture (at byte 4), number (0) and first argument (16)."""
+    denied = FAIL | errno.EACCES
+    steps = [_step(LOAD, 4), _step(EQUAL, architecture, 1, 0), _step(RETURN, denied)]
+    steps += [_step(LOAD, 0), _step(AT_LEAST, X32, 0, 1), _step(RETURN, denied)]
+    results = {
+        **{numbers[column]: denied for numbers in REFUSED.values()},
+        **{numbers[column]: FAIL for numbers in IDLE.values()},
+        CLONE3[column]: FAIL | errno.ENOSYS,  # its flags are out of a filter's reach; the C library then calls clone
+    }
+    for number, result in results.items():
+        steps += [_step(EQUAL, number, 0, 1), _step(RETURN, result)] if number is not None else []
+    steps += [_step(EQUAL, CLONE[column], 0, 3), _step(LOAD, 16), _step(ANY_BIT, CLONE_THREAD, 1, 0)]
+    return [*steps, _step(RETURN, denied), _step(RETURN, ALLOW)]
+
+
+def _step(code: int, value: int, if_true: int = 0, if_false: int = 0) -> bytes:
+    """One step: what it does, its operand, and how many steps it skips."""
+    return struct.pack("HBBI", code, if_true, if_false, value)
+
+
+def _check(result: int) -> None:
+    if result < 0:
+        error = ctypes.get_errno()
+        raise OSError(error, os.strerror(error))
