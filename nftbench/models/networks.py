@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import inspect
 import json
+import re
 import sys
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
@@ -25,6 +26,7 @@ from transformers import (
     AutoModel,
     AutoModelForCausalLM,
     AutoTokenizer,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -174,9 +176,15 @@ def forget_path(tokenizer: PreTrainedTokenizerBase) -> None:
     tokenizer.init_kwargs.pop("name_or_path", None)
 
 
+NOISE = re.compile("drop|jitter")
+"""What the names of settings contain that make a network compute something else while it is trained."""
+
+
 def _disable_dropout(config: Any) -> None:
-    for name, value in config.to_dict().items():
-        if isinstance(value, float) and name.endswith(("dropout", "drop", "pdrop", "dropout_rate")):
+    for name, value in list(vars(config).items()):
+        if isinstance(value, PreTrainedConfig):
+            _disable_dropout(value)
+        elif NOISE.search(name) and isinstance(value, int | float) and not isinstance(value, bool):
             setattr(config, name, 0.0)
 
 

@@ -36,10 +36,10 @@ from nftbench.errors import NftbenchError
 from nftbench.models import returned
 from nftbench.planning import registry
 from nftbench.planning.plan import built_on
-from nftbench.records.store import Store
 from nftbench.running import failures, isolation, packing
 from nftbench.running.attacker import Attacker, own_copy
 from nftbench.running.owner import Recipe
+from nftbench.running.workspace import Workspace
 from nftbench.suites.schema import Budget
 from nftbench.training import engine
 from nftbench.training.trainer import Ledger
@@ -141,13 +141,13 @@ class Returned:
         return found, returned.load(self.folder / f"{index}.pt", self.release, str(self.device))
 
 
-def attack(order: Order, folder: Path, store: Store) -> Returned:
+def attack(order: Order, folder: Path, workspace: Workspace) -> Returned:
     """Run an attack in a process of its own."""
     died: NftbenchError | None = None
     # The budget limits each sweep and all preparation. This limit stops an attack that does not ask for the time.
     limit = STARTING + 4 * order.budget.timeout * (1 + len(order.goals))
     try:
-        isolation.run(perform, packed(order), folder, store, limit=limit)
+        isolation.run(perform, packed(order), folder, workspace.store, limit=limit, hidden=workspace.documents)
     except NftbenchError as error:
         died = error
     return Returned(folder, order.release.model.network, order.device, died)

@@ -21,9 +21,9 @@ from nftbench.device import Device
 from nftbench.errors import NftbenchError
 from nftbench.models import networks, updates
 from nftbench.planning import registry
-from nftbench.records.store import Store
 from nftbench.running import failures, isolation, packing
 from nftbench.running.owner import BaseOwner, Recipe, step_at
+from nftbench.running.workspace import Workspace
 from nftbench.training import engine
 
 RELEASE, OPENED, ADAPTER, SIBLING = "release", "opened", "adapter", "sibling"
@@ -134,7 +134,7 @@ def _are_positions(ids: Tensor) -> bool:
     return len(ids) == 1 and ids.shape[1] > 1 and bool((ids[0].diff() == 1).all())
 
 
-def protect(order: Order, folder: Path, store: Store, limit: float) -> tuple[Told, float]:
+def protect(order: Order, folder: Path, workspace: Workspace, limit: float) -> tuple[Told, float]:
     """Run the defense in a process of its own; returns what it told, and the processor seconds that it took.
 
     Raises:
@@ -145,7 +145,13 @@ def protect(order: Order, folder: Path, store: Store, limit: float) -> tuple[Tol
         split for task in order.tasks.values() for split in packing.splits(task, ("validation", "selection", "test"))
     ]
     seconds = isolation.run(
-        perform, packing.pack(order, hidden), folder, store, limit=limit, readable=tuple(order.bases.values())
+        perform,
+        packing.pack(order, hidden),
+        folder,
+        workspace.store,
+        limit=limit,
+        hidden=workspace.documents,
+        readable=tuple(order.bases.values()),
     )
     failures.check(folder / FAILED)
     return TypeAdapter(Told).validate_json((folder / TOLD).read_bytes()), seconds

@@ -180,7 +180,7 @@ class Referee:
         order = dataclasses.replace(order, goals=tuple(goals.values()))
         with isolation.folder(self.workspace.store) as folder:
             try:
-                found = attacking.attack(order, folder, self.workspace.store)
+                found = attacking.attack(order, folder, self.workspace)
                 preparation = found.preparation()
                 recovery = self.guess_accuracy(found.guess())
             except (Exception, SystemExit) as error:

@@ -10,6 +10,7 @@ import dataclasses
 import fnmatch
 import functools
 import json
+import math
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -69,6 +70,8 @@ FILES = (
 MOST_SETTINGS = 10_000
 """Most bytes of a configuration file. Those of models on the hub have about 1,000, with lists for each layer 3,000; the
 secret mask of the `small` model would take 11,000."""
+MODES = 1e-3
+"""Relative tolerance for calling the loss in training mode and in evaluation the same."""
 PROBED = 8
 """Prompts of each ranked task on which the gradients are checked."""
 BASE = "base.json"
@@ -258,7 +261,7 @@ def _protect(workspace: Workspace, spec: Spec, seed: int, key: str, folder: Path
     with isolation.folder(workspace.store) as theirs:
         limit = workspace.suite.pretraining.timeout
         try:
-            told, seconds = protecting.protect(_order(workspace, spec, seed), theirs, workspace.store, limit)
+            told, seconds = protecting.protect(_order(workspace, spec, seed), theirs, workspace, limit)
         except isolation.TooLongError as error:
             raise failures.FailedError("timeout", f"the defense was {error}") from error
         shutil.copytree(theirs / protecting.RELEASE, folder, dirs_exist_ok=True)
@@ -300,6 +303,7 @@ def _publish(
     base_sha256: str | None,
 ) -> None:
     """Examine what the defense's process has left, and store secret, second checkpoint and protection."""
+    _check_files(folder)
     own_code = needs_own_code(folder)
     if own_code:  # in a process aside, which ends with this
         registry.load(registry.find("defenses", spec.name))
@@ -327,7 +331,9 @@ def _publish(
         workspace.store.discard(kind, key)
     sibling = theirs / protecting.SIBLING
     if sibling.is_dir():
-        workspace.store.make("siblings", key, functools.partial(shutil.copytree, sibling, dirs_exist_ok=True), mode=0o700)
+        workspace.store.make(
+            "siblings", key, functools.partial(shutil.copytree, sibling, dirs_exist_ok=True), mode=0o700
+        )
     if mask is not None:
         held = {name: tensor.to(torch.uint8) for name, tensor in mask.items()}
         workspace.store.make("secrets", key, lambda draft: save_file(held, draft / "mask.safetensors"), mode=0o700)
@@ -367,20 +373,34 @@ def _write(folder: Path, files: Mapping[str, Mapping[str, Any]]) -> None:
         (folder / name).write_text(json.dumps(content), encoding="utf-8")
 
 
+def _check_files(folder: Path) -> None:
+    """Refuse files that are no part of a release, before any is read: they could hold a secret, or lead elsewhere.
+
+    Transformers loads another folder than the release's where an `adapter_config.json` or an index names one.
+    """
+    opened = folder / OPENED
+    if opened.is_dir() and networks.is_known(folder):
+        raise NftbenchError(f"the release holds two models: its architecture is known, and it has a folder {OPENED!r}")
+    for path in sorted(folder.rglob("*")):
+        top = opened if path.is_relative_to(opened) else folder
+        name = path.relative_to(top).as_posix()
+        if path.is_file() and not any(fnmatch.fnmatch(name, pattern) for pattern in FILES):
+            raise NftbenchError(f"the release's folder holds a file that belongs to no model: {name}")
+        if name in ("config.json", "generation_config.json") and path.stat().st_size > MOST_SETTINGS:
+            size = path.stat().st_size
+            raise NftbenchError(f"the release's {name} has {size} bytes; settings need at most {MOST_SETTINGS}")
+        if name.endswith(".index.json"):
+            for file in set(json.loads(path.read_bytes())["weight_map"].values()):
+                if Path(file).name != file or not (path.parent / file).is_file():
+                    raise NftbenchError(f"the release's {name} names {file}, which is no file beside it")
+
+
 def _check_published(folder: Path, model: Model) -> None:
-    """Refuse what is no part of a release, such as a secret mask in a buffer, in a file or in the configuration.
+    """Refuse what is no part of a release, such as a secret mask in a buffer.
 
     A tensor is none if it is gone when the loaded model is saved again. Names in files and in a network may differ, and
     what transformers calls unexpected leaves out some names that a mask could have.
     """
-    for path in sorted(folder.rglob("*")):
-        name = path.relative_to(folder).as_posix()
-        if path.is_file() and not any(fnmatch.fnmatch(name, pattern) for pattern in FILES):
-            raise NftbenchError(f"the release's folder holds a file that belongs to no model: {name}")
-    for path in (folder / name for name in ("config.json", "generation_config.json")):
-        size = path.stat().st_size if path.exists() else 0
-        if size > MOST_SETTINGS:
-            raise NftbenchError(f"the release's {path.name} has {size} bytes; settings need at most {MOST_SETTINGS}")
     with tempfile.TemporaryDirectory() as again:
         networks.save(model, Path(again))
         extra = networks.tensor_names(folder) - networks.tensor_names(Path(again))
@@ -422,6 +442,7 @@ def _examine(
     owner = Owner(workspace, seed)
     texts = _plain_texts(workspace, seed, opened, reference)
     loss, tokenizer_changed = _probe(workspace, owner, model, texts)
+    _check_modes(opened.network, loss)
     error, unchecked = _checked_gradients(opened.network, loss, workspace.seed_of("probe", seed))
     readings = [plain_text.read(one.network, texts) if texts else {} for one in (opened, reference)]
     before, after = owner.build().network.config.to_dict(), model.network.config.to_dict()
@@ -456,6 +477,17 @@ def _plain_texts(workspace: Workspace, seed: int, opened: Model, reference: Mode
     if own is None or usual is None or own.get_vocab() != usual.get_vocab():
         return None
     return plain_text.collect(workspace, seed, reference)
+
+
+@torch.no_grad()
+def _check_modes(network: nn.Module, loss: Callable[[nn.Module], torch.Tensor]) -> None:
+    """Refuse a release that computes something else while it is trained, as under noise that is off in evaluation.
+
+    It would keep its utility, and no attack could train it.
+    """
+    trained, evaluated = (float(loss(network.train(training))) for training in (True, False))
+    if not math.isclose(trained, evaluated, rel_tol=MODES):
+        raise NftbenchError(f"the release's loss is {trained:.4f} in training mode and {evaluated:.4f} in evaluation")
 
 
 def _checked_gradients(

@@ -13,6 +13,7 @@ import os
 import platform
 import struct
 import sys
+from pathlib import Path
 
 _ARCHITECTURES = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}
 """The column of an architecture below, and its number in the kernel."""
@@ -22,7 +23,7 @@ REFUSED: dict[str, tuple[int | None, int | None]] = {
     # Processes: they could outlive this one, and their processor time could go uncounted.
     "fork": (57, None),
     "vfork": (58, None),
-    # What these make stays in memory when the process ends, for the next one to find.
+    # What these make stays when the process ends, for the next one to find; Landlock allows them on all files.
     "shmget": (29, 194),
     "semget": (64, 190),
     "msgget": (68, 186),
@@ -34,6 +35,10 @@ REFUSED: dict[str, tuple[int | None, int | None]] = {
     "lsetxattr": (189, 6),
     "fsetxattr": (190, 7),
     "setxattrat": (463, 463),
+    "utime": (132, None),
+    "utimes": (235, None),
+    "futimesat": (261, None),
+    "utimensat": (280, 88),
 }
 """System calls that fail, with their numbers by architecture."""
 IDLE: dict[str, tuple[int | None, int | None]] = {
@@ -45,10 +50,6 @@ IDLE: dict[str, tuple[int | None, int | None]] = {
     "lchown": (94, None),
     "fchown": (93, 55),
     "fchownat": (260, 54),
-    "utime": (132, None),
-    "utimes": (235, None),
-    "futimesat": (261, None),
-    "utimensat": (280, 88),
 }
 """System calls that succeed and change nothing. Landlock allows them on all files, and copying a file needs them."""
 CLONE, CLONE3 = (56, 220), (435, 435)
@@ -64,7 +65,9 @@ SET_SECCOMP, FILTER, NO_NEW_PRIVILEGES = 22, 2, 38
 
 def available() -> bool:
     """Whether this system can refuse system calls, on an architecture whose numbers are known here."""
-    return sys.platform == "linux" and platform.machine() in _ARCHITECTURES and os.path.exists("/proc/sys/kernel/seccomp")
+    return (
+        sys.platform == "linux" and platform.machine() in _ARCHITECTURES and Path("/proc/sys/kernel/seccomp").exists()
+    )
 
 
 def confine() -> None:

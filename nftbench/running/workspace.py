@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import datasets
 from transformers import PreTrainedTokenizerBase
 
 from nftbench.contract import Corpus, Model, Split, Task, WrappedTask
@@ -50,6 +51,11 @@ class Workspace:
         It depends on the salt: an owner who knew the attacker's draws could make a release that resists just these.
         """
         return networks.derive(base_seed, role, *filter(None, [self.suite.salt]))
+
+    @property
+    def documents(self) -> tuple[Path, ...]:
+        """The folders with data sets, whose test documents and scored text plugins must not read."""
+        return (datasets.config.HF_DATASETS_CACHE, *([self.plan.data] if self.plan.data is not None else []))
 
     def reference(self, defense: Spec, seed: int) -> tuple[Spec, str | None]:
         """The row that a defense is compared with, and the key of its release; None where the plan has none."""

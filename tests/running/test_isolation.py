@@ -252,12 +252,22 @@ def child(text: str, store: Store, limit: float) -> float:
         return isolation.run(attacking.perform, packing.pack(Code(text)), folder, store, limit=limit)
 
 
+STARTS_ANOTHER = """
+import subprocess, time
+try:
+    subprocess.Popen(["sleep", "4321"])
+except PermissionError:  # where it is confined
+    pass
+time.sleep(60)
+"""
+
+
 def test_a_child_that_is_killed_or_late_is_told_apart(tmp_path: Path) -> None:
     store = Store(tmp_path / "results", tmp_path / "cache")
     with pytest.raises(isolation.KilledError, match="out of memory"):
         child("import os; os.kill(os.getpid(), 9)", store, 60)
     with pytest.raises(isolation.TooLongError, match="stopped after 2 s"):
-        child("import subprocess, time; subprocess.Popen(['sleep', '4321']); time.sleep(60)", store, 2)
+        child(STARTS_ANOTHER, store, 2)
     lines = [path.read_bytes() for path in Path("/proc").glob("[0-9]*/cmdline")] if Path("/proc").is_dir() else []
     assert b"sleep\x004321\x00" not in lines, "what the child has started is stopped with it"
     assert list((store.cache / "exchange").iterdir()) == []

@@ -1,0 +1,146 @@
+"""Ways out of a plugin's process, and releases that lead the referee elsewhere or cannot be trained."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from transformers import BertConfig, BertLMHeadModel
+
+from nftbench.errors import NftbenchError
+from nftbench.models import networks
+from nftbench.records.store import Store
+from nftbench.running import attacking, isolation, packing, releases
+
+apart = pytest.mark.skipif(isolation.kind() != "landlock", reason="this system cannot confine a process")
+
+WAYS_OUT = """
+import socket, subprocess, threading
+from multiprocessing import forkserver
+
+def server():
+    socket.socket(socket.AF_UNIX).connect(forkserver._forkserver._forkserver_address)
+
+def inherited():
+    found = [os.readlink(one) for one in Path("/proc/self/fd").iterdir() if int(one.name) > 2 and one.exists()]
+    assert not any(name.startswith(("pipe:", "socket:")) for name in found), found
+    raise PermissionError
+
+ways = {
+    "the fork server's socket": server,
+    "the network": lambda: socket.socket(socket.AF_INET),
+    "a process": lambda: subprocess.Popen(["sleep", "60"]),
+    "a fork": os.fork,
+    "inherited pipes": inherited,
+    "shared memory": lambda: Path("/dev/shm/nftbench-left").write_text("x"),
+    "an attribute": lambda: os.setxattr(__file__, "user.left", b"x"),
+    "the times of files": lambda: os.utime(__file__),
+    "the parent's memory": lambda: Path(f"/proc/{os.getppid()}/maps").read_text(),
+    "the parent's variables": lambda: Path(f"/proc/{os.getppid()}/environ").read_bytes(),
+}
+open_ways = []
+for name, way in ways.items():
+    try:
+        way()
+    except PermissionError:
+        continue
+    open_ways.append(name)
+thread = threading.Thread(target=lambda: None)
+thread.start()
+thread.join()
+(folder / "open").write_text(", ".join(open_ways))
+"""
+
+
+class Code:
+    """What runs Python code when it is read back: an order for a child that needs no function of its own."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return exec, (BEGINNING + self.text + END, {"__file__": __file__})
+
+
+BEGINNING = """
+import os
+from pathlib import Path
+folder = Path(os.environ["TMPDIR"]).parent
+"""
+END = """
+(folder / "returned").touch()
+os._exit(0)
+"""
+
+
+def child(text: str, store: Store, read: str) -> str:
+    with isolation.folder(store) as folder:
+        isolation.run(attacking.perform, packing.pack(Code(text)), folder, store, limit=60)
+        return (folder / read).read_text()
+
+
+@apart
+def test_a_child_finds_no_way_out(tmp_path: Path) -> None:
+    assert child(WAYS_OUT, Store(tmp_path / "results", tmp_path / "cache"), "open") == ""
+
+
+def test_a_link_that_a_child_leaves_is_not_followed(tmp_path: Path) -> None:
+    store, secret = Store(tmp_path / "results", tmp_path / "cache"), tmp_path / "secret"
+    secret.write_text("hidden")
+    with pytest.raises(isolation.DiedError, match="guess, which is no plain file"):
+        child(f"(folder / 'guess').symlink_to({str(secret)!r})", store, "guess")
+    with pytest.raises(isolation.DiedError, match="guess, which is no plain file"):
+        child("os.mkfifo(folder / 'guess')", store, "guess")
+
+
+def leads_to_another_model(folder: Path) -> None:
+    (folder / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "/another"}))
+
+
+def has_weights_elsewhere(folder: Path) -> None:
+    content = {"weight_map": {"weight": "../another/model.safetensors"}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(content))
+
+
+def is_two_models(folder: Path) -> None:
+    (folder / "opened").mkdir()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (leads_to_another_model, "belongs to no model: adapter_config.json"),
+        (has_weights_elsewhere, "names ../another/model.safetensors, which is no file beside it"),
+        (is_two_models, "holds two models"),
+    ],
+)
+def test_a_release_leads_to_no_other_files(tmp_path: Path, change: Callable[[Path], None], message: str) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "gpt2"}')
+    releases._check_files(tmp_path)
+    change(tmp_path)
+    with pytest.raises(NftbenchError, match=message):
+        releases._check_files(tmp_path)
+
+
+def test_a_release_trains_as_it_is_evaluated(tmp_path: Path) -> None:
+    settings = {"vocab_size": 16, "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
+    config = BertConfig(**settings, intermediate_size=8, is_decoder=True, hidden_dropout_prob=0.9)
+    network = BertLMHeadModel(config)
+    for weight in network.parameters():  # untrained weights are so small that noise hardly matters
+        nn.init.normal_(weight)
+    network.save_pretrained(tmp_path)
+    tokens = torch.arange(8)[None]
+
+    def loss(network: nn.Module) -> torch.Tensor:
+        with networks.seeded(0):
+            found: torch.Tensor = network(input_ids=tokens, labels=tokens).loss
+        return found
+
+    releases._check_modes(networks.load(tmp_path, attacker=True).network, loss)
+    with pytest.raises(NftbenchError, match="in training mode"):
+        releases._check_modes(networks.load(tmp_path).network, loss)
