@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from nftbench.cli import main
+from nftbench.cli import execution, main
 from nftbench.cli.execution import PUBLIC_SALT
 from nftbench.cli.salt import plan_with_salt
 from nftbench.errors import NftbenchError

@@ -3,7 +3,7 @@
 Everything is as measured on 300 thousand parameters and the toy language. Two models that differ in their
 initialisation alone end 1.3 points apart after the best attack (`results/small-null`: the standard deviation over
 twelve seeds), so one model varies by 0.92. What trivial defenses take and keep, and how far each metric varies from
-model to model, is that of the suite `small`. Trivial defenses between the measured doses lie on a smooth path through them.
+model to model, is that of the suite `small`. Between the measured doses they lie on a smooth path.
 """
 
 from __future__ import annotations
