@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -279,6 +279,12 @@ def planned_records(store: Store, manifest: Manifest) -> dict[str, Record]:
     return {key: record for key, record in store.records().items() if key in keys}
 
 
+def complete_seeds(records: Mapping[str, Record], manifest: Manifest) -> set[int]:
+    """The base seeds of which every planned cell has a record, whatever its status."""
+    cells = manifest.cells
+    return {cell.seed for cell in cells} - {cell.seed for cell in cells if cell.key not in records}
+
+
 def name_left_out(store: Store, manifest: Manifest) -> None:
     """Say in one line how many records of the folder the plan does not name, and that they do not count."""
     planned = manifest.keys
@@ -292,18 +298,19 @@ def name_left_out(store: Store, manifest: Manifest) -> None:
         )
 
 
-def rank(records: Mapping[str, Record], manifest: Manifest) -> Leaderboard:
-    """The leaderboard of a manifest's records."""
+def rank(records: Mapping[str, Record], manifest: Manifest, seeds: Collection[int] | None = None) -> Leaderboard:
+    """The leaderboard of a manifest's records; with `seeds`, of a run that was planned for these base seeds alone."""
     from nftbench.scoring import score
 
     suite = manifest.suite
+    counted = {cell.seed for cell in manifest.cells} if seeds is None else seeds
     board = score(
-        list(records.values()),
+        [record for record in records.values() if record.seed in counted],
         ranking=frozenset(suite.ranking),
         ladder=manifest.ladder,
         initialisations=manifest.initialisations,
         about=suite.about,
-        planned=[cell.id for cell in manifest.cells],
+        planned=[cell.id for cell in manifest.cells if cell.seed in counted],
         claims=manifest.claims,
         skips=manifest.skips,
     )

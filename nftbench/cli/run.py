@@ -86,7 +86,7 @@ def _run(work: Work, options: RunOptions, command: str, shown: Callable[[Leaderb
     def after_seed(seed: int) -> None:
         manifest = store.manifest()
         records = execution.planned_records(store, manifest)
-        leaderboard = execution.rank(records, manifest)
+        leaderboard = execution.rank(records, manifest, {seed, *execution.complete_seeds(records, manifest)})
         execution.publish(leaderboard, records, store.results, command)
         typer.echo(f"seed {seed} is complete; the leaderboard so far, also in {store.results}:")
         console().print(terminal.ranking(leaderboard))

@@ -1,7 +1,8 @@
 """The picture of the score: fine-tuning suppressed against utility kept, with the curves of the trivial defenses.
 
-A defense is drawn once, in the panel of the utility metric on which its excess is least. There the excess is its height
-above the highest curve, drawn as a bar from the curve to the point.
+Utility is the mean over the metrics. The excess is a row's height above the curve of the family that binds, drawn as a
+bar from the curve to the point. Where a single metric binds, the excess is less than this height: the label has the
+number and names the metric.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from numpy.typing import NDArray
 
 from nftbench.records.spec import Spec
 from nftbench.report import order
+from nftbench.scoring.frontier import MEAN
 from nftbench.scoring.intervals import Interval
 from nftbench.scoring.leaderboard import Leaderboard
 from nftbench.scoring.scores import Curve, Score
@@ -48,8 +50,6 @@ LABEL = 38
 Array = NDArray[np.float64]
 Box = tuple[float, float, float, float]
 """Left, lower, right and upper end in pixels."""
-Panel = tuple[str, str | None]
-"""Reference and metric; no metric where there are no curves, and each row is drawn on its least metric."""
 
 
 @dataclass(frozen=True)
@@ -82,13 +82,11 @@ def frontier(board: Leaderboard) -> Figure | None:
     figure, grid = plt.subplots(lines, columns, figsize=size, squeeze=False, layout="constrained")
     families = dict.fromkeys(curve.family for curve in board.frontier)
     styles = dict(zip(families, itertools.cycle(FAMILIES), strict=False))
-    several = len({reference for reference, _ in panels}) > 1
-    for axes, ((reference, metric), places) in zip(grid.flat, panels.items(), strict=False):
-        curves = [one for one in board.frontier if (one.reference, one.metric) == (reference, metric)]
+    several = len(panels) > 1
+    for axes, (reference, places) in zip(grid.flat, panels.items(), strict=False):
+        curves = [one for one in board.frontier if (one.reference, one.metric) == (reference, MEAN)]
         _panel(axes, curves, places, styles)
-        axes.set_xlabel(
-            f"utility kept, %: {_plain(metric or 'the least metric')}{f' of {_plain(reference)}' if several else ''}"
-        )
+        axes.set_xlabel(f"utility kept, %: mean over the metrics{f' of {_plain(reference)}' if several else ''}")
     for axes in grid[:, 0]:
         axes.set_ylabel("suppression, points")
     title = f"{board.suite}: what defenses take from the best attack, beyond trivial defenses that keep as much"
@@ -136,18 +134,14 @@ def short_names(specs: Sequence[str]) -> dict[str, str]:
     return found
 
 
-def _panels(board: Leaderboard) -> dict[Panel, list[Place]]:
-    """The rows by panel, the fullest panel first."""
-    drawn = {(curve.reference, curve.metric) for curve in board.frontier}
-    found: dict[Panel, list[Place]] = {}
+def _panels(board: Leaderboard) -> dict[str, list[Place]]:
+    """The rows by reference, the fullest panel first."""
+    found: dict[str, list[Place]] = {}
     for score in order.placed(board):
-        metric, taken = score.excess.metric or score.utility.least, score.resistance.suppression
-        reference = score.row.reference
-        kept = score.utility.by_metric.get(metric) if metric else None
+        kept, taken = score.utility.retention, score.resistance.suppression
         if kept is not None and taken is not None:
-            panel = (reference, metric if (reference, metric) in drawn else None)
-            found.setdefault(panel, []).append(Place(score, kept, taken))
-    return dict(sorted(found.items(), key=lambda item: (-len(item[1]), str(item[0]))))
+            found.setdefault(score.row.reference, []).append(Place(score, kept, taken))
+    return dict(sorted(found.items(), key=lambda item: (-len(item[1]), item[0])))
 
 
 def _panel(
@@ -166,7 +160,7 @@ def _panel(
         if excess is not None:
             axes.plot(
                 [one.x] * 2,
-                [height - excess.value, height],
+                [_foot(one, curves), height],
                 color=EXCESS,
                 linewidth=4.5,
                 alpha=0.55,
@@ -192,11 +186,18 @@ def _panel(
     _frame(axes, curves, places)
 
 
+def _foot(place: Place, curves: Sequence[Curve]) -> float:
+    """Where the bar of a row's excess begins: on the curve of the family that binds, at the row's utility."""
+    [own] = [one for one in curves if one.family == place.score.excess.family]
+    x, y = zip(*reversed(path(own)), strict=True)
+    return float(np.interp(place.x, x, y))
+
+
 def _frame(axes: Axes, curves: Sequence[Curve], places: Sequence[Place]) -> None:
     """Show every value, but not the whole of the widest interval: that of three seeds would squeeze everything else."""
     x = [100.0, *(one.x for one in places), *(100 * kept for curve in curves for _, kept, _ in curve.doses)]
     y = [0.0, *(one.taken.value for one in places), *(taken for curve in curves for _, _, taken in curve.doses)]
-    y += [one.taken.value - one.score.excess.interval.value for one in places if one.score.excess.interval]
+    y += [_foot(one, curves) for one in places if one.score.excess.interval]
     margin = 2 + 0.16 * (max(y) - min(y))
     axes.set_xlim(max(LEFT, min(x) - 6), min(RIGHT, max(x) + 8))
     axes.set_ylim(min(y) - margin, max(y) + margin)
@@ -227,6 +228,7 @@ def _text(place: Place, names: Mapping[str, str]) -> str:
     name, excess = names[place.score.defense], place.score.excess.interval
     found = [name if len(name) <= LABEL else f"{name[: LABEL - 1]}…"]
     found += [f"{'+' * (excess.value > 0)}{interval(excess)}"] if excess is not None else []
+    found += [f"by {place.score.excess.metric} alone"] if place.score.excess.metric not in (MEAN, None) else []
     found += [] if place.inside else [f"at {100 * place.kept.value:.0f} % utility"]
     return _plain("\n".join(found))
 

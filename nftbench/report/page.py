@@ -19,15 +19,17 @@ GUIDE = """\
 - **suppression**: what the best attack on the undefended model scores, less what the best attack on this row scores.
   The best is picked on validation, scored on test; {scratch}. *(partial)* is
   by those attacks alone that this row and the undefended model both have so far; the missing ones may be stronger.
-- **excess**: what the row takes from the attacker beyond the best trivial defense that keeps as much utility, on the
-  metric and against the family of trivial defenses that leave least. This ranks. Where its interval covers zero the
-  row has no effect beyond the trivial defenses. In the picture it is the height of a point above the highest curve.
-- **utility %**: utility kept on the **least metric**, the one that is kept least; floor taken out, of the undefended
-  model's. **badge**: *keeps* where a test shows on every metric that less than 10 % is lost, *loses* where it shows on
-  some that more is, else *cannot tell*. It takes no row out of the ranking.
+- **excess**: what the row takes from the attacker beyond the best trivial defense that keeps as much utility, for
+  the family of trivial defenses that leaves least. This ranks. Where its interval covers zero the row has no effect
+  beyond the trivial defenses. In the picture it is the height of a point above the highest curve. A metric alone binds
+  where the row shows less of it than the trivial defense of the same mean; the label says so.
+- **utility %**: utility kept, the mean over the metrics; floor taken out, of the undefended model's. No metric counts
+  for more than 100 %. **least metric**: the one that is kept least. **badge**: *keeps* where a test shows on every
+  metric that less than 10 % is lost, *loses* where it shows on some that more is, else *cannot tell*. It takes no row
+  out of the ranking.
 - **#**: the rank by excess, with the ranks that the comparisons leave open in square brackets; in round brackets it is
   preliminary, of fewer than five seeds.
-- **# ≥ 90 %**: the rank among the rows that keep at least 90 % of utility on their least metric. **Pareto**: no other
+- **# ≥ 90 %**: the rank among the rows that keep at least 90 % of utility. **Pareto**: no other
   ranked row takes more from the attacker and keeps more utility.
 - **claim**: *holds* if the excess against attackers who have and use what the claim says they may (in brackets) lies
   above zero, Holm-corrected over rows, and the row keeps utility; *at a cost* if it may not keep it. *Refuted* if it
@@ -116,7 +118,8 @@ def _facts(board: Leaderboard, score: Score) -> dict[str, str]:
         "standing": f"{standing.group} {tables.rank(score)}" if standing.rank is not None else standing.group,
         "excess": f"{interval(excess.interval)}{binds}" if excess.interval else f"none: {excess.reason}",
         "suppression": tables.suppression(score),
-        "utility %": f"{interval(kept.retention, 100)} of {kept.least}: {kept.badge}" if kept.least else "",
+        "utility %": f"{interval(kept.retention, 100)}: {kept.badge}" if kept.retention else "",
+        "least metric": tables.least(score),
         "claim": tables.claim(score),
         "excess against the claim's attackers": row_tables.claimed(score),
         "why not ranked": "; ".join(standing.reasons) if standing.group == "unranked" else "",

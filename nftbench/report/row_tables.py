@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from nftbench.report.tables import multiple
+from nftbench.report.tables import least, multiple
 from nftbench.scoring.cost_to_break import SHARES, UNITS
 from nftbench.scoring.grid import knowledge_name
 from nftbench.scoring.leaderboard import Leaderboard
@@ -17,7 +17,7 @@ def utility(score: Score) -> Table:
     """What the row keeps of each utility metric, the least first."""
     kept = sorted(score.utility.by_metric.items(), key=lambda item: (item[1].value, item[0]))
     rows = tuple(
-        (metric, interval(share, 100), "excess is least here" if metric == score.excess.metric else "")
+        (metric, interval(share, 100), "the excess is measured on it" if metric == score.excess.metric else "")
         for metric, share in kept
     )
     return Table("Utility kept, %", ("metric", "kept", ""), rows)
@@ -52,7 +52,7 @@ def doses(scores: Sequence[Score]) -> Table:
             interval(score.resistance.suppression),
             interval(score.resistance.attacked),
             interval(score.utility.retention, 100),
-            score.utility.least or UNKNOWN,
+            least(score),
         )
         for score in scores
     )

@@ -96,9 +96,15 @@ def _measured(score: Score) -> tuple[str, ...]:
         interval(score.excess.interval),
         suppression(score),
         interval(score.utility.retention, 100),
-        score.utility.least or UNKNOWN,
+        least(score),
         score.utility.badge or UNKNOWN,
     )
+
+
+def least(score: Score) -> str:
+    """The metric that is kept least, with its share in percent: `toy_tone_particle 61.2 [58.0, 64.4]`."""
+    kept = score.utility
+    return f"{kept.least} {interval(kept.by_metric[kept.least], 100)}" if kept.least else UNKNOWN
 
 
 def suppression(score: Score) -> str:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from nftbench.contract import Protection
 from nftbench.records.record import Record
+from nftbench.scoring.frontier import MEAN
 from nftbench.scoring.intervals import RANKED_SEEDS, Interval, beats_zero, holm, p_above
 from nftbench.scoring.points import in_points
 from nftbench.scoring.scores import Flag, Headroom, Kind, Score, Severity
@@ -312,7 +313,7 @@ def _no_effect(row: RowEvidence) -> str | None:
     found = excess.interval
     return (
         f"no effect beyond the trivial defenses: {found.value:.1f} [{found.low:.1f}, {found.high:.1f}] points beyond "
-        f"{excess.family} at the same {excess.metric}"
+        f"{excess.family} at the same {'mean utility' if excess.metric == MEAN else excess.metric}"
     )
 
 

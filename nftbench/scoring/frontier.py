@@ -100,8 +100,8 @@ def lower_on(row: Row, family: Family, metrics: Sequence[str], level: float) -> 
     """The metrics of which a row keeps less than the trivial defense that its mean is measured from.
 
     That defense lies between two doses of the curve of means. A t test, paired by seed and one-sided at `level`, must
-    tell the two shares apart. Shares are compared and not heights: on a metric that the doses hardly lower, or have lost
-    already, a curve is steep, and a height is all noise.
+    tell the two shares apart. Shares are compared and not heights: on a metric that the doses hardly lower, or have
+    lost already, a curve is steep, and a height is all noise.
     """
     seeds = sorted(row.suppression)
     if len(seeds) < 2:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from nftbench.cli import main
+from nftbench.cli import execution, main
 from nftbench.cli.execution import PUBLIC_SALT
 from nftbench.cli.salt import plan_with_salt
 from nftbench.errors import NftbenchError
@@ -188,3 +188,18 @@ def test_the_leaderboard_is_shown_after_each_seed(call: Call) -> None:
     said = [line for line in out.splitlines() if line.endswith("the leaderboard so far, also in runs/tiny:")]
     assert said == ["seed 0 is complete; the leaderboard so far, also in runs/tiny:"]
     assert out.index(said[0]) < out.index("seed 1: ")
+
+
+def test_the_leaderboard_so_far_scores_complete_seeds_alone(call: Call) -> None:
+    """Cells of a seed that has only begun are no faults of the ladder."""
+    call("run", "tiny.yaml")
+    store = execution.open_store(None, "tiny")
+    manifest = store.manifest()
+    records = execution.planned_records(store, manifest)
+    late = next(cell.key for cell in manifest.cells if cell.seed == 1)
+    begun = {key: record for key, record in records.items() if key != late}
+    assert execution.complete_seeds(begun, manifest) == {0}
+    board = execution.rank(begun, manifest, {0})
+    assert (board.origin.records, board.origin.planned) == (sum(cell.seed == 0 for cell in manifest.cells),) * 2
+    assert all(not one.incomplete for one in board.scores)
+    assert any(one.incomplete for one in execution.rank(begun, manifest).scores)

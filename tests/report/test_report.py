@@ -73,7 +73,7 @@ def test_the_page_ranks_rows_and_says_why_others_are_not_ranked(board: Leaderboa
     assert first["#"] == "1 [1–1]"
     assert first["excess"].startswith("20.0 [")
     assert first["suppression"].startswith("30.0 [")
-    assert (first["utility %"], first["least metric"]) == ("100.0 [100.0, 100.0]", "minimal_pairs")
+    assert (first["utility %"], first["least metric"]) == ("100.0 [100.0, 100.0]", "minimal_pairs 100.0 [100.0, 100.0]")
     assert first["badge"] == "keeps"
     assert first["claim"] == "holds (release alone)"
     [unranked] = table(page, "Not ranked")
@@ -122,7 +122,7 @@ def test_controls_have_a_table_of_their_own_in_the_order_of_doses() -> None:
 
 def test_the_utility_table_says_which_metric_and_family_leave_least(board: Leaderboard) -> None:
     found = {row["defense"]: row for row in table(pages.leaderboard(board, COMMAND), "Utility kept, %")}
-    assert (found["pmp"]["excess on"], found["pmp"]["excess against"]) == ("minimal_pairs", "early_stop")
+    assert (found["pmp"]["excess on"], found["pmp"]["excess against"]) == ("mean", "early_stop")
     assert found["random_mask"]["minimal_pairs"] == "90.0 [90.0, 90.0]"
     assert found["none"]["excess on"] == "–"
 
@@ -147,11 +147,12 @@ def test_a_defense_has_a_page_with_what_binds_its_excess_and_what_longer_trainin
     page = pages.rows(scored([*whole, *longer], planned=planned), COMMAND)["pmp.md"]
     facts = dict(re.findall(r"^- \*\*(.+?)\*\*: (.+)$", page, re.MULTILINE))
     assert facts["standing"] == "ranked 1 [1–1]"
-    assert facts["excess"].endswith("], on minimal_pairs against early_stop")
-    assert facts["utility %"] == "100.0 [100.0, 100.0] of minimal_pairs: keeps"
+    assert facts["excess"].endswith("], on mean against early_stop")
+    assert facts["utility %"] == "100.0 [100.0, 100.0]: keeps"
+    assert facts["least metric"] == "minimal_pairs 100.0 [100.0, 100.0]"
     assert re.fullmatch(r"adds 6\.0 \[.*\] points here, 3\.0 \[.*\] on the undefended model", facts["longer training"])
     assert facts["excess against the claim's attackers"].endswith("after Holm's correction")
-    assert rows(page, "Utility kept, %") == [["minimal_pairs", "100.0 [100.0, 100.0]", "excess is least here"]]
+    assert rows(page, "Utility kept, %") == [["minimal_pairs", "100.0 [100.0, 100.0]", ""]]
 
 
 def test_a_reason_that_all_unranked_rows_share_is_said_once() -> None:

@@ -1,9 +1,9 @@
 """Boards drawn at random: records of a whole suite, with a ladder of trivial defenses and seven utility metrics.
 
 Everything is as measured on 300 thousand parameters and the toy language. Two models that differ in their
-initialisation alone end 1.3 points apart after the best attack (`results/small-null`: the standard deviation over twelve
-seeds), so one model varies by 0.92. What trivial defenses take and keep, and how far each metric varies from model to
-model, is that of the suite `small`. Trivial defenses between the measured doses lie on a smooth path through them.
+initialisation alone end 1.3 points apart after the best attack (`results/small-null`: the standard deviation over
+twelve seeds), so one model varies by 0.92. What trivial defenses take and keep, and how far each metric varies from
+model to model, is that of the suite `small`. Between the measured doses they lie on a smooth path.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Shares = NDArray[np.float64]
 
 METRICS = ("bits", "object", "verb", "tone", "agreement", "classes", "other")
 NOISE = np.array([0.001, 0.026, 0.024, 0.047, 0.063, 0.029, 0.010])
-"""Standard deviation of each metric from model to model, as a share of what the undefended model has above the floor."""
+"""Standard deviation of each metric from model to model, as a share of what the reference has above its floor."""
 ATTACKED = "words"
 BEST, SCRATCH = 88.0, 37.0
 """Points after the best attack: of the undefended model, and from scratch."""
@@ -48,7 +48,7 @@ MEASURED = {
         (0.02, 48.7, (0.646, 0.001, 0.0, 0.007, 0.0, 0.309, 0.583)),
     ),
 }
-"""By family and dose: the fraction of training, the points taken from the attacker, and the share of each metric kept."""
+"""By family and dose: the fraction of training, the points taken from the attacker, the share of each metric kept."""
 DOSES = {
     "early_stop": (0.8, 0.65, 0.5, 0.35, 0.2, 0.1, 0.02),
     "short": (0.8, 0.6, 0.4, 0.3, 0.2, 0.15, 0.1, 0.02),

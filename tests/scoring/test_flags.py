@@ -347,7 +347,7 @@ def test_no_effect_beyond_the_trivial_defenses_is_noted() -> None:
     flag = raised(records)["no_effect"]
     assert flag.severity == "note"
     assert flag.message.startswith("no effect beyond the trivial defenses: 0.0 [")
-    assert flag.message.endswith("points beyond early_stop at the same minimal_pairs")
+    assert flag.message.endswith("points beyond early_stop at the same mean utility")
     assert of(scored(records)).standing.group == "ranked"  # listed, with its rank
     assert "no_effect" not in {flag.name for flag in of(scored(records, ladder={})).flags}  # nothing is known
 

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, strategies as st
 from sklearn.isotonic import IsotonicRegression
 
-from nftbench.scoring.frontier import BySeed, Family, Row, draw, excess, height
+from nftbench.scoring.frontier import MEAN, BySeed, Family, Row, draw, excess, height, lower_on, mean_share
 from nftbench.scoring.rank_intervals import RankInterval, rank_intervals
 
 METRIC = "minimal_pairs"
@@ -56,7 +56,7 @@ def test_beyond_the_last_dose_of_a_family_without_an_end_nothing_is_said() -> No
     assert height(released, checkpoint, METRIC) is None
     found = excess(released, [STOPPED, checkpoint], [METRIC])
     assert found.interval is None
-    assert found.reason == "outside the ladder: keeps less of minimal_pairs than any dose of noise"
+    assert found.reason == "outside the ladder: keeps less utility than any dose of noise"
 
 
 def test_a_staircase_is_flat_up_to_the_next_dose() -> None:
@@ -93,6 +93,71 @@ def test_the_least_flattering_metric_and_family_bind() -> None:
     assert alone.interval.value == pytest.approx(5.0)
     assert bound.interval.low <= alone.interval.low
     assert bound.interval.p >= alone.interval.p
+
+
+def three(**shares: float | tuple[float, ...]) -> dict[str, BySeed]:
+    """The shares of three metrics at three seeds."""
+    every = {"bits": 1.0, "pairs": 1.0, "tone": 1.0} | shares
+    return {name: by_seed(*(one if isinstance(one, tuple) else (one,) * 3)) for name, one in every.items()}
+
+
+METRICS = ("bits", "pairs", "tone")
+HALF = Row("early_stop", by_seed(9.0, 10.0, 11.0), three(bits=0.9, pairs=0.5, tone=0.4))  # 0.6 on average
+HALVED = Family("early_stop", (HALF,), untrained=by_seed(50.0, 50.0, 50.0))
+
+
+def test_no_metric_pays_for_another() -> None:
+    shares = three(bits=(1.1, 1.2, 1.3), pairs=(0.6, 0.7, 0.8), tone=(1.2, 1.0, 0.8))
+    # bits lose the 0.2 that they have above 1; the tone is 1 on average, and keeps its spread
+    expected = [(0.9 + 0.6 + 1.2) / 3, (1.0 + 0.7 + 1.0) / 3, (1.1 + 0.8 + 0.8) / 3]
+    assert mean_share(shares) == pytest.approx(by_seed(*expected))
+
+
+def test_a_metric_alone_counts_where_the_row_shows_less_of_it_than_the_trivial_defense_of_the_same_mean() -> None:
+    # Half-way to the dose by its mean of 0.8, where a trivial defense takes 5 and keeps 0.75 of the pairs.
+    alike = Row("defense", by_seed(9.0, 10.0, 11.0), three(bits=0.95, pairs=0.75, tone=0.7))
+    assert excess(alike, [HALVED], METRICS).metric == MEAN
+    lost = Row("defense", by_seed(9.0, 10.0, 11.0), three(pairs=0.4))  # also 0.8; the metric's curve goes beyond 10
+    found = excess(lost, [HALVED], METRICS)
+    assert found.metric == "pairs"
+    assert found.interval is not None
+    assert found.interval.value == pytest.approx(10 - (10 + 40 * 0.2))
+    vague = Row("defense", by_seed(9.0, 10.0, 11.0), three(pairs=(0.0, 0.4, 0.8)))
+    by_mean = excess(vague, [HALVED], METRICS)
+    assert by_mean.metric == MEAN
+    assert by_mean.interval is not None
+    assert by_mean.interval.value == pytest.approx(10 - 5)
+
+
+def test_more_metrics_and_families_take_a_clearer_difference() -> None:
+    lost = Row("defense", by_seed(9.0, 10.0, 11.0), three(pairs=(0.32, 0.4, 0.48)))  # t = 0.35 · √3 / 0.08 = 7.6
+    assert lower_on(lost, HALVED, METRICS, 1 - 0.05 / 3) == ["pairs"]  # Student's 5.2 at 2 degrees of freedom
+    assert lower_on(lost, HALVED, METRICS, 1 - 0.05 / 21) == []  # 14.4
+
+
+def test_with_one_seed_only_the_mean_counts() -> None:
+    def first(one: Row) -> Row:
+        return Row(one.name, {0: 10.0}, {metric: {0: shares[1]} for metric, shares in one.retention.items()})
+
+    family = Family("early_stop", (first(HALF),), untrained={0: 50.0})
+    found = excess(first(Row("defense", by_seed(9.0, 10.0, 11.0), three(pairs=0.4))), [family], METRICS)
+    assert (found.metric, found.interval and found.interval.value) == (MEAN, pytest.approx(5.0))
+
+
+def test_a_metrics_curve_ends_at_the_first_dose_that_keeps_nothing_of_it() -> None:
+    gone = Row("early_stop[dose=1]", by_seed(19.0, 20.0, 21.0), three(bits=0.9, pairs=0.4, tone=(-0.02, 0.0, 0.03)))
+    more = Row("early_stop[dose=2]", by_seed(29.0, 30.0, 31.0), three(bits=0.8, pairs=0.2, tone=(-0.03, 0.02, 0.0)))
+    family = Family("early_stop", (HALF, gone, more), untrained=by_seed(50.0, 50.0, 50.0))
+    assert [knot.suppression for knot in draw(family, "tone", SEEDS)] == pytest.approx([0.0, 10.0, 20.0])
+    assert len(draw(family, MEAN, SEEDS)) == 5
+    released = Row("defense", by_seed(25.0, 25.0, 25.0), three(tone=(-0.1, 0.0, 0.0)))
+    assert height(released, family, "tone") == pytest.approx(by_seed(6.0, 5.0, 4.0))
+
+
+def test_a_metric_that_counts_may_leave_a_row_outside_the_ladder() -> None:
+    checkpoint = Family("noise", (HALF,))
+    lost = Row("defense", by_seed(9.0, 10.0, 11.0), three(tone=0.1))  # less than 0.4; its mean of 0.7 is inside
+    assert excess(lost, [checkpoint], METRICS).reason == "outside the ladder: keeps less of tone than any dose of noise"
 
 
 def test_a_dose_is_judged_by_its_family_without_itself() -> None:

@@ -81,24 +81,54 @@ def oracle(records: Sequence[Record]) -> dict[str, Any]:
                 out[at] = np.clip(level, low, high)
         return out
 
+    share |= {
+        (row, "mean"): np.mean(
+            [
+                share[row, metric] - max(share[row, metric].mean() - 1, 0)  # what is beyond 100 % pays for nothing
+                for metric in drawn.METRICS
+            ],
+            axis=0,
+        )
+        for row in rows
+    }
+
+    def curve(doses: Any, metric: str) -> Any:
+        falling = -fitted(-np.array([share[dose, metric] for dose in doses]), -1.0, 0.0)
+        return np.vstack([np.ones(count), falling, np.zeros(count)])
+
+    def place(keep: Any, at: float) -> tuple[int, float]:
+        j = int(np.flatnonzero(keep.mean(axis=1) >= min(at, 1.0))[-1])
+        if j == len(keep) - 1:
+            return j, 1.0
+        return j, (min(at, 1.0) - keep[j + 1].mean()) / (keep[j].mean() - keep[j + 1].mean())
+
     found = {}
+    tests = len(drawn.METRICS) * len(LADDER)
     for row in rows:
         heights = []
         for family in LADDER.values():
             doses = [dose for dose in family.doses if dose != row]
             rising = fitted(np.array([taken[dose] for dose in doses]), 0.0, untrained.mean())
             climb = np.vstack([np.zeros(count), rising, untrained])
+            j, w = place(curve(doses, "mean"), share[row, "mean"].mean())
+            below = ["mean"]
             for metric in drawn.METRICS:
-                falling = -fitted(-np.array([share[dose, metric] for dose in doses]), -1.0, 0.0)
-                keep = np.vstack([np.ones(count), falling, np.zeros(count)])
-                own = share[row, metric]
-                at = min(own.mean(), 1.0)
-                j = np.flatnonzero(keep.mean(axis=1) >= at)[-1]
+                keep = curve(doses, metric)
+                matched = w * keep[j] + (1 - w) * keep[min(j + 1, len(keep) - 1)]
+                if stats.ttest_rel(share[row, metric], matched, alternative="less").pvalue < 0.05 / tests:
+                    below.append(metric)
+            for metric in below:
+                keep, own = curve(doses, metric), share[row, metric]
+                if metric != "mean":  # it ends at the first dose that keeps nothing of it
+                    nothing = [each.std() == 0 == each[0] or stats.ttest_1samp(each, 0, alternative="greater").pvalue
+                               >= 0.05 for each in keep[1:-1]]  # fmt: skip
+                    keep = keep[: 2 + nothing.index(True)] if any(nothing) else keep
+                    keep[-1] = 0.0
+                j, w = place(keep, own.mean())
                 if j == len(keep) - 1:
                     heights.append(taken[row] - climb[j])
                     continue
-                gap = keep[j].mean() - keep[j + 1].mean()
-                w, slope = (at - keep[j + 1].mean()) / gap, (climb[j + 1].mean() - climb[j].mean()) / gap
+                slope = (climb[j + 1].mean() - climb[j].mean()) / (keep[j].mean() - keep[j + 1].mean())
                 lost = own - w * keep[j] - (1 - w) * keep[j + 1]
                 heights.append(taken[row] - w * climb[j] - (1 - w) * climb[j + 1] + slope * lost * (own.mean() < 1))
         every = np.array(heights)
@@ -108,17 +138,18 @@ def oracle(records: Sequence[Record]) -> dict[str, Any]:
 
 
 ROWS = {
-    "pmp": Truth(9.0, kept(0.1)),
+    "pmp": Truth(9.0, kept(0.5)),
     "mask": Truth(6.0),
     "sham": trivial(0.25),
     "twin": Truth(0.0),
-    "weak": Truth(1.0, kept(0.6)),
+    "weak": Truth(1.0, kept(0.15)),
+    "destroyer": Truth(9.0, np.array([1, 1, 1, 0.4, 0.0, 1, 1])),
 }
 
 
 @pytest.mark.parametrize("number", range(6))
 def test_excess_and_ranks_are_those_of_an_independent_implementation(number: int) -> None:
-    records = drawn.records(ROWS, np.random.default_rng(number), noise=0.05)
+    records = drawn.records(ROWS, np.random.default_rng(number), noise=2.0)
     board, expected = drawn.board(records), oracle(records)
     assert {one.defense for one in board.scores} == set(expected)
     for one in board.scores:
@@ -147,12 +178,15 @@ def test_excess_and_ranks_are_those_of_an_independent_implementation(number: int
 
 def test_the_curves_can_be_drawn() -> None:
     board = drawn.board(drawn.records({}, np.random.default_rng(0), noise=0.0))
-    assert len(board.frontier) == len(LADDER) * len(drawn.METRICS)
-    curve = next(one for one in board.frontier if (one.family, one.metric) == ("noise", "pairs"))
+    assert len(board.frontier) == len(LADDER) * (1 + len(drawn.METRICS))
+    curve = next(one for one in board.frontier if (one.family, one.metric) == ("short", "mean"))
     assert (curve.reference, curve.knots[0], curve.knots[-1][0]) == ("none", (1.0, 0.0), 0.0)
     assert curve.knots[-1][1] == pytest.approx(drawn.BEST - drawn.SCRATCH, abs=2)
-    assert [row for row, _, _ in curve.doses] == list(LADDER["noise"].doses)
-    assert [retention for _, retention, _ in curve.doses] == pytest.approx([0.87, 0.8, 0.7, 0.5, 0.2], abs=1e-6)
+    assert [row for row, _, _ in curve.doses] == list(LADDER["short"].doses)
+    shares = [trivial(one).retention.mean() for one in drawn.DOSES["short"]]
+    assert [retention for _, retention, _ in curve.doses] == pytest.approx(shares, abs=1e-6)
+    ends = next(one for one in board.frontier if (one.family, one.metric) == ("short", "agreement"))
+    assert ends.knots[-1] == (0.0, curve.knots[-3][1])  # the dose 0.1 is the first that keeps nothing of it
 
 
 # ------------------------------------------------------------------------------------------------------------- edges
@@ -161,7 +195,7 @@ def test_the_curves_can_be_drawn() -> None:
 def test_a_missing_dose_leaves_nobody_an_excess_and_is_said_once() -> None:
     records = drawn.records(ROWS, np.random.default_rng(1))
     planned = [CellId.of(one) for one in records]
-    lost = CellId("noise[dose=2]", "full", drawn.ATTACKED, 3)
+    lost = CellId("short[dose=2]", "full", drawn.ATTACKED, 3)
     for broken in (
         [one for one in records if CellId.of(one) != lost],
         [failed(one) if CellId.of(one) == lost else one for one in records],
@@ -170,7 +204,7 @@ def test_a_missing_dose_leaves_nobody_an_excess_and_is_said_once() -> None:
         assert all(one.excess.interval is None for one in board.scores)
         assert board.frontier == ()
         (problem,) = (one for one in board.problems if "ladder" in one)
-        assert problem.startswith("the ladder is incomplete: noise[dose=2] × full on words, seed 3: ")
+        assert problem.startswith("the ladder is incomplete: short[dose=2] × full on words, seed 3: ")
         assert of(board).standing.reasons == (f"no excess: {problem}",)
         assert (of(board).standing.group, of(board).claim.verdict) == ("unranked", "untested")
         assert of(board).incomplete == ()  # its own cells are all there
@@ -205,7 +239,7 @@ def test_a_suite_without_a_ladder_is_scored_and_not_ranked() -> None:
 def test_without_scratch_a_row_below_the_last_dose_is_outside_the_ladder() -> None:
     records = [one for one in suite() if one.attack != "scratch" and one.defense != "pmp"]
     records += sweep("pmp", (0.3,) * 5, utility=0.5)
-    reason = "outside the ladder: keeps less of minimal_pairs than any dose of early_stop"
+    reason = "outside the ladder: keeps less utility than any dose of early_stop"
     assert of(scored(records)).excess.reason == reason
     assert of(scored([*records, *scratch([0.4] * 5)])).excess.interval is not None
 
@@ -331,7 +365,7 @@ def test_neither_the_order_of_records_nor_the_names_of_seeds_matter(number: int,
     names = shuffler.sample(range(100), 3)
     other = [replace(one, seed=names[one.seed], key=f"{one.key}/{names[one.seed]}") for one in records]
     first, second = drawn.board(records), drawn.board(shuffler.sample(other, len(other)))
-    for row in ("pmp", "mask", "noise[dose=1]"):
+    for row in ("pmp", "mask", "short[dose=1]"):
         before, after = of(first, row), of(second, row)
         assert before.excess.interval is not None
         assert after.excess.interval is not None
