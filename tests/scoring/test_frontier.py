@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, strategies as st
 from sklearn.isotonic import IsotonicRegression
 
-from nftbench.scoring.frontier import MEAN, BySeed, Family, Row, draw, excess, height, lower_on, mean_share
+from nftbench.scoring.frontier import MEAN, BySeed, Family, Row, draw, excess, height, lower_on, mean_share, smallest
 from nftbench.scoring.rank_intervals import RankInterval, rank_intervals
 
 METRIC = "minimal_pairs"
@@ -88,11 +88,13 @@ def test_the_least_flattering_metric_and_family_bind() -> None:
     bound = excess(kept, [noise], ["bits", "pairs"])
     assert bound.interval is not None
     assert bound.metric == "pairs"
-    alone = excess(kept, [noise], ["bits"])
-    assert alone.interval is not None
-    assert alone.interval.value == pytest.approx(5.0)
-    assert bound.interval.low <= alone.interval.low
-    assert bound.interval.p >= alone.interval.p
+    assert bound.interval.value == pytest.approx(1.0)
+    by_mean = height(kept, noise, MEAN)
+    assert by_mean is not None
+    assert statistics.fmean(by_mean.values()) == pytest.approx(5 - 4 * 0.25 / 0.3)
+    alone = smallest([by_mean])
+    assert bound.interval.low <= alone.low
+    assert bound.interval.p >= alone.p
 
 
 def three(**shares: float | tuple[float, ...]) -> dict[str, BySeed]:
@@ -180,10 +182,12 @@ def test_the_mean_is_the_suppression_less_the_curve(doses: Any, released: Any, u
     family = Family("noise", tuple(made(f"noise[scale={i}]", one) for i, one in enumerate(doses)),
                     by_seed(*[untrained] * 3))  # fmt: skip
     defense = made("defense", released)
-    heights = height(defense, family, METRIC)
+    heights = height(defense, family, MEAN)
     assert heights is not None
+    values = np.array(doses)
+    values[:, :, 1] -= np.maximum(values[:, :, 1].mean(axis=1, keepdims=True) - 1, 0)
     expected = statistics.fmean(defense.suppression.values()) - curve(
-        np.array(doses), untrained, statistics.fmean(defense.retention[METRIC].values())
+        values, untrained, statistics.fmean(defense.retention[METRIC].values())
     )
     assert statistics.fmean(heights.values()) == pytest.approx(expected, abs=1e-6)
 
