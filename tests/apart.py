@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
+from torch import nn
+
 from nftbench.contract import Release
 from nftbench.models import updates
 from nftbench.planning.plan import Job
@@ -15,8 +17,8 @@ from nftbench.running.releases import make_release, open_release
 from nftbench.running.workspace import Workspace
 
 
-def attack_here(workspace: Workspace, job: Job, folder: Path) -> None:
-    """Run a job's attack as its process does; what it returns lies in `folder`.
+def attack_here(workspace: Workspace, job: Job, folder: Path) -> list[nn.Module]:
+    """Run a job's attack as its process does, and return the attacked network of each cell; all lies in `folder`.
 
     Raises:
         FailedError: the attack failed.
@@ -29,5 +31,4 @@ def attack_here(workspace: Workspace, job: Job, folder: Path) -> None:
     attacking.perform(attacking.packed(order), folder)
     attacked = attacking.Returned(folder, release.model.network, workspace.device, None)
     attacked.preparation()
-    for index in range(len(goals)):
-        attacked.cell(index)
+    return [attacked.cell(index)[1] for index in range(len(goals))]

@@ -25,12 +25,14 @@ from nftbench.data.splits import TextSplit
 from nftbench.errors import NftbenchError
 from nftbench.methods import Prompted
 from nftbench.models.networks import seeded
+from nftbench.planning.specs import task_spec
 from nftbench.records.spec import Spec
 from nftbench.running.attacker import Attacker
 from nftbench.running.owner import Owner
 from nftbench.running.workspace import Workspace, load_task
 from nftbench.terms import SplitName
 from nftbench.testing import ARCHITECTURES, tiny_suite
+from tests.apart import attack_here
 
 MakeWorkspace = Callable[..., Workspace]
 WINDOW = 120
@@ -314,11 +316,19 @@ def test_a_task_without_tokens_is_refused() -> None:
         solved(Rows(), Table(), 0)  # type: ignore[arg-type]
 
 
-def test_the_referee_scores_the_prompted_network(workspace: MakeWorkspace, run_all: Callable[..., Any]) -> None:
-    records = run_all(workspace(attacks=["none", "few_shot[shots=2,draws=1]"]))
-    record = records["none", "few_shot[shots=2,draws=1]", "toy_topic", 0]
+def test_the_referee_scores_the_prompted_network(
+    workspace: MakeWorkspace, run_all: Callable[..., Any], tmp_path: Path
+) -> None:
+    here = workspace(attacks=["none", "few_shot[shots=2,draws=1]"])
+    record = run_all(here)["none", "few_shot[shots=2,draws=1]", "toy_topic", 0]
     assert record.status == "ok", record.reason
     assert [point.step for point in record.curve] == [0, 1, 2]
-    assert record.validation.loss == next(point.loss for point in record.curve if point == record.picked)
+    (job,) = (job for job in here.plan.jobs() if job.attack.name == "few_shot")
+    (network,) = attack_here(here, job, tmp_path / "attack")
+    task = load_task(here, task_spec("toy_topic"), 0, Owner(here, 0).build())
+    assert record.picked in record.curve
+    assert task.evaluate(network, task.split("validation")).loss == record.picked.loss
+    assert task.evaluate(network, task.split("selection")) == record.validation
+    assert task.evaluate(network, task.split("test")) == record.attacked
     assert record.cost.steps == 0
     assert record.trains

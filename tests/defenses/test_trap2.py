@@ -266,7 +266,8 @@ def test_a_run_records_every_coefficient_and_the_yardstick(spec: str, workspace:
         assert [key for key in found if key[1] == attack] == [(name, attack, "toy_topic", 0)]
         assert 1.0 in {point.learning_rate for point in one.curve}
         assert one.validation is not None
-        assert one.validation.value == max(point.score for point in one.curve)
+        assert one.picked in one.curve
+        assert one.picked.score == max(point.score for point in one.curve)
     merged = found[name, "merge", "toy_topic", 0]
     assert [point.learning_rate for point in merged.curve] == list(COEFFICIENTS)
     assert {point.step for point in merged.curve} == {2 * 4}  # two other tasks, the longest duration
@@ -277,7 +278,7 @@ def test_a_run_records_every_coefficient_and_the_yardstick(spec: str, workspace:
     alone = found[name, "rescale_update", "toy_topic", 0]
     assert [point.learning_rate for point in alone.curve] == list(SCALES)
     standing = found[name, "none", "toy_topic", 0]
-    assert alone.curve[0].loss == pytest.approx(standing.validation.loss, rel=1e-4)
+    assert alone.curve[0].loss == pytest.approx(standing.picked.loss, rel=1e-4)
     # the yardstick, from the saved update alone
     reading = found[name, "none", "scale_loss", 0].reading
     assert ("none", "none", "scale_loss", 0) not in found

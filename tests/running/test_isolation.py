@@ -119,7 +119,7 @@ OWNERS: dict[str, str] = {
 def test_what_a_defense_does_stays_in_its_own_process(
     workspace: MakeWorkspace, plugin: WriteFile, run_all: RunAll, bare: Bare
 ) -> None:
-    changes: dict[str, Any] = {"attacks": ["none", "full"], "utility": ["toy_minimal_pairs"]}
+    changes: dict[str, Any] = {"attacks": ["none", "full"], "utility": ["toy_agreement_pronoun"]}
     alone = run_all(workspace(results="alone", defenses=["none"], **changes))
     for name, text in OWNERS.items():
         plugin(name, text)

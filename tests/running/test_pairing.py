@@ -90,8 +90,10 @@ def test_a_reference_that_cannot_be_made_fails_no_other_row(
     here = workspace(defenses=["none"])
     given, broken = tmp_path / "given", tmp_path / "broken"
     shutil.copytree(make_release(here, Spec("none"), 0, here.plan.releases["none", 0]), given)
-    shutil.copytree(given, broken, ignore=shutil.ignore_patterns("*.safetensors"))
-    records = run_all(workspace(defenses=[f"checkpoint[path={given},reference={broken}]"]))
+    shutil.copytree(given, broken)
+    planned = workspace(defenses=[f"checkpoint[path={given},reference={broken}]"])
+    (broken / "model.safetensors").unlink()  # planning refuses a folder without weights
+    records = run_all(planned)
     assert {(one.defense, one.status, one.base_sha256) for one in records.values()} == {
         (f"checkpoint[path={broken}]", "failed", None),
         (f"checkpoint[path={given},reference={broken}]", "ok", None),
