@@ -303,6 +303,8 @@ def _publish(
     base_sha256: str | None,
 ) -> None:
     """Examine what the defense's process has left, and store secret, second checkpoint and protection."""
+    if networks.is_known(folder):  # whoever has the files needs no other copy, and it could differ
+        shutil.rmtree(folder / OPENED, ignore_errors=True)
     _check_files(folder)
     own_code = needs_own_code(folder)
     if own_code:  # in a process aside, which ends with this
@@ -379,8 +381,6 @@ def _check_files(folder: Path) -> None:
     Transformers loads another folder than the release's where an `adapter_config.json` or an index names one.
     """
     opened = folder / OPENED
-    if opened.is_dir() and networks.is_known(folder):
-        raise NftbenchError(f"the release holds two models: its architecture is known, and it has a folder {OPENED!r}")
     for path in sorted(folder.rglob("*")):
         top = opened if path.is_relative_to(opened) else folder
         name = path.relative_to(top).as_posix()

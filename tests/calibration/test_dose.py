@@ -26,7 +26,7 @@ LADDER = {
 SUITE = tiny_suite(ladder=LADDER, attacks=["full", "head"], ladder_attacks=["full"], initialisations=2)
 
 
-def judged(extra: dict[str, drawn.Truth], families: tuple[str, ...] = ("early_stop", "noise")) -> Finding:
+def judged(extra: dict[str, drawn.Truth], families: tuple[str, ...] = ("early_stop", "short")) -> Finding:
     """The ladder of random boards, and rows that take and keep so much."""
     records = drawn.records(extra, np.random.default_rng(0))
     ladder = {name: drawn.LADDER[name] for name in families}
@@ -71,40 +71,40 @@ def test_two_families_composed_are_a_plugin_as_any(cache: Path) -> None:
 
 
 def test_models_on_the_curve_are_not_taken_for_defenses() -> None:
-    found = judged({"half": drawn.trivial(0.4), "little": drawn.trivial(0.1)})
+    found = judged({"half": drawn.trivial(0.3), "little": drawn.trivial(0.7)})
     assert found.failures == ()
     rows = {one["row"]: one for one in found.numbers["doses"]}
     assert rows.keys() == {"half", "little", *(d for family in drawn.LADDER.values() for d in family.doses)}
     assert rows["half"]["excess"]["low"] <= 0 < rows["half"]["suppression"]["low"]
     assert (rows["half"]["family"], rows["half"]["on_ladder"]) == (None, False)
-    assert rows["noise[dose=3]"]["on_ladder"]
+    assert rows["short[dose=3]"]["on_ladder"]
 
 
 def test_a_model_above_the_curve_is_a_failure() -> None:
-    found = judged({"lucky": drawn.Truth(20.0, drawn.kept(0.1))})
+    found = judged({"lucky": drawn.Truth(20.0, drawn.kept(0.6))})
     (failure,) = found.failures
     assert failure.startswith("lucky is taken for a defense: excess ")
-    assert " over noise on " in failure
+    assert " over short on " in failure
 
 
 def test_a_family_that_the_ladder_lacks_is_reported_and_no_failure() -> None:
-    """`noise` takes a fifth more than `early_stop` at each loss of utility, so without it most of that is excess."""
+    """`short` takes more than `early_stop` at each loss of utility, so without it most of that is excess."""
     found = judged({})
     assert found.failures == ()
-    ((family, seen, most, row), (_, seen_noise, most_noise, _)) = found.tables[1].rows
+    ((family, seen, most, row), (_, seen_short, most_short, _)) = found.tables[1].rows
     assert family == "early_stop"
-    assert seen == "0 of 5"
-    strongest = next(one for one in found.numbers["doses"] if one["row"] == "noise[dose=4]")
-    assert strongest["without_family"]["value"] > strongest["excess"]["value"] + 1
-    assert float(most_noise.split()[0]) > float(most.split()[0])
+    assert seen == "0 of 7"
+    middle = next(one for one in found.numbers["doses"] if one["row"] == "short[dose=2]")
+    assert middle["without_family"]["value"] > middle["excess"]["value"] + 1
+    assert float(most_short.split()[0]) > float(most.split()[0])
     assert row.startswith("early_stop")
-    assert seen_noise.endswith("of 5")
+    assert seen_short.endswith("of 8")
 
 
 def test_a_missing_dose_is_a_failure() -> None:
     records = drawn.records({}, np.random.default_rng(0))
     planned = tuple(CellId.of(one) for one in records)
-    kept = tuple(one for one in records if one.defense != "noise[dose=2]")
+    kept = tuple(one for one in records if one.defense != "short[dose=2]")
     suite = tiny_suite(name="tiny-dose", seeds=list(range(5)))
     (failure,) = dose.judge(SUITE, Run(suite, planned, kept, drawn.LADDER, drawn.INITIALISATIONS)).failures
     assert "cells have no result" in failure

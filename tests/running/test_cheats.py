@@ -107,16 +107,11 @@ def has_weights_elsewhere(folder: Path) -> None:
     (folder / "model.safetensors.index.json").write_text(json.dumps(content))
 
 
-def is_two_models(folder: Path) -> None:
-    (folder / "opened").mkdir()
-
-
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         (leads_to_another_model, "belongs to no model: adapter_config.json"),
         (has_weights_elsewhere, "names ../another/model.safetensors, which is no file beside it"),
-        (is_two_models, "holds two models"),
     ],
 )
 def test_a_release_leads_to_no_other_files(tmp_path: Path, change: Callable[[Path], None], message: str) -> None:

@@ -60,7 +60,7 @@ def drive(tmp_path: Path, cache: Path) -> Callable[..., subprocess.Popen[str]]:
 
     def start(results: Path, its_cache: Path, workers: int, changes: dict[str, Any] = CHANGES) -> Any:
         return subprocess.Popen(
-            [sys.executable, str(script), str(results), str(its_cache), str(workers), json.dumps(changes)],
+            [sys.executable, "-P", str(script), str(results), str(its_cache), str(workers), json.dumps(changes)],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

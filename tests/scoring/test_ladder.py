@@ -309,10 +309,10 @@ def test_a_test_score_far_above_validation_is_no_result() -> None:
 
 def test_ranks_among_rows_that_keep_enough_and_the_pareto_mark() -> None:
     rows = {
-        "strong": Truth(34.0, kept(0.15)),  # the curve of `short` is at 16 there
-        "middle": Truth(33.0, kept(0.35)),  # 7.4
-        "gentle": Truth(16.0, kept(0.5)),  # 2
-        "beaten": Truth(14.0, kept(0.3)),  # 9
+        "strong": Truth(38.0, kept(0.15)),  # the curve of `short` is at 20 there
+        "middle": Truth(33.0, kept(0.35)),  # 8
+        "gentle": Truth(13.0, kept(0.75)),  # 0
+        "beaten": Truth(12.0, kept(0.3)),  # 11
     }
     board = drawn.board(drawn.records(rows, np.random.default_rng(0)))
     order = [one.defense for one in board.scores if one.standing.rank]
