@@ -201,27 +201,34 @@ def _make_all_trainable(network: PreTrainedModel) -> None:
 
 
 def is_known(folder: Path) -> bool:
-    """Whether a folder holds a model whose architecture this process knows without running code of its owner.
-
-    The process has to be one that has imported no plugin, because a plugin can make its own architecture known.
-    """
+    """Whether a folder holds a model of an architecture of transformers or nftbench, which loads without other code."""
     path = folder / "config.json"
-    return path.is_file() and json.loads(path.read_text(encoding="utf-8")).get("model_type") in CONFIG_MAPPING
+    model_type = json.loads(path.read_text(encoding="utf-8")).get("model_type") if path.is_file() else None
+    if model_type not in CONFIG_MAPPING:
+        return False
+    config = CONFIG_MAPPING[model_type]
+    auto = AutoModelForCausalLM if config in AutoModelForCausalLM._model_mapping else AutoModel
+    found = auto._model_mapping[config] if config in auto._model_mapping else None
+    return found is not None and all(map(_of_library, found if isinstance(found, tuple) else (found,)))
 
 
 def has_custom_code(network: PreTrainedModel) -> bool:
-    """Whether the network computes by code that comes from neither transformers nor nftbench.
+    """Whether the network computes by code that comes from neither transformers nor nftbench."""
+    return not _of_library(type(network))
+
+
+def _of_library(cls: Any) -> bool:
+    """Whether a network's class comes from transformers or nftbench.
 
     A class may call its module what it likes. So its module, as loaded, has to hold this very class, and the files of
     both the class and its `forward` have to lie in one of the two packages.
     """
-    cls: Any = type(network)
     written: Any = inspect.unwrap(cls.forward)
     module: Any = sys.modules.get(cls.__module__)
     if getattr(module, cls.__qualname__, None) is not cls:
-        return True
+        return False
     files = [getattr(module, "__file__", None), written.__code__.co_filename]
-    return not all(file is not None and _in_library(Path(file).resolve()) for file in files)
+    return all(file is not None and _in_library(Path(file).resolve()) for file in files)
 
 
 def _in_library(path: Path) -> bool:
