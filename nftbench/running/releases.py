@@ -467,8 +467,12 @@ def _examine(
 def _reference_model(workspace: Workspace, spec: Spec, seed: int) -> Model | None:
     """The release of the reference row; None where the row is its own reference, or that release cannot be made."""
     reference, key = workspace.reference(spec, seed)
-    folder = workspace.store.artifact("releases", key) if reference != spec and key is not None else None
-    return open_release(workspace, folder) if folder is not None else None
+    if reference == spec or key is None:
+        return None
+    try:
+        return open_release(workspace, make_release(workspace, reference, seed, key))
+    except (Exception, SystemExit):  # its own cells say why it cannot be made
+        return None
 
 
 def _plain_texts(workspace: Workspace, seed: int, opened: Model, reference: Model) -> PlainTexts | None:

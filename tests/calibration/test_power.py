@@ -48,7 +48,7 @@ def test_the_smallest_effect_is_found_in_four_fakes_of_five(runs: tuple[Run, Run
 
 
 def test_an_effect_that_needs_too_many_points_is_a_failure() -> None:
-    found = power.judge([run_of(records(1, noise=0.25)), oracle_run(strong=12.0)], sample=40)
+    found = power.judge([run_of(records(1, noise=40.0)), oracle_run(strong=12.0)], sample=40)
     (failure,) = found.failures
     assert failure.startswith("with 5 seeds the smallest effect found with 80 % power is ")
     assert failure.endswith("points, at most 4 may be")

@@ -63,7 +63,7 @@ def test_a_sham_with_an_excess_by_the_suites_own_attacks_is_a_failure_whatever_e
 
 
 def test_what_nothing_breaks_is_noted_with_what_holds_it_down() -> None:
-    trivial = drawn.trivial(0.5)
+    trivial = drawn.trivial(0.15)
     found = judged({"slow": (trivial.suppression, trivial.suppression)}, utility=0.6)
     assert found.failures == ()
     assert found.notes == ("slow: no attack breaks it, and it loses utility",)
