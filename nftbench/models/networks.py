@@ -208,7 +208,7 @@ def is_known(folder: Path) -> bool:
         return False
     config = CONFIG_MAPPING[model_type]
     auto = AutoModelForCausalLM if config in AutoModelForCausalLM._model_mapping else AutoModel
-    found = auto._model_mapping[config] if config in auto._model_mapping else None
+    found = auto._model_mapping.get(config, None)
     return found is not None and all(map(_of_library, found if isinstance(found, tuple) else (found,)))
 
 
