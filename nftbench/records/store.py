@@ -290,10 +290,15 @@ class Store:
                 raise
             return parent / key
 
-    def discard(self, kind: str, key: str) -> None:
-        """Delete an artifact if it exists."""
+    def discard(self, kind: str, key: str, unless: Callable[[], bool] = lambda: False) -> None:
+        """Delete an artifact if it exists.
+
+        Args:
+            unless: keeps the artifact. It is asked under the artifact's lock: another process may be making it.
+        """
         with self.lock(kind, key):
-            shutil.rmtree(self.cache / kind / key, ignore_errors=True)
+            if not unless():
+                shutil.rmtree(self.cache / kind / key, ignore_errors=True)
 
     @contextlib.contextmanager
     def lock(self, kind: str, key: str) -> Iterator[None]:

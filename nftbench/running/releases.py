@@ -88,8 +88,12 @@ def make_release(workspace: Workspace, spec: Spec, seed: int, key: str) -> Path:
     """
     store, facts = workspace.store, workspace.plan.defenses[spec]
     kinds = ("protections", *(("secrets",) if facts.keeps_secret else ()))
-    if any(store.artifact(kind, key) is None for kind in kinds):
-        store.discard("releases", key)  # its secret or protection is missing or damaged: all parts are made together
+
+    def has_all_parts() -> bool:
+        return all(store.artifact(kind, key) is not None for kind in kinds)
+
+    if not has_all_parts():  # secret or protection is missing or damaged: all parts are made together
+        store.discard("releases", key, unless=has_all_parts)
     found = store.artifact("releases", key)
     if found is not None:
         return found
