@@ -116,7 +116,7 @@ class Returned:
         Raises:
             FailedError, NftbenchError: it failed, or its process ended before that.
         """
-        failures.check(self.folder / FAILED)
+        failures.raise_written(self.folder / FAILED)
         path = self.folder / PREPARED
         if not path.exists():
             raise self.died or NftbenchError("its process returned nothing")
@@ -133,7 +133,7 @@ class Returned:
             FailedError, NftbenchError: the attack failed there, its network is none that may be measured, or its
                 process ended before that.
         """
-        failures.check(self.folder / f"{index}-{FAILED}")
+        failures.raise_written(self.folder / f"{index}-{FAILED}")
         path = self.folder / f"{index}.json"
         if not path.exists():
             raise self.died or NftbenchError("its process returned nothing")
@@ -164,7 +164,7 @@ def perform(content: bytes, folder: Path) -> None:
     """Prepare, and attack each task, in the attack's own process."""
     order: Order = packing.unpack(content)
     engine.set_threads(order.device)
-    failures.told(folder / FAILED, lambda: _attack_all(order, folder))
+    failures.attempt(lambda: _attack_all(order, folder), folder / FAILED)
 
 
 def _attack_all(order: Order, folder: Path) -> None:
@@ -192,7 +192,7 @@ def _attack_all(order: Order, folder: Path) -> None:
     (folder / PREPARED).write_bytes(TypeAdapter(Preparation).dump_json(preparation))
     for index, goal in enumerate(order.goals):
         action = functools.partial(_attack_one, plugin, prepared, goal, context, folder, index)
-        failures.told(folder / f"{index}-{FAILED}", action)
+        failures.attempt(action, folder / f"{index}-{FAILED}")
 
 
 def _attack_one(plugin: Attack, prepared: Prepared, goal: Goal, context: Attacker, folder: Path, index: int) -> None:

@@ -47,18 +47,16 @@ def status_of(error: BaseException) -> tuple[Status, str]:
     return "failed", f"{type(error).__name__}: {message}{place}"
 
 
-def told(file: Path, action: Callable[[], Any]) -> bool:
-    """Whether `action` succeeds. If not, its status and reason are written to `file`, where `check` finds them."""
+def attempt(action: Callable[[], Any], file: Path) -> None:
+    """Do something in a plugin's process. If it fails, its status and reason go to `file`, for `raise_written`."""
     try:
         action()
     except (Exception, SystemExit) as error:  # a plugin may raise anything
         file.write_text(json.dumps(status_of(error)), encoding="utf-8")
-        return False
-    return True
 
 
-def check(file: Path) -> None:
-    """Raise the failure that `told` wrote, if it did.
+def raise_written(file: Path) -> None:
+    """Raise the failure that `attempt` wrote, if it did.
 
     Raises:
         FailedError: what the plugin failed with.

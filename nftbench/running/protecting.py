@@ -29,7 +29,7 @@ from nftbench.training import engine
 RELEASE, OPENED, ADAPTER, SIBLING = "release", "opened", "adapter", "sibling"
 """Folders in the child's folder. `opened` and `adapter` lie in the release and are published with it. `opened` holds
 the release in an architecture of a library, if its own code can be replaced by one."""
-MASK, TOLD, FAILED = "mask.safetensors", "told.json", "failed.json"
+MASK, REPORT, FAILED = "mask.safetensors", "report.json", "failed.json"
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Order:
 
 
 @dataclass(frozen=True)
-class Told:
+class OwnerReport:
     """What the process says about its work, beside the files of the release."""
 
     seconds: float
@@ -134,8 +134,8 @@ def _are_positions(ids: Tensor) -> bool:
     return len(ids) == 1 and ids.shape[1] > 1 and bool((ids[0].diff() == 1).all())
 
 
-def protect(order: Order, folder: Path, workspace: Workspace, limit: float) -> tuple[Told, float]:
-    """Run the defense in a process of its own; returns what it told, and the processor seconds that it took.
+def protect(order: Order, folder: Path, workspace: Workspace, limit: float) -> tuple[OwnerReport, float]:
+    """Run the defense in a process of its own; returns its report, and the processor seconds that it took.
 
     Raises:
         FailedError: the defense failed.
@@ -153,14 +153,14 @@ def protect(order: Order, folder: Path, workspace: Workspace, limit: float) -> t
         hidden=workspace.documents,
         readable=tuple(order.bases.values()),
     )
-    failures.check(folder / FAILED)
-    return TypeAdapter(Told).validate_json((folder / TOLD).read_bytes()), seconds
+    failures.raise_written(folder / FAILED)
+    return TypeAdapter(OwnerReport).validate_json((folder / REPORT).read_bytes()), seconds
 
 
 def perform(content: bytes, folder: Path) -> None:
     """Protect, in the defense's own process."""
     order: Order = packing.unpack(content)
-    failures.told(folder / FAILED, lambda: _protect(order, folder))
+    failures.attempt(lambda: _protect(order, folder), folder / FAILED)
 
 
 def _protect(order: Order, folder: Path) -> None:
@@ -189,13 +189,13 @@ def _protect(order: Order, folder: Path) -> None:
         save_file(mask, folder / MASK)
     taken = order.suite.pretraining
     block = order.corpus.train.shape[1] if order.corpus is not None else 0
-    told = Told(
+    report = OwnerReport(
         seconds,
         meter.steps + meter.start,
         meter.tokens + meter.start * taken.batch * block,
         tuple(protected.series),
     )
-    (folder / TOLD).write_bytes(TypeAdapter(Told).dump_json(told))
+    (folder / REPORT).write_bytes(TypeAdapter(OwnerReport).dump_json(report))
 
 
 def _save_opened(order: Order, release: Path) -> None:

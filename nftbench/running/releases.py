@@ -74,6 +74,9 @@ MODES = 1e-3
 """Relative tolerance for calling the loss in training mode and in evaluation the same."""
 PROBED = 8
 """Prompts of each ranked task on which the gradients are checked."""
+PATIENCE = 5.0
+"""How many times the processor seconds of the undefended run a defense may take. Honest ones look for a mask, match a
+network's outputs or take second derivatives, and counting steps and tokens catches longer training before this does."""
 BASE = "base.json"
 """The file with hashes of weights, in the folder of a release's protection. `base_sha256` is of those that the release
 is compared with, `start_sha256` of those that its defense was given; None where they are unknown or untrained."""
@@ -265,14 +268,14 @@ def _protect(workspace: Workspace, spec: Spec, seed: int, key: str, folder: Path
     with isolation.folder(workspace.store) as theirs:
         limit = workspace.suite.pretraining.timeout
         try:
-            told, seconds = protecting.protect(_order(workspace, spec, seed), theirs, workspace, limit)
+            report, seconds = protecting.protect(_order(workspace, spec, seed), theirs, workspace, limit)
         except isolation.TooLongError as error:
             raise failures.FailedError("timeout", f"the defense was {error}") from error
         shutil.copytree(theirs / protecting.RELEASE, folder, dirs_exist_ok=True)
         if needs_own_code(folder):
-            isolation.aside(_publish, workspace, spec, seed, key, folder, theirs, told, seconds, base_sha256)
+            isolation.aside(_publish, workspace, spec, seed, key, folder, theirs, report, seconds, base_sha256)
         else:
-            _publish(workspace, spec, seed, key, folder, theirs, told, seconds, base_sha256)
+            _publish(workspace, spec, seed, key, folder, theirs, report, seconds, base_sha256)
 
 
 def _order(workspace: Workspace, spec: Spec, seed: int) -> protecting.Order:
@@ -302,7 +305,7 @@ def _publish(
     key: str,
     folder: Path,
     theirs: Path,
-    told: protecting.Told,
+    report: protecting.OwnerReport,
     seconds: float,
     base_sha256: str | None,
 ) -> None:
@@ -326,11 +329,11 @@ def _publish(
         _check_release(published, mask)
         _check_published(folder, published)
     reference = _reference_model(workspace, spec, seed) or opened
-    protection = _examine(workspace, seed, published, opened, reference, mask, told.series, told.seconds)
+    protection = _examine(workspace, seed, published, opened, reference, mask, report.series, report.seconds)
     protection = dataclasses.replace(
         protection,
         own_code=own_code or networks.has_custom_code(opened.network),
-        ledger=_ledger(workspace, seed, told, seconds, protection.parameters),
+        ledger=_ledger(workspace, seed, report, seconds, protection.parameters),
     )
     # A killed attempt may have left its parts, which do not belong to these weights.
     for kind in ("secrets", "siblings", "protections"):
@@ -350,16 +353,13 @@ def _publish(
     workspace.store.make("protections", key, lambda draft: _write(draft, found))
 
 
-PATIENCE = 5.0
-"""How many times the processor seconds of the undefended run a defense may take. Honest ones look for a mask, match a
-network's outputs or take second derivatives, and counting steps and tokens catches longer training before this does."""
-
-
-def _ledger(workspace: Workspace, seed: int, told: protecting.Told, seconds: float, parameters: int) -> OwnerLedger:
+def _ledger(
+    workspace: Workspace, seed: int, report: protecting.OwnerReport, seconds: float, parameters: int
+) -> OwnerLedger:
     """What the defense spent, and what the recipe allows. There is no limit where the suite's model is not made."""
     recipe = workspace.suite.pretraining
     base = kept_bases(workspace, seed).get(recipe.steps)
-    spent = Spent(told.steps, told.tokens, parameters, seconds)
+    spent = Spent(report.steps, report.tokens, parameters, seconds)
     if base is None:  # an audited checkpoint, which no recipe of the suite has made
         return OwnerLedger(spent, Spent())
     with_text = workspace.suite.corpus.source != "none"
@@ -471,12 +471,8 @@ def _examine(
 def _reference_model(workspace: Workspace, spec: Spec, seed: int) -> Model | None:
     """The release of the reference row; None where the row is its own reference, or that release cannot be made."""
     reference, key = workspace.reference(spec, seed)
-    if reference == spec or key is None:
-        return None
-    try:
-        return open_release(workspace, make_release(workspace, reference, seed, key))
-    except (Exception, SystemExit):  # its own cells say why it cannot be made
-        return None
+    folder = workspace.store.artifact("releases", key) if reference != spec and key is not None else None
+    return open_release(workspace, folder) if folder is not None else None
 
 
 def _plain_texts(workspace: Workspace, seed: int, opened: Model, reference: Model) -> PlainTexts | None:

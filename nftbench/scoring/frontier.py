@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-from nftbench.scoring.intervals import Interval, mean, student_quantile
+from nftbench.scoring.intervals import Interval, mean, one_sided_reach
 from nftbench.scoring.scores import Excess
 
 BySeed = Mapping[int, float]
@@ -107,7 +107,6 @@ def lower_on(row: Row, family: Family, metrics: Sequence[str], level: float) -> 
     if len(seeds) < 2:
         return []
     j, w = _between(_fitted(family, MEAN, seeds), statistics.fmean(row.kept(MEAN).values()))
-    reach = student_quantile(level, len(seeds) - 1) / math.sqrt(len(seeds))
     found = []
     for metric in metrics:
         knots = _fitted(family, metric, seeds)
@@ -115,7 +114,7 @@ def lower_on(row: Row, family: Family, metrics: Sequence[str], level: float) -> 
         gaps = [
             round(row.retention[metric][seed] - w * near.kept[seed] - (1 - w) * far.kept[seed], 9) for seed in seeds
         ]
-        if statistics.fmean(gaps) + reach * statistics.stdev(gaps) < 0:
+        if statistics.fmean(gaps) + one_sided_reach(gaps, level) < 0:
             found.append(metric)
     return found
 
@@ -197,10 +196,7 @@ def draw(family: Family, metric: str, seeds: Sequence[int]) -> list[Knot]:
 
 def _positive(values: Sequence[float]) -> bool:
     """Whether a mean lies above zero: by its one-sided lower end, or by itself for one seed."""
-    if len(values) < 2:
-        return values[0] > 0
-    reach = student_quantile(LEVEL, len(values) - 1) / math.sqrt(len(values))
-    return statistics.fmean(values) > reach * statistics.stdev(values)
+    return statistics.fmean(values) > (one_sided_reach(values, LEVEL) if len(values) > 1 else 0)
 
 
 def _fitted(family: Family, metric: str, seeds: Sequence[int]) -> list[Knot]:

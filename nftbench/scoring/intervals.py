@@ -123,6 +123,11 @@ def student_quantile(level: float, freedom: float) -> float:
     return float(stdtrit(freedom, level))
 
 
+def one_sided_reach(values: Sequence[float], level: float) -> float:
+    """How far the one-sided end of Student's interval lies from a mean of two values or more: t(n-1) · s / √n."""
+    return student_quantile(level, len(values) - 1) * statistics.stdev(values) / math.sqrt(len(values))
+
+
 def gap_by_seed(first: Mapping[int, float], second: Mapping[int, float]) -> Interval | None:
     """`difference` over the seeds that both have; None where they share none."""
     seeds = sorted(first.keys() & second.keys())

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from nftbench.scoring.intervals import student_quantile
+from nftbench.scoring.intervals import one_sided_reach
 
 Badge = Literal["keeps", "cannot tell", "loses"]
 MARGIN = 0.10
@@ -47,6 +47,5 @@ def _ends(metric: MetricUtility) -> tuple[float, float]:
     ]
     if len(beyond) < 2:
         return float("-inf"), float("inf")
-    reach = student_quantile(LEVEL, len(beyond) - 1) * statistics.stdev(beyond) / len(beyond) ** 0.5
-    middle = statistics.fmean(beyond)
+    middle, reach = statistics.fmean(beyond), one_sided_reach(beyond, LEVEL)
     return middle - reach, middle + reach

@@ -47,7 +47,7 @@ def verdict(score: Score, adjusted_p: float) -> Verdict:
     not use all the knowledge that the claim grants them, or if a flag says that an attack was not at its best. It is
     refuted if the excess is at most zero, or if the claim's attackers end where they do on the undefended model: the
     interval of what the row takes from them, paired by seed, ends at or below `NOISE`. The best attack of each seed is
-    chosen on validation data, so this is one test and not one for each attack.
+    chosen on documents of their own, so this is one test and not one for each attack.
     """
     excess, suppression = score.claim.excess, score.claim.suppression
     if excess is not None and beats_zero(adjusted_p):
