@@ -10,8 +10,6 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from scipy.stats import fisher_exact
-
 from nftbench.contract import Protection
 from nftbench.records.record import Record
 from nftbench.scoring.frontier import MEAN
@@ -378,6 +376,8 @@ def _restarts(row: RowEvidence) -> str | None:
     The sweep's own run is a candidate beside the restarts, so the scores do not suffer. But other attackers may. Some
     cells of the undefended model are brittle, too.
     """
+    from scipy.stats import fisher_exact  # light commands do without scipy
+
     own, reference = _restarted(row.records), _restarted(row.reference)
     far = [record for record in own if _behind(record) > FRAGILE]
     usual = [record for record in reference if _behind(record) > FRAGILE]
