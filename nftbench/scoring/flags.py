@@ -382,7 +382,7 @@ def _restarts(row: RowEvidence) -> str | None:
     far = [record for record in own if _behind(record) > FRAGILE]
     usual = [record for record in reference if _behind(record) > FRAGILE]
     counts = [[len(far), len(own) - len(far)], [len(usual), len(reference) - len(usual)]]
-    if not reference or fisher_exact(counts, alternative="greater").pvalue >= CHANCE:
+    if not far or not reference or fisher_exact(counts, alternative="greater").pvalue >= CHANCE:
         return None
     worst = max(far, key=_behind)
     return (
