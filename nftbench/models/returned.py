@@ -20,7 +20,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 from torch.utils.hooks import RemovableHandle
-from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel
+from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel, activations
 
 from nftbench.errors import NftbenchError
 
@@ -99,14 +99,30 @@ def load(path: Path, release: nn.Module, device: str) -> nn.Module:
         raise NftbenchError(f"the attacked network cannot be read: {' '.join(str(error).split())[:300]}") from error
     if not isinstance(network, nn.Module):
         raise NftbenchError(f"the attack returned {type(network).__name__}, not a network")
+    _restore_functions(network, release)
+    return network
+
+
+def _restore_functions(network: nn.Module, release: nn.Module) -> None:
+    """Give modules the functions that some classes keep on their objects, and that cannot be sent.
+
+    They are those of the same module of the release, or those of a new activation where the architecture is another.
+    """
     inside = next((module for module in network.modules() if type(module) is type(release)), network)
     originals = dict(release.named_modules())
-    for name, module in inside.named_modules():  # functions cannot be sent; some architectures keep them on modules
-        kept = vars(originals[name]) if name in originals else {}
-        for attribute, value in kept.items():
+    same = {module: originals[name] for name, module in inside.named_modules() if name in originals}
+    for module in network.modules():
+        original = same.get(module)
+        if type(original) is not type(module):
+            if type(module).__module__ != activations.__name__:
+                continue
+            try:
+                original = type(module)()
+            except TypeError:  # it takes arguments, as ClippedGELUActivation does
+                continue
+        for attribute, value in vars(original).items():
             if attribute not in vars(module) and _is_function(value):
                 setattr(module, attribute, value)
-    return network
 
 
 def _allowed(name: str) -> Any:

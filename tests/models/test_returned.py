@@ -12,7 +12,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch import nn
 from torch.nn.utils import parametrizations
-from transformers import GPT2Config, GPT2LMHeadModel
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from nftbench.models import returned
 from nftbench.models.prefixed import Prefixed
@@ -33,6 +33,15 @@ def prompted(network: Any) -> nn.Module:
     return Prompted(network, [[1, 4]], 16)
 
 
+def another(network: Any) -> nn.Module:
+    """A network of another architecture with the same kind of activation, as distillation gives."""
+    config = LlamaConfig(
+        vocab_size=20, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2,
+        hidden_act=network.config.activation_function,
+    )  # fmt: skip
+    return LlamaForCausalLM(config)
+
+
 def lora(network: Any) -> nn.Module:
     adapted = get_peft_model(network, LoraConfig(r=2, target_modules=["c_attn"], fan_in_fan_out=True))
     for name, weight in adapted.named_parameters():
@@ -48,7 +57,7 @@ def normalised(network: Any) -> nn.Module:
 
 @pytest.mark.parametrize("activation", ["gelu_new", "gelu_pytorch_tanh", "gelu_fast", "quick_gelu"])
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # peft asks transformers for it
-@pytest.mark.parametrize("wrapped", [plain, prefixed, prompted, lora, normalised])
+@pytest.mark.parametrize("wrapped", [plain, prefixed, prompted, another, lora, normalised])
 def test_a_network_is_the_same_after_its_journey(
     tmp_path: Path, activation: str, wrapped: Callable[[Any], nn.Module]
 ) -> None:
