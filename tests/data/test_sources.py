@@ -119,7 +119,7 @@ def config(**changes: Any) -> dict[str, Any]:
 def key(path: Path, data: Path | None) -> str:
     """The key of a cell of the task in this file."""
     with registry.added(path):
-        keys = Keys(tiny_suite(), CPU, data, None)
+        keys = Keys(tiny_suite(), CPU, data, None, {}, {})
         return keys.cell("release", Spec("full"), Spec(path.stem), 0)
 
 

@@ -74,7 +74,7 @@ def everything(tmp_path_factory: pytest.TempPathFactory) -> Iterator[type[Any]]:
     """The class of an attack with parameters of every kind."""
     path = tmp_path_factory.mktemp("plugins") / "everything.py"
     path.write_text(EVERYTHING)
-    with registry.added(path) as (found,):
+    with registry.added(path) as (found,), registry.importing_added():
         yield registry.load(found)
 
 
@@ -192,7 +192,7 @@ def test_a_folder_is_a_plugin_and_its_files_import_each_other(tmp_path: Path) ->
         )
         (folder / "helper.py").write_text(f"STRENGTH = {len(place)}.0\n")
         for path in (folder, folder / "__init__.py"):
-            with registry.added(path) as (found,):
+            with registry.added(path) as (found,), registry.importing_added():
                 assert (found.name, found.origin, found.about) == ("mine", str(folder), "Does mine.")
                 assert registry.create("defenses", "mine").strength == len(place)
 
