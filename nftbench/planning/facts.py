@@ -235,8 +235,8 @@ def _declined(
 # ------------------------------------------------------------------------------------------------------------- asking
 
 
-def describe_by(describer: Describer) -> None:
-    """Let added defenses and attacks be asked by this describer, as long as this process runs."""
+def describe_by(describer: Describer | None) -> None:
+    """From now on, let this describer ask added defenses and attacks; None if nothing can."""
     global _describer
     _describer = describer
 
@@ -276,7 +276,7 @@ def as_json(question: Question, answer: Any) -> bytes:
     """An answer as `_read` takes it. A value of a wrong type is written as it is, for `_read` to refuse.
 
     Raises:
-        NftbenchError: a value cannot be written.
+        TypeError: a value cannot be written.
     """
     plain = _reader(question).dump_python(answer, warnings=False)
     return json.dumps(plain, default=_listed).encode()
@@ -285,7 +285,7 @@ def as_json(question: Question, answer: Any) -> bytes:
 def _listed(value: Any) -> Any:
     if isinstance(value, set | frozenset):
         return sorted(value)
-    raise NftbenchError(f"{value!r} is neither a text, a number, a truth value, None nor a tuple of such")
+    raise TypeError(f"{value!r} is neither a text, a number, a truth value, None nor a tuple of such")
 
 
 @functools.cache
