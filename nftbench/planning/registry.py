@@ -172,7 +172,7 @@ def added_files() -> tuple[str, ...]:
 def import_module(name: str) -> None:
     """Import the plugin of `add_file` whose module has this name, if there is one, so that its classes are there."""
     for (_, known), plugin in _added.items():
-        if name.partition(".")[0] == f"{FROM_FILE}{known}" and not plugin.is_text:
+        if name.partition(".")[0] == f"{FROM_FILE}{known}" and not plugin.is_text and may_import(plugin):
             _import(plugin)
 
 
