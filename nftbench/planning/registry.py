@@ -344,7 +344,8 @@ def _kinds_of(path: Path, changed: int) -> list[Kind]:
     if path.suffix == ".yaml":
         return ["tasks"]
     classes = [node for node in ast.parse(path.read_text(encoding="utf-8")).body if isinstance(node, ast.ClassDef)]
-    methods = {item.name for cls in classes for item in cls.body if isinstance(item, ast.FunctionDef)}
+    public = [cls for cls in classes if not cls.name.startswith("_")]
+    methods = {item.name for cls in public for item in cls.body if isinstance(item, ast.FunctionDef)}
     return [kind for kind in KINDS if _METHOD[kind] in methods]
 
 

@@ -216,7 +216,7 @@ def test_added_plugins_are_forgotten_at_the_end_of_the_block(tmp_path: Path) -> 
 
 
 def test_a_file_may_hold_several_kinds(plugin: WriteFile) -> None:
-    plugin("both", source("defenses") + source("attacks"))
+    plugin("both", source("defenses") + source("attacks") + source("tasks").replace("class ", "class _"))
     assert registry.load(registry.find("defenses", "both")).__name__ == "DefenseOf"
     assert registry.load(registry.find("attacks", "both")).__name__ == "AttackOf"
 
