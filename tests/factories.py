@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -11,6 +11,7 @@ from nftbench.records.record import Record, Row
 from nftbench.records.spec import Spec
 from nftbench.scoring import Leaderboard, score
 from nftbench.suites.schema import Family
+from nftbench.terms import TrainedWeights
 
 TASKS = ("pairs", "topic")
 RANKING = frozenset({"method", "data"})
@@ -32,6 +33,16 @@ def row(defense: str, **changes: Any) -> Row:
     return replace(Row("pretrain", trivial, "none", claim=claim), **changes)
 
 
+TRAINED_WEIGHTS: Mapping[str, TrainedWeights] = {
+    "full": "all",
+    "long": "all_longer",
+    "head": "part",
+    "layers": "part",
+    "bitfit": "part",
+    "linear_probe": "part",
+}
+
+
 def record(defense: str, attack: str, task: str, seed: int, value: float, **changes: Any) -> Record:
     """An ok record whose validation score equals its test score."""
     trains = attack != "none"
@@ -48,6 +59,7 @@ def record(defense: str, attack: str, task: str, seed: int, value: float, **chan
         against=(),
         uses_release=not attack.startswith("scratch"),
         trains=trains,
+        trained_weights=TRAINED_WEIGHTS.get(attack.partition("[")[0], "other"),
         unattacked=measurement(0.3),
         validation=measurement(value),
         attacked=measurement(value),

@@ -144,7 +144,13 @@ class RunOptions:
     salt: SaltText = None
 
     def suite_changes(self) -> list[str]:
-        """The changes of `--set`, and the salt as one of them."""
+        """The changes of `--set`, and the salt as one of them.
+
+        Raises:
+            NftbenchError: the salt is empty or contains blanks.
+        """
+        if self.salt is not None and self.salt.split() != [self.salt]:
+            raise NftbenchError(f"--salt {self.salt!r}: write one word, without blanks")
         return [*(self.changes or ()), *([f"salt={json.dumps(self.salt)}"] if self.salt is not None else ())]
 
 

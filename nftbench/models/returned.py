@@ -99,8 +99,9 @@ def load(path: Path, release: nn.Module, device: str) -> nn.Module:
         raise NftbenchError(f"the attacked network cannot be read: {' '.join(str(error).split())[:300]}") from error
     if not isinstance(network, nn.Module):
         raise NftbenchError(f"the attack returned {type(network).__name__}, not a network")
+    inside = next((module for module in network.modules() if type(module) is type(release)), network)
     originals = dict(release.named_modules())
-    for name, module in network.named_modules():  # functions cannot be sent; some architectures keep them on modules
+    for name, module in inside.named_modules():  # functions cannot be sent; some architectures keep them on modules
         kept = vars(originals[name]) if name in originals else {}
         for attribute, value in kept.items():
             if attribute not in vars(module) and _is_function(value):

@@ -83,13 +83,15 @@ class Referee:
     def __post_init__(self) -> None:
         self.attack = self.workspace.plan.attacks[self.job.attack]
 
-    def run(self, cells: Sequence[Cell]) -> list[Record]:
+    def run(self, cells: Sequence[Cell], *, aside: bool = False) -> list[Record]:
+        """The records of cells. `aside` is True in a process that ends with them, where an owner's code may run."""
         workspace, job = self.workspace, self.job
         try:
             self.check_sources()
             folder = make_release(workspace, job.defense, job.seed, job.release)
-            if needs_own_code(folder):
-                return self.run_aside(cells)
+            if needs_own_code(folder) and not aside:
+                isolation.aside(_run_with_owners_code, workspace, job, tuple(cells))
+                return workspace.store.read(cells)
             model = self.with_readable_text(open_release(workspace, folder))
             release = Release(model, updates.load(folder / ADAPTER))
             self.sha256 = networks.sha256(folder)
@@ -107,11 +109,6 @@ class Referee:
             except (Exception, SystemExit) as error:  # so may a task
                 records.append(self.write_failure(cell, *status_of(error)))
         return records + (self.attacked(release, goals, order) if goals else [])
-
-    def run_aside(self, cells: Sequence[Cell]) -> list[Record]:
-        """The records of cells whose release only its owner's code can open, made in a process that ends with them."""
-        isolation.aside(_run_with_owners_code, self.workspace, self.job, tuple(cells))
-        return self.workspace.store.read(cells)
 
     def check_sources(self) -> None:
         """Refuse the job if its plugins have been edited since the run was planned."""
@@ -319,7 +316,7 @@ class Referee:
 def _run_with_owners_code(workspace: Workspace, job: Job, cells: Sequence[Cell]) -> None:
     engine.set_threads(workspace.device)
     registry.load(registry.find("defenses", job.defense.name))
-    Referee(workspace, job).run(cells)
+    Referee(workspace, job).run(cells, aside=True)
 
 
 def fail(workspace: Workspace, job: Job, status: Status, reason: str) -> list[Record]:

@@ -30,8 +30,9 @@ most 0.2, 0.8 and 0.7. Locks on the beginning of text that keep 99, 98 and 96 % 
 0.4, 2.7 and 3.8, then 0.7, 2.6 and 4.1."""
 FRAGILE = 5.0
 """Points; several times the error of a validation split of 2,000 documents."""
-BRITTLE = 0.05
-"""Share of a row's cells. On undefended models of the suites `small` and `standard`, 2 to 3 % of cells are brittle."""
+CHANCE = 0.01
+"""Level of the test that a row has more brittle cells than its reference. It is strict, because cells of one release
+fail together."""
 MARGIN = 0.03
 """The share of the reference's utility by which a release may seem better than it."""
 SATURATED = 95.0
@@ -45,6 +46,8 @@ class RowEvidence:
     score: Score
     records: Sequence[Record]
     """Every record of the row."""
+    reference: Sequence[Record]
+    """Every record of its reference."""
     best: Sequence[Record]
     """The best attack of each task and seed, at the ranking's knowledge."""
     best_claimed: Sequence[Record]
@@ -366,22 +369,31 @@ def _retried(row: RowEvidence) -> str | None:
     return f"the plain sweep blew up in {share} cells, and not with {ways}: {_cell(retried[0])}"
 
 
-@_flag("restarts", "warn")
+@_flag("restarts", "warn", on=["defense", "trivial"])
 def _restarts(row: RowEvidence) -> str | None:
     """Training is brittle: what it reaches depends on the attack seed. Cells that were not picked count as well.
 
-    The sweep's own run is a candidate beside the restarts, so the scores do not suffer. But other attackers may.
+    The sweep's own run is a candidate beside the restarts, so the scores do not suffer. But other attackers may. Some
+    cells of the undefended model are brittle, too.
     """
-    trained = [record for record in row.records if record.restarts and "secret" not in record.knowledge]
-    behind = {record.key: _behind(record) for record in trained}
-    far = [record for record in trained if behind[record.key] > FRAGILE]
-    if len(far) <= BRITTLE * len(trained):
+    from scipy.stats import fisher_exact  # light commands do without scipy
+
+    own, reference = _restarted(row.records), _restarted(row.reference)
+    far = [record for record in own if _behind(record) > FRAGILE]
+    usual = [record for record in reference if _behind(record) > FRAGILE]
+    counts = [[len(far), len(own) - len(far)], [len(usual), len(reference) - len(usual)]]
+    if not far or not reference or fisher_exact(counts, alternative="greater").pvalue >= CHANCE:
         return None
-    worst = max(far, key=lambda record: behind[record.key])
+    worst = max(far, key=_behind)
     return (
         f"brittle training: restarts of the best recipe end more than {FRAGILE:g} points below the sweep's own run, on "
-        f"validation, in {_share(far, trained)} cells, at most {behind[worst.key]:.1f} below: {_cell(worst)}"
+        f"validation, in {_share(far, own)} cells and in {_share(usual, reference)} of its reference's, at most "
+        f"{_behind(worst):.1f} below: {_cell(worst)}"
     )
+
+
+def _restarted(records: Sequence[Record]) -> list[Record]:
+    return [record for record in records if record.restarts and "secret" not in record.knowledge]
 
 
 def _behind(record: Record) -> float:

@@ -15,7 +15,6 @@ from types import MappingProxyType
 
 from nftbench.contract import Measurement
 from nftbench.records.record import CellId, Record, Row
-from nftbench.scoring.older_records import trained_weights
 from nftbench.scoring.pairing import unpaired
 from nftbench.scoring.points import BestAttacks, mean_points, points, preference
 from nftbench.suites.schema import Family
@@ -97,7 +96,7 @@ class Grid:
 
     def training(self, *weights: TrainedWeights) -> Attacks:
         """Attacks that train these weights of the release. Attacks without a record are not included."""
-        return frozenset(attack for attack, record in self.attacks.items() if trained_weights(record) in weights)
+        return frozenset(attack for attack, record in self.attacks.items() if record.trained_weights in weights)
 
     def attacks_on(self, defense: str) -> Attacks:
         """The attacks that are expected on this release, `none` among them."""

@@ -236,7 +236,8 @@ def _evidence(
     known = row.reference in grid.rows
     return flags.RowEvidence(
         score,
-        records=[record for cell, record in sorted(grid.records.items()) if cell.defense == score.defense],
+        records=_records(grid, score.defense),
+        reference=_records(grid, row.reference),
         best=_best(grid, score.defense, tasks, ranking) if known else [],
         best_claimed=_best(grid, score.defense, tasks, claimed_attacks(grid, row)) if known else [],
         headroom=[one for one in room if one.reference == score.defense],
@@ -245,6 +246,10 @@ def _evidence(
         else sorted((grid.attacks_on(row.reference) - grid.attacks_on(score.defense)) & applied),
         p=p,
     )
+
+
+def _records(grid: Grid, defense: str) -> list[Record]:
+    return [record for cell, record in sorted(grid.records.items()) if cell.defense == defense]
 
 
 def _best(grid: Grid, defense: str, tasks: Sequence[str], attacks: Attacks) -> list[Record]:

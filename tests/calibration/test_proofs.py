@@ -59,6 +59,7 @@ def read(proof: str) -> dict[str, object]:
     return found
 
 
+@pytest.mark.slow
 def test_doses_are_run_and_judged_and_judged_again(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code = main(["calibrate", "tiny.yaml", "--proof", "dose", "--jobs", "1"])
     found = read("dose")
@@ -97,6 +98,7 @@ WORDS = ["--proof", "oracle", "--plugin", str(ORACLE), "--defenses", "planted[wi
 WORDS += ["--attacks", "planted[attack=heal]"]
 
 
+@pytest.mark.slow
 def test_the_oracle_is_run_and_judged(tiny: Path) -> None:
     main(["calibrate", "tiny.yaml", *WORDS])
     assert [one["row"] for one in read("oracle")["grades"]] == ["planted[withheld=0.25]", "planted"]  # type: ignore[attr-defined]

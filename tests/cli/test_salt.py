@@ -137,6 +137,12 @@ def test_a_salt_is_refused_where_there_is_no_grammar(call: Call) -> None:
     assert said.count("\n") == 1
 
 
+@pytest.mark.parametrize("salt", ["a b", "", " ", "x "])
+def test_a_salt_is_one_word(call: Call, salt: str) -> None:
+    code, _, said = call("plan", "tiny.yaml", "--salt", salt)
+    assert (code, said) == (2, f"nftbench: --salt {salt!r}: write one word, without blanks\n")
+
+
 def test_of_processes_that_draw_at_once_one_wins(tmp_path: Path) -> None:
     code = (
         "import sys, time, pathlib\nfrom nftbench.records.store import Store\n"

@@ -10,7 +10,6 @@ from nftbench.contract import OwnerLedger, Point, Protection, Spent
 from nftbench.records.record import CellId, Record
 from nftbench.scoring import Leaderboard, Score
 from nftbench.scoring.flags import Flag
-from nftbench.terms import TrainedWeights
 from tests.factories import (
     DEFENDED,
     STOPPED,
@@ -219,15 +218,14 @@ def test_a_part_that_ends_above_the_whole_unranks(part: str) -> None:
     assert "ends 5.0 [" in raised(parts(0.87, 0.62))["part"].message
 
 
-@pytest.mark.parametrize("weights", [None, "all_longer"])  # records of 0.1 do not say it
-def test_longer_training_that_adds_more_than_on_the_undefended_model_warns(weights: TrainedWeights | None) -> None:
+def test_longer_training_that_adds_more_than_on_the_undefended_model_warns() -> None:
     def trained(undefended: float, protected: float) -> list[Record]:
         reached = {"none": UNDEFENDED, "pmp": DEFENDED}
         added = {"none": undefended, "pmp": protected}
         return [
             *adaptive(),
             *(
-                record(row, "long", task, seed, reached[row][seed] + added[row], trained_weights=weights)
+                record(row, "long", task, seed, reached[row][seed] + added[row])
                 for row in reached
                 for task in TASKS
                 for seed in range(5)
@@ -291,21 +289,31 @@ def test_a_claim_tested_by_weak_attacks_cannot_hold_though_the_ranking_picked_be
     assert (flag.severity, "in 10 cells" in flag.message) == ("warn", True)
 
 
+def steady(records: list[Record]) -> list[Record]:
+    """The same where restarts of `full` on the reference end where its sweep does."""
+    again = (Point(0.1, 10, 0.3, None, attack_seed=1),)
+    return changed(records, "none", "full", curve=curve(0.2, 0.3), restarts=again)
+
+
 def test_restarts_that_fall_behind_the_sweep_warn() -> None:
     again = (Point(0.1, 10, 0.4, None, attack_seed=1),)
 
     def swept(reached: float) -> list[Record]:
-        return changed(adaptive(), "pmp", "full", curve=curve(0.3, reached), restarts=again)
+        return changed(steady(adaptive()), "pmp", "full", curve=curve(0.3, reached), restarts=again)
 
     assert "restarts" not in raised(swept(0.44))
     flag = raised(swept(0.48))["restarts"]
     assert flag.severity == "warn"
-    assert "in 10 of 10 cells, at most 8.0 below: full on pairs, seed 0" in flag.message
+    assert "in 10 of 10 cells and in 0 of 10 of its reference's, at most 8.0 below: full on pairs, seed 0" in (
+        flag.message
+    )
+    as_brittle = changed(swept(0.48), "none", "full", curve=curve(0.3, 0.48), restarts=again)
+    assert "restarts" not in raised(as_brittle), "the reference is as brittle"
 
 
 def test_brittle_training_counts_in_every_cell_of_a_row_but_the_owner_s() -> None:
     """An attack that is brittle is the one that is not picked."""
-    steady = (Point(0.1, 10, 0.3, None, attack_seed=1),)
+    firm = (Point(0.1, 10, 0.3, None, attack_seed=1),)
 
     def attacked(attack: str, brittle: int, restarts: tuple[Point, ...], **changes: object) -> list[Record]:
         units = [(task, seed) for task in TASKS for seed in range(5)]
@@ -315,13 +323,17 @@ def test_brittle_training_counts_in_every_cell_of_a_row_but_the_owner_s() -> Non
             for index, unit in enumerate(units)
         ]  # fmt: skip
 
-    base = changed(adaptive(), "pmp", "full", curve=curve(0.3, 0.5), restarts=(Point(0.1, 10, 0.5, None),))
-    assert "in 2 of 20 cells, at most 15.0 below" in raised([*base, *attacked("head", 2, steady)])["restarts"].message
-    assert "restarts" not in raised([*base, *attacked("head", 1, steady)]), "as rare as on undefended models"
-    assert "restarts" not in raised([*base, *attacked("authorized", 9, steady, knowledge=("secret",))])
+    base = changed(steady(adaptive()), "pmp", "full", curve=curve(0.3, 0.5), restarts=(Point(0.1, 10, 0.5, None),))
+    assert "in 10 of 20 cells and in 0 of 10 of its reference's, at most 15.0 below" in (
+        raised([*base, *attacked("head", 10, firm)])["restarts"].message
+    )
+    assert "restarts" not in raised([*base, *attacked("head", 4, firm)]), "no more than chance would have"
+    assert "restarts" not in raised([*base, *attacked("authorized", 9, firm, knowledge=("secret",))])
     nowhere = (Point(0.1, 10, None, None, attack_seed=1),)
     message = raised([*base, *attacked("head", 3, nowhere)])["restarts"].message
-    assert "in 10 of 20 cells, at most 25.0 below" in message, "a restart that diverges is as good as not training"
+    assert "in 10 of 20 cells and in 0 of 10 of its reference's, at most 25.0 below" in message, (
+        "a restart that diverges is as good as not training"
+    )
 
 
 def test_spread_larger_than_the_effect_warns() -> None:

@@ -668,9 +668,9 @@ def test_cells_recorded_twice_or_on_other_weights_do_not_count() -> None:
 
 @pytest.mark.parametrize(
     ("count", "standing", "verdict"),
-    [(1, "unranked", "untested"), (2, "unranked", "untested"), (3, "preliminary", "holds"), (5, "ranked", "holds")],
+    [(1, "unranked", "untested"), (2, "unranked", "untested"), (3, "preliminary", "not shown"), (5, "ranked", "holds")],
 )
-def test_a_rank_takes_five_seeds_and_a_verdict_three(count: int, standing: str, verdict: str) -> None:
+def test_a_rank_takes_five_seeds_and_so_does_a_claim_that_holds(count: int, standing: str, verdict: str) -> None:
     pmp = of(scored(suite(count)), "pmp")
     assert pmp.standing.group == standing
     assert pmp.claim.verdict == verdict
