@@ -235,7 +235,7 @@ def test_two_plugins_of_one_name_are_refused(name: str, plugin: WriteFile) -> No
         ("def f(:\n", "invalid syntax"),
         ("x = 1\n", "has no class with one of the methods protect, adapt, evaluate, measure"),
         (source("defenses") + source("tasks"), "holds defenses and tasks; the referee imports tasks and yardsticks"),
-        (source("attacks") + source("yardsticks"), "holds attacks and yardsticks; the referee imports tasks and"),
+        (source("tasks") + source("attacks"), "holds attacks and tasks; the referee imports tasks and yardsticks"),
         (None, "no such file"),
     ],
 )
