@@ -612,7 +612,11 @@ class Attack(Protocol):
         return budget.max_train_documents
 
     def applies(self, defense: Defense) -> str | None:
-        """The reason why this attack does not run against the defense; None if it runs."""
+        """The reason why this attack does not run against the defense; None if it runs.
+
+        `defense` has the attributes and parameters of the defense, and what it answers to `told`, `reference_row` and
+        `control_row`. It cannot protect.
+        """
         return None
 
     def prepare(self, release: Release, context: AttackerContext) -> Prepared:
@@ -827,7 +831,10 @@ class Yardstick(Protocol):
     """
 
     def applies(self, defense: Defense) -> str | None:
-        """The reason why the yardstick cannot measure releases of this defense; None if it can."""
+        """The reason why the yardstick cannot measure releases of this defense; None if it can.
+
+        `defense` is as in `Attack.applies`.
+        """
         return None
 
     def uses(self) -> tuple[str, ...]:

@@ -56,7 +56,7 @@ def plugin(tmp_path: Path) -> Iterator[Callable[[str, str], Path]]:
         registry.add_file(path)
         return path
 
-    with registry.added():
+    with registry.added(), registry.importing_added():
         yield write
 
 
@@ -81,7 +81,7 @@ def known() -> Iterator[Callable[[Path], None]]:
         for path in sorted(folder.glob("*.py")):
             registry.add_file(path)
 
-    with registry.added():
+    with registry.added(), registry.importing_added():
         yield add
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from nftbench.errors import NftbenchError
-from nftbench.planning import registry
+from nftbench.planning import facts
 from nftbench.planning.specs import canonical
 from nftbench.suites.schema import Suite
 
@@ -53,8 +53,8 @@ def chosen(asked: Sequence[str], own: Sequence[str]) -> tuple[str, ...]:
         NftbenchError: none of them trains every release without its secret, so there would be nothing to compare.
     """
     few = distinct(asked or own)
-    plugins = [registry.create("attacks", text) for text in few]
-    if not any(one.trains and one.uses_release and "secret" not in one.knowledge for one in plugins):
+    attacks = map(facts.attack, few)
+    if not any(one.trains and one.uses_release and "secret" not in one.knowledge for one in attacks):
         raise NftbenchError(f"{', '.join(few)}: a proof needs an attack that trains the release without its secret")
     return few
 

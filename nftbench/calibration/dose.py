@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 from nftbench.calibration import derived
 from nftbench.calibration.proof import Finding, Run
 from nftbench.errors import NftbenchError
-from nftbench.planning import registry
+from nftbench.planning import facts
 from nftbench.planning.specs import canonical
 from nftbench.records.spec import Spec
 from nftbench.scoring.intervals import RANKED_SEEDS, Interval
@@ -71,7 +71,7 @@ def derive(suite: Suite, rows: Sequence[str], attacks: Sequence[str]) -> Suite:
     derived.needs_ladder(suite, "dose")
     halfway = [dose for name in suite.ladder for dose in between(suite, name)]
     stopped = [dose for dose in halfway if Spec.parse(dose).name == STOPPED]
-    fractions = {registry.create("defenses", dose).fraction for dose in stopped}
+    fractions = {facts.defense(dose).parameters["fraction"] for dose in stopped}
     kept = sorted({*suite.pretraining.checkpoints, *fractions})
     return derived.derive(
         suite,
@@ -92,21 +92,20 @@ def between(suite: Suite, family: str) -> list[str]:
     Raises:
         NftbenchError: the doses differ in anything but one number.
     """
-    doses = [registry.create("defenses", text) for text in suite.ladder[family].doses]
-    name = Spec.parse(suite.ladder[family].doses[0]).name
+    doses = [facts.defense(text) for text in suite.ladder[family].doses]
     if len(doses) == 1:
         return []
-    kinds, settings = {type(dose) for dose in doses}, [registry.parameters(dose) for dose in doses]
+    names, settings = {dose.name for dose in doses}, [dose.parameters for dose in doses]
     varied = [key for key in settings[0] if len({one.get(key) for one in settings}) > 1]
-    if len(kinds) > 1 or len(varied) != 1:
+    if len(names) > 1 or len(varied) != 1:
         raise NftbenchError(f"{suite.name}: ladder: the doses of {family} do not differ in one number alone")
     (parameter,) = varied
     values = [one[parameter] for one in settings]
     values = [1.0 if values[-1] < values[0] else 0.0, *values]
-    return [
-        str(registry.spec_of(name, replace(doses[0], **{parameter: round((near + far) / 2, 6)})))
-        for near, far in itertools.pairwise(values)
-    ]
+    fixed = doses[0].spec.without(parameter)
+    halfway = [round((near + far) / 2, 6) for near, far in itertools.pairwise(values)]
+    specs = [Spec(fixed.name, (*fixed.parameters, (parameter, value))) for value in halfway]
+    return [str(canonical("defenses", str(spec))) for spec in specs]
 
 
 def judge(suite: Suite, run: Run) -> Finding:

@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 from nftbench.calibration import derived
 from nftbench.calibration.proof import Finding, Run, ranked_with_effect
 from nftbench.errors import NftbenchError
-from nftbench.planning import registry
+from nftbench.planning import facts
 from nftbench.planning.specs import canonical
 from nftbench.scoring import Score
 from nftbench.scoring.intervals import RANKED_SEEDS, Interval, gap_by_seed
@@ -58,12 +58,12 @@ def derive(suite: Suite, rows: Sequence[str], attacks: Sequence[str]) -> Suite:
     derived.needs_ladder(suite, "oracle")
     if not rows:
         raise NftbenchError("--proof oracle: name its plugin with --plugin FILE and its strengths with --defenses")
-    claims = {registry.create("defenses", row).claims for row in rows}
+    claims = {facts.defense(row).claims for row in rows}
     claim = claims.pop()
     if claims or claim is None:
         raise NftbenchError("--proof oracle: its rows must all claim the same")
     few = derived.attackers(suite, attacks)
-    known = {name for text in few for name in registry.create("attacks", text).knowledge}
+    known = {name for text in few for name in facts.attack(text).knowledge}
     if lacking := sorted(claim.knowledge - known):
         raise NftbenchError(
             f"--proof oracle: the claim grants attackers {', '.join(lacking)}, which none of {', '.join(few)} uses; "

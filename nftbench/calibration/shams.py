@@ -19,9 +19,9 @@ from statistics import fmean
 
 from nftbench.calibration import derived
 from nftbench.calibration.proof import Finding, Run, ranked_with_effect
-from nftbench.contract import Attack
 from nftbench.errors import NftbenchError
-from nftbench.planning import registry
+from nftbench.planning import facts
+from nftbench.planning.facts import AttackFacts
 from nftbench.planning.specs import canonical
 from nftbench.scoring import Score
 from nftbench.scoring.grid import NONE, Grid
@@ -84,7 +84,7 @@ def derive(suite: Suite, rows: Sequence[str], attacks: Sequence[str]) -> Suite:
     derived.needs_ladder(suite, "shams")
     if not rows:
         raise NftbenchError("--proof shams: name them with --shams FOLDER or --plugin FILE")
-    own = [text for text in suite.attacks if _counts(registry.create("attacks", text))]
+    own = [text for text in suite.attacks if _counts(facts.attack(text))]
     return derived.derive(
         suite,
         "shams",
@@ -94,7 +94,7 @@ def derive(suite: Suite, rows: Sequence[str], attacks: Sequence[str]) -> Suite:
     )
 
 
-def _counts(attack: Attack) -> bool:
+def _counts(attack: AttackFacts) -> bool:
     """Whether the ranking counts the attack: it trains a release, or from scratch, without the owner's secret."""
     return attack.trains and "secret" not in attack.knowledge and attack.adaptation not in OF_UPDATES
 

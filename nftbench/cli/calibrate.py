@@ -64,6 +64,7 @@ def calibrate(
     options = replace(options, plugin=[*(options.plugin or ()), *_plugin_files(shams)])
     added = [one.name for file in options.plugin or () for one in registry.add_file(file) if one.kind == "defenses"]
     store = execution.open_store(options.out, f"{proved.name}-{proof}")
+    execution.ask_apart(store, options.data)
     if isinstance(chosen, calibration.Read):
         folders = finished or chosen.folders(proved.name)
         result = chosen.judge([calibration.Run.read(folder, store.cache) for folder in folders])

@@ -52,4 +52,5 @@ def info(
 
     for file in plugin or ():
         registry.add_file(file)
-    typer.echo(descriptions.describe(name))
+    with registry.importing_added():
+        typer.echo(descriptions.describe(name))

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import typer
 
@@ -51,7 +51,7 @@ def prepare(suite_name: str, selection: Selection, options: RunOptions, *, keep_
 
     With `keep_salt`, the folder of results then holds the salt of the toy language.
 
-    Planning imports plugins, and these import torch, so a line is printed before that.
+    Planning imports nftbench's plugins, and these import torch, so a line is printed before that.
 
     Raises:
         NftbenchError: something in the command line is wrong; nothing has been written.
@@ -67,7 +67,11 @@ def prepare(suite_name: str, selection: Selection, options: RunOptions, *, keep_
     suite = suites.read(suite_name, options.suite_changes())
     check_corpus(suite, options.data)
     added = [plugin for file in options.plugin or () for plugin in registry.add_file(file)]
+    for plugin in added:
+        if plugin.is_trusted:
+            typer.echo(f"{plugin}: the referee runs its code, with your rights")
     store = open_store(options.out, suite.name)
+    ask_apart(store, options.data)
     typer.echo(f"{suite.name}: planning; {store.contents()} in {store.results}")
 
     def select(whole: Plan) -> Plan:
@@ -87,6 +91,21 @@ def open_store(out: Path | None, name: str) -> Store:
     from nftbench.records.store import Store, default_cache
 
     return Store(out or Path("runs") / name, default_cache())
+
+
+def ask_apart(store: Store, data: Path | None) -> None:
+    """Let added defenses and attacks say about themselves what a plan needs, each in a process of its own."""
+    from nftbench.cli import workers
+    from nftbench.planning import facts
+    from nftbench.running.describing import Describer
+
+    describer = Describer(store, data)
+
+    def ask(plugin: Plugin, text: str, question: facts.Question, argument: Any) -> bytes:
+        workers.start_server()
+        return describer(plugin, text, question, argument)
+
+    facts.describe_by(ask)
 
 
 def use_cache(cache: Path | None) -> None:

@@ -8,16 +8,17 @@ contains the versions of the core's areas and the source digests of plugins, but
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from nftbench.contract import Attack, Defense, Yardstick
+from nftbench.contract import Yardstick
 from nftbench.device import Device
-from nftbench.planning import registry, task_files
+from nftbench.planning import facts, registry, task_files
+from nftbench.planning.facts import AttackFacts, DefenseFacts
 from nftbench.planning.plugin_sources import source_digest
 from nftbench.planning.registry import Kind
-from nftbench.planning.specs import canonical, task_spec
+from nftbench.planning.specs import task_spec
 from nftbench.records import identity
 from nftbench.records.identity import digest, file_hash
 from nftbench.records.spec import Spec
@@ -73,13 +74,22 @@ def base_key(suite: Suite, seed: int, data: Path | None, device: Device, source:
 class Keys:
     """The keys of one plan's releases and cells. Parts that several keys have in common are computed once."""
 
-    def __init__(self, suite: Suite, device: Device, data: Path | None, limit: int | None) -> None:
+    def __init__(
+        self,
+        suite: Suite,
+        device: Device,
+        data: Path | None,
+        limit: int | None,
+        defenses: Mapping[Spec, DefenseFacts],
+        attacks: Mapping[Spec, AttackFacts],
+    ) -> None:
         self.suite, self.data, self.limit = suite, data, limit
+        self.defenses, self.attacks = defenses, attacks
         self.plugins: dict[tuple[Kind, str], str] = {}
         """The source digest of each plugin that is in a key so far."""
         self.base = functools.cache(lambda seed: base_key(suite, seed, data, device, self.source))
         self.task_data = functools.cache(lambda task: _task_data(task, data))
-        self.create = functools.cache(lambda kind, spec: registry.create(kind, str(spec)))
+        self.fingerprint = functools.cache(lambda spec: facts.fingerprint(str(spec)))
         self.budget = suite.budget.model_dump(exclude={"timeout"}, exclude_defaults=True)
 
     def source(self, kind: Kind, name: str) -> str:
@@ -90,32 +100,31 @@ class Keys:
 
     def release(self, spec: Spec, seed: int) -> str:
         """Key of a defense's release."""
-        plugin: Defense = self.create("defenses", spec)
-        source, fingerprint = self.source("defenses", spec.name), plugin.fingerprint()
-        parts: list[Any] = [self.base(seed), spec.name, registry.parameters(plugin), source, fingerprint]
-        if plugin.told():
-            tasks = _training_data(self.suite, plugin.told(), self.data, self.source)
+        defense, source = self.defenses[spec], self.source("defenses", spec.name)
+        parts: list[Any] = [self.base(seed), spec.name, defense.parameters, source, self.fingerprint(spec)]
+        if defense.told:
+            tasks = _training_data(self.suite, defense.told, self.data, self.source)
             parts += [_version("evaluation"), tasks, self.limit, seed]
         return digest("release", *parts)[:32]
 
-    def cell(self, release: str, attack: Spec, task: Spec, seed: int, reference: str | None = None) -> str:
+    def cell(self, release: str, spec: Spec, task: Spec, seed: int, reference: str | None = None) -> str:
         """Key of the cell of one attack on one task.
 
         `reference` is the key of the reference row's release, which attacks with knowledge `base` are given.
         """
-        plugin: Attack = self.create("attacks", attack)
+        attack = self.attacks[spec]
         others: list[Any] = []
-        if plugin.adaptation == "merging":
+        if attack.adaptation == "merging":
             others.append(_training_data(self.suite, self.suite.tasks, self.data, self.source))
-        others += [self.built_on(text) for text in plugin.uses()]
-        if reference is not None and "base" in plugin.knowledge:
+        others += [self.built_on(text) for text in attack.uses]
+        if reference is not None and "base" in attack.knowledge:
             others.append(["reference", reference])
         return digest(
             "cell",
-            *([_version("attack")] if plugin.trains else ()),
+            *([_version("attack")] if attack.trains else ()),
             _version("evaluation"),
             release,
-            [attack.name, registry.parameters(plugin), self.source("attacks", attack.name), *others],
+            [spec.name, attack.parameters, self.source("attacks", spec.name), *others],
             [str(task), self.source("tasks", task.name), self.task_data(task)],
             self.budget,
             self.limit,
@@ -124,14 +133,13 @@ class Keys:
 
     def built_on(self, text: str) -> list[Any]:
         """The values in a key for an attack on which another attack is built."""
-        spec = canonical("attacks", text)
-        plugin: Attack = self.create("attacks", spec)
-        source, further = self.source("attacks", spec.name), [self.built_on(used) for used in plugin.uses()]
-        return [spec.name, registry.parameters(plugin), source, *further]
+        attack = facts.attack(text)
+        source, further = self.source("attacks", attack.name), [self.built_on(used) for used in attack.uses]
+        return [attack.name, attack.parameters, source, *further]
 
     def reading(self, release: str, attack: Spec, task: Spec, seed: int, reference: str | None = None) -> str:
         """Key of a yardstick's measurement on a release; every yardstick may read the reference row's release too."""
-        plugin: Yardstick = self.create("yardsticks", task)
+        plugin: Yardstick = registry.create("yardsticks", str(task))
         source = self.source("yardsticks", task.name)
         used = _training_data(self.suite, plugin.uses(), self.data, self.source)
         yardstick = [str(attack), task.name, registry.parameters(plugin), source]

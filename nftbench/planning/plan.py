@@ -5,15 +5,16 @@ from __future__ import annotations
 import functools
 import itertools
 import operator
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
-from nftbench.contract import Attack, Defense
+from nftbench.contract import Yardstick
 from nftbench.device import CPU, Device
 from nftbench.errors import NftbenchError, suggest
-from nftbench.planning import registry
+from nftbench.planning import facts, registry
+from nftbench.planning.facts import AttackFacts, DefenseFacts, Described
 from nftbench.planning.keys import Keys
 from nftbench.planning.plugin_sources import Source
 from nftbench.planning.specs import canonical, task_spec
@@ -21,8 +22,8 @@ from nftbench.records.identity import digest
 from nftbench.records.manifest import Manifest, PlannedCell, Skip
 from nftbench.records.record import Cell, Row
 from nftbench.records.spec import Spec
-from nftbench.suites.schema import Budget, Family, PaperClaim, Quantity, Suite
-from nftbench.terms import OF_UPDATES, Adaptation, Knowledge, Role, TrainedWeights
+from nftbench.suites.schema import Family, PaperClaim, Quantity, Suite
+from nftbench.terms import OF_UPDATES, Role
 
 
 @dataclass(frozen=True)
@@ -49,34 +50,6 @@ class Job:
 
 
 @dataclass(frozen=True)
-class DefenseFacts:
-    """What a run needs to know about a defense, read from its plugin once, so that the referee need not import it."""
-
-    row: Row
-    told: tuple[str, ...]
-    """Specs of the tasks that the defense may load, as it lists them."""
-    keeps_secret: bool
-
-
-@dataclass(frozen=True)
-class AttackFacts:
-    """What a run needs to know about an attack, read from its plugin once, so that the referee need not import it.
-
-    The fields are those of `Attack`.
-    """
-
-    knowledge: frozenset[Knowledge]
-    adaptation: Adaptation
-    against: frozenset[str]
-    uses_release: bool
-    trains: bool
-    trained_weights: TrainedWeights
-    train_documents: int | None
-    built_on: tuple[str, ...]
-    """Specs of the attacks that it is built on, directly or through others."""
-
-
-@dataclass(frozen=True)
 class Plan:
     """Everything that a run of a suite computes."""
 
@@ -98,6 +71,12 @@ class Plan:
     """The sources of all plugins of the plan, by kind and name, at the time of planning."""
     defenses: Mapping[Spec, DefenseFacts] = field(default_factory=dict)
     attacks: Mapping[Spec, AttackFacts] = field(default_factory=dict)
+    rows: Mapping[Spec, Row] = field(default_factory=dict)
+    """What scoring needs to know about each defense."""
+    train_documents: Mapping[Spec, int | None] = field(default_factory=dict)
+    """How many of a task's training documents each attack takes; None for all."""
+    built_on: Mapping[Spec, tuple[str, ...]] = field(default_factory=dict)
+    """Specs of the attacks that each attack is built on, directly or through others."""
 
     def jobs(self) -> list[Job]:
         """The cells grouped into jobs, in the order of seeds, then in the order of the suite."""
@@ -129,7 +108,7 @@ class Plan:
 
     def row(self, defense: Spec) -> Row:
         """What scoring needs to know about a defense."""
-        return self.defenses[defense].row
+        return self.rows[defense]
 
     @functools.cached_property
     def _yardsticks(self) -> frozenset[Spec]:
@@ -180,10 +159,10 @@ def plan(
     """
     if suite.corpus.source == "toy" and suite.salt is None:
         raise NftbenchError(f"{suite.name}: its grammars depend on a salt, which is drawn for a folder of results")
-    rows, ladder = _rows(suite), _ladder(suite)
-    defenses = {spec: registry.create("defenses", str(spec)) for spec in rows}
+    roles, ladder = _rows(suite), _ladder(suite)
+    defenses = {spec: _same(spec, facts.defense(str(spec))) for spec in roles}
     # The attack `none` is always planned, because its cells are the base utility.
-    attacks = {canonical("attacks", text): registry.create("attacks", text) for text in ("none", *suite.attacks)}
+    attacks = {attack.spec: attack for attack in map(facts.attack, ("none", *suite.attacks))}
     tasks = [task_spec(text) for text in suite.tasks]
     benign = [task_spec(text) for text in suite.benign]
     attacks_on: Mapping[_RowRole, Collection[Spec]] = {
@@ -194,39 +173,46 @@ def plan(
     tasks_of: Mapping[_RowRole, list[Spec]] = {"defense": [*tasks, *benign], "dose": tasks, "twin": []}
     utility = [task_spec(text) for text in suite.utility]
     yardsticks = {canonical("yardsticks", text): registry.create("yardsticks", text) for text in suite.yardsticks}
-    for spec, plugin in defenses.items():
-        _check_reference(spec, plugin)
-    for plugin in defenses.values():  # a reference that is not allowed is named before what is wrong with it
-        plugin.check(suite)
-    for attack, attacker in attacks.items():
-        _check_attack(suite, attack, attacker)
-    keys = Keys(suite, device, data, limit)
-    reference_of = {spec: canonical("defenses", plugin.reference_row()) for spec, plugin in defenses.items()}
+    for defense in defenses.values():
+        _check_reference(defense)
+    for spec in defenses:  # a reference that is not allowed is named before what is wrong with it
+        facts.check(str(spec), suite)
+    for attack in attacks.values():
+        _check_attack(suite, attack)
+    keys = Keys(suite, device, data, limit, defenses, attacks)
+    reference_of = {spec: canonical("defenses", defense.reference) for spec, defense in defenses.items()}
     references = set(map(str, reference_of.values()))
+    reasons = {
+        attack.spec: _reasons(
+            suite, attack, [defenses[spec] for spec in roles if attack.spec in attacks_on[roles[spec]]], references
+        )
+        for attack in attacks.values()
+    }
+    read_by = {
+        defense: _applicable(yardsticks, defenses[defense]) for defense in defenses if roles[defense] == "defense"
+    }
     cells: list[Cell] = []
     releases: dict[tuple[str, int], str] = {}
     skips: dict[tuple[str, str], Skip] = {}
     for seed in suite.seeds:
         releases |= {(str(defense), seed): keys.release(defense, seed) for defense in defenses}
-        for defense, plugin in defenses.items():
-            release = releases[str(defense), seed]
-            reference = releases.get((str(reference_of[defense]), seed))  # a reference row need not have one itself
-            role = rows[defense]
-            for attack, attacker in attacks.items():
-                if attack not in attacks_on[role]:
+        for row, defense in defenses.items():
+            release = releases[str(row), seed]
+            reference = releases.get((str(reference_of[row]), seed))  # a reference row need not have one itself
+            for name, attack in attacks.items():
+                if row not in reasons[name]:
                     continue
-                reason = _skipped(suite, defense, plugin, attacker, references)
+                reason = reasons[name][row]
                 if reason is not None:
-                    if attacker.uses_release:
-                        skips[str(defense), str(attack)] = Skip(str(defense), str(attack), reason)
+                    if attack.uses_release:
+                        skips[str(row), str(name)] = Skip(str(row), str(name), reason)
                     continue
-                for task in _tasks(plugin, attacker, tasks_of[role], utility):
-                    key = keys.cell(release, attack, task, seed, reference)
-                    cells.append(Cell(defense, attack, task, seed, key, release))
-                for task, yardstick in yardsticks.items() if not attacker.trains and role == "defense" else ():
-                    if yardstick.applies(plugin) is None:
-                        key = keys.reading(release, attack, task, seed, reference)
-                        cells.append(Cell(defense, attack, task, seed, key, release))
+                for task in _tasks(defense, attack, tasks_of[roles[row]], utility):
+                    key = keys.cell(release, name, task, seed, reference)
+                    cells.append(Cell(row, name, task, seed, key, release))
+                for yardstick in read_by.get(row, ()) if not attack.trains else ():
+                    key = keys.reading(release, name, yardstick, seed, reference)
+                    cells.append(Cell(row, name, yardstick, seed, key, release))
     sources = {plugin_id: Source.of(registry.find(*plugin_id)) for plugin_id in keys.plugins}
     return Plan(
         suite=suite,
@@ -240,9 +226,23 @@ def plan(
         ladder=ladder,
         initialisations=initialisations(suite),
         sources=sources,
-        defenses={spec: _defense_facts(plugin) for spec, plugin in defenses.items()},
-        attacks={spec: _attack_facts(plugin, suite.budget) for spec, plugin in attacks.items()},
+        defenses=defenses,
+        attacks=attacks,
+        rows={spec: _row(defense) for spec, defense in defenses.items()},
+        train_documents={spec: facts.train_documents(str(spec), suite.budget) for spec in attacks},
+        built_on={spec: built_on(attack) for spec, attack in attacks.items()},
     )
+
+
+def _same(spec: Spec, defense: DefenseFacts) -> DefenseFacts:
+    """Refuse a defense whose answer depends on when it is asked.
+
+    Raises:
+        NftbenchError: it describes itself by another spec than before.
+    """
+    if defense.spec != spec:
+        raise NftbenchError(f"{spec}: it describes itself as {defense.spec} if it is asked again")
+    return defense
 
 
 def narrow(
@@ -292,13 +292,16 @@ def filter_spec(kind: registry.Kind, text: str) -> Spec:
     return task_spec(text) if kind == "tasks" else canonical(kind, text)
 
 
-def _tasks(defense: Defense, attack: Attack, ranked: list[Spec], utility: list[Spec]) -> list[Spec]:
+def _tasks(defense: DefenseFacts, attack: AttackFacts, ranked: list[Spec], utility: list[Spec]) -> list[Spec]:
     """The tasks that an attack runs on. An attack on an update runs on the update's own task alone."""
     if attack.adaptation in OF_UPDATES:
-        own = task_spec(defense.told()[0])
+        own = task_spec(defense.told[0])
         return [task for task in ranked if task == own]
     return ranked if attack.trains else list(dict.fromkeys([*ranked, *utility]))  # a benign task may be measured too
 
+
+DEEPEST = 10
+"""How many attacks may be built one upon the other."""
 
 _RowRole = Literal["defense", "dose", "twin"]
 """A dose is attacked by the ladder's attacks alone, a twin is only measured for utility."""
@@ -350,8 +353,7 @@ def _rows(suite: Suite) -> dict[Spec, _RowRole]:
     listed = [canonical("defenses", text) for text in suite.defenses]
     doses = [canonical("defenses", dose) for family in _ladder(suite).values() for dose in family.doses]
     twins = [canonical("defenses", row) for row in initialisations(suite)]
-    plugins: Iterator[Defense] = (registry.create("defenses", str(spec)) for spec in (*listed, *doses))
-    references = [canonical("defenses", plugin.reference_row()) for plugin in plugins]
+    references = [canonical("defenses", facts.defense(str(spec)).reference) for spec in (*listed, *doses)]
     return {
         spec: "defense" if spec in (*listed, *references) else "dose" if spec in doses else "twin"
         for spec in (*references, *doses, *twins, *listed)
@@ -367,14 +369,14 @@ def _ladder(suite: Suite) -> dict[str, Family]:
     found: dict[str, Family] = {}
     seen: set[str] = set()
     for name, family in suite.ladder.items():
-        doses = tuple(str(canonical("defenses", text)) for text in family.doses)
+        doses = [facts.defense(text) for text in family.doses]
         for dose in doses:
-            if dose in seen:
-                raise NftbenchError(f"{suite.name}: ladder: {dose} is listed twice")
-            if not registry.create("defenses", dose).trivial:
-                raise NftbenchError(f"{suite.name}: ladder: {dose} is no trivial defense")
-            seen.add(dose)
-        found[name] = family.model_copy(update={"doses": doses})
+            if str(dose.spec) in seen:
+                raise NftbenchError(f"{suite.name}: ladder: {dose.spec} is listed twice")
+            if not dose.trivial:
+                raise NftbenchError(f"{suite.name}: ladder: {dose.spec} is no trivial defense")
+            seen.add(str(dose.spec))
+        found[name] = family.model_copy(update={"doses": tuple(str(dose.spec) for dose in doses)})
     return found
 
 
@@ -397,7 +399,7 @@ def initialisations(suite: Suite) -> tuple[str, ...]:
     return tuple(str(canonical("defenses", f"twin[index={index}]")) for index in range(1, suite.initialisations))
 
 
-def _check_reference(spec: Spec, plugin: Defense) -> None:
+def _check_reference(defense: DefenseFacts) -> None:
     """Refuse a reference that the defense could have made to look good beside: only the undefended model has no maker.
 
     A checkpoint brings an undefended twin of its own.
@@ -405,65 +407,63 @@ def _check_reference(spec: Spec, plugin: Defense) -> None:
     Raises:
         NftbenchError: the reference is neither `none` nor, for a checkpoint, another checkpoint.
     """
-    reference = canonical("defenses", plugin.reference_row())
-    if str(reference) != "none" and not spec.name == reference.name == "checkpoint":
-        raise NftbenchError(f"{spec}: its reference row must be none, and it is {reference}")
+    reference = canonical("defenses", defense.reference)
+    if str(reference) != "none" and not defense.name == reference.name == "checkpoint":
+        raise NftbenchError(f"{defense.spec}: its reference row must be none, and it is {reference}")
 
 
-def _defense_facts(plugin: Defense) -> DefenseFacts:
-    control = plugin.control_row()
-    row = Row(
-        stage=plugin.stage,
-        trivial=plugin.trivial,
-        reference=str(canonical("defenses", plugin.reference_row())),
-        control=str(canonical("defenses", control)) if control is not None else None,
-        claim=plugin.claims,
-        task_aware=plugin.task_aware or bool(plugin.told()),
-        told=tuple(str(task_spec(text)) for text in plugin.told()),
-    )
-    return DefenseFacts(row, plugin.told(), plugin.keeps_secret)
-
-
-def _attack_facts(plugin: Attack, budget: Budget) -> AttackFacts:
-    return AttackFacts(
-        knowledge=frozenset(plugin.knowledge),
-        adaptation=plugin.adaptation,
-        against=frozenset(plugin.against),
-        uses_release=plugin.uses_release,
-        trains=plugin.trains,
-        trained_weights=plugin.trained_weights,
-        train_documents=plugin.train_documents(budget),
-        built_on=built_on(plugin),
+def _row(defense: DefenseFacts) -> Row:
+    return Row(
+        stage=defense.stage,
+        trivial=defense.trivial,
+        reference=str(canonical("defenses", defense.reference)),
+        control=str(canonical("defenses", defense.control)) if defense.control is not None else None,
+        claim=defense.claims,
+        task_aware=defense.task_aware or bool(defense.told),
+        told=tuple(str(task_spec(text)) for text in defense.told),
     )
 
 
-def built_on(attack: Attack) -> tuple[str, ...]:
+def built_on(attack: AttackFacts) -> tuple[str, ...]:
     """Specs of the attacks that this attack is built on, directly or through others."""
-    below = (built_on(registry.create("attacks", spec)) for spec in attack.uses())
-    return (*attack.uses(), *itertools.chain.from_iterable(below))
+    below = (built_on(facts.attack(spec)) for spec in attack.uses)
+    return (*attack.uses, *itertools.chain.from_iterable(below))
 
 
-def _check_attack(suite: Suite, spec: Spec, attack: Attack, above: tuple[Spec, ...] = ()) -> None:
+def _check_attack(suite: Suite, attack: AttackFacts, above: tuple[Spec, ...] = ()) -> None:
     """Check an attack and the attacks that it is built on.
 
     Raises:
-        NftbenchError: the attack is built on itself or on an attack with more knowledge, or the suite has no learning
-            rates for its optimizer.
+        NftbenchError: the attack is built on itself, on more than `DEEPEST` others in a row or on an attack with more
+            knowledge, or the suite has no learning rates for its optimizer.
     """
-    if spec in above:
-        raise NftbenchError(f"{spec}: it is built on itself")
+    if attack.spec in above:
+        raise NftbenchError(f"{attack.spec}: it is built on itself")
+    if len(above) > DEEPEST:
+        raise NftbenchError(f"{above[0]}: it is built on more than {DEEPEST} attacks, one upon the other")
     if attack.optimizer is not None and attack.optimizer not in suite.budget.learning_rates:
-        raise NftbenchError(f"{spec}: budget.learning_rates has no grid for {attack.optimizer!r}")
-    for text in attack.uses():
-        used: Attack = registry.create("attacks", text)
+        raise NftbenchError(f"{attack.spec}: budget.learning_rates has no grid for {attack.optimizer!r}")
+    for text in attack.uses:
+        used = facts.attack(text)
         surplus = sorted(used.knowledge - attack.knowledge)
         if surplus:
-            raise NftbenchError(f"{spec}: it is built on {text!r}, which also knows {', '.join(surplus)}")
-        _check_attack(suite, canonical("attacks", text), used, (*above, spec))
+            raise NftbenchError(f"{attack.spec}: it is built on {text!r}, which also knows {', '.join(surplus)}")
+        _check_attack(suite, used, (*above, attack.spec))
 
 
-def _skipped(suite: Suite, spec: Spec, defense: Defense, attack: Attack, references: set[str]) -> str | None:
-    if not attack.uses_release and str(spec) not in references:
+def _reasons(
+    suite: Suite, attack: AttackFacts, defenses: Sequence[DefenseFacts], references: Collection[str]
+) -> Mapping[Spec, str | None]:
+    """Why the attack does not run against each of these defenses; None where it runs."""
+    unfit = {defense.spec: _unfit(suite, defense, attack, references) for defense in defenses}
+    left = tuple(defense for defense in defenses if unfit[defense.spec] is None)
+    declined = facts.declined(str(attack.spec), left) if left else ()
+    return unfit | {defense.spec: reason for defense, reason in zip(left, declined, strict=True)}
+
+
+def _unfit(suite: Suite, defense: DefenseFacts, attack: AttackFacts, references: Collection[str]) -> str | None:
+    """Why the attack has nothing to run on; None where it has, and may only decline by itself."""
+    if not attack.uses_release and str(defense.spec) not in references:
         return "uses no release: planned once, under the reference row"
     if "secret" in attack.knowledge and not defense.keeps_secret:
         return "the defense keeps no secret"
@@ -477,4 +477,9 @@ def _skipped(suite: Suite, spec: Spec, defense: Defense, attack: Attack, referen
         return "the defense keeps no secret that a second checkpoint could show"
     if "sibling" in attack.knowledge and defense.stage != "pretrain":
         return "the defense changes a finished model: its run has no second checkpoint"
-    return attack.applies(defense)
+    return None
+
+
+def _applicable(yardsticks: Mapping[Spec, Yardstick], defense: DefenseFacts) -> list[Spec]:
+    """The yardsticks that can measure releases of the defense."""
+    return [spec for spec, yardstick in yardsticks.items() if yardstick.applies(Described(defense)) is None]

@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 Kind = Literal["defenses", "attacks", "tasks", "yardsticks"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 _METHOD: dict[Kind, str] = {"defenses": "protect", "attacks": "adapt", "tasks": "evaluate", "yardsticks": "measure"}
+JUDGES: tuple[Kind, ...] = ("tasks", "yardsticks")
+"""The kinds of plugins that measure others, in the referee's own process."""
 PROTOCOLS: dict[Kind, type[Any]] = {"defenses": Defense, "attacks": Attack, "tasks": Task, "yardsticks": Yardstick}
 
 
@@ -51,6 +53,14 @@ class Plugin:
     path: Path | None = None
     """Its file, which for a folder is `__init__.py`; None for an entry point."""
     entry_point: EntryPoint | None = None
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.name!r} ({self.origin})"
+
+    @property
+    def is_trusted(self) -> bool:
+        """Whether every process may import it: what comes with nftbench, and all tasks and yardsticks."""
+        return self.kind in JUDGES or (self.origin == "nftbench" and self.entry_point is None)
 
     @property
     def is_text(self) -> bool:
@@ -78,7 +88,8 @@ def add_file(path: str | Path) -> list[Plugin]:
     """Make the plugins in a file or folder available, as `--plugin` does. It may contain plugins of several kinds.
 
     Raises:
-        NftbenchError: the file does not exist, cannot be parsed, or contains no plugin, or the name is already used.
+        NftbenchError: the file does not exist, cannot be parsed, contains no plugin, or contains a plugin that judges
+            beside one that is judged, or the name is already used.
     """
     path = Path(path).resolve()
     path = path.parent if path.name == "__init__.py" else path
@@ -92,6 +103,11 @@ def add_file(path: str | Path) -> list[Plugin]:
     if not kinds:
         raise NftbenchError(f"--plugin {path}: has no class with one of the methods {', '.join(_METHOD.values())}")
     added = [Plugin(kind, _name(source), str(path), source) for kind in kinds]
+    if len({plugin.is_trusted for plugin in added}) > 1:
+        raise NftbenchError(
+            f"--plugin {path}: holds {' and '.join(kinds)}; the referee imports tasks and yardsticks, and no added "
+            "defenses and attacks: write these in another file"
+        )
     for plugin in added:
         known = available(plugin.kind).get(plugin.name)
         if known is not None and known != plugin:
@@ -109,6 +125,29 @@ def added(*paths: str | Path) -> Iterator[list[Plugin]]:
     finally:
         _added.clear()
         _added.update(before)
+
+
+@contextlib.contextmanager
+def importing_added() -> Iterator[None]:
+    """Let this process import added defenses and attacks within a `with` block.
+
+    For processes of a plugin's own, and for its author's tools. The referee never does this: what it imports could
+    change how it measures.
+    """
+    global _imports_added
+    before, _imports_added = _imports_added, True
+    try:
+        yield
+    finally:
+        _imports_added = before
+
+
+_imports_added = False
+
+
+def may_import(plugin: Plugin) -> bool:
+    """Whether this process may import a plugin."""
+    return plugin.is_trusted or _imports_added
 
 
 def available(kind: Kind) -> dict[str, Plugin]:
@@ -133,7 +172,7 @@ def added_files() -> tuple[str, ...]:
 def import_module(name: str) -> None:
     """Import the plugin of `add_file` whose module has this name, if there is one, so that its classes are there."""
     for (_, known), plugin in _added.items():
-        if name.partition(".")[0] == f"{FROM_FILE}{known}" and not plugin.is_text:
+        if name.partition(".")[0] == f"{FROM_FILE}{known}" and not plugin.is_text and may_import(plugin):
             _import(plugin)
 
 
@@ -193,7 +232,13 @@ def _checker(kind: Any) -> TypeAdapter[Any]:
 
 def spec_of(name: str, plugin: Any) -> Spec:
     """The shortest spec that creates an equal plugin. Fields at their defaults are left out."""
-    return Spec(name, tuple((field.name, value) for field, value in _values(plugin) if value != _default(field)))
+    values = parameters(plugin)
+    return Spec(name, tuple((key, values[key]) for key in changed(plugin)))
+
+
+def changed(plugin: Any) -> tuple[str, ...]:
+    """The names of a plugin's hyper-parameters that are not at their defaults."""
+    return tuple(field.name for field, value in _values(plugin) if value != _default(field))
 
 
 def parameters(plugin: Any) -> dict[str, Any]:
@@ -205,9 +250,11 @@ def load(plugin: Plugin) -> type[Any]:
     """Import a plugin and return its class.
 
     Raises:
-        NftbenchError: importing it fails, its class is not a frozen dataclass that derives from its protocol, or a
-            class attribute is missing or has another type than the protocol says.
+        NftbenchError: this process may not import it, importing it fails, its class is not a frozen dataclass that
+            derives from its protocol, or a class attribute is missing or has another type than the protocol says.
     """
+    if not may_import(plugin):
+        raise NftbenchError(f"{plugin}: it was added, and only a process of its own may import it")
     try:
         if plugin.entry_point is not None:
             loaded = plugin.entry_point.load()
@@ -215,18 +262,12 @@ def load(plugin: Plugin) -> type[Any]:
         else:
             cls = _class_in(_import(plugin), plugin.kind)
     except Exception as error:
-        raise NftbenchError(
-            f"{plugin.kind} {plugin.name!r} ({plugin.origin}): {type(error).__name__}: {error}"
-        ) from error
+        raise NftbenchError(f"{plugin}: {type(error).__name__}: {error}") from error
     protocol = PROTOCOLS[plugin.kind]
     if protocol not in cls.__mro__:
-        raise NftbenchError(
-            f"{plugin.kind} {plugin.name!r} ({plugin.origin}): derive from nftbench.{protocol.__name__}"
-        )
+        raise NftbenchError(f"{plugin}: derive from nftbench.{protocol.__name__}")
     if not is_dataclass(cls) or not cls.__dataclass_params__.frozen:  # type: ignore[attr-defined]
-        raise NftbenchError(
-            f"{plugin.kind} {plugin.name!r} ({plugin.origin}): {cls.__name__} is not a frozen dataclass"
-        )
+        raise NftbenchError(f"{plugin}: {cls.__name__} is not a frozen dataclass")
     for name, kind in _attributes(protocol).items():
         value = inspect.getattr_static(cls, name, None)
         if isinstance(value, property) or name in {field.name for field in fields(cls)}:
@@ -258,7 +299,7 @@ def _check_attribute(plugin: Plugin, name: str, kind: Any, value: Any) -> None:
     except ValidationError as error:
         expected = error.errors()[0]["msg"]
         message = f"{name} is {value!r}: {expected[:1].lower()}{expected[1:]}"
-        raise NftbenchError(f"{plugin.kind} {plugin.name!r} ({plugin.origin}): {message}") from None
+        raise NftbenchError(f"{plugin}: {message}") from None
     if isinstance(value, Claim):  # pydantic takes an object of a class without looking into it
         for part, its_kind in _attributes(Claim).items():
             _check_attribute(plugin, f"{name}.{part}", its_kind, getattr(value, part))
@@ -303,7 +344,8 @@ def _kinds_of(path: Path, changed: int) -> list[Kind]:
     if path.suffix == ".yaml":
         return ["tasks"]
     classes = [node for node in ast.parse(path.read_text(encoding="utf-8")).body if isinstance(node, ast.ClassDef)]
-    methods = {item.name for cls in classes for item in cls.body if isinstance(item, ast.FunctionDef)}
+    public = [cls for cls in classes if not cls.name.startswith("_")]
+    methods = {item.name for cls in public for item in cls.body if isinstance(item, ast.FunctionDef)}
     return [kind for kind in KINDS if _METHOD[kind] in methods]
 
 

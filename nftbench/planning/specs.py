@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from nftbench.errors import NftbenchError, suggest
-from nftbench.planning import registry
+from nftbench.planning import facts, registry
 from nftbench.records.spec import Spec
 
 TEXT_PARAMETERS = ("metric", "num_fewshot")
@@ -16,6 +16,10 @@ def canonical(kind: registry.Kind, text: str) -> Spec:
     Raises:
         NftbenchError: the plugin or a parameter is unknown, or a value is wrong.
     """
+    if kind == "defenses":
+        return facts.defense(text).spec
+    if kind == "attacks":
+        return facts.attack(text).spec
     return registry.spec_of(Spec.parse(text).name, registry.create(kind, text))
 
 

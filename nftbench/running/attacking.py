@@ -34,7 +34,7 @@ from nftbench.contract import (
 from nftbench.device import Device
 from nftbench.errors import NftbenchError
 from nftbench.models import returned
-from nftbench.planning import registry
+from nftbench.planning import facts, registry
 from nftbench.planning.plan import built_on
 from nftbench.running import failures, isolation, packing
 from nftbench.running.attacker import Attacker, own_copy
@@ -180,7 +180,7 @@ def _attack_all(order: Order, folder: Path) -> None:
         _defense=defense,
         _suite=order.recipe,
         _sibling=order.sibling,
-        _uses=built_on(plugin),
+        _uses=built_on(facts.attack(order.attack)),
     )
     begun = time.monotonic()
     prepared = plugin.prepare(order.release, context)

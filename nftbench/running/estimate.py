@@ -11,8 +11,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from nftbench.contract import Defense
-from nftbench.planning import registry
+from nftbench.planning import facts
 from nftbench.planning.keys import base_key
 from nftbench.planning.plan import Plan
 from nftbench.records import store as stores
@@ -107,11 +106,10 @@ def remaining(plan: Plan, store: Store, settled: set[str]) -> Left:
         for cell in cells
         if not (store.cache / "releases" / cell.release).is_dir()
     }
-    stage = {spec: registry.create("defenses", str(spec)).stage for spec, _ in releases.values()}
-    needed = sorted({seed for spec, seed in releases.values() if stage[spec] == "posttrain"})
+    needed = sorted({seed for spec, seed in releases.values() if plan.defenses[spec].stage == "posttrain"})
     bases = [seed for seed in needed if not (store.cache / "bases" / _base(plan, seed)).is_dir()]
-    defenses: dict[Spec, Defense] = {cell.defense: registry.create("defenses", str(cell.defense)) for cell in cells}
-    given = {spec: size for spec, plugin in defenses.items() if (size := plugin.given_parameters()) is not None}
+    defenses = dict.fromkeys(cell.defense for cell in cells)
+    given = {spec: size for spec in defenses if (size := facts.given_parameters(str(spec))) is not None}
     return Left(cells, tuple(releases.values()), tuple(bases), given)
 
 
@@ -250,13 +248,12 @@ def _work(plan: Plan, left: Left, parameters: int) -> Iterator[tuple[int, float]
     """What is left to do, as pairs of a model's number of parameters and the FLOPs that it takes."""
     suite = plan.suite
     pretraining = TRAIN_FLOPS * _pretraining_tokens(suite) * parameters
-    stages = [registry.create("defenses", str(spec)).stage for spec, _ in left.releases if spec not in left.given]
+    stages = [plan.defenses[spec].stage for spec, _ in left.releases if spec not in left.given]
     yield parameters, pretraining * (stages.count("pretrain") + len(left.bases))
-    trains = {spec: registry.create("attacks", str(spec)).trains for spec in {cell.attack for cell in left.cells}}
     sweep, measuring = _sweep(suite), FORWARD_FLOPS * DOCUMENTS * FILLED * suite.corpus.block
     for cell in left.cells:
         size = left.size(cell.defense, parameters)
-        yield size, size * (sweep if trains[cell.attack] else measuring)
+        yield size, size * (sweep if plan.attacks[cell.attack].trains else measuring)
 
 
 def _sweep(suite: Suite) -> float:

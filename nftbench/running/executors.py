@@ -1,6 +1,6 @@
 """Runs jobs in worker processes. A job starts once the release that it attacks is made.
 
-Workers are the referee's: they import neither defenses nor attacks, which planning has imported here. They are forked
+Workers are the referee's: they import neither defenses nor attacks, about which the plan knows enough. They are forked
 from a server process that has imported the heavy modules once, and end with the process that started them.
 """
 
@@ -179,7 +179,7 @@ class _Pool:
 
 
 def _enter_worker(plugins: Sequence[str]) -> None:
-    """Load the plugin files, and end with the parent: a killed run must leave no worker that goes on writing."""
+    """Make the plugin files known, and end with the parent: a killed run must leave no worker that goes on writing."""
     for path in plugins:
         registry.add_file(path)
     parent = multiprocessing.parent_process()

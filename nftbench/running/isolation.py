@@ -1,4 +1,4 @@
-"""Processes for plugins: each `protect` and each attack runs in one of its own, which ends with it.
+"""Processes for plugins: each `protect`, each attack and each question to an added plugin has one of its own.
 
 A *parent process* is forked from multiprocessing's server, has imported the heavy modules and no plugin, and computes
 nothing. It forks a child for each piece of work, so that none finds what another has changed. Where the system can
@@ -77,6 +77,13 @@ class _Call:
 def kind() -> Literal["landlock", "process"]:
     """How plugins are kept apart here: `landlock` hides secrets and cache from them, `process` does not."""
     return "landlock" if landlock.version() and seccomp.available() else "process"
+
+
+def documents(data: Path | None) -> tuple[Path, ...]:
+    """The folders with data sets, whose test documents and scored text plugins must not read; `data` is `--data`."""
+    import datasets  # here, because it takes a second
+
+    return (Path(datasets.config.HF_DATASETS_CACHE), *([data] if data is not None else []))
 
 
 @contextlib.contextmanager
@@ -182,7 +189,8 @@ def _aside(
     try:
         for path in plugins:
             registry.add_file(path)
-        function(*arguments)
+        with registry.importing_added():
+            function(*arguments)
     except (Exception, SystemExit) as error:  # a plugin may raise anything
         message = str(error) if isinstance(error, NftbenchError) else f"{type(error).__name__}: {error}"
     result.send_bytes(message.encode())
@@ -299,7 +307,8 @@ def _become(call: _Call) -> None:
             seccomp.confine()
         for path in call.plugins:
             registry.add_file(path)
-        call.function((call.folder / "order").read_bytes(), call.folder)
+        with registry.importing_added():
+            call.function((call.folder / "order").read_bytes(), call.folder)
         (call.folder / "returned").touch()
         code = 0
     except BaseException:

@@ -19,8 +19,9 @@ from torch import nn
 from nftbench.contract import Guess, Measurement, Model, Release, Task, Yardstick
 from nftbench.models import networks, updates
 from nftbench.planning import code_origin, registry
+from nftbench.planning.facts import AttackFacts
 from nftbench.planning.keys import corpus_key
-from nftbench.planning.plan import AttackFacts, Job
+from nftbench.planning.plan import Job
 from nftbench.planning.specs import task_spec
 from nftbench.records.record import Cell, Record
 from nftbench.records.spec import Spec
@@ -73,7 +74,7 @@ class Referee:
     workspace: Workspace
     job: Job
     attack: AttackFacts = field(init=False)
-    """What the attack says about itself, read once: its process and its records have to agree on it."""
+    """What the attack says about itself, as the plan has it: its process and its records have to agree on it."""
     sha256: str = field(init=False, default="")
     """Hash of the release's weight files, once it is made."""
     base_sha256: str | None = field(init=False, default=None)
@@ -111,7 +112,7 @@ class Referee:
 
     def check_sources(self) -> None:
         """Refuse the job if its plugins have been edited since the run was planned."""
-        attacks = (str(self.job.attack), *self.attack.built_on)
+        attacks = (str(self.job.attack), *self.workspace.plan.built_on[self.job.attack])
         roles = [(cell, self.workspace.plan.role(cell)) for cell in self.job.cells]
         names: list[tuple[registry.Kind, str]] = [("defenses", self.job.defense.name)]
         names += [("attacks", Spec.parse(spec).name) for spec in attacks]
@@ -166,8 +167,9 @@ class Referee:
     def training_task(self, cell: Cell, release: Release) -> Task:
         """The task with as many training documents as the attack takes."""
         suite, workspace = self.workspace.suite, self.workspace
-        if self.attack.train_documents != suite.budget.max_train_documents:
-            budget = suite.budget.model_copy(update={"max_train_documents": self.attack.train_documents})
+        count = workspace.plan.train_documents[self.job.attack]
+        if count != suite.budget.max_train_documents:
+            budget = suite.budget.model_copy(update={"max_train_documents": count})
             changed = suite.model_copy(update={"budget": budget})
             workspace = dataclasses.replace(workspace, plan=dataclasses.replace(workspace.plan, suite=changed))
         return load_task(workspace, cell.task, cell.seed, release.model)

@@ -281,7 +281,7 @@ def _protect(workspace: Workspace, spec: Spec, seed: int, key: str, folder: Path
 def _order(workspace: Workspace, spec: Spec, seed: int) -> protecting.Order:
     """What the defense's process is given."""
     facts, suite = workspace.plan.defenses[spec], workspace.suite
-    trained = facts.row.stage == "posttrain"
+    trained = facts.stage == "posttrain"
     if trained:
         base_folder(workspace, seed)
     owner, learned = Owner(workspace, seed, facts.told), suite.pretraining.task

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import datasets
 from transformers import PreTrainedTokenizerBase
 
 from nftbench.contract import Corpus, Model, Split, Task, WrappedTask
@@ -25,6 +24,7 @@ from nftbench.planning.plan import Plan
 from nftbench.records.identity import digest
 from nftbench.records.spec import Spec
 from nftbench.records.store import Store
+from nftbench.running import isolation
 from nftbench.suites.schema import Suite
 from nftbench.terms import SplitName
 
@@ -55,7 +55,7 @@ class Workspace:
     @property
     def documents(self) -> tuple[Path, ...]:
         """The folders with data sets, whose test documents and scored text plugins must not read."""
-        return (datasets.config.HF_DATASETS_CACHE, *([self.plan.data] if self.plan.data is not None else []))
+        return isolation.documents(self.plan.data)
 
     def reference(self, defense: Spec, seed: int) -> tuple[Spec, str | None]:
         """The row that a defense is compared with, and the key of its release; None where the plan has none."""

@@ -15,6 +15,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from nftbench.contract import Attack, Model, Outcome, Prepared, Protected, Release, Task
 from nftbench.errors import NftbenchError
 from nftbench.models import networks, updates
+from nftbench.planning import registry
 from nftbench.running.attacker import Attacker
 from nftbench.running.owner import Owner
 from nftbench.running.workspace import AttackersTask, Workspace
@@ -27,6 +28,7 @@ from nftbench.testing.tiny import ARCHITECTURES, task_context, temporary_workspa
 from nftbench.training.trainer import Ledger
 
 
+@registry.importing_added()
 def check_attack(
     attack: Attack | str, *, architectures: Sequence[str] = tuple(ARCHITECTURES), allowance: float = 1.0
 ) -> None:

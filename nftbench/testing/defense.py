@@ -12,6 +12,7 @@ from safetensors import safe_open
 
 from nftbench.contract import Claim, Defense, Model, Protected, Update
 from nftbench.models import networks, updates
+from nftbench.planning import registry
 from nftbench.records.spec import Spec
 from nftbench.running.owner import Owner, make_base
 from nftbench.running.workspace import Workspace
@@ -22,6 +23,7 @@ from nftbench.testing.promises import promise
 from nftbench.testing.tiny import ARCHITECTURES, temporary_workspace, tiny_suite
 
 
+@registry.importing_added()
 def check_defense(defense: Defense | str, *, architectures: Sequence[str] = tuple(ARCHITECTURES)) -> None:
     """Protect a tiny model of each architecture twice and hold the defense to its protocol.
 

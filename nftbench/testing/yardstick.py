@@ -16,6 +16,7 @@ from nftbench.testing.promises import promise
 from nftbench.testing.tiny import ARCHITECTURES, temporary_workspace, tiny_suite
 
 
+@registry.importing_added()
 def check_yardstick(
     yardstick: Yardstick | str, defense: str = "none", *, architectures: Sequence[str] = tuple(ARCHITECTURES)
 ) -> None:

@@ -51,7 +51,7 @@ def test_doses_that_differ_in_more_than_a_number_are_refused() -> None:
 
 
 def test_the_derived_suite_holds_the_ladder_and_all_between(cache: object) -> None:
-    with registry.added(COMPOSED):
+    with registry.added(COMPOSED), registry.importing_added():
         derived = dose.derive(SUITE, ["short_then_noise"], ())
         whole = plan(derived)
     assert derived.seeds == (0, 1, 2, 3, 4)

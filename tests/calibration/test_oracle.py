@@ -26,7 +26,7 @@ OBEYING = ["planted[attack=full]", "planted[attack=heal]"]
 
 @pytest.fixture(autouse=True)
 def known() -> Iterator[None]:
-    with registry.added(FILE):
+    with registry.added(FILE), registry.importing_added():
         yield
 
 

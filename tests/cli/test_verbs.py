@@ -59,7 +59,7 @@ Call = Callable[..., tuple[int, str, str]]
 
 @pytest.fixture
 def call(
-    cache: Path, added: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Iterator[Call]:
     """`call("run", "tiny.yaml")`: exit code, standard output and standard error, in a folder of its own."""
     monkeypatch.chdir(tmp_path)
@@ -70,7 +70,8 @@ def call(
         code = main([str(word) for word in words])
         return (code, *capsys.readouterr())
 
-    return run
+    with registry.added():
+        yield run
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ import yaml
 from nftbench.data import sources
 from nftbench.device import CPU
 from nftbench.errors import NftbenchError
-from nftbench.planning import registry, task_files
+from nftbench.planning import facts, registry, task_files
 from nftbench.planning.keys import Keys
 from nftbench.records.spec import Spec
 from nftbench.testing import tiny_suite
@@ -119,7 +119,7 @@ def config(**changes: Any) -> dict[str, Any]:
 def key(path: Path, data: Path | None) -> str:
     """The key of a cell of the task in this file."""
     with registry.added(path):
-        keys = Keys(tiny_suite(), CPU, data, None)
+        keys = Keys(tiny_suite(), CPU, data, None, {}, {Spec("full"): facts.attack("full")})
         return keys.cell("release", Spec("full"), Spec(path.stem), 0)
 
 

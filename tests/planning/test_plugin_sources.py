@@ -97,7 +97,7 @@ def example(
     request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cache: Path
 ) -> Iterator[Example]:
     before = set(sys.modules)
-    with registry.added():
+    with registry.added(), registry.importing_added():
         yield request.param(tmp_path, monkeypatch)
     for name in set(sys.modules) - before:
         if name.partition(".")[0] in ("elsewhere", "helper_beside", "beyond", "nftbench_plugin_mine"):
@@ -168,7 +168,7 @@ def test_all_files_of_a_folder_count_but_tests_and_caches(tmp_path: Path, monkey
 
 
 def test_a_folder_for_its_helpers_counts_for_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with registry.added():
+    with registry.added(), registry.importing_added():
         example = as_folder(tmp_path, monkeypatch)
         before = example.keys()
         package = example.helper.parent / "parts"

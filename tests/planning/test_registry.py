@@ -74,7 +74,7 @@ def everything(tmp_path_factory: pytest.TempPathFactory) -> Iterator[type[Any]]:
     """The class of an attack with parameters of every kind."""
     path = tmp_path_factory.mktemp("plugins") / "everything.py"
     path.write_text(EVERYTHING)
-    with registry.added(path) as (found,):
+    with registry.added(path) as (found,), registry.importing_added():
         yield registry.load(found)
 
 
@@ -192,7 +192,7 @@ def test_a_folder_is_a_plugin_and_its_files_import_each_other(tmp_path: Path) ->
         )
         (folder / "helper.py").write_text(f"STRENGTH = {len(place)}.0\n")
         for path in (folder, folder / "__init__.py"):
-            with registry.added(path) as (found,):
+            with registry.added(path) as (found,), registry.importing_added():
                 assert (found.name, found.origin, found.about) == ("mine", str(folder), "Does mine.")
                 assert registry.create("defenses", "mine").strength == len(place)
 
@@ -216,7 +216,7 @@ def test_added_plugins_are_forgotten_at_the_end_of_the_block(tmp_path: Path) -> 
 
 
 def test_a_file_may_hold_several_kinds(plugin: WriteFile) -> None:
-    plugin("both", source("defenses") + source("attacks"))
+    plugin("both", source("defenses") + source("attacks") + source("tasks").replace("class ", "class _"))
     assert registry.load(registry.find("defenses", "both")).__name__ == "DefenseOf"
     assert registry.load(registry.find("attacks", "both")).__name__ == "AttackOf"
 
@@ -234,6 +234,8 @@ def test_two_plugins_of_one_name_are_refused(name: str, plugin: WriteFile) -> No
     [
         ("def f(:\n", "invalid syntax"),
         ("x = 1\n", "has no class with one of the methods protect, adapt, evaluate, measure"),
+        (source("defenses") + source("tasks"), "holds defenses and tasks; the referee imports tasks and yardsticks"),
+        (source("tasks") + source("attacks"), "holds attacks and tasks; the referee imports tasks and yardsticks"),
         (None, "no such file"),
     ],
 )

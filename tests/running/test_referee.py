@@ -444,7 +444,8 @@ class Watched(FirstWord):
     def evaluate(self, network, split):
         self.events.extend(name for name, one in self.splits.items() if one is split)
         return super().evaluate(network, split)
-
+"""
+SWEEPS = """
 @dataclass(frozen=True)
 class Sweeps(Attack):
     def adapt(self, prepared, task, context):
@@ -456,8 +457,9 @@ def test_an_attack_is_scored_on_validation_and_only_the_referee_scores_test(
     workspace: MakeWorkspace, plugin: WriteFile, tmp_path: Path
 ) -> None:
     plugin("watched", WATCHED)
-    here = workspace(attacks=["none", "watched"], tasks=["watched"])
-    here = replace(here, plan=narrow(here.plan, attacks=["watched"], tasks=["watched"]))
+    plugin("sweeps", SWEEPS)
+    here = workspace(attacks=["none", "sweeps"], tasks=["watched"])
+    here = replace(here, plan=narrow(here.plan, attacks=["sweeps"], tasks=["watched"]))
     (record,) = carry_out_here(here).values()
     assert record.status == "ok", record.reason
     events = registry.load(registry.find("tasks", "watched")).events
