@@ -38,9 +38,15 @@ def workspace(cache: Path, tmp_path: Path) -> Callable[..., Any]:
     from nftbench.running.workspace import Workspace
     from nftbench.testing import tiny_suite
 
-    def make(fresh: bool = False, limit: int | None = None, results: str = "results", **changes: Any) -> Workspace:
+    def make(
+        fresh: bool = False,
+        limit: int | None = None,
+        results: str = "results",
+        trust_code: bool = False,
+        **changes: Any,
+    ) -> Workspace:
         store = Store(tmp_path / results, tmp_path / "cache" if fresh else cache)
-        return Workspace(plan(tiny_suite(**changes), limit=limit), store)
+        return Workspace(plan(tiny_suite(**changes), limit=limit), store, trust_code=trust_code)
 
     return make
 

@@ -275,10 +275,11 @@ def _run_jobs(
         return rank(so_far, manifest)
 
     count = min(workers.count(options.jobs, work.part.device), len(jobs))
+    workspace = Workspace(work.whole, work.store, manifest.command, options.trust_code)
     workers.start_server()
     try:
         with work.store.together(), progress.display(jobs, count, leaderboard, console()) as show:
-            for event in executors.run(Workspace(work.whole, work.store, manifest.command), jobs, count):
+            for event in executors.run(workspace, jobs, count):
                 show(event)
                 if event.kind == "finished" and event.stage == "attack":
                     left[event.job.seed] -= 1

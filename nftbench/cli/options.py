@@ -95,6 +95,16 @@ SaltText = Annotated[
 ]
 
 
+TrustCode = Annotated[
+    bool,
+    typer.Option(
+        "--trust-code",
+        help="Measure releases that only their owner's code can open: it then runs with your rights. Such a row has no "
+        "rank.",
+    ),
+]
+
+
 @dataclass(frozen=True)
 class Selection:
     """The part of a suite that a command line asks for."""
@@ -142,6 +152,7 @@ class RunOptions:
     changes: Changes = None
     cache: Cache = None
     salt: SaltText = None
+    trust_code: TrustCode = False
 
     def suite_changes(self) -> list[str]:
         """The changes of `--set`, and the salt as one of them.

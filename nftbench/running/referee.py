@@ -32,6 +32,7 @@ from nftbench.running.owner import Recipe
 from nftbench.running.protecting import ADAPTER
 from nftbench.running.releases import (
     ReleaseInspection,
+    aside,
     load_base_sha256,
     load_protection,
     load_secret,
@@ -83,14 +84,14 @@ class Referee:
     def __post_init__(self) -> None:
         self.attack = self.workspace.plan.attacks[self.job.attack]
 
-    def run(self, cells: Sequence[Cell], *, aside: bool = False) -> list[Record]:
-        """The records of cells. `aside` is True in a process that ends with them, where an owner's code may run."""
+    def run(self, cells: Sequence[Cell], *, is_aside: bool = False) -> list[Record]:
+        """The records of cells. `is_aside` is True in a process that ends with them, where an owner's code may run."""
         workspace, job = self.workspace, self.job
         try:
             self.check_sources()
             folder = make_release(workspace, job.defense, job.seed, job.release)
-            if needs_own_code(folder) and not aside:
-                isolation.aside(_run_with_owners_code, workspace, job, tuple(cells))
+            if needs_own_code(folder) and not is_aside:
+                aside(workspace, _run_with_owners_code, job, tuple(cells))
                 return workspace.store.read(cells)
             model = self.with_readable_text(open_release(workspace, folder))
             release = Release(model, updates.load(folder / ADAPTER))
@@ -316,7 +317,7 @@ class Referee:
 def _run_with_owners_code(workspace: Workspace, job: Job, cells: Sequence[Cell]) -> None:
     engine.set_threads(workspace.device)
     registry.load(registry.find("defenses", job.defense.name))
-    Referee(workspace, job).run(cells, aside=True)
+    Referee(workspace, job).run(cells, is_aside=True)
 
 
 def fail(workspace: Workspace, job: Job, status: Status, reason: str) -> list[Record]:

@@ -153,6 +153,20 @@ def needs_own_code(folder: Path) -> bool:
     return not any(networks.is_known(path) for path in (folder, folder / OPENED))
 
 
+def aside(workspace: Workspace, function: Callable[..., None], *arguments: Any) -> None:
+    """Call a function of the referee that runs an owner's code, in a process that ends with it.
+
+    Raises:
+        NftbenchError: nobody has said that this code is trusted, or what the function raised, as text.
+    """
+    if not workspace.trust_code:
+        raise NftbenchError(
+            "only its owner's code can open this release, and that code would run with your rights; read it, then add "
+            "--trust-code"
+        )
+    isolation.aside(function, workspace, *arguments)
+
+
 def make_reference(workspace: Workspace, job: Job) -> Model:
     """The undefended model that a row is compared with."""
     reference, key = workspace.reference(job.defense, job.seed)
@@ -273,7 +287,7 @@ def _protect(workspace: Workspace, spec: Spec, seed: int, key: str, folder: Path
             raise failures.FailedError("timeout", f"the defense was {error}") from error
         shutil.copytree(theirs / protecting.RELEASE, folder, dirs_exist_ok=True)
         if needs_own_code(folder):
-            isolation.aside(_publish, workspace, spec, seed, key, folder, theirs, report, seconds, base_sha256)
+            aside(workspace, _publish, spec, seed, key, folder, theirs, report, seconds, base_sha256)
         else:
             _publish(workspace, spec, seed, key, folder, theirs, report, seconds, base_sha256)
 

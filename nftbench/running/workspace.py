@@ -36,6 +36,8 @@ class Workspace:
     plan: Plan
     store: Store
     command: str = ""
+    trust_code: bool = False
+    """Whether releases that only their owner's code can open are measured, by running that code unconfined."""
 
     @property
     def suite(self) -> Suite:

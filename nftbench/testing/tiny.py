@@ -80,7 +80,7 @@ def temporary_workspace(suite: Suite, data: Path | None = None) -> Iterator[Work
     """The suite's plan, with results and a cache in a temporary folder that is deleted afterwards."""
     with tempfile.TemporaryDirectory(prefix="nftbench-") as folder:
         store = Store(Path(folder) / "results", Path(folder) / "cache")
-        yield Workspace(plan(suite, data=data), store)
+        yield Workspace(plan(suite, data=data), store, trust_code=True)  # an author trusts the plugin
 
 
 def task_context(workspace: Workspace, model: Model) -> TaskContext:

@@ -89,7 +89,7 @@ def test_a_sham_keeps_the_promises_of_a_defense(spec: str, cache: Path) -> None:
 
 @pytest.mark.parametrize("spec", [*SAME_LOGITS, "half", "half[dtype=bfloat16]", "flat_head"])
 def test_a_sham_predicts_what_the_base_predicts(spec: str, workspace: MakeWorkspace) -> None:
-    here = workspace(defenses=["none", spec])
+    here = workspace(defenses=["none", spec], trust_code=True)
     base, own = (logits(here, release(here, name)[0]) for name in ("none", spec))
     if spec == "flat_head":
         assert torch.equal(base.argmax(-1), own.argmax(-1))
@@ -104,7 +104,7 @@ def test_a_sham_predicts_what_the_base_predicts(spec: str, workspace: MakeWorksp
 @pytest.mark.parametrize("gradient", ["zero", "nan"])
 def test_a_lying_backward_pass_is_published_and_detected(gradient: str, workspace: MakeWorkspace) -> None:
     spec = f"lying_backward[gradient={gradient},strange=true]"
-    here = workspace(defenses=["none", spec])
+    here = workspace(defenses=["none", spec], trust_code=True)
     model, protection = release(here, spec)
     loss = model.network(input_ids=make_corpus(here, 0).heldout[:2]).logits.logsumexp(-1).mean()
     loss.backward()
@@ -117,7 +117,7 @@ def test_a_lying_backward_pass_is_published_and_detected(gradient: str, workspac
 
 def test_a_backward_pass_of_the_last_layer_alone_is_detected(workspace: MakeWorkspace) -> None:
     spec = "lying_backward[last_only=true,strange=true]"
-    assert release(workspace(defenses=["none", spec]), spec)[1].gradient_error > GRADIENT_ERROR
+    assert release(workspace(defenses=["none", spec], trust_code=True), spec)[1].gradient_error > GRADIENT_ERROR
 
 
 @pytest.mark.parametrize(
@@ -125,7 +125,7 @@ def test_a_backward_pass_of_the_last_layer_alone_is_detected(workspace: MakeWork
     ["lying_backward[gradient=nan]", "lying_backward[last_only=true]", "buffers", "deaf", "deaf[module=library]"],
 )
 def test_weights_that_fit_the_library_are_attacked_in_its_own_code(spec: str, workspace: MakeWorkspace) -> None:
-    here = workspace(defenses=["none", spec])
+    here = workspace(defenses=["none", spec], trust_code=True)
     model, protection = release(here, spec)
     assert type(model.network) is GPT2LMHeadModel
     assert (protection.gradient_error <= GRADIENT_ERROR, protection.own_code) == (True, False)

@@ -162,8 +162,13 @@ def test_what_a_defense_does_stays_in_its_own_process(
     for honest in ("none", "peeks"):
         assert row(honest)["none", "toy_topic"].protection.ledger.over == ()
     assert {one.status for one in row("disguised").values()} == {"failed"}, "its class is not where it says"
-    assert {one.reason for one in row("own_code").values()} == {None}
-    assert row("own_code")["none", "toy_topic"].protection.own_code
+    (reason,) = {one.reason for one in row("own_code").values()}
+    assert {one.status for one in row("own_code").values()} == {"failed"}, "nobody has said that its code is trusted"
+    assert "--trust-code" in reason
+    trusted = workspace(results="trusted", defenses=["none", "own_code"], trust_code=True, **changes)
+    own_code = {cell: one for cell, one in run_all(trusted).items() if cell[0] == "own_code"}
+    assert {one.status for one in own_code.values()} == {"ok"}
+    assert own_code["own_code", "none", "toy_topic", 0].protection.own_code
 
 
 LOOKS = """
