@@ -1,4 +1,5 @@
-"""Scores become leaderboard.md with pages of rows and ladder, CSV, JSON, LaTeX, figures, and tables in the terminal.
+"""Scores become a web page, leaderboard.md with pages of rows and ladder, CSV, JSON, LaTeX, figures, and tables in the
+terminal.
 
 Everything shown is first a `Table` of plain text (scoring/table.py); `markdown.py` and `terminal.py` show any such
 table, those of nftbench.calibration too. Nothing is computed here.
@@ -9,17 +10,18 @@ from __future__ import annotations
 from pathlib import Path
 
 from nftbench.records.store import write_atomically
-from nftbench.report import csv, json, latex, page
+from nftbench.report import csv, json, latex, page, web
 from nftbench.scoring import Leaderboard
 
 
 def write(leaderboard: Leaderboard, folder: Path, command: str) -> list[Path]:
-    """Write `leaderboard.md`, `.csv`, `.json`, `.tex` and under `defenses/` the pages of rows and ladder into `folder`.
+    """Write `index.html`, `leaderboard.md`, `.csv`, `.json`, `.tex` and, under `defenses/`, pages into `folder`.
 
     A file is replaced whole or not at all.
     """
     (folder / "defenses").mkdir(parents=True, exist_ok=True)
     contents = {
+        folder / "index.html": web.text([(leaderboard, command)]),
         folder / "leaderboard.md": page.leaderboard(leaderboard, command),
         folder / "leaderboard.csv": csv.text(leaderboard),
         folder / "leaderboard.json": json.text(leaderboard, command),
