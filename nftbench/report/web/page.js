@@ -3,6 +3,7 @@
 
 const dark = matchMedia("(prefers-color-scheme: dark)");
 const still = matchMedia("(prefers-reduced-motion: reduce)").matches;
+const STAR = "path://M10 0L13 7L20 7.6L14.6 12.2L16.2 19L10 15.3L3.8 19L5.4 12.2L0 7.6L7 7Z";
 const boards = [...document.querySelectorAll(".board")];
 
 for (const board of boards) {
@@ -19,7 +20,11 @@ for (const board of boards) {
         : frontier(data.frontier[Number(place.dataset.panel)], narrow);
       const chart = echarts.init(place, null, { renderer: "svg" });
       chart.setOption(options);
-      chart.on("click", (event) => event.data && event.data.row && filter(event.data.row, event.data.name));
+      if (place.classList.contains("frontier")) placeLabels(chart, data.frontier[Number(place.dataset.panel)], narrow);
+      chart.on("click", (event) => {
+        const one = options.rows ? options.rows[event.seriesIndex] : event.data;
+        if (one && one.row) filter(one.row, one.name);
+      });
       drawn.push(chart);
     }
   };
@@ -55,8 +60,9 @@ function tools(table, element) {
   const columns = make("details", { className: "columns" });
   const list = make("fieldset");
   list.append(make("legend", { textContent: "Columns shown" }));
-  [...element.tHead.rows[0].cells].forEach((cell, index) => {
-    const box = make("input", { type: "checkbox", checked: true });
+  table.columns().header().toArray().forEach((cell, index) => {
+    const box = make("input", { type: "checkbox", checked: cell.dataset.shown !== "false" });
+    if (!box.checked) table.column(index).visible(false);
     box.addEventListener("change", () => table.column(index).visible(box.checked));
     const label = make("label");
     label.append(box, ` ${cell.textContent.trim()}`);
@@ -102,7 +108,7 @@ function base(color, narrow) {
     animationDuration: 300,
     textStyle: { color: color.text, fontFamily: "system-ui, sans-serif" },
     color: color.palette,
-    grid: { left: narrow ? 44 : 60, right: narrow ? 12 : 28, top: narrow ? 96 : 64, bottom: 56 },
+    grid: { left: narrow ? 44 : 60, right: narrow ? 12 : 28, top: 52, bottom: 56 },
     tooltip: {
       trigger: "item",
       confine: true,
@@ -142,37 +148,66 @@ function frontier(panel, narrow) {
       },
     ];
   });
-  const bars = [];
+  const shown = [...panel.points.map((one) => one.at), [100, 0]];
+  const left = Math.min(...shown.map((at) => at[0])) - 15;
+  const right = Math.max(...shown.map((at) => at[0])) + 6;
+  const doses = panel.curves.flatMap((one) => one.doses.map((dose) => dose.at)).filter((at) => at[0] >= left);
+  const feet = panel.points.filter((one) => one.excess !== null).map((one) => one.at[1] - one.excess);
+  const ys = [...shown.map((at) => at[1]), ...doses.map((at) => at[1]), ...feet];
+  const margin = 2 + 0.1 * (Math.max(...ys) - Math.min(...ys));
+  const bars = [], excess = [];
   for (const one of panel.points) {
     const [x, y] = one.at;
-    if (one.excess !== null) bars.push(bar([x, y - one.excess], [x, y], { color: color.excess, width: 6, opacity: 0.5 }));
-    if (one.kept[0] !== null) bars.push(bar([one.kept[0], y], [one.kept[1], y], { color: color.text, width: 1, opacity: 0.7 }));
-    if (one.taken[0] !== null) bars.push(bar([x, one.taken[0]], [x, one.taken[1]], { color: color.text, width: 1, opacity: 0.7 }));
+    if (one.excess !== null) excess.push(bar([x, y - one.excess], [x, y], { color: color.excess, width: 6, opacity: 0.5 }));
+    if (one.kept[0] !== null) bars.push(bar([Math.max(one.kept[0], left), y], [Math.min(one.kept[1], right), y], { color: color.text, width: 1, opacity: 0.6 }));
+    if (one.taken[0] !== null) bars.push(bar([x, one.taken[0]], [x, one.taken[1]], { color: color.text, width: 1, opacity: 0.6 }));
   }
+  const lines = (name, data, own, icon) => ({ name, type: "line", data: [], symbol: icon, color: own, z: 1, markLine: { silent: true, symbol: "none", label: { show: false }, data, animation: false, z: 1 } });
+  series.push(lines("excess", excess, color.excess, "rect"), lines("95 % interval", bars, color.text, "none"));
+  const points = panel.points.map((one) => ({
+    value: one.at, name: one.label, row: one.row, words: one.words,
+    itemStyle: { color: one.control ? color.page : color.text, borderColor: color.text, borderWidth: 1.5 },
+  }));
   series.push({
-    name: "defense", type: "scatter", color: color.text, symbolSize: 11, z: 5, tooltip: { formatter: tip }, cursor: "pointer",
-    data: panel.points.map((one) => ({
-      value: one.at, name: one.label, row: one.row, words: one.words,
-      itemStyle: { color: one.control ? color.page : color.text, borderColor: color.text, borderWidth: 1.5 },
-    })),
-    label: { show: true, formatter: (at) => at.name, position: "right", color: color.text, fontSize: narrow ? 11 : 12, textBorderColor: color.page, textBorderWidth: 3 },
-    labelLayout: { moveOverlap: "shiftY" },
-    labelLine: { show: true, lineStyle: { color: color.soft } },
-    markLine: { silent: true, symbol: "none", label: { show: false }, data: bars, animation: false },
+    name: "defense", type: "scatter", color: color.text, symbolSize: 11, z: 5, tooltip: { formatter: tip }, cursor: "pointer", data: points,
+    label: { show: true, formatter: (at) => at.name, color: color.text, fontSize: narrow ? 11 : 12, fontWeight: 600, textBorderColor: color.page, textBorderWidth: 3 },
   });
   series.push({
-    name: "undefended", type: "scatter", color: color.text, symbol: "pin", symbolSize: 20, z: 4, tooltip: { formatter: tip },
+    name: "undefended", type: "scatter", color: color.text, symbol: STAR, symbolSize: 17, z: 4, tooltip: { formatter: tip },
     data: [{ value: [100, 0], name: panel.reference, row: panel.reference, words: { kind: "the undefended model" } }],
   });
-  const shown = [...panel.points.map((one) => one.at), ...panel.curves.flatMap((one) => one.doses.map((dose) => dose.at)), [100, 0]];
-  const xs = shown.map((at) => at[0]), ys = shown.map((at) => at[1]);
-  const margin = 2 + 0.1 * (Math.max(...ys) - Math.min(...ys));
   return {
     ...base(color, narrow),
-    xAxis: axis(color, "utility kept, %", { nameGap: 30, min: Math.floor((Math.min(...xs) - 4) / 5) * 5, max: Math.ceil((Math.max(...xs) + (narrow ? 12 : 8)) / 5) * 5 }),
+    xAxis: axis(color, "utility kept, %", { nameGap: 30, min: Math.floor(left / 5) * 5, max: Math.ceil(right / 5) * 5 }),
     yAxis: axis(color, "suppression, points", { nameGap: narrow ? 28 : 40, min: Math.floor((Math.min(...ys) - margin) / 5) * 5, max: Math.ceil((Math.max(...ys) + margin) / 5) * 5 }),
     series,
   };
+}
+
+/** Move the label of each point to the free place nearest to it, with a line to the point where that is not beside it. */
+function placeLabels(chart, panel, narrow) {
+  const color = colors(), size = narrow ? 11 : 12, pen = make("canvas").getContext("2d");
+  pen.font = `600 ${size}px system-ui, sans-serif`;
+  const points = panel.points.map((one) => chart.convertToPixel({ xAxisIndex: 0, yAxisIndex: 0 }, one.at));
+  const taken = [...points, chart.convertToPixel({ xAxisIndex: 0, yAxisIndex: 0 }, [100, 0])].map(([x, y]) => [x - 6, y - 6, x + 6, y + 6]);
+  const offsets = [], elements = [];
+  const fits = (box) => box[0] > 4 && box[1] > 44 && box[2] < chart.getWidth() - 4 && box[3] < chart.getHeight() - 30
+    && taken.every((one) => box[0] > one[2] || box[2] < one[0] || box[1] > one[3] || box[3] < one[1]);
+  const near = [...Array(120).keys()].flatMap((step) => [-1, 1].flatMap((side) => [1, -1].map((up) => [side, up * (12 + 2 * step)])));
+  panel.points.forEach((one, index) => {
+    const [x, y] = points[index], half = pen.measureText(one.label).width / 2 + 3;
+    const at = ([side, down]) => [x + side * (half + 8), y - down];
+    const box = ([across, down]) => [across - half, down - size * 0.7, across + half, down + size * 0.7];
+    const place = at(near.find((step) => fits(box(at(step)))) || near[0]);
+    taken.push(box(place));
+    offsets.push([place[0] - x, place[1] - y]);
+    if (Math.abs(place[1] - y) > 16)
+      elements.push({ type: "line", silent: true, z: 4, shape: { x1: x, y1: y, x2: x + Math.sign(place[0] - x) * 8, y2: place[1] }, style: { stroke: color.soft, lineWidth: 1 } });
+  });
+  const series = chart.getOption().series;
+  const defenses = series.find((one) => one.name === "defense");
+  const data = defenses.data.map((one, index) => ({ ...one, label: { position: "inside", offset: offsets[index] } }));
+  chart.setOption({ series: series.map((one) => (one === defenses ? { data } : {})), graphic: { elements } });
 }
 
 function bar(from, to, lineStyle) {
@@ -181,23 +216,49 @@ function bar(from, to, lineStyle) {
 
 function budget(data, narrow) {
   const color = colors();
-  let next = 0;
-  const series = data.budget.map((one) => {
-    const plain = one.kind === "reference" || one.kind === "scratch";
-    const own = plain ? color.text : color.palette[next++ % color.palette.length];
-    return {
-      name: one.label, type: "line", step: "end", showSymbol: false, symbolSize: 7, triggerLineEvent: true, color: own, tooltip: { formatter: tip },
-      lineStyle: { width: one.kind === "reference" ? 3 : 2, type: one.kind === "scratch" ? "dotted" : one.kind === "trivial" ? "dashed" : "solid" },
-      emphasis: { focus: "series" },
-      data: one.points.map((at) => ({ value: at, name: one.label, row: plain ? null : one.row, words: { FLOPs: at[0].toExponential(1), "best so far": at[1].toFixed(1) } })),
-    };
-  });
+  const owned = hues(data.budget.filter((one) => !plain(one)).map((one) => one.label), color.palette);
+  const series = data.budget.map((one) => ({
+    name: one.label, type: "line", step: "end", showSymbol: false, symbol: "circle", symbolSize: 7, triggerLineEvent: true,
+    color: owned[one.label] || color.text,
+    lineStyle: { width: one.kind === "reference" ? 3 : 2, type: one.kind === "scratch" ? "dotted" : one.kind === "trivial" ? "dashed" : "solid" },
+    z: one.kind === "reference" ? 1 : 2,
+    emphasis: { focus: "series" },
+    data: one.points,
+  }));
+  const shared = base(color, narrow);
   return {
-    ...base(color, narrow),
+    ...shared,
+    tooltip: { ...shared.tooltip, trigger: "axis", formatter: spent },
     xAxis: axis(color, "FLOPs spent on one task", { type: "log", nameGap: 30, min: "dataMin", max: "dataMax", axisLabel: { color: color.soft, formatter: power, hideOverlap: true } }),
     yAxis: axis(color, narrow ? "best score so far" : "best score so far, points (validation)", { nameGap: narrow ? 28 : 40, scale: true }),
     series,
+    rows: data.budget.map((one) => ({ row: one.kind === "scratch" ? null : one.row, name: one.label })),
   };
+}
+
+function plain(one) {
+  return one.kind === "reference" || one.kind === "scratch";
+}
+
+/** A colour for each name: the same in every suite, unless two names of one picture want the same. */
+function hues(names, palette) {
+  const found = {}, taken = new Set();
+  for (const name of [...names].sort()) {
+    let place = [...name].reduce((sum, letter) => (sum * 31 + letter.codePointAt(0)) % 9973, 7) % palette.length;
+    for (let tried = 0; taken.has(place) && tried < palette.length; tried += 1) place = (place + 1) % palette.length;
+    taken.add(place);
+    found[name] = palette[place];
+  }
+  return found;
+}
+
+/** What every row reaches at one budget, the highest first. */
+function spent(lines) {
+  const box = make("div", { className: "tip" });
+  box.append(make("strong", { textContent: `${lines[0].value[0].toExponential(1)} FLOPs` }));
+  for (const one of [...lines].sort((a, b) => b.value[1] - a.value[1]))
+    box.append(make("div", { textContent: `${one.value[1].toFixed(1)}  ${one.seriesName}` }));
+  return box;
 }
 
 function power(value) {

@@ -6,6 +6,7 @@ Tables come from nftbench.report.tables and row_tables, as those of leaderboard.
 from __future__ import annotations
 
 import re
+import statistics
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
@@ -78,6 +79,17 @@ class Defense:
 
 
 @dataclass(frozen=True)
+class Answer:
+    """What is said first of a ranked row."""
+
+    place: str
+    row: str
+    label: str
+    anchor: str
+    words: str
+
+
+@dataclass(frozen=True)
 class View:
     """One leaderboard as the page shows it."""
 
@@ -93,8 +105,8 @@ class View:
         return self.board.suite or "Leaderboard"
 
     @property
-    def answers(self) -> tuple[str, ...]:
-        """The first three ranked rows, in a sentence each."""
+    def answers(self) -> tuple[Answer, ...]:
+        """The first three ranked rows."""
         ranked = [one for one in self.board.scores if one.standing.rank is not None and one.kind == "defense"]
         return tuple(self._answer(one) for one in ranked[:3])
 
@@ -102,6 +114,7 @@ class View:
     def ranking(self) -> Grid:
         """Every ranked row."""
         about = "Rows by excess: points taken from the best attacker beyond trivial defenses that keep as much utility."
+        about = " ".join(filter(None, [about, tables.preliminary(self.board)]))
         return self._grid(tables.ranking(self.board), about)
 
     @property
@@ -117,7 +130,7 @@ class View:
         """Suppression at each level of knowledge, the stronger the darker."""
         grid = self._grid(
             tables.levels(self.board),
-            "Points taken from the best attacker who knows this much. Darker is more; a number always stands beside it.",
+            "Points taken from the best attacker who knows this much; darker is more.",
         )
         measured = range(2, len(grid.header) - 1)
         found = [_number(row[index].text) for row in grid.rows for index in measured]
@@ -173,13 +186,10 @@ class View:
     def _anchors(self) -> dict[str, str]:
         return {score.defense: f"{self.name}-row-{index}" for index, score in enumerate(self._all)}
 
-    def _answer(self, score: Score) -> str:
-        excess, kept = interval(score.excess.interval), score.utility
-        said = f"{tables.rank(score)} {self.labels[score.defense]}: takes {excess} points from the best attacker"
-        said += " beyond trivial defenses"
-        if kept.retention is not None:
-            said += f", keeps {interval(kept.retention, 100)} % of utility ({kept.badge or UNKNOWN})"
-        return f"{said}. {breaking(score)}"
+    def _answer(self, score: Score) -> Answer:
+        words = [*_effect(score), *_kept(score), breaking(score)]
+        row = score.defense
+        return Answer(tables.rank(score), row, self.labels[row], self._anchors[row], " ".join(words))
 
     def _defense(self, score: Score) -> Defense:
         shown = (
@@ -227,17 +237,37 @@ def views(boards: Iterable[tuple[Leaderboard, str]]) -> list[View]:
 
 
 def breaking(score: Score) -> str:
-    """What the strongest attack that counts does and reaches, as far as it is known."""
-    counting = [one for one in score.attacks if one.counts and one.attack != "none" and one.attacked is not None]
-    best = max(counting, key=lambda one: one.attacked.value if one.attacked else 0.0, default=None)
-    if best is None or best.attacked is None:
-        return "No attack with a result."
-    recipe = f" at learning rate {short(best.learning_rate)}" if best.learning_rate is not None else ""
-    cost = [f"{short(best.steps)} steps"] if best.steps is not None else []
-    cost += [f"{short(best.flops)} FLOPs"] if best.flops is not None else []
-    cost += [f"{short(best.seconds)} s"] if best.seconds is not None else []
-    spent = f", for {', '.join(cost)} a task" if cost else ""
-    return f"The best single attack is {best.attack}{recipe}: it reaches {number(best.attacked.value)} points{spent}."
+    """What the strongest attack that counts does, reaches and costs, as far as it is known."""
+    counting = [(one.attacked.value, one) for one in score.attacks if one.counts and one.attacked is not None]
+    reached, best = max(counting, key=lambda pair: pair[0], default=(0.0, None))
+    if best is None:
+        return "No attack has a result."
+    undefended = [task.undefended for task in score.resistance.tasks]
+    known = [one for one in undefended if one is not None]
+    beside = f" (undefended: {number(statistics.fmean(known))})" if known and len(known) == len(undefended) else ""
+    rate = None if best.learning_rate is None else f"learning rate {short(best.learning_rate)}"
+    costs = ((best.steps, "steps"), (best.flops, "FLOPs"), (best.seconds, "s a task"))
+    spent = [f"{short(cost)} {unit}" for cost, unit in costs if cost is not None]
+    recipe = ", ".join(filter(None, [rate, *spent]))
+    return f"Best single attack: {best.attack}, {number(reached)} points{beside}{f'; {recipe}' if recipe else ''}."
+
+
+def _effect(score: Score) -> list[str]:
+    """What the row takes beyond trivial defenses, and whether the interval allows to say so."""
+    excess = score.excess.interval
+    if excess is None:
+        return []
+    than = "trivial defenses that keep as much utility"
+    if excess.low > 0:
+        return [f"Takes {interval(excess)} points more from the attacker than {than}."]
+    if excess.high < 0:
+        return [f"Takes less from the attacker than {than}: {interval(excess)} points."]
+    return [f"No effect beyond {than} is shown: {interval(excess)} points."]
+
+
+def _kept(score: Score) -> list[str]:
+    kept = score.utility
+    return [f"Keeps {interval(kept.retention, 100)} % of utility."] if kept.retention else []
 
 
 def _number(text: str) -> float | None:
