@@ -70,7 +70,8 @@ def opened(browser: Any, boards: list[tuple[Leaderboard, str]], tmp_path: Path) 
         browser.get_log("performance")
         scale = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 500}
         browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", scale)
-        media = {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
+        asked = {"prefers-color-scheme": scheme, "prefers-reduced-motion": "reduce"}  # nothing moves while it is tried
+        media = {"features": [{"name": name, "value": value} for name, value in asked.items()]}
         browser.execute_cdp_cmd("Emulation.setEmulatedMedia", media)
         browser.get(path.as_uri())
         return browser
@@ -101,7 +102,8 @@ def point(page: Any, row: str) -> tuple[float, float]:
     script = """
     const place = document.querySelector('.frontier'), chart = echarts.getInstanceByDom(place);
     const panel = JSON.parse(document.querySelector('script.data').textContent).frontier[0];
-    const [x, y] = chart.convertToPixel({xAxisIndex: 0, yAxisIndex: 0}, panel.points.find((one) => one.row === arguments[0]).at);
+    const at = panel.points.find((one) => one.row === arguments[0]).at;
+    const [x, y] = chart.convertToPixel({xAxisIndex: 0, yAxisIndex: 0}, at);
     return [x - place.clientWidth / 2, y - place.clientHeight / 2];
     """
     x, y = page.execute_script(script, row)

@@ -36,6 +36,7 @@ def text(boards: Sequence[tuple[Leaderboard, str]]) -> str:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
+    environment.policies["json.dumps_kwargs"] = {"sort_keys": False}  # what is said of a point has an order
     # Raw HTML in the Markdown is escaped: the guides of side tables are text too.
     markdown = MarkdownIt("commonmark", {"html": False})
     environment.filters["markdown"] = lambda source: Markup(markdown.render(source))

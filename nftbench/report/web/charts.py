@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import itertools
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from nftbench.report import order, tables
@@ -10,7 +11,7 @@ from nftbench.report.frontier_path import LEFT, RIGHT, path
 from nftbench.report.json import plain
 from nftbench.scoring.frontier import MEAN
 from nftbench.scoring.leaderboard import Leaderboard
-from nftbench.scoring.scores import Score
+from nftbench.scoring.scores import Curve, Score
 from nftbench.scoring.table import UNKNOWN, interval
 
 
@@ -42,15 +43,16 @@ def _panel(board: Leaderboard, reference: str, labels: Mapping[str, str]) -> dic
             }
             for one in curves
         ],
-        "points": [_point(one, labels) for one in order.placed(board) if one.row.reference == reference],
+        "points": [_point(one, curves, labels) for one in order.placed(board) if one.row.reference == reference],
     }
 
 
-def _point(score: Score, labels: Mapping[str, str]) -> dict[str, Any]:
+def _point(score: Score, curves: Sequence[Curve], labels: Mapping[str, str]) -> dict[str, Any]:
     """One row of the frontier, with what is said about it beside the pointer."""
     kept, taken, excess = score.utility.retention, score.resistance.suppression, score.excess
     assert kept is not None
     assert taken is not None  # order.placed has no other rows
+    alone = f", by {excess.metric} alone" if excess.metric not in (MEAN, None) else ""
     return {
         "row": score.defense,
         "label": labels[score.defense],
@@ -58,15 +60,28 @@ def _point(score: Score, labels: Mapping[str, str]) -> dict[str, Any]:
         "at": (min(max(100 * kept.value, LEFT + 2), RIGHT - 2), taken.value),
         "kept": (100 * kept.low, 100 * kept.high),
         "taken": (taken.low, taken.high),
-        "excess": excess.interval.value if excess.interval else None,
+        "foot": _foot(score, curves) if excess.interval else None,
         "words": {
             "rank": tables.rank(score),
-            "excess": interval(excess.interval),
+            "excess": f"{interval(excess.interval)}{alone}",
             "suppression": interval(taken),
             "utility %": f"{interval(kept, 100)}, {score.utility.badge or UNKNOWN}",
             "claim": tables.claim(score),
         },
     }
+
+
+def _foot(score: Score, curves: Sequence[Curve]) -> float | None:
+    """Where the bar of a row's excess begins: on the curve of the family that binds, at the row's utility."""
+    kept = score.utility.retention
+    own = next((one for one in curves if one.family == score.excess.family), None)
+    if own is None or kept is None:
+        return None
+    line, x = path(own), 100 * kept.value
+    for (right, upper), (left, lower) in itertools.pairwise(line):
+        if left <= x <= right and left < right:
+            return lower + (upper - lower) * (x - left) / (right - left)
+    return line[0][1] if x > line[0][0] else line[-1][1]
 
 
 def _budget(board: Leaderboard, labels: Mapping[str, str]) -> list[dict[str, Any]]:

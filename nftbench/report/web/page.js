@@ -152,13 +152,13 @@ function frontier(panel, narrow) {
   const left = Math.min(...shown.map((at) => at[0])) - 15;
   const right = Math.max(...shown.map((at) => at[0])) + 6;
   const doses = panel.curves.flatMap((one) => one.doses.map((dose) => dose.at)).filter((at) => at[0] >= left);
-  const feet = panel.points.filter((one) => one.excess !== null).map((one) => one.at[1] - one.excess);
+  const feet = panel.points.filter((one) => one.foot !== null).map((one) => one.foot);
   const ys = [...shown.map((at) => at[1]), ...doses.map((at) => at[1]), ...feet];
   const margin = 2 + 0.1 * (Math.max(...ys) - Math.min(...ys));
   const bars = [], excess = [];
   for (const one of panel.points) {
     const [x, y] = one.at;
-    if (one.excess !== null) excess.push(bar([x, y - one.excess], [x, y], { color: color.excess, width: 6, opacity: 0.5 }));
+    if (one.foot !== null) excess.push(bar([x, one.foot], [x, y], { color: color.excess, width: 6, opacity: 0.5 }));
     if (one.kept[0] !== null) bars.push(bar([Math.max(one.kept[0], left), y], [Math.min(one.kept[1], right), y], { color: color.text, width: 1, opacity: 0.6 }));
     if (one.taken[0] !== null) bars.push(bar([x, one.taken[0]], [x, one.taken[1]], { color: color.text, width: 1, opacity: 0.6 }));
   }
@@ -179,7 +179,7 @@ function frontier(panel, narrow) {
   return {
     ...base(color, narrow),
     xAxis: axis(color, "utility kept, %", { nameGap: 30, min: Math.floor(left / 5) * 5, max: Math.ceil(right / 5) * 5 }),
-    yAxis: axis(color, "suppression, points", { nameGap: narrow ? 28 : 40, min: Math.floor((Math.min(...ys) - margin) / 5) * 5, max: Math.ceil((Math.max(...ys) + margin) / 5) * 5 }),
+    yAxis: axis(color, "suppression, points", { nameGap: narrow ? 28 : 40, min: Math.floor((Math.min(...ys) - margin) / 10) * 10, max: Math.ceil((Math.max(...ys) + margin) / 10) * 10 }),
     series,
   };
 }
