@@ -21,11 +21,11 @@ def write(leaderboard: Leaderboard, folder: Path, command: str) -> list[Path]:
     """
     (folder / "defenses").mkdir(parents=True, exist_ok=True)
     contents = {
-        folder / "index.html": web.text([(leaderboard, command)]),
         folder / "leaderboard.md": page.leaderboard(leaderboard, command),
         folder / "leaderboard.csv": csv.text(leaderboard),
         folder / "leaderboard.json": json.text(leaderboard, command),
         folder / "leaderboard.tex": latex.text(leaderboard),
+        folder / "index.html": web.text([(leaderboard, command)]),
         **{folder / "defenses" / name: text for name, text in page.rows(leaderboard, command).items()},
     }
     for path, text in contents.items():

@@ -112,6 +112,22 @@ def test_nothing_is_loaded_and_no_other_script_may_run(board: Leaderboard) -> No
     assert len(run) == len(web.SCRIPTS)
 
 
+def test_two_leaderboards_of_a_suite_have_different_tabs(board: Leaderboard) -> None:
+    page = Page(web.text([(board, COMMAND), (board, "other")]))
+    tabs = [found["id"] for tag, found in page.elements if found.get("role") == "tab"]
+    assert tabs == ["board-0-tab", "board-1-tab"]
+    assert {board.suite, f"{board.suite} (2)"} <= set(page.shown)
+
+
+def test_each_library_in_the_page_has_its_licence_and_version_beside_it() -> None:
+    folder = web.HERE / "vendored"
+    for script in folder.glob("*.js"):
+        name = re.match(r"[a-z]+-\d+\.\d+\.\d+", script.name)
+        assert name
+        assert "permission" in (folder / f"{name[0]}.LICENSE").read_text().lower()
+        assert name[0].rpartition("-")[2] in script.read_text(encoding="utf-8")
+
+
 def test_the_same_records_make_the_same_bytes(board: Leaderboard) -> None:
     first = web.text([(board, COMMAND)])
     assert web.text([(board, COMMAND)]) == first

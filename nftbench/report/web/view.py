@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 import statistics
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
@@ -96,13 +97,10 @@ class View:
     board: Leaderboard
     name: str
     """The prefix of its anchors, different for each leaderboard of a page."""
+    title: str
+    """What the tab says."""
     command: str
     labels: Mapping[str, str]
-
-    @property
-    def title(self) -> str:
-        """What the tab says."""
-        return self.board.suite or "Leaderboard"
 
     @property
     def answers(self) -> tuple[Answer, ...]:
@@ -127,10 +125,10 @@ class View:
 
     @property
     def heat(self) -> Grid:
-        """Suppression at each level of knowledge, the stronger the darker."""
+        """Suppression at each level of knowledge, as a heat map."""
         grid = self._grid(
             tables.levels(self.board),
-            "Points taken from the best attacker who knows this much; darker is more.",
+            "Points taken from the best attacker who knows this much; the stronger the colour, the more.",
         )
         measured = range(2, len(grid.header) - 1)
         found = [_number(row[index].text) for row in grid.rows for index in measured]
@@ -229,11 +227,15 @@ class View:
 
 
 def views(boards: Iterable[tuple[Leaderboard, str]]) -> list[View]:
-    """Leaderboards, each with the command that made it, as the page shows them."""
-    return [
-        View(board, f"board-{index}", command, labels([one.defense for one in board.scores]))
-        for index, (board, command) in enumerate(boards)
-    ]
+    """Leaderboards, each with the command that made it, as the page shows them; a suite's second one is numbered."""
+    found: list[View] = []
+    seen: Counter[str] = Counter()
+    for index, (board, command) in enumerate(boards):
+        suite = board.suite or "Leaderboard"
+        seen[suite] += 1
+        title = suite if seen[suite] == 1 else f"{suite} ({seen[suite]})"
+        found.append(View(board, f"board-{index}", title, command, labels([one.defense for one in board.scores])))
+    return found
 
 
 def breaking(score: Score) -> str:
