@@ -1,22 +1,48 @@
-"""The verb `report`: rank again from the records in a folder."""
+"""The verb `report`: rank again from the records in folders."""
 
 from __future__ import annotations
 
 import shlex
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from nftbench.cli.console import console
 
+if TYPE_CHECKING:
+    from nftbench.scoring import Leaderboard
+
 
 def report(
-    folder: Annotated[
-        Path, typer.Argument(metavar="FOLDER", file_okay=False, help="A folder that run wrote, as `runs/<suite>`.")
+    folders: Annotated[
+        list[Path],
+        typer.Argument(metavar="FOLDER...", file_okay=False, help="Folders that run wrote, as `runs/<suite>`."),
     ],
+    html: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", file_okay=False, help="Also write one page of all folders, with tabs, to DIR."),
+    ] = None,
 ) -> None:
-    """Rank the defenses again from the records in a folder."""
+    """Rank the defenses again from the records in folders."""
+    from nftbench.records.store import write_atomically
+    from nftbench.report import web
+
+    boards, paths = [], []
+    for folder in folders:
+        board, command, written = _again(folder)
+        boards.append((board, command))
+        paths += written
+    if html is not None:
+        html.mkdir(parents=True, exist_ok=True)
+        write_atomically(html / "index.html", web.text(boards).encode())
+        paths.append(html / "index.html")
+    for path in paths:
+        typer.echo(path)
+
+
+def _again(folder: Path) -> tuple[Leaderboard, str, list[Path]]:
+    """Rank one folder, write its reports and show its tables; the leaderboard, its command and what was written."""
     from nftbench.cli import execution
     from nftbench.records.store import Store, default_cache
     from nftbench.report import terminal
@@ -30,5 +56,4 @@ def report(
     console().print(terminal.summary(leaderboard))
     execution.name_left_out(store, manifest)
     execution.compare_sources(records, store)
-    for path in paths:
-        typer.echo(path)
+    return leaderboard, command, paths

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from nftbench.records.spec import Spec
 from nftbench.report import order
+from nftbench.report.frontier_path import LEFT, RIGHT, path
 from nftbench.scoring.frontier import MEAN
 from nftbench.scoring.intervals import Interval
 from nftbench.scoring.leaderboard import Leaderboard
@@ -36,8 +37,6 @@ FAMILIES: tuple[tuple[str, str, LineStyleType], ...] = (
     ("#E69F00", "D", ":"),
 )
 EXCESS = "#D55E00"
-LEFT, RIGHT = -12.0, 116.0
-"""The percents of utility that a panel can show; a row beyond them stands at its edge."""
 COVERED = 1e3
 """The price of a pixel of another label that a label covers; it is higher than that of anything else."""
 CROSSED = 20.0
@@ -102,21 +101,6 @@ def frontier(board: Leaderboard) -> Figure | None:
     for axes, places in zip(grid.flat, panels.values(), strict=False):
         _label(axes, [(one, _text(one, names)) for one in places])
     return figure
-
-
-def path(curve: Curve) -> list[tuple[float, float]]:
-    """The line of a curve from right to left: utility in percent, and points. A staircase is flat up to its next dose.
-
-    It goes on flat where utility is above 100 %, and beyond the last dose if that is where the family ends.
-    """
-    knots = [(100 * retention, suppression) for retention, suppression in curve.knots]
-    most = max(taken for kept, taken in knots if kept >= 100)
-    line = [(RIGHT, most), (100.0, most)]
-    for kept, taken in ((kept, taken) for kept, taken in knots if kept < 100):
-        if curve.stairs:
-            line.append((kept, line[-1][1]))
-        line.append((kept, taken))
-    return [*line, (LEFT, line[-1][1])] if curve.stairs or knots[-1][0] <= 0 else line
 
 
 def short_names(specs: Sequence[str]) -> dict[str, str]:

@@ -79,7 +79,7 @@ def leaderboard(board: Leaderboard, command: str) -> str:
             *_side_tables(board, "last"),
             _links(board),
             "## How to read it",
-            _guide(board),
+            guide(board),
             _commands(board, command),
         ]
     )
@@ -93,7 +93,7 @@ def rows(board: Leaderboard, command: str) -> dict[str, str]:
 
 
 def _row(board: Leaderboard, score: Score, command: str) -> str:
-    known = {name: fact for name, fact in _facts(board, score).items() if fact not in ("", UNKNOWN)}
+    known = {name: fact for name, fact in facts(board, score).items() if fact not in ("", UNKNOWN)}
     return joined(
         [
             f"# {escaped(score.defense)}",
@@ -110,7 +110,7 @@ def _row(board: Leaderboard, score: Score, command: str) -> str:
     )
 
 
-def _facts(board: Leaderboard, score: Score) -> dict[str, str]:
+def facts(board: Leaderboard, score: Score) -> dict[str, str]:
     """What a row's page says first; what is not known is empty or a dash."""
     standing, excess, kept = score.standing, score.excess, score.utility
     binds = f", on {excess.metric} against {excess.family}" if excess.metric else ""
@@ -191,7 +191,8 @@ def _links(board: Leaderboard) -> str:
     return "\n\n".join(["## Every attack on each defense", "\n".join(links)]) if links else ""
 
 
-def _guide(board: Leaderboard) -> str:
+def guide(board: Leaderboard) -> str:
+    """How to read the leaderboard, as Markdown."""
     fresh = any(row.scratch is not None for row in board.headroom)
     scratch = "training from scratch is always among the attacks" if fresh else "training from scratch was not tried"
     own = GUIDE.format(scratch=scratch)

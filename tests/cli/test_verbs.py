@@ -555,6 +555,18 @@ def test_report_ranks_again_without_torch(tmp_path: Path) -> None:
     assert [row["defense"] for row in content["scores"]] == [score.defense for score in board.scores]
 
 
+def test_report_makes_one_page_of_several_folders(call: Call, tmp_path: Path) -> None:
+    for name in ("tiny", "other"):
+        write_results(tmp_path / name, made())
+    code, out, _ = call("report", "tiny", "other", "--html", "site")
+    assert code == 0
+    assert out.splitlines()[-1] == str(Path("site") / "index.html")
+    page = (tmp_path / "site" / "index.html").read_text()
+    assert page.count('role="tabpanel"') == 2
+    for name in ("tiny", "other"):
+        assert "tabpanel" not in (tmp_path / name / "index.html").read_text().partition("<script>")[0]
+
+
 def test_report_leaves_out_records_of_other_settings(call: Call, tmp_path: Path) -> None:
     """A record of the same cell under another key would count as one that is there twice."""
     write_results(tmp_path / "tiny", made())

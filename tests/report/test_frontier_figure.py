@@ -14,7 +14,8 @@ from matplotlib.text import Annotation
 
 from nftbench.records.record import CellId
 from nftbench.report import figures
-from nftbench.report.frontier_figure import frontier, path, short_names
+from nftbench.report.frontier_figure import frontier, short_names
+from nftbench.report.frontier_path import path
 from nftbench.scoring import Leaderboard, score
 from nftbench.scoring.frontier import MEAN
 from nftbench.scoring.scores import Curve, Score

@@ -17,7 +17,7 @@ from rich.console import Console
 from nftbench import report
 from nftbench.contract import Claim
 from nftbench.records.record import CellId, Record
-from nftbench.report import json as json_file, latex as latex_file, page as pages, terminal
+from nftbench.report import json as json_file, latex as latex_file, page as pages, terminal, web
 from nftbench.scoring import Leaderboard
 from nftbench.scoring.intervals import Interval
 from nftbench.scoring.table import interval, number
@@ -335,6 +335,8 @@ def test_every_report_is_made_whatever_is_missing(records: list[Record], tmp_pat
     board = scored(records)
     for path in report.write(board, tmp_path, COMMAND):
         text = path.read_text()
+        for script in web.SCRIPTS:  # the libraries' code in the page is no report
+            text = text.replace(web.HERE.joinpath(script).read_text(), "")
         assert "nan" not in text.lower().replace("finance", "")
         assert "inf]" not in text
         assert "Infinity" not in text

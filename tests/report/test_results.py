@@ -51,7 +51,7 @@ def test_a_leaderboard_is_that_of_its_records(folder: Path, tmp_path: Path) -> N
     manifest = store.manifest()
     board = execution.rank(execution.planned_records(store, manifest), manifest)
     report.write(board, tmp_path, manifest.command)
-    check(folder, tmp_path, "leaderboard.*", "defenses/*")
+    check(folder, tmp_path, "leaderboard.*", "defenses/*", "index.html")
 
 
 @pytest.mark.parametrize("folder", PROOFS)

@@ -1,0 +1,284 @@
+"""What the page shows of one leaderboard: its tables with a sort key, a chip or a colour for each cell, and its rows.
+
+Tables come from nftbench.report.tables and row_tables, as those of leaderboard.md do. Text is escaped by the template.
+"""
+
+from __future__ import annotations
+
+import re
+import statistics
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+
+from nftbench.report import order, page, row_tables, tables
+from nftbench.report.labels import labels
+from nftbench.scoring.leaderboard import Leaderboard
+from nftbench.scoring.scores import Score
+from nftbench.scoring.table import UNKNOWN, Table, interval, number, short
+
+NAMES = ("defense", "control", "dose")
+"""The columns that hold a row's specification."""
+CHIPS = {
+    "keeps": "good",
+    "holds": "good",
+    "holds at a cost": "unsure",
+    "loses": "bad",
+    "refuted": "bad",
+    "unrank": "bad",
+    "cannot tell": "unsure",
+    "not shown": "unsure",
+    "untested": "unsure",
+    "warn": "unsure",
+    "note": "plain",
+    "no headroom": "bad",
+}
+"""The looks of a cell that is one of these words, or begins with one before a bracket."""
+SHADES = 8
+"""Steps of colour in the heat map."""
+FIRST = re.compile(r"^[(>≤ ]*(-?\d+(?:\.\d+)?(?:e[+-]?\d+)?)")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One cell of a table."""
+
+    text: str
+    order: str
+    """What the column is sorted by: the first number of the cell, or its text."""
+    row: str | None = None
+    """The specification of the row that the cell names; its text is the label then."""
+    anchor: str | None = None
+    """The place in the page where this row is described."""
+    chip: str | None = None
+    shade: int | None = None
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A table of cells. `about` is its caption."""
+
+    title: str
+    about: str
+    header: tuple[str, ...]
+    rows: tuple[tuple[Cell, ...], ...]
+
+
+@dataclass(frozen=True)
+class Defense:
+    """The section of one row."""
+
+    row: str
+    label: str
+    anchor: str
+    kind: str
+    place: str
+    broken: str
+    """What broke it, in a sentence."""
+    facts: Mapping[str, str]
+    tables: tuple[Grid, ...]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What is said first of a ranked row."""
+
+    place: str
+    row: str
+    label: str
+    anchor: str
+    words: str
+
+
+@dataclass(frozen=True)
+class View:
+    """One leaderboard as the page shows it."""
+
+    board: Leaderboard
+    name: str
+    """The prefix of its anchors, different for each leaderboard of a page."""
+    title: str
+    """What the tab says."""
+    command: str
+    labels: Mapping[str, str]
+
+    @property
+    def answers(self) -> tuple[Answer, ...]:
+        """The first three ranked rows."""
+        ranked = [one for one in self.board.scores if one.standing.rank is not None and one.kind == "defense"]
+        return tuple(self._answer(one) for one in ranked[:3])
+
+    @property
+    def ranking(self) -> Grid:
+        """Every ranked row."""
+        about = "Rows by excess: points taken from the best attacker beyond trivial defenses that keep as much utility."
+        about = " ".join(filter(None, [about, tables.preliminary(self.board)]))
+        return self._grid(tables.ranking(self.board), about)
+
+    @property
+    def beside(self) -> tuple[Grid, ...]:
+        """What is compared with the ranking: rows without a rank, and trivial defenses."""
+        unranked = " ".join(["Rows without a rank, and why.", tables.not_ranked(self.board)]).strip()
+        controls = "Trivial defenses, which anyone could use, from the weakest dose of each family to the strongest."
+        found = ((tables.unranked(self.board), unranked), (tables.controls(self.board), controls))
+        return tuple(self._grid(table, about) for table, about in found if table.rows)
+
+    @property
+    def heat(self) -> Grid:
+        """Suppression at each level of knowledge, as a heat map."""
+        grid = self._grid(
+            tables.levels(self.board),
+            "Points taken from the best attacker who knows this much; the stronger the colour, the more.",
+        )
+        measured = range(2, len(grid.header) - 1)
+        found = [_number(row[index].text) for row in grid.rows for index in measured]
+        most = max((one for one in found if one is not None), default=0.0)
+        return replace(
+            grid,
+            rows=tuple(
+                tuple(_shaded(cell, most) if index in measured else cell for index, cell in enumerate(row))
+                for row in grid.rows
+            ),
+        )
+
+    @property
+    def tasks(self) -> tuple[Grid, ...]:
+        """Headroom, then each task."""
+        room = "How much a defense could suppress: undefended after its best attack, less training from scratch."
+        each = [self._grid(table, "Every row on this task, in points.") for table in tables.tasks(self.board)]
+        return (self._grid(tables.headroom(self.board), room), *each)
+
+    @property
+    def more(self) -> tuple[Grid, ...]:
+        """Utility by metric, details, and the tables of claims and findings beside the ranking."""
+        found = [tables.utility(order.everything(self.board)), tables.details(self.board)]
+        found += [table for side in self.board.side_tables for table in side.tables()]
+        return tuple(self._grid(table, "") for table in found if table.rows)
+
+    @property
+    def doubts(self) -> Grid:
+        """Every doubt about every row."""
+        return self._grid(tables.flags(self.board), "What was seen that makes a row less certain.")
+
+    @property
+    def defenses(self) -> tuple[Defense, ...]:
+        """Every row, the ranked ones first and the doses of the ladder last."""
+        return tuple(self._defense(score) for score in self._all)
+
+    @property
+    def made(self) -> Mapping[str, int]:
+        """The commands that made the records, where they are others than the last one."""
+        commands = self.board.origin.commands
+        return commands if set(commands) - {self.command} else {}
+
+    @property
+    def guide(self) -> str:
+        """How to read it, as Markdown."""
+        return page.guide(self.board)
+
+    @property
+    def _all(self) -> tuple[Score, ...]:
+        return order.everything(self.board)
+
+    @property
+    def _anchors(self) -> dict[str, str]:
+        return {score.defense: f"{self.name}-row-{index}" for index, score in enumerate(self._all)}
+
+    def _answer(self, score: Score) -> Answer:
+        words = [*_effect(score), *_kept(score), breaking(score)]
+        row = score.defense
+        return Answer(tables.rank(score), row, self.labels[row], self._anchors[row], " ".join(words))
+
+    def _defense(self, score: Score) -> Defense:
+        shown = (
+            tables.row_flags(score),
+            row_tables.attacks(score),
+            row_tables.cost_to_break(score),
+            row_tables.gains(score),
+            row_tables.utility(score),
+            row_tables.not_planned(self.board, score),
+        )
+        facts = page.facts(self.board, score)
+        return Defense(
+            row=score.defense,
+            label=self.labels[score.defense],
+            anchor=self._anchors[score.defense],
+            kind={"reference": "undefended", "trivial": "trivial defense"}.get(score.kind, score.kind),
+            place=tables.rank(score),
+            broken=breaking(score),
+            facts={name: fact for name, fact in facts.items() if fact not in ("", UNKNOWN)},
+            tables=tuple(self._grid(table, "") for table in shown if table.rows),
+        )
+
+    def _grid(self, table: Table, about: str) -> Grid:
+        anchors = self._anchors
+        rows = tuple(
+            tuple(self._cell(head, text, anchors) for head, text in zip(table.header, row, strict=True))
+            for row in table.rows
+        )
+        return Grid(table.title, about, table.header, rows)
+
+    def _cell(self, head: str, text: str, anchors: Mapping[str, str]) -> Cell:
+        if head in NAMES and text in self.labels:
+            label = self.labels[text]
+            return Cell(label, label, row=text, anchor=anchors.get(text))
+        first = _number(text)
+        return Cell(text, text if first is None else repr(first), chip=CHIPS.get(text.partition(" (")[0]))
+
+
+def views(boards: Iterable[tuple[Leaderboard, str]]) -> list[View]:
+    """Leaderboards, each with the command that made it, as the page shows them; a suite's second one is numbered."""
+    found: list[View] = []
+    seen: Counter[str] = Counter()
+    for index, (board, command) in enumerate(boards):
+        suite = board.suite or "Leaderboard"
+        seen[suite] += 1
+        title = suite if seen[suite] == 1 else f"{suite} ({seen[suite]})"
+        found.append(View(board, f"board-{index}", title, command, labels([one.defense for one in board.scores])))
+    return found
+
+
+def breaking(score: Score) -> str:
+    """What the strongest attack that counts does, reaches and costs, as far as it is known."""
+    counting = [(one.attacked.value, one) for one in score.attacks if one.counts and one.attacked is not None]
+    reached, best = max(counting, key=lambda pair: pair[0], default=(0.0, None))
+    if best is None:
+        return "No attack has a result."
+    undefended = [task.undefended for task in score.resistance.tasks]
+    known = [one for one in undefended if one is not None]
+    beside = f" (undefended: {number(statistics.fmean(known))})" if known and len(known) == len(undefended) else ""
+    rate = None if best.learning_rate is None else f"learning rate {short(best.learning_rate)}"
+    costs = ((best.steps, "steps"), (best.flops, "FLOPs"), (best.seconds, "s a task"))
+    spent = [f"{short(cost)} {unit}" for cost, unit in costs if cost is not None]
+    recipe = ", ".join(filter(None, [rate, *spent]))
+    return f"Best single attack: {best.attack}, {number(reached)} points{beside}{f'; {recipe}' if recipe else ''}."
+
+
+def _effect(score: Score) -> list[str]:
+    """What the row takes beyond trivial defenses, and whether the interval allows to say so."""
+    excess = score.excess.interval
+    if excess is None:
+        return []
+    than = "trivial defenses that keep as much utility"
+    if excess.low > 0:
+        return [f"Takes {interval(excess)} points more from the attacker than {than}."]
+    if excess.high < 0:
+        return [f"Takes less from the attacker than {than}: {interval(excess)} points."]
+    return [f"No effect beyond {than} is shown: {interval(excess)} points."]
+
+
+def _kept(score: Score) -> list[str]:
+    kept = score.utility
+    return [f"Keeps {interval(kept.retention, 100)} % of utility."] if kept.retention else []
+
+
+def _number(text: str) -> float | None:
+    found = FIRST.match(text)
+    return float(found[1]) if found else None
+
+
+def _shaded(cell: Cell, most: float) -> Cell:
+    found = _number(cell.text)
+    if found is None:
+        return cell
+    return replace(cell, shade=max(0, round(SHADES * found / most)) if most > 0 else 0)
