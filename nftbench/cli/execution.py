@@ -314,7 +314,8 @@ def rank(records: Mapping[str, Record], manifest: Manifest, seeds: Collection[in
         claims=manifest.claims,
         skips=manifest.skips,
     )
-    return replace(board, problems=(*board.problems, PUBLIC_SALT)) if manifest.public_salt else board
+    problems = (*board.problems, PUBLIC_SALT) if manifest.public_salt else board.problems
+    return replace(board, problems=problems, labels=suite.labels)
 
 
 def publish(

@@ -70,6 +70,8 @@ class Leaderboard:
     """In the order of `SIDE_TABLES`."""
     budgets: tuple[BudgetCurve, ...] = ()
     """The best score so far against what has been spent."""
+    labels: Mapping[str, str] = field(default_factory=dict)
+    """Short names that the suite gives to rows, by specification."""
 
     def side_table(self, kind: type[AnyTable]) -> AnyTable:
         """The side table of this kind."""

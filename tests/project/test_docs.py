@@ -239,7 +239,7 @@ def test_scores_in_the_readme_are_those_of_the_board() -> None:
     for one in published("small/leaderboard.json")["scores"]:
         rank = "{} [{}–{}]".format(one["rank"], *one["ranks"].values()) if one["rank"] else "–"
         name = spoken(one["defense"]) + " (trivial)" * (one["kind"] == "trivial")
-        kept = f"{interval(one['retention'], 100)}, {one['badge']}"
+        kept = f"{interval(one['utility_percent'])}, {one['badge']}"
         made.append([rank, name, interval(one["excess"]), interval(one["suppression"]), kept, one["verdict"] or "–"])
     shown = [[*cells, claim.split(",")[0]] for *cells, claim in rows(read("README.md"), "Two commands")]
     assert len(shown) == 8
