@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from nftbench.scoring import Leaderboard
     from nftbench.suites.schema import Suite
 
-FIGURES = ("frontier.png", "attacks.png", "budget.png")
+FIGURES = tuple(f"{name}.{kind}" for name in ("frontier", "attacks", "budget") for kind in ("png", "svg"))
 """The files that nftbench.report.figures writes. The list is here because importing that module loads matplotlib."""
 
 PUBLIC_SALT = "public salt: defenses could be tuned on these grammars before they were ranked on them"

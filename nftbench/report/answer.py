@@ -10,6 +10,9 @@ from nftbench.scoring.leaderboard import Leaderboard
 from nftbench.scoring.scores import Score
 from nftbench.scoring.table import interval, number
 
+MOST = 6
+"""Rows that a sentence names at most."""
+
 
 def answer(board: Leaderboard) -> str:
     """The paragraph; empty where the suite has no defense with a result."""
@@ -50,11 +53,16 @@ def _claims(board: Leaderboard, names: Mapping[str, str]) -> str:
     if not verdicts:
         return ""
     words = "; ".join(f"{verdict}: {_listed(rows)}" for verdict, rows in verdicts.items())
-    return f"{'Claims' if any(one.startswith('holds') for one in verdicts) else 'No claim holds'} – {words}."
+    said = f"{words[0].upper()}{words[1:]}."
+    return (
+        f"What claims are worth: {words}."
+        if any(one.startswith("holds") for one in verdicts)
+        else f"No claim holds. {said}"
+    )
 
 
 def _broken(board: Leaderboard, names: Mapping[str, str]) -> str:
-    """The single attack that reaches most against each row, and where the best of all attacks ends."""
+    """For each defense the attack that reaches most by itself, and where the best attack of each task ends."""
     ends = {
         one.defense: f"{names[one.defense]} by {one.recipes.best} ({number(one.resistance.attacked.value)} points)"
         for one in order.defenses(board)
@@ -65,7 +73,7 @@ def _broken(board: Leaderboard, names: Mapping[str, str]) -> str:
     known = [one for one in board.scores if one.kind == "reference" and one.resistance.attacked]
     undefended = [f"{number(one.resistance.attacked.value)}" for one in known if one.resistance.attacked]
     beside = f", where the undefended model ends at {undefended[0]}" if len(undefended) == 1 else ""
-    return f"The strongest attacks: {_listed(ends.values())}{beside}."
+    return f"What breaks them, and where the best attacks end: {_listed(ends.values())}{beside}."
 
 
 def _excess(score: Score) -> str:
@@ -77,6 +85,9 @@ def _kept(score: Score) -> str:
 
 
 def _listed(words: Iterable[str]) -> str:
-    """`a`, `a and b`, `a, b and c`."""
-    *before, last = words
+    """`a`, `a and b`, `a, b and c`; of many the first and their number."""
+    found = list(words)
+    if len(found) > MOST:
+        found = [*found[: MOST - 1], f"{len(found) - MOST + 1} more"]
+    *before, last = found
     return f"{', '.join(before)} and {last}" if before else last

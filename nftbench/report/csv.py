@@ -66,7 +66,7 @@ def _intervals(score: Score) -> dict[str, Interval | None]:
     return {
         "excess": score.excess.interval,
         "suppression": score.resistance.suppression,
-        "utility_percent": in_percent(score.utility.retention),
+        "utility_percent": in_percent(score.utility.retention) if score.utility.retention else None,
         "unattacked": score.resistance.unattacked,
         "attacked": score.resistance.attacked,
         "gain": score.resistance.gain,

@@ -48,7 +48,7 @@ def summary(board: Leaderboard) -> RenderableType:
                 if flag.severity == "warn"
             ]
     ranks, controls = shown(tables.ranking(board), names), shown(tables.controls(board), names)
-    first = [Text(one) for one in (board.about, answer(board)) if one]
+    first = [Text(one) for one in (answer(board), board.about) if one]
     return Group(
         *first,
         ranking(board),
