@@ -8,13 +8,15 @@ from typing import Annotated
 
 import typer
 
-from nftbench.cli.console import console
+from nftbench.cli.console import BAD_CELLS, complain, console
+from nftbench.cli.options import FailOnClaims
 
 
 def report(
     folder: Annotated[
         Path, typer.Argument(metavar="FOLDER", file_okay=False, help="A folder that run wrote, as `runs/<suite>`.")
     ],
+    fail_on_claims: FailOnClaims = False,
 ) -> None:
     """Rank the defenses again from the records in a folder."""
     from nftbench.cli import execution
@@ -32,3 +34,6 @@ def report(
     execution.compare_sources(records, store)
     for path in paths:
         typer.echo(path)
+    if fail_on_claims and (failed := execution.failed_claims(leaderboard)):
+        complain(f"{len(failed)} claim{'s' * (len(failed) > 1)} fail{'s' * (len(failed) == 1)}: {'; '.join(failed)}")
+        raise typer.Exit(BAD_CELLS)

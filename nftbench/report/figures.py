@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 
 from nftbench.records.record import Record
 from nftbench.report import order
-from nftbench.report.frontier_figure import frontier
+from nftbench.report.frontier_figure import DPI, frontier
 from nftbench.report.labels import of
 from nftbench.report.styles import styles
 from nftbench.scoring.leaderboard import Leaderboard
@@ -43,7 +43,7 @@ def write(board: Leaderboard, records: Sequence[Record], folder: Path) -> list[P
             for kind in KINDS:
                 paths.append(folder / f"{name}.{kind}")
                 unchanging = {"Date": None} if kind == "svg" else None
-                figure.savefig(paths[-1], dpi=160, bbox_inches="tight", metadata=unchanging)
+                figure.savefig(paths[-1], dpi=DPI, bbox_inches="tight", metadata=unchanging)
             plt.close(figure)
     return paths
 

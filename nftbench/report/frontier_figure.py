@@ -47,6 +47,8 @@ COVERED = 1e3
 """The price of a pixel of another label that a label covers; it is higher than that of anything else."""
 CROSSED = 20.0
 """The same for the line from another label to its point."""
+DPI = 160
+"""Pixels per inch, of the layout as of the file: letters are not equally wide at another resolution."""
 NEAR = 14
 """Points of distance within which a label needs no line to its point."""
 
@@ -82,7 +84,7 @@ def frontier(board: Leaderboard) -> Figure | None:
     columns = min(len(panels), 2)
     lines = math.ceil(len(panels) / columns)
     size = (8.4, 5.4) if columns == 1 else (9.2, 3.9 * lines)
-    figure, grid = plt.subplots(lines, columns, figsize=size, squeeze=False, layout="constrained")
+    figure, grid = plt.subplots(lines, columns, figsize=size, dpi=DPI, squeeze=False, layout="constrained")
     families = dict.fromkeys(curve.family for curve in board.frontier)
     styles = dict(zip(families, itertools.cycle(FAMILIES), strict=False))
     looks = looks_of(one.score.defense for places in panels.values() for one in places)
