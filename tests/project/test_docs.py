@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 import re
@@ -14,7 +15,7 @@ from typing import Any
 import pytest
 import typer
 
-from nftbench import suites
+from nftbench import contract, suites
 from nftbench.cli import app
 from nftbench.contract import AttackerContext, Inspection, OwnerContext, TaskContext
 from nftbench.planning import registry
@@ -232,6 +233,12 @@ def test_the_claims_in_the_text_are_counted_as_in_the_records() -> None:
         assert f"(../results/{suite}/leaderboard.md#claims)" in link
         shown[suite] = [{int(seeds)}, *map(int, verdicts)]
     assert shown == made
+
+
+@pytest.mark.parametrize("cls", [contract.Outcome, contract.Model, contract.Corpus])
+def test_the_guide_to_plugins_names_every_field(cls: Any) -> None:
+    page = read("docs/plugins.md")
+    assert [one.name for one in dataclasses.fields(cls) if f"`{one.name}`" not in page] == []
 
 
 def test_scores_in_the_readme_are_those_of_the_board() -> None:
