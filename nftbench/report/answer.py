@@ -12,6 +12,7 @@ from nftbench.scoring.table import interval, number
 
 MOST = 6
 """Rows that a sentence names at most."""
+HOLDING = {"holds": "that hold", "holds at a cost": "that hold at a cost"}
 
 
 def answer(board: Leaderboard) -> str:
@@ -52,13 +53,10 @@ def _claims(board: Leaderboard, names: Mapping[str, str]) -> str:
             verdicts.setdefault(one.claim.verdict, []).append(names[one.defense])
     if not verdicts:
         return ""
-    words = "; ".join(f"{verdict}: {_listed(rows)}" for verdict, rows in verdicts.items())
-    said = f"{words[0].upper()}{words[1:]}."
-    return (
-        f"What claims are worth: {words}."
-        if any(one.startswith("holds") for one in verdicts)
-        else f"No claim holds. {said}"
-    )
+    words = "; ".join(f"{HOLDING.get(verdict, verdict)}: {_listed(rows)}" for verdict, rows in verdicts.items())
+    if HOLDING.keys() & verdicts.keys():
+        return f"Claims {words}."
+    return f"No claim holds. {words[0].upper()}{words[1:]}."
 
 
 def _broken(board: Leaderboard, names: Mapping[str, str]) -> str:

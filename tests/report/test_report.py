@@ -390,9 +390,9 @@ def test_the_answer_comes_first(board: Leaderboard) -> None:
     first = pages.leaderboard(board, COMMAND).splitlines()[2]
     assert first.startswith("pmp is the only ranked defense: its excess over trivial defenses is 20.0 [")
     assert "it keeps 100.0 [100.0, 100.0] % of utility. Not ranked: random_mask." in first
-    assert "What claims are worth: holds: pmp" in first
-    assert "pmp by full (50.0 points)" in first
-    assert first.endswith(", where the undefended model ends at 80.0.")
+    assert "Claims that hold: pmp" in first
+    assert "pmp by full (52.0 points) and random_mask by full (75.4 points)" in first
+    assert first.endswith(", where the undefended model ends at 82.0.")
     console = Console(file=io.StringIO(), width=2000, color_system=None)
     console.print(terminal.summary(board))
     assert console.file.getvalue().startswith("pmp is the only ranked defense")  # type: ignore[attr-defined]
