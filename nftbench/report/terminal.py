@@ -79,7 +79,9 @@ def _narrow(table: Table, names: Sequence[str], title: str, *, below: bool = Fal
 
 
 def _below(name: str, cells: Mapping[str, str]) -> str:
-    """A cell on several lines: the interval below its number, the badge below the utility."""
+    """A cell on several lines: the interval below its number, the badge below the utility. Of a claim the verdict."""
+    if name == "claim":
+        return cells[name].partition(" (")[0]
     if name == "utility %":
         return "\n".join([cells[name].replace(" [", "\n["), cells["badge"]])
     return cells[name].replace(" [", "\n[") if name in WHOLE else cells[name]

@@ -372,7 +372,7 @@ def test_the_terminal_fits_80_columns() -> None:
     console.print(terminal.summary(scored(records)))
     lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
     assert max(map(len, lines)) <= 80
-    for name in ("condition_number", "trap2", "suppression"):
+    for name in ("condition_number", "trap2", "suppression", "holds"):
         assert any(name in line.split() for line in lines)
     whole = board_of(records).scores
     for score in (score for score in whole if score.excess.interval):
