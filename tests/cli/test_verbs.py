@@ -329,14 +329,16 @@ def test_another_processor_is_named_before_any_work(call: Call, tiny: str) -> No
 
 def test_figures_are_drawn_where_scores_changed_or_one_is_missing(call: Call, tiny: str) -> None:
     def drawn() -> dict[str, int]:
-        return {path.name: path.stat().st_mtime_ns for path in Path("runs/tiny").glob("*.png")}
+        return {path.name: path.stat().st_mtime_ns for path in Path("runs/tiny").glob("*.*g")}
 
     call("run", tiny, "--jobs", 1)
     first = drawn()
     assert set(first) == set(FIGURES)
     _, out, _ = call("run", tiny, "--jobs", 1)
     assert drawn() == first
-    assert [line for line in out.splitlines() if line.endswith(".png")] == [f"runs/tiny/{name}" for name in FIGURES]
+    assert [line for line in out.splitlines() if line.endswith((".png", ".svg"))] == [
+        f"runs/tiny/{name}" for name in FIGURES
+    ]
     Path("runs/tiny/attacks.png").unlink()
     call("run", tiny, "--jobs", 1)
     second = drawn()
