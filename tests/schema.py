@@ -1,4 +1,4 @@
-"""The JSON Schema of a record, drawn from its dataclass. `make schema` writes it to results/schema.json."""
+"""The JSON Schemas of a record and of leaderboard.json, from their types. `make schema` writes them to results/."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from nftbench.records.record import Record
+from nftbench.report import json as leaderboard
 
 LATER = {
     *("told", "base_sha256", "reading", "preparation_steps", "own_code", "trained_weights"),
@@ -17,7 +18,8 @@ LATER = {
 """Fields that records published before them lack."""
 EARLIER = {"at_last_step": {"type": "boolean"}}
 """Fields of a record that only records of 0.1 have."""
-PATH = Path(__file__).resolve().parent.parent / "results" / "schema.json"
+RESULTS = Path(__file__).resolve().parent.parent / "results"
+PATH, BOARD_PATH = RESULTS / "schema.json", RESULTS / "leaderboard-schema.json"
 
 
 def schema() -> dict[str, Any]:
@@ -32,9 +34,15 @@ def schema() -> dict[str, Any]:
 
 
 def text() -> str:
-    """The file's content."""
+    """The content of results/schema.json."""
     return json.dumps(schema(), indent=1, sort_keys=True) + "\n"
+
+
+def board_text() -> str:
+    """The content of results/leaderboard-schema.json."""
+    return json.dumps(leaderboard.schema(), indent=1, sort_keys=True) + "\n"
 
 
 if __name__ == "__main__":
     PATH.write_text(text(), encoding="utf-8")
+    BOARD_PATH.write_text(board_text(), encoding="utf-8")

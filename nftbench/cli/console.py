@@ -9,7 +9,8 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 BAD_CELLS = 1
-"""Exit code of a run in which a cell is not ok, and of a proof that is not valid."""
+"""Exit code of a run in which a cell is not ok, of a proof that is not valid, and of a claim that must hold and does
+not."""
 BAD_INPUT = 2
 """Exit code of a command line that cannot be carried out."""
 INTERRUPTED = 130

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from nftbench.scoring import Leaderboard
     from nftbench.suites.schema import Suite
 
-FIGURES = ("frontier.png", "attacks.png", "budget.png")
+FIGURES = tuple(f"{name}.{kind}" for name in ("frontier", "attacks", "budget") for kind in ("png", "svg"))
 """The files that nftbench.report.figures writes. The list is here because importing that module loads matplotlib."""
 
 PUBLIC_SALT = "public salt: defenses could be tuned on these grammars before they were ranked on them"
@@ -82,7 +82,9 @@ def prepare(suite_name: str, selection: Selection, options: RunOptions, *, keep_
         select(whole)  # refuses filters that match nothing, before a salt is written
         return whole
 
-    whole, salt = plan_with_salt(_with_additions(suite, added, names), store, planned, keep=keep_salt)
+    suite = _with_additions(suite, added, names)
+    check_vocabulary(suite)
+    whole, salt = plan_with_salt(suite, store, planned, keep=keep_salt)
     return Work(whole, select(whole), store, salt)
 
 
@@ -146,6 +148,25 @@ def check_corpus(suite: Suite, data: Path | None) -> None:
     for pattern in (suite.corpus.train, suite.corpus.heldout):
         if pattern is not None and not any(data.glob(pattern)):
             raise NftbenchError(f"{suite.name}: corpus: no file matches {data / pattern}")
+
+
+def check_vocabulary(suite: Suite) -> None:
+    """Refuse tasks in a natural language where models can read only the words of the toy language.
+
+    Raises:
+        NftbenchError: a task comes with lm-eval, and the suite's text is the toy language.
+    """
+    from nftbench.planning import registry
+    from nftbench.records.spec import Spec
+
+    if suite.corpus.source != "toy":
+        return
+    for text in (*suite.tasks, *suite.benign, *suite.utility):
+        if registry.find("tasks", Spec.parse(text).name).origin == "lm-eval":
+            raise NftbenchError(
+                f"{suite.name}: {text} is in a natural language, and the suite's models know the words of the toy "
+                "language alone; choose a suite of real text, such as wiki"
+            )
 
 
 def _with_additions(suite: Suite, added: Sequence[Plugin], names: Mapping[Kind, Sequence[str]]) -> Suite:
@@ -334,7 +355,21 @@ def rank(records: Mapping[str, Record], manifest: Manifest, seeds: Collection[in
         claims=manifest.claims,
         skips=manifest.skips,
     )
-    return replace(board, problems=(*board.problems, PUBLIC_SALT)) if manifest.public_salt else board
+    problems = (*board.problems, PUBLIC_SALT) if manifest.public_salt else board.problems
+    return replace(board, problems=problems, labels=suite.labels)
+
+
+def failed_claims(leaderboard: Leaderboard) -> list[str]:
+    """Each claim that fails, in words: a paper's that does not hold or is not measured, a defense's that is refuted."""
+    from nftbench.scoring.side_tables.paper_claims import PaperClaims
+
+    papers = [
+        f"{one.claim.says}: {one.outcome}"
+        for one in leaderboard.side_table(PaperClaims).rows
+        if one.outcome in ("does not hold", "not distinguishable", "not measured")
+    ]
+    rows = [f"{one.defense}: its claim is refuted" for one in leaderboard.scores if one.claim.verdict == "refuted"]
+    return papers + rows
 
 
 def publish(

@@ -82,8 +82,14 @@ Cache = Annotated[
         help="Folder of models and generated data; default: `$NFTBENCH_CACHE` or `~/.cache/nftbench`.",
     ),
 ]
-
-
+FailOnClaims = Annotated[
+    bool,
+    typer.Option(
+        "--fail-on-claims",
+        help="End with exit code 1 if a claim of a paper does not hold, or is not measured, or if a defense's claim is "
+        "refuted.",
+    ),
+]
 SaltText = Annotated[
     str | None,
     typer.Option(

@@ -39,7 +39,8 @@ def display(
         yield lambda event: _print(progress, event)
         return
     panel = _Panel(progress, score, console)
-    with Live(get_renderable=panel.render, console=console, refresh_per_second=2):
+    # transient: the verb prints the last leaderboard when the run is over
+    with Live(get_renderable=panel.render, console=console, refresh_per_second=2, transient=True):
         yield panel.add
 
 

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from nftbench.cli.console import console
+from nftbench.cli.console import BAD_CELLS, complain, console
+from nftbench.cli.options import FailOnClaims
 
 if TYPE_CHECKING:
     from nftbench.scoring import Leaderboard
@@ -23,8 +24,10 @@ def report(
         Path | None,
         typer.Option(metavar="DIR", file_okay=False, help="Also write one page of all folders, with tabs, to DIR."),
     ] = None,
+    fail_on_claims: FailOnClaims = False,
 ) -> None:
     """Rank the defenses again from the records in folders."""
+    from nftbench.cli import execution
     from nftbench.records.store import write_atomically
     from nftbench.report import web
 
@@ -39,6 +42,9 @@ def report(
         paths.append(html / "index.html")
     for path in paths:
         typer.echo(path)
+    if fail_on_claims and (failed := [text for board, _ in boards for text in execution.failed_claims(board)]):
+        complain(f"{len(failed)} claim{'s' * (len(failed) > 1)} fail{'s' * (len(failed) == 1)}: {'; '.join(failed)}")
+        raise typer.Exit(BAD_CELLS)
 
 
 def _again(folder: Path) -> tuple[Leaderboard, str, list[Path]]:

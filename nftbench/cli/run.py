@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from nftbench.cli.console import BAD_CELLS, complain, console
-from nftbench.cli.options import RunOptions, Seeds, Selection, SuiteName
+from nftbench.cli.options import FailOnClaims, RunOptions, Seeds, Selection, SuiteName
 from nftbench.errors import NftbenchError, suggest
 
 if TYPE_CHECKING:
@@ -42,6 +42,7 @@ def run(
     selection: Selection,
     options: RunOptions,
     force: Annotated[bool, typer.Option("--force", help="Delete the records of these cells first.")] = False,
+    fail_on_claims: FailOnClaims = False,
 ) -> None:
     """Run a suite, or what is left of it, and rank its defenses."""
     from nftbench.cli import execution
@@ -50,7 +51,7 @@ def run(
     work = execution.prepare(suite, selection, options)
     if force:
         work.store.forget([cell.key for cell in work.part.cells])
-    _run(work, options, context.obj, terminal.summary)
+    _run(work, options, context.obj, terminal.summary, fail_on_claims)
 
 
 def reproduce(
@@ -63,6 +64,7 @@ def reproduce(
     ],
     options: RunOptions,
     seeds: Seeds = None,
+    fail_on_claims: FailOnClaims = False,
 ) -> None:
     """Run a paper's suite and show each of its claims beside what was measured."""
     from nftbench import suites
@@ -73,10 +75,16 @@ def reproduce(
     if paper not in papers:
         raise NftbenchError(f"no paper is named {paper!r}{suggest(paper, papers)}")
     work = execution.prepare(f"paper-{paper}", Selection(seeds=seeds), options)
-    _run(work, options, context.obj, terminal.claims)
+    _run(work, options, context.obj, terminal.claims, fail_on_claims)
 
 
-def _run(work: Work, options: RunOptions, command: str, shown: Callable[[Leaderboard], RenderableType]) -> None:
+def _run(
+    work: Work,
+    options: RunOptions,
+    command: str,
+    shown: Callable[[Leaderboard], RenderableType],
+    fail_on_claims: bool,
+) -> None:
     """Carry out, show and publish, also after each base seed; ends in the exit code."""
     from nftbench.cli import execution
     from nftbench.report import terminal
@@ -97,7 +105,11 @@ def _run(work: Work, options: RunOptions, command: str, shown: Callable[[Leaderb
     console().print(shown(leaderboard))
     for path in paths:
         typer.echo(path)
-    raise typer.Exit(_exit_code(work, records))
+    code = _exit_code(work, records)
+    if fail_on_claims and (failed := execution.failed_claims(leaderboard)):
+        complain(f"{len(failed)} claim{'s' * (len(failed) > 1)} fail{'s' * (len(failed) == 1)}: {'; '.join(failed)}")
+        code = BAD_CELLS
+    raise typer.Exit(code)
 
 
 def _exit_code(work: Work, records: Mapping[str, Record]) -> int:

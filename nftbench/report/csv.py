@@ -1,10 +1,12 @@
-"""leaderboard.csv: one line a row, bounds of intervals in columns of their own, empty where not known."""
+"""leaderboard.csv: one line for every row, controls too. Bounds of intervals have columns of their own, empty where not
+known. Utility is in percent, as everywhere else."""
 
 from __future__ import annotations
 
 import math
 
-from nftbench.scoring.intervals import Interval
+from nftbench.report.labels import of
+from nftbench.scoring.intervals import Interval, in_percent
 from nftbench.scoring.leaderboard import Leaderboard
 from nftbench.scoring.scores import Score
 from nftbench.scoring.verdicts import SHARES
@@ -15,14 +17,16 @@ def text(board: Leaderboard) -> str:
     import pandas  # half a second, and only the files need it
 
     families = {row: family for family, rows in board.ladder.items() for row in rows}
-    lines = [_line(score, families.get(score.defense)) for score in board.scores]
+    names = of(board)
+    lines = [_line(score, names[score.defense], families.get(score.defense)) for score in board.scores]
     return str(pandas.DataFrame(lines).to_csv(index=False, lineterminator="\n"))
 
 
-def _line(score: Score, family: str | None) -> dict[str, object]:
+def _line(score: Score, label: str, family: str | None) -> dict[str, object]:
     standing, worst = score.standing, score.resistance.worst_task
     line: dict[str, object] = {
         "defense": score.defense,
+        "label": label,
         "kind": score.kind,
         "ladder_family": family,
         "standing": standing.group,
@@ -43,7 +47,7 @@ def _line(score: Score, family: str | None) -> dict[str, object]:
     for name, interval in _intervals(score).items():
         line |= _columns(name, interval)
     for metric, kept in score.utility.by_metric.items():
-        line |= _columns(f"retention:{metric}", kept)
+        line |= _columns(f"utility_percent:{metric}", in_percent(kept))
     for level, found in score.by_knowledge.suppression.items():
         line[f"suppression[{level}]"] = found.value if found else None
     for task in score.resistance.tasks:
@@ -62,7 +66,7 @@ def _intervals(score: Score) -> dict[str, Interval | None]:
     return {
         "excess": score.excess.interval,
         "suppression": score.resistance.suppression,
-        "retention": score.utility.retention,
+        "utility_percent": in_percent(score.utility.retention) if score.utility.retention else None,
         "unattacked": score.resistance.unattacked,
         "attacked": score.resistance.attacked,
         "gain": score.resistance.gain,

@@ -1,11 +1,10 @@
 """Scores become pictures: the frontier of trivial defenses, what each attack reaches, and at what cost.
 
-The doses of the ladder are many. They are drawn in the frontier alone.
+Each is written as PNG and as SVG. The doses of the ladder are many. They are drawn in the frontier alone.
 """
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -20,55 +19,67 @@ from matplotlib.figure import Figure
 
 from nftbench.records.record import Record
 from nftbench.report import order
-from nftbench.report.frontier_figure import frontier
+from nftbench.report.frontier_figure import DPI, frontier
+from nftbench.report.labels import of
+from nftbench.report.styles import styles
 from nftbench.scoring.leaderboard import Leaderboard
 from nftbench.terms import OF_UPDATES
 
-LABEL = 60
-"""Characters of a spec that a figure shows at most."""
+KINDS = ("png", "svg")
 
 
 def write(board: Leaderboard, records: Sequence[Record], folder: Path) -> list[Path]:
-    """Write `frontier.png`, `attacks.png` and `budget.png` into `folder`; one that has nothing to show is left out."""
+    """Write `frontier`, `attacks` and `budget` into `folder`, each as .png and .svg; one that has nothing to show is
+    left out."""
     sns.set_theme(style="whitegrid", context="paper")
-    figures = {"frontier.png": frontier(board), "attacks.png": attacks(board, records), "budget.png": budget(board)}
+    figures = {"frontier": frontier(board), "attacks": attacks(board, records), "budget": budget(board)}
     paths = []
-    for name, figure in figures.items():
-        if figure is not None:
-            figure.savefig(folder / name, dpi=160, bbox_inches="tight")
+    with mpl.rc_context(
+        {"svg.hashsalt": "nftbench", "svg.fonttype": "none"}
+    ):  # the same file every time; its text is text
+        for name, figure in figures.items():
+            if figure is None:
+                continue
+            for kind in KINDS:
+                paths.append(folder / f"{name}.{kind}")
+                unchanging = {"Date": None} if kind == "svg" else None
+                figure.savefig(paths[-1], dpi=DPI, bbox_inches="tight", metadata=unchanging)
             plt.close(figure)
-            paths.append(folder / name)
     return paths
 
 
 def attacks(board: Leaderboard, records: Sequence[Record]) -> Figure | None:
-    """What each attack reaches against each row: the mean test score over tasks and seeds, in points."""
-    shown = [score.defense for score in order.without_ladder(board)]
+    """What each attack reaches against each row: the mean test score over tasks and seeds, in points.
+
+    A line for each attack, so that a large catalogue makes the picture longer and not wider.
+    """
+    names = of(board)
+    rows = [score.defense for score in order.without_ladder(board)]
     reached = [
         {"defense": record.defense, "attack": record.attack, "score": 100 * record.attacked.value}
         for record in records
         if record.status == "ok" and record.role == "ranked" and record.attacked is not None
-        if record.defense in shown
+        if record.defense in names and record.defense in rows
         if record.adaptation not in OF_UPDATES  # merging is about one task alone, and has a table of its own
     ]
     if not reached:
         return None
-    table = pd.DataFrame(reached).pivot_table(index="defense", columns="attack", values="score", aggfunc="mean")
-    rows = [defense for defense in shown if defense in table.index]
-    columns = ["none", *sorted(set(table.columns) - {"none"})] if "none" in table.columns else sorted(table.columns)
-    figure, axes = plt.subplots(figsize=(1.6 + 0.95 * len(columns), 1.2 + 0.38 * len(rows)))
+    table = pd.DataFrame(reached).pivot_table(index="attack", columns="defense", values="score", aggfunc="mean")
+    columns = [defense for defense in rows if defense in table.columns]
+    lines = ["none", *sorted(set(table.index) - {"none"})] if "none" in table.index else sorted(table.index)
+    figure, axes = plt.subplots(figsize=(2.6 + 0.62 * len(columns), 1.4 + 0.27 * len(lines)))
     sns.heatmap(
-        table.loc[rows, columns].rename(index=_clipped, columns=_clipped),
+        table.loc[lines, columns].rename(index=plain, columns=lambda row: plain(names[row])),
         annot=True,
         fmt=".1f",
-        cmap="viridis",
+        cmap="cividis",
         cbar_kws={"label": "test score, points"},
         linewidths=0.5,
-        annot_kws={"fontsize": 8},
+        annot_kws={"fontsize": 7.5},
         ax=axes,
     )
     axes.grid(visible=False)  # it would show through cells without a value
-    axes.set(xlabel="attack", ylabel="", title=f"{board.suite}: what each attack reaches (mean over tasks and seeds)")
+    axes.set(xlabel="", ylabel="attack", title=plain(f"{board.suite}: what each attack reaches"))
     axes.set_xticklabels(axes.get_xticklabels(), rotation=35, ha="right", rotation_mode="anchor")
     axes.tick_params(axis="y", rotation=0)
     return figure
@@ -84,32 +95,41 @@ def budget(board: Leaderboard) -> Figure | None:
     if not curves:
         return None
     curves.sort(key=lambda curve: places.get(curve.defense, len(places)))
-    colors = itertools.cycle([*sns.color_palette("colorblind", 10), *sns.color_palette("dark", 10)])
-    figure, axes = plt.subplots(figsize=(7.2, 4.4))
+    names, looks = of(board), styles(kinds)
+    figure, axes = plt.subplots(figsize=(7.2, max(4.4, 0.5 + 0.19 * len(curves))))
     for curve in curves:
-        kind = kinds.get(curve.defense)  # None for an attack that ignores every release
-        sns.lineplot(
-            x=curve.flops,
-            y=[score.value for score in curve.scores],
-            drawstyle="steps-post",
-            errorbar=None,
-            label=_clipped(curve.defense),
-            color="black" if kind in ("reference", None) else next(colors),
-            linestyle={"trivial": "--", None: ":"}.get(kind, "-"),
+        kind, look = kinds.get(curve.defense), looks.get(curve.defense)  # None for an attack that ignores every release
+        axes.step(
+            curve.flops,
+            [score.value for score in curve.scores],
+            where="post",
+            label=plain(names.get(curve.defense, curve.defense)),
+            color=look.color if look and kind != "reference" else "black",
+            linestyle=look.dash if look else ":",
+            marker=look.marker if look and kind != "reference" else None,
+            markevery=max(1, len(curve.flops) // 6),
+            markersize=4,
             linewidth=2.2 if kind == "reference" else 1.3,
-            ax=axes,
         )
     axes.set(
         xscale="log",
         xlabel="FLOPs spent on one task: attack after attack, the cheapest first, preparation included",
         ylabel="best score so far, points (validation)",
-        title=f"{board.suite}: what an attacker reaches for what they spend (attackers have {board.rules.ranking})",
+        title=plain(f"{board.suite}: what an attacker reaches for what they spend ({board.rules.ranking})"),
     )
-    axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1.0), fontsize=7, frameon=False)
+    handles, words = axes.get_legend_handles_labels()
+    once = dict(zip(reversed(words), reversed(handles), strict=True))  # training from scratch beside several references
+    axes.legend(
+        [once[one] for one in dict.fromkeys(words)],
+        list(dict.fromkeys(words)),
+        loc="upper left",
+        bbox_to_anchor=(1.01, 1.0),
+        fontsize=8,
+        frameon=False,
+    )
     return figure
 
 
-def _clipped(spec: str) -> str:
-    """A spec short enough for a figure; the leaderboard has it in full."""
-    clipped = spec if len(spec) <= LABEL else f"{spec[: LABEL - 1]}…"
-    return clipped.replace("$", r"\$")  # a dollar sign would begin a formula
+def plain(text: str) -> str:
+    """The text as it is: a dollar sign would begin a formula."""
+    return text.replace("$", r"\$")

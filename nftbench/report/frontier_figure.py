@@ -11,6 +11,7 @@ import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -20,31 +21,35 @@ from matplotlib.lines import Line2D
 from matplotlib.typing import LineStyleType
 from numpy.typing import NDArray
 
-from nftbench.records.spec import Spec
 from nftbench.report import order
 from nftbench.report.frontier_path import LEFT, RIGHT, path
+from nftbench.report.labels import of
+from nftbench.report.styles import Style, styles as looks_of
 from nftbench.scoring.frontier import MEAN
 from nftbench.scoring.intervals import Interval
 from nftbench.scoring.leaderboard import Leaderboard
 from nftbench.scoring.scores import Curve, Score
-from nftbench.scoring.table import interval
+from nftbench.scoring.table import number
 
-# The palette of Okabe and Ito, which colour-blind readers can tell apart; families also differ in marks and dashes.
 FAMILIES: tuple[tuple[str, str, LineStyleType], ...] = (
-    ("#0072B2", "o", "-"),
-    ("#009E73", "s", "--"),
-    ("#CC79A7", "^", "-."),
-    ("#E69F00", "D", ":"),
+    ("0.25", "o", "-"),
+    ("0.45", "s", "--"),
+    ("0.3", "^", "-."),
+    ("0.55", "D", ":"),
 )
-EXCESS = "#D55E00"
+"""Families of trivial defenses are grey, and differ in marks and dashes; colours are for defenses."""
+UNDEFENDED: Mapping[str, Any] = {
+    **{"marker": "*", "color": "white", "markeredgecolor": "black", "markeredgewidth": 1.2},
+    **{"markersize": 14, "linestyle": ""},
+}
 COVERED = 1e3
 """The price of a pixel of another label that a label covers; it is higher than that of anything else."""
 CROSSED = 20.0
 """The same for the line from another label to its point."""
+DPI = 160
+"""Pixels per inch, of the layout as of the file: letters are not equally wide at another resolution."""
 NEAR = 14
 """Points of distance within which a label needs no line to its point."""
-LABEL = 38
-"""Characters of a name in the picture at most."""
 
 Array = NDArray[np.float64]
 Box = tuple[float, float, float, float]
@@ -77,14 +82,15 @@ def frontier(board: Leaderboard) -> Figure | None:
         return None
     columns = min(len(panels), 2)
     lines = math.ceil(len(panels) / columns)
-    size = (7.6, 4.8) if columns == 1 else (9.2, 3.9 * lines)
-    figure, grid = plt.subplots(lines, columns, figsize=size, squeeze=False, layout="constrained")
+    size = (8.4, 5.4) if columns == 1 else (9.2, 3.9 * lines)
+    figure, grid = plt.subplots(lines, columns, figsize=size, dpi=DPI, squeeze=False, layout="constrained")
     families = dict.fromkeys(curve.family for curve in board.frontier)
     styles = dict(zip(families, itertools.cycle(FAMILIES), strict=False))
+    looks = looks_of(one.score.defense for places in panels.values() for one in places)
     several = len(panels) > 1
     for axes, (reference, places) in zip(grid.flat, panels.items(), strict=False):
         curves = [one for one in board.frontier if (one.reference, one.metric) == (reference, MEAN)]
-        _panel(axes, curves, places, styles)
+        _panel(axes, curves, places, styles, looks)
         axes.set_xlabel(f"utility kept, %: mean over the metrics{f' of {_plain(reference)}' if several else ''}")
     for axes in grid[:, 0]:
         axes.set_ylabel("suppression, points")
@@ -97,25 +103,10 @@ def frontier(board: Leaderboard) -> Figure | None:
         figure.legend(handles=_legend(styles), loc="outside lower center", ncols=3, fontsize=8, frameon=False)
     figure.canvas.draw()  # lays the panels out, so that labels can be placed among what is drawn
     figure.set_layout_engine("none")
-    names = short_names([one.score.defense for places in panels.values() for one in places])
+    names = of(board)
     for axes, places in zip(grid.flat, panels.values(), strict=False):
         _label(axes, [(one, _text(one, names)) for one in places])
     return figure
-
-
-def short_names(specs: Sequence[str]) -> dict[str, str]:
-    """For each spec its name, with the parameters in which rows of this name differ."""
-    parsed = {text: Spec.parse(text) for text in specs}
-    found = {}
-    for text, spec in parsed.items():
-        alike = [dict(other.parameters) for other in parsed.values() if other.name == spec.name]
-        differing = tuple(
-            (key, value)
-            for key, value in spec.parameters
-            if any(key not in other or other[key] != value for other in alike)
-        )
-        found[text] = str(Spec(spec.name, differing))
-    return found
 
 
 def _panels(board: Leaderboard) -> dict[str, list[Place]]:
@@ -129,7 +120,11 @@ def _panels(board: Leaderboard) -> dict[str, list[Place]]:
 
 
 def _panel(
-    axes: Axes, curves: Sequence[Curve], places: Sequence[Place], styles: Mapping[str, tuple[str, str, LineStyleType]]
+    axes: Axes,
+    curves: Sequence[Curve],
+    places: Sequence[Place],
+    styles: Mapping[str, tuple[str, str, LineStyleType]],
+    looks: Mapping[str, Style],
 ) -> None:
     """Everything but the labels."""
     for curve in curves:
@@ -138,16 +133,17 @@ def _panel(
         axes.plot(x, y, color=color, linestyle=dash, linewidth=1.6, label=_plain(curve.family), zorder=2)
         _, kept, taken = zip(*curve.doses, strict=True)
         axes.plot([100 * one for one in kept], taken, color=color, marker=marker, linestyle="", markersize=4, zorder=2)
-    axes.plot([100], [0], marker="*", color="black", markersize=11, linestyle="", zorder=3)
+    axes.plot([100], [0], zorder=7, **UNDEFENDED)  # above everything, for defenses without effect stand on it
     for one in places:
+        look = looks[one.score.defense]
         excess, height = one.score.excess.interval, one.taken.value
         if excess is not None:
             axes.plot(
                 [one.x] * 2,
                 [_foot(one, curves), height],
-                color=EXCESS,
+                color=look.color,
                 linewidth=4.5,
-                alpha=0.55,
+                alpha=0.4,
                 solid_capstyle="butt",
                 label=f"excess of {_plain(one.score.defense)}",
                 zorder=3,
@@ -157,12 +153,12 @@ def _panel(
             height,
             xerr=_bars(one.kept, 100) if one.inside else None,
             yerr=_bars(one.taken),
-            fmt="o" if one.inside else "<" if one.x < 100 else ">",
-            color="black",
-            markerfacecolor="black" if one.score.kind == "defense" else "white",
+            fmt=look.marker if one.inside else "<" if one.x < 100 else ">",
+            color=look.color,
+            markerfacecolor=look.color if one.score.kind == "defense" else "white",
             capsize=2,
-            elinewidth=0.7,
-            markersize=5,
+            elinewidth=0.8,
+            markersize=6,
             zorder=4,
         )
     axes.grid(color="0.92", linewidth=0.7, zorder=0)
@@ -195,7 +191,7 @@ def _legend(styles: Mapping[str, tuple[str, str, LineStyleType]]) -> list[Line2D
         for family, (color, marker, dash) in styles.items()
     ]
     bar = (
-        [Line2D([], [], color=EXCESS, linewidth=4.5, alpha=0.55, label="excess; in numbers beside the name")]
+        [Line2D([], [], color="0.5", linewidth=4.5, alpha=0.4, label="excess; in points beside the name")]
         if styles
         else []
     )
@@ -203,16 +199,17 @@ def _legend(styles: Mapping[str, tuple[str, str, LineStyleType]]) -> list[Line2D
         *families,
         Line2D([], [], color="black", marker="o", linestyle="", markersize=5, label="defense, with 95 % intervals"),
         *bar,
-        Line2D([], [], color="black", marker="*", linestyle="", markersize=9, label="undefended"),
+        Line2D([], [], label="undefended", **UNDEFENDED),
     ]
 
 
 def _text(place: Place, names: Mapping[str, str]) -> str:
     """A row's name with its excess; and its utility, where the panel does not reach it."""
-    name, excess = names[place.score.defense], place.score.excess.interval
-    found = [name if len(name) <= LABEL else f"{name[: LABEL - 1]}…"]
-    found += [f"{'+' * (excess.value > 0)}{interval(excess)}"] if excess is not None else []
-    found += [f"by {place.score.excess.metric} alone"] if place.score.excess.metric not in (MEAN, None) else []
+    excess, metric = place.score.excess.interval, place.score.excess.metric
+    found = [names[place.score.defense]]
+    if excess is not None:
+        found += [f"{'+' * (excess.value > 0)}{number(excess.value)}"]
+        found[-1] += f" by {metric} alone" if metric not in (MEAN, None) else ""
     found += [] if place.inside else [f"at {100 * place.kept.value:.0f} % utility"]
     return _plain("\n".join(found))
 
@@ -242,7 +239,9 @@ def _label(axes: Axes, labels: Sequence[tuple[Place, str]]) -> None:
         size, (x, y) = text.get_window_extent(), points[index]
         boxes = np.array(drawn)
         best: tuple[float, tuple[float, float], float] | None = None
-        for distance, angle in itertools.product((7.0, 14.0, 24.0, 36.0, 50.0, 66.0, 84.0), range(0, 360, 15)):
+        for distance, angle in itertools.product(
+            (7.0, 14.0, 24.0, 36.0, 50.0, 66.0, 84.0, 105.0, 130.0), range(0, 360, 15)
+        ):
             dx = math.cos(math.radians(angle)) * (distance * pixels + size.width / 2)
             dy = math.sin(math.radians(angle)) * (distance * pixels + size.height / 2)
             box = _box((x + dx, y + dy), size.width / 2, size.height / 2)

@@ -9,18 +9,41 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from types import MappingProxyType
 
 from nftbench.records.spec import Spec
+from nftbench.scoring.leaderboard import Leaderboard
+from nftbench.scoring.table import Table
 
 NONE_GIVEN: Mapping[str, str] = MappingProxyType({})
 SEPARATOR = " · "
+NAMED = frozenset({"defense", "control", "dose", "reference"})
+"""Columns of tables whose cells are rows of the leaderboard."""
+
+
+def of(board: Leaderboard) -> dict[str, str]:
+    """The label of every row of a leaderboard. The suite's own labels come first."""
+    rows = dict.fromkeys([score.defense for score in board.scores])
+    rows |= dict.fromkeys(row for doses in board.ladder.values() for row in doses)
+    return labels(list(rows), board.labels)
+
+
+def shown(table: Table, names: Mapping[str, str]) -> Table:
+    """The table with labels in place of specifications."""
+    columns = [index for index, name in enumerate(table.header) if name in NAMED]
+    rows = (
+        tuple(names.get(cell, cell) if index in columns else cell for index, cell in enumerate(row))
+        for row in table.rows
+    )
+    return replace(table, rows=tuple(rows))
 
 
 def labels(rows: Sequence[str], given: Mapping[str, str] = NONE_GIVEN) -> dict[str, str]:
     """The label of each row, by its specification. No two rows have the same one; the order of `rows` is irrelevant.
 
-    `given` are labels that a suite or plugin sets. One that is set for two rows, or that another row has, is not used.
+    `given` are labels that a suite sets, by specification. One that is set for two rows, or that another row has, is
+    not used.
     """
     found: dict[str, str] = {}
     by_name: dict[str, list[str]] = {}
@@ -28,13 +51,20 @@ def labels(rows: Sequence[str], given: Mapping[str, str] = NONE_GIVEN) -> dict[s
         by_name.setdefault(Spec.parse(row).name, []).append(row)
     for name, alike in by_name.items():
         found |= _of_one_plugin(name, alike)
-    chosen = {row: given.get(row, label) for row, label in found.items()}
+    wanted = {_same(row): label for row, label in given.items()}
+    chosen = {row: wanted.get(_same(row), label) for row, label in found.items()}
     for candidate in (chosen, found):
         taken = list(candidate.values())
         chosen = {row: label if taken.count(label) == 1 else found[row] for row, label in candidate.items()}
         if len(set(chosen.values())) == len(chosen):
             return {row: chosen[row] for row in rows}
     return {row: row for row in rows}  # a plugin's name is another's label
+
+
+def _same(row: str) -> Spec:
+    """The specification with its parameters in one order."""
+    spec = Spec.parse(row)
+    return Spec(spec.name, tuple(sorted(spec.parameters, key=lambda item: item[0])))
 
 
 def _of_one_plugin(name: str, rows: Sequence[str]) -> dict[str, str]:

@@ -4,14 +4,17 @@ page for all doses of the ladder."""
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from nftbench.report import order, row_tables, tables
+from nftbench.report.answer import answer
+from nftbench.report.doubts import about_all
+from nftbench.report.labels import of, shown
 from nftbench.report.markdown import commands, escaped, items, joined, link_text, one_line, section
 from nftbench.scoring.leaderboard import Leaderboard
 from nftbench.scoring.scores import Score
 from nftbench.scoring.side_tables import Position, SideTable
-from nftbench.scoring.table import UNKNOWN, interval
+from nftbench.scoring.table import UNKNOWN, Table, interval
 
 GUIDE = """\
 - A number is a mean over base seeds with its 95 % interval (Student's t, differences paired by seed). Scores are in
@@ -27,6 +30,8 @@ GUIDE = """\
   for more than 100 %. **least metric**: the one that is kept least. **badge**: *keeps* where a test shows on every
   metric that less than 10 % is lost, *loses* where it shows on some that more is, else *cannot tell*. It takes no row
   out of the ranking.
+- **defense**: a row's label: its plugin, and what tells it from other rows of this plugin. The list above has the
+  full specifications. **doubts** are only those that not every defense has.
 - **#**: the rank by excess, with the ranks that the comparisons leave open in square brackets; in round brackets it is
   preliminary, of fewer than five seeds.
 - **# ≥ 90 %**: the rank among the rows that keep at least 90 % of utility. **Pareto**: no other
@@ -57,24 +62,31 @@ The excess of a dose is measured from the ladder without this dose.
 
 def leaderboard(board: Leaderboard, command: str) -> str:
     """The whole page, with the command that made it."""
-    origin = board.origin
-    measured = f"{origin.records} of {origin.planned} cells recorded. Attackers have: {board.rules.ranking}."
+    origin, names = board.origin, of(board)
+    beside = f", and {origin.readings} readings of yardsticks" if origin.readings else ""
+    measured = f"{origin.records} of {origin.planned} cells recorded{beside}. Attackers have: {board.rules.ranking}."
+
+    def labelled(table: Table, level: str = "##") -> str:
+        return section(shown(table, names), level)
+
     return joined(
         [
             f"# {_title(board)}",
+            escaped(answer(board)),
             escaped(board.about),
             measured,
             items(board.problems, bold=True),
             *_side_tables(board, "first"),
-            section(tables.ranking(board)),
+            labelled(tables.ranking(board)),
             tables.preliminary(board),
+            escaped(about_all(board)),
             _not_ranked(board),
             PICTURE if order.placed(board) else "",
-            *map(section, (tables.controls(board), tables.levels(board), tables.flags(board))),
+            *map(labelled, (tables.controls(board), tables.levels(board), tables.flags(board))),
             *_side_tables(board, "after the flags"),
             "## Tasks",
-            *(section(table, "###") for table in (tables.headroom(board), *tables.tasks(board))),
-            *map(section, (tables.utility(order.everything(board)), tables.details(board))),
+            *(labelled(table, "###") for table in (tables.headroom(board), *tables.tasks(board))),
+            *map(labelled, (tables.utility(order.everything(board)), tables.details(board))),
             *_side_tables(board, "after the details"),
             *_side_tables(board, "last"),
             _links(board),
@@ -149,7 +161,7 @@ def _ladder(board: Leaderboard, command: str) -> str:
 
 def _not_ranked(board: Leaderboard) -> str:
     """The rows without a rank, and above them the reasons that they share."""
-    heading, _, table = section(tables.unranked(board)).partition("\n\n")
+    heading, _, table = section(shown(tables.unranked(board), of(board))).partition("\n\n")
     return "\n\n".join(filter(None, [heading, escaped(tables.not_ranked(board)), table]))
 
 
@@ -158,13 +170,14 @@ def _title(board: Leaderboard) -> str:
 
 
 def _side_tables(board: Leaderboard, position: Position) -> list[str]:
-    return [_side_table(table) for table in board.side_tables if table.position == position]
+    names = of(board)
+    return [_side_table(table, names) for table in board.side_tables if table.position == position]
 
 
-def _side_table(table: SideTable) -> str:
-    sections = [section(one, "###" if table.heading else "##") for one in table.tables()]
-    shown = [one for one in sections if one]
-    return "\n\n".join([f"## {table.heading}", *shown] if table.heading and shown else shown)
+def _side_table(table: SideTable, labels: Mapping[str, str]) -> str:
+    sections = [section(shown(one, labels), "###" if table.heading else "##") for one in table.tables()]
+    full = [one for one in sections if one]
+    return "\n\n".join([f"## {table.heading}", *full] if table.heading and full else full)
 
 
 def _names(board: Leaderboard) -> dict[str, str]:
@@ -186,7 +199,12 @@ def _file(stem: str, number: int) -> str:
 def _links(board: Leaderboard) -> str:
     names = _names(board)
     rows = order.without_ladder(board)
-    links = [f"- [{link_text(score.defense)}](defenses/{names[score.defense]})" for score in rows]
+    labels = of(board)
+    links = []
+    for one in rows:
+        label = labels[one.defense]
+        whole = f": {link_text(one.defense)}" if one.defense != label else ""
+        links.append(f"- [{link_text(label)}](defenses/{names[one.defense]}){whole}")
     links += [f"- [the ladder of trivial defenses](defenses/{LADDER})"] if order.doses(board) else []
     return "\n\n".join(["## Every attack on each defense", "\n".join(links)]) if links else ""
 
@@ -196,8 +214,8 @@ def guide(board: Leaderboard) -> str:
     fresh = any(row.scratch is not None for row in board.headroom)
     scratch = "training from scratch is always among the attacks" if fresh else "training from scratch was not tried"
     own = GUIDE.format(scratch=scratch)
-    shown: Sequence[SideTable] = [one for one in board.side_tables if any(table.rows for table in one.tables())]
-    return "".join([own, *(table.guide for table in shown)]).rstrip()
+    beside: Sequence[SideTable] = [one for one in board.side_tables if any(table.rows for table in one.tables())]
+    return "".join([own, *(table.guide for table in beside)]).rstrip()
 
 
 def _commands(board: Leaderboard, command: str) -> str:

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from nftbench.report import order
+from nftbench.report.doubts import EXPLANATIONS, SEVERITIES, own
 from nftbench.scoring.cost_to_break import SHARES
 from nftbench.scoring.grid import knowledge_name
 from nftbench.scoring.leaderboard import Leaderboard
-from nftbench.scoring.scores import Headroom, Score
+from nftbench.scoring.scores import Flag, Headroom, Score
 from nftbench.scoring.table import UNKNOWN, Table, interval, number
 from nftbench.scoring.verdicts import SHARES as SHARES_KEPT
 
 MEASURED = ("excess", "suppression", "utility %", "least metric", "badge")
 """Columns that defenses and controls share."""
+FLAG_COLUMNS = ("severity", "doubt", "what was seen", "what to do")
 
 
 def ranking(board: Leaderboard, groups: tuple[str, ...] = ("ranked", "preliminary")) -> Table:
@@ -37,7 +39,7 @@ def ranking(board: Leaderboard, groups: tuple[str, ...] = ("ranked", "preliminar
             *(_rank_among(score, share) for share in SHARES_KEPT),
             "yes" if score.standing.pareto else UNKNOWN,
             _worst(score),
-            ", ".join(doubts(score)) or UNKNOWN,
+            ", ".join(doubts(board, score)) or UNKNOWN,
         )
         for score in board.scores
         if score.standing.group in groups
@@ -63,7 +65,7 @@ def preliminary(board: Leaderboard) -> str:
 def controls(board: Leaderboard) -> Table:
     """The undefended model and the trivial defenses, family by family from the weakest dose to the strongest."""
     rows = tuple(
-        (family, score.defense, *_measured(score), _worst(score), ", ".join(doubts(score)) or UNKNOWN)
+        (family, score.defense, *_measured(score), _worst(score), ", ".join(doubts(board, score)) or UNKNOWN)
         for family, score in order.controls(board)
     )
     return Table("Controls", ("family", "control", *MEASURED, "worst task", "doubts"), rows)
@@ -126,10 +128,14 @@ def _worst(score: Score) -> str:
     return f"{number(task.suppression.value)} {task.task}" if task and task.suppression else UNKNOWN
 
 
-def doubts(score: Score) -> list[str]:
-    """The names of the row's flags. A control with missing cells is also marked here, as it is never ranked anyway."""
-    lacking = score.standing.group == "control" and score.standing.reasons
-    return [*(flag.name for flag in score.flags), *(["incomplete"] if lacking else [])]
+def doubts(board: Leaderboard, score: Score) -> list[str]:
+    """The names of the flags that not every defense has, and `incomplete` for a control with missing cells."""
+    return [*(flag.name for flag in own(board, score)), *(["incomplete"] if _lacks_cells(score) else [])]
+
+
+def _lacks_cells(score: Score) -> bool:
+    """A control without all its cells. It is never ranked, so no other place would say it."""
+    return score.standing.group == "control" and bool(score.standing.reasons)
 
 
 def unranked(board: Leaderboard) -> Table:
@@ -298,14 +304,21 @@ def _counts(row: Headroom) -> str:
 
 
 def flags(board: Leaderboard) -> Table:
-    """Every reason to doubt a row; those of the ladder's doses are on the ladder's page."""
-    rows = tuple((score.defense, *row) for score in order.without_ladder(board) for row in row_flags(score).rows)
-    return Table("Reasons to doubt", ("defense", "severity", "flag", "what was seen"), rows)
+    """The reasons to doubt single rows. What every defense has is said once, see `doubts.about_all`; the doses of the
+    ladder are on its page."""
+    rows = tuple(
+        (score.defense, *row) for score in order.without_ladder(board) for row in _flags(score, own(board, score))
+    )
+    return Table("Reasons to doubt", ("defense", *FLAG_COLUMNS), rows)
 
 
 def row_flags(score: Score) -> Table:
-    """The reasons to doubt one row."""
-    rows: list[tuple[str, str, str]] = [(flag.severity, flag.name, flag.message) for flag in score.flags]
-    if "incomplete" in doubts(score):
-        rows.append((UNKNOWN, "incomplete", "; ".join(score.standing.reasons)))
-    return Table("Reasons to doubt", ("severity", "flag", "what was seen"), tuple(rows))
+    """All reasons to doubt one row."""
+    return Table("Reasons to doubt", FLAG_COLUMNS, tuple(_flags(score, score.flags)))
+
+
+def _flags(score: Score, found: Sequence[Flag]) -> Iterator[tuple[str, ...]]:
+    for flag in found:
+        yield SEVERITIES[flag.severity], flag.name, flag.message, EXPLANATIONS[flag.name].advice
+    if _lacks_cells(score):
+        yield SEVERITIES["warn"], "incomplete", "; ".join(score.standing.reasons), EXPLANATIONS["incomplete"].advice

@@ -27,6 +27,11 @@ class Interval:
     p: float = 1.0
 
 
+def in_percent(share: Interval) -> Interval:
+    """A share of utility in percent, as every table and file shows it."""
+    return replace(share, value=100 * share.value, low=100 * share.low, high=100 * share.high)
+
+
 def mean(values: Sequence[float]) -> Interval:
     """Student's t interval of a mean: m ± t(n-1) · s / √n (Student 1908)."""
     count = len(values)

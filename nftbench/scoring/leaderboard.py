@@ -43,6 +43,8 @@ class Origin:
     records: int
     planned: int
     """Cells that should have a record."""
+    readings: int = 0
+    """Records of yardsticks, which are cells of a run too."""
     skips: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     """By defense and attack: why it was not planned."""
     commands: Mapping[str, int] = field(default_factory=dict)
@@ -70,6 +72,8 @@ class Leaderboard:
     """In the order of `SIDE_TABLES`."""
     budgets: tuple[BudgetCurve, ...] = ()
     """The best score so far against what has been spent."""
+    labels: Mapping[str, str] = field(default_factory=dict)
+    """Short names that the suite gives to rows, by specification."""
 
     def side_table(self, kind: type[AnyTable]) -> AnyTable:
         """The side table of this kind."""
@@ -136,6 +140,7 @@ def score(
         origin=Origin(
             records=len(grid.records),
             planned=len(grid.expected),
+            readings=len(readings),
             skips=_by_defense(skips),
             commands=_commands([*grid.records.values(), *readings]),
         ),

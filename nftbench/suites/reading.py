@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
@@ -34,11 +35,11 @@ def read(name_or_path: str, changes: Sequence[str] = ()) -> Suite:
     elif name_or_path in names():
         text, source = (_shipped() / f"{name_or_path}.yaml").read_text(encoding="utf-8"), f"{name_or_path}.yaml"
     else:
-        raise NftbenchError(f"no suite named {name_or_path!r}{suggest(name_or_path, names())}")
+        raise NftbenchError(f"no suite named {name_or_path!r}{_hint(name_or_path)}")
     try:
         content = yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise NftbenchError(f"{source}: not YAML: {' '.join(str(error).split())}") from None
+        raise NftbenchError(f"{source}: not YAML{_unquoted(text, error)}: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict):
         raise NftbenchError(f"{source}: a suite is a mapping of keys, this is {type(content).__name__}")
     for change in changes:
@@ -62,6 +63,25 @@ def _shipped() -> Any:
     return resources.files("nftbench.suites")
 
 
+def _hint(name: str) -> str:
+    """What was probably meant by the name of no suite: a checkpoint's name has a slash, or is a folder."""
+    if "/" not in name.strip("/") and not Path(name).is_dir():
+        return suggest(name, names())
+    spec = f"checkpoint[path={name}]"
+    return f"; for a checkpoint, run a suite on it: nftbench run small --defenses '{spec}'"
+
+
+def _unquoted(text: str, error: yaml.YAMLError) -> str:
+    """A hint at a specification without quotes in the line of the error: its bracket would begin a list."""
+    mark = getattr(error, "problem_mark", None)
+    lines = text.splitlines()
+    found = _SPEC.search(lines[mark.line]) if mark is not None and mark.line < len(lines) else None
+    return f'; in a list in brackets quote a specification, as in "{found[0]}"' if found else ""
+
+
+_SPEC = re.compile(r"""(?<!["'\w])\w+\[[^\[\]]*=[^\[\]]*\]""")
+
+
 def _apply(content: dict[str, Any], change: str) -> None:
     key, separator, value = change.partition("=")
     if not separator:
@@ -73,8 +93,11 @@ def _apply(content: dict[str, Any], change: str) -> None:
             raise NftbenchError(f"--set {change!r}: {section!r} is not a section")
     try:
         content[last] = yaml.safe_load(value)
-    except yaml.YAMLError:
-        raise NftbenchError(f"--set {change!r}: the value is not YAML") from None
+    except yaml.YAMLError as error:
+        raise NftbenchError(f"--set {change!r}: the value is not YAML{_unquoted(value, error)}") from None
+
+
+_SEVERAL = {"seeds": ", or seeds=[0, 1, 2, 3, 4] for five base seeds"}
 
 
 def _explain(source: str, problem: Mapping[str, Any], changed: Sequence[str]) -> str:
@@ -90,5 +113,7 @@ def _explain(source: str, problem: Mapping[str, Any], changed: Sequence[str]) ->
                 annotation = field.annotation
                 section = next((one for one in get_args(annotation) if hasattr(one, "model_fields")), annotation)
         return f"{source}: unknown key {where!r}{suggest(keys[-1], list(section.model_fields))}"
+    if problem["type"] == "tuple_type":
+        return f"{source}: {where}: write a list, as in {where}=[{problem['input']}]{_SEVERAL.get(where, '')}"
     message = problem["msg"].removeprefix("Value error, ")
     return f"{source}: {where}: {message[:1].lower()}{message[1:]}"

@@ -220,6 +220,13 @@ def test_help_without_a_verb(words: list[str], call: Call) -> None:
         (["run", "tiny.yaml", "--set", "budget.restarts=many"], "--set: budget.restarts: "),
         (["run", "tiny.yaml", "--set", "seeds"], "write key=value"),
         (["run", "tiny.yaml", "--set", "seeds=[]"], "seeds:"),
+        (["plan", "tiny.yaml", "--set", "seeds=5"], "write a list, as in seeds=[5], or seeds=[0, 1, 2, 3, 4] for five"),
+        (
+            ["plan", "tiny.yaml", "--set", "defenses=[none, checkpoint[path=x]]"],
+            'quote a specification, as in "checkpoint[path=x]"',
+        ),
+        (["run", "meta-llama/Llama-3.2-1B"], "--defenses 'checkpoint[path=meta-llama/Llama-3.2-1B]'"),
+        (["plan", "tiny.yaml", "--tasks", "hellaswag"], "know the words of the toy language alone"),
         (["run", "tiny.yaml", "--set", "model.n_layers=2"], "did you mean 'n_layer'?"),
         (["run", "tiny.yaml", "--set", "model.n_head=3"], "divisible"),
         (["plan", "tiny.yaml", "--defenses", "dlr_lock", "--set", "model.n_head=3"], "divisible"),
@@ -323,14 +330,16 @@ def test_another_processor_is_named_before_any_work(call: Call, tiny: str) -> No
 
 def test_figures_are_drawn_where_scores_changed_or_one_is_missing(call: Call, tiny: str) -> None:
     def drawn() -> dict[str, int]:
-        return {path.name: path.stat().st_mtime_ns for path in Path("runs/tiny").glob("*.png")}
+        return {path.name: path.stat().st_mtime_ns for path in Path("runs/tiny").glob("*.*g")}
 
     call("run", tiny, "--jobs", 1)
     first = drawn()
     assert set(first) == set(FIGURES)
     _, out, _ = call("run", tiny, "--jobs", 1)
     assert drawn() == first
-    assert [line for line in out.splitlines() if line.endswith(".png")] == [f"runs/tiny/{name}" for name in FIGURES]
+    assert [line for line in out.splitlines() if line.endswith((".png", ".svg"))] == [
+        f"runs/tiny/{name}" for name in FIGURES
+    ]
     Path("runs/tiny/attacks.png").unlink()
     call("run", tiny, "--jobs", 1)
     second = drawn()
@@ -536,6 +545,16 @@ def write_results(folder: Path, found: Sequence[Record]) -> None:
     cells = tuple(PlannedCell(one.defense, one.attack, one.task, one.seed, one.key) for one in found)
     suite = tiny_suite(ranking=["method", "data"])
     store.write_manifest(Manifest(suite=suite, cells=cells, ladder=factories.LADDER, command="nftbench run tiny"))
+
+
+def test_a_refuted_claim_is_an_error_where_asked_for(call: Call, tmp_path: Path) -> None:
+    found = [replace(one, key=digest(one.key)) for one in [*factories.suite(), *factories.sweep("mask", (0.82,) * 5)]]
+    write_results(tmp_path / "tiny", found)
+    assert call("report", "tiny")[0] == 0
+    code, _, err = call("report", "tiny", "--fail-on-claims")
+    assert (code, err) == (1, "nftbench: 1 claim fails: mask: its claim is refuted\n")
+    write_results(tmp_path / "good", made())
+    assert call("report", "good", "--fail-on-claims")[0] == 0
 
 
 def test_report_ranks_again_without_torch(tmp_path: Path) -> None:

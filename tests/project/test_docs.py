@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 import re
@@ -14,7 +15,7 @@ from typing import Any
 import pytest
 import typer
 
-from nftbench import suites
+from nftbench import contract, suites
 from nftbench.cli import app
 from nftbench.contract import AttackerContext, Inspection, OwnerContext, TaskContext
 from nftbench.planning import registry
@@ -234,12 +235,18 @@ def test_the_claims_in_the_text_are_counted_as_in_the_records() -> None:
     assert shown == made
 
 
+@pytest.mark.parametrize("cls", [contract.Outcome, contract.Model, contract.Corpus])
+def test_the_guide_to_plugins_names_every_field(cls: Any) -> None:
+    page = read("docs/plugins.md")
+    assert [one.name for one in dataclasses.fields(cls) if f"`{one.name}`" not in page] == []
+
+
 def test_scores_in_the_readme_are_those_of_the_board() -> None:
     made = []
     for one in published("small/leaderboard.json")["scores"]:
         rank = "{} [{}–{}]".format(one["rank"], *one["ranks"].values()) if one["rank"] else "–"
         name = spoken(one["defense"]) + " (trivial)" * (one["kind"] == "trivial")
-        kept = f"{interval(one['retention'], 100)}, {one['badge']}"
+        kept = f"{interval(one['utility_percent'])}, {one['badge']}"
         made.append([rank, name, interval(one["excess"]), interval(one["suppression"]), kept, one["verdict"] or "–"])
     shown = [[*cells, claim.split(",")[0]] for *cells, claim in rows(read("README.md"), "Two commands")]
     assert len(shown) == 8

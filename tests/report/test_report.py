@@ -12,18 +12,22 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from jsonschema import Draft202012Validator
 from rich.console import Console
 
 from nftbench import report
 from nftbench.contract import Claim
 from nftbench.records.record import CellId, Record
 from nftbench.report import json as json_file, latex as latex_file, page as pages, terminal, web
+from nftbench.report.doubts import EXPLANATIONS
 from nftbench.scoring import Leaderboard
+from nftbench.scoring.flags import CHECKS
 from nftbench.scoring.intervals import Interval
 from nftbench.scoring.table import interval, number
 from nftbench.suites.schema import Family
 from tests.factories import COST, TASKS, curve, failed, record, scored, scratch, suite, sweep
 from tests.pages import rows
+from tests.schema import BOARD_PATH, board_text
 
 COMMAND = "nftbench report runs/tiny"
 
@@ -82,7 +86,10 @@ def test_the_page_ranks_rows_and_says_why_others_are_not_ranked(board: Leaderboa
     assert "For all of these rows" not in page
     assert [row[1] for row in rows(page, "Headroom")] == list(TASKS)
     assert len(rows(page, "topic")) == 3
-    assert "pmp" in {row[0] for row in rows(page, "Reasons to doubt")}
+    doubts = {(row[0], row[1], row[2]): row[4] for row in rows(page, "Reasons to doubt")}
+    assert doubts["random_mask", "not ranked", "edge"] == "raise \\`budget.extension\\` and run it again"
+    assert "pmp" not in {row for row, _, _ in doubts}  # what is said of it is said of all, above
+    assert "Of every defense here: no attack was written against this defense (write one" in page
     assert [row[-1] for row in rows(page, "Headroom")] == ["yes", "yes"]
     guide = page.partition("## How to read it")[2]
     assert "training from scratch is always among the attacks" in guide
@@ -113,7 +120,7 @@ def test_controls_have_a_table_of_their_own_in_the_order_of_doses() -> None:
     page = pages.leaderboard(found, COMMAND)
     assert [row["defense"] for row in table(page, "Ranking")] == ["pmp"]
     controls = [(row["family"], row["control"]) for row in table(page, "Controls")]
-    doses = [("early_stop", f"early_stop[dose={name}]") for name in ("weak", "strong", "middle")]
+    doses = [("early_stop", f"early_stop · {name}") for name in ("weak", "strong", "middle")]
     assert controls == [("undefended", "none"), ("–", "early_stop"), *doses]
     for heading in ("Details", "pairs", "Suppression by what the attacker knows"):
         assert {row["defense"] for row in table(page, heading)} == {"pmp", "early_stop", "none"}
@@ -267,15 +274,15 @@ def test_text_of_plugins_is_escaped(board: Leaderboard) -> None:
     assert "    run # evil" in page
     dose = "early_stop[text=a|b<i>`]"
     ladder = {"fam|ily<b>": Family(doses=(dose,))}
-    board = scored(renamed(suite(), "early_stop", dose), ladder=ladder)
+    board = replace(scored(renamed(suite(), "early_stop", dose), ladder=ladder), labels={dose: "half|way<i>`"})
     page, on_ladder = pages.leaderboard(board, COMMAND), pages.rows(board, COMMAND)["ladder.md"]
     shown = "early_stop[text=a\\|b&lt;i>\\`]"
-    assert f"| fam\\|ily&lt;b> | {shown} |" in page
+    assert "| fam\\|ily&lt;b> | half\\|way&lt;i>\\` |" in page
     assert f"### {shown}" in on_ladder
     assert "## fam\\|ily&lt;b>" in on_ladder
     assert "<b>" not in page + on_ladder
     assert "<i>" not in page + on_ladder
-    latex = latex_file.text(scored(renamed(suite(), "pmp", "a_b&c%{d}\\[x=1]")))
+    latex = latex_file.text(replace(scored(suite()), labels={"pmp": "a_b&c%{d}\\[x=1]"}))
     assert r"a\_b\&c\%\{d\}\textbackslash{}{[}x=1{]}" in latex
 
 
@@ -299,26 +306,28 @@ def test_each_format_holds_every_row_and_no_draft_is_left(board: Leaderboard, tm
     assert float(lines[0]["excess"]) == pytest.approx(20.0)
     assert float(lines[0]["excess_low"]) < 20 < float(lines[0]["excess_high"])
     assert [lines[0][name] for name in ("rank", "rank_first", "rank_last", "rank_among_95")] == ["1", "1", "1", "1"]
-    assert float(lines[3]["retention:minimal_pairs"]) == pytest.approx(0.9)
+    assert float(lines[3]["utility_percent:minimal_pairs"]) == pytest.approx(90)
     words = [lines[0][name] for name in ("utility_badge", "least_metric", "pareto", "worst_task")]
     assert words[:3] == ["keeps", "minimal_pairs", "True"]
     assert words[3] in TASKS
     assert [line["ladder_family"] for line in lines] == ["", "early_stop", "", ""]
     assert lines[3]["rank"] == ""
     assert content["ladder"] == {"early_stop": ["early_stop"]}
-    assert content["scores"][0]["rank_among"] == {"0.95": 1, "0.9": 1, "0.8": 1, "0.5": 1}
+    assert content["scores"][0]["rank_among"] == {"95": 1, "90": 1, "80": 1, "50": 1}
+    assert content["scores"][3]["utility_percent"]["value"] == pytest.approx(90)
     tex = paths[3].read_text()
     assert tex.startswith(r"\begin{tabular}{rl")
     cells = [line for line in tex.splitlines() if line.endswith(r"\\")]
     assert all(line.count(" & ") == 13 for line in cells)
     assert cells[1].startswith("1 {[}1--1{]} & pmp & 20.0")
-    assert tex.count(r"\midrule") == 2  # the second is above the row without a rank
+    assert tex.count(r"\midrule") == 3  # above the ranked row, the row without a rank, and the controls
+    assert [line.split(" & ")[1] for line in cells[1:]] == ["pmp", "random\\_mask", "none", "early\\_stop"]
 
 
 def test_latex_shows_defenses_without_a_rank_below_a_rule() -> None:
     tex = latex_file.text(scored(suite(1)))
     assert r"\midrule" + "\n-- & pmp & 20.0 & 30.0 & 100.0 & minimal\\_pairs 100.0 & " in tex
-    assert "early" not in tex
+    assert tex.count("early") == 1
 
 
 def test_writing_again_replaces_whole_files(board: Leaderboard, tmp_path: Path) -> None:
@@ -347,23 +356,26 @@ def test_the_terminal_shows_names_as_they_are_and_reasons(board: Leaderboard) ->
     console = Console(file=io.StringIO(), width=220, color_system=None)
     records = renamed(suite(1), "early_stop", "early_stop[fraction=0.5]")
     ladder = {"early_stop": Family(doses=("early_stop[fraction=0.5]",))}
-    console.print(terminal.summary(scored(records, ladder=ladder)))
+    named = replace(scored(records, ladder=ladder), labels={"early_stop[fraction=0.5]": "[half]"})
+    console.print(terminal.summary(named))
     shown = console.file.getvalue()  # type: ignore[attr-defined]
-    assert "early_stop[fraction=0.5]" in shown  # not read as markup
+    assert "[half]" in shown  # not read as markup
     assert "30.0" in shown
     assert "pmp: 1 base seed: three are preliminary" in shown
     console.print(terminal.summary(board))
     assert "random_mask: the best learning rate" in console.file.getvalue()  # type: ignore[attr-defined]
 
 
-def test_the_terminal_fits_100_columns() -> None:
-    """Long names are broken, numbers and their intervals are not."""
+def test_the_terminal_fits_80_columns() -> None:
+    """Neither names nor numbers with their intervals are broken."""
     long = "condition_number[harmful=toy_topic,lambda_ill=10,lambda_well=1,balanced=true,learning_rate=1e-3,epochs=40]"
     records = [*renamed(suite(), "pmp", long), *sweep("trap2[task=toy_topic]", (0.9,) * 5, utility=-0.55)]
-    console = Console(file=io.StringIO(), width=100, color_system=None)
+    console = Console(file=io.StringIO(), width=80, color_system=None)
     console.print(terminal.summary(scored(records)))
     lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
-    assert max(map(len, lines)) <= 100
+    assert max(map(len, lines)) <= 80
+    for name in ("condition_number", "trap2", "suppression", "holds"):
+        assert any(name in line.split() for line in lines)
     whole = board_of(records).scores
     for score in (score for score in whole if score.excess.interval):
         assert any(interval(score.excess.interval).partition(" ")[2] in line for line in lines)
@@ -373,3 +385,59 @@ def test_infinite_ends_of_intervals_become_null() -> None:
     content = json.loads(json_file.text(scored(suite(1)), COMMAND))
     assert content["scores"][0]["suppression"]["low"] is None
     assert math.isfinite(content["scores"][0]["suppression"]["value"])
+
+
+def test_the_answer_comes_first(board: Leaderboard) -> None:
+    """Who is ranked where, what it costs, what the claim is worth and what breaks it, before any table."""
+    first = pages.leaderboard(board, COMMAND).splitlines()[2]
+    assert first.startswith("pmp is the only ranked defense: its excess over trivial defenses is 20.0 [")
+    assert "it keeps 100.0 [100.0, 100.0] % of utility. Not ranked: random_mask." in first
+    assert "Claims that hold: pmp" in first
+    assert "pmp by full (52.0 points) and random_mask by full (75.4 points)" in first
+    assert first.endswith(", where the undefended model ends at 82.0.")
+    console = Console(file=io.StringIO(), width=2000, color_system=None)
+    console.print(terminal.summary(board))
+    assert console.file.getvalue().startswith("pmp is the only ranked defense")  # type: ignore[attr-defined]
+
+
+def test_the_answer_names_few_of_many_rows() -> None:
+    many = [one for index in range(9) for one in sweep(f"mask[index={index}]", (0.7,) * 5)]
+    first = pages.leaderboard(scored([*suite(), *many]), COMMAND).splitlines()[2]
+    assert "and 4 more" in first
+    assert "The comparisons do not settle the order" not in first
+
+
+def test_doubts_of_every_defense_are_said_once() -> None:
+    records = [*suite(3), *sweep("mask", (0.7,) * 3, utility=0.5)]
+    found = pages.leaderboard(scored(records), COMMAND)
+    ranking = {row["defense"]: row["doubts"].split(", ") for row in table(found, "Ranking")}
+    assert "utility" in ranking["mask"]
+    assert not any("preliminary" in names for names in ranking.values())
+    assert found.count(EXPLANATIONS["preliminary"].advice) == 1
+    assert "preliminary" not in {row[2] for row in rows(found, "Reasons to doubt")}
+
+
+def test_every_flag_is_explained() -> None:
+    assert EXPLANATIONS.keys() == {check.name for check in CHECKS} | {"incomplete"}
+
+
+def test_rows_are_labelled_and_specified_once() -> None:
+    long = "pmp[complement=released,radius=0.02]"
+    found = pages.leaderboard(scored([*suite(), *sweep(long, (0.6,) * 5)]), COMMAND)
+    assert {row["defense"] for row in table(found, "Ranking")} == {"pmp", "pmp · released"}
+    assert found.count(long) == 1  # in the list of pages
+    assert f"- [pmp · released](defenses/pmp_complement=released_radius=0.02.md): {long}" in found
+
+
+@pytest.mark.parametrize("records", [suite(), suite(1), []], ids=["whole", "one seed", "empty"])
+def test_leaderboard_json_keeps_its_schema(records: list[Record]) -> None:
+    content = json.loads(json_file.text(scored(records), COMMAND))
+    checker = Draft202012Validator(json.loads(BOARD_PATH.read_text()))
+    checker.validate(content)
+    for score in content["scores"][:1]:
+        del score["utility_percent"]
+        assert not checker.is_valid(content)
+
+
+def test_the_published_schema_is_that_of_the_types() -> None:
+    assert BOARD_PATH.read_text() == board_text(), "run make schema"

@@ -142,7 +142,7 @@ def test_text_of_plugins_stays_text(board: Leaderboard, evil: str) -> None:
     changed = replace(
         first,
         defense=name,
-        flags=(Flag("odd", "warn", evil),),
+        flags=(Flag("spread", "warn", evil),),
         attacks=tuple(replace(one, attack=evil, faults=(evil,)) for one in first.attacks),
         standing=replace(first.standing, reasons=(evil,)),
     )

@@ -135,7 +135,8 @@ def test_each_row_has_a_page(tmp_path: Path) -> None:
     assert "Not planned" not in (tmp_path / "defenses" / "none.md").read_text()
     assert page.rstrip().endswith("    nftbench run tiny")
     board_page = (tmp_path / "leaderboard.md").read_text()
-    assert "- [pmp\\[x=a\\|b\\]](defenses/pmp_x=a_b.md)" in board_page
+    assert "- [pmp · a\\|b](defenses/pmp_x=a_b.md): pmp\\[x=a\\|b\\]\n" in board_page
+    assert "- [pmp](defenses/pmp.md)\n" in board_page
     assert all(f"](defenses/{name})" in board_page for name in pages)
 
 

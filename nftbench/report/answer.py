@@ -1,0 +1,91 @@
+"""The answer first: who is ranked where, what it costs, which claims hold and what broke them, as one paragraph."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from nftbench.report import order
+from nftbench.report.labels import of
+from nftbench.scoring.leaderboard import Leaderboard
+from nftbench.scoring.scores import Score
+from nftbench.scoring.table import interval, number
+
+MOST = 6
+"""Rows that a sentence names at most."""
+HOLDING = {"holds": "that hold", "holds at a cost": "that hold at a cost"}
+
+
+def answer(board: Leaderboard) -> str:
+    """The paragraph; empty where the suite has no defense with a result."""
+    names = of(board)
+    return " ".join(
+        filter(None, [_ranking(board, names), _unranked(board, names), _claims(board, names), _broken(board, names)])
+    )
+
+
+def _ranking(board: Leaderboard, names: Mapping[str, str]) -> str:
+    ranked = [one for one in order.defenses(board) if one.standing.rank is not None]
+    if not ranked:
+        return ""
+    first, *others = ranked
+    preliminary = " (preliminary)" if first.standing.group == "preliminary" else ""
+    count = f"first of {len(ranked)} ranked defenses" if others else "the only ranked defense"
+    said = (
+        f"{names[first.defense]} is {count}{preliminary}: its excess over trivial defenses is "
+        f"{interval(first.excess.interval)} points, and it keeps {interval(first.utility.retention, 100)} % of utility."
+    )
+    if others:
+        said += f" Then {_listed(f'{names[one.defense]} ({_excess(one)}, keeps {_kept(one)} %)' for one in others)}."
+    if others and all((one.standing.ranks and one.standing.ranks.last == len(ranked)) for one in ranked):
+        said += " The comparisons do not settle the order: each of them may be last."
+    return said
+
+
+def _unranked(board: Leaderboard, names: Mapping[str, str]) -> str:
+    rows = [names[one.defense] for one in order.defenses(board) if one.standing.group == "unranked"]
+    return f"Not ranked: {_listed(rows)}." if rows else ""
+
+
+def _claims(board: Leaderboard, names: Mapping[str, str]) -> str:
+    verdicts: dict[str, list[str]] = {}
+    for one in order.defenses(board):
+        if one.claim.verdict is not None:
+            verdicts.setdefault(one.claim.verdict, []).append(names[one.defense])
+    if not verdicts:
+        return ""
+    words = "; ".join(f"{HOLDING.get(verdict, verdict)}: {_listed(rows)}" for verdict, rows in verdicts.items())
+    if HOLDING.keys() & verdicts.keys():
+        return f"Claims {words}."
+    return f"No claim holds. {words[0].upper()}{words[1:]}."
+
+
+def _broken(board: Leaderboard, names: Mapping[str, str]) -> str:
+    """For each defense the attack that reaches most by itself, and where the best attack of each task ends."""
+    ends = {
+        one.defense: f"{names[one.defense]} by {one.recipes.best} ({number(one.resistance.attacked.value)} points)"
+        for one in order.defenses(board)
+        if one.recipes.best and one.resistance.attacked
+    }
+    if not ends:
+        return ""
+    known = [one for one in board.scores if one.kind == "reference" and one.resistance.attacked]
+    undefended = [f"{number(one.resistance.attacked.value)}" for one in known if one.resistance.attacked]
+    beside = f", where the undefended model ends at {undefended[0]}" if len(undefended) == 1 else ""
+    return f"What breaks them, and where the best attacks end: {_listed(ends.values())}{beside}."
+
+
+def _excess(score: Score) -> str:
+    return number(score.excess.interval.value) if score.excess.interval else "no excess"
+
+
+def _kept(score: Score) -> str:
+    return number(100 * score.utility.retention.value) if score.utility.retention else "an unknown share"
+
+
+def _listed(words: Iterable[str]) -> str:
+    """`a`, `a and b`, `a, b and c`; of many the first and their number."""
+    found = list(words)
+    if len(found) > MOST:
+        found = [*found[: MOST - 1], f"{len(found) - MOST + 1} more"]
+    *before, last = found
+    return f"{', '.join(before)} and {last}" if before else last

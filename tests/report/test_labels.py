@@ -1,0 +1,63 @@
+"""A row's label is short, tells it from every other row, and does not depend on the order of rows."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, strategies as st
+
+from nftbench.records.spec import Spec
+from nftbench.report.labels import labels
+
+
+@pytest.mark.parametrize(
+    ("rows", "expected"),
+    [
+        (["pmp[discovery_steps=200]"], ["pmp"]),
+        (
+            ["pmp[discovery_steps=200]", "pmp[complement=released,discovery_steps=200,radius=0.02]"],
+            ["pmp", "pmp · released"],
+        ),
+        (
+            ["dlr_lock[depth=1,joint_steps=100]", "dlr_lock[joint_steps=100]"],
+            ["dlr_lock · depth 1", "dlr_lock"],
+        ),
+        (["early_stop", "early_stop[fraction=0.2]"], ["early_stop", "early_stop · 0.2"]),
+        (["cn[balanced=true,rank=2]", "cn[balanced=false,rank=2]"], ["cn · balanced true", "cn · balanced false"]),
+        (["checkpoint[path=hub/Locked]", "checkpoint[path=hub/Free]"], ["checkpoint · Locked", "checkpoint · Free"]),
+        (["checkpoint[path=a/x]", "checkpoint[path=b/x]"], ["checkpoint · path a/x", "checkpoint · path b/x"]),
+        (["a[x=1,y=2]", "a[x=1,y=3]", "a[x=2,y=2]"], ["a · x 1 · y 2", "a · x 1 · y 3", "a · x 2 · y 2"]),
+        (["p[a=x]", "p[b=x]"], ["p · x", "p"]),
+    ],
+)
+def test_the_fewest_parameters_that_differ_are_said(rows: list[str], expected: list[str]) -> None:
+    assert list(labels(rows).values()) == expected
+
+
+def test_a_given_label_is_used_unless_another_row_has_it() -> None:
+    rows = ["pmp[radius=1]", "pmp[radius=2]", "mask"]
+    assert labels(rows, {"pmp[radius=1]": "PMP", "absent": "mask"})["pmp[radius=1]"] == "PMP"
+    assert labels(rows, {"pmp[radius=1]": "mask"})["pmp[radius=1]"] == "pmp · 1"
+    assert labels(rows, {"pmp[radius=1]": "PMP", "pmp[radius=2]": "PMP"}) == labels(rows)
+
+
+NAMES = st.sampled_from(["pmp", "dlr_lock", "none", "pmp · x"])
+VALUES = st.one_of(st.integers(0, 3), st.floats(0, 1), st.booleans(), st.sampled_from(["x", "a/x", "b/x", "1"]))
+SPECS = st.builds(
+    lambda name, parameters: str(Spec(name, tuple(parameters.items()))),
+    NAMES,
+    st.dictionaries(st.sampled_from(["a", "b", "c"]), VALUES),
+)
+
+
+@given(st.lists(SPECS, unique=True), st.dictionaries(SPECS, st.sampled_from(["one", "two", "pmp"])), st.randoms())
+def test_labels_are_unique_and_the_same_in_any_order(rows: list[str], chosen: dict[str, str], chance: object) -> None:
+    found = labels(rows, chosen)
+    assert list(found) == rows
+    assert len(set(found.values())) == len(rows)
+    chance.shuffle(rows)  # type: ignore[attr-defined]
+    assert labels(rows, chosen) == found
+
+
+@given(SPECS)
+def test_a_row_without_siblings_has_the_name_of_its_plugin(row: str) -> None:
+    assert labels([row]) == {row: Spec.parse(row).name}
