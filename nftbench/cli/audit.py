@@ -39,11 +39,14 @@ FailOn = Literal["refuted", "unproven"]
 def audit(
     context: typer.Context,
     release: Annotated[
-        str, typer.Argument(metavar="RELEASE", help="The protected checkpoint: a folder or a hub id.", show_default=False)
+        str,
+        typer.Argument(metavar="RELEASE", help="The protected checkpoint: a folder or a hub id.", show_default=False),
     ],
     reference: Annotated[
         str,
-        typer.Option("--reference", metavar="TWIN", help="Its undefended twin: a folder or a hub id.", show_default=False),
+        typer.Option(
+            "--reference", metavar="TWIN", help="Its undefended twin: a folder or a hub id.", show_default=False
+        ),
     ],
     options: RunOptions,
     suite: Annotated[
@@ -51,7 +54,9 @@ def audit(
     ] = "audit",
     seeds: Seeds = None,
     limit: Limit = None,
-    plan: Annotated[bool, typer.Option("--plan", help="Check both checkpoints, show the costs, and run nothing.")] = False,
+    plan: Annotated[
+        bool, typer.Option("--plan", help="Check both checkpoints, show the costs, and run nothing.")
+    ] = False,
     fail_on: Annotated[
         FailOn | None,
         typer.Option(
@@ -74,7 +79,8 @@ def audit(
     changed = replace(
         options,
         changes=[*(options.changes or ()), *changes(_asked(suite, options), subject)],
-        out=options.out or Path("runs") / f"audit-{re.sub(r'[^A-Za-z0-9.-]+', '_', subject.name).strip('.') or 'release'}",
+        out=options.out
+        or Path("runs") / f"audit-{re.sub(r'[^A-Za-z0-9.-]+', '_', subject.name).strip('.') or 'release'}",
     )
     work = execution.prepare(suite, Selection(seeds=seeds, limit=limit), changed, keep_salt=not plan)
     workers = _costs(work, changed, protected, twin)

@@ -406,9 +406,7 @@ def _check_reference(spec: Spec, plugin: Defense) -> None:
         NftbenchError: the reference is neither `none` nor, for such a row, a checkpoint.
     """
     reference = canonical("defenses", plugin.reference_row())
-    if str(reference) != "none" and not (
-        reference.name == "checkpoint" and spec.name in ("checkpoint", "altered")
-    ):
+    if str(reference) != "none" and not (reference.name == "checkpoint" and spec.name in ("checkpoint", "altered")):
         raise NftbenchError(f"{spec}: its reference row must be none, and it is {reference}")
 
 

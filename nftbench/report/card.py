@@ -82,7 +82,10 @@ def card(board: Leaderboard, manifest: Manifest, records: Sequence[Record], subj
     verdict = score.claim.verdict or "untested"
     shown = (
         (_numbers(score, twin), "Points of the tasks' scores, means over tasks and seeds with 95 % intervals."),
-        (_controls(board, score), "Anyone could make these from the twin in a minute, so a protection has to beat them."),
+        (
+            _controls(board, score),
+            "Anyone could make these from the twin in a minute, so a protection has to beat them.",
+        ),
         (_tried(score, twin), "The strongest first. Costs are those of one task's attacker, every try included."),
         (_tasks(board, score), "In points, after the best attack on each task."),
         (row_tables.utility(score), "Shares of what the twin scores above chance, before any attack."),
@@ -152,7 +155,8 @@ def _untested(score: Score) -> str:
     if taken is None:
         return "what it takes from the attackers is not known"
     if taken.count < PRELIMINARY_SEEDS:
-        return f"{taken.count} seed{'s' * (taken.count > 1)} cannot tell it from chance, and {PRELIMINARY_SEEDS} are needed"
+        few = f"{taken.count} seed{'s' * (taken.count > 1)}"
+        return f"{few} cannot tell it from chance, and {PRELIMINARY_SEEDS} are needed"
     if score.claim.excess is None:
         return f"it cannot be compared with trivial changes of the twin ({score.excess.reason})"
     if not score.claim.covered:
