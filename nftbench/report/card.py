@@ -98,7 +98,7 @@ def card(board: Leaderboard, manifest: Manifest, records: Sequence[Record], subj
         facts=_facts(board, subject, records),
         tables=tuple((table, note) for table, note in shown if table.rows),
         doubts=(*board.problems, *(flag.message for flag in score.flags)),
-        limits=_limits(manifest, score),
+        limits=_limits(manifest),
         command=one_line(command),
         model_index=model_index.text(subject.name, board.suite, score, one_line(command)),
     )
@@ -149,7 +149,7 @@ def _untested(score: Score) -> str:
     """Why the claim could not be tested, the first reason that applies."""
     taken = score.claim.suppression
     if score.incomplete:
-        return f"{len(score.incomplete)} results are missing, the first: {score.incomplete[0]}"
+        return f"not every result is there, the first that lacks: {score.incomplete[0]}"
     if not score.claim.tested:
         return "no attack has fine-tuned the release"
     if taken is None:
@@ -280,16 +280,17 @@ def _facts(board: Leaderboard, subject: Subject, records: Sequence[Record]) -> t
     )
 
 
-def _limits(manifest: Manifest, score: Score) -> tuple[str, ...]:
+def _limits(manifest: Manifest) -> tuple[str, ...]:
     """What the card does not say, in three sentences."""
-    suite = manifest.suite
+    suite, seeds = manifest.suite, len({cell.seed for cell in manifest.cells})
+    drawn = "1 seed draws" if seeds == 1 else f"{seeds} seeds draw"
     return (
         f"The attacks are strong baselines, and {_budget(suite.budget)}: a longer, larger or cleverer attack may reach "
         "more.",
         f"Only {_listed(suite.tasks)} were attacked and utility is {_listed(suite.utility)} alone: nothing is said of "
         "other tasks.",
-        f"{len({cell.seed for cell in manifest.cells})} seeds draw attacks and documents anew, and never the "
-        "checkpoint: another run of the same protection may be stronger or weaker.",
+        f"{drawn} attacks and documents anew, and never the checkpoint: another run of the same protection may "
+        "be stronger or weaker.",
     )
 
 

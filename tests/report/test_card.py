@@ -49,7 +49,7 @@ def score(verdict: Verdict, excess: Interval | None = None, suppression: Interva
         (score("untested", None, Interval(4)), "1 seed cannot tell it from chance, and 3 are needed"),
         (
             dataclasses.replace(score("untested"), incomplete=("a cell: oom",)),
-            "1 results are missing, the first: a cell",
+            "the first that lacks: a cell: oom",
         ),
     ],
 )
