@@ -14,7 +14,7 @@ from typing import Annotated, TextIO
 
 import typer
 
-from nftbench.cli import calibrate, catalogue, lm_eval, pack, report, run
+from nftbench.cli import audit, calibrate, catalogue, lm_eval, pack, report, run
 from nftbench.cli.console import BAD_INPUT, INTERRUPTED, complain
 from nftbench.cli.options import with_options
 from nftbench.errors import NftbenchError
@@ -46,6 +46,7 @@ app.command()(catalogue.info)
 app.command()(with_options(run.plan))
 app.command()(with_options(run.run))
 app.command()(with_options(run.reproduce))
+app.command()(with_options(audit.audit))
 app.command()(report.report)
 app.command()(pack.pack)
 app.command()(with_options(calibrate.calibrate))

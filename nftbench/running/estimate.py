@@ -137,21 +137,37 @@ def memory_line(left: Left, parameters: int, workers: int) -> str:
     """An estimate of the memory that all workers need together, if each attacks the largest release."""
     if not left.cells:
         return "nothing is left to run"
-    largest = max(left.size(cell.defense, parameters) for cell in left.cells)
-    size = workers * (PROCESS_BYTES + COPIES * 4 * largest) / 1e9
+    size = memory_bytes(left, parameters, workers) / 1e9
     many = f"{workers} worker{'s' * (workers > 1)}"
+    largest = _largest(left, parameters)
     return f"about {size:.2g} GB with {many}, for a model of {largest / 1e6:.3g} M parameters"
+
+
+def memory_bytes(left: Left, parameters: int, workers: int) -> float:
+    """Bytes of memory that all workers need together, if each attacks the largest release."""
+    return workers * (PROCESS_BYTES + COPIES * 4 * _largest(left, parameters))
+
+
+def _largest(left: Left, parameters: int) -> int:
+    return max((left.size(cell.defense, parameters) for cell in left.cells), default=0)
 
 
 def disk_line(plan: Plan, store: Store, left: Left, parameters: int) -> str:
     """An estimate of how much the cache grows."""
     kept = len({*plan.suite.pretraining.checkpoints, 1.0})
     released = sum(left.size(spec, parameters) for spec, _ in left.releases)
-    size = 4 * (released + parameters * kept * len(left.bases)) / 1e6
+    size = disk_bytes(plan, left, parameters) / 1e6
     return (
         f"about {size:.3g} MB more in {store.cache}: {len(left.releases)} releases with {released / 1e6:.3g} M "
         f"parameters in all and {kept * len(left.bases)} bases of {parameters / 1e6:.3g} M, 4 bytes each"
     )
+
+
+def disk_bytes(plan: Plan, left: Left, parameters: int) -> int:
+    """Bytes by which the cache grows, for the releases and bases that it lacks."""
+    kept = len({*plan.suite.pretraining.checkpoints, 1.0})
+    released = sum(left.size(spec, parameters) for spec, _ in left.releases)
+    return 4 * (released + parameters * kept * len(left.bases))
 
 
 def parameters_of(suite: Suite) -> int:

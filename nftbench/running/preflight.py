@@ -1,0 +1,154 @@
+"""What is known of a checkpoint before anything is trained: from its configuration and the headers of its weights.
+
+A checkpoint on the hub is looked at through a skeleton, a folder with its small files and the headers of its weights.
+No weight is downloaded for that.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nftbench.device import Device
+from nftbench.errors import NftbenchError
+from nftbench.models import networks
+
+SMALL_FILES = ("*.json", "*.txt", "*.model", "*.jinja")
+"""Configuration and tokenizer, as patterns of file names."""
+PICKLED = (".bin", ".pt", ".pth", ".ckpt")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint that can be audited."""
+
+    place: str
+    """Its folder or hub id."""
+    architecture: str
+    """`model_type` of its configuration."""
+    parameters: int
+    words: int
+    """The size of its tokenizer's vocabulary."""
+
+
+def examine(place: str) -> Checkpoint:
+    """Look at a folder or a hub id (`organisation/name`) without reading a weight.
+
+    Raises:
+        NftbenchError: it is neither, its architecture is unknown, it has no tokenizer, its weights are pickled, damaged
+            or lack a tensor, or the hub cannot be asked.
+    """
+    if Path(place).is_dir():
+        return _examine(place, Path(place))
+    if place.count("/") != 1 or place.startswith((".", "/")) or place.endswith("/"):
+        raise NftbenchError(f"{place!r} is neither a folder nor a hub id (organisation/name)")
+    with tempfile.TemporaryDirectory(prefix="nftbench-") as folder:
+        fill_skeleton(place, Path(folder))
+        return _examine(place, Path(folder))
+
+
+def _examine(place: str, folder: Path) -> Checkpoint:
+    if not (folder / "config.json").is_file():
+        raise NftbenchError(f"{place!r} holds no model: it lacks a config.json")
+    try:
+        model = networks.load(folder, "meta")
+    except NftbenchError as error:
+        raise NftbenchError(str(error).replace(str(folder), place)) from error
+    if model.tokenizer is None:
+        raise NftbenchError(f"{place!r} has no tokenizer (tokenizer.json)")
+    parameters = sum(parameter.numel() for parameter in model.network.parameters())
+    return Checkpoint(place, model.network.config.model_type, parameters, len(model.tokenizer))
+
+
+def fill_skeleton(repository: str, folder: Path) -> None:
+    """Fill a folder with a hub model's small files and the headers of its weights. The weights are holes.
+
+    Raises:
+        NftbenchError: the hub cannot be reached, or has no such model.
+    """
+    import huggingface_hub
+
+    hub = huggingface_hub.HfApi()
+    try:
+        names = [item.rfilename for item in hub.model_info(repository).siblings or []]
+        huggingface_hub.snapshot_download(repository, local_dir=folder, allow_patterns=list(SMALL_FILES))
+        for name in names:
+            if name.endswith(".safetensors") and "/" not in name:
+                _write_holes(folder / name, hub.parse_safetensors_file_metadata(repository, name))
+            elif name.endswith(PICKLED) and "/" not in name:
+                (folder / name).touch()  # so that the message names it
+    except Exception as error:  # the errors of the hub, of its transport and of damaged headers share no base class
+        reason = (str(error).strip() or type(error).__name__).split("\n", 1)[0]
+        raise NftbenchError(f"{repository}: the hub has not answered for it: {reason}") from error
+
+
+def _write_holes(path: Path, header: Any) -> None:
+    """A safetensors file with this header, in which the weights take no space on disk."""
+    tensors = {
+        name: {"dtype": one.dtype, "shape": list(one.shape), "data_offsets": list(one.data_offsets)}
+        for name, one in header.tensors.items()
+    }
+    text = json.dumps({"__metadata__": header.metadata or {}, **tensors}).encode()
+    end = max((one["data_offsets"][1] for one in tensors.values()), default=0)
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        file.truncate(8 + len(text) + end)
+
+
+# ---------------------------------------------------------------------------------------------------- memory and disk
+
+
+def memory_of(device: Device) -> float:
+    """Bytes of memory that this machine, or its card, has in all."""
+    if device.kind == "cuda":
+        import torch
+
+        return float(torch.cuda.get_device_properties(str(device)).total_memory)
+    return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+
+
+def free_on_disk(folder: Path) -> float:
+    """Bytes that are free where a folder lies, or will lie."""
+    there = next(path for path in (folder.resolve(), *folder.resolve().parents) if path.exists())
+    return float(shutil.disk_usage(there).free)
+
+
+def workers_that_fit(asked: int | None, usual: int, needed: float, device: Device) -> int:
+    """How many workers memory allows: as many as asked for, or else at most the usual number.
+
+    `needed` are the bytes of one worker.
+
+    Raises:
+        NftbenchError: not even one fits, or fewer than were asked for.
+    """
+    there = memory_of(device)
+    fit = int(there // needed)
+    if fit < (asked or 1):
+        many = f"{asked} workers need" if asked is not None and asked > 1 else "a worker needs"
+        advice = f"; --jobs {fit} would fit" if fit else "; a machine with more memory is needed"
+        total = needed * (asked or 1)
+        raise NftbenchError(f"too little memory: {many} about {_size(total)}, and there are {_size(there)}{advice}")
+    return asked or min(usual, fit)
+
+
+def check_disk(needed: float, folder: Path) -> None:
+    """Refuse a run whose releases do not fit on the disk.
+
+    Raises:
+        NftbenchError: names the folder and both sizes.
+    """
+    free = free_on_disk(folder)
+    if free < needed:
+        raise NftbenchError(
+            f"too little disk: the cache {folder} grows by about {_size(needed)}, and {_size(free)} are free; choose "
+            "another folder with --cache"
+        )
+
+
+def _size(count: float) -> str:
+    return f"{count / 1e9:.2g} GB" if count >= 1e9 else f"{count / 1e6:.3g} MB"

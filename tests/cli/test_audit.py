@@ -1,0 +1,258 @@
+"""The verb `audit`: what it refuses before anything runs, what its card says, and how it goes on after a kill."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import huggingface_hub
+import pytest
+import torch
+import yaml
+from safetensors import safe_open
+
+from nftbench.cli import audit, main
+from nftbench.device import CPU
+from nftbench.errors import NftbenchError
+from nftbench.records.store import Store
+from nftbench.running import preflight
+from nftbench.running.preflight import Checkpoint
+from nftbench.testing import tiny_suite
+from tests import checkpoints
+
+Call = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def call(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Iterator[Call]:
+    """`call("protected", "--reference", "twin")` in a folder with both checkpoints and a tiny suite."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", list(sys.argv))
+    monkeypatch.setattr(audit, "CONTROLS", {"noise": (0.1,), "quantize": (4,)})
+    checkpoints.write(Path("twin"))
+    checkpoints.edit(
+        checkpoints.write(Path("protected")),
+        lambda tensors: {name: 1.1 * tensor for name, tensor in tensors.items()},
+    )
+    write_suite(tmp_path)
+
+    def run(*words: object) -> tuple[int, str, str]:
+        capsys.readouterr()
+        code = main(["audit", *map(str, words), "--suite", "tiny.yaml", "--jobs", "1"])
+        return (code, *capsys.readouterr())
+
+    return run
+
+
+def write_suite(folder: Path, **changes: Any) -> None:
+    settings = {
+        "attacks": ["none", "scratch", "full"],
+        "ladder_attacks": ["full"],
+        "budget": {"durations": [2], "restarts": 1, "extension": 0},
+        "utility": ["bits_per_token", "toy_agreement_pronoun"],
+        **changes,
+    }
+    (folder / "tiny.yaml").write_text(yaml.safe_dump(tiny_suite(**settings).model_dump(mode="json")))
+
+
+# --------------------------------------------------------------------------------------------------------- the audit
+
+
+@pytest.mark.slow
+def test_an_audit_ends_in_a_card_that_agrees_with_the_leaderboard(call: Call) -> None:
+    """And the same command goes on where a killed one stopped."""
+    code, out, _ = call("protected", "--reference", "twin", "--out", "found", "--fail-on", "unproven")
+    assert code == 1, "one seed proves nothing"
+    board = json.loads(Path("found/leaderboard.json").read_text())
+    (row,) = [one for one in board["scores"] if one["kind"] == "defense"]
+    assert row["defense"] == "checkpoint[path=protected,reference=twin]"
+    assert board["ladder"] == {
+        "noise": ["altered[path=twin,change=noise,dose=0.1]"],
+        "quantize": ["altered[path=twin,change=quantize,dose=4]"],
+    }
+    assert set(row["utilities"]) <= {"toy_agreement_pronoun"}, "bits_per_token counts the suite's own tokens"
+
+    card, page = Path("found/card.md").read_text(), Path("found/card.html").read_text()
+    answer = re.findall(r"^\*\*(.*)\*\*$", card, re.MULTILINE)[0]
+    assert row["verdict"] in answer
+    assert answer in out
+    for name, value in (("score after the best attack", row["attacked"]), ("utility kept, %", row["retention"])):
+        shown = "–" if value is None else f"{value['value'] * (100 if '%' in name else 1):.1f}"
+        assert f"| {name} | {shown} | " in card
+    for attack in ("full", "scratch"):
+        assert re.search(rf"^\| {attack} \| nothing", card, re.MULTILINE)
+    for text in ("noise 0.1", "quantize 4", "twin", "tiny: 13 of 13 results", "nftbench audit protected"):
+        assert text in card
+        assert text in page
+
+    records = Store(Path("found"), Path()).records()
+    gone = sorted(Path("found/records").glob("*.json"))[:2]
+    for path in gone:
+        path.unlink()
+    code, out, _ = call("protected", "--reference", "twin", "--out", "found")
+    assert code == 0, "without --fail-on the verdict does not count"
+    assert f"cells: 2 of {len(records)} are left" in out
+    assert Path("found/card.md").read_text().count("13 of 13 results") == 1
+
+
+def test_plan_checks_and_estimates_and_runs_nothing(call: Call) -> None:
+    code, out, _ = call("protected", "--reference", "twin", "--plan")
+    assert code == 0
+    for line in ("protected: gpt2, 0.0121 M parameters", "cells: 13 of 13 are left", "time: about", "disk: about"):
+        assert line in out
+    assert not Path("runs/audit-protected/records").exists()
+
+
+def test_the_estimate_is_of_the_checkpoint_and_not_of_the_suites_model(
+    call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def operations() -> float:
+        _, out, _ = call("protected", "--reference", "twin", "--plan")
+        return float(re.findall(r"make ([\d.e+]+) FLOPs", out)[0])
+
+    small = operations()
+    monkeypatch.setattr(preflight, "memory_of", lambda device: 1e15)
+    monkeypatch.setattr(preflight, "free_on_disk", lambda folder: 1e15)
+    monkeypatch.setattr(preflight, "examine", lambda place: Checkpoint(place, "llama", 1_200_000_000, 128_000))
+    monkeypatch.setattr(audit, "_refuse_same", lambda release, twin: None)
+    assert operations() > 5e4 * small
+
+
+# ------------------------------------------------------------------------------------------------------ what is refused
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("nowhere", "--reference", "twin"), "'nowhere' is neither a folder nor a hub id"),
+        (("protected", "--reference", "a/b/c"), "'a/b/c' is neither a folder nor a hub id"),
+        (("twin", "--reference", "twin"), "hold the same weights"),
+        (("copy", "--reference", "twin"), "hold the same weights"),
+        (("protected",), "--reference"),
+        (("protected", "--reference", "twin", "--set", "ladder={}"), "an audit sets ladder itself"),
+        (("protected", "--reference", "twin", "--set", "utility=[bits_per_token]"), "in the suite's own tokens"),
+        (("protected", "--reference", "twin", "--set", "attacks=[fulll]"), "did you mean 'full'"),
+        (("protected", "--reference", "twin", "--fail-on", "never"), "--fail-on"),
+        (("--reference", "twin", "empty"), "holds no model: it lacks a config.json"),
+    ],
+)
+def test_nonsense_is_one_line_and_exit_code_2(call: Call, words: tuple[str, ...], said: str) -> None:
+    checkpoints.write(Path("copy"))
+    Path("empty").mkdir()
+    code, _, err = call(*words)
+    assert code == 2
+    assert said in err
+    assert len(err.splitlines()) == 1
+    assert not list(Path().glob("runs/*/records"))
+
+
+@pytest.mark.parametrize(
+    ("accident", "said"),
+    [
+        (
+            lambda folder: (folder / checkpoints.WEIGHTS).rename(folder / "pytorch_model.bin"),
+            "could run code when read",
+        ),
+        (lambda folder: [file.unlink() for file in folder.glob("tokenizer*")], "has no tokenizer"),
+        (lambda folder: checkpoints.edit(folder, lambda _: {"_orig_mod.x": torch.ones(1)}), "the files lack "),
+        (lambda folder: (folder / "config.json").write_text('{"model_type": "martian"}'), "martian"),
+        (lambda folder: (folder / checkpoints.WEIGHTS).write_bytes(b"cut"), "cannot be loaded as a causal LM"),
+    ],
+)
+@pytest.mark.parametrize("role", ["protected", "twin"])
+def test_an_accident_of_a_checkpoint_is_one_line_before_anything_runs(
+    call: Call, role: str, accident: Callable[[Path], object], said: str
+) -> None:
+    accident(Path(role))
+    code, _, err = call("protected", "--reference", "twin")
+    assert code == 2
+    assert said in err
+    assert role in err
+    assert len(err.splitlines()) == 1
+    assert not Path("runs").exists()
+
+
+def test_too_little_memory_and_disk_are_said_before_anything_runs(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(preflight, "memory_of", lambda device: 1e8)
+        code, _, err = call("protected", "--reference", "twin")
+    assert (code, len(err.splitlines())) == (2, 1)
+    assert "too little memory: a worker needs about 600 MB, and there are 100 MB" in err
+    monkeypatch.setattr(preflight, "free_on_disk", lambda folder: 10.0)
+    code, _, err = call("protected", "--reference", "twin", "--cache", "empty-cache")
+    assert (code, len(err.splitlines())) == (2, 1)
+    assert "too little disk: " in err
+
+
+def test_as_many_workers_as_memory_allows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(preflight, "memory_of", lambda device: 10e9)
+    assert preflight.workers_that_fit(None, 8, 3e9, CPU) == 3
+    assert preflight.workers_that_fit(None, 2, 3e9, CPU) == 2
+    assert preflight.workers_that_fit(3, 1, 3e9, CPU) == 3
+    with pytest.raises(NftbenchError, match="4 workers need about 12 GB, and there are 10 GB; --jobs 3 would fit"):
+        preflight.workers_that_fit(4, 8, 3e9, CPU)
+
+
+# -------------------------------------------------------------------------------------------------------------- the hub
+
+
+class Hub:
+    """A hub that serves the folders below `root`, without their weights."""
+
+    root: Path
+
+    def model_info(self, repository: str) -> Any:
+        return SimpleNamespace(siblings=[SimpleNamespace(rfilename=path.name) for path in self._folder(repository)])
+
+    def parse_safetensors_file_metadata(self, repository: str, name: str) -> Any:
+        with safe_open(self.root / repository / name, framework="pt") as file:
+            metadata, names = file.metadata(), list(file.keys())
+        header = (self.root / repository / name).read_bytes()
+        size = int.from_bytes(header[:8], "little")
+        found = json.loads(header[8 : 8 + size])
+        return SimpleNamespace(metadata=metadata, tensors={one: SimpleNamespace(**found[one]) for one in names})
+
+    def _folder(self, repository: str) -> list[Path]:
+        if not (self.root / repository).is_dir():
+            raise OSError(f"404: {repository}\nand more lines")
+        return sorted((self.root / repository).iterdir())
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    def download(repository: str, *, local_dir: Path, allow_patterns: list[str]) -> None:
+        for path in (tmp_path / "hub" / repository).iterdir():
+            if any(path.match(pattern) for pattern in allow_patterns):
+                (local_dir / path.name).write_bytes(path.read_bytes())
+
+    monkeypatch.setattr(Hub, "root", tmp_path / "hub", raising=False)
+    monkeypatch.setattr(huggingface_hub, "HfApi", Hub)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    return tmp_path / "hub"
+
+
+def test_a_checkpoint_on_the_hub_is_examined_without_its_weights(hub: Path) -> None:
+    folder = checkpoints.write(hub / "some" / "model", "llama")
+    found = preflight.examine("some/model")
+    assert found == replace(preflight.examine(str(folder)), place="some/model")
+    assert found.architecture == "llama"
+
+
+def test_accidents_on_the_hub_are_named_by_their_id(hub: Path) -> None:
+    folder = checkpoints.write(hub / "some" / "model")
+    with pytest.raises(NftbenchError, match=r"^other/model: the hub has not answered for it: 404: other/model$"):
+        preflight.examine("other/model")
+    checkpoints.edit(folder, lambda tensors: {"other": torch.ones(1)})
+    with pytest.raises(NftbenchError, match=r"^some/model: the files lack "):
+        preflight.examine("some/model")
+    (folder / checkpoints.WEIGHTS).rename(folder / "pytorch_model.bin")
+    with pytest.raises(NftbenchError, match=r"^some/model: has no weights .* pytorch_model.bin could run code"):
+        preflight.examine("some/model")

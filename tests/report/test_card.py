@@ -1,0 +1,141 @@
+"""The protection card: its verdict, its numbers, and that texts of a hostile checkpoint stay text."""
+
+from __future__ import annotations
+
+import dataclasses
+import html.parser
+
+import pytest
+import yaml
+from huggingface_hub import EvalResult
+from huggingface_hub.repocard_data import model_index_to_eval_results
+
+from nftbench.report import card as cards, model_index
+from nftbench.report.card import Card
+from nftbench.scoring.intervals import Interval
+from nftbench.scoring.scores import ClaimTest, Excess, Resistance, Score, TaskScore, Utility
+from nftbench.scoring.table import Table
+from nftbench.terms import Verdict
+from tests import factories
+
+HOSTILE = "<script>alert('x')</script> ](javascript:x) | `--- {{ 7*7 }}"
+
+
+def score(verdict: Verdict, excess: Interval | None = None, suppression: Interval | None = None) -> Score:
+    """A release's row with this verdict."""
+    taken = Interval(9.5, 8.0, 11.0, 3, 0.01) if suppression is None else suppression
+    return Score(
+        "checkpoint[path=a,reference=b]",
+        "defense",
+        factories.record("checkpoint[path=a,reference=b]", "none", "sst2", 0, 0.5).row,
+        utility=Utility({"blimp": Interval(0.981, 0.96, 1.0, 3)}, Interval(0.981, 0.96, 1.0, 3), "blimp", "keeps"),
+        resistance=Resistance(
+            suppression=taken, tasks=(TaskScore("sst2", 50.0, Interval(70.123, 60.0, 80.0, 3), 80.0, taken, "full"),)
+        ),
+        excess=Excess(excess, "mean", "noise"),
+        claim=ClaimTest(excess, taken, tested=True, covered=True, verdict=verdict),
+    )
+
+
+@pytest.mark.parametrize(
+    ("found", "said"),
+    [
+        (score("holds", Interval(4, 3, 5, 5)), "holds: it takes 9.5 [8.0, 11.0] points"),
+        (score("holds at a cost", Interval(4, 3, 5, 5)), "may not keep its utility"),
+        (score("refuted", Interval(-2, -3, -1, 3)), "refuted: a trivial change of the twin with as much utility"),
+        (score("refuted", None, Interval(0.1, -1, 1, 3)), "attackers end where they do on the twin"),
+        (score("not shown", Interval(1, -3, 5, 3)), "may be chance"),
+        (score("not shown", Interval(4, 3, 5, 3)), "would need 5 seeds in place of 3"),
+        (score("untested", None, Interval(4)), "1 seed cannot tell it from chance, and 3 are needed"),
+        (
+            dataclasses.replace(score("untested"), incomplete=("a cell: oom",)),
+            "the first that lacks: a cell: oom",
+        ),
+    ],
+)
+def test_the_verdict_is_one_sentence_with_its_numbers(found: Score, said: str) -> None:
+    verdict = found.claim.verdict
+    assert verdict is not None
+    answer = cards._answer(verdict, found)
+    assert said in answer
+    assert answer.endswith(".")
+    assert ". " not in answer
+
+
+def test_the_model_index_is_read_by_the_hubs_own_library() -> None:
+    text = model_index.text("mine", "audit", score("holds", Interval(4, 3, 5, 5)), "nftbench audit mine")
+    name, results = model_index_to_eval_results(yaml.safe_load(text)["model-index"])
+    assert name == "mine"
+    found: dict[str, EvalResult] = {one.metric_type: one for one in results}
+    assert {kind: one.metric_value for kind, one in found.items()} == {
+        "nftbench.attacked_score": 70.12,
+        "nftbench.suppression": 9.5,
+        "nftbench.excess": 4.0,
+        "nftbench.utility_kept": 98.1,
+    }
+    for one in results:
+        assert one.metric_args is not None
+        assert one.metric_args["command"] == "nftbench audit mine"
+        assert len(one.metric_args["interval"]) == 2
+
+
+def test_without_a_number_there_is_no_model_index() -> None:
+    blank = dataclasses.replace(score("untested"), utility=Utility(), resistance=Resistance(), excess=Excess())
+    assert model_index.text("mine", "audit", blank, "nftbench audit mine") == ""
+
+
+class Tags(html.parser.HTMLParser):
+    """The tags and the text of a page."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.tags: set[str] = set()
+        self.attributes: set[str] = set()
+        self.text = ""
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.add(tag)
+        self.attributes |= {name for name, _ in attrs}
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+@pytest.fixture
+def hostile() -> Card:
+    return Card(
+        name=HOSTILE,
+        verdict="refuted",
+        answer=f"Refuted: {HOSTILE}.",
+        facts=(("release", HOSTILE),),
+        tables=((Table(HOSTILE, (HOSTILE, "b"), ((HOSTILE, HOSTILE),)), HOSTILE),),
+        doubts=(HOSTILE,),
+        limits=(HOSTILE,),
+        command=HOSTILE,
+        model_index=f"a: 1\n```\n{HOSTILE}",
+    )
+
+
+def test_html_shows_hostile_texts_and_runs_none(hostile: Card) -> None:
+    page = Tags(cards.as_html(hostile))
+    assert "script" not in page.tags
+    assert not page.attributes & {"onerror", "onload", "onclick", "src", "href"}
+    assert page.text.count(HOSTILE) == 13
+    assert "{{ 7*7 }}" in page.text
+
+
+def test_markdown_escapes_hostile_texts(hostile: Card) -> None:
+    page = cards.as_markdown(hostile)
+    shown = [line for line in page.splitlines() if not line.startswith("    ")]
+    assert not any("<script" in line for line in shown)
+    rows = [line for line in shown if line.startswith("| ")]
+    assert all(line.replace("\\|", "").count("|") == 3 for line in rows)
+    assert "```" not in "\n".join(shown)
+
+
+def test_the_page_loads_nothing(hostile: Card) -> None:
+    page = cards.as_html(hostile)
+    assert "http" not in page
+    assert "url(" not in page
+    assert "@import" not in page
