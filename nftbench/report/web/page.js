@@ -2,7 +2,6 @@
 "use strict";
 
 const dark = matchMedia("(prefers-color-scheme: dark)");
-const still = matchMedia("(prefers-reduced-motion: reduce)").matches;
 const STAR = "path://M10 0L13 7L20 7.6L14.6 12.2L16.2 19L10 15.3L3.8 19L5.4 12.2L0 7.6L7 7Z";
 const boards = [...document.querySelectorAll(".board")];
 
@@ -104,8 +103,7 @@ function colors() {
 
 function base(color, narrow) {
   return {
-    animation: !still,
-    animationDuration: 300,
+    animation: false, // a picture is whole at once, also when it is printed
     textStyle: { color: color.text, fontFamily: "system-ui, sans-serif" },
     color: color.palette,
     grid: { left: narrow ? 44 : 60, right: narrow ? 12 : 28, top: 52, bottom: 56 },

@@ -255,12 +255,12 @@ def breaking(score: Score) -> str:
 
 
 def _effect(score: Score) -> list[str]:
-    """What the row takes beyond trivial defenses, and whether the interval allows to say so."""
+    """What the row takes beyond trivial defenses, if a test says so that is corrected for the number of defenses."""
     excess = score.excess.interval
     if excess is None:
         return []
     than = "trivial defenses that keep as much utility"
-    if excess.low > 0:
+    if excess.low > 0 and not any(flag.name == "no_effect" for flag in score.flags):
         return [f"Takes {interval(excess)} points more from the attacker than {than}."]
     if excess.high < 0:
         return [f"Takes less from the attacker than {than}: {interval(excess)} points."]
