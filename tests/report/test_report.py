@@ -425,8 +425,9 @@ def test_rows_are_labelled_and_specified_once() -> None:
     long = "pmp[complement=released,radius=0.02]"
     found = pages.leaderboard(scored([*suite(), *sweep(long, (0.6,) * 5)]), COMMAND)
     assert {row["defense"] for row in table(found, "Ranking")} == {"pmp", "pmp · released"}
-    assert found.count(long.replace("[", "\\[").replace("]", "\\]")) == 1  # in the list of pages
-    assert f"- [pmp · released](defenses/pmp_complement=released_radius=0.02.md): {long}" in found
+    whole = long.replace("[", "\\[").replace("]", "\\]")
+    assert found.count(whole) == 1
+    assert f"- [pmp · released](defenses/pmp_complement=released_radius=0.02.md): {whole}" in found
 
 
 @pytest.mark.parametrize("records", [suite(), suite(1), []], ids=["whole", "one seed", "empty"])
