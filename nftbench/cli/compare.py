@@ -65,8 +65,8 @@ def compare(
         Subject,
         typer.Option(
             "--as",
-            help="`defense`: rows are defenses, and less suppression is a regression. `attack`: rows are attacks, and a "
-            "lower attacked score is one.",
+            help="`defense`: rows are defenses, and less suppression is a regression. `attack`: rows are attacks, and "
+            "a lower attacked score is one.",
         ),
     ] = Subject.defense,
     min_drop: Annotated[

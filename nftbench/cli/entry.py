@@ -57,8 +57,9 @@ app.command("lm-eval", add_help_option=False, context_settings=lm_eval.SETTINGS)
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command line (`sys.argv` by default) and return its exit code.
 
-    Bad input is one line on standard error and exit code 2. A run in which a cell is not ok ends with 1, an
-    interrupted one with 130, and `compare` with a code of its own. A verb finds the command line as text in its context's `obj`.
+    Bad input is one line on standard error and exit code 2. A run in which a cell is not ok ends with 1, a comparison
+    with 1 for a regression and 3 where nothing compares, and what is interrupted with 130. A verb finds the command
+    line as text in its context's `obj`.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     for stream in (sys.stdout, sys.stderr):

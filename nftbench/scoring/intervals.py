@@ -123,8 +123,9 @@ def standard_error(found: Interval, freedom: float) -> float:
 def welch(first: Interval, second: Interval) -> tuple[Interval, float]:
     """first - second of two independent means, with the degrees of freedom of its t interval (Welch 1947).
 
-    For means of n values each with standard error e: e² = e1² + e2², and the degrees of freedom are
-    e⁴ / (e1⁴ / (n1 - 1) + e2⁴ / (n2 - 1)). Its `count` is the smaller of the two. With one value on a side there is no interval.
+    For means of n values with standard errors e: e² = e1² + e2², and the degrees of freedom are
+    e⁴ / (e1⁴ / (n1 - 1) + e2⁴ / (n2 - 1)). Its `count` is the smaller of the two. With one value on a side there is no
+    interval.
     """
     gap, count = round(first.value - second.value, 9) + 0.0, min(first.count, second.count)
     if not (math.isfinite(first.low) and math.isfinite(second.low)) or count < 2:

@@ -9,6 +9,7 @@ from typing import Any
 
 from nftbench.comparing.sides import Recorded
 from nftbench.contract import Cost
+from nftbench.records.identity import digest
 from nftbench.records.manifest import Manifest, PlannedCell
 from nftbench.records.origin import origin
 from nftbench.records.record import CellId, Record
@@ -38,6 +39,7 @@ def records(
     return [
         replace(
             one,
+            key=digest(one.key),  # names a file
             base_sha256=None if base is None else f"{base}-{one.seed}",
             provenance=provenance,
             cost=COST if one.trains else None,
@@ -56,6 +58,12 @@ def manifest(found: Sequence[Record], **changes: Any) -> Manifest:
 def side(found: Sequence[Record], planned: Sequence[Record] | None = None, **changes: Any) -> Recorded:
     """A run with these records; `planned` are those that it should have."""
     return Recorded("here", manifest(found if planned is None else planned, **changes), tuple(found), origin(found))
+
+
+def renamed(one: Recorded, row: str, name: str) -> Recorded:
+    """The run with another name for one of its rows."""
+    found = [replace(each, defense=name) if each.defense == row else each for each in one.records]
+    return side(found)
 
 
 def run(rows: Mapping[str, Sequence[float]], **changes: Any) -> Recorded:

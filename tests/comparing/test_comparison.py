@@ -13,7 +13,7 @@ from nftbench.comparing import Comparison, Settings, compare
 from nftbench.errors import NftbenchError
 from nftbench.records.record import Record
 from tests.comparing.sides import HERE, MASK, PMP, UNDEFENDED, records, run, side
-from tests.factories import failed, record
+from tests.factories import failed, measurement, record
 
 ROWS = {"pmp": PMP, "random_mask": MASK}
 SUPPRESSION = Settings(metrics=("suppression",))
@@ -69,9 +69,7 @@ def test_a_large_drop_that_may_be_chance_is_suspect() -> None:
     found = compare(run(ROWS), run(ROWS | {"pmp": scattered}), SUPPRESSION)
     assert of_rows(found)["pmp"] == "suspect"
     assert found.exit_code == 0
-    assert compare(
-        run(ROWS), run(ROWS | {"pmp": scattered}), replace(SUPPRESSION, fail_on="suspect")
-    ).exit_code == 1
+    assert compare(run(ROWS), run(ROWS | {"pmp": scattered}), replace(SUPPRESSION, fail_on="suspect")).exit_code == 1
 
 
 def test_noise_that_hides_a_drop_is_said_to() -> None:
@@ -85,13 +83,10 @@ def test_noise_that_hides_a_drop_is_said_to() -> None:
 
 
 def test_lost_utility_regressed() -> None:
-    lost = [
-        replace(one, unattacked=replace(one.unattacked, value=0.65 + 0.01 * (one.seed % 2)))
-        if one.defense == "pmp" and one.role == "utility" and one.unattacked
-        else one
-        for one in records(ROWS)
-    ]
-    lost = [replace(one, attacked=one.unattacked) if one.role == "utility" else one for one in lost]
+    def with_less(one: Record) -> Record:
+        return replace(one, attacked=measurement(0.65 + 0.01 * (one.seed % 2)))
+
+    lost = [with_less(one) if (one.defense, one.role) == ("pmp", "utility") else one for one in records(ROWS)]
     found = compare(run(ROWS), side(lost), Settings(metrics=("retention", "utility")))
     assert verdicts(found)["pmp", "retention"] == verdicts(found)["pmp", "utility.minimal_pairs"] == "regressed"
     assert verdicts(found)["random_mask", "retention"] == "held"
