@@ -14,7 +14,7 @@ from typing import Annotated, TextIO
 
 import typer
 
-from nftbench.cli import audit, calibrate, catalogue, lm_eval, pack, report, run
+from nftbench.cli import audit, calibrate, catalogue, compare, lm_eval, pack, report, run
 from nftbench.cli.console import BAD_INPUT, INTERRUPTED, complain
 from nftbench.cli.options import with_options
 from nftbench.errors import NftbenchError
@@ -49,6 +49,8 @@ app.command()(with_options(run.reproduce))
 app.command()(with_options(audit.audit))
 app.command()(report.report)
 app.command()(pack.pack)
+app.command()(compare.compare)
+app.command()(compare.baseline)
 app.command()(with_options(calibrate.calibrate))
 app.command("lm-eval", add_help_option=False, context_settings=lm_eval.SETTINGS)(lm_eval.lm_eval)
 
@@ -56,8 +58,9 @@ app.command("lm-eval", add_help_option=False, context_settings=lm_eval.SETTINGS)
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command line (`sys.argv` by default) and return its exit code.
 
-    Bad input is one line on standard error and exit code 2. A run in which a cell is not ok ends with 1, an
-    interrupted one with 130. A verb finds the command line as text in its context's `obj`.
+    Bad input is one line on standard error and exit code 2. A run in which a cell is not ok ends with 1, a comparison
+    with 1 for a regression and 3 where nothing compares, and what is interrupted with 130. A verb finds the command
+    line as text in its context's `obj`.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     for stream in (sys.stdout, sys.stderr):

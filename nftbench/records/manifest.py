@@ -80,7 +80,13 @@ class Manifest:
 
 def dump(manifest: Manifest) -> str:
     """The content of manifest.json."""
-    return json.dumps(_adapter().dump_python(manifest, mode="json"), indent=1) + "\n"
+    return json.dumps(plain(manifest), indent=1) + "\n"
+
+
+def plain(manifest: Manifest) -> dict[str, Any]:
+    """The manifest as JSON values."""
+    found: dict[str, Any] = _adapter().dump_python(manifest, mode="json")
+    return found
 
 
 def read(path: Path) -> Manifest:
@@ -95,18 +101,27 @@ def read(path: Path) -> Manifest:
         raise NftbenchError(f"{path.parent}: no results here ({path.name} is missing)") from None
     except ValueError as error:
         raise NftbenchError(f"{path}: not JSON: {error}") from None
+    return parsed(content, str(path))
+
+
+def parsed(content: Any, name: str) -> Manifest:
+    """The manifest in JSON values.
+
+    Raises:
+        NftbenchError: it is no manifest of this format. The message begins with `name`.
+    """
     version = content.get("format", 1) if isinstance(content, dict) and "cells" in content else FORMAT
     if version != FORMAT:
         writer = "nftbench 0.1" if version == 1 else "another version of nftbench"
         raise NftbenchError(
-            f"{path}: made by {writer} (format {version}, not {FORMAT}); its numbers do not compare: start a new folder"
+            f"{name}: made by {writer} (format {version}, not {FORMAT}); its numbers do not compare: start a new folder"
         )
     try:
         return _adapter().validate_python(content)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "the whole file"
-        raise NftbenchError(f"{path}: not a manifest of nftbench: {where}: {first['msg']}") from None
+        raise NftbenchError(f"{name}: not a manifest of nftbench: {where}: {first['msg']}") from None
 
 
 @functools.cache

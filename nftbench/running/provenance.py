@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from nftbench.device import Device
+from nftbench.records import identity
 from nftbench.running import isolation
 from nftbench.running.hardware import hardware
 from nftbench.suites.schema import Suite
@@ -27,6 +28,7 @@ def collect(suite: Suite, device: Device, command: str, seconds: float) -> dict[
         "written": datetime.now(UTC).isoformat(timespec="seconds"),
         "seconds": round(seconds, 3),
         "versions": dict(_versions()),
+        "areas": {"training": identity.TRAINING, "attack": identity.ATTACK, "evaluation": identity.EVALUATION},
         "commit": _commit(),
         "hardware": dict(hardware(device)),
         "isolation": isolation.kind(),

@@ -117,8 +117,30 @@ def p_above(found: Interval, bound: float) -> float:
         return 0.0 if found.value > bound else 1.0
     from scipy.special import stdtr
 
-    error = (found.value - found.low) / student_quantile((1 + CONFIDENCE) / 2, found.count - 1)
-    return float(stdtr(found.count - 1, (bound - found.value) / error))
+    return float(stdtr(found.count - 1, (bound - found.value) / standard_error(found, found.count - 1)))
+
+
+def standard_error(found: Interval, freedom: float) -> float:
+    """The standard error that Student's interval with these degrees of freedom was made from."""
+    return (found.value - found.low) / student_quantile((1 + CONFIDENCE) / 2, freedom)
+
+
+def welch(first: Interval, second: Interval) -> tuple[Interval, float]:
+    """first - second of two independent means, with the degrees of freedom of its t interval (Welch 1947).
+
+    For means of n values with standard errors e: e² = e1² + e2², and the degrees of freedom are
+    e⁴ / (e1⁴ / (n1 - 1) + e2⁴ / (n2 - 1)). Its `count` is the smaller of the two. With one value on a side there is no
+    interval.
+    """
+    gap, count = round(first.value - second.value, 9) + 0.0, min(first.count, second.count)
+    if not (math.isfinite(first.low) and math.isfinite(second.low)) or count < 2:
+        return Interval(gap, count=count), 1.0
+    squares = [standard_error(one, one.count - 1) ** 2 for one in (first, second)]
+    if sum(squares) == 0:
+        return student(gap, 0.0, 1.0, count), 1.0
+    below = sum(square**2 / (one.count - 1) for square, one in zip(squares, (first, second), strict=True))
+    freedom = sum(squares) ** 2 / below
+    return student(gap, math.sqrt(sum(squares)), freedom, count), freedom
 
 
 def student_quantile(level: float, freedom: float) -> float:

@@ -1,0 +1,71 @@
+"""The difference of two samples with its test: paired by base seed where both sides had the same base weights."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from nftbench.comparing.samples import Sample
+from nftbench.scoring.intervals import PRELIMINARY_SEEDS, Interval, difference, standard_error, student_quantile, welch
+
+POWER = 0.8
+"""The chance with which the smallest detectable drop is found."""
+
+
+@dataclass(frozen=True)
+class Difference:
+    """NEW less BASE, in the units of the metric."""
+
+    interval: Interval
+    freedom: float
+    """Degrees of freedom of its t test."""
+    paired: bool
+    """The same base weights at every seed that both sides have."""
+
+    @property
+    def seeds(self) -> int:
+        """Base seeds; where they are not paired, those of the side that has fewer."""
+        return self.interval.count
+
+    @property
+    def p(self) -> float:
+        """Two-sided, against no difference."""
+        if not math.isfinite(self.interval.low):
+            return 1.0
+        below = self.interval.p
+        # Without spread `p` is 0 or 1 and says nothing of a drop.
+        if self.interval.low == self.interval.high:
+            return 1.0 if self.interval.value == 0 else 0.0
+        return min(1.0, 2 * min(below, 1 - below))
+
+    def detectable(self, level: float) -> float:
+        """The smallest true drop that a two-sided test at this level finds with 80 % power.
+
+        (t(1 - level/2) + t(0.8)) · standard error, with quantiles of Student's t: the usual approximation of the
+        noncentral t. Infinite with one seed.
+        """
+        if not math.isfinite(self.interval.low):
+            return math.inf
+        error = standard_error(self.interval, self.freedom)
+        return (student_quantile(1 - level / 2, self.freedom) + student_quantile(POWER, self.freedom)) * error
+
+
+def between(base: Sample, new: Sample, bases: Mapping[int, str], news: Mapping[int, str]) -> Difference:
+    """NEW less BASE.
+
+    Paired where the base weights agree at every seed that both sides have, unless that leaves fewer than three seeds
+    and there are more to compare unpaired; else by Welch's test (Welch 1947) on the means over seeds.
+
+    Args:
+        bases: by seed, the hash of BASE's base weights.
+        news: the same for NEW.
+    """
+    shared = sorted(base.by_seed.keys() & new.by_seed.keys())
+    same = bool(shared) and all(seed in bases and bases[seed] == news.get(seed) for seed in shared)
+    fewest = min(base.mean.count, new.mean.count)
+    if same and len(shared) >= min(PRELIMINARY_SEEDS, fewest):
+        gap = difference([new.by_seed[seed] for seed in shared], [base.by_seed[seed] for seed in shared])
+        return Difference(gap, len(shared) - 1, paired=True)
+    gap, freedom = welch(new.mean, base.mean)
+    return Difference(gap, freedom, paired=False)

@@ -1,0 +1,91 @@
+"""What is compared: the metrics of a row, with their units, their direction and the smallest drop that matters."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from nftbench.errors import NftbenchError, suggest
+
+Role = Literal["defense", "attack"]
+"""For whom a comparison is made. Rows are defenses for an author of defenses, and attacks for an author of attacks."""
+Unit = Literal["points", "percent"]
+UTILITY = "utility"
+"""Stands for each utility metric by itself; a line calls one `utility.NAME`."""
+MIN_DROP = {"points": 5.0, "percent": 25.0}
+"""The smallest drop that matters, where the command line names none. A row of five base seeds varies by 1.3 points
+(`results/small-null`). Two such runs on different machines see drops from about 4.5 points on, after Holm's
+correction for 18 tests."""
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A number of a row. In `percent` its samples are 100 · ln(value), whose differences are relative changes."""
+
+    name: str
+    unit: Unit
+    higher_is_better: bool
+    """For the author of the rows."""
+    on_one_machine: bool = False
+    """Whether another processor alone changes it, so that only runs on the same processor compare."""
+
+
+METRICS: dict[Role, dict[str, Metric]] = {
+    "defense": {
+        one.name: one
+        for one in (
+            Metric("excess", "points", True),
+            Metric("suppression", "points", True),
+            Metric("retention", "points", True),
+            Metric(UTILITY, "points", True),
+            Metric("attacked", "points", False),
+            Metric("cost_to_break", "percent", True),
+            Metric("seconds", "percent", False, on_one_machine=True),
+            Metric("memory", "percent", False),
+        )
+    },
+    "attack": {
+        one.name: one
+        for one in (
+            Metric("attacked", "points", True),
+            Metric("seconds", "percent", False, on_one_machine=True),
+            Metric("memory", "percent", False),
+        )
+    },
+}
+DEFAULT: dict[Role, tuple[str, ...]] = {"defense": ("excess", "suppression", "retention"), "attack": ("attacked",)}
+
+
+def metric(role: Role, name: str) -> Metric:
+    """The metric with this name; `utility.NAME` is a single utility metric.
+
+    Raises:
+        NftbenchError: rows of this role have no such metric.
+    """
+    known = METRICS[role]
+    if name.partition(".")[0] not in known:
+        raise NftbenchError(f"--metric {name}: no metric of {role}s{suggest(name, sorted(known))}")
+    return known[name.partition(".")[0]]
+
+
+def drops(role: Role, texts: Sequence[str]) -> dict[str, float]:
+    """The smallest drop that matters, by metric, from texts such as `5` (all metrics in points) and `seconds=30`.
+
+    Raises:
+        NftbenchError: a text is no such number, is negative, or names an unknown metric.
+    """
+    found = {name: MIN_DROP[one.unit] for name, one in METRICS[role].items()}
+    for text in texts:
+        name, equals, number = text.rpartition("=")
+        try:
+            value = float(number)
+        except ValueError:
+            value = -1.0
+        if not 0 <= value < float("inf"):
+            raise NftbenchError(f"--min-drop {text}: write a number of points, or METRIC=NUMBER as in seconds=30")
+        if equals:
+            found[metric(role, name).name] = value
+        else:
+            found |= {one.name: value for one in METRICS[role].values() if one.unit == "points"}
+    return found

@@ -1,0 +1,257 @@
+"""What each side measured of a row: for every metric a number at each base seed, or a printed mean with interval."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from nftbench.comparing.metrics import UTILITY, Role
+from nftbench.comparing.sides import Board, Recorded
+from nftbench.contract import Cost
+from nftbench.records.record import Record
+from nftbench.scoring import ladder
+from nftbench.scoring.cost_to_break import cost_to_break
+from nftbench.scoring.frontier import mean_share
+from nftbench.scoring.grid import NONE, Grid, arrange
+from nftbench.scoring.headroom import headroom
+from nftbench.scoring.intervals import Interval, mean
+from nftbench.scoring.points import final, points
+from nftbench.scoring.resistance import attacked_by_row
+from nftbench.scoring.utility import reached, scales, shares, usable
+
+BREAKING_SHARE, BREAKING_UNIT = 0.5, "flops"
+"""Cost to break is compared in FLOPs, to half of the undefended gain."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One metric of one row on one side."""
+
+    mean: Interval
+    by_seed: Mapping[int, float] = field(default_factory=dict)
+    """Empty where only the mean was printed."""
+
+    @classmethod
+    def of(cls, by_seed: Mapping[int, float]) -> Sample | None:
+        """The sample of these numbers; None without any."""
+        ordered = {seed: by_seed[seed] for seed in sorted(by_seed)}
+        return cls(mean(list(ordered.values())), ordered) if ordered else None
+
+
+@dataclass(frozen=True)
+class RowSamples:
+    """One row on one side."""
+
+    samples: Mapping[str, Sample]
+    """By metric; those that are not known are left out."""
+    reasons: Mapping[str, str] = field(default_factory=dict)
+    """By metric: why it is not known. Under an empty name, which planned cells have no result."""
+    seeds: frozenset[int] = frozenset()
+    """The planned base seeds."""
+    bases: Mapping[int, str] = field(default_factory=dict)
+    """By seed: the hash of the base weights, where it is known."""
+    control: bool = False
+    """A reference or a trivial defense, which is compared only where it is asked for."""
+
+
+Rows = Mapping[str, RowSamples]
+
+
+# ------------------------------------------------------------------------------------------------------- two runs
+
+
+def of_defenses(base: Recorded, new: Recorded) -> tuple[Rows, Rows, list[str]]:
+    """The rows of two runs, both measured by the attacks and on the tasks that both runs have; and what is left out."""
+    first, second, notes = _common(base, new, "defense")
+    tasks: dict[str, list[str]] = {}
+    metrics: dict[str, list[str]] = {}
+    for reference in first.references() & second.references():
+        kept = [{one.task for one in headroom(grid, reference) if one.kept} for grid in (first, second)]
+        tasks[reference] = sorted(kept[0] & kept[1])
+        counted = [usable(scales(grid, reference)).keys() for grid in (first, second)]
+        metrics[reference] = sorted(counted[0] & counted[1])
+        for what, found in (("tasks", kept), ("utility metrics", counted)):
+            if lost := sorted(found[0] ^ found[1]):
+                notes.append(f"{what} beside {reference} that count on one side only are left out: {', '.join(lost)}")
+    return _rows(first, tasks, metrics), _rows(second, tasks, metrics), notes
+
+
+def of_attacks(base: Recorded, new: Recorded) -> tuple[Rows, Rows, list[str]]:
+    """The attacks of two runs, each averaged at each seed over the releases and tasks on which both runs have it."""
+    first, second, notes = _common(base, new, "attack")
+    return _attacks(first), _attacks(second), notes
+
+
+def _common(base: Recorded, new: Recorded, subject: Role) -> tuple[Grid, Grid, list[str]]:
+    """The grids of two runs with the cells by which a row, or an attack, is measured on both sides alike.
+
+    A defense or attack (the subject) that only one side has keeps all its cells. Of the others, the cells are kept
+    whose defense, attack and task both sides planned. Seeds are not narrowed: unpaired means use all of them.
+    """
+    plans = [[cell.id for cell in side.manifest.cells] for side in (base, new)]
+    kinds = [{cell[:3] for cell in plan} for plan in plans]
+    at = 0 if subject == "defense" else 1
+    subjects = {kind[at] for kind in kinds[0]} & {kind[at] for kind in kinds[1]}
+    grids, notes = [], []
+    for name, side, plan in zip(("BASE", "NEW"), (base, new), plans, strict=True):
+        kept = [cell for cell in plan if cell[at] not in subjects or cell[:3] in kinds[0] & kinds[1]]
+        if left := sorted({f"{cell.attack} on {cell.task}" for cell in {*plan} - {*kept}}):
+            more = f" and {len(left) - 3} more" if len(left) > 3 else ""
+            notes.append(f"{name} alone has {', '.join(left[:3])}{more}, at least on some rows: left out there")
+        plan_of = side.manifest
+        grid, _ = arrange(side.records, kept, frozenset(plan_of.suite.ranking), plan_of.ladder, plan_of.initialisations)
+        grids.append(grid)
+    return grids[0], grids[1], notes
+
+
+def _rows(grid: Grid, tasks: Mapping[str, list[str]], metrics: Mapping[str, list[str]]) -> dict[str, RowSamples]:
+    planned = {cell.defense for cell in grid.expected}
+    found = {row: RowSamples({}, {"": "no records"}, frozenset(grid.seeds[row])) for row in planned - grid.rows.keys()}
+    attacks = grid.within(grid.ranking)
+    for reference in sorted(grid.references()):
+        own_tasks = tasks.get(reference, [])
+        scale = {name: one for name, one in scales(grid, reference).items() if name in metrics.get(reference, ())}
+        beside = ladder.ladder(grid, reference, own_tasks, attacks, scale) if reference in grid.rows else None
+        for row in sorted(name for name, one in grid.rows.items() if one.reference == reference):
+            samples, reasons = _numbers(grid, row, own_tasks, scale)
+            if beside is not None:
+                excess = ladder.excess(grid, row, own_tasks, attacks, beside)
+                samples["excess"] = excess.by_seed
+                reasons |= {"excess": excess.reason} if excess.reason else {}
+            found[row] = RowSamples(
+                _known(samples),
+                reasons,
+                frozenset(grid.seeds[row]),
+                _bases(one for cell, one in grid.records.items() if cell.defense == row),
+                control=row == reference or grid.rows[row].trivial,
+            )
+    return found
+
+
+def _numbers(
+    grid: Grid, row: str, tasks: Sequence[str], scale: Mapping[str, Any]
+) -> tuple[dict[str, Mapping[int, float]], dict[str, str]]:
+    """Each metric but the excess by seed, and which planned cells have no result."""
+    reference, attacks = grid.rows[row].reference, grid.within(grid.ranking)
+    attacked = attacked_by_row(grid, [row, reference], tasks, attacks)
+    own, before = attacked.get(row, {}), attacked.get(reference, {})
+    kept = {metric: one for metric, one in shares(reached(grid, row, scale), scale).items() if one}
+    found: dict[str, Mapping[int, float]] = {
+        "attacked": own,
+        "suppression": {} if row == reference else {seed: before[seed] - own[seed] for seed in before.keys() & own},
+        "retention": {seed: 100 * share for seed, share in mean_share(kept).items()},
+        **{f"{UTILITY}.{name}": {seed: 100 * one for seed, one in shares.items()} for name, shares in kept.items()},
+        "cost_to_break": _breaking(grid, row, tasks),
+        **_spent([record for cell, record in grid.records.items() if cell.defense == row and cell not in grid.faults]),
+    }
+    faults = [f"{cell}: {fault}" for cell, fault in sorted(grid.faults.items()) if cell.defense in (row, reference)]
+    return found, {"": _shortened(faults)} if faults else {}
+
+
+def _breaking(grid: Grid, row: str, tasks: Sequence[str]) -> dict[int, float]:
+    """100 · ln of the multiple, averaged over tasks.
+
+    A budget that was too small counts as its own size, so that a difference is never larger than what was seen. A seed
+    is left out where a multiple may be lower than its value.
+    """
+    reference, attacks = grid.rows[row].reference, grid.within(grid.ranking) - {NONE}
+    starts = grid.best_attacks(reference, tasks, frozenset({NONE})) or {}
+    before, after = (grid.candidates(one, tasks, attacks) for one in (reference, row))
+    found = {}
+    for seed in starts.keys() & before.keys() & after.keys():
+        each = [
+            cost_to_break(one, other, points(start.validation), BREAKING_SHARE).get(BREAKING_UNIT)
+            for start, one, other in zip(starts[seed], before[seed], after[seed], strict=True)
+            if start.validation is not None
+        ]
+        sure = [100 * math.log(one.value) for one in each if one is not None and not one.at_most and one.value > 0]
+        if sure and len(sure) == len(tasks):
+            found[seed] = statistics.fmean(sure)
+    return found
+
+
+def _attacks(grid: Grid) -> dict[str, RowSamples]:
+    found = {}
+    for attack in sorted({cell.attack for cell in grid.expected} - {NONE}):
+        own = sorted(cell for cell in grid.expected if cell.attack == attack and cell.task in grid.tasks)
+        lost = {cell.seed for cell in own if cell in grid.faults}
+        kept = [grid.records[cell] for cell in own if cell.seed not in lost]
+        by_seed: dict[int, list[float]] = defaultdict(list)
+        for record in kept:
+            by_seed[record.seed].append(points(final(record)))
+        samples = {"attacked": {seed: statistics.fmean(scores) for seed, scores in by_seed.items()}, **_spent(kept)}
+        faults = [f"{cell}: {grid.faults[cell]}" for cell in own if cell in grid.faults]
+        reasons = {"": _shortened(faults)} if faults else {}
+        found[attack] = RowSamples(_known(samples), reasons, frozenset(cell.seed for cell in own), _bases(kept))
+    return found
+
+
+def _spent(records: Iterable[Record]) -> dict[str, Mapping[int, float]]:
+    """Seconds and peak memory of the attacks, as 100 · ln of the mean over cells."""
+    costs: dict[int, list[Cost]] = defaultdict(list)
+    for record in records:
+        if record.cost is not None:
+            costs[record.seed].append(record.cost)
+    measures: dict[str, dict[int, list[float]]] = {
+        "seconds": {seed: [one.preparation_seconds + one.seconds for one in each] for seed, each in costs.items()},
+        "memory": {seed: [one.peak_memory_bytes for one in each] for seed, each in costs.items()},
+    }
+    return {
+        name: {seed: 100 * math.log(statistics.fmean(each)) for seed, each in by_seed.items() if sum(each) > 0}
+        for name, by_seed in measures.items()
+    }
+
+
+def _known(samples: Mapping[str, Mapping[int, float]]) -> dict[str, Sample]:
+    return {name: sample for name, by_seed in samples.items() if (sample := Sample.of(by_seed)) is not None}
+
+
+def _bases(records: Iterable[Record]) -> dict[int, str]:
+    return {record.seed: record.base_sha256 for record in records if record.base_sha256 is not None}
+
+
+def _shortened(faults: Sequence[str]) -> str:
+    return "; ".join(faults[:2]) + (f" and {len(faults) - 2} more cells" if len(faults) > 2 else "")
+
+
+# ---------------------------------------------------------------------------------------------- a leaderboard.json
+
+
+def of_board(board: Board) -> Rows:
+    """The rows of a leaderboard.json. What it prints for each seed is used as such, everything else as a mean."""
+    return {name: _printed(one) for name, one in board.scores.items()}
+
+
+def _printed(one: Mapping[str, Any]) -> RowSamples:
+    samples = _known({name: _by_seed(one.get(f"{name}_by_seed")) for name in ("excess", "suppression")})
+    shown = {"attacked": one.get("attacked"), "retention": one.get("utility_percent")}
+    shown |= {f"{UTILITY}.{name}": value for name, value in (one.get("utility_percent_by_metric") or {}).items()}
+    for name, value in shown.items():
+        if isinstance(value, dict) and isinstance(value.get("value"), int | float):
+            low, high = (value.get(end) for end in ("low", "high"))
+            samples[name] = Sample(
+                Interval(
+                    value["value"],
+                    -math.inf if low is None else low,
+                    math.inf if high is None else high,
+                    int(value.get("count", 1)),
+                )
+            )
+    reason = one.get("excess_reason")
+    reasons = {"excess": str(reason)} if reason else {}
+    seeds = frozenset(seed for sample in samples.values() for seed in sample.by_seed)
+    control = one["kind"] != "defense"
+    if one["kind"] == "reference":
+        samples.pop("suppression", None)
+    return RowSamples(samples, reasons, seeds, control=control)
+
+
+def _by_seed(value: Any) -> dict[int, float]:
+    """Numbers by seed as JSON has them, with seeds as text; empty where it holds something else."""
+    if not isinstance(value, dict) or not all(key.isdecimal() for key in value):
+        return {}
+    return {int(key): float(number) for key, number in value.items() if isinstance(number, int | float)}

@@ -1,0 +1,29 @@
+"""A comparison as GitHub's workflow commands: an annotation for each line that regressed, is missing or is suspect."""
+
+from __future__ import annotations
+
+from nftbench.comparing import Comparison, Line
+from nftbench.report.comparison import lines
+
+LEVELS = {"regressed": "error", "missing": "error", "suspect": "warning"}
+
+
+def text(comparison: Comparison, only_changed: bool = False) -> str:
+    """The commands, and last a notice with the answer. Annotations are few: GitHub shows ten of each kind."""
+    found = [_annotation(line) for line in comparison.lines if line.verdict in LEVELS]
+    headline = _data(f"{lines.headline(comparison)} {lines.sight(comparison)}")
+    return "\n".join([*found, f"::notice title=nftbench compare::{headline}"]) + "\n"
+
+
+def _annotation(line: Line) -> str:
+    title = _property(f"{line.row}: {line.metric} {line.verdict}")
+    return f"::{LEVELS[line.verdict]} title={title}::{_data(lines.sentence(line))}"
+
+
+def _data(said: str) -> str:
+    """Text after a command; a line break would end it, and what follows could be a command of its own."""
+    return said.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
+
+
+def _property(said: str) -> str:
+    return _data(said).replace(":", "%3A").replace(",", "%2C")

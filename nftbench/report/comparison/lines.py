@@ -1,0 +1,115 @@
+"""How a comparison's lines are said: the sentence on top, the numbers, the smallest drop that could be seen."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+
+from nftbench.comparing import Comparison, Line
+from nftbench.comparing.verdicts import UNCHANGED
+from nftbench.scoring.intervals import Interval
+from nftbench.scoring.table import UNKNOWN, Table, interval, number, short
+
+HEADER = ("verdict", "row", "metric", "base", "new", "change", "p (Holm)", "sees drops from", "why")
+
+
+def shown(comparison: Comparison, only_changed: bool) -> tuple[Line, ...]:
+    """The lines of a report."""
+    return tuple(line for line in comparison.lines if not (only_changed and line.verdict in UNCHANGED))
+
+
+def headline(comparison: Comparison) -> str:
+    """The answer in one sentence: the outcome, and how many lines have each verdict."""
+    counts = ", ".join(f"{count} {name}" for name, count in comparison.counts.items()) or "no row to compare"
+    return f"{comparison.outcome.upper()}: {counts}"
+
+
+def sight(comparison: Comparison) -> str:
+    """How large a drop the comparison could have seen at all; empty where nothing was tested."""
+    found = comparison.detectable
+    if not found:
+        return ""
+    units = {line.metric: line.unit for line in comparison.lines}
+    each = [f"{metric} {_limit(drop, units[metric])}" for metric, drop in sorted(found.items())]
+    return f"In every row it finds, with 80 % power, drops from: {', '.join(each)}."
+
+
+def test(comparison: Comparison) -> str:
+    """The test in one sentence."""
+    tested = sum(line.p is not None for line in comparison.lines)
+    return (
+        f"{tested} tests at alpha = {comparison.settings.alpha:g} together (two-sided, Holm); "
+        "a change also has to reach the smallest drop that matters."
+    )
+
+
+def table(comparison: Comparison, only_changed: bool) -> Table:
+    """Every line with its numbers."""
+    rows = tuple(
+        (
+            line.verdict,
+            line.row,
+            line.metric,
+            _level(line, line.base),
+            _level(line, line.new),
+            change(line),
+            UNKNOWN if line.p_holm is None else f"{line.p_holm:.2g}",
+            UNKNOWN if line.difference is None else _limit(line.detectable, line.unit),
+            line.why,
+        )
+        for line in shown(comparison, only_changed)
+    )
+    return Table("Rows and metrics", HEADER, rows)
+
+
+def change(line: Line) -> str:
+    """NEW less BASE with its interval, in points or percent."""
+    if line.difference is None:
+        return UNKNOWN
+    if line.unit == "points":
+        return interval(line.difference)
+    ends = (line.difference.value, line.difference.low, line.difference.high)
+    middle, low, high = (_percent(end) for end in ends)
+    return f"{middle} % [{low}, {high}]" if math.isfinite(line.difference.low) else f"{middle} %"
+
+
+def sentence(line: Line) -> str:
+    """One line as a sentence, for an annotation or a test report."""
+    said = f"{line.row}: {line.metric} {line.verdict}"
+    if line.difference is not None:
+        said += f", {_level(line, line.base)} to {_level(line, line.new)}, change {change(line)}"
+        if line.p_holm is not None:
+            said += f", p (Holm) {line.p_holm:.2g}"
+    return f"{said}. {line.why}" if line.why else said
+
+
+def level(line: Line, value: float) -> float:
+    """A number of a side in the metric's own unit: points, a multiple, seconds or bytes."""
+    return value if line.unit == "points" else math.exp(min(value, 700 * 100) / 100)
+
+
+def _level(line: Line, found: Interval | None) -> str:
+    if found is None:
+        return UNKNOWN
+    if line.unit == "points":
+        return number(found.value)
+    written: Mapping[str, Callable[[float], str]] = {
+        "cost_to_break": lambda value: f"{value:.3g}×",
+        "seconds": lambda value: f"{short(value)} s",
+        "memory": lambda value: f"{short(value / 1e6)} MB",
+    }
+    return written[line.metric](level(line, found.value))
+
+
+def _limit(drop: float | None, unit: str) -> str:
+    """The smallest drop that is found, in words."""
+    if drop is None or not math.isfinite(drop):
+        return "none"
+    return f"{drop:.1f} points" if unit == "points" else f"{_percent(drop)} %"
+
+
+def _percent(logarithm: float) -> str:
+    """100 · ln of a ratio as the change in percent."""
+    if not math.isfinite(logarithm) or logarithm > 1000:
+        return "∞" if logarithm > 0 else "-100"
+    return number(100 * math.expm1(logarithm / 100), 0)

@@ -1,0 +1,23 @@
+"""A comparison for the terminal, or for a log."""
+
+from __future__ import annotations
+
+import io
+
+from rich.console import Console
+
+from nftbench.comparing import Comparison
+from nftbench.report import terminal
+from nftbench.report.comparison import lines
+
+WIDTH = 160
+
+
+def text(comparison: Comparison, only_changed: bool = False) -> str:
+    """The answer first, then a table, and what the reader has to know."""
+    shown = lines.table(comparison, only_changed)
+    drawn = io.StringIO()
+    if shown.rows:
+        Console(file=drawn, width=WIDTH).print(terminal.plain(shown, whole=("verdict", "change")))
+    parts = [lines.headline(comparison), drawn.getvalue().rstrip(), lines.sight(comparison), lines.test(comparison)]
+    return "\n".join(part for part in (*parts, *(f"Note: {note}" for note in comparison.notes)) if part) + "\n"

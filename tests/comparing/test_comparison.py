@@ -1,0 +1,285 @@
+"""`compare`: planted changes get their verdicts, and what measured with another ruler is never judged."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from hypothesis import given, settings, strategies
+
+from nftbench.comparing import Comparison, Settings, compare
+from nftbench.errors import NftbenchError
+from nftbench.records.record import Record
+from tests.comparing.sides import HERE, MASK, PMP, UNDEFENDED, records, run, side
+from tests.factories import failed, measurement, record
+
+ROWS = {"pmp": PMP, "random_mask": MASK}
+SUPPRESSION = Settings(metrics=("suppression",))
+WORSE = tuple(one + 0.1 + wobble for one, wobble in zip(PMP, (0, 0.01, -0.01, 0.005, 0), strict=True))
+"""An attacker ends about 10 points higher."""
+OTHER_MACHINE = {**HERE, "hardware": {"processor": "There"}}
+
+
+def verdicts(found: Comparison) -> dict[tuple[str, str], str]:
+    return {(line.row, line.metric): line.verdict for line in found.lines}
+
+
+def of_rows(found: Comparison) -> dict[str, str]:
+    """By row, where one metric is compared."""
+    return {row: verdict for (row, _), verdict in verdicts(found).items()}
+
+
+# --------------------------------------------------------------------------------------------------------- verdicts
+
+
+def test_the_same_run_holds_in_every_metric() -> None:
+    found = compare(run(ROWS), run(ROWS), Settings())
+    assert set(verdicts(found).values()) == {"held"}
+    assert {metric for _, metric in verdicts(found)} == {"excess", "suppression", "retention"}
+    assert (found.outcome, found.exit_code) == ("passed", 0)
+    assert found.detectable == {"excess": 0.0, "suppression": 0.0, "retention": 0.0}
+
+
+def test_a_defense_that_suppresses_less_regressed_alone() -> None:
+    found = compare(run(ROWS), run(ROWS | {"pmp": WORSE}), SUPPRESSION)
+    assert of_rows(found) == {"pmp": "regressed", "random_mask": "held"}
+    assert (found.outcome, found.exit_code) == ("regressed", 1)
+    (worse, _) = found.lines
+    assert worse.better == pytest.approx(-10.1)
+    assert worse.paired
+    assert worse.p_holm is not None
+    assert worse.p_holm <= 0.02
+
+
+def test_the_other_way_round_it_improved() -> None:
+    found = compare(run(ROWS | {"pmp": WORSE}), run(ROWS), SUPPRESSION)
+    assert of_rows(found) == {"pmp": "improved", "random_mask": "held"}
+    assert found.exit_code == 0
+
+
+def test_a_drop_below_the_smallest_that_matters_is_none() -> None:
+    found = compare(run(ROWS), run(ROWS | {"pmp": WORSE}), replace(SUPPRESSION, min_drop=("15",)))
+    assert of_rows(found)["pmp"] == "held"
+
+
+def test_a_large_drop_that_may_be_chance_is_suspect() -> None:
+    scattered = tuple(one + 0.1 + wobble for one, wobble in zip(PMP, (0.2, -0.2, 0.1, -0.1, 0.0), strict=True))
+    found = compare(run(ROWS), run(ROWS | {"pmp": scattered}), SUPPRESSION)
+    assert of_rows(found)["pmp"] == "suspect"
+    assert found.exit_code == 0
+    assert compare(run(ROWS), run(ROWS | {"pmp": scattered}), replace(SUPPRESSION, fail_on="suspect")).exit_code == 1
+
+
+def test_noise_that_hides_a_drop_is_said_to() -> None:
+    noisy = tuple(one + wobble for one, wobble in zip(PMP, (0.2, -0.2, 0.1, -0.1, 0.0), strict=True))
+    found = compare(run(ROWS), run(ROWS | {"pmp": noisy}), SUPPRESSION)
+    (line,) = (one for one in found.lines if one.row == "pmp")
+    assert line.verdict == "underpowered"
+    assert line.detectable is not None
+    assert line.detectable > line.min_drop
+    assert found.detectable["suppression"] == line.detectable
+
+
+def test_lost_utility_regressed() -> None:
+    def with_less(one: Record) -> Record:
+        return replace(one, attacked=measurement(0.65 + 0.01 * (one.seed % 2)))
+
+    lost = [with_less(one) if (one.defense, one.role) == ("pmp", "utility") else one for one in records(ROWS)]
+    found = compare(run(ROWS), side(lost), Settings(metrics=("retention", "utility")))
+    assert verdicts(found)["pmp", "retention"] == verdicts(found)["pmp", "utility.minimal_pairs"] == "regressed"
+    assert verdicts(found)["random_mask", "retention"] == "held"
+
+
+def test_a_missing_row_counts_as_regressed_and_a_new_one_does_not() -> None:
+    fewer = {"pmp": PMP}
+    lost, won = compare(run(ROWS), run(fewer), SUPPRESSION), compare(run(fewer), run(ROWS), SUPPRESSION)
+    assert of_rows(lost) == {"pmp": "held", "random_mask": "missing"}
+    assert of_rows(won) == {"pmp": "held", "random_mask": "new"}
+    assert (lost.exit_code, won.exit_code) == (1, 0)
+
+
+def test_a_row_with_a_failed_cell_is_missing_and_says_why() -> None:
+    base = records(ROWS)
+    at = next(index for index, one in enumerate(base) if (one.defense, one.attack) == ("pmp", "full"))
+    broken = [*base[:at], failed(base[at]), *base[at + 1 :]]
+    found = compare(side(base), side(broken), SUPPRESSION)
+    (line, _) = found.lines
+    assert (line.row, line.verdict) == ("pmp", "missing")
+    assert "failed (boom)" in line.why
+
+
+def test_a_row_of_an_unfinished_run_is_missing() -> None:
+    base = records(ROWS)
+    found = compare(side(base), side([one for one in base if one.seed < 4], base), SUPPRESSION)
+    assert set(of_rows(found).values()) == {"missing"}
+
+
+# ------------------------------------------------------------------------------------------------------- two machines
+
+
+def test_other_base_weights_are_compared_unpaired() -> None:
+    found = compare(run(ROWS), run(ROWS, base="other", provenance=OTHER_MACHINE), SUPPRESSION)
+    assert not any(line.paired for line in found.lines)
+    assert not {"incomparable", "regressed"} & set(of_rows(found).values())
+    assert any("other processors: Here and There" in note for note in found.notes)
+
+
+def test_a_regression_on_another_machine_is_found() -> None:
+    much = tuple(one + 0.2 for one in PMP)
+    found = compare(run(ROWS), run(ROWS | {"pmp": much}, base="other", provenance=OTHER_MACHINE), SUPPRESSION)
+    assert of_rows(found)["pmp"] == "regressed"
+
+
+def test_seconds_do_not_compare_between_machines() -> None:
+    asked = Settings(metrics=("seconds", "memory"))
+    here = compare(run(ROWS), run(ROWS), asked)
+    there = compare(run(ROWS), run(ROWS, base="other", provenance=OTHER_MACHINE), asked)
+    assert set(verdicts(here).values()) == {"held"}
+    assert {verdict for (_, name), verdict in verdicts(there).items() if name == "seconds"} == {"incomparable"}
+    assert {verdict for (_, name), verdict in verdicts(there).items() if name == "memory"} == {"held"}
+
+
+def test_slower_attacks_are_a_regression_of_seconds() -> None:
+    slow = [
+        replace(one, cost=replace(one.cost, seconds=100.0 + one.seed)) if one.cost else one for one in records(ROWS)
+    ]
+    found = compare(run(ROWS), side(slow), Settings(metrics=("seconds",)))
+    assert set(of_rows(found).values()) == {"regressed"}
+
+
+# -------------------------------------------------------------------------------------------------------------- rulers
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"budget": {"durations": [7], "warmup": 0}}, "budget.durations"),
+        ({"pretraining": {"steps": 99, "warmup": 1}}, "pretraining.steps"),
+        ({"ranking": ["method"]}, "ranking"),
+    ],
+)
+def test_other_settings_are_another_ruler(changes: dict[str, Any], why: str) -> None:
+    found = compare(run(ROWS), side(records(ROWS | {"pmp": WORSE}), **changes), SUPPRESSION)
+    assert set(of_rows(found).values()) == {"incomparable"}
+    assert all(why in line.why for line in found.lines)
+    assert (found.outcome, found.exit_code) == ("nothing comparable", 3)
+
+
+def test_another_time_limit_is_the_same_ruler() -> None:
+    found = compare(run(ROWS), side(records(ROWS), budget={"timeout": 5.0}), SUPPRESSION)
+    assert set(of_rows(found).values()) == {"held"}
+
+
+@pytest.mark.parametrize(
+    "provenance",
+    [{**HERE, "versions": {"torch": "3.0.0"}}, {**HERE, "areas": {"training": 3}}],
+    ids=["torch", "core"],
+)
+def test_other_major_versions_are_another_ruler(provenance: dict[str, Any]) -> None:
+    found = compare(run(ROWS), run(ROWS, provenance=provenance), SUPPRESSION)
+    assert set(of_rows(found).values()) == {"incomparable"}
+
+
+def test_a_minor_version_is_the_same_ruler() -> None:
+    minor = {**HERE, "versions": {"torch": "2.14.1", "nftbench": "0.9.0"}}
+    assert set(of_rows(compare(run(ROWS), run(ROWS, provenance=minor), SUPPRESSION)).values()) == {"held"}
+
+
+def test_an_attack_that_only_one_side_has_does_not_count() -> None:
+    """A stronger attack in NEW would otherwise look like a weaker defense."""
+    more = [
+        *records(ROWS),
+        *(
+            replace(record(row, "lora", task, seed, 0.9), base_sha256=f"base-{seed}", provenance=HERE)
+            for row in ("none", "pmp", "random_mask")
+            for task in ("pairs", "topic")
+            for seed in range(5)
+        ),
+    ]
+    found = compare(run(ROWS), side(more), SUPPRESSION)
+    assert set(of_rows(found).values()) == {"held"}
+    assert any("NEW alone has lora" in note for note in found.notes)
+
+
+# --------------------------------------------------------------------------------------------------- for whom, and what
+
+
+def weaker(found: list[Record], attack: str, points: float) -> list[Record]:
+    def lower(one: Record) -> Record:
+        if one.attack != attack or one.attacked is None:
+            return one
+        less = replace(one.attacked, value=one.attacked.value - points / 100 - 0.002 * (one.seed % 2))
+        return replace(one, attacked=less, validation=less)
+
+    return [lower(one) for one in found]
+
+
+def test_a_weaker_attack_is_a_regression_for_its_author_alone() -> None:
+    new = side(weaker(records(ROWS), "full", 10))
+    found = compare(run(ROWS), new, Settings(role="attack"))
+    assert verdicts(found) == {("full", "attacked"): "regressed", ("scratch", "attacked"): "held"}
+    for_defenses = compare(run(ROWS), new, Settings(metrics=("attacked",)))
+    assert set(of_rows(for_defenses).values()) == {"improved"}
+
+
+def test_an_attack_that_is_gone_is_missing() -> None:
+    kept = [one for one in records(ROWS) if one.attack != "full"]
+    assert of_rows(compare(run(ROWS), side(kept), Settings(role="attack")))["full"] == "missing"
+
+
+def test_controls_are_compared_where_they_are_named() -> None:
+    found = compare(run(ROWS), run(ROWS), replace(SUPPRESSION, rows=("early_stop", "pmp")))
+    assert set(of_rows(found)) == {"early_stop", "pmp"}
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_fewer_than_three_seeds_judge_nothing(count: int) -> None:
+    few = {name: scores[:count] for name, scores in ROWS.items()}
+    found = compare(run(few), run(few | {"pmp": WORSE[:count]}), Settings())
+    assert set(verdicts(found).values()) == {"underpowered"}
+    assert found.exit_code == 3
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        (Settings(metrics=("suppresion",)), "did you mean 'suppression'"),
+        (Settings(rows=("pmq",)), "did you mean 'pmp'"),
+        (Settings(min_drop=("-1",)), "--min-drop"),
+        (Settings(min_drop=("nan",)), "--min-drop"),
+        (Settings(alpha=0.0), "--alpha"),
+        (Settings(role="attack", metrics=("retention",)), "no metric of attacks"),
+    ],
+)
+def test_wrong_settings_are_refused(wrong: Settings, said: str) -> None:
+    with pytest.raises(NftbenchError, match=said):
+        compare(run(ROWS), run(ROWS), wrong)
+
+
+SCORES = strategies.lists(strategies.floats(0.42, 0.8), min_size=3, max_size=5)
+
+
+@settings(max_examples=30, deadline=None)
+@given(first=SCORES, second=SCORES, paired=strategies.booleans())
+def test_swapping_the_sides_swaps_regressed_and_improved(
+    first: Sequence[float], second: Sequence[float], paired: bool
+) -> None:
+    count = min(len(first), len(second))
+    here, there = (
+        run({"pmp": scores[:count], "random_mask": MASK[:count]}, base=base)
+        for scores, base in ((first, "a"), (second, "a" if paired else "b"))
+    )
+    asked = Settings(metrics=("suppression", "attacked"))
+    one, other = (verdicts(found) for found in (compare(here, there, asked), compare(there, here, asked)))
+    swapped = {"regressed": "improved", "improved": "regressed"}
+    for key, verdict in one.items():
+        if verdict in swapped or other[key] in swapped:
+            assert other[key] == swapped.get(verdict)
+
+
+def test_the_reference_alone_has_no_suppression() -> None:
+    found = compare(run(ROWS), run(ROWS), replace(SUPPRESSION, rows=("none",)))
+    assert of_rows(found) == {"none": "incomparable"}
+    assert len(UNDEFENDED) == 5

@@ -1,0 +1,145 @@
+"""Each format of a comparison is read again by a parser of its own, and agrees with the others."""
+
+from __future__ import annotations
+
+import html
+import json
+import re
+from dataclasses import replace
+from typing import Any
+from xml.etree import ElementTree
+
+import jsonschema
+import pytest
+
+from nftbench.comparing import Comparison, Settings, compare
+from nftbench.report.comparison import FORMATS
+from tests.comparing.sides import MASK, PMP, renamed, run
+
+WORSE = tuple(one + 0.1 + wobble for one, wobble in zip(PMP, (0, 0.01, -0.01, 0.005, 0), strict=True))
+BAD = "pmp[path=<script>|&\"'::error::\x01]"
+"""A row whose name tries every format."""
+BENCHER = {
+    "$schema": "http://json-schema.org/draft-07/schema",
+    "type": "object",
+    "patternProperties": {
+        ".+": {
+            "type": "object",
+            "patternProperties": {
+                ".+": {
+                    "type": "object",
+                    "properties": {name: {"type": "number"} for name in ("value", "lower_value", "upper_value")},
+                    "required": ["value"],
+                    "additionalProperties": False,
+                }
+            },
+        }
+    },
+}
+JUNIT_COUNTS = {"failures": "failure", "errors": "error", "skipped": "skipped"}
+
+
+@pytest.fixture(scope="module")
+def found() -> Comparison:
+    """One row of each kind: regressed, held, missing, new."""
+    base = renamed(run({"pmp": PMP, "random_mask": MASK, "trap2": PMP}), "trap2", BAD)
+    new = run({"pmp": WORSE, "random_mask": MASK, "dlr_lock": PMP})
+    return compare(base, new, Settings(metrics=("suppression", "retention")))
+
+
+def text(name: str, found: Comparison, only_changed: bool = False) -> str:
+    return FORMATS[name](found, only_changed)
+
+
+def test_json_says_what_the_comparison_says(found: Comparison) -> None:
+    content = json.loads(text("json", found))
+    assert (content["outcome"], content["exit"]) == (found.outcome, found.exit_code) == ("regressed", 1)
+    assert [(one["row"], one["metric"], one["verdict"]) for one in content["rows"]] == [
+        (line.row, line.metric, line.verdict) for line in found.lines
+    ]
+    assert content["counts"] == {"regressed": 1, "missing": 2, "held": 3, "new": 2}
+    (worse,) = (one for one in content["rows"] if one["verdict"] == "regressed")
+    assert worse["difference"]["low"] < worse["difference"]["value"] < worse["difference"]["high"] < 0
+    assert worse["p_holm"] <= content["alpha"]
+
+
+def test_junit_counts_what_it_holds(found: Comparison) -> None:
+    root = ElementTree.fromstring(text("junit", found))
+    assert root.tag == "testsuites"
+    for element in (root, *root):
+        cases = element.findall(".//testcase")
+        assert element.get("tests") == str(len(cases))
+        for attribute, child in JUNIT_COUNTS.items():
+            assert element.get(attribute) == str(sum(case.find(child) is not None for case in cases))
+    ended = {(case.get("classname"), case.get("name")): [child.tag for child in case] for case in root.iter("testcase")}
+    assert ended["pmp", "suppression"] == ["failure"]
+    assert ended["pmp", "retention"] == []
+    assert ended[BAD.replace("\x01", "\ufffd"), "suppression"] == ["error"]
+    assert ended["dlr_lock", "suppression"] == ["skipped"]
+    for case in root.iter("testcase"):
+        for child in case:
+            assert child.get("message")
+
+
+def test_markdown_begins_with_its_marker_and_keeps_its_columns(found: Comparison) -> None:
+    lines = text("markdown", found).splitlines()
+    assert lines[0] == "<!-- nftbench-compare:tiny -->"
+    assert lines[1] == "> [!CAUTION]"
+    assert lines[2].startswith("> REGRESSED: 1 regressed, 2 missing")
+    table = [line for line in lines if line.startswith("|")]
+    assert len(table) == 2 + len(found.lines)
+    assert len({len(re.split(r"(?<!\\)\|", line)) for line in table}) == 1
+    assert "<script>" not in text("markdown", found)
+    assert any("<script>" in html.unescape(line) for line in table)
+
+
+def test_annotations_are_one_line_each(found: Comparison) -> None:
+    lines = text("github", found).splitlines()
+    assert [line.partition(" ")[0] for line in lines] == ["::error"] * 3 + ["::notice"]
+    for line in lines:
+        command = re.fullmatch(r"::(error|notice) title=([^:,]*)::(.*)", line)
+        assert command is not None
+    assert "%3A%3Aerror" in text("github", found)
+
+
+def test_bencher_s_schema_accepts_its_format(found: Comparison) -> None:
+    content: dict[str, Any] = json.loads(text("bencher", found))
+    jsonschema.validate(content, BENCHER)
+    assert set(content) == {"pmp", "random_mask", "dlr_lock"}
+    assert content["pmp"]["suppression"]["value"] == pytest.approx(19.9)
+
+
+def test_the_table_says_the_answer_first_and_how_far_it_sees(found: Comparison) -> None:
+    lines = text("table", found).splitlines()
+    assert lines[0] == "REGRESSED: 1 regressed, 2 missing, 3 held, 2 new"
+    assert any(line.startswith("In every row it finds, with 80 % power, drops from: retention 0.0") for line in lines)
+    assert any(line.startswith("4 tests at alpha = 0.02 together") for line in lines)
+
+
+@pytest.mark.parametrize("name", sorted(FORMATS))
+def test_what_did_not_change_can_be_hidden(name: str, found: Comparison) -> None:
+    shown = text(name, found, only_changed=True)
+    assert ("random_mask" in text(name, found)) == (name != "github")
+    assert "random_mask" not in shown
+    assert "pmp" in shown
+
+
+@pytest.mark.parametrize("name", sorted(FORMATS))
+def test_costs_have_their_own_units(name: str) -> None:
+    rows = {"pmp": PMP}
+    found = compare(run(rows), run(rows), Settings(metrics=("seconds", "memory", "cost_to_break")))
+    shown = text(name, found)
+    if name == "table":
+        assert "50 s" in shown
+        assert "0.001 MB" in shown
+    if name == "bencher":
+        assert json.loads(shown)["pmp"]["seconds"]["value"] == pytest.approx(50)
+
+
+def test_a_suspect_row_fails_a_case_only_where_it_fails_the_gate() -> None:
+    scattered = tuple(one + 0.1 + wobble for one, wobble in zip(PMP, (0.2, -0.2, 0.1, -0.1, 0.0), strict=True))
+    asked = Settings(metrics=("suppression",))
+    for fail_on, count in (("regressed", "0"), ("suspect", "1")):
+        found = compare(run({"pmp": PMP}), run({"pmp": scattered}), replace(asked, fail_on=fail_on))
+        assert found.outcome == "suspect"
+        assert ElementTree.fromstring(text("junit", found)).get("failures") == count == str(found.exit_code)
