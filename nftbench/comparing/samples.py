@@ -161,7 +161,8 @@ def _numbers(
         **_spent([record for cell, record in grid.records.items() if cell.defense == row and cell not in grid.faults]),
     }
     faults = [f"{cell}: {fault}" for cell, fault in sorted(grid.faults.items()) if cell.defense in (row, reference)]
-    return found, {"": _shortened(faults)} if faults else {}
+    reasons = {"cost_to_break": "no exact multiple: the score is not reached, or also without counted steps"}
+    return found, reasons | ({"": _shortened(faults)} if faults else {})
 
 
 def _breaking(grid: Grid, row: str, tasks: Sequence[str]) -> dict[int, float]:
