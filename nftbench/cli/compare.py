@@ -52,7 +52,7 @@ def compare(
             "--metric",
             metavar="A,B",
             help="What to test: `excess`, `suppression`, `retention`, `utility` (each metric by itself), `attacked`, "
-            "`cost_to_break`, `seconds`, `memory`. Default: the first three; with `--as attack`, `attacked`.",
+            "`cost_to_break`, `seconds`, `memory`. Default: `suppression,retention`; with `--as attack`, `attacked`.",
         ),
     ] = None,
     rows: Annotated[

@@ -228,27 +228,34 @@ def _tested(blank: Line, base: RowSamples, new: RowSamples, direction: int) -> _
         return _Tested(replace(blank, verdict="missing", why=f"NEW: {_reason(new, name) or 'not known'}"))
     found = between(one, other, base.bases, new.bases)
     better = direction * found.interval.value + 0.0
-    return _Tested(replace(blank, difference=found.interval, better=better, p=found.p, paired=found.paired), found)
+    return _Tested(
+        replace(
+            blank, difference=found.interval, better=better, p=found.p if found.tested else None, paired=found.paired
+        ),
+        found,
+    )
 
 
 def _judged(tested: Sequence[_Tested], alpha: float) -> list[Line]:
     """The lines with verdicts, after Holm's correction over all that were tested; the gravest first."""
-    open_ = [one.found for one in tested if one.found is not None]
-    adjusted = iter(holm([found.p for found in open_]))
+    level = alpha / max(1, sum(one.found is not None and one.found.tested for one in tested))
+    adjusted = iter(holm([one.found.p for one in tested if one.found is not None and one.found.tested]))
     lines = []
     for one in tested:
         if one.found is None:
             lines.append(one.line)
             continue
-        p, line, limit = next(adjusted), one.line, one.found.detectable(alpha / len(open_))
+        p, line, limit = next(adjusted) if one.found.tested else None, one.line, one.found.detectable(level)
         assert line.better is not None
-        called = verdict(one.found, line.better, p, limit, (line.min_drop, alpha))
+        called = verdict(one.found, line.better, 1.0 if p is None else p, limit, (line.min_drop, alpha))
         detectable = limit if math.isfinite(limit) else None
         lines.append(replace(line, verdict=called, p_holm=p, detectable=detectable, why=_why(called, one.found)))
     return sorted(lines, key=lambda line: (ORDER.index(line.verdict), line.row, line.metric))
 
 
 def _why(called: Verdict, found: Difference) -> str:
+    if not found.tested:
+        return "a change of the excess is not tested: suppression and retention are" if called != "held" else ""
     seeds = f"{found.seeds} base seed{'s' * (found.seeds != 1)}"
     if called == "underpowered":
         return f"a drop that matters could be missed: {seeds}, {'paired' if found.paired else 'not paired'}"

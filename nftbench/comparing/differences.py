@@ -22,6 +22,8 @@ class Difference:
     """Degrees of freedom of its t test."""
     paired: bool
     """The same base weights at every seed that both sides have."""
+    tested: bool = True
+    """Whether the t test holds; see `Sample.curved`."""
 
     @property
     def seeds(self) -> int:
@@ -30,8 +32,8 @@ class Difference:
 
     @property
     def p(self) -> float:
-        """Two-sided, against no difference."""
-        if not math.isfinite(self.interval.low):
+        """Two-sided, against no difference; 1 where there is no test."""
+        if not self.tested or not math.isfinite(self.interval.low):
             return 1.0
         below = self.interval.p
         # Without spread `p` is 0 or 1 and says nothing of a drop.
@@ -43,9 +45,9 @@ class Difference:
         """The smallest true drop that a two-sided test at this level finds with 80 % power.
 
         (t(1 - level/2) + t(0.8)) · standard error, with quantiles of Student's t: the usual approximation of the
-        noncentral t. Infinite with one seed.
+        noncentral t. Infinite with one seed, and without a test.
         """
-        if not math.isfinite(self.interval.low):
+        if not self.tested or not math.isfinite(self.interval.low):
             return math.inf
         error = standard_error(self.interval, self.freedom)
         return (student_quantile(1 - level / 2, self.freedom) + student_quantile(POWER, self.freedom)) * error
@@ -55,7 +57,8 @@ def between(base: Sample, new: Sample, bases: Mapping[int, str], news: Mapping[i
     """NEW less BASE.
 
     Paired where the base weights agree at every seed that both sides have, unless that leaves fewer than three seeds
-    and there are more to compare unpaired; else by Welch's test (Welch 1947) on the means over seeds.
+    and there are more to compare unpaired; else by Welch's test (Welch 1947) on the means over seeds. A curved sample
+    is paired where it is the same on both sides, and else has no test.
 
     Args:
         bases: by seed, the hash of BASE's base weights.
@@ -63,9 +66,11 @@ def between(base: Sample, new: Sample, bases: Mapping[int, str], news: Mapping[i
     """
     shared = sorted(base.by_seed.keys() & new.by_seed.keys())
     same = bool(shared) and all(seed in bases and bases[seed] == news.get(seed) for seed in shared)
+    if base.curved:
+        same = same and base.by_seed == new.by_seed
     fewest = min(base.mean.count, new.mean.count)
     if same and len(shared) >= min(PRELIMINARY_SEEDS, fewest):
         gap = difference([new.by_seed[seed] for seed in shared], [base.by_seed[seed] for seed in shared])
         return Difference(gap, len(shared) - 1, paired=True)
     gap, freedom = welch(new.mean, base.mean)
-    return Difference(gap, freedom, paired=False)
+    return Difference(gap, freedom, paired=False, tested=not base.curved)

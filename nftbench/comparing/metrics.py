@@ -16,7 +16,7 @@ UTILITY = "utility"
 MIN_DROP = {"points": 5.0, "percent": 25.0}
 """The smallest drop that matters, where the command line names none. A row of five base seeds varies by 1.3 points
 (`results/small-null`). Two such runs on different machines see drops from about 4.5 points on, after Holm's
-correction for 18 tests."""
+correction for a few rows."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ METRICS: dict[Role, dict[str, Metric]] = {
         )
     },
 }
-DEFAULT: dict[Role, tuple[str, ...]] = {"defense": ("excess", "suppression", "retention"), "attack": ("attacked",)}
+DEFAULT: dict[Role, tuple[str, ...]] = {"defense": ("suppression", "retention"), "attack": ("attacked",)}
 
 
 def metric(role: Role, name: str) -> Metric:

@@ -6,7 +6,7 @@ import math
 import statistics
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from nftbench.comparing.metrics import UTILITY, Role
@@ -34,12 +34,22 @@ class Sample:
     mean: Interval
     by_seed: Mapping[int, float] = field(default_factory=dict)
     """Empty where only the mean was printed."""
+    curved: bool = False
+    """The excess: which curve and metric a row is measured from depends on noise, and another choice moves it by many
+    points. No interval of one run covers that, so a change of the excess is shown but not tested."""
 
     @classmethod
     def of(cls, by_seed: Mapping[int, float]) -> Sample | None:
         """The sample of these numbers; None without any."""
         ordered = {seed: by_seed[seed] for seed in sorted(by_seed)}
         return cls(mean(list(ordered.values())), ordered) if ordered else None
+
+    @classmethod
+    def of_excess(cls, interval: Interval, by_seed: Mapping[int, float]) -> Sample:
+        """The sample of an excess, with the wider half of its interval, which covers all curves, on both sides."""
+        reach = max(interval.high - interval.value, interval.value - interval.low)
+        even = replace(interval, low=interval.value - reach, high=interval.value + reach)
+        return cls(even, {seed: by_seed[seed] for seed in sorted(by_seed)}, curved=True)
 
 
 @dataclass(frozen=True)
@@ -117,13 +127,15 @@ def _rows(grid: Grid, tasks: Mapping[str, list[str]], metrics: Mapping[str, list
         scale = {name: one for name, one in scales(grid, reference).items() if name in metrics.get(reference, ())}
         beside = ladder.ladder(grid, reference, own_tasks, attacks, scale) if reference in grid.rows else None
         for row in sorted(name for name, one in grid.rows.items() if one.reference == reference):
-            samples, reasons = _numbers(grid, row, own_tasks, scale)
+            numbers, reasons = _numbers(grid, row, own_tasks, scale)
+            samples = _known(numbers)
             if beside is not None:
                 excess = ladder.excess(grid, row, own_tasks, attacks, beside)
-                samples["excess"] = excess.by_seed
                 reasons |= {"excess": excess.reason} if excess.reason else {}
+                if excess.interval is not None:
+                    samples["excess"] = Sample.of_excess(excess.interval, excess.by_seed)
             found[row] = RowSamples(
-                _known(samples),
+                samples,
                 reasons,
                 frozenset(grid.seeds[row]),
                 _bases(one for cell, one in grid.records.items() if cell.defense == row),
@@ -149,7 +161,8 @@ def _numbers(
         **_spent([record for cell, record in grid.records.items() if cell.defense == row and cell not in grid.faults]),
     }
     faults = [f"{cell}: {fault}" for cell, fault in sorted(grid.faults.items()) if cell.defense in (row, reference)]
-    return found, {"": _shortened(faults)} if faults else {}
+    reasons = {"cost_to_break": "no exact multiple: the score is not reached, or also without counted steps"}
+    return found, reasons | ({"": _shortened(faults)} if faults else {})
 
 
 def _breaking(grid: Grid, row: str, tasks: Sequence[str]) -> dict[int, float]:
@@ -227,20 +240,14 @@ def of_board(board: Board) -> Rows:
 
 
 def _printed(one: Mapping[str, Any]) -> RowSamples:
-    samples = _known({name: _by_seed(one.get(f"{name}_by_seed")) for name in ("excess", "suppression")})
+    samples = _known({"suppression": _by_seed(one.get("suppression_by_seed"))})
+    if (excess := _interval(one.get("excess"))) is not None:
+        samples["excess"] = Sample.of_excess(excess, _by_seed(one["excess_by_seed"]))
     shown = {"attacked": one.get("attacked"), "retention": one.get("utility_percent")}
     shown |= {f"{UTILITY}.{name}": value for name, value in (one.get("utility_percent_by_metric") or {}).items()}
     for name, value in shown.items():
-        if isinstance(value, dict) and isinstance(value.get("value"), int | float):
-            low, high = (value.get(end) for end in ("low", "high"))
-            samples[name] = Sample(
-                Interval(
-                    value["value"],
-                    -math.inf if low is None else low,
-                    math.inf if high is None else high,
-                    int(value.get("count", 1)),
-                )
-            )
+        if (found := _interval(value)) is not None:
+            samples[name] = Sample(found)
     reason = one.get("excess_reason")
     reasons = {"excess": str(reason)} if reason else {}
     seeds = frozenset(seed for sample in samples.values() for seed in sample.by_seed)
@@ -248,6 +255,19 @@ def _printed(one: Mapping[str, Any]) -> RowSamples:
     if one["kind"] == "reference":
         samples.pop("suppression", None)
     return RowSamples(samples, reasons, seeds, control=control)
+
+
+def _interval(value: Any) -> Interval | None:
+    """An interval as JSON has it, with null for an end that there is none of; None where it is something else."""
+    if not isinstance(value, dict) or not isinstance(value.get("value"), int | float):
+        return None
+    low, high = (value.get(end) for end in ("low", "high"))
+    return Interval(
+        value["value"],
+        -math.inf if low is None else low,
+        math.inf if high is None else high,
+        int(value.get("count", 1)),
+    )
 
 
 def _by_seed(value: Any) -> dict[int, float]:

@@ -12,6 +12,7 @@ from hypothesis import given, settings, strategies
 from nftbench.comparing import Comparison, Settings, compare
 from nftbench.errors import NftbenchError
 from nftbench.records.record import Record
+from nftbench.suites.schema import Family
 from tests.comparing.sides import HERE, MASK, PMP, UNDEFENDED, records, run, side
 from tests.factories import failed, measurement, record
 
@@ -37,9 +38,9 @@ def of_rows(found: Comparison) -> dict[str, str]:
 def test_the_same_run_holds_in_every_metric() -> None:
     found = compare(run(ROWS), run(ROWS), Settings())
     assert set(verdicts(found).values()) == {"held"}
-    assert {metric for _, metric in verdicts(found)} == {"excess", "suppression", "retention"}
+    assert {metric for _, metric in verdicts(found)} == {"suppression", "retention"}
     assert (found.outcome, found.exit_code) == ("passed", 0)
-    assert found.detectable == {"excess": 0.0, "suppression": 0.0, "retention": 0.0}
+    assert found.detectable == {"suppression": 0.0, "retention": 0.0}
 
 
 def test_a_defense_that_suppresses_less_regressed_alone() -> None:
@@ -90,6 +91,24 @@ def test_lost_utility_regressed() -> None:
     found = compare(run(ROWS), side(lost), Settings(metrics=("retention", "utility")))
     assert verdicts(found)["pmp", "retention"] == verdicts(found)["pmp", "utility.minimal_pairs"] == "regressed"
     assert verdicts(found)["random_mask", "retention"] == "held"
+
+
+def test_a_change_of_the_excess_is_shown_but_not_tested() -> None:
+    """The test would call one of twenty rows changed that did not change."""
+    asked = Settings(metrics=("excess",))
+    assert set(of_rows(compare(run(ROWS), run(ROWS), asked)).values()) == {"held"}
+    found = compare(run(ROWS), run(ROWS | {"pmp": WORSE}), asked)
+    assert of_rows(found) == {"pmp": "suspect", "random_mask": "held"}
+    assert found.lines[0].p is None
+    assert found.detectable["excess"] == float("inf")
+
+
+def test_another_ladder_is_another_ruler_for_the_excess_alone() -> None:
+    new = run(ROWS)
+    other = replace(new, manifest=replace(new.manifest, ladder={"noise": Family(doses=("early_stop",))}))
+    found = compare(run(ROWS), other, Settings(metrics=("excess", "suppression")))
+    assert {verdict for (_, name), verdict in verdicts(found).items() if name == "excess"} == {"incomparable"}
+    assert {verdict for (_, name), verdict in verdicts(found).items() if name == "suppression"} == {"held"}
 
 
 def test_a_missing_row_counts_as_regressed_and_a_new_one_does_not() -> None:
