@@ -60,6 +60,7 @@ def prepare(suite_name: str, selection: Selection, options: RunOptions, *, keep_
     from nftbench.cli.salt import plan_with_salt
     from nftbench.planning import registry
     from nftbench.planning.plan import narrow, plan
+    from nftbench.records.spec import Spec
 
     use_cache(options.cache)
     device = available_device(options.device)
@@ -79,6 +80,9 @@ def prepare(suite_name: str, selection: Selection, options: RunOptions, *, keep_
 
     def planned(salted: Suite) -> Plan:
         whole = plan(salted, device=device, data=options.data, limit=selection.limit)
+        from_outside = {spec.name for spec in whole.attacks if not registry.find("attacks", spec.name).is_trusted}
+        listed = {Spec.parse(text).name for text in suite.attacks}
+        whole = replace(whole, added=tuple(sorted(from_outside - listed)))
         select(whole)  # refuses filters that match nothing, before a salt is written
         return whole
 
@@ -354,6 +358,7 @@ def rank(records: Mapping[str, Record], manifest: Manifest, seeds: Collection[in
         planned=[cell.id for cell in manifest.cells if cell.seed in counted],
         claims=manifest.claims,
         skips=manifest.skips,
+        added=manifest.added,
     )
     problems = (*board.problems, PUBLIC_SALT) if manifest.public_salt else board.problems
     return replace(board, problems=problems, labels=suite.labels)

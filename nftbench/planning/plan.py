@@ -77,6 +77,8 @@ class Plan:
     """How many of a task's training documents each attack takes; None for all."""
     built_on: Mapping[Spec, tuple[str, ...]] = field(default_factory=dict)
     """Specs of the attacks that each attack is built on, directly or through others."""
+    added: tuple[str, ...] = ()
+    """As in the manifest."""
 
     def jobs(self) -> list[Job]:
         """The cells grouped into jobs, in the order of seeds, then in the order of the suite."""
@@ -129,6 +131,7 @@ class Plan:
             ladder=self.ladder,
             initialisations=self.initialisations,
             skips=self.skips,
+            added=self.added,
             device=str(self.device),
             limit=self.limit,
             command=command,

@@ -18,11 +18,19 @@ import inspect
 import re
 import sys
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields, is_dataclass
+from importlib.machinery import (
+    EXTENSION_SUFFIXES,
+    SOURCE_SUFFIXES,
+    ExtensionFileLoader,
+    FileFinder,
+    ModuleSpec,
+    SourceFileLoader,
+)
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
-from types import ModuleType
+from types import CodeType, ModuleType
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args, get_origin, get_type_hints
 
 import yaml
@@ -359,7 +367,9 @@ def _import(plugin: Plugin) -> ModuleType:
         for other in [one for one in sys.modules if one.startswith(f"{name}.")]:
             del sys.modules[other]  # a module of an earlier plugin with this name, which was a folder
         folder = [str(plugin.path.parent)] if plugin.path.name == "__init__.py" else None
-        specification = importlib.util.spec_from_file_location(name, plugin.path, submodule_search_locations=folder)
+        specification = importlib.util.spec_from_file_location(
+            name, plugin.path, loader=_FromSource(name, str(plugin.path)), submodule_search_locations=folder
+        )
         assert specification is not None
         assert specification.loader is not None
         module = importlib.util.module_from_spec(specification)
@@ -370,6 +380,32 @@ def _import(plugin: Plugin) -> ModuleType:
             del sys.modules[name]
             raise
     return module
+
+
+class _FromSource(SourceFileLoader):
+    """Loads a module from its source, which keys and records name, and never from a compiled file beside it."""
+
+    def get_code(self, fullname: str) -> CodeType:
+        path = self.get_filename(fullname)
+        return self.source_to_code(self.get_data(path), path)
+
+
+class _FromSources:
+    """Finds the modules in the folder of a --plugin file, for the same reason."""
+
+    @staticmethod
+    def find_spec(name: str, path: Sequence[str] | None = None, target: ModuleType | None = None) -> ModuleSpec | None:
+        if not name.startswith(FROM_FILE) or path is None:
+            return None
+        loaders = [(ExtensionFileLoader, EXTENSION_SUFFIXES), (_FromSource, SOURCE_SUFFIXES)]
+        for folder in path:
+            found = FileFinder(folder, *loaders).find_spec(name, target)
+            if found is not None:
+                return found
+        raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+
+sys.meta_path.insert(0, _FromSources)
 
 
 def _class_in(module: ModuleType, kind: Kind) -> type[Any]:

@@ -68,6 +68,8 @@ class Manifest:
     initialisations: tuple[str, ...] = ()
     """The rows that are further initialisations of the undefended model."""
     skips: tuple[Skip, ...] = ()
+    added: tuple[str, ...] = ()
+    """The names of attacks that the suite's own file does not list, and that do not come with nftbench."""
     command: str = ""
     """The command line of the last run."""
     format: int = FORMAT

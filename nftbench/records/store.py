@@ -72,6 +72,15 @@ class Store:
     results: Path
     cache: Path
 
+    @property
+    def private(self) -> tuple[Path, ...]:
+        """What no plugin may read of the results folder: salt, locks, and the scores of cells that have run."""
+        return (
+            *(self.results / name for name in ("salt", ".locks", "records", self._pack.name)),
+            *self.results.glob("leaderboard*"),
+            *self.results.glob("defenses/*.md"),
+        )
+
     # ------------------------------------------------------------------------------------------------------- records
 
     def write(self, record: Record) -> Path:

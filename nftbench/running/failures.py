@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from nftbench.errors import NftbenchError
+from nftbench.planning.facts import one_line
 from nftbench.running.isolation import KilledError, TooLongError
 from nftbench.terms import Status
 from nftbench.training.sweep import NonFiniteError
@@ -37,7 +38,7 @@ def status_of(error: BaseException) -> tuple[Status, str]:
         return "timeout", str(error)
     if isinstance(error, NonFiniteError):
         return "nonfinite", str(error)
-    message = " ".join(str(error).split())[:500]
+    message = one_line(str(error))
     if isinstance(error, torch.OutOfMemoryError | MemoryError | KilledError):
         return "oom", message
     if isinstance(error, NftbenchError):
@@ -65,4 +66,4 @@ def raise_written(file: Path) -> None:
         status, reason = json.loads(file.read_text(encoding="utf-8"))
         if status not in ("failed", "timeout", "nonfinite", "oom"):
             raise NftbenchError("its process wrote a failure without a status")
-        raise FailedError(status, str(reason)[:600])
+        raise FailedError(status, one_line(str(reason)))

@@ -27,6 +27,7 @@ from typing import Any, Literal
 
 from nftbench.errors import NftbenchError
 from nftbench.planning import registry
+from nftbench.planning.facts import one_line
 from nftbench.records.store import Store
 from nftbench.running import landlock, seccomp
 
@@ -34,6 +35,10 @@ PRELOADED = ["nftbench.running.referee", "nftbench.methods"]
 """The modules that the server imports before anything is forked from it. They import no plugin."""
 TEMPORARY = "temporary"
 """Where a child's temporary files lie in its folder."""
+DEEPEST = 10
+"""How deep folders may lie in one that a child leaves."""
+LONGEST_TEXT = 100_000_000
+"""Most bytes of a JSON file that a child leaves. The tokenizers of large models have a third of this."""
 PATIENCE = 0.02
 """The longest pause, in seconds, between two looks at whether a child has ended."""
 
@@ -95,6 +100,7 @@ def folder(store: Store) -> Iterator[Path]:
     try:
         yield made
     finally:
+        _empty(made)
         shutil.rmtree(made, ignore_errors=True)
 
 
@@ -114,7 +120,7 @@ def run(
         function: a function of nftbench, which writes its results to `folder`.
         order: what it is given.
         limit: seconds after which the child is stopped with everything that it has started.
-        hidden: what it may not read beside the cache and the salt.
+        hidden: what it may not read beside the cache and what the run keeps in its results folder.
         readable: folders of the cache that the child may read.
 
     Raises:
@@ -122,7 +128,7 @@ def run(
         DiedError: the child ended in another way than by returning from `function`.
     """
     (folder / "order").write_bytes(order)
-    secret = (store.cache, store.results / "salt", *hidden)
+    secret = (store.cache, *store.private, *hidden)
     hidden = tuple(path.resolve() for path in secret)
     call = _Call(function, registry.added_files(), folder, hidden, tuple(readable), limit)
     connection = _parent(os.getpid())
@@ -147,18 +153,47 @@ def run(
 
 
 def _check_files(folder: Path) -> None:
-    """Refuse all that a child has left if there is more than files and folders: a link leads the referee elsewhere.
+    """Refuse all that a child has left if the referee cannot read it safely.
+
+    A link leads the referee elsewhere, deep folders end its own recursion, and a long text fills its memory.
 
     Raises:
-        DiedError: it left something else. The folder is empty now.
+        DiedError: it left something else than files and folders, or too much. The folder is empty now.
     """
-    shutil.rmtree(folder / TEMPORARY, ignore_errors=True)
-    for path in folder.rglob("*"):
-        if path.is_symlink() or not (path.is_file() or path.is_dir()):
-            name = path.relative_to(folder)
-            for left in folder.iterdir():
-                shutil.rmtree(left) if left.is_dir() and not left.is_symlink() else left.unlink()
-            raise DiedError(f"it left {name}, which is no plain file")
+    _empty(folder / TEMPORARY)
+    waiting = [folder]
+    while waiting:
+        for path in list(waiting.pop().iterdir()):
+            inside, is_folder = path.relative_to(folder), path.is_dir() and not path.is_symlink()
+            problem = None
+            if path.is_symlink() or not (path.is_file() or is_folder):
+                problem = "which is no plain file"
+            elif is_folder and len(inside.parts) > DEEPEST:
+                problem = f"which lies more than {DEEPEST} folders deep"
+            elif path.suffix == ".json" and path.stat().st_size > LONGEST_TEXT:
+                problem = f"which has more than {LONGEST_TEXT} bytes"
+            if problem is not None:
+                _empty(folder)
+                name = os.fsencode(inside).decode(errors="backslashreplace")
+                raise DiedError(f"it left {one_line(name)}, {problem}")
+            if is_folder:
+                path.chmod(0o700)  # its maker need not have let anyone read it
+                waiting.append(path)
+
+
+def _empty(folder: Path) -> None:
+    """Delete all in a folder. Folders inside are brought up first: they may lie deeper than a path can be long."""
+    with contextlib.suppress(OSError):
+        while inner := [path for path in folder.iterdir() if path.is_dir() and not path.is_symlink()]:
+            inner[0].chmod(0o700)
+            for path in list(inner[0].iterdir()):
+                if path.is_dir() and not path.is_symlink():
+                    path.rename(tempfile.mkdtemp(dir=folder))
+                else:
+                    path.unlink()
+            inner[0].rmdir()
+        for path in list(folder.iterdir()):
+            path.unlink()
 
 
 def aside(function: Callable[..., Any], *arguments: Any) -> None:

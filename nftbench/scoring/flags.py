@@ -320,7 +320,7 @@ def _no_effect(row: RowEvidence) -> str | None:
     )
 
 
-@_flag("skipped", "warn")
+@_flag("skipped", "unrank")
 def _skipped(row: RowEvidence) -> str | None:
     if not row.skipped:
         return None

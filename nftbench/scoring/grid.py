@@ -15,6 +15,7 @@ from types import MappingProxyType
 
 from nftbench.contract import Measurement
 from nftbench.records.record import CellId, Record, Row
+from nftbench.records.spec import Spec
 from nftbench.scoring.pairing import unpaired
 from nftbench.scoring.points import BestAttacks, mean_points, points, preference
 from nftbench.suites.schema import Family
@@ -60,6 +61,9 @@ class Grid:
     """The suite's families of trivial defenses by name."""
     initialisations: tuple[str, ...] = ()
     """Rows that pre-train the reference again from other initial weights."""
+
+    added: Attacks = frozenset()
+    """Attacks that the suite does not list, from outside nftbench: they count against defenses alone."""
 
     # ------------------------------------------------------------------------------------------------ sets of attacks
 
@@ -115,10 +119,23 @@ class Grid:
     def references(self) -> set[str]:
         return {row.reference for row in self.rows.values()}
 
+    def counts(self, attack: str, defense: str, cell: CellId) -> bool:
+        """Whether what this attack reaches on this row, in this cell, is scored.
+
+        An added attack is not, on references and trivial defenses. Its author could have made it strong on them and
+        weak on a defense of the author's own, which would then seem to take more from attackers. Where it has no
+        result it is left out: its author could make it fail on all other defenses, which would lose their ranks.
+        """
+        if attack not in self.added:
+            return True
+        return not (self.rows[defense].trivial or defense in self.references() or cell in self.faults)
+
     # ------------------------------------------------------------------------------------------------------ the best
 
     def best_attacks(self, defense: str, tasks: Sequence[str], attacks: Attacks) -> BestAttacks | None:
         """The attack that is best on validation, for each seed and task. A seed with missing cells is left out.
+
+        Of several attacks, those that do not count on this row are left out; one alone is looked at on every row.
 
         None where a cell failed: its attack may have been the strongest, or its seed the weakest.
         """
@@ -166,7 +183,12 @@ class Grid:
         return found
 
     def _expected(self, defense: str, task: str, seed: int, attacks: Attacks) -> list[CellId]:
-        return [cell for attack in attacks if (cell := self.cell(defense, attack, task, seed)) in self.expected]
+        cells = {attack: self.cell(defense, attack, task, seed) for attack in attacks}
+        return [
+            cell
+            for attack, cell in cells.items()
+            if cell in self.expected and (len(cells) == 1 or self.counts(attack, defense, cell))
+        ]
 
     @functools.cached_property
     def _preferences(self) -> Mapping[CellId, tuple[float, float, float, str]]:
@@ -192,10 +214,12 @@ def arrange(
     ranking: Knowledge,
     ladder: Mapping[str, Family] = MappingProxyType({}),
     initialisations: Sequence[str] = (),
+    added: Sequence[str] = (),
 ) -> tuple[Grid, list[str]]:
     """The grid of a suite's records, and what is wrong with them as a whole.
 
-    Without a plan the cells that should have a record are inferred from the records.
+    Without a plan the cells that should have a record are inferred from the records. `added` names the attacks that the
+    suite does not list and that do not come with nftbench.
     """
     problems = []
     wanted = None if planned is None else frozenset(planned)
@@ -225,6 +249,7 @@ def arrange(
         ranking=ranking,
         ladder=ladder,
         initialisations=tuple(initialisations),
+        added=frozenset(cell.attack for cell in expected if Spec.parse(cell.attack).name in added),
     )
     return grid, problems
 

@@ -83,7 +83,7 @@ def _unusable(
     absent += [
         f"{cell}: {fault}"
         for cell, fault in sorted(grid.faults.items())
-        if cell.defense in needed and cell.task in tasks and cell.attack in attacks
+        if cell.defense in needed and cell.task in tasks and cell.attack in attacks - grid.added
     ]
     if not absent:
         return None

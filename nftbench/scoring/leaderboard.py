@@ -90,6 +90,7 @@ def score(
     planned: Sequence[CellId] | None = None,
     claims: Sequence[PaperClaim] = (),
     skips: Sequence[Sequence[str]] = (),
+    added: Sequence[str] = (),
     side_tables: Sequence[type[SideTable]] = SIDE_TABLES,
 ) -> Leaderboard:
     """Score every row of a suite and rank those that may be ranked.
@@ -98,10 +99,11 @@ def score(
     reference again from other initial weights; their specs are written as in records. `about` is the suite's
     description of itself, and `claims` are its papers' claims. `planned` names the cells that should have records;
     without it, they are inferred from the records. `skips` are (defense, attack, reason) of attacks that were not
-    planned. `side_tables` are the tables to show beside the ranking.
+    planned. `added` names the attacks that came from outside suite and nftbench: they count against defenses alone, and
+    not on the rows that these are compared with. `side_tables` are the tables to show beside the ranking.
     """
     readings = [record for record in records if record.role == "yardstick"]
-    grid, problems = arrange(records, planned, frozenset(ranking), ladder, initialisations)
+    grid, problems = arrange(records, planned, frozenset(ranking), ladder, initialisations, added)
     versions = _version_problems(list(grid.records.values()))
     room = [row for reference in sorted(grid.references()) for row in headroom(grid, reference)]
     tasks = {
@@ -224,7 +226,7 @@ def _incomplete(grid: Grid, defense: str) -> list[str]:
     """Cells without a result, of this row and of its reference. Those of the ladder are said with its excess."""
     rows = {defense, grid.rows[defense].reference}
     faults = sorted(grid.faults.items(), key=lambda fault: (fault[0].defense != defense, fault[0]))
-    found = [f"{cell}: {fault}" for cell, fault in faults if cell.defense in rows]
+    found = [f"{cell}: {fault}" for cell, fault in faults if cell.defense in rows and cell.attack not in grid.added]
     reference = grid.rows[defense].reference
     return found if reference in grid.rows or found else [f"{reference}: no records"]
 
@@ -236,8 +238,9 @@ def _evidence(
     ranking, row = grid.within(grid.ranking), score.row
     tasks = by_reference[row.reference]
     on_ladder = any(score.defense in family.doses for family in grid.ladder.values())
-    # An attack without any record may ignore the release, so it is not counted as skipped.
-    applied = ranking & grid.attacks.keys() - grid.ignoring_release()
+    # An attack without any record may ignore the release, so it is not counted as skipped. Nor is an added attack,
+    # which does not count on the reference: its author could decline any row.
+    applied = ranking & grid.attacks.keys() - grid.ignoring_release() - grid.added
     known = row.reference in grid.rows
     return flags.RowEvidence(
         score,

@@ -34,6 +34,14 @@ SUITE = {
     "attacks": ["none", "full"],
     "budget": {"durations": [2], "restarts": 1, "extension": 0},
 }
+IDLE = """
+@dataclass(frozen=True)
+class Idle(Attack):
+    knowledge: ClassVar = frozenset()
+
+    def adapt(self, prepared, task, context):
+        return context.unchanged(prepared.model, task)
+"""
 MINE = """
 @dataclass(frozen=True)
 class Mine(Defense):
@@ -459,10 +467,11 @@ def test_set_changes_the_suite(call: Call, tiny: str) -> None:
 
 
 def test_a_plugin_file_gets_a_row_beside_the_known_ones(call: Call, tiny: str, tmp_path: Path) -> None:
-    mine = write_plugin(tmp_path, "mine", MINE)
-    code, _, _ = call("run", tiny, "--jobs", 1, "--plugin", mine)
+    mine, idle = write_plugin(tmp_path, "mine", MINE), write_plugin(tmp_path, "idle", IDLE)
+    code, _, _ = call("run", tiny, "--jobs", 1, "--plugin", mine, "--plugin", idle)
     assert code == 0
     assert {defense for defense, *_ in cells()} == {"none", "early_stop", "mine"}
+    assert json.loads(Path("runs/tiny/manifest.json").read_text())["added"] == ["idle"]
     assert "| mine |" in Path("runs/tiny/leaderboard.md").read_text()
 
 

@@ -15,7 +15,7 @@ from transformers import BertConfig, BertLMHeadModel
 from nftbench.errors import NftbenchError
 from nftbench.models import networks
 from nftbench.records.store import Store
-from nftbench.running import attacking, isolation, packing, releases
+from nftbench.running import attacking, failures, isolation, packing, releases
 
 apart = pytest.mark.skipif(isolation.kind() != "landlock", reason="this system cannot confine a process")
 
@@ -96,6 +96,35 @@ def test_a_link_that_a_child_leaves_is_not_followed(tmp_path: Path) -> None:
         child(f"(folder / 'guess').symlink_to({str(secret)!r})", store, "guess")
     with pytest.raises(isolation.DiedError, match="guess, which is no plain file"):
         child("os.mkfifo(folder / 'guess')", store, "guess")
+
+
+LEFT = {
+    r"\xff, which is no plain file": "os.symlink('/etc', os.fsencode(folder) + b'/\\xff')",
+    "more than 10 folders deep": "os.chdir(folder)\nfor _ in range(2000):\n    os.mkdir('d', 0o700)\n    os.chdir('d')",
+    "failed.json, which has more than 100000000 bytes": "(folder / 'failed.json').open('wb').truncate(10**11)",
+}
+
+
+@pytest.mark.parametrize("message", LEFT)
+def test_what_would_end_the_referee_is_refused_and_deleted(tmp_path: Path, message: str) -> None:
+    store = Store(tmp_path / "results", tmp_path / "cache")
+    with pytest.raises(isolation.DiedError) as caught:
+        child(LEFT[message], store, "nothing")
+    assert message in str(caught.value)
+    assert not list((store.cache / "exchange").iterdir())
+
+
+def test_a_failure_that_no_file_can_hold_becomes_one_line(tmp_path: Path) -> None:
+    def fail() -> None:
+        raise NftbenchError("lone\ud800 half\x1b[2J\nof a pair")
+
+    failures.attempt(fail, tmp_path / "failed.json")
+    with pytest.raises(failures.FailedError, match=r"^lone half \[2J of a pair$"):
+        failures.raise_written(tmp_path / "failed.json")
+    (tmp_path / "failed.json").write_text(json.dumps(["failed", "lone\ud800 half"]))
+    with pytest.raises(failures.FailedError, match=r"^lone half$"):
+        failures.raise_written(tmp_path / "failed.json")
+    assert failures.status_of(isolation.DiedError("it left \udcff")) == ("failed", "it left")
 
 
 def leads_to_another_model(folder: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+import py_compile
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -133,10 +135,37 @@ def test_what_a_plugin_patches_reaches_neither_the_referee_nor_another_plugin(ad
     assert torch.get_default_dtype() == torch.float32
 
 
+def test_the_code_that_runs_is_the_source_and_no_compiled_file_beside_it(add: WriteFile, tmp_path: Path) -> None:
+    """Keys and records name the source alone."""
+
+    def compiled(path: Path, source: str, place: str) -> None:
+        path.write_text(HEAD + source)
+        py_compile.compile(str(path), place, invalidation_mode=py_compile.PycInvalidationMode.UNCHECKED_HASH)
+
+    other, path = DEFENSE.replace("0.5", "0.9"), tmp_path / "mine.py"
+    compiled(path, other, importlib.util.cache_from_source(str(path)))
+    add("mine", DEFENSE)
+    assert facts.defense("mine").parameters["share"] == 0.5
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    compiled(folder / "hidden.py", other, str(folder / "hidden.pyc"))
+    (folder / "hidden.py").unlink()
+    (folder / "shown.py").write_text("SHARE = 0.7")
+    (folder / "__init__.py").write_text(HEAD + "from .shown import SHARE\n" + DEFENSE.replace("0.5", "SHARE"))
+    registry.add_file(folder)
+    assert facts.defense("folder").parameters["share"] == 0.7
+    (folder / "__init__.py").write_text(HEAD + "from .hidden import Mine as Other\n" + DEFENSE)
+    facts.describe_by(Describer(Store(tmp_path / "results", tmp_path / "cache")))
+    with pytest.raises(NftbenchError, match=r"No module named 'nftbench_plugin_folder\.hidden'"):
+        facts.defense("folder")
+
+
 @pytest.mark.skipif(isolation.kind() != "landlock", reason="the system cannot hide folders")
 def test_a_plugin_finds_neither_salt_nor_cache_nor_data(add: WriteFile, store: Store, tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
-    secrets = [store.results / "salt", store.cache / "told", tmp_path / "data" / "test.csv"]
+    (store.results / "records").mkdir()
+    kept = [store.results / name for name in ("salt", "records/full.json", "leaderboard.json")]
+    secrets = [*kept, store.cache / "told", tmp_path / "data" / "test.csv"]
     for path in secrets:
         path.write_text("secret")
     written = store.cache / "written"
@@ -154,7 +183,7 @@ FOUND += (tried(lambda: pathlib.Path({str(written)!r}).write_text("x")),)
 """
     check = "\n    def check(self, suite):\n        raise NftbenchError(f'the salt is {suite.salt}')\n"
     add("spy", look + DEFENSE.replace('("a", "b")', "FOUND") + check)
-    assert facts.defense("spy").parameters["names"] == ("PermissionError",) * 4
+    assert facts.defense("spy").parameters["names"] == ("PermissionError",) * 6
     assert not written.exists()
     with pytest.raises(NftbenchError, match=r"^the salt is None$"):
         plan(tiny_suite(defenses=["spy"]))

@@ -918,3 +918,32 @@ def test_without_the_ladder_no_row_is_ranked_and_no_claim_holds() -> None:
     alone = of(scored([*sweep("none", none), *scratch([0.4] * 5), *sweep("mask", mask)]), "mask")
     assert (alone.standing.group, alone.claim.verdict) == ("unranked", "untested")
     assert alone.standing.reasons == ("no excess: the ladder is incomplete: early_stop: not in the plan",)
+
+
+@pytest.mark.parametrize("on_row", [0.3, None], ids=["weak", "declined"])
+def test_an_added_attack_counts_against_defenses_and_not_on_what_they_are_compared_with(on_row: float | None) -> None:
+    """Its author could have made it strong everywhere but on a defense of the author's own."""
+    rows = {one.defense: one.row for one in suite()}
+
+    def attacked(defense: str, value: float) -> list[Record]:
+        cells = [record(defense, "lora", task, seed, value) for task in TASKS for seed in range(5)]
+        return [replace(one, row=rows[defense]) for one in cells]
+
+    def excess(records: list[Record]) -> float | None:
+        planned = [CellId.of(one) for one in records]
+        board = scored(records, planned=planned, added=["lora"])
+        (pmp,) = (one for one in board.scores if one.defense == "pmp")
+        assert not pmp.incomplete
+        assert pmp.standing.group == "ranked"
+        return pmp.excess.interval.value if pmp.excess.interval else None
+
+    usual = [*suite(), *attacked("none", 0.95), *attacked("early_stop", 0.95)]
+    own = attacked("pmp", on_row) if on_row is not None else []
+    before = excess(suite())
+    assert before is not None
+    assert excess([*usual, *own]) == before
+    lost = [failed(one) for defense in rows for one in attacked(defense, 0.95)]
+    assert excess([*suite(), *lost]) == before, "it fails, and takes no row's rank"
+    broken = excess([*usual, *attacked("pmp", 0.9)])
+    assert broken is not None
+    assert broken < before - 10
