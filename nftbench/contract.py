@@ -409,7 +409,10 @@ class AttackerContext(Protocol):
 
     @property
     def defense(self) -> Defense:
-        """The attacked defense with its hyper-parameters; needs knowledge `method`."""
+        """The attacked defense as `Attack.applies` gets it, with its hyper-parameters; needs knowledge `method`.
+
+        It cannot protect; `shadow` does.
+        """
         ...
 
     @property

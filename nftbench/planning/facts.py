@@ -121,6 +121,14 @@ class Described(Defense):
         raise NftbenchError(f"{self._facts.spec}: this is a description of the defense, which cannot protect")
 
 
+def with_code(defense: Defense) -> Defense:
+    """The defense that a description is of, whose code this process then imports; another defense as it is."""
+    if not isinstance(defense, Described):
+        return defense
+    found: Defense = registry.create("defenses", str(defense._facts.spec))
+    return found
+
+
 _ATTRIBUTES = ("stage", "claims", "trivial", "keeps_secret", "task_aware", "releases_update", "ratio", "scope")
 """The attributes of `Defense`."""
 

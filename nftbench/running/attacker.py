@@ -22,6 +22,7 @@ from nftbench.data import corpus
 from nftbench.errors import NftbenchError
 from nftbench.models import networks
 from nftbench.planning import registry
+from nftbench.planning.facts import with_code
 from nftbench.planning.specs import canonical
 from nftbench.running.owner import Recipe, Shadow
 from nftbench.suites.schema import Pretraining, Suite
@@ -100,7 +101,7 @@ class Attacker(Trainer):
         own = Shadow(
             self._suite, self.device, networks.derive(self.seed, "shadow", str(index)), self._corpus, self.ledger
         )
-        return self._defense.protect(own.build(), own)
+        return with_code(self._defense).protect(own.build(), own)
 
     def text(self, model: Model, batch: int) -> Iterator[torch.Tensor]:
         blocks = corpus.encoded_for(self.corpus, model.tokenizer)

@@ -21,7 +21,6 @@ from nftbench.contract import (
     Attack,
     Corpus,
     Cost,
-    Defense,
     Guess,
     Model,
     Outcome,
@@ -35,6 +34,7 @@ from nftbench.device import Device
 from nftbench.errors import NftbenchError
 from nftbench.models import returned
 from nftbench.planning import facts, registry
+from nftbench.planning.facts import DefenseFacts, Described
 from nftbench.planning.plan import built_on
 from nftbench.running import failures, isolation, packing
 from nftbench.running.attacker import Attacker, own_copy
@@ -72,7 +72,7 @@ class Order:
     secret: Secret | None = None
     base: Model | None = None
     sibling: Model | None = None
-    defense: str | None = None
+    defense: DefenseFacts | None = None
     recipe: Recipe | None = None
 
 
@@ -169,7 +169,6 @@ def perform(content: bytes, folder: Path) -> None:
 
 def _attack_all(order: Order, folder: Path) -> None:
     plugin: Attack = registry.create("attacks", order.attack)
-    defense: Defense | None = registry.create("defenses", order.defense) if order.defense is not None else None
     context = Attacker(
         seed=order.seed,
         budget=order.budget,
@@ -177,7 +176,8 @@ def _attack_all(order: Order, folder: Path) -> None:
         _corpus=order.corpus,
         _secret=order.secret,
         _base=order.base,
-        _defense=defense,
+        # The defense's code is not imported here: it could change how this attack trains.
+        _defense=Described(order.defense) if order.defense is not None else None,
         _suite=order.recipe,
         _sibling=order.sibling,
         _uses=built_on(facts.attack(order.attack)),

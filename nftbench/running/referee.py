@@ -149,7 +149,7 @@ class Referee:
             secret=load_secret(workspace, job.release) if "secret" in knowledge else None,
             base=make_reference(workspace, job) if "base" in knowledge else None,
             sibling=make_sibling(workspace, job) if "sibling" in knowledge else None,
-            defense=str(job.defense) if "method" in knowledge else None,
+            defense=workspace.plan.defenses[job.defense] if "method" in knowledge else None,
             recipe=Recipe.of(workspace.suite) if knowledge & {"method", "sibling"} else None,
         )
 

@@ -319,6 +319,14 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Pa
     return install
 
 
+@pytest.fixture
+def importing() -> Iterator[None]:
+    """As in a process of a plugin's own."""
+    with registry.importing_added():
+        yield
+
+
+@pytest.mark.usefixtures("importing")
 def test_an_entry_point_of_another_package_is_a_plugin(package: Callable[..., Path]) -> None:
     package(
         "elsewhere",
@@ -332,6 +340,7 @@ def test_an_entry_point_of_another_package_is_a_plugin(package: Callable[..., Pa
     assert registry.create("attacks", "module")
 
 
+@pytest.mark.usefixtures("importing")
 def test_a_broken_entry_point_hides_no_other(package: Callable[..., Path]) -> None:
     package(
         "broken",

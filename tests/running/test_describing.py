@@ -95,8 +95,10 @@ def add(store: Store, tmp_path: Path) -> WriteFile:
     return write
 
 
-def test_a_plan_of_answers_is_the_plan_of_the_plugins(add: WriteFile) -> None:
+def test_a_plan_of_answers_is_the_plan_of_the_plugins(add: WriteFile, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same cells, keys, reasons and rows, whether the plugins are imported or only answer."""
+    for name in ("nftbench_plugin_mine", "nftbench_plugin_choosy"):  # other tests import plugins of these names
+        monkeypatch.delitem(sys.modules, name, raising=False)
     add("mine", DEFENSE)
     applies = "\n    def applies(self, defense):\n        return f'{defense.share:g}' if defense.claims else None\n"
     add("choosy", ATTACK + applies + "    def uses(self):\n        return ('full',)\n")

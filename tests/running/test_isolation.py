@@ -171,6 +171,22 @@ def test_what_a_defense_does_stays_in_its_own_process(
     assert own_code["own_code", "none", "toy_topic", 0].protection.own_code
 
 
+IMPORTED_BY_ATTACKS = """
+import inspect
+
+assert not any(frame.function == "_attack_all" for frame in inspect.stack()), "an attack has imported the defense"
+"""
+
+
+def test_an_attack_that_knows_the_method_does_not_import_the_defense(
+    workspace: MakeWorkspace, plugin: WriteFile, run_all: RunAll
+) -> None:
+    """What a defense does at import would change how this attack trains."""
+    plugin("careful", source(DEFENSE, "return Protected(model)", IMPORTED_BY_ATTACKS))
+    records = run_all(workspace(defenses=["careful"], attacks=["none", "rebalance"], tasks=["toy_topic"]))
+    assert {one.reason for one in records.values()} == {None}
+
+
 LOOKS = """
 import gc
 marker = MARKER[::-1]
@@ -180,7 +196,7 @@ assert not any(marker in text for text in texts), "a scored document"
 import sys
 kinds = ("nftbench.attacks.", "nftbench.defenses.", "nftbench_plugin")
 plugins = {name for name in sys.modules if name.startswith(kinds)}
-assert plugins == {__name__, type(context.defense).__module__}, plugins
+assert plugins == {__name__}, plugins
 ours = [type(item) for item in gc.get_objects() if str(type(item).__module__).startswith("nftbench.")]
 kinds = {one.__name__ for one in ours}
 assert "Attacker" in kinds, "what is looked at"
