@@ -78,10 +78,11 @@ def prepare(suite_name: str, selection: Selection, options: RunOptions, *, keep_
     def select(whole: Plan) -> Plan:
         return narrow(whole, defenses=names["defenses"], attacks=names["attacks"], tasks=names["tasks"], seeds=seeds)
 
+    listed = {Spec.parse(text).name for text in suite.attacks}  # in the suite's own file
+
     def planned(salted: Suite) -> Plan:
         whole = plan(salted, device=device, data=options.data, limit=selection.limit)
         from_outside = {spec.name for spec in whole.attacks if not registry.find("attacks", spec.name).is_trusted}
-        listed = {Spec.parse(text).name for text in suite.attacks}
         whole = replace(whole, added=tuple(sorted(from_outside - listed)))
         select(whole)  # refuses filters that match nothing, before a salt is written
         return whole
