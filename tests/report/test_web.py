@@ -134,6 +134,13 @@ def test_the_same_records_make_the_same_bytes(board: Leaderboard) -> None:
     assert len(first.encode()) < 2_000_000
 
 
+def test_rows_have_the_labels_that_the_suite_sets(board: Leaderboard) -> None:
+    row = next(one.defense for one in board.scores if one.kind == "defense")
+    named = replace(board, labels={row: "the new one"})
+    assert "the new one" in Page(web.text([(named, COMMAND)])).shown
+    assert "the new one" not in Page(web.text([(board, COMMAND)])).shown
+
+
 @pytest.mark.parametrize("evil", EVIL)
 def test_text_of_plugins_stays_text(board: Leaderboard, evil: str) -> None:
     """In names, flags, reasons, faults, problems and commands, in HTML and in the JSON in it."""

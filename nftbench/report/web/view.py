@@ -5,6 +5,7 @@ Tables come from nftbench.report.tables and row_tables, as those of leaderboard.
 
 from __future__ import annotations
 
+import functools
 import re
 import statistics
 from collections import Counter
@@ -12,13 +13,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from nftbench.report import order, page, row_tables, tables
-from nftbench.report.labels import labels
+from nftbench.report.labels import NAMED, of
 from nftbench.scoring.leaderboard import Leaderboard
 from nftbench.scoring.scores import Score
 from nftbench.scoring.table import UNKNOWN, Table, interval, number, short
 
-NAMES = ("defense", "control", "dose")
-"""The columns that hold a row's specification."""
 CHIPS = {
     "keeps": "good",
     "holds": "good",
@@ -100,7 +99,11 @@ class View:
     title: str
     """What the tab says."""
     command: str
-    labels: Mapping[str, str]
+
+    @functools.cached_property
+    def labels(self) -> Mapping[str, str]:
+        """The label of every row; the suite's own come first."""
+        return of(self.board)
 
     @property
     def answers(self) -> tuple[Answer, ...]:
@@ -219,7 +222,7 @@ class View:
         return Grid(table.title, about, table.header, rows)
 
     def _cell(self, head: str, text: str, anchors: Mapping[str, str]) -> Cell:
-        if head in NAMES and text in self.labels:
+        if head in NAMED and text in self.labels:
             label = self.labels[text]
             return Cell(label, label, row=text, anchor=anchors.get(text))
         first = _number(text)
@@ -234,7 +237,7 @@ def views(boards: Iterable[tuple[Leaderboard, str]]) -> list[View]:
         suite = board.suite or "Leaderboard"
         seen[suite] += 1
         title = suite if seen[suite] == 1 else f"{suite} ({seen[suite]})"
-        found.append(View(board, f"board-{index}", title, command, labels([one.defense for one in board.scores])))
+        found.append(View(board, f"board-{index}", title, command))
     return found
 
 
