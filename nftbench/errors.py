@@ -1,4 +1,4 @@
-"""The exception for bad input, and suggestions of similar names for its messages."""
+"""The exception for bad input, and what its messages are made of: similar names, and texts of plugins in one line."""
 
 from __future__ import annotations
 
@@ -8,6 +8,15 @@ from collections.abc import Sequence
 
 class NftbenchError(ValueError):
     """Bad input. The message is one line that names the file or key, and a similar valid name if there is one."""
+
+
+LONGEST = 500
+"""The most characters of a text that a plugin says about itself."""
+
+
+def one_line(text: str) -> str:
+    """A text without line breaks and control characters, cut to `LONGEST` characters."""
+    return " ".join("".join(letter if letter.isprintable() else " " for letter in text).split())[:LONGEST]
 
 
 def suggest(name: str, known: Sequence[str]) -> str:

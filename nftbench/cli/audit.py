@@ -169,12 +169,12 @@ def _costs(work: Work, options: RunOptions, release: Checkpoint, twin: Checkpoin
     Raises:
         NftbenchError: memory or disk do not suffice.
     """
-    from nftbench.cli import execution, workers
+    from nftbench.cli import workers
     from nftbench.records.store import settled
     from nftbench.running import estimate, preflight
 
     plan, store = work.part, work.store
-    records = execution.planned_records(store, work.whole.manifest())
+    records = store.planned(work.whole.manifest())
     left = estimate.remaining(plan, store, settled(plan.cells, records))
     own = estimate.parameters_of(plan.suite)
     sizes = {

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -18,7 +18,7 @@ SIDE = "A folder that run wrote, a published folder, a baseline file, or a leade
 
 
 class Format(StrEnum):
-    """How a comparison is written."""
+    """How a comparison is written. It is a class because typer takes no list of literals."""
 
     table = "table"
     markdown = "markdown"
@@ -26,21 +26,6 @@ class Format(StrEnum):
     junit = "junit"
     github = "github"
     bencher = "bencher"
-
-
-class Subject(StrEnum):
-    """Whose rows are compared."""
-
-    defense = "defense"
-    attack = "attack"
-
-
-class Failing(StrEnum):
-    """From which verdict on the exit code is 1."""
-
-    regressed = "regressed"
-    suspect = "suspect"
-    never = "never"
 
 
 def compare(
@@ -62,13 +47,13 @@ def compare(
         ),
     ] = None,
     subject: Annotated[
-        Subject,
+        Literal["defense", "attack"],
         typer.Option(
             "--as",
             help="`defense`: rows are defenses, and less suppression is a regression. `attack`: rows are attacks, and "
             "a lower attacked score is one.",
         ),
-    ] = Subject.defense,
+    ] = "defense",
     min_drop: Annotated[
         list[str] | None,
         typer.Option(
@@ -83,9 +68,9 @@ def compare(
         typer.Option("--alpha", metavar="P", help="Error rate over all tests together, on both sides; default: 0.02."),
     ] = None,
     fail_on: Annotated[
-        Failing,
+        Literal["regressed", "suspect", "never"],
         typer.Option("--fail-on", help="From which verdict on the exit code is 1: `regressed`, `suspect` or `never`."),
-    ] = Failing.regressed,
+    ] = "regressed",
     only_changed: Annotated[
         bool, typer.Option("--only-changed", help="Do not show rows that held or are underpowered.")
     ] = False,
@@ -108,12 +93,12 @@ def compare(
     if len(files) > len(chosen):
         raise NftbenchError(f"--out {files[-1]}: name a --format for each --out")
     settings = Settings(
-        subject.value,
+        subject,
         tuple(parts("--metric", metric)),
         tuple(parts("--rows", rows)),
         tuple(min_drop or ()),
         ALPHA if alpha is None else alpha,
-        fail_on.value,
+        fail_on,
     )
     comparison = compared(sides.read(base), sides.read(new), settings)
     _write(comparison, chosen, files, only_changed)

@@ -78,7 +78,8 @@ def prepare(suite_name: str, selection: Selection, options: RunOptions, *, keep_
     def select(whole: Plan) -> Plan:
         return narrow(whole, defenses=names["defenses"], attacks=names["attacks"], tasks=names["tasks"], seeds=seeds)
 
-    listed = {Spec.parse(text).name for text in suite.attacks}  # in the suite's own file
+    # In the suite's own file: whoever adds an attack could list it with --set.
+    listed = {Spec.parse(text).name for text in suites.read(suite_name).attacks}
 
     def planned(salted: Suite) -> Plan:
         whole = plan(salted, device=device, data=options.data, limit=selection.limit)
@@ -213,7 +214,7 @@ def carry_out(
     manifest = work.whole.manifest(command)
     # Keep imported objects out of collections while records are read: walking all of torch takes a quarter second.
     gc.freeze()
-    records = planned_records(store, manifest)
+    records = store.planned(manifest)
     compare_sources(records, store)
     compare_hardware(records.values(), work.part.device)
     settled, jobs = _unsettled(work.part, records)
@@ -226,7 +227,7 @@ def carry_out(
         return records
     _say_isolation()
     _run_jobs(work, jobs, options, manifest, records, after_seed)
-    return planned_records(store, manifest)
+    return store.planned(manifest)
 
 
 def _with_salt(manifest: Manifest, work: Work, computes: bool) -> Manifest:
@@ -317,12 +318,6 @@ def _run_jobs(
 
 
 # ---------------------------------------------------------------------------------------------------- rank, publish
-
-
-def planned_records(store: Store, manifest: Manifest) -> dict[str, Record]:
-    """The records that the manifest names, by key. The folder may hold others, of earlier settings."""
-    keys = manifest.keys
-    return {key: record for key, record in store.records().items() if key in keys}
 
 
 def complete_seeds(records: Mapping[str, Record], manifest: Manifest) -> set[int]:

@@ -45,7 +45,8 @@ Out = Annotated[
         "--out",
         metavar="DIR",
         file_okay=False,
-        help="Folder for records and reports; default: `runs/<suite>`, for calibrate `runs/<suite>-<proof>`.",
+        help="Folder for records and reports; default: `runs/<suite>`, for calibrate `runs/<suite>-<proof>`, "
+        "for audit `runs/audit-<release>`.",
     ),
 ]
 Jobs = Annotated[

@@ -55,7 +55,7 @@ def _again(folder: Path) -> tuple[Leaderboard, str, list[Path]]:
 
     store = Store(folder, default_cache())
     manifest = store.manifest()
-    records = execution.planned_records(store, manifest)
+    records = store.planned(manifest)
     leaderboard = execution.rank(records, manifest)
     command = manifest.command or f"nftbench report {shlex.quote(str(folder))}"
     paths = execution.publish(leaderboard, records, folder, command, redraw=True)  # before anything can fail to print

@@ -26,7 +26,7 @@ def plan(suite: SuiteName, selection: Selection, options: RunOptions) -> None:
     work = execution.prepare(suite, selection, options, keep_salt=False)
     from nftbench.running import estimate  # after the line that planning prints, because it loads torch
 
-    records = execution.planned_records(work.store, work.whole.manifest())
+    records = work.store.planned(work.whole.manifest())
     execution.compare_hardware(records.values(), work.part.device)
     count = workers.count(options.jobs, work.part.device)
     console().print(estimate.overview(work.part, work.store, count))
@@ -93,7 +93,7 @@ def _run(
 
     def after_seed(seed: int) -> None:
         manifest = store.manifest()
-        records = execution.planned_records(store, manifest)
+        records = store.planned(manifest)
         leaderboard = execution.rank(records, manifest, {seed, *execution.complete_seeds(records, manifest)})
         execution.publish(leaderboard, records, store.results, command)
         typer.echo(f"seed {seed} is complete; the leaderboard so far, also in {store.results}:")

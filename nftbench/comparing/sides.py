@@ -13,9 +13,7 @@ from nftbench.errors import NftbenchError
 from nftbench.records.manifest import Manifest
 from nftbench.records.origin import Origin, origin
 from nftbench.records.record import Record
-from nftbench.records.store import Store, default_cache
-
-PACK = "records.jsonl.xz"
+from nftbench.records.store import PACK, Store, default_cache
 
 
 @dataclass(frozen=True)
@@ -68,7 +66,7 @@ def read(path: Path) -> Side:
 def _folder(path: Path) -> Recorded:
     store = Store(path, default_cache())
     manifest = store.manifest()
-    records = [record for key, record in store.records().items() if key in manifest.keys]
+    records = list(store.planned(manifest).values())
     return _checked(str(path), manifest, records, origin(records))
 
 

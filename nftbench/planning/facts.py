@@ -15,7 +15,7 @@ from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_type_hints
 from pydantic import AfterValidator, Field, TypeAdapter, ValidationError
 
 from nftbench.contract import Attack, Claim, Defense, Model, OwnerContext, Protected
-from nftbench.errors import NftbenchError
+from nftbench.errors import NftbenchError, one_line
 from nftbench.planning import registry
 from nftbench.planning.registry import Kind, Plugin
 from nftbench.records.spec import Spec
@@ -28,13 +28,6 @@ Question = Callable[[Any, Any], Any]
 """`(plugin, argument)` to an answer: a function of this module, which says in its annotations what an answer is."""
 Describer = Callable[[Plugin, str, Question, Any], bytes]
 """`(plugin, spec, question, argument)` to the answer as JSON, given by the plugin in a process of its own."""
-LONGEST = 500
-"""The most characters of a text that a plugin says about itself."""
-
-
-def one_line(text: str) -> str:
-    """A text without line breaks and control characters, cut to `LONGEST` characters."""
-    return " ".join("".join(letter if letter.isprintable() else " " for letter in text).split())[:LONGEST]
 
 
 def _parameter(value: Any) -> Any:

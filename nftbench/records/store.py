@@ -37,6 +37,8 @@ from nftbench.records.pack import JsonObject
 from nftbench.records.record import Cell, Record
 
 _COMPLETE = "complete.json"
+PACK = "records.jsonl.xz"
+"""The name of the pack in a folder of results."""
 SETTLED = ("ok", "nonfinite")
 """Statuses of cells that are not run again."""
 
@@ -102,6 +104,11 @@ class Store:
         single = self._single_records()
         merged = _merged(self._packed_records(), single, lambda record: record.status)
         return {record.key: record for record in sorted(merged.values(), key=_file_name)}
+
+    def planned(self, manifest: Manifest) -> dict[str, Record]:
+        """The records that a manifest names, by key. The folder may hold others, of earlier settings."""
+        keys = manifest.keys
+        return {key: record for key, record in self.records().items() if key in keys}
 
     def contents(self) -> str:
         """A short text on how many records the folder holds. The pack is named but not opened, which saves time."""
@@ -191,7 +198,7 @@ class Store:
 
     @property
     def _pack(self) -> Path:
-        return self.results / "records.jsonl.xz"
+        return self.results / PACK
 
     def packed(self) -> list[JsonObject]:
         """The pack's records as JSON objects; empty without a pack."""

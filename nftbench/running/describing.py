@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from nftbench.errors import NftbenchError
+from nftbench.errors import NftbenchError, one_line
 from nftbench.planning import facts, registry
 from nftbench.planning.facts import Question
 from nftbench.planning.registry import Plugin
@@ -64,7 +64,7 @@ class Describer:
 def _message(plugin: Plugin, content: bytes) -> str:
     """What a plugin failed with, in one line."""
     try:
-        return facts.one_line(str(json.loads(content)))
+        return one_line(str(json.loads(content)))
     except (ValueError, RecursionError):
         return f"{plugin}: it failed, and does not say with what"
 

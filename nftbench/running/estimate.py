@@ -154,20 +154,24 @@ def _largest(left: Left, parameters: int) -> int:
 
 def disk_line(plan: Plan, store: Store, left: Left, parameters: int) -> str:
     """An estimate of how much the cache grows."""
-    kept = len({*plan.suite.pretraining.checkpoints, 1.0})
-    released = sum(left.size(spec, parameters) for spec, _ in left.releases)
+    released, bases = _new_artifacts(plan, left, parameters)
     size = disk_bytes(plan, left, parameters) / 1e6
     return (
         f"about {size:.3g} MB more in {store.cache}: {len(left.releases)} releases with {released / 1e6:.3g} M "
-        f"parameters in all and {kept * len(left.bases)} bases of {parameters / 1e6:.3g} M, 4 bytes each"
+        f"parameters in all and {bases} bases of {parameters / 1e6:.3g} M, 4 bytes each"
     )
 
 
 def disk_bytes(plan: Plan, left: Left, parameters: int) -> int:
     """Bytes by which the cache grows, for the releases and bases that it lacks."""
+    released, bases = _new_artifacts(plan, left, parameters)
+    return 4 * (released + parameters * bases)
+
+
+def _new_artifacts(plan: Plan, left: Left, parameters: int) -> tuple[int, int]:
+    """The parameters of all releases that the cache lacks, and the number of bases, kept checkpoints among them."""
     kept = len({*plan.suite.pretraining.checkpoints, 1.0})
-    released = sum(left.size(spec, parameters) for spec, _ in left.releases)
-    return 4 * (released + parameters * kept * len(left.bases))
+    return sum(left.size(spec, parameters) for spec, _ in left.releases), kept * len(left.bases)
 
 
 def parameters_of(suite: Suite) -> int:

@@ -10,8 +10,7 @@ from typing import Any
 
 import torch
 
-from nftbench.errors import NftbenchError
-from nftbench.planning.facts import one_line
+from nftbench.errors import NftbenchError, one_line
 from nftbench.running.isolation import KilledError, TooLongError
 from nftbench.terms import Status
 from nftbench.training.sweep import NonFiniteError

@@ -25,9 +25,8 @@ from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import Any, Literal
 
-from nftbench.errors import NftbenchError
+from nftbench.errors import NftbenchError, one_line
 from nftbench.planning import registry
-from nftbench.planning.facts import one_line
 from nftbench.records.store import Store
 from nftbench.running import landlock, seccomp
 

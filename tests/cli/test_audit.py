@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,7 +16,7 @@ import torch
 import yaml
 from safetensors import safe_open
 
-from nftbench.cli import audit, main
+from nftbench.cli import audit
 from nftbench.device import CPU
 from nftbench.errors import NftbenchError
 from nftbench.records.store import Store
@@ -30,12 +29,8 @@ Call = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
-def call(
-    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Iterator[Call]:
+def call(call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Call:
     """`call("protected", "--reference", "twin")` in a folder with both checkpoints and a tiny suite."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", list(sys.argv))
     monkeypatch.setattr(audit, "CONTROLS", {"noise": (0.1,), "quantize": (4,)})
     checkpoints.write(Path("twin"))
     checkpoints.edit(
@@ -43,13 +38,7 @@ def call(
         lambda tensors: {name: 1.1 * tensor for name, tensor in tensors.items()},
     )
     write_suite(tmp_path)
-
-    def run(*words: object) -> tuple[int, str, str]:
-        capsys.readouterr()
-        code = main(["audit", *map(str, words), "--suite", "tiny.yaml", "--jobs", "1"])
-        return (code, *capsys.readouterr())
-
-    return run
+    return lambda *words: call("audit", *words, "--suite", "tiny.yaml", "--jobs", "1")
 
 
 def write_suite(folder: Path, **changes: Any) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from nftbench.cli import execution, main
+from nftbench.cli import execution
 from nftbench.cli.execution import PUBLIC_SALT
 from nftbench.cli.salt import plan_with_salt
 from nftbench.errors import NftbenchError
@@ -24,18 +24,11 @@ Call = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
-def call(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Call:
-    """`call("run", "tiny.yaml")`: exit code, standard output and standard error, where a suite without a salt lies."""
+def call(call: Call, tmp_path: Path) -> Call:
+    """As everywhere, where a suite without a salt lies; runs have one worker."""
     suite = tiny_suite(attacks=["none"], seeds=[0, 1]).model_dump(mode="json")
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump({**suite, "salt": None}))
-    monkeypatch.chdir(tmp_path)
-
-    def run(verb: str, *words: str) -> tuple[int, str, str]:
-        capsys.readouterr()
-        code = main([verb, *words, *(["--jobs", "1"] if verb == "run" else [])])
-        return (code, *capsys.readouterr())
-
-    return run
+    return lambda verb, *words: call(verb, *words, *(["--jobs", "1"] if verb == "run" else []))
 
 
 def store(folder: Path = FOLDER) -> Store:
@@ -201,7 +194,7 @@ def test_the_leaderboard_so_far_scores_complete_seeds_alone(call: Call) -> None:
     call("run", "tiny.yaml")
     store = execution.open_store(None, "tiny")
     manifest = store.manifest()
-    records = execution.planned_records(store, manifest)
+    records = store.planned(manifest)
     late = next(cell.key for cell in manifest.cells if cell.seed == 1)
     begun = {key: record for key, record in records.items() if key != late}
     assert execution.complete_seeds(begun, manifest) == {0}

@@ -7,7 +7,7 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ import pytest
 import yaml
 
 from nftbench import suites
-from nftbench.cli import execution, main
+from nftbench.cli import execution
 from nftbench.cli.execution import FIGURES
 from nftbench.planning import registry
 from nftbench.records import manifest as manifests
@@ -63,23 +63,6 @@ class Broken(Defense):
 HEAVY = ("torch", "transformers", "tokenizers", "datasets", "peft", "lm_eval", "numpy", "scipy", "pandas")
 
 Call = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def call(
-    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Iterator[Call]:
-    """`call("run", "tiny.yaml")`: exit code, standard output and standard error, in a folder of its own."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", list(sys.argv))
-
-    def run(*words: object) -> tuple[int, str, str]:
-        capsys.readouterr()
-        code = main([str(word) for word in words])
-        return (code, *capsys.readouterr())
-
-    with registry.added():
-        yield run
 
 
 @pytest.fixture
@@ -473,6 +456,13 @@ def test_a_plugin_file_gets_a_row_beside_the_known_ones(call: Call, tiny: str, t
     assert {defense for defense, *_ in cells()} == {"none", "early_stop", "mine"}
     assert json.loads(Path("runs/tiny/manifest.json").read_text())["added"] == ["idle"]
     assert "| mine |" in Path("runs/tiny/leaderboard.md").read_text()
+
+
+def test_an_attack_that_set_lists_is_still_an_added_one(call: Call, tiny: str, tmp_path: Path) -> None:
+    """Whoever adds it could list it: only the suite's own file makes an attack count on every row."""
+    idle = write_plugin(tmp_path, "idle", IDLE)
+    assert call("run", tiny, "--jobs", 1, "--plugin", idle, "--set", "attacks=[none,idle]")[0] == 0
+    assert json.loads(Path("runs/tiny/manifest.json").read_text())["added"] == ["idle"]
 
 
 def test_a_plugin_named_with_parameters_is_that_row_alone(call: Call, tiny: str, tmp_path: Path) -> None:

@@ -49,7 +49,7 @@ def test_a_leaderboard_is_that_of_its_records(folder: Path, tmp_path: Path) -> N
     """As the verb `report` makes it."""
     store = Store(folder, tmp_path)
     manifest = store.manifest()
-    board = execution.rank(execution.planned_records(store, manifest), manifest)
+    board = execution.rank(store.planned(manifest), manifest)
     report.write(board, tmp_path, manifest.command)
     check(folder, tmp_path, "leaderboard.*", "defenses/*", "index.html")
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from nftbench import scoring
-from nftbench.errors import NftbenchError
+from nftbench.errors import LONGEST, NftbenchError
 from nftbench.planning import facts, registry
 from nftbench.planning.plan import Plan, plan
 from nftbench.records.store import Store
@@ -252,7 +252,7 @@ def test_an_attack_answers_for_each_defense(add: WriteFile) -> None:
     add("mine", ATTACK + "\n    def applies(self, defense):\n        return 'no\\nline ' + 1000 * 'x'\n")
     (reason,) = {skip.reason for skip in plan(tiny_suite(attacks=["mine"])).skips}
     assert reason.startswith("no line xxx")
-    assert len(reason) == facts.LONGEST
+    assert len(reason) == LONGEST
     uses = "\n    depth: int = 0\n\n    def uses(self):\n        return (f'endless[depth={self.depth + 1}]',)\n"
     add("endless", ATTACK + uses)
     with pytest.raises(NftbenchError, match="built on more than 10 attacks"):
