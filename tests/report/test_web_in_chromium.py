@@ -43,6 +43,8 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
         options.add_argument(flag)
     options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
     found = selenium.Chrome(options=options, service=selenium.ChromeService(DRIVER, log_output=os.devnull))
+    found.get("about:blank")  # leaves the browser's own first page, which goes on loading and logging
+    found.get_log("browser")
     yield found
     found.quit()
 
@@ -119,13 +121,20 @@ def move(page: Any, row: str) -> Any:
     return ActionChains(page).move_to_element_with_offset(place, *map(int, point(page, row)))
 
 
+def wait_until(page: Any, holds: Callable[[], bool]) -> None:
+    """DataTables sorts after the event; a condition that never holds raises a TimeoutException."""
+    from selenium.webdriver.support.ui import WebDriverWait
+
+    WebDriverWait(page, 5).until(lambda _: holds())
+
+
 def test_a_column_sorts_by_its_numbers_with_the_keyboard_too(opened: Callable[..., Any]) -> None:
     page = opened()
     before = rows(page)
     assert len(before) == 3
     [head] = [each for each in page.find_elements("css selector", ".ranking thead th") if "utility %" in each.text]
     head.click()
-    assert head.get_attribute("aria-sort") == "ascending"
+    wait_until(page, lambda: head.get_attribute("aria-sort") == "ascending")
     least = rows(page)
     kept = [
         float(each.text.split()[0]) for each in page.find_elements("css selector", ".ranking tbody td:nth-child(5)")
@@ -133,7 +142,7 @@ def test_a_column_sorts_by_its_numbers_with_the_keyboard_too(opened: Callable[..
     assert kept == sorted(kept)
     button = head.find_element("css selector", "[role=button], button")
     button.send_keys("\ue007")
-    assert head.get_attribute("aria-sort") == "descending"
+    wait_until(page, lambda: head.get_attribute("aria-sort") == "descending")
     assert rows(page) == least[::-1]
 
 
