@@ -102,13 +102,13 @@ def load(path: str | Path, device: str = "cpu", *, local: bool = True, attacker:
     """Load a causal LM and its tokenizer from a local folder, or from the hub if `local` is False.
 
     Weights are converted to float32, whatever precision the release was stored in. On the device `meta` the names and
-    shapes of tensors are checked, and no weights are read.
+    shapes of tensors are checked, and no weights are read. Neither the model nor its tokenizer names the folder that it
+    came from: the owner's secrets may lie in a neighbouring folder, and what is loaded is shared with plugins.
 
     `attacker` removes obstacles that a release could place in front of whoever fine-tunes it:
 
     - Every floating-point weight in the files becomes a trainable parameter, even if the architecture freezes it.
     - Dropout is turned off. A configuration with high dropout would drown training in noise.
-    - The model forgets its path, because the owner's secrets may lie in a neighbouring folder.
 
     Raises:
         NftbenchError: the model does not exist, has no safetensors weights, its files lack a tensor of its
@@ -136,13 +136,13 @@ def load(path: str | Path, device: str = "cpu", *, local: bool = True, attacker:
         raise NftbenchError(f"{path}: cannot be loaded as a causal LM: {_first_line(error)}") from error
     if found["missing_keys"]:  # transformers draws these at random
         raise NftbenchError(f"{path}: the files lack {_listed(found['missing_keys'])}{_but(found['unexpected_keys'])}")
+    for module in network.modules():
+        if isinstance(module, PreTrainedModel):
+            module.config._name_or_path = module.name_or_path = ""
+    if tokenizer is not None:
+        forget_path(tokenizer)
     if attacker:
         _make_all_trainable(network)
-        for module in network.modules():
-            if isinstance(module, PreTrainedModel):
-                module.config._name_or_path = module.name_or_path = ""
-        if tokenizer is not None:
-            forget_path(tokenizer)
     return Model(network.to(device).eval(), tokenizer)
 
 

@@ -52,6 +52,15 @@ def test_whole_checkpoints_are_loaded(kind: str, device: str, tmp_path: Path) ->
     assert model.tokenizer is not None
 
 
+@pytest.mark.parametrize("attacker", [False, True])
+def test_a_loaded_model_does_not_name_its_folder(attacker: bool, tmp_path: Path) -> None:
+    """Plugins are handed what was loaded, and the owner's secrets may lie in a neighbouring folder."""
+    model = networks.load(checkpoints.write(tmp_path, "gpt2"), attacker=attacker)
+    assert model.tokenizer is not None
+    for part in (model.network, model.network.config, model.tokenizer):
+        assert str(tmp_path) not in repr(vars(part))
+
+
 @pytest.mark.parametrize("kind", sorted(checkpoints.SHAPES))
 def test_a_loaded_network_computes_in_float64(kind: str, tmp_path: Path) -> None:
     """Gradients are checked in float64, which transformers' usual code for a mixture of experts lacks."""
