@@ -93,7 +93,9 @@ EXPLANATIONS: dict[str, Explanation] = {
         "the release computes by code of its own", "release it in an architecture of transformers or nftbench"
     ),
     "tokenizer": Explanation("the release changes the tokenizer", "release it with the base's tokenizer"),
-    "not_adaptive": Explanation("no attack was written against this defense", "write one: docs/plugins.md shows how"),
+    "not_adaptive": Explanation(
+        "no attack was written against this defense", "write one and list it in the suite: docs/plugins.md shows how"
+    ),
     "incomplete": Explanation("cells are missing or failed", "run the suite again: it continues where it stopped"),
 }
 

@@ -40,6 +40,12 @@ LONGEST_TEXT = 100_000_000
 """Most bytes of a JSON file that a child leaves. The tokenizers of large models have a third of this."""
 PATIENCE = 0.02
 """The longest pause, in seconds, between two looks at whether a child has ended."""
+PRINTED = "printed"
+"""The file in a child's folder that takes what it prints."""
+MOST_PRINTED = 10_000
+"""How many bytes of that are shown, counted from the end."""
+RESERVE = 1_000_000_000
+"""Bytes that a child leaves free on the disk, because the referee's records lie on it too."""
 
 
 class DiedError(NftbenchError):
@@ -54,6 +60,14 @@ class TooLongError(NftbenchError):
     """A child used up its time and was stopped."""
 
 
+class DiskError(DiedError):
+    """A child filled the disk and was stopped."""
+
+
+Stopped = Literal["late", "disk"]
+"""Why a parent process stops a child: its time is up, or the disk is nearly full."""
+
+
 @dataclass(frozen=True)
 class Ended:
     """How a child ended."""
@@ -62,8 +76,8 @@ class Ended:
     """Its exit code; the negative number of the signal that ended it."""
     seconds: float
     """Processor time of the child and of those of its own children that it waited for."""
-    late: bool = False
-    """True where it was stopped because its time was up."""
+    stopped: Stopped | None = None
+    """Why it was stopped, if it was."""
 
 
 @dataclass(frozen=True)
@@ -124,6 +138,7 @@ def run(
 
     Raises:
         TooLongError: the limit is over.
+        DiskError: the disk is nearly full, and was not at the child's start.
         DiedError: the child ended in another way than by returning from `function`.
     """
     (folder / "order").write_bytes(order)
@@ -140,8 +155,11 @@ def run(
             "the process that starts plugins was killed; the system may have run out of memory"
         ) from error
     _check_files(folder)
-    if ended.late:
+    _show_printed(folder / PRINTED)
+    if ended.stopped == "late":
         raise TooLongError(f"stopped after {limit:g} s")
+    if ended.stopped == "disk":
+        raise DiskError(f"stopped, because less than {RESERVE / 1e9:g} GB of disk were free")
     if ended.code == -signal.SIGKILL:
         raise KilledError("its process was killed; the system may have run out of memory")
     if ended.code < 0:
@@ -178,6 +196,18 @@ def _check_files(folder: Path) -> None:
             if is_folder:
                 path.chmod(0o700)  # its maker need not have let anyone read it
                 waiting.append(path)
+
+
+def _show_printed(file: Path) -> None:
+    """Show the end of what a child printed, marked so that nobody takes it for a message of the referee."""
+    if not file.is_file():
+        return
+    with file.open("rb") as printed:
+        printed.seek(max(0, file.stat().st_size - MOST_PRINTED))
+        text = printed.read().decode(errors="replace")
+    for line in text.splitlines():
+        shown = "".join(letter if letter.isprintable() else " " for letter in line)
+        print("plugin:", shown, file=sys.stderr)
 
 
 def _empty(folder: Path) -> None:
@@ -293,23 +323,29 @@ def _serve(connection: Connection) -> None:
         if child == 0:
             connection.close()
             _become(call)
-        ended = _watch(child, call.limit, connection)
+        ended = _watch(child, call, connection)
         if ended is None:
             return
         connection.send(ended)
 
 
-def _watch(child: int, limit: float, connection: Connection) -> Ended | None:
+def _watch(child: int, call: _Call, connection: Connection) -> Ended | None:
     """Wait for a child to end, or end it; None where the referee has ended meanwhile."""
-    begun, pause, late = time.monotonic(), 0.001, False
+    begun, pause = time.monotonic(), 0.001
+    stopped: Stopped | None = None
+    reserve = RESERVE if shutil.disk_usage(call.folder).free > RESERVE else 0
     while True:
         found, status, used = os.wait4(child, os.WNOHANG)
         if found:
             _kill_group(child)  # what the child has started and left behind
-            return Ended(os.waitstatus_to_exitcode(status), used.ru_utime + used.ru_stime, late)
-        if not late and time.monotonic() - begun > limit:
-            late = True
-            _kill_group(child)
+            return Ended(os.waitstatus_to_exitcode(status), used.ru_utime + used.ru_stime, stopped)
+        if stopped is None:
+            if time.monotonic() - begun > call.limit:
+                stopped = "late"
+            elif shutil.disk_usage(call.folder).free < reserve:
+                stopped = "disk"
+            if stopped is not None:
+                _kill_group(child)
         if connection.poll(pause):  # the referee says nothing while it waits: it has ended
             _kill_group(child)
             return None
@@ -326,11 +362,21 @@ def _kill_group(leader: int) -> None:
 # ---------------------------------------------------------------------------------------------------------- the child
 
 
+def _print_to(file: Path) -> None:
+    """Have all that this process prints go to a file."""
+    printed = os.open(file, os.O_CREAT | os.O_WRONLY | os.O_TRUNC)
+    for stream in (1, 2):
+        os.dup2(printed, stream)
+
+
 def _become(call: _Call) -> None:
     """Do one call in this process, and end."""
     code = 1
     try:
         os.setsid()  # a group of its own, which can be stopped as a whole
+        _print_to(call.folder / PRINTED)
+        with contextlib.suppress(OSError):  # Linux alone has it
+            Path("/proc/self/oom_score_adj").write_text("1000")  # if memory runs out, this process is the one to end
         os.environ.pop("NFTBENCH_CACHE", None)
         os.closerange(3, resource.getrlimit(resource.RLIMIT_NOFILE)[0])  # lines to the server and to the referee
         (call.folder / TEMPORARY).mkdir()

@@ -30,7 +30,10 @@ def claim_test(grid: Grid, defense: str, tasks: Sequence[str], beside: Ladder) -
     attacks = claimed_attacks(grid, row)
     attacked = attacked_by_row(grid, [defense, row.reference], tasks, attacks)
     tested = any(
-        cell.defense == defense and cell.attack in attacks and cell.task in tasks and cell not in grid.faults
+        cell.defense == defense
+        and cell.attack in attacks - grid.added
+        and cell.task in tasks
+        and cell not in grid.faults
         for cell, record in grid.records.items()
         if record.trains and record.uses_release
     )

@@ -440,7 +440,7 @@ def _tokenizer(row: RowEvidence) -> str | None:
 def _not_adaptive(row: RowEvidence) -> str | None:
     if row.score.by_knowledge.adaptive:
         return None
-    return "not adaptively attacked: no attack written against this defense ran to its end"
+    return "not adaptively attacked: no attack that the suite lists was written against this defense and ran to its end"
 
 
 def _percent(found: Interval) -> str:

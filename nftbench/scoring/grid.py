@@ -109,9 +109,10 @@ class Grid:
     def uses_all(self, defense: str, knowledge: Knowledge, adaptation: Adaptation = "finetuning") -> bool:
         """Whether the attacks on this release together use all of the knowledge. If not, the level counts as untested.
 
-        True as well if an attack has no record yet, because that attack may use it.
+        True as well if an attack has no record yet, because that attack may use it. Added attacks do not count here:
+        the author of a defense could add a weak one.
         """
-        tried = self.attacks_on(defense) & self.within(knowledge, adaptation)
+        tried = self.attacks_on(defense) & self.within(knowledge, adaptation) - self.added
         known = [self.attacks[attack] for attack in tried if attack in self.attacks]
         used = [set(record.knowledge) for record in known if record.trains and record.uses_release]
         return len(known) < len(tried) or (bool(used) and set().union(*used) == knowledge)

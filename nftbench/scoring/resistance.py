@@ -149,11 +149,14 @@ def _levels(grid: Grid) -> list[Knowledge]:
 
 
 def adaptive(grid: Grid, defense: str) -> tuple[str, ...]:
-    """The attacks written against this defense that ran to their end, without the owner's own fine-tuning."""
+    """The attacks written against this defense that ran to their end, without the owner's own fine-tuning.
+
+    Added attacks are not among them: the author of a defense could add a weak one.
+    """
     name = Spec.parse(defense).name
-    against = {attack for attack, record in grid.attacks.items() if name in record.against} - grid.by_owner()
+    against = {attack for attack, record in grid.attacks.items() if name in record.against}
     ran = {cell.attack for cell in grid.records.keys() - grid.faults.keys() if cell.defense == defense}
-    return tuple(sorted(against & ran))
+    return tuple(sorted(against & ran - grid.by_owner() - grid.added))
 
 
 def recipes(grid: Grid, defense: str, tasks: Sequence[str]) -> Recipes:

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import shutil
+import signal
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -303,6 +308,40 @@ def test_a_child_that_is_killed_or_late_is_told_apart(tmp_path: Path) -> None:
     lines = [path.read_bytes() for path in Path("/proc").glob("[0-9]*/cmdline")] if Path("/proc").is_dir() else []
     assert b"sleep\x004321\x00" not in lines, "what the child has started is stopped with it"
     assert list((store.cache / "exchange").iterdir()) == []
+
+
+def test_a_child_that_fills_the_disk_is_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The records of all rows lie on the same disk. A full one is imitated: nearly all that is free must stay so."""
+    monkeypatch.setattr(isolation, "RESERVE", shutil.disk_usage(tmp_path).free - 50_000_000)
+    fills = "import time\nopen('filled', 'wb').write(bytes(200_000_000))\ntime.sleep(60)"
+    ours, theirs = multiprocessing.Pipe()
+    with ours, theirs, subprocess.Popen([sys.executable, "-c", fills], cwd=tmp_path, start_new_session=True) as started:
+        ended = isolation._watch(started.pid, isolation._Call(attacking.perform, (), tmp_path, (), (), 50), ours)
+    assert ended is not None
+    assert (ended.stopped, ended.code) == ("disk", -signal.SIGKILL)
+
+
+def test_what_a_child_prints_is_shown_marked_and_cut(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """A plugin could print a leaderboard of its own, or without end."""
+    store = Store(tmp_path / "results", tmp_path / "cache")
+    told = "import os, sys\nprint('early' + 'x' * 20_000)\nprint('rank 1\\x1b[2Jmine')\nsys.stderr.write('said\\n')"
+    with pytest.raises(isolation.DiedError):
+        child(told + "\nsys.stdout.flush()\nos._exit(1)", store, 60)
+    out, error = capfd.readouterr()
+    assert out == ""
+    lines = error.splitlines()
+    assert all(line.startswith("plugin: ") and line.isprintable() for line in lines)
+    assert "early" not in error
+    assert len(error) < 2 * isolation.MOST_PRINTED
+    assert {"plugin: rank 1 [2Jmine", "plugin: said"} <= set(lines)
+
+
+def test_memory_that_runs_out_ends_the_child_first(tmp_path: Path) -> None:
+    if not Path("/proc/self/oom_score_adj").exists():
+        pytest.skip("this system has no order in which processes are ended")
+    store = Store(tmp_path / "results", tmp_path / "cache")
+    with pytest.raises(isolation.DiedError, match="exit code 77"):
+        child("import os; os._exit(77 if open('/proc/self/oom_score_adj').read().strip() == '1000' else 1)", store, 60)
 
 
 def test_a_tensor_is_sent_without_the_memory_beside_it() -> None:

@@ -947,3 +947,21 @@ def test_an_added_attack_counts_against_defenses_and_not_on_what_they_are_compar
     broken = excess([*usual, *attacked("pmp", 0.9)])
     assert broken is not None
     assert broken < before - 10
+
+
+def test_an_added_attack_covers_no_claim_and_removes_no_doubt() -> None:
+    """The author of a defense could add a weak one that names all that the claim grants."""
+    wide = Claim(frozenset({"method", "data"}))
+    rewritten = [
+        record(defense, "rewritten", task, seed, 0.5, knowledge=("data", "method"), against=("pmp",))
+        for defense in ("none", "early_stop", "pmp")
+        for task in TASKS
+        for seed in range(5)
+    ]
+    records = claiming([*suite(), *rewritten], wide)
+    listed, added = of(scored(records), "pmp"), of(scored(records, added=["rewritten"]), "pmp")
+    assert (listed.claim.verdict, added.claim.verdict) == ("holds", "untested")
+    assert (listed.by_knowledge.adaptive, added.by_knowledge.adaptive) == (("rewritten",), ())
+    missing = [one for one in records if (one.defense, one.attack) != ("pmp", "rewritten")]
+    planned = [CellId.of(one) for one in records]
+    assert of(scored(missing, planned=planned, added=["rewritten"]), "pmp").claim.verdict == "untested"
