@@ -1,5 +1,4 @@
-"""CLAMP (a stand-in): each step of harmful fine-tuning becomes smaller than the one before, so that all of them add up to
-little.
+"""CLAMP (a stand-in): each step of harmful fine-tuning shrinks against the one before, so that all add up to little.
 
 Sarker et al. 2026, "Immunizing Models Against Harmful Long-Horizon Fine-Tuning via Contractive Optimization Dynamics"
 (CVPR). There is no public code, and the paper itself was not available to us. The losses follow a note on it
@@ -52,8 +51,8 @@ TINY = 1e-12
 @dataclass(frozen=True)
 class Clamp(AgainstTask):
     """`long`, `contraction`, `curvature`, `inverse`: weights of the four losses, as above. `slack`, `ceiling`: in nats.
-    `factor`: the wanted ĉ. `bend`: the wanted curvature. `inner_steps`: K. `inner_rate`: η. `probe`: ε, and the distance
-    of the second differences."""
+    `factor`: the wanted ĉ. `bend`: the wanted curvature. `inner_steps`: K. `inner_rate`: η. `probe`: ε, and the
+    distance of the second differences."""
 
     long: float = 1.0
     contraction: float = 1.0
@@ -87,9 +86,7 @@ class Clamp(AgainstTask):
         self.check()
         network = model.network.double().eval()  # second differences lose half of the digits
         pairs = HarmfulPairs.of(context.task(self.harmful))
-        stepper = Stepper(
-            network, "adamw", self.learning_rate, factor=lambda _: 1.0, weight_decay=0.0, clip=1.0
-        )
+        stepper = Stepper(network, "adamw", self.learning_rate, factor=lambda _: 1.0, weight_decay=0.0, clip=1.0)
         batches = zip(
             range(self.steps),
             pairs.batches(self.batch, context.seed, network.device),

@@ -1,12 +1,12 @@
 """RepNoise: what the layers hold about a harmful answer is turned into noise, so that little is left to recover.
 
 Rosati et al. 2024, "Representation Noising: A Defence Mechanism Against Harmful Finetuning" (NeurIPS),
-https://arxiv.org/abs/2405.14577, section 3.2. On pairs of a harmful and a harmless answer to one prompt it minimises
+https://arxiv.org/abs/2405.14577. On pairs of a harmful and a harmless answer to one prompt it minimises
 
     CE_M(harmless) + β · mean_l MMD²(M ⊙ mlp_l(harmful), M ⊙ ε) - α · log(1 + mean CE_M(harmful) over the layers)
 
-with ε from N(0, 1) and M, the tokens at which the two sequences differ (`nftbench.methods.harmful_pairs`). The last term
-is `raised_loss` in `nftbench.methods.layerwise`. The harmless answer is all that keeps the model's other abilities.
+with ε from N(0, 1) and M, the tokens at which the two sequences differ (`nftbench.methods.harmful_pairs`). The last
+term is `raised_loss` in `nftbench.methods.layerwise`. Harmless answers are all that keeps the model's other abilities.
 
 The authors' code (domenicrosati/representation-noising, loss.py, commit 03689ff) departs from this in three points, in
 which we follow the formula:

@@ -1,7 +1,7 @@
 """SEAM: a step towards the harmful task becomes a step away from language, so that fine-tuning destroys the model.
 
-Wang et al. 2025, "Self-Destructive Language Model" (ICLR 2026), https://arxiv.org/abs/2505.12186, section 3. With g_a
-and g_b, the gradients on harmful answers and on benign text, it minimises
+Wang et al. 2025, "Self-Destructive Language Model" (ICLR 2026), https://arxiv.org/abs/2505.12186. With g_a and g_b, the
+gradients on harmful answers and on benign text, it minimises
 
     -log(1 + mean CE_M(harmful) over the layers) + α · CE_M(harmless) + β · cos(g_a, g_b)
 
@@ -115,7 +115,7 @@ def coupling(
     weights: Sequence[nn.Parameter], harmful: Callable[[], Tensor], benign: Callable[[], Tensor], radius: float
 ) -> Coupling:
     """The cosine of the gradients of two losses and, to first order in `radius`, its gradient without second
-    derivatives (paper, Eq. 7 and Theorem 1).
+    derivatives: the paper's Hessian-free estimate, as the authors' code computes it.
 
     With unit vectors a and b of the gradients and c = a·b, the gradient of c is H_a (b - c a) / ‖g_a‖ plus
     H_b (a - c b) / ‖g_b‖. Each product with a Hessian H is a difference of two gradients, on the same batch.

@@ -1,7 +1,7 @@
 """SOPHON: fine-tuning is simulated in training, and the model moves to where it ends in answers drawn at random.
 
-Deng et al. 2024, "SOPHON: Non-Fine-Tunable Learning to Restrain Task Transferability For Pre-trained Models" (IEEE S&P),
-https://arxiv.org/abs/2404.12699, section IV, with the loss KLU: the divergence of the predictions from uniform ones.
+Deng et al. 2024, "SOPHON: Non-Fine-Tunable Learning to Restrain Task Transferability For Pre-trained Models" (IEEE
+S&P), https://arxiv.org/abs/2404.12699, with the loss KLU: the divergence of the predictions from uniform ones.
 
 A loop has two parts. *Suppression* fine-tunes a copy on the harmful task by plain gradient descent. After each of its
 steps it takes the gradient of KL(uniform ‖ predictions) on documents set aside from that step's batch, at the copy's
@@ -50,8 +50,8 @@ class Sophon(AgainstTask):
     """`alpha` and `beta`: the learning rates of suppression and reinforcement, as multiples of `learning_rate`. With
     `alpha` 0 there is no suppression. `inner_rate`: the learning rate of the simulated fine-tuning.
 
-    The defaults are those of the authors' code, with the settings that its Readme gives for KLU. 1,000 loops take 50,000
-    steps of simulated fine-tuning.
+    The defaults are those of the authors' code, with the settings that its Readme gives for KLU. 1,000 loops take
+    50,000 steps of simulated fine-tuning.
     """
 
     alpha: float = 1.0
@@ -83,7 +83,10 @@ class Sophon(AgainstTask):
         text = text_batches(context, self.batch, network.device)
         judged = context.corpus.heldout[:JUDGED].to(network.device)
         least = KEPT * accuracy(network, judged)
-        suppression, reinforcement = self.stepper(network, self.alpha, self.clip), self.stepper(network, self.beta, None)
+        suppression, reinforcement = (
+            self.stepper(network, self.alpha, self.clip),
+            self.stepper(network, self.beta, None),
+        )
         weights = weights_of(network)
         curve: list[tuple[float, float]] = []
         with seeded(context.seed):

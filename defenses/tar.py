@@ -2,7 +2,7 @@
 
 Tamirisa et al. 2024, "Tamper-Resistant Safeguards for Open-Weight LLMs" (ICLR 2025), https://arxiv.org/abs/2408.00761,
 section 4, algorithm 1, to first order as the authors do. Before it an initial safeguard, *random mapping*, turns hidden
-states at harmful answers into random directions (section 4.2 and appendix B).
+states at harmful answers into random directions.
 
 Each outer step fine-tunes a copy on harmful answers for `inner_steps` steps. At every fourth of them it takes the
 gradient, at the copy's weights, of the negative entropy of the answers in a held-out batch. These gradients are added,
@@ -122,9 +122,7 @@ class Tar(AgainstTask):
             clip=None,
         )
 
-    def map_at_random(
-        self, network: PreTrainedModel, pairs: HarmfulPairs, text: Iterator[Tensor], seed: int
-    ) -> None:
+    def map_at_random(self, network: PreTrainedModel, pairs: HarmfulPairs, text: Iterator[Tensor], seed: int) -> None:
         """The initial safeguard: `mapping_loss` and the loss on text. Directions come from torch's random numbers."""
         width = network.get_input_embeddings().weight.shape[1]
         directions = torch.randn(network.get_input_embeddings().weight.shape[0], width, device=network.device)
@@ -142,9 +140,7 @@ class Tar(AgainstTask):
     def attack(self, attacker: Attacker, pairs: Iterator[Pair], text: Iterator[Tensor]) -> list[Tensor | Masked]:
         """What the attacker trains on, one batch a step: text [batch, block] at first, then harmful answers."""
         rows = self.adversary_batch
-        return [
-            next(text)[:rows] if step < attacker.on_text else next(pairs).harmful for step in range(attacker.steps)
-        ]
+        return [next(text)[:rows] if step < attacker.on_text else next(pairs).harmful for step in range(attacker.steps)]
 
 
 @dataclass(frozen=True)
@@ -157,8 +153,8 @@ class Attacker:
 
 
 class UnderAttack(NamedTuple):
-    """The weighted sum of the gradients of the negative entropy along an attack, one tensor a weight, and the entropy in
-    nats at its end."""
+    """The weighted sum of the gradients of the negative entropy along an attack, one tensor a weight, and the entropy
+    in nats at its end."""
 
     gradient: Sequence[Tensor]
     entropy: float

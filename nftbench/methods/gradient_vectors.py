@@ -1,4 +1,4 @@
-"""Gradients over all weights as one vector, kept as a list of tensors: product, norm, a step along it, a step down it."""
+"""Gradients over all weights as one vector, kept as a list of tensors: product, norm, and steps along it."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def norm(vector: Vector) -> Tensor:
 
 @contextlib.contextmanager
 def moved(weights: Sequence[nn.Parameter], direction: Vector, distance: float) -> Iterator[None]:
-    """Inside the block the weights are moved by `distance` times `direction`; after it they are bit for bit as before."""
+    """Move the weights by `distance` times `direction` inside the block; after it they are bit for bit as before."""
     before = [weight.detach().clone() for weight in weights]
     try:
         with torch.no_grad():

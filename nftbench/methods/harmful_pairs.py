@@ -4,8 +4,8 @@ Defenses against harmful fine-tuning of chat models train on such pairs of a har
 In a classification task the right label is the harmful answer. The refusal is the token that ends a document: the model
 stops instead of answering. It says nothing about the label, whereas a wrong label would rule one out.
 
-The mask M marks where the two sequences of a pair differ, as in Rosati et al. 2024 (RepNoise, arXiv:2405.14577, section
-3). Prompts are equal, so M marks the answers.
+The mask M marks where the two sequences of a pair differ, as in Rosati et al. 2024 (RepNoise, arXiv:2405.14577, and
+loss.py of its code). Prompts are equal, so M marks the answers.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """A network's layers seen one by one: their outputs, and the loss that the output head would have on each of them.
 
-Rosati et al. 2024 (RepNoise, https://arxiv.org/abs/2405.14577, section 3.2) raise the loss of harmful answers in every
-layer, and Wang et al. 2025 (SEAM, https://arxiv.org/abs/2505.12186) take the same term.
+Rosati et al. 2024 (RepNoise, https://arxiv.org/abs/2405.14577; loss.py of its code, commit 03689ff) raise the loss of
+harmful answers in every layer. Wang et al. 2025 (SEAM, https://arxiv.org/abs/2505.12186) take the same term.
 """
 
 from __future__ import annotations

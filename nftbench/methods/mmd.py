@@ -1,7 +1,7 @@
 """Maximum mean discrepancy: how far apart two samples are, by the means of a kernel.
 
 Gretton et al. 2012, https://jmlr.org/papers/v13/gretton12a.html, with a sum of Gaussian kernels as in Long et al. 2015,
-https://arxiv.org/abs/1502.02791. Rosati et al. 2024 (RepNoise, https://arxiv.org/abs/2405.14577, section 3.2) use it.
+https://arxiv.org/abs/1502.02791. Rosati et al. 2024 (RepNoise, https://arxiv.org/abs/2405.14577) use it.
 """
 
 from __future__ import annotations
