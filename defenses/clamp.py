@@ -108,7 +108,9 @@ class Clamp(AgainstTask):
 
     def trajectory(self, loss: LossAt, start: Mapping[str, Tensor]) -> Trajectory:
         """What an attacker's K steps from `start` say about all further ones, differentiable in `start`."""
-        weights, values, bends = dict(start), [], []
+        weights = dict(start)
+        values: list[Tensor] = []
+        bends: list[Tensor] = []
         for step in range(self.inner_steps + 1):
             values.append(loss(weights))
             slope = gradient(values[-1], list(weights.values()), differentiable=True)

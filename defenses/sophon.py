@@ -22,6 +22,7 @@ these points are ours:
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -152,8 +153,8 @@ def divergence(network: PreTrainedModel, sequences: Masked, words: Tensor) -> Te
     """KL(uniform ‖ p) in nats, averaged over sequences. p is the prediction of an answer's first token, among `words`
     [classes]: token ids."""
     first = sequences.mask & (sequences.mask.cumsum(1) == 1)
-    scores = network(input_ids=sequences.inputs).logits[first][:, words].log_softmax(-1)
-    return -scores.mean(-1).mean() - float(torch.tensor(float(len(words))).log())
+    scores: Tensor = network(input_ids=sequences.inputs).logits[first][:, words].log_softmax(-1)
+    return -scores.mean(-1).mean() - math.log(len(words))
 
 
 @torch.no_grad()

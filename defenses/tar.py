@@ -187,7 +187,7 @@ def under_attack(
 
 def entropy(network: PreTrainedModel, sequences: Masked) -> Tensor:
     """Mean entropy, in nats, of the predictions of the tokens in M."""
-    scores = network(input_ids=sequences.inputs).logits[sequences.mask].log_softmax(-1)
+    scores: Tensor = network(input_ids=sequences.inputs).logits[sequences.mask].log_softmax(-1)
     return -(scores.exp() * scores).sum(-1).mean()
 
 

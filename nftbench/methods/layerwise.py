@@ -57,7 +57,9 @@ def final_norm(network: PreTrainedModel) -> nn.Module:
     Raises:
         NftbenchError: the network has none.
     """
-    norms = [module for module in network.base_model.children() if "norm" in type(module).__name__.lower()]
+    norms: list[nn.Module] = [
+        module for module in network.base_model.children() if "norm" in type(module).__name__.lower()
+    ]
     if not norms:
         raise NftbenchError(f"{type(network).__name__} has no norm before its output head")
     return norms[-1]

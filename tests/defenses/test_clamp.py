@@ -36,7 +36,8 @@ def test_a_quadratic_by_hand(rate: float) -> None:
     """T(ω) = (1 - ηA) ω. At rate 0.6 the steepest direction does not contract, and the bound takes `LEAST`."""
     start = {"a": torch.tensor(START[:1], requires_grad=True), "b": torch.tensor(START[1:], requires_grad=True)}
     found = Clamp("t", inner_steps=3, inner_rate=rate, probe=1e-3).trajectory(quadratic, start)
-    point, bends = START, []
+    point = START
+    bends: list[float] = []
     for step in range(4):
         slope = BENDS * point
         towards = -slope / np.linalg.norm(slope)
@@ -74,7 +75,7 @@ def test_the_objective_by_hand() -> None:
 
 
 @pytest.mark.parametrize("weights", [{}, {"contraction": 0.0, "curvature": 0.0, "inverse": 0.0}])
-def test_the_gradient_through_all_steps_by_finite_differences(weights: dict[str, float]) -> None:
+def test_the_gradient_through_all_steps_by_finite_differences(weights: dict[str, Any]) -> None:
     settings = {"model_type": "gpt2", **ARCHITECTURES["gpt2"], "vocab_size": 12}
     network: Any = build(settings, None, 0, "cpu").network.double().eval()
     defense, loss = Clamp("t", inner_steps=2, **weights), harmful_loss(network, PAIRS.batch(range(3), "cpu").harmful)
@@ -95,7 +96,8 @@ def test_the_gradient_through_all_steps_by_finite_differences(weights: dict[str,
 
 
 def run(workspace: Callable[..., Any], **changes: Any) -> tuple[Any, Any]:
-    defense = Clamp("toy_topic", **{"steps": 3, "batch": 8, "inner_steps": 2, "learning_rate": 3e-3, **changes})
+    settings: dict[str, Any] = {"steps": 3, "batch": 8, "inner_steps": 2, "learning_rate": 3e-3, **changes}
+    defense = Clamp("toy_topic", **settings)
     where = workspace()
     base = make_base(where, 0)
     return base, defense.protect(copy.deepcopy(base), Owner(where, 0, defense.told()))
@@ -116,7 +118,7 @@ def test_the_release_has_the_precision_of_the_base(workspace: Callable[..., Any]
 def test_the_control_trains_on_text_alone(workspace: Callable[..., Any]) -> None:
     control = Clamp("toy_topic", steps=9).control_row()
     assert control == "clamp[harmful=toy_topic,long=0.0,contraction=0.0,curvature=0.0,inverse=0.0,steps=9]"
-    nothing = {"long": 0.0, "contraction": 0.0, "curvature": 0.0, "inverse": 0.0}
+    nothing: dict[str, Any] = {"long": 0.0, "contraction": 0.0, "curvature": 0.0, "inverse": 0.0}
     assert Clamp("toy_topic", **nothing).control_row() is None
 
 

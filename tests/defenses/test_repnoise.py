@@ -31,7 +31,8 @@ def tiny() -> Any:
 
 
 def protect(workspace: Callable[..., Any], **changes: Any) -> tuple[Model, Protected, Owner]:
-    defense = RepNoise("toy_topic", **{"steps": 3, "batch": 8, "learning_rate": 1e-2, **changes})
+    settings: dict[str, Any] = {"steps": 3, "batch": 8, "learning_rate": 1e-2, **changes}
+    defense = RepNoise("toy_topic", **settings)
     where = workspace()
     owner = Owner(where, 0, defense.told())
     return make_base(where, 0), defense.protect(make_base(where, 0), owner), owner
@@ -49,7 +50,7 @@ def test_the_loss_by_hand() -> None:
     points = [*(seen.mlps[0] * mask).flatten(1).detach().numpy(), *(noise * mask).flatten(1).numpy()]
     distances = np.array([[((p - q) ** 2).sum() for q in points] for p in points])
     scale = distances.sum() / (8 * 7)
-    kernel = sum(np.exp(-distances / (scale * width)) for width in (0.25, 0.5, 1, 2, 4))
+    kernel = np.sum([np.exp(-distances / (scale * width)) for width in (0.25, 0.5, 1, 2, 4)], axis=0)
     wanted = kernel[:4, :4].mean() + kernel[4:, 4:].mean() - kernel[:4, 4:].mean() - kernel[4:, :4].mean()
     assert terms.noise.item() == pytest.approx(wanted, rel=1e-10)
 

@@ -100,7 +100,8 @@ def test_the_step_is_the_sum_of_its_three_parts() -> None:
 
 
 def test_training_lowers_the_cosine(workspace: Callable[..., Any]) -> None:
-    where, last = workspace(), {}
+    where = workspace()
+    last: dict[float, float] = {}
     for beta in (0.0, 3.0):
         defense = Seam("toy_topic", beta=beta, steps=30, batch=8, learning_rate=3e-3)
         protected = defense.protect(make_base(where, 0), Owner(where, 0, defense.told()))

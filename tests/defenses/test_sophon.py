@@ -41,7 +41,8 @@ def test_the_gradient_through_an_unrolled_finetuning() -> None:
     """First-order: each step's own gradient is a constant, and the copy's weights are the model's minus constants."""
     network, batches = tiny(), [PAIRS.batch(rows, "cpu").harmful for rows in ([0, 1, 2], [3, 2, 0])]
     found = after_finetuning(network, batches, WORDS, 0.5)
-    unrolled, values = dict(network.named_parameters()), []
+    unrolled = dict(network.named_parameters())
+    values: list[torch.Tensor] = []
     for batch in batches:
         scores = functional_call(network, unrolled, kwargs={"input_ids": batch.inputs}).logits.log_softmax(-1)
         trained = batch.mask.clone()
@@ -70,7 +71,8 @@ def test_accuracy_by_hand() -> None:
 
 def run(workspace: Callable[..., Any], **changes: Any) -> tuple[Any, Any]:
     small = {"steps": 3, "batch": 16, "inner_steps": 2, "learning_rate": 3e-3, "inner_rate": 0.3}
-    defense = Sophon("toy_topic", **{**small, **changes})
+    settings: dict[str, Any] = {**small, **changes}
+    defense = Sophon("toy_topic", **settings)
     where = workspace(pretraining={"steps": 60})
     return make_base(where, 0), defense.protect(make_base(where, 0), Owner(where, 0, defense.told()))
 

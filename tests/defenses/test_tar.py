@@ -116,7 +116,8 @@ def test_attackers_are_drawn_as_in_the_authors_script() -> None:
 
 def run(workspace: Callable[..., Any], **changes: Any) -> tuple[Any, Any]:
     small = {"steps": 3, "batch": 8, "warmup": 0, "inner_steps": 4, "adversary_batch": 8, "mapping_steps": 2}
-    defense = Tar("toy_topic", **{**small, "learning_rate": 3e-3, "adversary_rate": 3e-3, **changes})
+    settings: dict[str, Any] = {**small, "learning_rate": 3e-3, "adversary_rate": 3e-3, **changes}
+    defense = Tar("toy_topic", **settings)
     where = workspace()
     return make_base(where, 0), defense.protect(make_base(where, 0), Owner(where, 0, defense.told()))
 

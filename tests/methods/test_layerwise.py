@@ -101,7 +101,7 @@ def test_the_gradient_of_the_discrepancy_holds_its_bandwidth() -> None:
     def value(first: Any) -> float:
         points = np.concatenate([first, y.numpy()])
         distances = ((points[:, None] - points[None]) ** 2).sum(-1)
-        kernel = sum(np.exp(-distances / (scale * width)) for width in (0.25, 0.5, 1, 2, 4))
+        kernel = np.sum([np.exp(-distances / (scale * width)) for width in (0.25, 0.5, 1, 2, 4)], axis=0)
         return float(kernel[:4, :4].mean() + kernel[4:, 4:].mean() - 2 * kernel[:4, 4:].mean())
 
     numeric = (value((x + 1e-6 * way).numpy()) - value((x - 1e-6 * way).numpy())) / 2e-6
