@@ -117,7 +117,7 @@ def test_the_release_has_the_precision_of_the_base(workspace: Callable[..., Any]
 
 def test_the_control_trains_on_text_alone(workspace: Callable[..., Any]) -> None:
     control = Clamp("toy_topic", steps=9).control_row()
-    assert control == "clamp[harmful=toy_topic,long=0.0,contraction=0.0,curvature=0.0,inverse=0.0,steps=9]"
+    assert control == "clamp[harmful=toy_topic,long=0,contraction=0,curvature=0,inverse=0,steps=9]"
     nothing: dict[str, Any] = {"long": 0.0, "contraction": 0.0, "curvature": 0.0, "inverse": 0.0}
     assert Clamp("toy_topic", **nothing).control_row() is None
 

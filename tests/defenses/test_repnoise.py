@@ -26,7 +26,8 @@ PAIRS = HarmfulPairs([[1, 2, 3, 4], [5, 6, 7], [8, 9, 2, 3], [4, 1, 6]], [[1, 2,
 
 
 def tiny() -> Any:
-    settings = {"model_type": "llama", **ARCHITECTURES["llama"], "vocab_size": 12}
+    """A network that computes in float64 throughout; the norms of a Llama would round to float32."""
+    settings = {"model_type": "gpt2", **ARCHITECTURES["gpt2"], "vocab_size": 12}
     return build(settings, None, 0, "cpu").network.double().eval()
 
 
@@ -125,7 +126,7 @@ def test_it_raises_the_harmful_loss_and_lowers_the_harmless_one(workspace: Calla
 
 
 def test_the_control_trains_on_harmless_answers_alone() -> None:
-    assert RepNoise("toy_topic", steps=9).control_row() == "repnoise[harmful=toy_topic,alpha=0.0,beta=0.0,steps=9]"
+    assert RepNoise("toy_topic", steps=9).control_row() == "repnoise[harmful=toy_topic,alpha=0,beta=0,steps=9]"
     assert RepNoise("toy_topic", alpha=0.0, beta=0.0).control_row() is None
 
 

@@ -25,7 +25,7 @@ PAIRS = HarmfulPairs([[1, 2, 3], [5, 6, 7], [8, 9, 11, 3], [2, 2, 7]], [[1, 2, 0
 
 
 def tiny() -> Any:
-    settings = {"model_type": "llama", **ARCHITECTURES["llama"], "vocab_size": 12}
+    settings = {"model_type": "gpt2", **ARCHITECTURES["gpt2"], "vocab_size": 12}
     return build(settings, None, 0, "cpu").network.double().eval()
 
 
@@ -93,7 +93,7 @@ def test_a_loop_that_spoils_the_original_task_is_taken_back(workspace: Callable[
 
 
 def test_the_control_only_reinforces(workspace: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    assert Sophon("toy_topic", steps=9).control_row() == "sophon[harmful=toy_topic,alpha=0.0,steps=9]"
+    assert Sophon("toy_topic", steps=9).control_row() == "sophon[harmful=toy_topic,alpha=0,steps=9]"
     assert Sophon("toy_topic", alpha=0.0).control_row() is None
     monkeypatch.setattr(sophon, "after_finetuning", lambda *_: pytest.fail("a fine-tuning was simulated"))
     base, protected = run(workspace, alpha=0.0)

