@@ -34,6 +34,11 @@ SPECS = {
             "trap2[task=toy_topic,strength=0,steps=2]",
         ),
         "dlr_lock": ("dlr_lock[depth=2,module_steps=2,joint_steps=2]",),
+        "repnoise": ("repnoise[harmful=toy_topic,steps=3]",),
+        "seam": ("seam[harmful=toy_topic,steps=3]",),
+        "tar": ("tar[harmful=toy_topic,steps=2,inner_steps=4,mapping_steps=2]",),
+        "sophon": ("sophon[harmful=toy_topic,steps=2,inner_steps=2,batch=8]",),
+        "clamp": ("clamp[harmful=toy_topic,steps=2,inner_steps=2,batch=8]",),
     },
     "attacks": {
         "full": (
