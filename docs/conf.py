@@ -6,15 +6,12 @@ page of published results is added at the end.
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 from typing import Any
 
-from docutils import nodes
-from sphinx.addnodes import pending_xref
 from sphinx.application import Sphinx
-from sphinx.environment import BuildEnvironment
-from sphinx.util.nodes import make_refnode
 
 ROOT = Path(__file__).resolve().parent.parent
 FIRST = ("standard", "small")
@@ -89,21 +86,28 @@ results/*/*
 """The contents, which stand beside every page. A page that is missing here is an error."""
 
 
-def add_contents(app: Sphinx, page: str, source: list[str]) -> None:
-    """Give the home page the contents. The pages of single rows are reached from their leaderboard instead."""
+LINK = re.compile(r"\[([^\]]*)\]\(([^)#:\s]+)\)")
+
+
+def prepare(app: Sphinx, page: str, source: list[str]) -> None:
+    """Give the home page the contents, and links to folders a page to lead to.
+
+    The pages of single rows are not in the contents: they are reached from their leaderboard.
+    """
+    place = (ROOT / page).parent
+    source[0] = LINK.sub(lambda link: to_page(link, place), source[0])
     if page == root_doc:
         source[0] += CONTENTS
     elif "/defenses/" in page:
         source[0] = f"---\norphan: true\n---\n{source[0]}"
 
 
-def link_folder(app: Sphinx, env: BuildEnvironment, node: pending_xref, text: nodes.Element) -> nodes.Element | None:
-    """A link to a folder of results leads to its leaderboard; any other folder has no page, and only its name stays."""
-    place = (env.doc2path(node["refdoc"]).parent / node.get("reftarget", "")).resolve()
-    if not place.is_dir():
-        return None
-    page = (place.relative_to(ROOT) / "leaderboard").as_posix()
-    return make_refnode(app.builder, node["refdoc"], page, None, text) if page in env.all_docs else text
+def to_page(link: re.Match[str], place: Path) -> str:
+    """A link in Markdown: one to a folder of results leads to its leaderboard; of any other folder the text stays."""
+    text, target = link.groups()
+    if not (place / target).is_dir():
+        return link[0]
+    return f"[{text}]({target}/leaderboard.md)" if (place / target / "leaderboard.md").exists() else text
 
 
 def add_pages(app: Sphinx, error: Exception | None) -> None:
@@ -134,6 +138,5 @@ def published() -> list[tuple[Any, str]]:
 
 
 def setup(app: Sphinx) -> None:
-    app.connect("source-read", add_contents)
-    app.connect("missing-reference", link_folder)
+    app.connect("source-read", prepare)
     app.connect("build-finished", add_pages)
