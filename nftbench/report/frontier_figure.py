@@ -122,7 +122,7 @@ def _panel(
         x, y = zip(*path(curve), strict=True)
         axes.plot(x, y, color=look.color, linestyle=look.line, linewidth=1.6, label=_plain(curve.family), zorder=2)
         _, kept, taken = zip(*curve.doses, strict=True)
-        marks = {"color": look.color, "marker": look.marker, "markersize": 4, "linestyle": ""}
+        marks: dict[str, Any] = {"color": look.color, "marker": look.marker, "markersize": 4, "linestyle": ""}
         axes.plot([100 * one for one in kept], taken, zorder=2, **marks)
     axes.plot([100], [0], zorder=7, **UNDEFENDED)  # above everything, for defenses without effect stand on it
     for one in places:
