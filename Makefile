@@ -15,7 +15,7 @@ DATA ?= ../shared/data
 # -P: the folder nftbench/ here lacks the plugin folders, which only the installed package has inside.
 RUN := $(PYTHON) -P -m
 
-.PHONY: run test test-all check format-check lint types layers format schema docs golden bench gpu clean has-nftbench
+.PHONY: run test test-all check format-check lint types layers format schema tables docs golden bench gpu clean has-nftbench
 
 run: $(READY)
 	$(RUN) nftbench run $(SUITE)
@@ -47,8 +47,14 @@ format: $(READY)
 schema: $(READY)
 	$(PYTHON) -P tests/schema.py
 
-docs: $(READY)
+# The tables in the documents that are made from the code.
+tables: $(READY)
 	$(PYTHON) -P tests/reference.py
+
+# The documentation site, in build/site. A warning, such as a broken link, is an error. -E reads every page anew: one that
+# is not read does not warn.
+docs: tables
+	$(RUN) sphinx -q -E -W --keep-going -c docs -d build/doctrees -b html . build/site
 
 golden: $(READY)
 	$(PYTHON) -P tests/golden/golden.py

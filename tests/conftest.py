@@ -27,6 +27,14 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         yield folder
 
 
+@pytest.fixture(scope="session")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """A headless Chromium, for the tests that `tests.chromium.NEEDED` marks."""
+    from tests import chromium
+
+    yield from chromium.start(tmp_path_factory.mktemp("chromium"))
+
+
 @pytest.fixture
 def workspace(cache: Path, tmp_path: Path) -> Callable[..., Any]:
     """`workspace(**changes)`: a workspace of the tiny suite with results of its own.

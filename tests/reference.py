@@ -1,4 +1,4 @@
-"""The tables in the documents that are made from the code. `make docs` writes them.
+"""The tables in the documents that are made from the code. `make tables` writes them.
 
 A table stands between `<!-- table NAME -->` and `<!-- end of table NAME -->`. Its texts are the help of verbs and
 options, and the docstrings under the fields of classes.

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from nftbench.cli import completion
 from nftbench.cli.console import BAD_CELLS, complain
 from nftbench.cli.options import Limit, RunOptions, Seeds, Selection
 from nftbench.errors import NftbenchError
@@ -50,7 +51,13 @@ def audit(
     ],
     options: RunOptions,
     suite: Annotated[
-        str, typer.Option("--suite", metavar="SUITE", help="The suite whose attacks, tasks and budget are used.")
+        str,
+        typer.Option(
+            "--suite",
+            metavar="SUITE",
+            help="The suite whose attacks, tasks and budget are used.",
+            autocompletion=completion.suite,
+        ),
     ] = "audit",
     seeds: Seeds = None,
     limit: Limit = None,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from nftbench.cli import completion
 from nftbench.cli.console import BAD_CELLS, console
 from nftbench.cli.options import RunOptions, SuiteName, parts
 from nftbench.errors import NftbenchError
@@ -31,12 +32,20 @@ def calibrate(
     defenses: Annotated[
         str | None,
         typer.Option(
-            "--defenses", metavar="A,B[x=1]", help="The defenses to be tried; default: those of `--plugin` files."
+            "--defenses",
+            metavar="A,B[x=1]",
+            help="The defenses to be tried; default: those of `--plugin` files.",
+            autocompletion=completion.plugins("defenses"),
         ),
     ] = None,
     attacks: Annotated[
         str | None,
-        typer.Option("--attacks", metavar="A,B[x=1]", help="The attacks; default: those that the proof chooses."),
+        typer.Option(
+            "--attacks",
+            metavar="A,B[x=1]",
+            help="The attacks; default: those that the proof chooses.",
+            autocompletion=completion.plugins("attacks"),
+        ),
     ] = None,
     shams: Annotated[
         Path | None, typer.Option("--shams", metavar="DIR", help="Add the plugins of all files in a folder.")
@@ -47,6 +56,7 @@ def calibrate(
             "--from",
             metavar="DIR",
             help="Judge this finished run and run nothing; repeatable, because `power` reads two.",
+            autocompletion=completion.folder,
         ),
     ] = None,
 ) -> None:

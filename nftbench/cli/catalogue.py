@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from nftbench.cli import completion
 from nftbench.cli.options import Plugins
 from nftbench.errors import NftbenchError, suggest
 
@@ -13,7 +14,11 @@ from nftbench.errors import NftbenchError, suggest
 def list_(
     kind: Annotated[
         str | None,
-        typer.Argument(metavar="[KIND]", help="Only this kind: defenses, attacks, tasks, yardsticks or suites."),
+        typer.Argument(
+            metavar="[KIND]",
+            help="Only this kind: defenses, attacks, tasks, yardsticks or suites.",
+            autocompletion=completion.kind,
+        ),
     ] = None,
 ) -> None:
     """List the defenses, attacks, tasks, yardsticks and suites."""
@@ -43,7 +48,14 @@ def _names(kind: str) -> list[tuple[str, str]]:
 
 
 def info(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="A defense, attack, task, yardstick or suite.")],
+    name: Annotated[
+        str,
+        typer.Argument(
+            metavar="NAME",
+            help="A defense, attack, task, yardstick or suite.",
+            autocompletion=completion.anything,
+        ),
+    ],
     plugin: Plugins = None,
 ) -> None:
     """Show a plugin's paper, parameters, and claim or knowledge; or a suite's settings."""

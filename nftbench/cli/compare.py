@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from nftbench.cli import completion
 from nftbench.errors import NftbenchError
 
 if TYPE_CHECKING:
@@ -29,8 +30,10 @@ class Format(StrEnum):
 
 
 def compare(
-    base: Annotated[Path, typer.Argument(metavar="BASE", help=SIDE)],
-    new: Annotated[Path, typer.Argument(metavar="NEW", help="The same; what is judged.")],
+    base: Annotated[Path, typer.Argument(metavar="BASE", help=SIDE, autocompletion=completion.folder)],
+    new: Annotated[
+        Path, typer.Argument(metavar="NEW", help="The same; what is judged.", autocompletion=completion.folder)
+    ],
     metric: Annotated[
         str | None,
         typer.Option(
@@ -43,7 +46,10 @@ def compare(
     rows: Annotated[
         str | None,
         typer.Option(
-            "--rows", metavar="A,B[x=1]", help="Only these rows, controls too. Default: all rows that are no controls."
+            "--rows",
+            metavar="A,B[x=1]",
+            help="Only these rows, controls too. Default: all rows that are no controls.",
+            autocompletion=completion.plugins("defenses"),
         ),
     ] = None,
     subject: Annotated[
@@ -126,7 +132,13 @@ def _write(comparison: Comparison, formats: list[Format], files: list[Path], onl
 
 def baseline(
     folder: Annotated[
-        Path, typer.Argument(metavar="FOLDER", file_okay=False, help="A folder that run wrote, as `runs/<suite>`.")
+        Path,
+        typer.Argument(
+            metavar="FOLDER",
+            file_okay=False,
+            help="A folder that run wrote, as `runs/<suite>`.",
+            autocompletion=completion.folder,
+        ),
     ],
     out: Annotated[
         Path | None,

@@ -21,7 +21,6 @@ from nftbench.errors import NftbenchError
 
 # Without rich's markup typer's help costs half as much and can be piped.
 app = typer.Typer(
-    add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},

@@ -15,12 +15,20 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from nftbench.cli import completion
 from nftbench.errors import NftbenchError
 
 if TYPE_CHECKING:
     from nftbench.planning.registry import Kind
 
-SuiteName = Annotated[str, typer.Argument(metavar="SUITE", help="A suite of nftbench, or the path of a YAML file.")]
+SuiteName = Annotated[
+    str,
+    typer.Argument(
+        metavar="SUITE",
+        help="A suite of nftbench, or the path of a YAML file.",
+        autocompletion=completion.suite,
+    ),
+]
 Defenses = Annotated[
     str | None,
     typer.Option(
@@ -28,12 +36,27 @@ Defenses = Annotated[
         metavar="A,B[x=1]",
         help="Only these defenses, as in `pmp,noise[scale=0.2]`. A name without brackets means all its variants in the "
         "suite. What the suite lacks is added.",
+        autocompletion=completion.plugins("defenses"),
     ),
 ]
 Attacks = Annotated[
-    str | None, typer.Option("--attacks", metavar="A,B[x=1]", help="Only these attacks, named like defenses.")
+    str | None,
+    typer.Option(
+        "--attacks",
+        metavar="A,B[x=1]",
+        help="Only these attacks, named like defenses.",
+        autocompletion=completion.plugins("attacks"),
+    ),
 ]
-Tasks = Annotated[str | None, typer.Option("--tasks", metavar="A,B", help="Only these tasks, named like defenses.")]
+Tasks = Annotated[
+    str | None,
+    typer.Option(
+        "--tasks",
+        metavar="A,B",
+        help="Only these tasks, named like defenses.",
+        autocompletion=completion.plugins("tasks"),
+    ),
+]
 Seeds = Annotated[str | None, typer.Option("--seeds", metavar="0,1", help="Only these base seeds of the suite.")]
 Limit = Annotated[
     int | None,

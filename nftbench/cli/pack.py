@@ -7,10 +7,18 @@ from typing import Annotated
 
 import typer
 
+from nftbench.cli import completion
+
 
 def pack(
     folder: Annotated[
-        Path, typer.Argument(metavar="FOLDER", file_okay=False, help="A folder that run wrote, as `runs/<suite>`.")
+        Path,
+        typer.Argument(
+            metavar="FOLDER",
+            file_okay=False,
+            help="A folder that run wrote, as `runs/<suite>`.",
+            autocompletion=completion.folder,
+        ),
     ],
 ) -> None:
     """Put the records in a folder into one compressed file, which every verb reads."""

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from nftbench.cli import completion
 from nftbench.cli.console import BAD_CELLS, complain, console
 from nftbench.cli.options import FailOnClaims
 
@@ -18,7 +19,12 @@ if TYPE_CHECKING:
 def report(
     folders: Annotated[
         list[Path],
-        typer.Argument(metavar="FOLDER...", file_okay=False, help="Folders that run wrote, as `runs/<suite>`."),
+        typer.Argument(
+            metavar="FOLDER...",
+            file_okay=False,
+            help="Folders that run wrote, as `runs/<suite>`.",
+            autocompletion=completion.folder,
+        ),
     ],
     html: Annotated[
         Path | None,

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from nftbench.cli import completion
 from nftbench.cli.console import BAD_CELLS, complain, console
 from nftbench.cli.options import FailOnClaims, RunOptions, Seeds, Selection, SuiteName
 from nftbench.errors import NftbenchError, suggest
@@ -59,7 +60,9 @@ def reproduce(
     paper: Annotated[
         str,
         typer.Argument(
-            metavar="PAPER", help="The name of a paper's suite without `paper-`, as in pmp; nftbench list has them."
+            metavar="PAPER",
+            help="The name of a paper's suite without `paper-`, as in pmp; nftbench list has them.",
+            autocompletion=completion.paper,
         ),
     ],
     options: RunOptions,

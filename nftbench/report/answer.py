@@ -17,10 +17,14 @@ HOLDING = {"holds": "that hold", "holds at a cost": "that hold at a cost"}
 
 def answer(board: Leaderboard) -> str:
     """The paragraph; empty where the suite has no defense with a result."""
+    return " ".join(sentences(board))
+
+
+def sentences(board: Leaderboard) -> list[str]:
+    """The parts of the paragraph, each about one question; one that has no answer is left out."""
     names = of(board)
-    return " ".join(
-        filter(None, [_ranking(board, names), _unranked(board, names), _claims(board, names), _broken(board, names)])
-    )
+    parts = [_ranking(board, names), _unranked(board, names), _claims(board, names), _broken(board, names)]
+    return [part for part in parts if part]
 
 
 def _ranking(board: Leaderboard, names: Mapping[str, str]) -> str:

@@ -97,7 +97,10 @@ def card(board: Leaderboard, manifest: Manifest, records: Sequence[Record], subj
         answer=_answer(verdict, score),
         facts=_facts(board, subject, records),
         tables=tuple((table, note) for table, note in shown if table.rows),
-        doubts=(*board.problems, *(flag.message for flag in score.flags)),
+        doubts=tuple(
+            doubt.replace(twin.defense, "the undefended twin").replace(score.defense, "the release")
+            for doubt in (*board.problems, *(flag.message for flag in score.flags))
+        ),
         limits=_limits(manifest),
         command=one_line(command),
         model_index=model_index.text(subject.name, board.suite, score, one_line(command)),
@@ -284,11 +287,12 @@ def _limits(manifest: Manifest) -> tuple[str, ...]:
     """What the card does not say, in three sentences."""
     suite, seeds = manifest.suite, len({cell.seed for cell in manifest.cells})
     drawn = "1 seed draws" if seeds == 1 else f"{seeds} seeds draw"
+    were = "was" if len(suite.tasks) == 1 else "were"
     return (
         f"The attacks are strong baselines, and {_budget(suite.budget)}: a longer, larger or cleverer attack may reach "
         "more.",
-        f"Only {_listed(suite.tasks)} were attacked and utility is {_listed(suite.utility)} alone: nothing is said of "
-        "other tasks.",
+        f"Only {_listed(suite.tasks)} {were} attacked, and utility is {_listed(suite.utility)} alone: nothing is said "
+        "of other tasks.",
         f"{drawn} attacks and documents anew, and never the checkpoint: another run of the same protection may "
         "be stronger or weaker.",
     )

@@ -18,10 +18,9 @@ import seaborn as sns
 from matplotlib.figure import Figure
 
 from nftbench.records.record import Record
-from nftbench.report import order
+from nftbench.report import order, styles
 from nftbench.report.frontier_figure import DPI, frontier
 from nftbench.report.labels import of
-from nftbench.report.styles import styles
 from nftbench.scoring.leaderboard import Leaderboard
 from nftbench.terms import OF_UPDATES
 
@@ -95,18 +94,19 @@ def budget(board: Leaderboard) -> Figure | None:
     if not curves:
         return None
     curves.sort(key=lambda curve: places.get(curve.defense, len(places)))
-    names, looks = of(board), styles(kinds)
+    names, looks = of(board), styles.of(board)
     figure, axes = plt.subplots(figsize=(7.2, max(4.4, 0.5 + 0.19 * len(curves))))
     for curve in curves:
-        kind, look = kinds.get(curve.defense), looks.get(curve.defense)  # None for an attack that ignores every release
+        # An attack that ignores every release is no row.
+        kind, look = kinds.get(curve.defense), looks.get(curve.defense, styles.SCRATCH)
         axes.step(
             curve.flops,
             [score.value for score in curve.scores],
             where="post",
             label=plain(names.get(curve.defense, curve.defense)),
-            color=look.color if look and kind != "reference" else "black",
-            linestyle=look.dash if look else ":",
-            marker=look.marker if look and kind != "reference" else None,
+            color=styles.INK if kind == "reference" else look.color,
+            linestyle=look.line,
+            marker=None if kind in ("reference", None) else look.marker,
             markevery=max(1, len(curve.flops) // 6),
             markersize=4,
             linewidth=2.2 if kind == "reference" else 1.3,

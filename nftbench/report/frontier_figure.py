@@ -18,26 +18,18 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.typing import LineStyleType
 from numpy.typing import NDArray
 
-from nftbench.report import order
+from nftbench.report import order, styles
 from nftbench.report.frontier_path import LEFT, RIGHT, path
 from nftbench.report.labels import of
-from nftbench.report.styles import Style, styles as looks_of
+from nftbench.report.styles import Style
 from nftbench.scoring.frontier import MEAN
 from nftbench.scoring.intervals import Interval
 from nftbench.scoring.leaderboard import Leaderboard
 from nftbench.scoring.scores import Curve, Score
 from nftbench.scoring.table import number
 
-FAMILIES: tuple[tuple[str, str, LineStyleType], ...] = (
-    ("0.25", "o", "-"),
-    ("0.45", "s", "--"),
-    ("0.3", "^", "-."),
-    ("0.55", "D", ":"),
-)
-"""Families of trivial defenses are grey, and differ in marks and dashes; colours are for defenses."""
 UNDEFENDED: Mapping[str, Any] = {
     **{"marker": "*", "color": "white", "markeredgecolor": "black", "markeredgewidth": 1.2},
     **{"markersize": 14, "linestyle": ""},
@@ -84,13 +76,11 @@ def frontier(board: Leaderboard) -> Figure | None:
     lines = math.ceil(len(panels) / columns)
     size = (8.4, 5.4) if columns == 1 else (9.2, 3.9 * lines)
     figure, grid = plt.subplots(lines, columns, figsize=size, dpi=DPI, squeeze=False, layout="constrained")
-    families = dict.fromkeys(curve.family for curve in board.frontier)
-    styles = dict(zip(families, itertools.cycle(FAMILIES), strict=False))
-    looks = looks_of(one.score.defense for places in panels.values() for one in places)
+    families, rows = styles.families(board), styles.of(board)
     several = len(panels) > 1
     for axes, (reference, places) in zip(grid.flat, panels.items(), strict=False):
         curves = [one for one in board.frontier if (one.reference, one.metric) == (reference, MEAN)]
-        _panel(axes, curves, places, styles, looks)
+        _panel(axes, curves, places, families, rows)
         axes.set_xlabel(f"utility kept, %: mean over the metrics{f' of {_plain(reference)}' if several else ''}")
     for axes in grid[:, 0]:
         axes.set_ylabel("suppression, points")
@@ -98,9 +88,9 @@ def frontier(board: Leaderboard) -> Figure | None:
     figure.suptitle(_plain(title), fontsize=10)
     for axes in grid.flat[len(panels) :]:
         axes.set_axis_off()
-        axes.legend(handles=_legend(styles), loc="center", fontsize=9, frameon=False)
+        axes.legend(handles=_legend(families), loc="center", fontsize=9, frameon=False)
     if len(panels) == grid.size:
-        figure.legend(handles=_legend(styles), loc="outside lower center", ncols=3, fontsize=8, frameon=False)
+        figure.legend(handles=_legend(families), loc="outside lower center", ncols=3, fontsize=8, frameon=False)
     figure.canvas.draw()  # lays the panels out, so that labels can be placed among what is drawn
     figure.set_layout_engine("none")
     names = of(board)
@@ -123,19 +113,20 @@ def _panel(
     axes: Axes,
     curves: Sequence[Curve],
     places: Sequence[Place],
-    styles: Mapping[str, tuple[str, str, LineStyleType]],
-    looks: Mapping[str, Style],
+    families: Mapping[str, Style],
+    rows: Mapping[str, Style],
 ) -> None:
     """Everything but the labels."""
     for curve in curves:
-        color, marker, dash = styles[curve.family]
+        look = families[curve.family]
         x, y = zip(*path(curve), strict=True)
-        axes.plot(x, y, color=color, linestyle=dash, linewidth=1.6, label=_plain(curve.family), zorder=2)
+        axes.plot(x, y, color=look.color, linestyle=look.line, linewidth=1.6, label=_plain(curve.family), zorder=2)
         _, kept, taken = zip(*curve.doses, strict=True)
-        axes.plot([100 * one for one in kept], taken, color=color, marker=marker, linestyle="", markersize=4, zorder=2)
+        marks: dict[str, Any] = {"color": look.color, "marker": look.marker, "markersize": 4, "linestyle": ""}
+        axes.plot([100 * one for one in kept], taken, zorder=2, **marks)
     axes.plot([100], [0], zorder=7, **UNDEFENDED)  # above everything, for defenses without effect stand on it
     for one in places:
-        look = looks[one.score.defense]
+        look = rows[one.score.defense]
         excess, height = one.score.excess.interval, one.taken.value
         if excess is not None:
             axes.plot(
@@ -183,20 +174,26 @@ def _frame(axes: Axes, curves: Sequence[Curve], places: Sequence[Place]) -> None
     axes.set_ylim(min(y) - margin, max(y) + margin)
 
 
-def _legend(styles: Mapping[str, tuple[str, str, LineStyleType]]) -> list[Line2D]:
-    families = [
+def _legend(families: Mapping[str, Style]) -> list[Line2D]:
+    trivial = [
         Line2D(
-            [], [], color=color, marker=marker, linestyle=dash, markersize=4, label=f"trivial defense: {_plain(family)}"
+            [],
+            [],
+            color=look.color,
+            marker=look.marker,
+            linestyle=look.line,
+            markersize=4,
+            label=f"trivial defense: {_plain(family)}",
         )
-        for family, (color, marker, dash) in styles.items()
+        for family, look in families.items()
     ]
     bar = (
         [Line2D([], [], color="0.5", linewidth=4.5, alpha=0.4, label="excess; in points beside the name")]
-        if styles
+        if families
         else []
     )
     return [
-        *families,
+        *trivial,
         Line2D([], [], color="black", marker="o", linestyle="", markersize=5, label="defense, with 95 % intervals"),
         *bar,
         Line2D([], [], label="undefended", **UNDEFENDED),

@@ -71,7 +71,7 @@ def test_every_suite_is_named() -> None:
 
 @pytest.mark.parametrize("page", reference.PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_tables_made_from_the_code_are_current(page: Path) -> None:
-    assert read(page) == reference.filled(read(page)), "run `make docs`"
+    assert read(page) == reference.filled(read(page)), "run `make tables`"
 
 
 def test_every_table_made_from_the_code_is_on_one_page() -> None:

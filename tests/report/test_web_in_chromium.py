@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
-import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -12,41 +9,13 @@ from typing import Any
 
 import pytest
 
-from nftbench.report import web
+from nftbench.report import styles, web
 from nftbench.scoring import Leaderboard
+from tests import chromium
 from tests.factories import COST, curve, scored, suite, sweep
 
-selenium = pytest.importorskip("selenium.webdriver", reason="selenium is not installed: pip install -e '.[dev]'")
-BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-DRIVER = shutil.which("chromedriver")
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(not (BROWSER and DRIVER), reason="no Chromium with a chromedriver is installed"),
-]
-QUIET = (
-    "--headless",
-    "--no-sandbox",  # root cannot use it, and the page is our own
-    "--disable-gpu",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--no-first-run",
-)
+pytestmark = chromium.NEEDED
 EVIL = "evil[word=<img src=x onerror=document.title=1>]"
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    options = selenium.ChromeOptions()
-    options.binary_location = BROWSER
-    for flag in (*QUIET, f"--user-data-dir={tmp_path_factory.mktemp('chromium')}"):
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    found = selenium.Chrome(options=options, service=selenium.ChromeService(DRIVER, log_output=os.devnull))
-    found.get("about:blank")  # leaves the browser's own first page, which goes on loading and logging
-    found.get_log("browser")
-    yield found
-    found.quit()
 
 
 @pytest.fixture(scope="module")
@@ -66,26 +35,15 @@ def boards() -> list[tuple[Leaderboard, str]]:
 def opened(browser: Any, boards: list[tuple[Leaderboard, str]], tmp_path: Path) -> Iterator[Callable[..., Any]]:
     """Opens the page of so many boards; in the end the console must be empty and nothing have been asked for."""
 
+    path = tmp_path / "index.html"
+
     def opened(count: int = 1, width: int = 1280, scheme: str = "light") -> Any:
-        path = tmp_path / "index.html"
         path.write_text(web.text(boards[:count]), encoding="utf-8")
-        browser.get_log("performance")
-        scale = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 500}
-        browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", scale)
-        asked = {"prefers-color-scheme": scheme, "prefers-reduced-motion": "reduce"}  # nothing moves while it is tried
-        media = {"features": [{"name": name, "value": value} for name, value in asked.items()]}
-        browser.execute_cdp_cmd("Emulation.setEmulatedMedia", media)
-        browser.get(path.as_uri())
-        return browser
+        return chromium.show(browser, path, width, scheme)
 
     yield opened
     assert browser.get_log("browser") == []
-    events = [json.loads(one["message"])["message"] for one in browser.get_log("performance")]
-    asked = {one["params"]["request"]["url"] for one in events if one["method"] == "Network.requestWillBeSent"}
-    inside = ("data:", "chrome://", "chrome-untrusted://")  # the browser's own first page may come late
-    assert {url.partition("#")[0] for url in asked if not url.startswith(inside)} <= {
-        (tmp_path / "index.html").as_uri()
-    }
+    assert chromium.loaded(browser) == {path.as_uri()}
     assert browser.title != "1"
 
 
@@ -209,23 +167,27 @@ def test_words_stand_out_from_the_page(opened: Callable[..., Any], scheme: str) 
         name: page.execute_script(f"return getComputedStyle(document.documentElement).getPropertyValue('--{name}')")
         for name in ("page", "text", "soft", "link", "good", "good-on", "bad", "bad-on", "unsure", "unsure-on")
     }
-    assert (luminance(colors["page"]) > 0.5) == (scheme == "light")
+    assert (chromium.luminance(colors["page"]) > 0.5) == (scheme == "light")
     pairs = [("text", "page"), ("soft", "page"), ("link", "page"), *((x, f"{x}-on") for x in ("good", "bad", "unsure"))]
-    assert all(contrast(colors[front], colors[back]) >= 4.5 for front, back in pairs)
+    assert all(chromium.contrast(colors[front], colors[back]) >= 4.5 for front, back in pairs)
 
 
-def contrast(front: str, back: str) -> float:
-    low, high = sorted((luminance(front), luminance(back)))
-    return (high + 0.05) / (low + 0.05)
-
-
-def luminance(color: str) -> float:
-    """The relative luminance of `#rgb` or `#rrggbb` (WCAG 2.2)."""
-    digits = color.strip().removeprefix("#")
-    digits = digits if len(digits) == 6 else "".join(2 * digit for digit in digits)
-    parts = [int(digits[at : at + 2], 16) / 255 for at in (0, 2, 4)]
-    red, green, blue = (part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts)
-    return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_colours_of_rows_stand_out_and_are_those_of_the_figures(opened: Callable[..., Any], scheme: str) -> None:
+    """Contrast of at least 3, which WCAG 2.2 (1.4.11) asks of pictures."""
+    page = opened(scheme=scheme)
+    back = page.execute_script("return getComputedStyle(document.documentElement).getPropertyValue('--page')")
+    every = {styles.color_of(name) for name in (*styles.COLORS, *"abcdefghijklmnop")} - {styles.INK}
+    assert every == {*styles.OTHERS}
+    assert [color for color in every if chromium.contrast(color, back) < 3] == []
+    series = page.execute_script(
+        "const chart = echarts.getInstanceByDom(document.querySelector('.frontier'));"
+        "const shown = (data) => data.map((one) => [one.row, one.itemStyle && one.itemStyle.color]);"
+        "return chart.getOption().series.map(({name, color, data}) => ({name, color, drawn: shown(data)}))"
+    )
+    drawn = {one["name"]: one for one in series}
+    assert dict(drawn["defense"]["drawn"])["mask"] == styles.color_of("mask")
+    assert (chromium.luminance(drawn["undefended"]["color"]) > 0.5) == (scheme == "dark")
 
 
 def test_a_phone_scrolls_tables_and_not_the_page(opened: Callable[..., Any]) -> None:

@@ -93,19 +93,13 @@ function rowFilter(board, tables) {
 
 function colors() {
   const style = getComputedStyle(document.documentElement);
-  const of = (name) => style.getPropertyValue(`--${name}`).trim();
-  // Okabe and Ito's palette, in which colour-blind readers can tell colours apart; its black and yellow are left out.
-  const palette = dark.matches
-    ? ["#56b4e9", "#2fc79c", "#e79cc6", "#f0b840", "#ff8a4a", "#b8c0ff", "#c9d16b"]
-    : ["#0072b2", "#00795a", "#b0548c", "#b87a00", "#c04a00", "#4a55b5", "#6f7a00"];
-  return { text: of("text"), soft: of("soft"), line: of("line"), page: of("page"), panel: of("panel"), excess: of("excess"), palette };
+  return Object.fromEntries(["text", "soft", "line", "page", "panel"].map((name) => [name, style.getPropertyValue(`--${name}`).trim()]));
 }
 
 function base(color, narrow) {
   return {
     animation: false, // a picture is whole at once, also when it is printed
     textStyle: { color: color.text, fontFamily: "system-ui, sans-serif" },
-    color: color.palette,
     grid: { left: narrow ? 44 : 60, right: narrow ? 12 : 28, top: 52, bottom: 56 },
     tooltip: {
       trigger: "item",
@@ -133,15 +127,12 @@ function axis(color, name, more) {
 
 function frontier(panel, narrow) {
   const color = colors();
-  const marks = ["circle", "rect", "triangle", "diamond"];
-  const dashes = ["solid", "dashed", "dotted", [8, 3, 2, 3]];
-  const series = panel.curves.flatMap((curve, index) => {
-    const own = color.palette[index % color.palette.length];
-    const name = `trivial: ${curve.family}`;
+  const series = panel.curves.flatMap((curve) => {
+    const name = `trivial: ${curve.family}`, look = curve.look;
     return [
-      { name, type: "line", data: curve.line, symbol: "none", silent: true, color: own, lineStyle: { width: 2, type: dashes[index % 4] }, z: 2 },
+      { name, type: "line", data: curve.line, symbol: "none", silent: true, color: color.soft, lineStyle: { width: 2, type: look.dash }, z: 2 },
       {
-        name, type: "scatter", symbol: marks[index % 4], symbolSize: 7, color: own, z: 3, tooltip: { formatter: tip },
+        name, type: "scatter", symbol: look.mark, symbolSize: 7, color: color.soft, z: 3, tooltip: { formatter: tip },
         data: curve.doses.map((one) => ({ value: one.at, name: one.label, row: one.row, words: { family: curve.family, "utility %": one.at[0].toFixed(1), suppression: one.at[1].toFixed(1) } })),
       },
     ];
@@ -155,17 +146,17 @@ function frontier(panel, narrow) {
   const margin = 2 + 0.1 * (Math.max(...ys) - Math.min(...ys));
   const bars = [], excess = [];
   for (const one of panel.points) {
-    const [x, y] = one.at;
-    if (one.foot !== null) excess.push(bar([x, one.foot], [x, y], { color: color.excess, width: 6, opacity: 0.5 }));
-    if (one.kept[0] !== null) bars.push(bar([Math.max(one.kept[0], left), y], [Math.min(one.kept[1], right), y], { color: color.text, width: 1, opacity: 0.6 }));
-    if (one.taken[0] !== null) bars.push(bar([x, one.taken[0]], [x, one.taken[1]], { color: color.text, width: 1, opacity: 0.6 }));
+    const [x, y] = one.at, own = one.look.color || color.text;
+    if (one.foot !== null) excess.push(bar([x, one.foot], [x, y], { color: own, width: 6, opacity: 0.4 }));
+    if (one.kept[0] !== null) bars.push(bar([Math.max(one.kept[0], left), y], [Math.min(one.kept[1], right), y], { color: own, width: 1.5 }));
+    if (one.taken[0] !== null) bars.push(bar([x, one.taken[0]], [x, one.taken[1]], { color: own, width: 1.5 }));
   }
   const lines = (name, data, own, icon) => ({ name, type: "line", data: [], symbol: icon, color: own, z: 1, markLine: { silent: true, symbol: "none", label: { show: false }, data, animation: false, z: 1 } });
-  series.push(lines("excess", excess, color.excess, "rect"), lines("95 % interval", bars, color.text, "none"));
-  const points = panel.points.map((one) => ({
-    value: one.at, name: one.label, row: one.row, words: one.words,
-    itemStyle: { color: one.control ? color.page : color.text, borderColor: color.text, borderWidth: 1.5 },
-  }));
+  series.push(lines("excess", excess, color.soft, "rect"), lines("95 % interval", bars, color.text, "none"));
+  const points = panel.points.map((one) => {
+    const own = one.look.color || color.text;
+    return { value: one.at, name: one.label, row: one.row, words: one.words, symbol: one.look.mark, itemStyle: { color: one.control ? color.page : own, borderColor: own, borderWidth: 1.5 } };
+  });
   series.push({
     name: "defense", type: "scatter", color: color.text, symbolSize: 11, z: 5, tooltip: { formatter: tip }, cursor: "pointer", data: points,
     label: { show: true, formatter: (at) => at.name, color: color.text, fontSize: narrow ? 11 : 12, fontWeight: 600, textBorderColor: color.page, textBorderWidth: 3 },
@@ -214,11 +205,10 @@ function bar(from, to, lineStyle) {
 
 function budget(data, narrow) {
   const color = colors();
-  const owned = hues(data.budget.filter((one) => !plain(one)).map((one) => one.label), color.palette);
   const series = data.budget.map((one) => ({
-    name: one.label, type: "line", step: "end", showSymbol: false, symbol: "circle", symbolSize: 7, triggerLineEvent: true,
-    color: owned[one.label] || color.text,
-    lineStyle: { width: one.kind === "reference" ? 3 : 2, type: one.kind === "scratch" ? "dotted" : one.kind === "trivial" ? "dashed" : "solid" },
+    name: one.label, type: "line", step: "end", showSymbol: false, symbol: one.look.mark, symbolSize: 7, triggerLineEvent: true,
+    color: one.kind === "reference" ? color.text : one.look.color || color.text,
+    lineStyle: { width: one.kind === "reference" ? 3 : 2, type: one.look.dash },
     z: one.kind === "reference" ? 1 : 2,
     emphasis: { focus: "series" },
     data: one.points,
@@ -232,22 +222,6 @@ function budget(data, narrow) {
     series,
     rows: data.budget.map((one) => ({ row: one.kind === "scratch" ? null : one.row, name: one.label })),
   };
-}
-
-function plain(one) {
-  return one.kind === "reference" || one.kind === "scratch";
-}
-
-/** A colour for each name: the same in every suite, unless two names of one picture want the same. */
-function hues(names, palette) {
-  const found = {}, taken = new Set();
-  for (const name of [...names].sort()) {
-    let place = [...name].reduce((sum, letter) => (sum * 31 + letter.codePointAt(0)) % 9973, 7) % palette.length;
-    for (let tried = 0; taken.has(place) && tried < palette.length; tried += 1) place = (place + 1) % palette.length;
-    taken.add(place);
-    found[name] = palette[place];
-  }
-  return found;
 }
 
 /** What every row reaches at one budget, the highest first. */

@@ -9,14 +9,15 @@ import functools
 import re
 import statistics
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from nftbench.report import order, page, row_tables, tables
+from nftbench.report.answer import sentences
 from nftbench.report.labels import NAMED, of
 from nftbench.scoring.leaderboard import Leaderboard
 from nftbench.scoring.scores import Score
-from nftbench.scoring.table import UNKNOWN, Table, interval, number, short
+from nftbench.scoring.table import UNKNOWN, Table, number, short
 
 CHIPS = {
     "keeps": "good",
@@ -79,17 +80,6 @@ class Defense:
 
 
 @dataclass(frozen=True)
-class Answer:
-    """What is said first of a ranked row."""
-
-    place: str
-    row: str
-    label: str
-    anchor: str
-    words: str
-
-
-@dataclass(frozen=True)
 class View:
     """One leaderboard as the page shows it."""
 
@@ -106,10 +96,9 @@ class View:
         return of(self.board)
 
     @property
-    def answers(self) -> tuple[Answer, ...]:
-        """The first three ranked rows."""
-        ranked = [one for one in self.board.scores if one.standing.rank is not None and one.kind == "defense"]
-        return tuple(self._answer(one) for one in ranked[:3])
+    def answer(self) -> Sequence[str]:
+        """Who is ranked where, which claims hold and what breaks them: a sentence or two on each."""
+        return sentences(self.board)
 
     @property
     def ranking(self) -> Grid:
@@ -187,11 +176,6 @@ class View:
     def _anchors(self) -> dict[str, str]:
         return {score.defense: f"{self.name}-row-{index}" for index, score in enumerate(self._all)}
 
-    def _answer(self, score: Score) -> Answer:
-        words = [*_effect(score), *_kept(score), breaking(score)]
-        row = score.defense
-        return Answer(tables.rank(score), row, self.labels[row], self._anchors[row], " ".join(words))
-
     def _defense(self, score: Score) -> Defense:
         shown = (
             tables.row_flags(score),
@@ -255,24 +239,6 @@ def breaking(score: Score) -> str:
     spent = [f"{short(cost)} {unit}" for cost, unit in costs if cost is not None]
     recipe = ", ".join(filter(None, [rate, *spent]))
     return f"Best single attack: {best.attack}, {number(reached)} points{beside}{f'; {recipe}' if recipe else ''}."
-
-
-def _effect(score: Score) -> list[str]:
-    """What the row takes beyond trivial defenses, if a test says so that is corrected for the number of defenses."""
-    excess = score.excess.interval
-    if excess is None:
-        return []
-    than = "trivial defenses that keep as much utility"
-    if excess.low > 0 and not any(flag.name == "no_effect" for flag in score.flags):
-        return [f"Takes {interval(excess)} points more from the attacker than {than}."]
-    if excess.high < 0:
-        return [f"Takes less from the attacker than {than}: {interval(excess)} points."]
-    return [f"No effect beyond {than} is shown: {interval(excess)} points."]
-
-
-def _kept(score: Score) -> list[str]:
-    kept = score.utility
-    return [f"Keeps {interval(kept.retention, 100)} % of utility."] if kept.retention else []
 
 
 def _number(text: str) -> float | None:
