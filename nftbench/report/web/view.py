@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from nftbench.report import order, page, row_tables, tables
+from nftbench.report.authors import paragraphs
 from nftbench.report.labels import NAMED, of
 from nftbench.scoring.leaderboard import Leaderboard
 from nftbench.scoring.scores import Score
@@ -110,6 +111,11 @@ class View:
         """The first three ranked rows."""
         ranked = [one for one in self.board.scores if one.standing.rank is not None and one.kind == "defense"]
         return tuple(self._answer(one) for one in ranked[:3])
+
+    @property
+    def added(self) -> tuple[str, ...]:
+        """What was found about each added defense and attack, in a paragraph."""
+        return paragraphs(self.board)
 
     @property
     def ranking(self) -> Grid:
