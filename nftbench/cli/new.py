@@ -91,7 +91,7 @@ def _check_name(kind: str, name: str) -> None:
         )
     known = registry.available(KINDS[kind])
     if name in known:
-        raise NftbenchError(f"new {kind} {name!r}: {known[name].origin} has a {kind} of this name; choose another one")
+        raise NftbenchError(f"new {kind} {name!r}: {known[name].origin} has one of this name; choose another")
     if _class_name(name) in {*exported, *dir(builtins)}:
         raise NftbenchError(f"new {kind} {name!r}: its class would be {_class_name(name)}, which is taken; add a word")
     if importlib.util.find_spec(name) is not None:

@@ -284,7 +284,8 @@ def _read(plugin: Plugin, question: Callable[[Any, Any], Answer], answer: bytes)
 
 def _parsed(question: Callable[[Any, Any], Answer], answer: bytes) -> Answer:
     try:
-        return _reader(question).validate_json(answer, strict=True)
+        found: Answer = _reader(question).validate_json(answer, strict=True)
+        return found
     except ValidationError as error:
         problem = error.errors()[0]
         asked = [question.__name__.strip("_")] if question not in (_defense, _attack) else []

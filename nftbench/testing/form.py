@@ -33,6 +33,7 @@ def well_formed(kind: Kind, given: object) -> Iterator[Any]:
 
     Raises:
         BrokenPromiseError: it names the promise.
+        NftbenchError: no plugin has the name in the spec.
     """
     with contextlib.ExitStack() as stack:
         stack.enter_context(registry.importing_added())
@@ -80,8 +81,7 @@ def split_path(given: str | Path) -> tuple[Path | None, str]:
 
 
 def _created(kind: Kind, spec: Spec) -> Any:
-    with works("its name is known"):
-        found = registry.find(kind, spec.name)
+    found = registry.find(kind, spec.name)
     source = _source(found)
     with works("it can be imported", source):
         cls = registry.imported(found)

@@ -80,8 +80,7 @@ def _check_on(plugin: Task, workspace: Workspace, source: Path | None) -> None:
 def _created(task: object) -> Iterator[Task]:
     if isinstance(task, str | Path):
         with named("tasks", task) as spec:
-            with works("its name is known"):
-                found = registry.find("tasks", spec.name)
+            found = registry.find("tasks", spec.name)
             if found.path is not None and found.is_text:
                 with works("its parameters are those of a text task"):
                     text = TypeAdapter(TextTask).validate_python({"path": found.path, **dict(spec.parameters)})
