@@ -55,9 +55,10 @@ def labels(
         own: what plugins call themselves, by specification of the row. It takes the place of the plugin's name. One
             that could be taken for a row of another plugin is not used.
     """
-    heads = {row: own.get(row, Spec.parse(row).name) for row in rows}
-    while imitating := _imitating(found := _with_heads(heads), heads, given):
-        heads |= {row: Spec.parse(row).name for row in imitating}
+    names = {row: Spec.parse(row).name for row in rows}
+    heads = names | {row: label for row, label in own.items() if row in names}
+    while imitating := _imitating(found := _with_heads(heads, names), heads, names, given):
+        heads |= {row: names[row] for row in imitating}
     wanted = {_same(row): label for row, label in given.items()}
     chosen = {row: wanted.get(_same(row), label) for row, label in found.items()}
     for candidate in (chosen, found):
@@ -68,17 +69,21 @@ def labels(
     return {row: row for row in rows}  # a plugin's name is another's label
 
 
-def _with_heads(heads: Mapping[str, str]) -> dict[str, str]:
+def _with_heads(heads: Mapping[str, str], names: Mapping[str, str]) -> dict[str, str]:
     """The label of each row with the head in front: what tells apart the rows of one plugin with the same head."""
     alike: dict[tuple[str, str], list[str]] = {}
     for row in sorted(heads):
-        alike.setdefault((Spec.parse(row).name, heads[row]), []).append(row)
+        alike.setdefault((names[row], heads[row]), []).append(row)
     return {row: label for (_, head), rows in alike.items() for row, label in _of_one_plugin(head, rows).items()}
 
 
-def _imitating(found: Mapping[str, str], heads: Mapping[str, str], given: Mapping[str, str]) -> list[str]:
+def _imitating(
+    found: Mapping[str, str], heads: Mapping[str, str], names: Mapping[str, str], given: Mapping[str, str]
+) -> list[str]:
     """The rows whose plugin calls itself something that looks like the name, label or specification of another row."""
-    names = {row: Spec.parse(row).name for row in found}
+    own = [row for row in found if heads[row] != names[row]]
+    if not own:
+        return []
     said: dict[str, set[str]] = {word: {""} for word in RESERVED}
     for row, label in found.items():
         for text in (label, heads[row], names[row], row):
@@ -90,7 +95,6 @@ def _imitating(found: Mapping[str, str], heads: Mapping[str, str], given: Mappin
         beginnings = itertools.accumulate(_look(text))  # `PMP (official)` begins as `pmp` does
         return any(said.get(beginning, set()) - {names[row]} for beginning in beginnings)
 
-    own = [row for row in found if heads[row] != names[row]]
     return [row for row in own if looks_like_another(row, found[row]) or looks_like_another(row, heads[row])]
 
 

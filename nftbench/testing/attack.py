@@ -228,9 +228,9 @@ def _check_steps(plugin: Attack, found: _Adapted, context: Attacker, allowance: 
     more = 1 + len(plugin.uses()) + besides.runs
     counted = besides.whole(outcome.cost).steps + besides.steps
     promise(
-        steps <= counted + more,
+        taken <= counted + more,
         "the cost counts every step of adapt",
-        f"{counted} of {steps}: train with context.sweep and context.train, which count, or put all steps into "
+        f"{counted} of {taken}: train with context.sweep and context.train, which count, or put all steps into "
         "Outcome.cost",
     )
     budget = context.budget

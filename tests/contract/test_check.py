@@ -46,6 +46,12 @@ STEPS = """
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
 """
+BY_HAND = """
+        network = prepared.model.network
+        split = task.split("validation")
+        points = [Point(0.0, 0, 0.1, 2.0), Point(0.1, 7, 0.2, 1.0)]
+        return Outcome(network, task.evaluate(network, split), points[1], tuple(points), cost=Cost(steps=2))
+"""
 HIDDEN = """
         found = context.sweep(prepared.model, task)
         try:
@@ -119,6 +125,7 @@ def test_a_name_that_is_taken_is_told(tmp_path: Path) -> None:
     [
         (ATTACK.replace(SWEEP, SWEEP.replace("return ", "") + SWEEP), "adapt sweeps once", "twice the budget: drop it"),
         (ATTACK.replace(SWEEP, HIDDEN), "adapt sweeps once", "twice the budget: drop it"),
+        (ATTACK.replace(SWEEP, BY_HAND), "the cost counts every step of adapt", "2 of 7: train with context.sweep"),
         (ATTACK.replace(PREPARE, STEPS + PREPARE), "the cost counts every step of prepare", "0 of 3: train with"),
         (
             ATTACK.replace("frozenset()", "frozenset({'metod'})"),
