@@ -44,7 +44,7 @@ def promise(kept: bool, statement: str, problem: str = "", *, essential: bool = 
         BrokenPromiseError: it is broken. Within `examined` only where it is essential.
     """
     found, one = _found.get(), Promise(statement, "" if kept else one_line(problem) or "it is not so")
-    if found is not None and not found.get(statement, one).problem:
+    if found is not None and not (statement in found and found[statement].problem):
         found[statement] = one  # the first problem stays, since the same is asked on several models
     if not kept and (found is None or essential):
         raise BrokenPromiseError(str(one))

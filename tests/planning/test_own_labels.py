@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from nftbench.planning import facts, registry
 from nftbench.planning.facts import LABEL
 from nftbench.planning.plan import Plan, plan
 from nftbench.records import manifest as manifests
+from nftbench.records.manifest import PlannedCell
 from nftbench.report.labels import of
 from nftbench.testing import tiny_suite
 from tests.factories import suite, sweep
@@ -42,7 +44,8 @@ def test_the_label_comes_with_the_manifest_to_the_reports(plugin: WriteFile, tmp
     again = manifests.read(tmp_path / "manifest.json")
     assert again == found
     records = {one.key: one for one in [*suite(), *sweep("mine", (0.6,) * 5)]}
-    board = rank(records, again, seeds=range(5))
+    cells = tuple(PlannedCell(one.defense, one.attack, one.task, one.seed, key) for key, one in records.items())
+    board = rank(records, replace(again, cells=cells))
     assert of(board)["mine"] == "Low-rank lock"
     assert board.added_defenses == ("mine",)
 
