@@ -551,6 +551,9 @@ class Defense(Protocol):
     """The share of the weights that the secret mask marks; None where the defense has no such setting."""
     scope: Literal["global", "per_tensor"] = "global"
     """Whether `ratio` is the share of all weights together or of each tensor."""
+    label: ClassVar[str | None] = None
+    """A short name in tables and pictures instead of the plugin's; None for the plugin's. Reports do not use one that
+    another row has, or that looks like another row's. A suite's `labels` come first."""
 
     def reference_row(self) -> str:
         """Spec of the defense's reference: the row without the defense, with which the score compares it."""

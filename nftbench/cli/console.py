@@ -9,8 +9,8 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 BAD_CELLS = 1
-"""Exit code of a run in which a cell is not ok, of a proof that is not valid, and of a claim that must hold and does
-not."""
+"""Exit code of a run in which a cell is not ok, of a proof that is not valid, of a claim that must hold and does not,
+and of a plugin that breaks a promise."""
 BAD_INPUT = 2
 """Exit code of a command line that cannot be carried out."""
 INTERRUPTED = 130

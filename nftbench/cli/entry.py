@@ -14,7 +14,7 @@ from typing import Annotated, TextIO
 
 import typer
 
-from nftbench.cli import audit, calibrate, catalogue, compare, lm_eval, pack, report, run
+from nftbench.cli import audit, calibrate, catalogue, check, compare, lm_eval, new, pack, report, run
 from nftbench.cli.console import BAD_INPUT, INTERRUPTED, complain
 from nftbench.cli.options import with_options
 from nftbench.errors import NftbenchError
@@ -42,6 +42,8 @@ def nftbench(
 
 app.command("list")(catalogue.list_)
 app.command()(catalogue.info)
+app.command()(new.new)
+app.command()(check.check)
 app.command()(with_options(run.plan))
 app.command()(with_options(run.run))
 app.command()(with_options(run.reproduce))

@@ -357,7 +357,13 @@ def rank(records: Mapping[str, Record], manifest: Manifest, seeds: Collection[in
         added=manifest.added,
     )
     problems = (*board.problems, PUBLIC_SALT) if manifest.public_salt else board.problems
-    return replace(board, problems=problems, labels=suite.labels)
+    return replace(
+        board,
+        problems=problems,
+        labels=suite.labels,
+        own_labels=manifest.labels,
+        added_defenses=manifest.added_defenses,
+    )
 
 
 def failed_claims(leaderboard: Leaderboard) -> list[str]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import json
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_type_hints
@@ -29,6 +30,9 @@ Question = Callable[[Any, Any], Any]
 Describer = Callable[[Plugin, str, Question, Any], bytes]
 """`(plugin, spec, question, argument)` to the answer as JSON, given by the plugin in a process of its own."""
 
+LABEL = re.compile(r"(?=.{1,40}\Z)[A-Za-z0-9()]+(?:[ +\-./][A-Za-z0-9()]+)*")
+"""What a plugin may call itself. These characters need no escaping anywhere, and none looks like another alphabet's."""
+
 
 def _parameter(value: Any) -> Any:
     if isinstance(value, list | tuple):
@@ -36,6 +40,14 @@ def _parameter(value: Any) -> Any:
     if value is None or isinstance(value, str | int | float):
         return value
     raise ValueError(f"{value!r} is neither a text, a number, a truth value, None nor a tuple of such")
+
+
+def _label(text: str) -> str:
+    if not LABEL.fullmatch(text):
+        raise ValueError(
+            "a label has at most 40 characters: letters A to Z, digits, brackets, and single spaces or + - . / between"
+        )
+    return text
 
 
 @dataclass(frozen=True)
@@ -69,6 +81,7 @@ class DefenseFacts(_Facts):
     releases_update: bool
     ratio: float | None
     scope: Literal["global", "per_tensor"]
+    label: Annotated[str, AfterValidator(_label)] | None
     reference: str
     """Spec of the reference row."""
     control: str | None
@@ -122,7 +135,7 @@ def with_code(defense: Defense) -> Defense:
     return found
 
 
-_ATTRIBUTES = ("stage", "claims", "trivial", "keeps_secret", "task_aware", "releases_update", "ratio", "scope")
+_ATTRIBUTES = ("stage", "claims", "trivial", "keeps_secret", "task_aware", "releases_update", "ratio", "scope", "label")
 """The attributes of `Defense`."""
 
 
@@ -261,16 +274,38 @@ def _read(plugin: Plugin, question: Callable[[Any, Any], Answer], answer: bytes)
         NftbenchError: it has another type than the question asks for, or is about another plugin.
     """
     try:
+        found: Answer = _parsed(question, answer)
+    except NftbenchError as error:
+        raise NftbenchError(one_line(f"{plugin}: {error}")) from None
+    if isinstance(found, _Facts) and found.name != plugin.name:
+        raise NftbenchError(one_line(f"{plugin}: it describes another plugin, {found.name!r}"))
+    return found
+
+
+def _parsed(question: Callable[[Any, Any], Answer], answer: bytes) -> Answer:
+    try:
         found: Answer = _reader(question).validate_json(answer, strict=True)
+        return found
     except ValidationError as error:
         problem = error.errors()[0]
         asked = [question.__name__.strip("_")] if question not in (_defense, _attack) else []
         place = ".".join(map(str, (*asked, *problem["loc"])))
         value = f" is {problem['input']!r}" if problem["type"] != "json_invalid" else ""
-        raise NftbenchError(one_line(f"{plugin}: {place}{value}: {_lowered(problem['msg'])}")) from None
-    if isinstance(found, _Facts) and found.name != plugin.name:
-        raise NftbenchError(one_line(f"{plugin}: it describes another plugin, {found.name!r}"))
-    return found
+        raise NftbenchError(one_line(f"{place}{value}: {_lowered(problem['msg'])}")) from None
+
+
+def ask_here(kind: Kind, plugin: Any) -> None:
+    """Ask a plugin object in this process what a plan asks of every plugin of its kind.
+
+    Raises:
+        NftbenchError: an answer has another type than the question asks for.
+    """
+    questions: Mapping[Kind, tuple[Question, ...]] = {
+        "defenses": (_defense, _fingerprint, _given_parameters),
+        "attacks": (_attack,),
+    }
+    for question in questions.get(kind, ()):
+        _parsed(question, as_json(question, question(plugin, type(plugin).__name__)))
 
 
 def as_json(question: Question, answer: Any) -> bytes:

@@ -132,10 +132,16 @@ class Plan:
             initialisations=self.initialisations,
             skips=self.skips,
             added=self.added,
+            added_defenses=tuple(sorted(filter(_is_added, {spec.name for spec in self.defenses}))),
+            labels={str(spec): one.label for spec, one in self.defenses.items() if one.label is not None},
             device=str(self.device),
             limit=self.limit,
             command=command,
         )
+
+
+def _is_added(defense: str) -> bool:
+    return not registry.find("defenses", defense).is_trusted
 
 
 def _planned(cell: Cell) -> PlannedCell:

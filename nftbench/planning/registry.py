@@ -109,7 +109,10 @@ def add_file(path: str | Path) -> list[Plugin]:
     except (SyntaxError, UnicodeDecodeError) as error:
         raise NftbenchError(f"--plugin {path}: {error}") from None
     if not kinds:
-        raise NftbenchError(f"--plugin {path}: has no class with one of the methods {', '.join(_METHOD.values())}")
+        methods = ", ".join(_METHOD.values())
+        raise NftbenchError(
+            f"--plugin {path}: has no class with one of the methods {methods}; `nftbench new` writes a file with one"
+        )
     added = [Plugin(kind, _name(source), str(path), source) for kind in kinds]
     if len({plugin.is_trusted for plugin in added}) > 1:
         raise NftbenchError(
@@ -119,7 +122,10 @@ def add_file(path: str | Path) -> list[Plugin]:
     for plugin in added:
         known = available(plugin.kind).get(plugin.name)
         if known is not None and known != plugin:
-            raise NftbenchError(f"two {plugin.kind} are named {plugin.name!r}: from {known.origin} and from {path}")
+            raise NftbenchError(
+                f"two {plugin.kind} are named {plugin.name!r}: from {known.origin} and from {path}; rename the file, "
+                "after which the plugin is named"
+            )
         _added[plugin.kind, plugin.name] = plugin
     return added
 
@@ -224,9 +230,8 @@ def create(kind: Kind, text: str) -> Any:
         if problem["type"] == "string_type" and len(problem["loc"]) == 1:
             message = f"{problem['input']!r} is no text; write {key}='{problem['input']}'"
         raise NftbenchError(f"{text!r}: {key + ': ' if key else ''}{message}") from None
-    for name, its_kind in _attributes(PROTOCOLS[kind]).items():
-        if isinstance(inspect.getattr_static(cls, name, None), property):
-            _check_attribute(found, name, its_kind, getattr(plugin, name))
+    for wrong in property_problems(kind, plugin):
+        raise NftbenchError(f"{found}: {wrong}")
     return plugin
 
 
@@ -264,24 +269,50 @@ def load(plugin: Plugin) -> type[Any]:
     if not may_import(plugin):
         raise NftbenchError(f"{plugin}: it was added, and only a process of its own may import it")
     try:
-        if plugin.entry_point is not None:
-            loaded = plugin.entry_point.load()
-            cls = _class_in(loaded, plugin.kind) if isinstance(loaded, ModuleType) else loaded
-        else:
-            cls = _class_in(_import(plugin), plugin.kind)
+        cls = imported(plugin)
     except Exception as error:
         raise NftbenchError(f"{plugin}: {type(error).__name__}: {error}") from error
     protocol = PROTOCOLS[plugin.kind]
     if protocol not in cls.__mro__:
         raise NftbenchError(f"{plugin}: derive from nftbench.{protocol.__name__}")
-    if not is_dataclass(cls) or not cls.__dataclass_params__.frozen:  # type: ignore[attr-defined]
+    if not is_frozen_dataclass(cls):
         raise NftbenchError(f"{plugin}: {cls.__name__} is not a frozen dataclass")
-    for name, kind in _attributes(protocol).items():
-        value = inspect.getattr_static(cls, name, None)
-        if isinstance(value, property) or name in {field.name for field in fields(cls)}:
-            continue  # looked at when the plugin is created
-        _check_attribute(plugin, name, kind, value)
+    for problem in attribute_problems(plugin.kind, cls):
+        raise NftbenchError(f"{plugin}: {problem}")
     return cls
+
+
+def imported(plugin: Plugin) -> type[Any]:
+    """The class of a plugin, as its file defines it. What the plugin's code raises is passed on.
+
+    Raises:
+        NftbenchError: its file or module does not have one class with the method of its protocol.
+    """
+    if plugin.entry_point is None:
+        return class_in(_import(plugin), plugin.kind)
+    loaded = plugin.entry_point.load()
+    cls: type[Any] = class_in(loaded, plugin.kind) if isinstance(loaded, ModuleType) else loaded
+    return cls
+
+
+def is_frozen_dataclass(cls: type[Any]) -> bool:
+    """Whether a class is a dataclass whose objects cannot be changed."""
+    return is_dataclass(cls) and bool(cls.__dataclass_params__.frozen)  # type: ignore[attr-defined]
+
+
+def attribute_problems(kind: Kind, cls: type[Any]) -> Iterator[str]:
+    """For each class attribute with another type than the protocol says: its name, its value, and what is expected."""
+    for name, its_kind in _attributes(PROTOCOLS[kind]).items():
+        value = inspect.getattr_static(cls, name, None)
+        if not isinstance(value, property) and name not in {field.name for field in fields(cls)}:
+            yield from _value_problems(name, its_kind, value)
+
+
+def property_problems(kind: Kind, plugin: Any) -> Iterator[str]:
+    """The same for attributes that the class computes, which only an object has."""
+    for name, its_kind in _attributes(PROTOCOLS[kind]).items():
+        if isinstance(inspect.getattr_static(type(plugin), name, None), property):
+            yield from _value_problems(name, its_kind, getattr(plugin, name))
 
 
 def _attributes(protocol: type[Any]) -> Mapping[str, Any]:
@@ -294,23 +325,17 @@ def _attributes(protocol: type[Any]) -> Mapping[str, Any]:
     return types | {name: get_type_hints(getter)["return"] for name, getter in properties.items()}
 
 
-def _check_attribute(plugin: Plugin, name: str, kind: Any, value: Any) -> None:
-    """Refuse a plugin with a value of another type than its protocol says.
-
-    Raises:
-        NftbenchError: names the plugin and the attribute.
-    """
+def _value_problems(name: str, kind: Any, value: Any) -> Iterator[str]:
     from pydantic import ValidationError
 
     try:
         _checker(kind).validate_python(value, strict=True)
     except ValidationError as error:
         expected = error.errors()[0]["msg"]
-        message = f"{name} is {value!r}: {expected[:1].lower()}{expected[1:]}"
-        raise NftbenchError(f"{plugin}: {message}") from None
+        yield f"{name} is {value!r}: {expected[:1].lower()}{expected[1:]}"
     if isinstance(value, Claim):  # pydantic takes an object of a class without looking into it
         for part, its_kind in _attributes(Claim).items():
-            _check_attribute(plugin, f"{name}.{part}", its_kind, getattr(value, part))
+            yield from _value_problems(f"{name}.{part}", its_kind, getattr(value, part))
 
 
 def _candidates(kind: Kind) -> Iterator[Plugin]:
@@ -408,7 +433,12 @@ class _FromSources:
 sys.meta_path.insert(0, _FromSources)
 
 
-def _class_in(module: ModuleType, kind: Kind) -> type[Any]:
+def class_in(module: ModuleType, kind: Kind) -> type[Any]:
+    """The class of a module with the method of this kind's protocol.
+
+    Raises:
+        NftbenchError: there is none, or there are several.
+    """
     own = [item for item in vars(module).values() if isinstance(item, type) and item.__module__ == module.__name__]
     classes = [cls for cls in own if _METHOD[kind] in vars(cls) and not cls.__name__.startswith("_")]
     if len(classes) != 1:

@@ -70,6 +70,10 @@ class Manifest:
     skips: tuple[Skip, ...] = ()
     added: tuple[str, ...] = ()
     """The names of attacks that the suite's own file does not list, and that do not come with nftbench."""
+    added_defenses: tuple[str, ...] = ()
+    """The names of defenses that do not come with nftbench."""
+    labels: Mapping[str, str] = field(default_factory=dict)
+    """What defenses call themselves in tables and pictures, by row. The suite's own labels come first."""
     command: str = ""
     """The command line of the last run."""
     format: int = FORMAT

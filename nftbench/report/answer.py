@@ -39,7 +39,7 @@ def _ranking(board: Leaderboard, names: Mapping[str, str]) -> str:
         f"{interval(first.excess.interval)} points, and it keeps {interval(first.utility.retention, 100)} % of utility."
     )
     if others:
-        said += f" Then {_listed(f'{names[one.defense]} ({_excess(one)}, keeps {_kept(one)} %)' for one in others)}."
+        said += f" Then {listed(f'{names[one.defense]} ({_excess(one)}, keeps {_kept(one)} %)' for one in others)}."
     if others and all((one.standing.ranks and one.standing.ranks.last == len(ranked)) for one in ranked):
         said += " The comparisons do not settle the order: each of them may be last."
     return said
@@ -47,7 +47,7 @@ def _ranking(board: Leaderboard, names: Mapping[str, str]) -> str:
 
 def _unranked(board: Leaderboard, names: Mapping[str, str]) -> str:
     rows = [names[one.defense] for one in order.defenses(board) if one.standing.group == "unranked"]
-    return f"Not ranked: {_listed(rows)}." if rows else ""
+    return f"Not ranked: {listed(rows)}." if rows else ""
 
 
 def _claims(board: Leaderboard, names: Mapping[str, str]) -> str:
@@ -57,7 +57,7 @@ def _claims(board: Leaderboard, names: Mapping[str, str]) -> str:
             verdicts.setdefault(one.claim.verdict, []).append(names[one.defense])
     if not verdicts:
         return ""
-    words = "; ".join(f"{HOLDING.get(verdict, verdict)}: {_listed(rows)}" for verdict, rows in verdicts.items())
+    words = "; ".join(f"{HOLDING.get(verdict, verdict)}: {listed(rows)}" for verdict, rows in verdicts.items())
     if HOLDING.keys() & verdicts.keys():
         return f"Claims {words}."
     return f"No claim holds. {words[0].upper()}{words[1:]}."
@@ -75,7 +75,7 @@ def _broken(board: Leaderboard, names: Mapping[str, str]) -> str:
     known = [one for one in board.scores if one.kind == "reference" and one.resistance.attacked]
     undefended = [f"{number(one.resistance.attacked.value)}" for one in known if one.resistance.attacked]
     beside = f", where the undefended model ends at {undefended[0]}" if len(undefended) == 1 else ""
-    return f"What breaks them, and where the best attacks end: {_listed(ends.values())}{beside}."
+    return f"What breaks them, and where the best attacks end: {listed(ends.values())}{beside}."
 
 
 def _excess(score: Score) -> str:
@@ -86,7 +86,7 @@ def _kept(score: Score) -> str:
     return number(100 * score.utility.retention.value) if score.utility.retention else "an unknown share"
 
 
-def _listed(words: Iterable[str]) -> str:
+def listed(words: Iterable[str]) -> str:
     """`a`, `a and b`, `a, b and c`; of many the first and their number."""
     found = list(words)
     if len(found) > MOST:

@@ -2,12 +2,14 @@
 
 The label of `pmp[discovery_steps=200]` is `pmp`. Rows of one plugin are told apart by as few parameters as possible:
 `pmp[complement=released,discovery_steps=200]` beside it is `pmp · released`, and `dlr_lock[depth=1,…]` beside another
-depth is `dlr_lock · depth 1`.
+depth is `dlr_lock · depth 1`. A plugin may call itself something else, which then stands in the place of its name; the
+suite may set the whole label.
 """
 
 from __future__ import annotations
 
 import itertools
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from types import MappingProxyType
@@ -18,15 +20,18 @@ from nftbench.scoring.table import Table
 
 NONE_GIVEN: Mapping[str, str] = MappingProxyType({})
 SEPARATOR = " · "
+RESEMBLING = str.maketrans("015i", "olsl")
+RESERVED = ("undefended", "reference")
+"""What no plugin may call itself, so that no defense passes for the undefended model."""
 NAMED = frozenset({"defense", "control", "dose", "reference"})
 """Columns of tables whose cells are rows of the leaderboard."""
 
 
 def of(board: Leaderboard) -> dict[str, str]:
-    """The label of every row of a leaderboard. The suite's own labels come first."""
+    """The label of every row of a leaderboard. The suite's own labels come first, then those of plugins."""
     rows = dict.fromkeys([score.defense for score in board.scores])
     rows |= dict.fromkeys(row for doses in board.ladder.values() for row in doses)
-    return labels(list(rows), board.labels)
+    return labels(list(rows), board.labels, board.own_labels)
 
 
 def shown(table: Table, names: Mapping[str, str]) -> Table:
@@ -39,18 +44,21 @@ def shown(table: Table, names: Mapping[str, str]) -> Table:
     return replace(table, rows=tuple(rows))
 
 
-def labels(rows: Sequence[str], given: Mapping[str, str] = NONE_GIVEN) -> dict[str, str]:
+def labels(
+    rows: Sequence[str], given: Mapping[str, str] = NONE_GIVEN, own: Mapping[str, str] = NONE_GIVEN
+) -> dict[str, str]:
     """The label of each row, by its specification. No two rows have the same one; the order of `rows` is irrelevant.
 
-    `given` are labels that a suite sets, by specification. One that is set for two rows, or that another row has, is
-    not used.
+    Args:
+        given: labels that a suite sets, by specification. One that is set for two rows, or that another row has, is not
+            used.
+        own: what plugins call themselves, by specification of the row. It takes the place of the plugin's name. One
+            that could be taken for a row of another plugin is not used.
     """
-    found: dict[str, str] = {}
-    by_name: dict[str, list[str]] = {}
-    for row in sorted(set(rows)):
-        by_name.setdefault(Spec.parse(row).name, []).append(row)
-    for name, alike in by_name.items():
-        found |= _of_one_plugin(name, alike)
+    names = {row: Spec.parse(row).name for row in rows}
+    heads = names | {row: label for row, label in own.items() if row in names}
+    while imitating := _imitating(found := _with_heads(heads, names), heads, names, given):
+        heads |= {row: names[row] for row in imitating}
     wanted = {_same(row): label for row, label in given.items()}
     chosen = {row: wanted.get(_same(row), label) for row, label in found.items()}
     for candidate in (chosen, found):
@@ -59,6 +67,41 @@ def labels(rows: Sequence[str], given: Mapping[str, str] = NONE_GIVEN) -> dict[s
         if len(set(chosen.values())) == len(chosen):
             return {row: chosen[row] for row in rows}
     return {row: row for row in rows}  # a plugin's name is another's label
+
+
+def _with_heads(heads: Mapping[str, str], names: Mapping[str, str]) -> dict[str, str]:
+    """The label of each row with the head in front: what tells apart the rows of one plugin with the same head."""
+    alike: dict[tuple[str, str], list[str]] = {}
+    for row in sorted(heads):
+        alike.setdefault((names[row], heads[row]), []).append(row)
+    return {row: label for (_, head), rows in alike.items() for row, label in _of_one_plugin(head, rows).items()}
+
+
+def _imitating(
+    found: Mapping[str, str], heads: Mapping[str, str], names: Mapping[str, str], given: Mapping[str, str]
+) -> list[str]:
+    """The rows whose plugin calls itself something that looks like the name, label or specification of another row."""
+    own = [row for row in found if heads[row] != names[row]]
+    if not own:
+        return []
+    said: dict[str, set[str]] = {word: {""} for word in RESERVED}
+    for row, label in found.items():
+        for text in (label, heads[row], names[row], row):
+            said.setdefault("".join(_look(text)), set()).add(names[row])
+    for row, label in given.items():
+        said.setdefault("".join(_look(label)), set()).add(Spec.parse(row).name)
+
+    def looks_like_another(row: str, text: str) -> bool:
+        beginnings = itertools.accumulate(_look(text))  # `PMP (official)` begins as `pmp` does
+        return any(said.get(beginning, set()) - {names[row]} for beginning in beginnings)
+
+    return [row for row in own if looks_like_another(row, found[row]) or looks_like_another(row, heads[row])]
+
+
+def _look(text: str) -> list[str]:
+    """The words of a text as a reader sees them at a glance: no case, and signs like the letters that they resemble."""
+    plain = unicodedata.normalize("NFKC", text).casefold().translate(RESEMBLING).replace("rn", "m")
+    return "".join(letter if letter.isalnum() else " " for letter in plain).split()
 
 
 def _same(row: str) -> Spec:

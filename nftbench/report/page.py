@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 
 from nftbench.report import order, row_tables, tables
 from nftbench.report.answer import answer
+from nftbench.report.authors import paragraphs
 from nftbench.report.doubts import about_all
 from nftbench.report.labels import of, shown
 from nftbench.report.markdown import commands, escaped, items, joined, link_text, one_line, section
@@ -73,6 +74,7 @@ def leaderboard(board: Leaderboard, command: str) -> str:
         [
             f"# {_title(board)}",
             escaped(answer(board)),
+            *map(escaped, paragraphs(board)),
             escaped(board.about),
             measured,
             items(board.problems, bold=True),

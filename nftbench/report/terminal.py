@@ -11,6 +11,7 @@ from rich.text import Text
 
 from nftbench.report import order, tables
 from nftbench.report.answer import answer
+from nftbench.report.authors import paragraphs
 from nftbench.report.doubts import EXPLANATIONS, about_all, own
 from nftbench.report.labels import of, shown
 from nftbench.scoring.leaderboard import Leaderboard
@@ -48,7 +49,7 @@ def summary(board: Leaderboard) -> RenderableType:
                 if flag.severity == "warn"
             ]
     ranks, controls = shown(tables.ranking(board), names), shown(tables.controls(board), names)
-    first = [Text(one) for one in (answer(board), board.about) if one]
+    first = [Text(one) for one in (answer(board), *paragraphs(board), board.about) if one]
     return Group(
         *first,
         ranking(board),

@@ -10,6 +10,7 @@ from typing import TypeVar
 
 from nftbench.records.record import CellId, Record
 from nftbench.scoring import flags
+from nftbench.scoring.added_attacks import AddedAttack, added_attacks
 from nftbench.scoring.budget_curve import BudgetCurve, budget_curves
 from nftbench.scoring.claims import claim_test, claimed_attacks
 from nftbench.scoring.grid import NONE, Attacks, Grid, Knowledge, arrange, knowledge_name
@@ -74,6 +75,12 @@ class Leaderboard:
     """The best score so far against what has been spent."""
     labels: Mapping[str, str] = field(default_factory=dict)
     """Short names that the suite gives to rows, by specification."""
+    own_labels: Mapping[str, str] = field(default_factory=dict)
+    """Short names that defenses give to themselves, by specification."""
+    added_defenses: tuple[str, ...] = ()
+    """Names of the defenses that do not come with nftbench."""
+    added_attacks: tuple[AddedAttack, ...] = ()
+    """What attacks from outside suite and nftbench add."""
 
     def side_table(self, kind: type[AnyTable]) -> AnyTable:
         """The side table of this kind."""
@@ -150,6 +157,7 @@ def score(
         frontier=tuple(curve for one in beside for curve in curves(one)),
         side_tables=tables,
         budgets=budget_curves(grid, tasks),
+        added_attacks=added_attacks(grid, tasks),
     )
 
 

@@ -275,8 +275,9 @@ class Suite(_Section):
     ranking: frozenset[Knowledge] = frozenset({"method", "data"})
     """The knowledge of the attackers in the main ranking: attacks that need more do not count in it."""
     labels: dict[str, Annotated[str, Field(min_length=1, max_length=40)]] = {}
-    """Short names for rows in tables and pictures, by defense, as in `pmp[radius=0.02]: PMP, small`. Other rows are
-    named after their plugin and what tells them apart. Labels change no number, and no cell runs again for them."""
+    """Short names for rows in tables and pictures, by defense, as in `pmp[radius=0.02]: PMP, small`. Other rows have
+    their plugin's own label or its name, and what tells them apart. Labels change no number, and no cell runs again for
+    them."""
     salt: str | None = Field(default=None, pattern=r"^\S+$")
     """toy: a text that the grammars depend on, so that nobody can tune a defense on the grammars of a ranking. Without
     one, each folder of results draws its own at random. A salt that is written here is public."""

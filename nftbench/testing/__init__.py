@@ -7,7 +7,10 @@ here too, for tests that go further.
 A test of a plugin is one line:
 
     def test_mine() -> None:
-        check_defense("mine[strength=2]")     # known by an entry point or `registry.add_file`; an instance will do too
+        check_defense("mine.py[strength=2]")
+
+The name of an installed plugin, a module, a class or an object will do, too. `nftbench check` runs the same checks
+without pytest: `file.py` examines all promises of the plugins in a file.
 """
 
 from __future__ import annotations

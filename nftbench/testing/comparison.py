@@ -33,8 +33,13 @@ def keeps_random_state(method: str) -> Iterator[None]:
     """The promise that the block leaves the global random numbers alone: they must not depend on which plugins ran."""
     before = _random_state()
     yield
-    for source, state in _random_state().items():
-        promise(state == before[source], f"{method} leaves the global random numbers of {source} alone")
+    changed = [source for source, state in _random_state().items() if state != before[source]]
+    promise(
+        not changed,
+        f"{method} leaves the global random numbers alone",
+        f"those of {' and '.join(changed)} moved: draw from a generator of your own, such as "
+        "`torch.Generator().manual_seed(context.seed)`",
+    )
 
 
 def _random_state() -> dict[str, Any]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from pathlib import Path
+from types import ModuleType
 
 from nftbench.contract import Reading, Release, Yardstick
 from nftbench.models import networks, updates
@@ -12,37 +14,57 @@ from nftbench.running.protecting import ADAPTER
 from nftbench.running.releases import ReleaseInspection, make_release
 from nftbench.testing.comparison import identical, keeps_random_state
 from nftbench.testing.form import well_formed
-from nftbench.testing.promises import promise
+from nftbench.testing.promises import promise, source_of, works
 from nftbench.testing.tiny import ARCHITECTURES, temporary_workspace, tiny_suite
 
 
-@registry.importing_added()
 def check_yardstick(
-    yardstick: Yardstick | str, defense: str = "none", *, architectures: Sequence[str] = tuple(ARCHITECTURES)
+    yardstick: Yardstick | type[Yardstick] | ModuleType | str | Path,
+    defense: str = "none",
+    *,
+    architectures: Sequence[str] = tuple(ARCHITECTURES),
 ) -> None:
     """Read the yardstick off a tiny release of each architecture and hold it to its protocol.
 
     Args:
+        yardstick: an object, a class, a module, a spec, or a file or folder as `--plugin` takes it.
         defense: spec of a defense to which it applies.
 
     Raises:
         BrokenPromiseError: it names the promise.
     """
-    plugin: Yardstick = well_formed("yardsticks", yardstick)
-    reason = plugin.applies(registry.create("defenses", defense))
-    promise(reason is None, f"it applies to {defense}: {reason}")
-    for architecture in architectures:
-        with temporary_workspace(tiny_suite(architecture, defenses=[defense])) as workspace:
-            job = next(job for job in workspace.plan.jobs() if str(job.defense) == defense)
-            folder = make_release(workspace, job.defense, job.seed, job.release)
-            model = networks.load(folder, attacker=True)
-            before = {name: tensor.clone() for name, tensor in model.network.state_dict().items()}
-            inspection = ReleaseInspection(workspace, job, Release(model, updates.load(folder / ADAPTER)))
-            with keeps_random_state("measure"):
-                reading = plugin.measure(inspection)
-            promise(isinstance(reading, Reading), f"measure returns Reading, not {type(reading).__name__}")
-            promise(identical(before, model.network.state_dict()), "measure leaves the release as it is")
-            for name, value in reading.values.items():
-                promise(math.isfinite(value), f"the value {name} is finite")
-            for series in reading.series:
-                promise(len(series.x) == len(series.y), f"the series {series.name} has a y for each x")
+    with well_formed("yardsticks", yardstick) as plugin:
+        with works("applies ends without an error", source_of(plugin)):
+            reason = plugin.applies(registry.create("defenses", defense))
+        promise(
+            reason is None,
+            f"it applies to {defense}",
+            f"{reason}; call check_yardstick with a defense to which it applies",
+            essential=True,
+        )
+        for architecture in architectures:
+            _check_on(plugin, defense, architecture)
+
+
+def _check_on(plugin: Yardstick, defense: str, architecture: str) -> None:
+    with temporary_workspace(tiny_suite(architecture, defenses=[defense])) as workspace:
+        job = next(job for job in workspace.plan.jobs() if str(job.defense) == defense)
+        folder = make_release(workspace, job.defense, job.seed, job.release)
+        model = networks.load(folder, attacker=True)
+        before = {name: tensor.clone() for name, tensor in model.network.state_dict().items()}
+        inspection = ReleaseInspection(workspace, job, Release(model, updates.load(folder / ADAPTER)))
+        with works("measure ends without an error", source_of(plugin)), keeps_random_state("measure"):
+            reading = plugin.measure(inspection)
+    found = "nothing" if reading is None else type(reading).__name__
+    promise(
+        isinstance(reading, Reading),
+        "measure returns Reading",
+        f"it returned {found}: end it with `return Reading({{'name': value}})`",
+        essential=True,
+    )
+    promise(identical(before, model.network.state_dict()), "measure leaves the release as it is", "change a copy of it")
+    for name, value in reading.values.items():
+        promise(math.isfinite(value), f"the value {name} is finite", f"it is {value}")
+    for series in reading.series:
+        lengths = f"{len(series.x)} x and {len(series.y)} y"
+        promise(len(series.x) == len(series.y), f"the series {series.name} has a y for each x", lengths)

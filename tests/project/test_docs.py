@@ -16,7 +16,7 @@ import pytest
 import typer
 
 from nftbench import contract, suites
-from nftbench.cli import app
+from nftbench.cli import app, main
 from nftbench.contract import AttackerContext, Inspection, OwnerContext, TaskContext
 from nftbench.planning import registry
 from nftbench.scoring import flags, table
@@ -132,11 +132,19 @@ def test_make_targets_exist() -> None:
     assert spoken <= targets
 
 
-@pytest.mark.parametrize(("page", "index"), [("README.md", 0), ("docs/plugins.md", 0)])
-def test_the_defense_in_the_text_keeps_its_promises(page: str, index: int, example: Any) -> None:
-    code = blocks(page, "python")[index]
+def test_the_defense_in_the_text_keeps_its_promises(example: Any) -> None:
+    code = blocks("docs/plugins.md", "python")[1]
     assert len(code.splitlines()) <= 35
     check_defense(example(code), architectures=("gpt2",))
+
+
+@pytest.mark.parametrize(("kind", "name", "index"), [("defense", "truncate", 1), ("attack", "largest", 2)])
+def test_the_text_shows_what_new_writes(
+    kind: str, name: str, index: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["new", kind, name]) == 0
+    assert Path(f"{name}.py").read_text(encoding="utf-8") == blocks("docs/plugins.md", "python")[index]
 
 
 @pytest.mark.slow

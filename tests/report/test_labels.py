@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given, strategies as st
+from hypothesis import given, settings, strategies as st
 
 from nftbench.records.spec import Spec
 from nftbench.report.labels import labels
@@ -61,3 +61,46 @@ def test_labels_are_unique_and_the_same_in_any_order(rows: list[str], chosen: di
 @given(SPECS)
 def test_a_row_without_siblings_has_the_name_of_its_plugin(row: str) -> None:
     assert labels([row]) == {row: Spec.parse(row).name}
+
+
+def test_a_plugins_own_label_takes_the_place_of_its_name() -> None:
+    rows = ["mine[x=1]", "mine[x=2]", "pmp"]
+    own = dict.fromkeys(rows[:2], "Low-rank lock")
+    assert list(labels(rows, own=own).values()) == ["Low-rank lock · 1", "Low-rank lock · 2", "pmp"]
+    assert labels(["mine"], own={"mine": "Low-rank lock"}) == {"mine": "Low-rank lock"}
+
+
+def test_a_suites_label_wins_over_the_plugins_own() -> None:
+    assert labels(["mine"], {"mine": "M"}, {"mine": "Low-rank lock"}) == {"mine": "M"}
+
+
+@pytest.mark.parametrize(
+    "label",
+    [
+        *("pmp", "PMP", "P-M-P", "prnp", "pmp (official)", "pmp - released", "dlr lock", "DLR Lock", "d1r lock"),
+        *("none", "N0NE", "Undefended", "reference 2", "pmp complement released", "The one"),
+    ],
+)
+def test_a_plugin_cannot_pass_for_another_row(label: str) -> None:
+    rows = ["mine", "none", "dlr_lock", "pmp", "pmp[complement=released]"]
+    found = labels(rows, {"dlr_lock": "The One"}, {"mine": label})
+    assert found == labels(rows, {"dlr_lock": "The One"})
+    assert found["mine"] == "mine"
+
+
+def test_two_plugins_with_one_label_keep_their_names() -> None:
+    assert labels(["a", "b"], own={"a": "Best", "b": "best"}) == {"a": "a", "b": "b"}
+
+
+OWN = st.dictionaries(SPECS, st.sampled_from(["PMP", "Best", "best 1", "n0ne", "pmp x", "x"]))
+
+
+@settings(deadline=None)
+@given(st.lists(SPECS, unique=True), OWN, st.dictionaries(SPECS, st.sampled_from(["one", "Best"])), st.randoms())
+def test_own_labels_are_unique_and_the_same_in_any_order(
+    rows: list[str], own: dict[str, str], chosen: dict[str, str], chance: object
+) -> None:
+    found = labels(rows, chosen, own)
+    assert len(set(found.values())) == len(rows)
+    chance.shuffle(rows)  # type: ignore[attr-defined]
+    assert labels(rows, chosen, own) == found

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 
 from nftbench.report import order, page, row_tables, tables
 from nftbench.report.answer import sentences
+from nftbench.report.authors import paragraphs
 from nftbench.report.labels import NAMED, of
 from nftbench.scoring.leaderboard import Leaderboard
 from nftbench.scoring.scores import Score
@@ -99,6 +100,11 @@ class View:
     def answer(self) -> Sequence[str]:
         """Who is ranked where, which claims hold and what breaks them: a sentence or two on each."""
         return sentences(self.board)
+
+    @property
+    def added(self) -> tuple[str, ...]:
+        """What was found about each added defense and attack, in a paragraph."""
+        return paragraphs(self.board)
 
     @property
     def ranking(self) -> Grid:
