@@ -180,6 +180,10 @@ def parameters_of(suite: Suite) -> int:
     Raises:
         NftbenchError: the suite's settings describe no valid model.
     """
+    if suite.given is not None:
+        from nftbench.running import preflight
+
+        return preflight.examine(suite.given.path).parameters
     import torch
 
     from nftbench.models import networks

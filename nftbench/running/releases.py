@@ -295,7 +295,7 @@ def _protect(workspace: Workspace, spec: Spec, seed: int, key: str, folder: Path
 def _order(workspace: Workspace, spec: Spec, seed: int) -> protecting.Order:
     """What the defense's process is given."""
     facts, suite = workspace.plan.defenses[spec], workspace.suite
-    trained = facts.stage == "posttrain"
+    trained = facts.stage == "posttrain" or suite.given is not None
     if trained:
         base_folder(workspace, seed)
     owner, learned = Owner(workspace, seed, facts.told), suite.pretraining.task
@@ -372,8 +372,11 @@ def _ledger(
 ) -> OwnerLedger:
     """What the defense spent, and what the recipe allows. There is no limit where the suite's model is not made."""
     recipe = workspace.suite.pretraining
-    base = kept_bases(workspace, seed).get(recipe.steps)
     spent = Spent(report.steps, report.tokens, parameters, seconds)
+    if workspace.suite.given is not None:  # nobody knows what its pre-training took
+        size = networks.load(base_folder(workspace, seed), "meta").network.num_parameters()
+        return OwnerLedger(spent, Spent(parameters=int(recipe.allowance * size)))
+    base = kept_bases(workspace, seed).get(recipe.steps)
     if base is None:  # an audited checkpoint, which no recipe of the suite has made
         return OwnerLedger(spent, Spent())
     with_text = workspace.suite.corpus.source != "none"
@@ -463,7 +466,7 @@ def _examine(
     _check_modes(opened.network, loss)
     error, unchecked = _checked_gradients(opened.network, loss, workspace.seed_of("probe", seed))
     readings = [plain_text.read(one.network, texts) if texts else {} for one in (opened, reference)]
-    before, after = owner.build().network.config.to_dict(), model.network.config.to_dict()
+    before, after = _settings(owner), model.network.config.to_dict()
     ignored = {"_name_or_path", "transformers_version", "architectures", "dtype"}
     return Protection(
         parameters=sum(parameter.numel() for parameter in model.network.parameters()),
@@ -480,6 +483,13 @@ def _examine(
         plain_text=readings[0],
         reference_plain_text=readings[1],
     )
+
+
+def _settings(owner: Owner) -> dict[str, Any]:
+    """The configuration of the base model."""
+    given = owner.given_folder()
+    found: dict[str, Any] = networks.settings_of(given) if given is not None else owner.build().network.config.to_dict()
+    return found
 
 
 def _reference_model(workspace: Workspace, spec: Spec, seed: int) -> Model | None:
