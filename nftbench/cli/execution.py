@@ -90,6 +90,7 @@ def prepare(suite_name: str, selection: Selection, options: RunOptions, *, keep_
 
     suite = _with_additions(suite, added, names)
     check_vocabulary(suite)
+    check_base(suite)
     whole, salt = plan_with_salt(suite, store, planned, keep=keep_salt)
     return Work(whole, select(whole), store, salt)
 
@@ -156,6 +157,18 @@ def check_corpus(suite: Suite, data: Path | None) -> None:
             raise NftbenchError(f"{suite.name}: corpus: no file matches {data / pattern}")
 
 
+def check_base(suite: Suite) -> None:
+    """Refuse a given base on which every cell would fail.
+
+    Raises:
+        NftbenchError: it cannot be read, or does not suit the suite.
+    """
+    if suite.given is not None:
+        from nftbench.running import preflight  # which loads torch
+
+        preflight.check_base(suite)
+
+
 def check_vocabulary(suite: Suite) -> None:
     """Refuse tasks in a natural language where models can read only the words of the toy language.
 
@@ -165,7 +178,7 @@ def check_vocabulary(suite: Suite) -> None:
     from nftbench.planning import registry
     from nftbench.records.spec import Spec
 
-    if suite.corpus.source != "toy":
+    if suite.corpus.source != "toy" or suite.given is not None:
         return
     for text in (*suite.tasks, *suite.benign, *suite.utility):
         if registry.find("tasks", Spec.parse(text).name).origin == "lm-eval":

@@ -26,6 +26,8 @@ class Header:
     parameters: int
     words: int
     """The size of the tokenizer's vocabulary."""
+    window: int
+    """The most tokens of one input."""
 
 
 def is_file(path: str | Path) -> bool:
@@ -47,6 +49,7 @@ def header(path: Path) -> Header:
         words = len(fields["tokenizer.ggml.tokens"].data) if "tokenizer.ggml.tokens" in fields else 0
         kinds = {tensor.tensor_type for tensor in file.tensors}
         parameters = sum(int(tensor.n_elements) for tensor in file.tensors)
+        window = int(fields[f"{architecture}.context_length"].contents())
     except Exception as error:  # a damaged file raises errors of many classes
         raise NftbenchError(f"{path}: is no GGUF file that can be read: {one_line(str(error))}") from error
     if architecture not in GGUF_CONFIG_MAPPING:
@@ -57,7 +60,7 @@ def header(path: Path) -> Header:
         raise NftbenchError(f"{path}: the package gguf cannot read the quantization {', '.join(unknown)}")
     if not words:
         raise NftbenchError(f"{path}: holds no tokenizer")
-    return Header(architecture, parameters, words)
+    return Header(architecture, parameters, words, window)
 
 
 def config(path: Path) -> PreTrainedConfig:

@@ -137,6 +137,17 @@ def settings_of(folder: Path) -> dict[str, Any]:
     return config.to_dict()
 
 
+def is_causal(network: PreTrainedModel) -> bool:
+    """Whether the network reads text in one direction, as an encoder such as BERT does not."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING
+
+    config = network.config
+    kind = type(config)
+    if kind not in AutoModelForCausalLM._model_mapping or getattr(config, "is_encoder_decoder", False):
+        return False
+    return kind not in MODEL_FOR_MASKED_LM_MAPPING or bool(getattr(config, "is_decoder", False))
+
+
 def check_finite(network: nn.Module, name: str) -> None:
     """Refuse weights that are no numbers.
 

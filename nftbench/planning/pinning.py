@@ -1,7 +1,7 @@
 """Pins a given base model: the content that a suite's `model.path` means today, as a hash or a commit.
 
-Every key depends on this pin and none on the path, so a folder may move, and other weights under an old path are another
-model.
+Every key depends on this pin and none on the path. So a folder may move, and other weights under an old path are
+another model.
 """
 
 from __future__ import annotations
@@ -72,9 +72,7 @@ def is_on_hub(path: str) -> bool:
     if place.is_dir() or (place.is_file() and place.suffix == GGUF):
         return False
     if HUB_ID.fullmatch(path) is None or path.endswith(GGUF):
-        raise NftbenchError(
-            f"model.path: {path!r} is neither a folder, nor a GGUF file, nor a hub id (organisation/name)"
-        )
+        raise NftbenchError(f"{path!r} is neither a folder nor a hub id (organisation/name), nor a GGUF file")
     return True
 
 

@@ -258,11 +258,11 @@ def _on_base(suite: Suite, defense: DefenseFacts) -> DefenseFacts:
     """
     if suite.given is None:
         return defense
-    if defense.name == GIVEN:
+    if defense.name == "checkpoint":
         twin = Spec.parse(defense.reference)
         is_base = dict(twin.parameters).get("path") == suite.given.path and twin != defense.spec
         return replace(defense, reference="none") if is_base else defense
-    if defense.stage == "pretrain":
+    if defense.name in OF_THE_RUN or (defense.stage == "pretrain" and defense.name not in GIVEN):
         raise NftbenchError(
             f"{defense.spec}: it pre-trains, and the base of this suite is given ({suite.given.path}); only defenses "
             "and controls that change a trained model run on it"
@@ -325,8 +325,10 @@ def _tasks(defense: DefenseFacts, attack: AttackFacts, ranked: list[Spec], utili
     return ranked if attack.trains else list(dict.fromkeys([*ranked, *utility]))  # a benign task may be measured too
 
 
-GIVEN = "checkpoint"
-"""The defense whose release is given and not made."""
+GIVEN = ("checkpoint", "smaller")
+"""The defenses whose releases are given and not made."""
+OF_THE_RUN = ("early_stop",)
+"""The defenses that take a finished model and an earlier state of its pre-training run."""
 DEEPEST = 10
 """How many attacks may be built one upon the other."""
 
@@ -430,13 +432,13 @@ def initialisations(suite: Suite) -> tuple[str, ...]:
 def _check_reference(defense: DefenseFacts) -> None:
     """Refuse a reference that the defense could have made to look good beside: only the undefended model has no maker.
 
-    A checkpoint brings an undefended twin of its own, and trivial changes of a checkpoint are compared with it.
+    A checkpoint brings an undefended twin of its own.
 
     Raises:
         NftbenchError: the reference is neither `none` nor, for such a row, a checkpoint.
     """
     reference = canonical("defenses", defense.reference)
-    if str(reference) != "none" and not (reference.name == "checkpoint" and defense.name in ("checkpoint", "altered")):
+    if str(reference) != "none" and not (reference.name == "checkpoint" == defense.name):
         raise NftbenchError(f"{defense.spec}: its reference row must be none, and it is {reference}")
 
 

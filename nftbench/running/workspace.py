@@ -183,4 +183,6 @@ _vocabularies: weakref.WeakKeyDictionary[PreTrainedTokenizerBase, tuple[int, str
 
 def _data_settings(plan: Plan) -> list[Any]:
     """The parts of a suite that a loaded task depends on."""
-    return [plan.suite.salt, plan.suite.corpus.model_dump(), plan.suite.budget.model_dump()]
+    suite = plan.suite
+    chat = suite.given.apply_chat_template if suite.given is not None else None
+    return [suite.salt, suite.corpus.model_dump(), suite.budget.model_dump(), chat]

@@ -31,7 +31,7 @@ Call = Callable[..., tuple[int, str, str]]
 @pytest.fixture
 def call(call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Call:
     """`call("protected", "--reference", "twin")` in a folder with both checkpoints and a tiny suite."""
-    monkeypatch.setattr(audit, "CONTROLS", {"noise": (0.1,), "quantize": (4,)})
+    monkeypatch.setattr(audit, "CONTROLS", {"noise": ("noise",), "quantize": ("quantize[bits=4]",)})
     checkpoints.write(Path("twin"))
     checkpoints.edit(
         checkpoints.write(Path("protected")),
@@ -64,10 +64,10 @@ def test_an_audit_ends_in_a_card_that_agrees_with_the_leaderboard(call: Call) ->
     (row,) = [one for one in board["scores"] if one["kind"] == "defense"]
     assert row["defense"] == "checkpoint[path=protected,reference=twin]"
     assert board["ladder"] == {
-        "noise": ["altered[path=twin,change=noise,dose=0.1]"],
-        "quantize": ["altered[path=twin,change=quantize,dose=4]"],
+        "noise": ["noise"],
+        "quantize": ["quantize[bits=4]"],
     }
-    assert set(row["utilities"]) <= {"toy_agreement_pronoun"}, "bits_per_token counts the suite's own tokens"
+    assert row["reference"] == "none", "the twin is the base"
 
     card, page = Path("found/card.md").read_text(), Path("found/card.html").read_text()
     answer = re.findall(r"^\*\*(.*)\*\*$", card, re.MULTILINE)[0]
@@ -110,7 +110,9 @@ def test_the_estimate_is_of_the_checkpoint_and_not_of_the_suites_model(
     small = operations()
     monkeypatch.setattr(preflight, "memory_of", lambda device: 1e15)
     monkeypatch.setattr(preflight, "free_on_disk", lambda folder: 1e15)
-    monkeypatch.setattr(preflight, "examine", lambda place: Checkpoint(place, "llama", 1_200_000_000, 128_000))
+    monkeypatch.setattr(
+        preflight, "examine", lambda place, _=None: Checkpoint(place, "llama", 1_200_000_000, 128_000, 64)
+    )
     monkeypatch.setattr(audit, "_refuse_same", lambda release, twin: None)
     assert operations() > 5e4 * small
 
@@ -127,7 +129,7 @@ def test_the_estimate_is_of_the_checkpoint_and_not_of_the_suites_model(
         (("copy", "--reference", "twin"), "hold the same weights"),
         (("protected",), "--reference"),
         (("protected", "--reference", "twin", "--set", "ladder={}"), "an audit sets ladder itself"),
-        (("protected", "--reference", "twin", "--set", "utility=[bits_per_token]"), "in the suite's own tokens"),
+        (("protected", "--reference", "twin", "--set", "model.path=x"), "an audit sets model itself"),
         (("protected", "--reference", "twin", "--set", "attacks=[fulll]"), "did you mean 'full'"),
         (("protected", "--reference", "twin", "--fail-on", "never"), "--fail-on"),
         (("--reference", "twin", "empty"), "holds no model: it lacks a config.json"),
