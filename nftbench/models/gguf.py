@@ -5,6 +5,8 @@ The architectures and kinds of quantization are those that transformers reads wi
 
 from __future__ import annotations
 
+import contextlib
+import io
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -87,7 +89,8 @@ def load(path: Path) -> Model:
     """
     settings, places = config(path), {"gguf_file": path.name, "local_files_only": True, "trust_remote_code": False}
     try:
-        network = AutoModelForCausalLM.from_pretrained(path.parent, config=settings, dtype=torch.float32, **places)
+        with contextlib.redirect_stderr(io.StringIO()):  # a progress bar
+            network = AutoModelForCausalLM.from_pretrained(path.parent, config=settings, dtype=torch.float32, **places)
         tokenizer = AutoTokenizer.from_pretrained(path.parent, **places)
     except Exception as error:  # the errors of transformers and gguf share no base class
         raise NftbenchError(f"{path}: cannot be read: {one_line(str(error))}") from error

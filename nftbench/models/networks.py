@@ -41,6 +41,10 @@ LOSS_TOLERANCE = 0.01
 """Tolerance, in nats per token, for calling two networks equivalent on text. Rounding stays far below it, and the
 differences that tasks measure are far larger."""
 
+LARGE = 50_000_000
+"""The referee's own checks of a network with more parameters than this read less text, so that they take no more than
+about three times its float32 weights in memory."""
+
 LIBRARIES = (Path(transformers.__file__).resolve().parent, Path(__file__).resolve().parent)
 """The folders of the architectures that anyone can run: those of transformers, and this one."""
 
@@ -133,8 +137,12 @@ def _config(path: str | Path, revision: str | None) -> PreTrainedConfig:
 
 def settings_of(folder: Path) -> dict[str, Any]:
     """The fields of a checkpoint's configuration, its `model_type` among them."""
-    config: PreTrainedConfig = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-    return config.to_dict()
+    found: dict[str, Any] = _config(folder, None).to_dict()
+    return found
+
+
+def is_large(network: nn.Module) -> bool:
+    return sum(parameter.numel() for parameter in network.parameters()) > LARGE
 
 
 def is_causal(network: PreTrainedModel) -> bool:

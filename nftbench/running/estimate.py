@@ -108,6 +108,7 @@ def remaining(plan: Plan, store: Store, settled: set[str]) -> Left:
     }
     needed = sorted({seed for spec, seed in releases.values() if plan.defenses[spec].stage == "posttrain"})
     bases = [seed for seed in needed if not (store.cache / "bases" / _base(plan, seed)).is_dir()]
+    bases = bases[:1] if plan.suite.given is not None else bases  # all seeds have one
     defenses = dict.fromkeys(cell.defense for cell in cells)
     given = {spec: size for spec in defenses if (size := facts.given_parameters(str(spec))) is not None}
     return Left(cells, tuple(releases.values()), tuple(bases), given)
@@ -170,7 +171,7 @@ def disk_bytes(plan: Plan, left: Left, parameters: int) -> int:
 
 def _new_artifacts(plan: Plan, left: Left, parameters: int) -> tuple[int, int]:
     """The parameters of all releases that the cache lacks, and the number of bases, kept checkpoints among them."""
-    kept = len({*plan.suite.pretraining.checkpoints, 1.0})
+    kept = len({*plan.suite.pretraining.checkpoints, 1.0}) if plan.suite.given is None else 1
     return sum(left.size(spec, parameters) for spec, _ in left.releases), kept * len(left.bases)
 
 
@@ -204,7 +205,8 @@ def _vocabulary(suite: Suite) -> int:
 
 
 def _base(plan: Plan, seed: int) -> str:
-    return f"{base_key(plan.suite, seed, plan.data, plan.device)[:32]}-{plan.suite.pretraining.steps}"
+    state = plan.suite.pretraining.steps if plan.suite.given is None else "given"
+    return f"{base_key(plan.suite, seed, plan.data, plan.device)[:32]}-{state}"
 
 
 def _defenses(cells: Sequence[Cell]) -> list[str]:

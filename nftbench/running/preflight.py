@@ -118,12 +118,13 @@ def fill_skeleton(repository: str, folder: Path, revision: str | None = None) ->
 
     hub = huggingface_hub.HfApi()
     try:
-        at = {"revision": revision} if revision is not None else {}
-        names = [item.rfilename for item in hub.model_info(repository, **at).siblings or []]
-        huggingface_hub.snapshot_download(repository, local_dir=folder, allow_patterns=list(SMALL_FILES), **at)
+        names = [item.rfilename for item in hub.model_info(repository, revision=revision).siblings or []]
+        huggingface_hub.snapshot_download(
+            repository, revision=revision, local_dir=folder, allow_patterns=list(SMALL_FILES)
+        )
         for name in names:
             if name.endswith(".safetensors") and "/" not in name:
-                _write_holes(folder / name, hub.parse_safetensors_file_metadata(repository, name, **at))
+                _write_holes(folder / name, hub.parse_safetensors_file_metadata(repository, name, revision=revision))
             elif name.endswith(PICKLED) and "/" not in name:
                 (folder / name).touch()  # so that the message names it
     except Exception as error:  # the errors of the hub, of its transport and of damaged headers share no base class

@@ -56,9 +56,10 @@ class CorpusSettings(_Section):
 
     @model_validator(mode="after")
     def _patterns(self) -> CorpusSettings:
-        for pattern in (self.train, self.heldout) if self.source == "text" else ():
+        patterns = [self.train, self.heldout] if self.source == "text" else []
+        for pattern in filter(None, patterns):
             try:
-                next(Path(os.devnull).glob(pattern or ""), None)  # raises for a wrong pattern, and finds nothing there
+                next(Path(os.devnull).glob(pattern), None)  # raises for a wrong pattern, and finds nothing there
             except (ValueError, NotImplementedError, IndexError):
                 raise ValueError(f"{pattern!r} is no path or pattern under --data") from None
         return self

@@ -78,7 +78,7 @@ def test_an_audit_ends_in_a_card_that_agrees_with_the_leaderboard(call: Call) ->
         assert f"| {name} | {shown} | " in card
     for attack in ("full", "scratch"):
         assert re.search(rf"^\| {attack} \| nothing", card, re.MULTILINE)
-    for text in ("noise 0.1", "quantize 4", "twin", "tiny: 13 of 13 results", "nftbench audit protected"):
+    for text in ("noise", "quantize 4", "twin", "tiny: 17 of 17 results", "nftbench audit protected"):
         assert text in card
         assert text in page
 
@@ -89,13 +89,13 @@ def test_an_audit_ends_in_a_card_that_agrees_with_the_leaderboard(call: Call) ->
     code, out, _ = call("protected", "--reference", "twin", "--out", "found")
     assert code == 0, "without --fail-on the verdict does not count"
     assert f"cells: 2 of {len(records)} are left" in out
-    assert Path("found/card.md").read_text().count("13 of 13 results") == 1
+    assert Path("found/card.md").read_text().count("17 of 17 results") == 1
 
 
 def test_plan_checks_and_estimates_and_runs_nothing(call: Call) -> None:
     code, out, _ = call("protected", "--reference", "twin", "--plan")
     assert code == 0
-    for line in ("protected: gpt2, 0.0121 M parameters", "cells: 13 of 13 are left", "time: about", "disk: about"):
+    for line in ("protected: gpt2, 0.0121 M parameters", "cells: 17 of 17 are left", "time: about", "disk: about"):
         assert line in out
     assert not Path("runs/audit-protected/records").exists()
 
@@ -200,10 +200,10 @@ class Hub:
 
     root: Path
 
-    def model_info(self, repository: str) -> Any:
+    def model_info(self, repository: str, revision: str | None) -> Any:
         return SimpleNamespace(siblings=[SimpleNamespace(rfilename=path.name) for path in self._folder(repository)])
 
-    def parse_safetensors_file_metadata(self, repository: str, name: str) -> Any:
+    def parse_safetensors_file_metadata(self, repository: str, name: str, revision: str | None) -> Any:
         with safe_open(self.root / repository / name, framework="pt") as file:
             metadata, names = file.metadata(), list(file.keys())
         header = (self.root / repository / name).read_bytes()
@@ -219,7 +219,7 @@ class Hub:
 
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    def download(repository: str, *, local_dir: Path, allow_patterns: list[str]) -> None:
+    def download(repository: str, *, revision: str | None, local_dir: Path, allow_patterns: list[str]) -> None:
         for path in (tmp_path / "hub" / repository).iterdir():
             if any(path.match(pattern) for pattern in allow_patterns):
                 (local_dir / path.name).write_bytes(path.read_bytes())
