@@ -135,10 +135,11 @@ def _config(path: str | Path, revision: str | None) -> PreTrainedConfig:
     return found
 
 
-def settings_of(folder: Path) -> dict[str, Any]:
+def settings_of(path: str | Path, revision: str | None = None) -> dict[str, Any]:
     """The fields of a checkpoint's configuration, its `model_type` among them."""
-    found: dict[str, Any] = _config(folder, None).to_dict()
-    return found
+    config = _config(path, revision)
+    found: dict[str, Any] = config.to_dict()
+    return found | {name: getattr(config, name) for name in config.attribute_map}
 
 
 def is_large(network: nn.Module) -> bool:

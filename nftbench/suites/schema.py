@@ -57,7 +57,7 @@ class CorpusSettings(_Section):
     @model_validator(mode="after")
     def _patterns(self) -> CorpusSettings:
         patterns = [self.train, self.heldout] if self.source == "text" else []
-        for pattern in filter(None, patterns):
+        for pattern in (one for one in patterns if one is not None):
             try:
                 next(Path(os.devnull).glob(pattern), None)  # raises for a wrong pattern, and finds nothing there
             except (ValueError, NotImplementedError, IndexError):

@@ -67,7 +67,6 @@ def test_an_audit_ends_in_a_card_that_agrees_with_the_leaderboard(call: Call) ->
         "noise": ["noise"],
         "quantize": ["quantize[bits=4]"],
     }
-    assert row["reference"] == "none", "the twin is the base"
 
     card, page = Path("found/card.md").read_text(), Path("found/card.html").read_text()
     answer = re.findall(r"^\*\*(.*)\*\*$", card, re.MULTILINE)[0]
