@@ -345,9 +345,7 @@ def _publish(
     settings = published.network.config.to_dict()
     if networks.is_large(opened.network):  # one copy in memory
         published = Model(opened.network, published.tokenizer)
-    texts, *readings = _read_plainly(workspace, spec, seed, opened)
-    protection = _examine(workspace, seed, published, opened, mask, report, settings, texts)
-    protection = dataclasses.replace(protection, plain_text=readings[0], reference_plain_text=readings[1])
+    protection = _examine(workspace, spec, seed, published, opened, mask, report, settings)
     protection = dataclasses.replace(
         protection,
         own_code=own_code or networks.has_custom_code(opened.network),
@@ -448,13 +446,13 @@ def _check_release(model: Model, mask: Mask | None) -> None:
 
 def _examine(
     workspace: Workspace,
+    spec: Spec,
     seed: int,
     model: Model,
     opened: Model,
     mask: Mask | None,
     report: protecting.OwnerReport,
     after: Mapping[str, Any],
-    texts: PlainTexts | None,
 ) -> Protection:
     """What the referee finds about a release.
 
@@ -463,12 +461,15 @@ def _examine(
         opened: the release as attackers open it, whose gradients are checked.
         report: what the defense says about its work.
         after: the configuration as published.
-        texts: texts with prompts of the ranked tasks.
     """
     owner = Owner(workspace, seed)
+    texts = _plain_texts(workspace, seed, opened, _reference_model(workspace, spec, seed) or opened)
     loss, tokenizer_changed = _probe(workspace, owner, model, texts)
     _check_modes(opened.network, loss)
     error, unchecked = _checked_gradients(opened.network, loss, workspace.seed_of("probe", seed))
+    # Read again: a large reference must not be in memory while gradients are checked.
+    reference = _reference_model(workspace, spec, seed) or opened
+    readings = [plain_text.read(one.network, texts) if texts else {} for one in (opened, reference)]
     before = _settings(owner)
     ignored = {"_name_or_path", "transformers_version", "architectures", "dtype"}
     return Protection(
@@ -483,18 +484,9 @@ def _examine(
         series=report.series,
         unchecked=unchecked,
         rewrite=symmetries.unknown(opened.network) if opened.tokenizer is not None else None,
+        plain_text=readings[0],
+        reference_plain_text=readings[1],
     )
-
-
-def _read_plainly(
-    workspace: Workspace, spec: Spec, seed: int, opened: Model
-) -> tuple[PlainTexts | None, Mapping[str, float], Mapping[str, float]]:
-    """Plain text, and how the release and its reference read it. The reference is in memory no longer than that."""
-    reference = _reference_model(workspace, spec, seed) or opened
-    texts = _plain_texts(workspace, seed, opened, reference)
-    if texts is None:
-        return None, {}, {}
-    return texts, plain_text.read(opened.network, texts), plain_text.read(reference.network, texts)
 
 
 def _settings(owner: Owner) -> dict[str, Any]:
