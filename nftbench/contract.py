@@ -547,6 +547,8 @@ class Defense(Protocol):
     releases_update: ClassVar[bool] = False
     """True where the defense protects an update instead of a model. The owner's task is the first in `told`, and
     attacks on the update run on that task alone."""
+    deterministic: ClassVar[bool] = False
+    """True where `protect` draws nothing and reads no text: then all seeds of a given base have one release."""
     ratio: float | None = None
     """The share of the weights that the secret mask marks; None where the defense has no such setting."""
     scope: Literal["global", "per_tensor"] = "global"

@@ -9,7 +9,7 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from nftbench.data.corpus import word_tokenizer
+from nftbench.data.corpus import byte_pair_tokenizer, word_tokenizer
 from nftbench.data.grammar import Grammar
 from nftbench.models import networks
 from nftbench.testing import ARCHITECTURES
@@ -33,6 +33,14 @@ def write(folder: Path, kind: str = "gpt2", *, seed: int = 0, **changes: Any) ->
     """A checkpoint with random weights and the tokenizer of the toy language; `changes` are of its configuration."""
     settings = {"model_type": kind, **SHAPES[kind], **changes}
     networks.save(networks.build(settings, word_tokenizer(Grammar(0).words()), seed, "cpu"), folder)
+    return folder
+
+
+def write_reader(folder: Path, kind: str = "llama", *, seed: int = 0, **changes: Any) -> Path:
+    """A checkpoint with random weights that reads any text, by a byte-level tokenizer of its own."""
+    settings = {"model_type": kind, **SHAPES[kind], **changes}
+    tokenizer = byte_pair_tokenizer(["the movie was good , and the day was long .\n"] * 20, 300)
+    networks.save(networks.build(settings, tokenizer, seed, "cpu"), folder)
     return folder
 
 

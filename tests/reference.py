@@ -41,6 +41,7 @@ RECORD = (
 )
 SUITE = (
     schema.Suite,
+    schema.GivenModel,
     schema.CorpusSettings,
     schema.Pretraining,
     schema.Budget,

@@ -23,15 +23,15 @@ if TYPE_CHECKING:
     from nftbench.running.preflight import Checkpoint
     from nftbench.suites.schema import Suite
 
-CONTROLS: Mapping[str, Sequence[float]] = {
-    "noise": (0.05, 0.1, 0.3),
-    "reinit": (0.01, 0.1, 0.3),
-    "prune": (0.1, 0.3, 0.5),
-    "quantize": (6, 4, 3),
+CONTROLS: Mapping[str, Sequence[str]] = {
+    "noise": ("noise[scale=0.02]", "noise[scale=0.05]", "noise[scale=0.1]", "noise[scale=0.3]"),
+    "interpolate": ("interpolate[share=0.05]", "interpolate[share=0.1]", "interpolate[share=0.3]"),
+    "prune": ("prune[share=0.1]", "prune[share=0.2]", "prune[share=0.4]"),
+    "quantize": ("quantize[bits=8]", "quantize[bits=5]", "quantize[bits=4]"),
 }
 """Trivial changes of the twin, the weakest dose first. Between two doses a curve is drawn, so that the release is
 compared at its own utility."""
-OWN_KEYS = ("defenses", "ladder", "initialisations", "yardsticks", "claims", "benign")
+OWN_KEYS = ("model", "defenses", "ladder", "initialisations", "yardsticks", "claims", "benign")
 """Keys of a suite that an audit sets itself."""
 
 FailOn = Literal["refuted", "unproven"]
@@ -126,48 +126,23 @@ def _refuse_same(release: Checkpoint, twin: Checkpoint) -> None:
 def changes(suite: Suite, subject: Subject) -> list[str]:
     """The changes that make an audit of a suite, in the form of `--set`.
 
+    The twin is the base, and the release is a row beside trivial changes of it.
+
     Raises:
-        NftbenchError: the suite reads no text, or none of its utility tasks can be measured on a foreign checkpoint.
+        NftbenchError: the suite reads no text.
     """
     if suite.corpus.source == "none":
         raise NftbenchError(f"--suite {suite.name}: reads no text, and a checkpoint is a language model")
-    utility = [task for task in suite.utility if not _reads_blocks(task)]
-    if not utility:
-        raise NftbenchError(
-            f"--suite {suite.name}: its utility tasks are all measured on text in the suite's own tokens; add another "
-            "with --set 'utility=[…]'"
-        )
-    ladder = {
-        change: [f"altered[path={_quoted(subject.reference)},change={change},dose={dose:g}]" for dose in doses]
-        for change, doses in CONTROLS.items()
-    }
     found = {
+        "model": {"path": subject.reference},
         "defenses": [subject.row],
-        "ladder": ladder,
+        "ladder": CONTROLS,
         "initialisations": 1,
-        "utility": utility,
         "yardsticks": [],
         "claims": [],
         "benign": [],
     }
     return [f"{key}={json.dumps(value)}" for key, value in found.items()]
-
-
-def _quoted(place: str) -> str:
-    """A path as a parameter's value in a spec."""
-    from nftbench.records.spec import Spec
-
-    return str(Spec("", (("path", place),)))[len("[path=") : -1]
-
-
-def _reads_blocks(task: str) -> bool:
-    """Whether a utility task reads text in the suite's own tokens, which a checkpoint's tokenizer does not share."""
-    from nftbench.methods import BlockTask
-    from nftbench.planning import registry
-    from nftbench.records.spec import Spec
-
-    plugin = registry.find("tasks", Spec.parse(task).name)
-    return not plugin.is_text and issubclass(registry.load(plugin), BlockTask)
 
 
 def _costs(work: Work, options: RunOptions, release: Checkpoint, twin: Checkpoint) -> int:
@@ -183,11 +158,8 @@ def _costs(work: Work, options: RunOptions, release: Checkpoint, twin: Checkpoin
     plan, store = work.part, work.store
     records = store.planned(work.whole.manifest())
     left = estimate.remaining(plan, store, settled(plan.cells, records))
-    own = estimate.parameters_of(plan.suite)
-    sizes = {
-        spec: release.parameters if dict(spec.parameters).get("reference") is not None else twin.parameters
-        for spec in {cell.defense for cell in plan.cells}
-    }
+    own = twin.parameters
+    sizes = {spec: release.parameters for spec in {cell.defense for cell in plan.cells} if spec.name == "checkpoint"}
     left = replace(left, given=sizes)  # also of checkpoints on the hub, whose plugin does not ask there
     count = preflight.workers_that_fit(
         options.jobs, workers.count(None, plan.device), max(1.0, estimate.memory_bytes(left, own, 1)), plan.device

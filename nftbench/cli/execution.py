@@ -90,6 +90,7 @@ def prepare(suite_name: str, selection: Selection, options: RunOptions, *, keep_
 
     suite = _with_additions(suite, added, names)
     check_vocabulary(suite)
+    check_base(suite)
     whole, salt = plan_with_salt(suite, store, planned, keep=keep_salt)
     return Work(whole, select(whole), store, salt)
 
@@ -156,6 +157,18 @@ def check_corpus(suite: Suite, data: Path | None) -> None:
             raise NftbenchError(f"{suite.name}: corpus: no file matches {data / pattern}")
 
 
+def check_base(suite: Suite) -> None:
+    """Refuse a given base on which every cell would fail.
+
+    Raises:
+        NftbenchError: it cannot be read, or does not suit the suite.
+    """
+    if suite.given is not None:
+        from nftbench.running import preflight  # which loads torch
+
+        preflight.check_base(suite)
+
+
 def check_vocabulary(suite: Suite) -> None:
     """Refuse tasks in a natural language where models can read only the words of the toy language.
 
@@ -165,7 +178,7 @@ def check_vocabulary(suite: Suite) -> None:
     from nftbench.planning import registry
     from nftbench.records.spec import Spec
 
-    if suite.corpus.source != "toy":
+    if suite.corpus.source != "toy" or suite.given is not None:
         return
     for text in (*suite.tasks, *suite.benign, *suite.utility):
         if registry.find("tasks", Spec.parse(text).name).origin == "lm-eval":
@@ -282,6 +295,27 @@ def _check_model(suite: Suite) -> None:
     estimate.parameters_of(suite)
 
 
+def worker_count(work: Work, options: RunOptions) -> int:
+    """How many workers a run has. On a given base, which may be large, as many as memory allows.
+
+    Raises:
+        NftbenchError: not even one fits into memory, or fewer than were asked for; or the releases do not fit on disk.
+    """
+    from nftbench.cli import workers
+    from nftbench.records.store import settled
+    from nftbench.running import estimate, preflight
+
+    plan, store = work.part, work.store
+    usual = workers.count(options.jobs, plan.device)
+    if plan.suite.given is None:
+        return usual
+    left = estimate.remaining(plan, store, settled(plan.cells, store.records()))
+    size = estimate.parameters_of(plan.suite)
+    preflight.check_disk(estimate.disk_bytes(plan, left, size), store.cache)
+    needed = max(1.0, estimate.memory_bytes(left, size, 1))
+    return preflight.workers_that_fit(options.jobs, usual, needed, plan.device)
+
+
 def _run_jobs(
     work: Work,
     jobs: Sequence[Job],
@@ -301,7 +335,7 @@ def _run_jobs(
         so_far.update((record.key, record) for record in new)
         return rank(so_far, manifest)
 
-    count = min(workers.count(options.jobs, work.part.device), len(jobs))
+    count = min(worker_count(work, options), len(jobs))
     workspace = Workspace(work.whole, work.store, manifest.command, options.trust_code)
     workers.start_server()
     try:

@@ -106,6 +106,14 @@ Cache = Annotated[
         help="Folder of models and generated data; default: `$NFTBENCH_CACHE` or `~/.cache/nftbench`.",
     ),
 ]
+ModelPath = Annotated[
+    str | None,
+    typer.Option(
+        "--model",
+        metavar="PATH",
+        help="The base of every seed, in place of the suite's own model: a folder, a GGUF file or a hub id.",
+    ),
+]
 FailOnClaims = Annotated[
     bool,
     typer.Option(
@@ -180,19 +188,22 @@ class RunOptions:
     data: Data = None
     plugin: Plugins = None
     changes: Changes = None
+    model: ModelPath = None
     cache: Cache = None
     salt: SaltText = None
     trust_code: TrustCode = False
 
     def suite_changes(self) -> list[str]:
-        """The changes of `--set`, and the salt as one of them.
+        """The changes of `--set`, with the base and the salt as two of them.
 
         Raises:
             NftbenchError: the salt is empty or contains blanks.
         """
         if self.salt is not None and self.salt.split() != [self.salt]:
             raise NftbenchError(f"--salt {self.salt!r}: write one word, without blanks")
-        return [*(self.changes or ()), *([f"salt={json.dumps(self.salt)}"] if self.salt is not None else ())]
+        base = [f"model={json.dumps({'path': self.model})}"] if self.model is not None else []
+        salt = [f"salt={json.dumps(self.salt)}"] if self.salt is not None else []
+        return [*base, *(self.changes or ()), *salt]
 
 
 def parts(option: str, text: str | None) -> list[str]:

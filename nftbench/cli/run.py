@@ -22,14 +22,14 @@ if TYPE_CHECKING:
 
 def plan(suite: SuiteName, selection: Selection, options: RunOptions) -> None:
     """Show the cells of a run, how many are done, and about how long the rest would take; run nothing."""
-    from nftbench.cli import execution, workers
+    from nftbench.cli import execution
 
     work = execution.prepare(suite, selection, options, keep_salt=False)
     from nftbench.running import estimate  # after the line that planning prints, because it loads torch
 
     records = work.store.planned(work.whole.manifest())
     execution.compare_hardware(records.values(), work.part.device)
-    count = workers.count(options.jobs, work.part.device)
+    count = execution.worker_count(work, options)
     console().print(estimate.overview(work.part, work.store, count))
     if work.salt is not None and work.salt.drawn:
         typer.echo("salt: not drawn yet; the keys of cells will depend on it")

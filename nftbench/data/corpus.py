@@ -6,6 +6,7 @@ The scored text is the referee's alone: on it utility is measured, and a model t
 
 from __future__ import annotations
 
+import functools
 import itertools
 import json
 from collections.abc import Iterable, Iterator, Mapping
@@ -40,36 +41,78 @@ class Texts:
     tokenizer: PreTrainedTokenizerBase
     train: Tensor
     held: Mapping[Held, Tensor]
+    is_foreign: bool = False
+    """Whether the tokenizer is that of a model which was trained on other text."""
 
 
-def build(suite: Suite, seed: int, data: Path | None) -> Texts:
+@dataclass(frozen=True)
+class ForeignCorpus(Corpus):
+    """A corpus in the tokens of a model that was trained on other text.
+
+    Each block begins with the token that begins a document, if the tokenizer has one: some models read text without it
+    far worse. It stands for no text, so it is left out of the unigram entropy. `heldout_bytes` grants it the bytes of
+    an average token, so that tokens / `heldout_bytes` is the number of text tokens for each byte.
+    """
+
+    @property
+    def unigram_bits(self) -> float:
+        """Cross-entropy of the held-out tokens under the training text's frequencies, in bits, add-one smoothed.
+
+        The held-out tokens' own entropy would be too low: in a large vocabulary most words occur there once or never.
+        """
+        begins = beginning(self.tokenizer) is not None
+        train, heldout = (
+            blocks[:, 1:].flatten() if begins else blocks.flatten() for blocks in (self.train, self.heldout)
+        )
+        counts = train.bincount(minlength=len(self.tokenizer)).double() + 1
+        return float(-(counts / counts.sum())[heldout].log2().mean())
+
+
+def beginning(tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """The token that begins a document; None for a tokenizer without one."""
+    found: int | None = tokenizer.bos_token_id
+    return found
+
+
+def build(suite: Suite, seed: int, data: Path | None, words: PreTrainedTokenizerBase | None = None) -> Texts:
     """Read or generate the text, make its tokenizer, and pack the tokens into blocks.
 
     Args:
         seed: the base seed. It selects the toy language's grammar; real text does not depend on it.
         data: the folder of local files (`--data`).
+        words: the tokenizer of a given base. Without one, the corpus makes its own.
 
     Raises:
         NftbenchError: a file is missing or unreadable, the text is too short for one block of each part, or the toy
             language has no salt.
     """
     settings = suite.corpus
+    held: Mapping[Held, Iterable[str]]
     if settings.source == "toy":
         grammar = grammar_of(suite, seed)
-        tokenizer = word_tokenizer(grammar.words())
+        tokenizer = words or word_tokenizer(grammar.words())
         train: Iterable[str] = grammar.corpus(settings.sentences, "train")
         count = max(settings.sentences // 10, 100)
-        held: Mapping[Held, Iterable[str]] = {
+        held = {
             "heldout": grammar.corpus(count, "heldout"),
             "scored": grammar.corpus(count, "scored"),
         }
     else:
         train = _lines(settings, settings.train, data)
         held = _halves(_lines(settings, settings.heldout, data))
-        assert settings.vocabulary is not None
-        tokenizer = byte_pair_tokenizer(train, settings.vocabulary)
+        tokenizer = words or byte_pair_tokenizer(train, settings.vocabulary or 0)
     separator = "" if settings.source == "toy" else "\n"
     names: Mapping[Held, str] = {"heldout": "held-out", "scored": "scored half of the held-out"}
+    if words is not None:
+        return Texts(
+            words,
+            _pack_begun(words, _documents(train), settings.block, "training"),
+            {
+                part: _pack_begun(words, _documents(text), settings.block, names[part])[: settings.heldout_blocks]
+                for part, text in held.items()
+            },
+            is_foreign=True,
+        )
     return Texts(
         tokenizer,
         pack(tokenizer, train, settings.block, "training", separator),
@@ -110,6 +153,23 @@ def encoded_for(corpus: Corpus, tokenizer: PreTrainedTokenizerBase | None) -> Te
     return _pack(ids, corpus.train.shape[1], "re-encoded")
 
 
+def in_words_of(corpus: Corpus, tokenizer: PreTrainedTokenizerBase) -> Corpus:
+    """The corpus in the tokens of another tokenizer; unchanged if both have the same vocabulary."""
+    if tokenizer.get_vocab() == corpus.tokenizer.get_vocab():
+        return corpus
+    block = corpus.train.shape[1]
+    decode = functools.partial(corpus.tokenizer.decode, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    train, heldout = (
+        _pack_begun(tokenizer, [str(decode(blocks.flatten()))], block, name)
+        for blocks, name in ((corpus.train[:COUNTED], "training"), (corpus.heldout, "held-out"))
+    )
+    return ForeignCorpus(tokenizer, train, heldout, _bytes(tokenizer, heldout, is_foreign=True))
+
+
+COUNTED = 4096
+"""The largest number of training blocks that are encoded anew, for the frequencies of tokens."""
+
+
 def tokenization_rules(tokenizer: PreTrainedTokenizerBase) -> Any:
     """Everything that determines how a tokenizer encodes text, as a JSON value.
 
@@ -127,11 +187,19 @@ def tokenization_rules(tokenizer: PreTrainedTokenizerBase) -> Any:
 def save(texts: Texts, folder: Path) -> None:
     """Write the tokenizer and the parts to a folder: train, heldout and scored, each in a file of its own."""
     texts.tokenizer.save_pretrained(folder)
+    foreign = {"foreign": "true"} if texts.is_foreign else {}
     save_file({"blocks": texts.train}, folder / "train.safetensors")
     for part, blocks in texts.held.items():
-        text = texts.tokenizer.batch_decode(blocks, clean_up_tokenization_spaces=False)
-        size = sum(len(block.encode()) for block in text)
-        save_file({"blocks": blocks}, folder / f"{part}.safetensors", metadata={"bytes": str(size)})
+        size = _bytes(texts.tokenizer, blocks, texts.is_foreign)
+        save_file({"blocks": blocks}, folder / f"{part}.safetensors", metadata={"bytes": str(size), **foreign})
+
+
+def _bytes(tokenizer: PreTrainedTokenizerBase, blocks: Tensor, is_foreign: bool) -> int:
+    """Length of the blocks' text in UTF-8; in a `ForeignCorpus` as if the first token had that of an average one."""
+    begun = is_foreign and beginning(tokenizer) is not None
+    text = tokenizer.batch_decode(blocks[:, 1:] if begun else blocks, clean_up_tokenization_spaces=False)
+    size = sum(len(block.encode()) for block in text)
+    return round(size * blocks.shape[1] / (blocks.shape[1] - 1)) if begun else size
 
 
 def load(folder: Path, held: Held = "heldout") -> Corpus:
@@ -142,8 +210,9 @@ def load(folder: Path, held: Held = "heldout") -> Corpus:
         safe_open(folder / "train.safetensors", "pt") as train,
         safe_open(folder / f"{held}.safetensors", "pt") as text,
     ):
-        size = int(text.metadata()["bytes"])
-        return Corpus(tokenizer, train.get_tensor("blocks"), text.get_tensor("blocks"), size)
+        facts = text.metadata()
+        kind = ForeignCorpus if "foreign" in facts else Corpus
+        return kind(tokenizer, train.get_tensor("blocks"), text.get_tensor("blocks"), int(facts["bytes"]))
 
 
 def word_tokenizer(words: Iterable[str]) -> PreTrainedTokenizerFast:
@@ -214,6 +283,22 @@ def _halves(lines: Iterable[str]) -> Mapping[Held, list[str]]:
         )
     ended = [[*document, EOS] for document in documents]
     return {"heldout": list(itertools.chain(*ended[::2])), "scored": list(itertools.chain(*ended[1::2]))}
+
+
+def _documents(lines: Iterable[str]) -> Iterator[str]:
+    """The documents of a text: its lines up to one of `EOS`. In the toy language, which has none, it is all of it."""
+    for end, group in itertools.groupby(lines, key=lambda line: line == EOS):
+        if not end:
+            yield "\n".join(group) + "\n"
+
+
+def _pack_begun(tokenizer: PreTrainedTokenizerBase, documents: Iterable[str], block: int, name: str) -> Tensor:
+    """Blocks [count, block] of consecutive text tokens, each after the token that begins a document if there is one."""
+    first = beginning(tokenizer)
+    if first is None:
+        return _pack(_encode(tokenizer, documents, "\n"), block, name)
+    text = _pack(_encode(tokenizer, documents, "\n"), block - 1, name)
+    return torch.cat([torch.full((len(text), 1), first), text], 1)
 
 
 def _encode(tokenizer: PreTrainedTokenizerBase, texts: Iterable[str], separator: str) -> Iterator[list[int]]:

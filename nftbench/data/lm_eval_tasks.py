@@ -12,7 +12,7 @@ import hashlib
 import logging
 import math
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -31,7 +31,7 @@ from lm_eval.tasks._yaml_loader import load_yaml
 from torch import Tensor, nn
 
 from nftbench.contract import Measurement, Model, Split, Task, TaskContext
-from nftbench.data import loglikelihood, sources
+from nftbench.data import chat, loglikelihood, sources
 from nftbench.data.grammar import grammar_of
 from nftbench.data.loglikelihood import Batch, Encoder, Pair, PassPlanner
 from nftbench.data.splits import Document, Indices, Scorer, TextSplit
@@ -96,9 +96,12 @@ class TextTask(Task):
             NftbenchError: the model has no tokenizer, the file is not a supported task, or its data are missing,
                 damaged, empty or all of one class.
         """
-        model = context.model
+        model, given = context.model, context.suite.given
         if model.tokenizer is None:
             raise NftbenchError(f"{self.path}: a text task needs a model with a tokenizer")
+        template = (
+            chat.template(model.tokenizer, given.path) if given is not None and given.apply_chat_template else None
+        )
         config = self._config(context)
         length = window(model)
         encoder = Encoder(model.tokenizer, length)
@@ -109,7 +112,7 @@ class TextTask(Task):
             task = _build(config, documents.splits)
             scorer = _scorer(self.path, task, self.metric)
             splits = {
-                name: TextSplit(name, _render(config, task, sampled, name), scorer, encoder, planner)
+                name: TextSplit(name, _render(config, task, sampled, name, template), scorer, encoder, planner)
                 for name, sampled in _sample_splits(config, task, context, self.trainable).items()
             }
             for split in splits.values():
@@ -286,12 +289,17 @@ def _sample_splits(
 ) -> dict[SplitName, SampledRows]:
     """The rows of each split within the budget: the first ones for test, as lm-eval's `--limit`, others at random.
 
-    Validation and selection are equally large, and no row is in both.
+    Validation and selection are equally large, and no row is in both. With a given base the test rows are drawn by the
+    seed too: all seeds share the weights, and on the same rows an interval over seeds would leave out what the choice
+    of rows does.
     """
     budget, seed = context.suite.budget, context.seed
     test = task.eval_docs
     most = budget.max_test_documents if trainable else budget.max_utility_documents
-    sampled: dict[SplitName, SampledRows] = {"test": _take(test, np.arange(len(test)), most, context)}
+    scored = np.arange(len(test))
+    if context.suite.given is not None and (most or len(test)) < len(test):
+        scored = np.random.default_rng([seed, 3]).permutation(len(test))
+    sampled: dict[SplitName, SampledRows] = {"test": _take(test, scored, most, context)}
     if not trainable:
         return sampled
     train = task.training_docs()
@@ -326,7 +334,9 @@ def _rows(rows: Any, kept: list[int]) -> list[Mapping[str, Any]]:
     return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
 
 
-def _render(config: Mapping[str, Any], task: Any, sampled: SampledRows, name: SplitName) -> list[Document]:
+def _render(
+    config: Mapping[str, Any], task: Any, sampled: SampledRows, name: SplitName, template: Template | None
+) -> list[Document]:
     """Render the documents as lm-eval's `build_all_requests` does.
 
     Raises:
@@ -340,7 +350,7 @@ def _render(config: Mapping[str, Any], task: Any, sampled: SampledRows, name: Sp
     documents = []
     for index, row in enumerate(sampled.rows):
         try:
-            documents.append(_document(task, row, index))
+            documents.append(_document(task, row, index, template))
         except Exception as error:  # templates and a task's functions may raise errors of any class
             raise NftbenchError(f"{where} document {index}: {type(error).__name__}: {error}") from error
     answers = {document.pairs[document.gold[0]].continuation for document in documents}
@@ -351,17 +361,27 @@ def _render(config: Mapping[str, Any], task: Any, sampled: SampledRows, name: Sp
     return documents
 
 
-def _document(task: Any, row: Mapping[str, Any], index: int) -> Document:
+Template = Callable[..., str]
+"""Puts messages into a chat template."""
+
+
+def _document(task: Any, row: Mapping[str, Any], index: int, template: Template | None) -> Document:
     context = task.fewshot_context(
         row,
         num_fewshot=task.config.num_fewshot,
         system_instruction=None,
-        apply_chat_template=False,
+        apply_chat_template=template is not None,
         fewshot_as_multiturn=False,
-        chat_template=None,
+        chat_template=template,
         gen_prefix=task.doc_to_prefix(row),
     )
-    built = task.construct_requests(doc=row, ctx=context, metadata=(task.config.task, index, 1))
+    built = task.construct_requests(
+        doc=row,
+        ctx=context,
+        metadata=(task.config.task, index, 1),
+        apply_chat_template=template is not None,
+        chat_template=template,
+    )
     pairs = tuple(Pair(*request.args) for request in (built if isinstance(built, list) else [built]))
     if task.OUTPUT_TYPE == "loglikelihood":
         return Document(row, pairs, 1, (0,))

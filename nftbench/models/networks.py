@@ -35,11 +35,15 @@ from transformers.utils import logging as transformers_logging
 
 from nftbench.contract import Model
 from nftbench.errors import NftbenchError, suggest
-from nftbench.models import architectures
+from nftbench.models import architectures, gguf
 
 LOSS_TOLERANCE = 0.01
 """Tolerance, in nats per token, for calling two networks equivalent on text. Rounding stays far below it, and the
 differences that tasks measure are far larger."""
+
+LARGE = 50_000_000
+"""The referee's own checks of a network with more parameters than this read less text, so that they take no more than
+about three times its float32 weights in memory."""
 
 LIBRARIES = (Path(transformers.__file__).resolve().parent, Path(__file__).resolve().parent)
 """The folders of the architectures that anyone can run: those of transformers, and this one."""
@@ -53,13 +57,16 @@ def build(settings: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase | None
     """Build an untrained causal LM.
 
     Args:
-        settings: `model_type` and fields of that architecture's configuration.
+        settings: `model_type` and fields of that architecture's configuration; or the `path` of a checkpoint, whose
+            architecture and tokenizer are taken, and on the hub its `revision`.
         tokenizer: sets the vocabulary size and the special tokens; None for models that read no tokens.
 
     Raises:
         NftbenchError: `model_type` or a field is unknown, or the architecture rejects the values.
     """
     fields = dict(settings)
+    if "path" in fields:
+        return build_as(fields["path"], seed, device, revision=fields.get("revision"))
     model_type = fields.pop("model_type")
     try:
         known = AutoConfig.for_model(model_type)
@@ -89,6 +96,78 @@ def build(settings: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase | None
         raise NftbenchError(f"model: {model_type} cannot be built: {type(error).__name__}: {reason}") from error
 
 
+def build_as(path: str | Path, seed: int, device: str, *, revision: str | None = None, **changes: Any) -> Model:
+    """Build an untrained model of a checkpoint's architecture, with its tokenizer.
+
+    Args:
+        path: a folder, a GGUF file or a hub id.
+        changes: fields of its configuration that get other values.
+
+    Raises:
+        NftbenchError: the configuration has no such field, or the architecture rejects the values.
+    """
+    config = _config(path, revision)
+    valid = {*config.to_dict(), *config.attribute_map}
+    for field, value in changes.items():
+        if field not in valid:
+            raise NftbenchError(f"model.{field}: {config.model_type} has no such field{suggest(field, sorted(valid))}")
+        setattr(config, field, value)
+    try:
+        tokenizer = _tokenizer(path, local=True) if Path(path).is_dir() else None
+        return Model(_from_config(config, seed, device), tokenizer)
+    except (torch.OutOfMemoryError, MemoryError):
+        raise
+    except Exception as error:  # architectures raise errors of many classes for invalid settings
+        raise NftbenchError(
+            f"model: cannot be built: {type(error).__name__}: {' '.join(str(error).split())}"
+        ) from error
+
+
+def _config(path: str | Path, revision: str | None) -> PreTrainedConfig:
+    place = Path(path)
+    found: PreTrainedConfig = (
+        gguf.config(place)
+        if gguf.is_file(place)
+        else AutoConfig.from_pretrained(
+            path, revision=revision, trust_remote_code=False, local_files_only=place.is_dir()
+        )
+    )
+    return found
+
+
+def settings_of(path: str | Path, revision: str | None = None) -> dict[str, Any]:
+    """The fields of a checkpoint's configuration, its `model_type` among them."""
+    config = _config(path, revision)
+    found: dict[str, Any] = config.to_dict()
+    return found | {name: getattr(config, name) for name in config.attribute_map}
+
+
+def is_large(network: nn.Module) -> bool:
+    return sum(parameter.numel() for parameter in network.parameters()) > LARGE
+
+
+def is_causal(network: PreTrainedModel) -> bool:
+    """Whether the network reads text in one direction, as an encoder such as BERT does not."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING
+
+    config = network.config
+    kind = type(config)
+    if kind not in AutoModelForCausalLM._model_mapping or getattr(config, "is_encoder_decoder", False):
+        return False
+    return kind not in MODEL_FOR_MASKED_LM_MAPPING or bool(getattr(config, "is_decoder", False))
+
+
+def check_finite(network: nn.Module, name: str) -> None:
+    """Refuse weights that are no numbers.
+
+    Raises:
+        NftbenchError: names a tensor with such weights.
+    """
+    for tensor, weight in network.state_dict().items():
+        if not bool(torch.isfinite(weight).all()):
+            raise NftbenchError(f"{name}: holds weights that are not finite: {tensor}")
+
+
 def untrained(network: PreTrainedModel, seed: int) -> PreTrainedModel:
     """Make a network of the same architecture, precision and device, with weights drawn from `seed`."""
     config = type(network.config).from_dict(network.config.to_dict())
@@ -99,7 +178,7 @@ def untrained(network: PreTrainedModel, seed: int) -> PreTrainedModel:
 
 
 def load(path: str | Path, device: str = "cpu", *, local: bool = True, attacker: bool = False) -> Model:
-    """Load a causal LM and its tokenizer from a local folder, or from the hub if `local` is False.
+    """Load a causal LM and its tokenizer from a local folder or GGUF file, or from the hub if `local` is False.
 
     Weights are converted to float32, whatever precision the release was stored in. On the device `meta` the names and
     shapes of tensors are checked, and no weights are read. Neither the model nor its tokenizer names the folder that it
@@ -114,6 +193,8 @@ def load(path: str | Path, device: str = "cpu", *, local: bool = True, attacker:
         NftbenchError: the model does not exist, has no safetensors weights, its files lack a tensor of its
             architecture, or they are damaged.
     """
+    if local and gguf.is_file(path):
+        return gguf.load(Path(path))
     if local:
         _check_folder(Path(path))
     try:
@@ -149,6 +230,10 @@ def load(path: str | Path, device: str = "cpu", *, local: bool = True, attacker:
 def _check_folder(path: Path) -> None:
     if not path.is_dir():
         raise NftbenchError(f"{path}: no such model folder")
+    if (path / "adapter_config.json").is_file():
+        raise NftbenchError(
+            f"{path}: holds an adapter and not the model that it adapts; save what merge_and_unload gives"
+        )
     if not any(path.glob("*.safetensors")):
         pickled = [file.name for pattern in ("*.bin", "*.pt", "*.pth", "*.ckpt") for file in path.glob(pattern)]
         advice = (
@@ -345,6 +430,19 @@ def _from_config(config: Any, seed: int, device: str) -> PreTrainedModel:
 def _auto_class(config: Any) -> Any:
     """The Auto class for causal LMs, or the general one for architectures, such as `linear`, that have no causal LM."""
     return AutoModelForCausalLM if type(config) in AutoModelForCausalLM._model_mapping else AutoModel
+
+
+def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model's folder, which it does not name.
+
+    Raises:
+        NftbenchError: the folder has none.
+    """
+    tokenizer = _tokenizer(folder, local=True)
+    if tokenizer is None:
+        raise NftbenchError(f"{folder}: has no tokenizer (tokenizer.json)")
+    forget_path(tokenizer)
+    return tokenizer
 
 
 def _tokenizer(path: str | Path, local: bool) -> PreTrainedTokenizerBase | None:

@@ -88,6 +88,7 @@ class DefenseFacts(_Facts):
     """Spec of the matched control."""
     told: tuple[str, ...]
     """Specs of the tasks that the defense may load, as it lists them."""
+    deterministic: bool
 
 
 @dataclass(frozen=True)
@@ -205,6 +206,8 @@ def _defense(plugin: Defense, name: str) -> DefenseFacts:
         reference=plugin.reference_row(),
         control=plugin.control_row(),
         told=plugin.told(),
+        # `none` cannot say so: every published key depends on its file.
+        deterministic=plugin.deterministic or name == "none",
     )
 
 

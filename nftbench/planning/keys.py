@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from nftbench.contract import Yardstick
 from nftbench.device import Device
-from nftbench.planning import facts, registry, task_files
+from nftbench.planning import facts, pinning, registry, task_files
 from nftbench.planning.facts import AttackFacts, DefenseFacts
 from nftbench.planning.plugin_sources import source_digest
 from nftbench.planning.registry import Kind
@@ -39,7 +39,17 @@ def _version(area: Area) -> list[Any]:
 
 
 def corpus_key(suite: Suite, seed: int, data: Path | None) -> str:
-    """Key of a corpus. Only the corpus of the toy language depends on the seed, and on the salt."""
+    """Key of a corpus. Only the corpus of the toy language depends on the seed, and on the salt.
+
+    The text is stored in tokens. Those of a given base are its own, and it is then part of the key.
+    """
+    if suite.given is not None:
+        own = suite.model_copy(update={"model": {}, "corpus": suite.corpus.model_copy(update={"vocabulary": None})})
+        return digest("corpus of a given base", pinning.pin(suite.given), _text_key(own, seed, data))
+    return _text_key(suite, seed, data)
+
+
+def _text_key(suite: Suite, seed: int, data: Path | None) -> str:
     settings, version = suite.corpus, _version("training")
     if settings.source == "none":
         return digest("corpus", version, "none")
@@ -60,15 +70,25 @@ def corpus_key(suite: Suite, seed: int, data: Path | None) -> str:
 
 
 def base_key(suite: Suite, seed: int, data: Path | None, device: Device, source: PluginSource = plugin_source) -> str:
-    """Key of the undefended model's pre-training run. The choice of checkpoints to keep is no part of it."""
-    recipe = suite.pretraining.model_dump(
-        exclude={"checkpoints", "task", "only", "allowance", "timeout"}, exclude_defaults=True
-    )
+    """Key of the undefended model's pre-training run. The choice of checkpoints to keep is no part of it.
+
+    A given base has one key for all seeds, recipes and texts.
+    """
+    if suite.given is not None:
+        return digest("given base", _version("training"), pinning.pin(suite.given))
+    recipe = _recipe(suite)
     if suite.pretraining.task is not None:
         task = _training_data(suite, (suite.pretraining.task,), data, source)
         recipe |= {"task": task, "only": suite.pretraining.only}
     corpus = corpus_key(suite, seed, data)
     return digest("base", _version("training"), suite.model, corpus, recipe, seed, device.kind)
+
+
+def _recipe(suite: Suite) -> dict[str, Any]:
+    """The values in a key for the recipe by which models are trained on text."""
+    return suite.pretraining.model_dump(
+        exclude={"checkpoints", "task", "only", "allowance", "timeout"}, exclude_defaults=True
+    )
 
 
 class Keys:
@@ -83,7 +103,7 @@ class Keys:
         defenses: Mapping[Spec, DefenseFacts],
         attacks: Mapping[Spec, AttackFacts],
     ) -> None:
-        self.suite, self.data, self.limit = suite, data, limit
+        self.suite, self.device, self.data, self.limit = suite, device, data, limit
         self.defenses, self.attacks = defenses, attacks
         self.plugins: dict[tuple[Kind, str], str] = {}
         """The source digest of each plugin that is in a key so far."""
@@ -101,11 +121,24 @@ class Keys:
     def release(self, spec: Spec, seed: int) -> str:
         """Key of a defense's release."""
         defense, source = self.defenses[spec], self.source("defenses", spec.name)
-        parts: list[Any] = [self.base(seed), spec.name, defense.parameters, source, self.fingerprint(spec)]
+        parts: list[Any] = [self.start(defense, seed), spec.name, defense.parameters, source, self.fingerprint(spec)]
         if defense.told:
             tasks = _training_data(self.suite, defense.told, self.data, self.source)
             parts += [_version("evaluation"), tasks, self.limit, seed]
         return digest("release", *parts)[:32]
+
+    def start(self, defense: DefenseFacts, seed: int) -> str:
+        """The value in a key for what a defense starts from and draws by.
+
+        The key of a pre-trained base has all of it in itself. A given base has nothing, and a deterministic defense
+        then makes one release for all seeds.
+        """
+        base = self.base(seed)
+        if self.suite.given is None:
+            return base
+        if defense.deterministic:
+            return digest(base, self.device.kind)
+        return digest(base, self.device.kind, corpus_key(self.suite, seed, self.data), _recipe(self.suite), seed)
 
     def cell(self, release: str, spec: Spec, task: Spec, seed: int, reference: str | None = None) -> str:
         """Key of the cell of one attack on one task.

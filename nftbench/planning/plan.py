@@ -13,7 +13,7 @@ from typing import Literal
 from nftbench.contract import Yardstick
 from nftbench.device import CPU, Device
 from nftbench.errors import NftbenchError, suggest
-from nftbench.planning import facts, registry
+from nftbench.planning import facts, pinning, registry
 from nftbench.planning.facts import AttackFacts, DefenseFacts, Described
 from nftbench.planning.keys import Keys
 from nftbench.planning.plugin_sources import Source
@@ -37,7 +37,7 @@ class Job:
 
     @property
     def key(self) -> str:
-        return digest(self.release, str(self.attack))[:32]  # the same for a part of the cells
+        return digest(self.release, str(self.attack), self.seed)[:32]  # the same for a part of the cells
 
     @property
     def release(self) -> str:
@@ -168,8 +168,9 @@ def plan(
     """
     if suite.corpus.source == "toy" and suite.salt is None:
         raise NftbenchError(f"{suite.name}: its grammars depend on a salt, which is drawn for a folder of results")
+    suite = pinning.pinned(suite)
     roles, ladder = _rows(suite), _ladder(suite)
-    defenses = {spec: _same(spec, facts.defense(str(spec))) for spec in roles}
+    defenses = {spec: _on_base(suite, _same(spec, facts.defense(str(spec)))) for spec in roles}
     # The attack `none` is always planned, because its cells are the base utility.
     attacks = {attack.spec: attack for attack in map(facts.attack, ("none", *suite.attacks))}
     tasks = [task_spec(text) for text in suite.tasks]
@@ -184,8 +185,9 @@ def plan(
     yardsticks = {canonical("yardsticks", text): registry.create("yardsticks", text) for text in suite.yardsticks}
     for defense in defenses.values():
         _check_reference(defense)
+    described = pinning.with_architecture(suite)
     for spec in defenses:  # a reference that is not allowed is named before what is wrong with it
-        facts.check(str(spec), suite)
+        facts.check(str(spec), described)
     for attack in attacks.values():
         _check_attack(suite, attack)
     keys = Keys(suite, device, data, limit, defenses, attacks)
@@ -254,6 +256,26 @@ def _same(spec: Spec, defense: DefenseFacts) -> DefenseFacts:
     return defense
 
 
+def _on_base(suite: Suite, defense: DefenseFacts) -> DefenseFacts:
+    """The defense on the suite's base. A checkpoint whose twin is the given base is compared with the row `none`.
+
+    Raises:
+        NftbenchError: the defense pre-trains, and the base is given.
+    """
+    if suite.given is None:
+        return defense
+    if defense.name == "checkpoint":
+        twin = Spec.parse(defense.reference)
+        is_base = dict(twin.parameters).get("path") == suite.given.path and twin != defense.spec
+        return replace(defense, reference="none") if is_base else defense
+    if defense.name in OF_THE_RUN or (defense.stage == "pretrain" and defense.name not in GIVEN):
+        raise NftbenchError(
+            f"{defense.spec}: it pre-trains, and the base of this suite is given ({suite.given.path}); only defenses "
+            "and controls that change a trained model run on it"
+        )
+    return defense
+
+
 def narrow(
     whole: Plan,
     *,
@@ -309,6 +331,10 @@ def _tasks(defense: DefenseFacts, attack: AttackFacts, ranked: list[Spec], utili
     return ranked if attack.trains else list(dict.fromkeys([*ranked, *utility]))  # a benign task may be measured too
 
 
+GIVEN = ("checkpoint", "smaller")
+"""The defenses whose releases are given and not made."""
+OF_THE_RUN = ("early_stop",)
+"""The defenses that take a finished model and an earlier state of its pre-training run."""
 DEEPEST = 10
 """How many attacks may be built one upon the other."""
 
@@ -362,7 +388,8 @@ def _rows(suite: Suite) -> dict[Spec, _RowRole]:
     listed = [canonical("defenses", text) for text in suite.defenses]
     doses = [canonical("defenses", dose) for family in _ladder(suite).values() for dose in family.doses]
     twins = [canonical("defenses", row) for row in initialisations(suite)]
-    references = [canonical("defenses", facts.defense(str(spec)).reference) for spec in (*listed, *doses)]
+    rows = [_on_base(suite, facts.defense(str(spec))) for spec in (*listed, *doses)]
+    references = [canonical("defenses", row.reference) for row in rows]
     return {
         spec: "defense" if spec in (*listed, *references) else "dose" if spec in doses else "twin"
         for spec in (*references, *doses, *twins, *listed)
@@ -411,13 +438,13 @@ def initialisations(suite: Suite) -> tuple[str, ...]:
 def _check_reference(defense: DefenseFacts) -> None:
     """Refuse a reference that the defense could have made to look good beside: only the undefended model has no maker.
 
-    A checkpoint brings an undefended twin of its own, and trivial changes of a checkpoint are compared with it.
+    A checkpoint brings an undefended twin of its own.
 
     Raises:
         NftbenchError: the reference is neither `none` nor, for such a row, a checkpoint.
     """
     reference = canonical("defenses", defense.reference)
-    if str(reference) != "none" and not (reference.name == "checkpoint" and defense.name in ("checkpoint", "altered")):
+    if str(reference) != "none" and not (reference.name == "checkpoint" == defense.name):
         raise NftbenchError(f"{defense.spec}: its reference row must be none, and it is {reference}")
 
 

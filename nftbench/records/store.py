@@ -3,7 +3,8 @@
 The results folder holds `manifest.json`, the plan of the last run; `salt`, on which the grammars of the toy language
 depend; `records/`, one JSON file for each cell; and `records.jsonl.xz`, the pack, into which `nftbench pack` moves the
 single files. The cache holds `corpora/`, `bases/`,
-`releases/` and, readable for the owner only, `secrets/`, each by key.
+`releases/` and, readable for the owner only, `secrets/`, each by key. Equal large files of bases and releases are hard
+links to one file in `contents/`, so a release that changes nothing takes no space.
 
 A file or folder is first written under a temporary name and then renamed, so that whatever is there is complete. Locks
 are `flock`s, which end with their process.
@@ -32,11 +33,16 @@ from pydantic_core import to_json
 
 from nftbench.errors import NftbenchError
 from nftbench.records import manifest as manifests, pack as packs
+from nftbench.records.identity import file_hash
 from nftbench.records.manifest import Manifest
 from nftbench.records.pack import JsonObject
 from nftbench.records.record import Cell, Record
 
 _COMPLETE = "complete.json"
+CONTENTS = "contents"
+"""The folder of the cache with the files that artifacts share, by hash."""
+SHARED, LARGE = ("bases", "releases"), 1_000_000
+"""Kinds of artifacts whose files of at least so many bytes are shared. All of them are public and have one mode."""
 PACK = "records.jsonl.xz"
 """The name of the pack in a folder of results."""
 SETTLED = ("ok", "nonfinite")
@@ -272,7 +278,7 @@ class Store:
             return None
         try:
             expected = json.loads((folder / _COMPLETE).read_text())
-            intact = all(_sha256(folder / name) == digest for name, digest in expected.items())
+            intact = all(file_hash(folder / name) == digest for name, digest in expected.items())
         except (OSError, json.JSONDecodeError):
             intact = False
         if intact:
@@ -295,6 +301,9 @@ class Store:
                 build(draft)
                 files = sorted(path for path in draft.rglob("*") if path.is_file())
                 digests = {str(path.relative_to(draft)): _sha256(path) for path in files}
+                for path in files if kind in SHARED else ():
+                    if path.stat().st_size >= LARGE:
+                        self._share(path, digests[str(path.relative_to(draft))])
                 (draft / _COMPLETE).write_text(json.dumps(digests, indent=1))
                 for path in [*files, draft / _COMPLETE]:
                     path.chmod(mode & 0o666)
@@ -315,6 +324,24 @@ class Store:
         with self.lock(kind, key):
             if not unless():
                 shutil.rmtree(self.cache / kind / key, ignore_errors=True)
+                for path in (self.cache / CONTENTS).glob("*"):
+                    with contextlib.suppress(FileNotFoundError):  # another process was faster
+                        if path.stat().st_nlink == 1:
+                            path.unlink()
+
+    def _share(self, path: Path, digest: str) -> None:
+        """Make a file and all others of this content hard links to one, where the file system has hard links."""
+        kept = self.cache / CONTENTS / digest
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        with self._lock(self.cache, CONTENTS, digest), contextlib.suppress(OSError):
+            if kept.exists() and _sha256(kept) != digest:  # damaged, as every link to it is
+                kept.unlink()
+            if not kept.exists():
+                os.link(path, kept)
+                return
+            link = path.with_name(f".{path.name}.link")
+            os.link(kept, link)
+            link.replace(path)
 
     @contextlib.contextmanager
     def lock(self, kind: str, key: str) -> Iterator[None]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from rich.console import Group, RenderableType
 from rich.table import Table
@@ -54,6 +54,8 @@ class Left:
     bases: tuple[int, ...]
     given: Mapping[Spec, int] = field(default_factory=dict)
     """The number of parameters of the releases that are given and not made here, by defense."""
+    step_bytes: float = 0.0
+    """What a training step takes beside weights, gradients and moments; counted for a given base alone."""
 
     def size(self, defense: Spec, parameters: int) -> int:
         """The number of parameters of a defense's release; `parameters` is that of the suite's own model."""
@@ -108,9 +110,16 @@ def remaining(plan: Plan, store: Store, settled: set[str]) -> Left:
     }
     needed = sorted({seed for spec, seed in releases.values() if plan.defenses[spec].stage == "posttrain"})
     bases = [seed for seed in needed if not (store.cache / "bases" / _base(plan, seed)).is_dir()]
+    bases = bases[:1] if plan.suite.given is not None else bases  # all seeds have one
     defenses = dict.fromkeys(cell.defense for cell in cells)
     given = {spec: size for spec in defenses if (size := facts.given_parameters(str(spec))) is not None}
-    return Left(cells, tuple(releases.values()), tuple(bases), given)
+    left = Left(cells, tuple(releases.values()), tuple(bases), given)
+    if plan.suite.given is None:
+        return left
+    from nftbench.running import given_estimate
+
+    tokens = max(plan.suite.budget.batch * FILLED, plan.suite.pretraining.batch) * plan.suite.corpus.block
+    return replace(left, step_bytes=given_estimate.step_bytes(plan.suite, tokens))
 
 
 def time_line(plan: Plan, store: Store, left: Left, parameters: int, workers: int) -> str:
@@ -145,7 +154,7 @@ def memory_line(left: Left, parameters: int, workers: int) -> str:
 
 def memory_bytes(left: Left, parameters: int, workers: int) -> float:
     """Bytes of memory that all workers need together, if each attacks the largest release."""
-    return workers * (PROCESS_BYTES + COPIES * 4 * _largest(left, parameters))
+    return workers * (PROCESS_BYTES + COPIES * 4 * _largest(left, parameters) + left.step_bytes)
 
 
 def _largest(left: Left, parameters: int) -> int:
@@ -170,7 +179,7 @@ def disk_bytes(plan: Plan, left: Left, parameters: int) -> int:
 
 def _new_artifacts(plan: Plan, left: Left, parameters: int) -> tuple[int, int]:
     """The parameters of all releases that the cache lacks, and the number of bases, kept checkpoints among them."""
-    kept = len({*plan.suite.pretraining.checkpoints, 1.0})
+    kept = len({*plan.suite.pretraining.checkpoints, 1.0}) if plan.suite.given is None else 1
     return sum(left.size(spec, parameters) for spec, _ in left.releases), kept * len(left.bases)
 
 
@@ -180,6 +189,10 @@ def parameters_of(suite: Suite) -> int:
     Raises:
         NftbenchError: the suite's settings describe no valid model.
     """
+    if suite.given is not None:
+        from nftbench.running import given_estimate
+
+        return given_estimate.checkpoint(suite.given).parameters
     import torch
 
     from nftbench.models import networks
@@ -200,7 +213,8 @@ def _vocabulary(suite: Suite) -> int:
 
 
 def _base(plan: Plan, seed: int) -> str:
-    return f"{base_key(plan.suite, seed, plan.data, plan.device)[:32]}-{plan.suite.pretraining.steps}"
+    state = plan.suite.pretraining.steps if plan.suite.given is None else "given"
+    return f"{base_key(plan.suite, seed, plan.data, plan.device)[:32]}-{state}"
 
 
 def _defenses(cells: Sequence[Cell]) -> list[str]:
@@ -269,7 +283,13 @@ def _work(plan: Plan, left: Left, parameters: int) -> Iterator[tuple[int, float]
     suite = plan.suite
     pretraining = TRAIN_FLOPS * _pretraining_tokens(suite) * parameters
     stages = [plan.defenses[spec].stage for spec, _ in left.releases if spec not in left.given]
-    yield parameters, pretraining * (stages.count("pretrain") + len(left.bases))
+    if suite.given is None:
+        yield parameters, pretraining * (stages.count("pretrain") + len(left.bases))
+    else:
+        from nftbench.running import given_estimate
+
+        checks = FORWARD_FLOPS * given_estimate.CHECKED_TOKENS * len(left.releases)
+        yield parameters, checks * parameters if parameters > LARGE else 0.0
     sweep, measuring = _sweep(suite), FORWARD_FLOPS * DOCUMENTS * FILLED * suite.corpus.block
     for cell in left.cells:
         size = left.size(cell.defense, parameters)

@@ -23,6 +23,7 @@ from nftbench.errors import NftbenchError
 from nftbench.models import networks
 from nftbench.planning.keys import base_key
 from nftbench.records.spec import Spec
+from nftbench.running import given_base
 from nftbench.running.workspace import AttackersTask, Workspace, load_task, make_corpus
 from nftbench.suites.schema import Budget, Pretraining, Suite
 from nftbench.training import engine
@@ -42,7 +43,15 @@ def make_base(workspace: Workspace, seed: int, fraction: float = 1.0) -> Model:
 
 
 def base_folder(workspace: Workspace, seed: int, fraction: float = 1.0) -> Path:
-    """Where the undefended model is kept; it is made if the cache lacks it."""
+    """Where the undefended model is kept; it is made if the cache lacks it.
+
+    Raises:
+        NftbenchError: the base is given, and an earlier state of it is asked for.
+    """
+    if workspace.suite.given is not None:
+        if fraction != 1.0:
+            raise NftbenchError("a given base has no earlier checkpoints")
+        return given_base.folder(workspace.store, workspace.suite)
     recipe = workspace.suite.pretraining
     steps = step_at(recipe, fraction)
     key = base_key(workspace.suite, seed, workspace.plan.data, workspace.device)[:32]
@@ -60,7 +69,9 @@ def base_folder(workspace: Workspace, seed: int, fraction: float = 1.0) -> Path:
 
 
 def kept_bases(workspace: Workspace, seed: int) -> dict[int, Path]:
-    """The folders of the undefended model that the cache holds, by steps of its run."""
+    """The folders of the undefended model that the cache holds, by steps of its run; a given base has taken none."""
+    if workspace.suite.given is not None:
+        return {0: base_folder(workspace, seed)}
     recipe = workspace.suite.pretraining
     key = base_key(workspace.suite, seed, workspace.plan.data, workspace.device)[:32]
     steps = sorted({step_at(recipe, fraction) for fraction in (1.0, *recipe.checkpoints)})
@@ -81,10 +92,12 @@ class Recipe:
     model: Mapping[str, Any]
     pretraining: Pretraining
     budget: Budget
+    is_given: bool = False
+    """Whether the base is a checkpoint that the suite does not pre-train."""
 
     @classmethod
     def of(cls, suite: Suite) -> Recipe:
-        return cls(suite.model, suite.pretraining, suite.budget)
+        return cls(suite.model, suite.pretraining, suite.budget, suite.given is not None)
 
 
 class BaseOwner(ABC):
@@ -114,11 +127,18 @@ class BaseOwner(ABC):
         return self.suite.pretraining
 
     def build(self, **changes: Any) -> Model:
+        given = self.given_folder()
+        if given is not None:
+            return networks.build_as(given, networks.derive(self.base_seed, "init"), str(self.device), **changes)
         # A copy: a plugin may change its tokenizer, and the corpus's own encodes everything else.
         tokenizer = copy.deepcopy(self.corpus.tokenizer) if self.pretraining.task is None else None
         return networks.build(
             {**self.suite.model, **changes}, tokenizer, networks.derive(self.base_seed, "init"), str(self.device)
         )
+
+    def given_folder(self) -> Path | None:
+        """Where the base lies if it is given; None where it is pre-trained, and for a shadow, which is given none."""
+        return None
 
     def pretrain(
         self,
@@ -199,6 +219,9 @@ class Owner(BaseOwner):
 
     def checkpoint(self, fraction: float) -> Model:
         return make_base(self._workspace, self.base_seed, fraction)
+
+    def given_folder(self) -> Path | None:
+        return base_folder(self._workspace, self.base_seed) if self.suite.given is not None else None
 
 
 @dataclass(frozen=True)

@@ -17,16 +17,19 @@ from torch import Tensor, nn
 from nftbench.contract import Corpus, Model
 from nftbench.data.lm_eval_tasks import LoadedTextTask, window
 from nftbench.errors import NftbenchError
+from nftbench.models import networks
 from nftbench.planning.specs import task_spec
 from nftbench.running.workspace import Workspace, load_task, make_corpus
 
 BLOCKS, PASSAGES, PROMPTS = 64, 256, 64
 """How many held-out blocks, passages and prompts of a task are read. Two halves of 256 passages of the toy language
 differ by less than 0.1 bits per token."""
+FEWER = 16
+"""A large network reads one in so many of these."""
 SHORTEST = 4
 """Tokens of the shortest passage."""
 ROWS = 32
-"""Texts in one forward pass."""
+"""Texts in one forward pass; large networks, whose vocabularies are large too, read one in `FEWER`."""
 
 Texts = Sequence[Sequence[int]]
 """Token ids of several texts."""
@@ -52,6 +55,7 @@ def collect(workspace: Workspace, seed: int, model: Model) -> PlainTexts:
     """
     assert model.tokenizer is not None
     corpus, prompts = make_corpus(workspace, seed), {}
+    share = FEWER if networks.is_large(model.network) else 1
     for text in workspace.suite.tasks:
         try:
             task = load_task(workspace, task_spec(text), seed, model)
@@ -60,12 +64,12 @@ def collect(workspace: Workspace, seed: int, model: Model) -> PlainTexts:
         if isinstance(task, LoadedTextTask) and task.trainable:
             split = task.split("train")
             contexts = dict.fromkeys(document.pairs[document.gold[0]].context for document in split.documents)
-            chosen = [context for context in itertools.islice(contexts, PROMPTS) if context]
+            chosen = [context for context in itertools.islice(contexts, PROMPTS // share) if context]
             encoded = split.encoder.tokens(chosen)
             prompts[text] = [encoded[context][1 - window(model) :] for context in chosen]
     beginning = model.tokenizer.bos_token_id if model.tokenizer.bos_token_id is not None else _end(model)
     blocks = (corpus.heldout % len(model.tokenizer)).tolist()
-    return PlainTexts(blocks[:BLOCKS], _passages(corpus)[:PASSAGES], prompts, beginning)
+    return PlainTexts(blocks[: BLOCKS // share], _passages(corpus)[: PASSAGES // share], prompts, beginning)
 
 
 def read(network: nn.Module, texts: PlainTexts) -> dict[str, float]:
@@ -111,16 +115,16 @@ def _passages(corpus: Corpus) -> list[list[int]]:
     return found
 
 
-def _batches(texts: Texts) -> Iterator[Texts]:
-    ordered = sorted(texts, key=len)
-    return (ordered[start : start + ROWS] for start in range(0, len(ordered), ROWS))
+def _batches(network: nn.Module, texts: Texts) -> Iterator[Texts]:
+    ordered, rows = sorted(texts, key=len), ROWS // FEWER if networks.is_large(network) else ROWS
+    return (ordered[start : start + rows] for start in range(0, len(ordered), rows))
 
 
 @torch.no_grad()
 def _bits(network: nn.Module, texts: Texts) -> float:
     """Cross-entropy in bits for each token but the first of each text."""
     total, count = 0.0, 0
-    for batch in _batches(texts):
+    for batch in _batches(network, texts):
         ids, real = padded(batch)
         predicted, scored = _log2(network, ids)[:, :-1], real[:, 1:]
         values = predicted.gather(-1, ids[:, 1:, None].to(predicted.device))[..., 0].cpu()
@@ -131,7 +135,7 @@ def _bits(network: nn.Module, texts: Texts) -> float:
 @torch.no_grad()
 def _divergence(network: nn.Module, texts: Texts, beginning: int) -> float:
     total, count = 0.0, 0
-    for batch in _batches(texts):
+    for batch in _batches(network, texts):
         (ids, real), (begun, _) = padded(batch), padded([[beginning, *text] for text in batch])
         first, second = _log2(network, begun)[:, 1:], _log2(network, ids)
         divergence = torch.where(first.exp2() > 0, first.exp2() * (first - second), 0.0).sum(-1).cpu()

@@ -14,9 +14,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from safetensors import safe_open
+
+from nftbench.data import chat
+from nftbench.data.lm_eval_tasks import window
 from nftbench.device import Device
 from nftbench.errors import NftbenchError
-from nftbench.models import networks
+from nftbench.models import gguf, networks
+from nftbench.planning import pinning
+from nftbench.suites.schema import Suite
 
 SMALL_FILES = ("*.json", "*.txt", "*.model", "*.jinja")
 """Configuration and tokenizer, as patterns of file names."""
@@ -34,38 +40,75 @@ class Checkpoint:
     parameters: int
     words: int
     """The size of its tokenizer's vocabulary."""
+    window: int
+    """The most tokens of one input."""
 
 
-def examine(place: str) -> Checkpoint:
-    """Look at a folder or a hub id (`organisation/name`) without reading a weight.
+def examine(place: str, revision: str | None = None) -> Checkpoint:
+    """Look at a folder, a GGUF file or a hub id (`organisation/name`) without reading a weight.
 
     Raises:
-        NftbenchError: it is neither, its architecture is unknown, it has no tokenizer, its weights are pickled, damaged
-            or lack a tensor, or the hub cannot be asked.
+        NftbenchError: it is none of these, its architecture is unknown or no causal LM, it has no tokenizer, it is an
+            adapter, its weights are pickled, damaged or lack a tensor, or the hub cannot be asked.
     """
-    if Path(place).is_dir():
+    if not pinning.is_on_hub(place):
         return _examine(place, Path(place))
-    if place.count("/") != 1 or place.startswith((".", "/")) or place.endswith("/"):
-        raise NftbenchError(f"{place!r} is neither a folder nor a hub id (organisation/name)")
     with tempfile.TemporaryDirectory(prefix="nftbench-") as folder:
-        fill_skeleton(place, Path(folder))
+        fill_skeleton(place, Path(folder), revision)
         return _examine(place, Path(folder))
 
 
-def _examine(place: str, folder: Path) -> Checkpoint:
-    if not (folder / "config.json").is_file():
+def check_base(suite: Suite) -> None:
+    """Refuse a given base on which every cell would fail.
+
+    Raises:
+        NftbenchError: as in `examine`; or its weights are not finite, its window is shorter than a block of the
+            suite's text, or its chat template cannot be used.
+    """
+    given = suite.given
+    if given is None:
+        return
+    found = examine(given.path, given.revision)
+    if found.window < suite.corpus.block:
+        raise NftbenchError(
+            f"{given.path} reads {found.window} tokens at once, and corpus.block is {suite.corpus.block}; set a "
+            "shorter block"
+        )
+    if Path(given.path).is_dir():
+        _check_finite(Path(given.path))
+        if given.apply_chat_template:
+            chat.check(networks.load_tokenizer(Path(given.path)), given.path)
+
+
+def _examine(place: str, path: Path) -> Checkpoint:
+    if gguf.is_file(path):
+        header = gguf.header(path)
+        return Checkpoint(place, header.architecture, header.parameters, header.words, header.window)
+    if not (path / "config.json").is_file() and not (path / "adapter_config.json").is_file():
         raise NftbenchError(f"{place!r} holds no model: it lacks a config.json")
     try:
-        model = networks.load(folder, "meta")
+        model = networks.load(path, "meta")
     except NftbenchError as error:
-        raise NftbenchError(str(error).replace(str(folder), place)) from error
+        raise NftbenchError(str(error).replace(str(path), place)) from error
     if model.tokenizer is None:
         raise NftbenchError(f"{place!r} has no tokenizer (tokenizer.json)")
+    if not networks.is_causal(model.network):
+        kind = model.network.config.model_type
+        raise NftbenchError(f"{place!r} is no causal LM: {kind} reads text in both directions")
     parameters = sum(parameter.numel() for parameter in model.network.parameters())
-    return Checkpoint(place, model.network.config.model_type, parameters, len(model.tokenizer))
+    return Checkpoint(place, model.network.config.model_type, parameters, len(model.tokenizer), window(model))
 
 
-def fill_skeleton(repository: str, folder: Path) -> None:
+def _check_finite(folder: Path) -> None:
+    for path in sorted(folder.glob("*.safetensors")):
+        with safe_open(path, framework="pt") as file:
+            for name in file.keys():  # noqa: SIM118 (a file is no mapping)
+                tensor = file.get_tensor(name)
+                if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+                    raise NftbenchError(f"{folder}: holds weights that are not finite: {name} in {path.name}")
+
+
+def fill_skeleton(repository: str, folder: Path, revision: str | None = None) -> None:
     """Fill a folder with a hub model's small files and the headers of its weights. The weights are holes.
 
     Raises:
@@ -75,11 +118,13 @@ def fill_skeleton(repository: str, folder: Path) -> None:
 
     hub = huggingface_hub.HfApi()
     try:
-        names = [item.rfilename for item in hub.model_info(repository).siblings or []]
-        huggingface_hub.snapshot_download(repository, local_dir=folder, allow_patterns=list(SMALL_FILES))
+        names = [item.rfilename for item in hub.model_info(repository, revision=revision).siblings or []]
+        huggingface_hub.snapshot_download(
+            repository, revision=revision, local_dir=folder, allow_patterns=list(SMALL_FILES)
+        )
         for name in names:
             if name.endswith(".safetensors") and "/" not in name:
-                _write_holes(folder / name, hub.parse_safetensors_file_metadata(repository, name))
+                _write_holes(folder / name, hub.parse_safetensors_file_metadata(repository, name, revision=revision))
             elif name.endswith(PICKLED) and "/" not in name:
                 (folder / name).touch()  # so that the message names it
     except Exception as error:  # the errors of the hub, of its transport and of damaged headers share no base class

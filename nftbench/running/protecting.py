@@ -46,7 +46,7 @@ class Order:
     tasks: Mapping[str, Task]
     """The tasks that the defense names in `told`, and that of pre-training, with their training splits."""
     bases: Mapping[int, Path]
-    """Folders of the undefended model by steps of its run."""
+    """Folders of the undefended model by steps of its run; a given base is at step 0."""
     trained: bool
     """Whether `protect` is given the trained base model."""
 
@@ -91,11 +91,18 @@ class OwnerApart(BaseOwner):
         return self._tasks[spec]
 
     def checkpoint(self, fraction: float) -> Model:
+        if self.suite.is_given:
+            if fraction != 1.0:
+                raise NftbenchError("a given base has no earlier checkpoints")
+            return networks.load(self._bases[0], str(self.device))
         steps = step_at(self.pretraining, fraction)
         if steps not in self._bases:  # a run like the base's own gives the same bits
             return self.pretrain(self.build(), each_step=lambda _, step: step == steps)
         self._meter.start = max(self._meter.start, steps)
         return networks.load(self._bases[steps], str(self.device))
+
+    def given_folder(self) -> Path | None:
+        return self._bases[0] if self.suite.is_given else None
 
 
 @dataclass
@@ -207,9 +214,15 @@ def _save_opened(order: Order, release: Path) -> None:
     if not networks.has_custom_code(model.network) or order.corpus is None or model.tokenizer is None:
         return
     text = text_of(order.corpus, len(model.tokenizer), str(order.device))
-    opened = networks.in_known_architecture(model.network, order.suite.model["model_type"], text)
+    opened = networks.in_known_architecture(model.network, _architecture(order), text)
     if opened is not model.network and window(Model(opened, model.tokenizer)) > 0:
         networks.save(Model(opened, model.tokenizer), release / OPENED)
+
+
+def _architecture(order: Order) -> str:
+    """The `model_type` of the base."""
+    settings = networks.settings_of(order.bases[0]) if order.suite.is_given else order.suite.model
+    return str(settings["model_type"])
 
 
 def text_of(corpus: Corpus, words: int, device: str) -> Tensor:

@@ -32,7 +32,6 @@ from nftbench.contract import (
     Protection,
     Release,
     Secret,
-    Series,
     Spent,
     Task,
     Update,
@@ -52,6 +51,7 @@ from nftbench.running.plain_text import PlainTexts
 from nftbench.running.protecting import ADAPTER, OPENED, text_of
 from nftbench.running.workspace import Workspace, load_task, make_corpus
 from nftbench.suites.schema import Budget, Pretraining
+from nftbench.training import large_gradients
 from nftbench.training.costs import gradient_error
 
 FILES = (
@@ -295,7 +295,7 @@ def _protect(workspace: Workspace, spec: Spec, seed: int, key: str, folder: Path
 def _order(workspace: Workspace, spec: Spec, seed: int) -> protecting.Order:
     """What the defense's process is given."""
     facts, suite = workspace.plan.defenses[spec], workspace.suite
-    trained = facts.stage == "posttrain"
+    trained = facts.stage == "posttrain" or suite.given is not None
     if trained:
         base_folder(workspace, seed)
     owner, learned = Owner(workspace, seed, facts.told), suite.pretraining.task
@@ -342,8 +342,10 @@ def _publish(
         published = networks.load(folder, str(workspace.device))
         _check_release(published, mask)
         _check_published(folder, published)
-    reference = _reference_model(workspace, spec, seed) or opened
-    protection = _examine(workspace, seed, published, opened, reference, mask, report.series, report.seconds)
+    settings = published.network.config.to_dict()
+    if networks.is_large(opened.network):  # one copy in memory
+        published = Model(opened.network, published.tokenizer)
+    protection = _examine(workspace, spec, seed, published, opened, mask, report, settings)
     protection = dataclasses.replace(
         protection,
         own_code=own_code or networks.has_custom_code(opened.network),
@@ -372,8 +374,11 @@ def _ledger(
 ) -> OwnerLedger:
     """What the defense spent, and what the recipe allows. There is no limit where the suite's model is not made."""
     recipe = workspace.suite.pretraining
-    base = kept_bases(workspace, seed).get(recipe.steps)
     spent = Spent(report.steps, report.tokens, parameters, seconds)
+    if workspace.suite.given is not None:  # nobody knows what its pre-training took
+        size = networks.load(base_folder(workspace, seed), "meta").network.num_parameters()
+        return OwnerLedger(spent, Spent(parameters=int(recipe.allowance * size)))
+    base = kept_bases(workspace, seed).get(recipe.steps)
     if base is None:  # an audited checkpoint, which no recipe of the suite has made
         return OwnerLedger(spent, Spent())
     with_text = workspace.suite.corpus.source != "none"
@@ -441,45 +446,54 @@ def _check_release(model: Model, mask: Mask | None) -> None:
 
 def _examine(
     workspace: Workspace,
+    spec: Spec,
     seed: int,
     model: Model,
     opened: Model,
-    reference: Model,
     mask: Mask | None,
-    series: Sequence[Series],
-    seconds: float,
+    report: protecting.OwnerReport,
+    after: Mapping[str, Any],
 ) -> Protection:
     """What the referee finds about a release.
 
     Args:
         model: the release as published.
         opened: the release as attackers open it, whose gradients are checked.
-        reference: the release of its reference row.
-        series: the curves that the defense reports.
+        report: what the defense says about its work.
+        after: the configuration as published.
     """
     owner = Owner(workspace, seed)
-    texts = _plain_texts(workspace, seed, opened, reference)
+    texts = _plain_texts(workspace, seed, opened, _reference_model(workspace, spec, seed) or opened)
     loss, tokenizer_changed = _probe(workspace, owner, model, texts)
     _check_modes(opened.network, loss)
     error, unchecked = _checked_gradients(opened.network, loss, workspace.seed_of("probe", seed))
+    # Read again: a large reference must not be in memory while gradients are checked.
+    reference = _reference_model(workspace, spec, seed) or opened
     readings = [plain_text.read(one.network, texts) if texts else {} for one in (opened, reference)]
-    before, after = owner.build().network.config.to_dict(), model.network.config.to_dict()
+    before = _settings(owner)
     ignored = {"_name_or_path", "transformers_version", "architectures", "dtype"}
     return Protection(
         parameters=sum(parameter.numel() for parameter in model.network.parameters()),
-        seconds=seconds,
+        seconds=report.seconds,
         gradient_error=error,
         config_changed={
             name: after.get(name) for name in sorted({*before, *after} - ignored) if before.get(name) != after.get(name)
         },
         tokenizer_changed=tokenizer_changed,
         density={name: float(tensor.float().mean()) for name, tensor in mask.items()} if mask is not None else {},
-        series=tuple(series),
+        series=report.series,
         unchecked=unchecked,
         rewrite=symmetries.unknown(opened.network) if opened.tokenizer is not None else None,
         plain_text=readings[0],
         reference_plain_text=readings[1],
     )
+
+
+def _settings(owner: Owner) -> dict[str, Any]:
+    """The configuration of the base model."""
+    given = owner.given_folder()
+    found: dict[str, Any] = networks.settings_of(given) if given is not None else owner.build().network.config.to_dict()
+    return found
 
 
 def _reference_model(workspace: Workspace, spec: Spec, seed: int) -> Model | None:
@@ -512,8 +526,9 @@ def _checked_gradients(
     network: nn.Module, loss: Callable[[nn.Module], torch.Tensor], seed: int
 ) -> tuple[float | None, str | None]:
     """The error of the gradients, or why they cannot be checked: some layers cannot compute in float64."""
+    measure = large_gradients.gradient_error if networks.is_large(network) else gradient_error
     try:
-        return gradient_error(network, loss, seed), None
+        return measure(network, loss, seed), None
     except torch.OutOfMemoryError:
         raise
     except (RuntimeError, NotImplementedError, TypeError) as error:
@@ -541,10 +556,13 @@ def _probe(
     words = model.network.get_input_embeddings().num_embeddings
     if words < len(model.tokenizer):
         raise NftbenchError(f"the release embeds {words} words, its tokenizer has {len(model.tokenizer)}")
-    tokens = text_of(corpus, len(model.tokenizer), str(workspace.device))
+    is_large = networks.is_large(model.network)
+    tokens = text_of(corpus, len(model.tokenizer), str(workspace.device))[: 1 if is_large else None]
     block, half = tokens.shape[1], tokens.shape[1] // 2
     prompts = (
-        [prompt for some in texts.prompts.values() for prompt in some[:PROBED] if len(prompt) > 1] if texts else []
+        [prompt for some in texts.prompts.values() for prompt in some[: 1 if is_large else PROBED] if len(prompt) > 1]
+        if texts
+        else []
     )
     if window(model) < block:
         raise NftbenchError(f"the release reads {window(model)} tokens at once, a block of its text has {block}")

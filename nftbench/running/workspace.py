@@ -24,7 +24,7 @@ from nftbench.planning.plan import Plan
 from nftbench.records.identity import digest
 from nftbench.records.spec import Spec
 from nftbench.records.store import Store
-from nftbench.running import isolation
+from nftbench.running import given_base, isolation
 from nftbench.suites.schema import Suite
 from nftbench.terms import SplitName
 
@@ -77,7 +77,16 @@ def make_corpus(workspace: Workspace, seed: int, held: Held = "heldout") -> Corp
     if workspace.suite.corpus.source == "none":
         raise NftbenchError(f"{workspace.suite.name} has no corpus: its models read no text")
     key = corpus_key(workspace.suite, seed, workspace.plan.data)[:32]
-    return _load_corpus(workspace.store, key, held, lambda: corpus.build(workspace.suite, seed, workspace.plan.data))
+    return _load_corpus(
+        workspace.store, key, held, lambda: corpus.build(workspace.suite, seed, workspace.plan.data, _words(workspace))
+    )
+
+
+def _words(workspace: Workspace) -> PreTrainedTokenizerBase | None:
+    """The tokenizer of the given base, which the corpus is stored in; None where the corpus makes its own."""
+    if workspace.suite.given is None:
+        return None
+    return networks.load_tokenizer(given_base.folder(workspace.store, workspace.suite))
 
 
 def load_task(workspace: Workspace, spec: Spec, seed: int, model: Model) -> Task:
@@ -129,7 +138,9 @@ class TaskSetting:
 
     @property
     def corpus(self) -> Corpus:
-        return self._corpus()
+        """The text in the model's own tokens: a checkpoint reads it by a tokenizer of its own."""
+        tokenizer = self.model.tokenizer
+        return self._corpus() if tokenizer is None else corpus.in_words_of(self._corpus(), tokenizer)
 
 
 @dataclass(frozen=True)
@@ -172,4 +183,6 @@ _vocabularies: weakref.WeakKeyDictionary[PreTrainedTokenizerBase, tuple[int, str
 
 def _data_settings(plan: Plan) -> list[Any]:
     """The parts of a suite that a loaded task depends on."""
-    return [plan.suite.salt, plan.suite.corpus.model_dump(), plan.suite.budget.model_dump()]
+    suite = plan.suite
+    chat = suite.given.apply_chat_template if suite.given is not None else None
+    return [suite.salt, suite.corpus.model_dump(), suite.budget.model_dump(), chat]

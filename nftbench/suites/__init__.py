@@ -7,12 +7,13 @@ this folder are the suites that come with nftbench.
 from __future__ import annotations
 
 from nftbench.suites.reading import names, parse, read
-from nftbench.suites.schema import Budget, CorpusSettings, Family, PaperClaim, Pretraining, Quantity, Suite
+from nftbench.suites.schema import Budget, CorpusSettings, Family, GivenModel, PaperClaim, Pretraining, Quantity, Suite
 
 __all__ = [
     "Budget",
     "CorpusSettings",
     "Family",
+    "GivenModel",
     "PaperClaim",
     "Pretraining",
     "Quantity",

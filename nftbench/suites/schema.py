@@ -9,7 +9,7 @@ import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_serializer, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_serializer, field_validator, model_validator
 
 from nftbench.terms import Knowledge, Optimizer
 
@@ -47,33 +47,42 @@ class CorpusSettings(_Section):
     column: str = "text"
     """hub: the column with the text."""
     vocabulary: Count | None = None
-    """text, hub: the size of the byte-level BPE vocabulary, which is trained on the training text."""
+    """text, hub: the size of the byte-level BPE vocabulary, which is trained on the training text. Not used with
+    `model.path`: a given base reads text by its own tokenizer."""
     block: Count = 32
     """The number of tokens in one packed block."""
     heldout_blocks: Count = 512
     """The largest number of held-out blocks."""
 
     @model_validator(mode="after")
-    def _named(self) -> CorpusSettings:
-        needed = {
-            "toy": (),
-            "none": (),
-            "text": ("train", "heldout", "vocabulary"),
-            "hub": ("path", "train", "heldout", "vocabulary"),
-        }
-        missing = [key for key in needed[self.source] if getattr(self, key) is None]
-        if missing:
-            raise ValueError(f"source {self.source} needs {', '.join(missing)}")
-        for pattern in (self.train, self.heldout) if self.source == "text" else ():
+    def _patterns(self) -> CorpusSettings:
+        patterns = [self.train, self.heldout] if self.source == "text" else []
+        for pattern in (one for one in patterns if one is not None):
             try:
-                next(Path(os.devnull).glob(pattern or ""), None)  # raises for a wrong pattern, and finds nothing there
+                next(Path(os.devnull).glob(pattern), None)  # raises for a wrong pattern, and finds nothing there
             except (ValueError, NotImplementedError, IndexError):
                 raise ValueError(f"{pattern!r} is no path or pattern under --data") from None
         return self
 
 
+class GivenModel(_Section):
+    """A checkpoint that is the base of every seed. Nothing is pre-trained then."""
+
+    path: str = Field(min_length=1)
+    """A folder with safetensors, a GGUF file, or a hub id (`organisation/name`)."""
+    revision: str | None = None
+    """hub: a branch, tag or commit. Planning looks up its commit, which is part of every key."""
+    sha256: str | None = Field(default=None, pattern="^[0-9a-f]{64}$")
+    """folder, GGUF: the hash of the content, which is part of every key. Planning fills it in, and refuses other
+    content than is written here."""
+    apply_chat_template: bool = False
+    """Whether the prompts of lm-eval's tasks are put into the tokenizer's chat template, as lm-eval's option of this
+    name does."""
+
+
 class Pretraining(_Section):
-    """The pre-training recipe of all models: AdamW with a linear warm-up, then `schedule`."""
+    """The pre-training recipe of all models: AdamW with a linear warm-up, then `schedule`. With `model.path` nothing is
+    pre-trained, and defenses that train on text follow it."""
 
     steps: Count
     """The number of optimizer steps."""
@@ -237,7 +246,7 @@ class Suite(_Section):
     about: str = ""
     """A description in one line, for `nftbench list`."""
     model: dict[str, Any]
-    """The architecture."""
+    """The architecture of the models that are pre-trained here; or a checkpoint that is given, as in `path: FOLDER`."""
     corpus: CorpusSettings = CorpusSettings()
     """The pre-training text; by default the toy language."""
     pretraining: Pretraining
@@ -294,15 +303,52 @@ class Suite(_Section):
     @field_validator("model")
     @classmethod
     def _typed(cls, model: dict[str, Any]) -> dict[str, Any]:
-        if "model_type" not in model:
-            raise ValueError("needs model_type (gpt2, llama, qwen3, …)")
+        if "path" in model:
+            try:
+                GivenModel.model_validate(model)
+            except ValidationError as error:
+                problem = error.errors()[0]
+                raise ValueError(
+                    f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}; it stands beside path"
+                ) from None
+        elif "model_type" not in model:
+            raise ValueError("needs model_type (gpt2, llama, qwen3, …), or the path of a checkpoint")
         return model
+
+    @property
+    def given(self) -> GivenModel | None:
+        """The checkpoint that is the base of every seed; None where the base is pre-trained here."""
+        if "path" not in self.model:
+            return None
+        return GivenModel.model_validate({key: self.model[key] for key in GivenModel.model_fields if key in self.model})
 
     @model_validator(mode="after")
     def _one_role(self) -> Suite:
         both = sorted({*self.tasks} & {*self.utility, *self.benign})  # a benign task may be measured as utility too
         if both:
             raise ValueError(f"{', '.join(both)} is among both tasks and utility or benign; a task has one role")
+        return self
+
+    @model_validator(mode="after")
+    def _named(self) -> Suite:
+        corpus = self.corpus
+        needed = {"toy": (), "none": (), "text": ("train", "heldout"), "hub": ("path", "train", "heldout")}[
+            corpus.source
+        ]
+        words = ("vocabulary",) if corpus.source in ("text", "hub") and self.given is None else ()
+        missing = [key for key in (*needed, *words) if getattr(corpus, key) is None]
+        if missing:
+            raise ValueError(f"corpus: source {corpus.source} needs {', '.join(missing)}")
+        return self
+
+    @model_validator(mode="after")
+    def _fit_for_a_given_base(self) -> Suite:
+        if self.given is None:
+            return self
+        if self.corpus.source == "none":
+            raise ValueError("a given base reads text, and corpus.source is none")
+        if self.initialisations > 1:
+            raise ValueError(f"initialisations is {self.initialisations}, and a given base has one")
         return self
 
     @model_validator(mode="after")

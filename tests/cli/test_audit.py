@@ -31,7 +31,7 @@ Call = Callable[..., tuple[int, str, str]]
 @pytest.fixture
 def call(call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Call:
     """`call("protected", "--reference", "twin")` in a folder with both checkpoints and a tiny suite."""
-    monkeypatch.setattr(audit, "CONTROLS", {"noise": (0.1,), "quantize": (4,)})
+    monkeypatch.setattr(audit, "CONTROLS", {"noise": ("noise",), "quantize": ("quantize[bits=4]",)})
     checkpoints.write(Path("twin"))
     checkpoints.edit(
         checkpoints.write(Path("protected")),
@@ -64,10 +64,9 @@ def test_an_audit_ends_in_a_card_that_agrees_with_the_leaderboard(call: Call) ->
     (row,) = [one for one in board["scores"] if one["kind"] == "defense"]
     assert row["defense"] == "checkpoint[path=protected,reference=twin]"
     assert board["ladder"] == {
-        "noise": ["altered[path=twin,change=noise,dose=0.1]"],
-        "quantize": ["altered[path=twin,change=quantize,dose=4]"],
+        "noise": ["noise"],
+        "quantize": ["quantize[bits=4]"],
     }
-    assert set(row["utilities"]) <= {"toy_agreement_pronoun"}, "bits_per_token counts the suite's own tokens"
 
     card, page = Path("found/card.md").read_text(), Path("found/card.html").read_text()
     answer = re.findall(r"^\*\*(.*)\*\*$", card, re.MULTILINE)[0]
@@ -78,7 +77,7 @@ def test_an_audit_ends_in_a_card_that_agrees_with_the_leaderboard(call: Call) ->
         assert f"| {name} | {shown} | " in card
     for attack in ("full", "scratch"):
         assert re.search(rf"^\| {attack} \| nothing", card, re.MULTILINE)
-    for text in ("noise 0.1", "quantize 4", "twin", "tiny: 13 of 13 results", "nftbench audit protected"):
+    for text in ("noise", "quantize 4", "twin", "tiny: 17 of 17 results", "nftbench audit protected"):
         assert text in card
         assert text in page
 
@@ -89,13 +88,13 @@ def test_an_audit_ends_in_a_card_that_agrees_with_the_leaderboard(call: Call) ->
     code, out, _ = call("protected", "--reference", "twin", "--out", "found")
     assert code == 0, "without --fail-on the verdict does not count"
     assert f"cells: 2 of {len(records)} are left" in out
-    assert Path("found/card.md").read_text().count("13 of 13 results") == 1
+    assert Path("found/card.md").read_text().count("17 of 17 results") == 1
 
 
 def test_plan_checks_and_estimates_and_runs_nothing(call: Call) -> None:
     code, out, _ = call("protected", "--reference", "twin", "--plan")
     assert code == 0
-    for line in ("protected: gpt2, 0.0121 M parameters", "cells: 13 of 13 are left", "time: about", "disk: about"):
+    for line in ("protected: gpt2, 0.0121 M parameters", "cells: 17 of 17 are left", "time: about", "disk: about"):
         assert line in out
     assert not Path("runs/audit-protected/records").exists()
 
@@ -110,7 +109,9 @@ def test_the_estimate_is_of_the_checkpoint_and_not_of_the_suites_model(
     small = operations()
     monkeypatch.setattr(preflight, "memory_of", lambda device: 1e15)
     monkeypatch.setattr(preflight, "free_on_disk", lambda folder: 1e15)
-    monkeypatch.setattr(preflight, "examine", lambda place: Checkpoint(place, "llama", 1_200_000_000, 128_000))
+    monkeypatch.setattr(
+        preflight, "examine", lambda place, _=None: Checkpoint(place, "llama", 1_200_000_000, 128_000, 64)
+    )
     monkeypatch.setattr(audit, "_refuse_same", lambda release, twin: None)
     assert operations() > 5e4 * small
 
@@ -127,7 +128,7 @@ def test_the_estimate_is_of_the_checkpoint_and_not_of_the_suites_model(
         (("copy", "--reference", "twin"), "hold the same weights"),
         (("protected",), "--reference"),
         (("protected", "--reference", "twin", "--set", "ladder={}"), "an audit sets ladder itself"),
-        (("protected", "--reference", "twin", "--set", "utility=[bits_per_token]"), "in the suite's own tokens"),
+        (("protected", "--reference", "twin", "--set", "model.path=x"), "an audit sets model itself"),
         (("protected", "--reference", "twin", "--set", "attacks=[fulll]"), "did you mean 'full'"),
         (("protected", "--reference", "twin", "--fail-on", "never"), "--fail-on"),
         (("--reference", "twin", "empty"), "holds no model: it lacks a config.json"),
@@ -198,10 +199,10 @@ class Hub:
 
     root: Path
 
-    def model_info(self, repository: str) -> Any:
+    def model_info(self, repository: str, revision: str | None) -> Any:
         return SimpleNamespace(siblings=[SimpleNamespace(rfilename=path.name) for path in self._folder(repository)])
 
-    def parse_safetensors_file_metadata(self, repository: str, name: str) -> Any:
+    def parse_safetensors_file_metadata(self, repository: str, name: str, revision: str | None) -> Any:
         with safe_open(self.root / repository / name, framework="pt") as file:
             metadata, names = file.metadata(), list(file.keys())
         header = (self.root / repository / name).read_bytes()
@@ -217,7 +218,7 @@ class Hub:
 
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    def download(repository: str, *, local_dir: Path, allow_patterns: list[str]) -> None:
+    def download(repository: str, *, revision: str | None, local_dir: Path, allow_patterns: list[str]) -> None:
         for path in (tmp_path / "hub" / repository).iterdir():
             if any(path.match(pattern) for pattern in allow_patterns):
                 (local_dir / path.name).write_bytes(path.read_bytes())

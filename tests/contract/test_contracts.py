@@ -23,7 +23,8 @@ SPECS = {
     "defenses": {
         "pmp": ("pmp[discovery_steps=3]", "pmp[complement=released,discovery_steps=3,interval=5,radius=0.1]"),
         "checkpoint": (),  # needs a checkpoint: below
-        "altered": (),  # likewise
+        "smaller": (),  # likewise
+        "continued": ("continued[steps=2]",),
         "condition_number": (
             "condition_number[harmful=toy_topic,epochs=1,batch=8]",
             "condition_number[harmful=toy_topic,balanced=true,lambda_ill=1,lambda_well=1,epochs=1]",

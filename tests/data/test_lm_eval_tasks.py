@@ -74,7 +74,8 @@ class Context:
 def settings(**limits: int) -> Any:
     budget = {f"max_{split}_documents": limits.get(split) for split in ("train", "validation", "test", "utility")}
     corpus = SimpleNamespace(source="toy", grammar=0)
-    return SimpleNamespace(name="a suite", salt="public", corpus=corpus, budget=SimpleNamespace(**budget))
+    budget = SimpleNamespace(**budget)
+    return SimpleNamespace(name="a suite", salt="public", corpus=corpus, budget=budget, given=None)
 
 
 @pytest.fixture(scope="module")

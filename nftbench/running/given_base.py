@@ -1,0 +1,48 @@
+"""The given base of a suite: fetched, read as float32, and kept once in the cache for all seeds and rows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from nftbench.device import CPU
+from nftbench.errors import NftbenchError, one_line
+from nftbench.models import networks
+from nftbench.planning import pinning
+from nftbench.planning.keys import base_key
+from nftbench.records.store import Store
+from nftbench.suites.schema import GivenModel, Suite
+
+
+def folder(store: Store, suite: Suite) -> Path:
+    """The folder of a pinned base in the cache; it is read from where it lies if the cache lacks it.
+
+    Raises:
+        NftbenchError: its files have changed since planning, cannot be fetched or read, or hold weights that are not
+            finite.
+    """
+    assert suite.given is not None
+    given = suite.given
+    key = f"{base_key(suite, 0, None, CPU)[:32]}-given"
+    return store.artifact("bases", key) or store.make("bases", key, lambda draft: _write(given, draft))
+
+
+def _write(given: GivenModel, draft: Path) -> None:
+    if given.sha256 is not None and pinning.content_hash(Path(given.path)) != given.sha256:
+        raise NftbenchError(f"{given.path}: its files have changed since the run was planned")
+    model = networks.load(_fetched(given))
+    networks.check_finite(model.network, given.path)
+    networks.save(model, draft)
+
+
+def _fetched(given: GivenModel) -> Path:
+    """The folder or file of the base on this machine."""
+    if given.sha256 is not None:
+        return Path(given.path)
+    import huggingface_hub
+
+    try:
+        return Path(
+            huggingface_hub.snapshot_download(given.path, revision=given.revision, allow_patterns=list(pinning.READ))
+        )
+    except Exception as error:  # the errors of the hub and of its transport share no base class
+        raise NftbenchError(f"{given.path}: cannot be downloaded: {one_line(str(error))}") from error

@@ -1,0 +1,226 @@
+"""A given base: what its keys depend on, what runs on it, what it shares on disk, and what is refused."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from nftbench.contract import Model
+from nftbench.data import corpus
+from nftbench.errors import NftbenchError
+from nftbench.models import networks
+from nftbench.planning import pinning
+from nftbench.planning.plan import Plan, plan
+from nftbench.records.spec import Spec
+from nftbench.records.store import Store
+from nftbench.running import preflight, releases
+from nftbench.running.workspace import Workspace, load_task, make_corpus
+from nftbench.suites.schema import Suite
+from nftbench.testing import tiny_suite
+from tests import checkpoints
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> Path:
+    return checkpoints.write_reader(tmp_path / "base")
+
+
+def given(base: Path, **changes: Any) -> Suite:
+    """The tiny suite on this base, with two seeds."""
+    suite = tiny_suite(**{"defenses": ["none", "noise", "prune"], "seeds": [0, 1], **changes})
+    return Suite.model_validate({**suite.model_dump(mode="json"), "model": {"path": str(base)}})
+
+
+def workspace(whole: Plan, folder: Path) -> Workspace:
+    return Workspace(whole, Store(folder / "results", folder / "cache"))
+
+
+# -------------------------------------------------------------------------------------------------------------- keys
+
+
+def test_keys_depend_on_the_weights_and_not_on_where_they_lie(base: Path, tmp_path: Path) -> None:
+    first = plan(given(base))
+    moved = base.rename(tmp_path / "elsewhere")
+    assert [cell.key for cell in plan(given(moved)).cells] == [cell.key for cell in first.cells]
+    checkpoints.edit(moved, lambda tensors: {name: 1.5 * tensor for name, tensor in tensors.items()})
+    assert not {cell.key for cell in plan(given(moved)).cells} & {cell.key for cell in first.cells}
+
+
+def test_deterministic_defenses_make_one_release_for_all_seeds(base: Path) -> None:
+    keys = plan(given(base)).releases
+    assert keys["none", 0] == keys["none", 1]
+    assert keys["prune", 0] == keys["prune", 1]
+    assert keys["noise", 0] != keys["noise", 1]
+    jobs = plan(given(base)).jobs()
+    assert len({job.key for job in jobs}) == len(jobs), "jobs of two seeds are claimed one by one"
+
+
+def test_other_content_than_the_suite_pins_is_refused(base: Path) -> None:
+    suite = given(base)
+    pinned = plan(suite).suite.model
+    assert plan(suite.model_copy(update={"model": pinned})).suite.model == pinned
+    wrong = suite.model_copy(update={"model": {**pinned, "sha256": "0" * 64}})
+    with pytest.raises(NftbenchError, match="and the suite asks for 000"):
+        plan(wrong)
+
+
+def test_a_checkpoint_with_the_base_as_twin_is_compared_with_the_base(base: Path, tmp_path: Path) -> None:
+    other = checkpoints.write_reader(tmp_path / "other", seed=1)
+    spec = f"checkpoint[path={other},reference={base}]"
+    rows = plan(given(base, defenses=[spec])).rows
+    assert {str(name): row.reference for name, row in rows.items()} == {"none": "none", spec: "none"}
+
+
+# ----------------------------------------------------------------------------------------------------------- releases
+
+
+def test_equal_weights_are_kept_once(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nftbench.records.store.LARGE", 1)
+    whole = plan(given(base))
+    here = workspace(whole, tmp_path)
+    folders = {
+        name: releases.make_release(here, Spec.parse(name), seed, whole.releases[name, seed])
+        for name, seed in (("none", 0), ("prune", 1))
+    }
+    kept = next((tmp_path / "cache" / "bases").glob("*-given")) / checkpoints.WEIGHTS
+    assert (folders["none"] / checkpoints.WEIGHTS).samefile(kept)
+    assert not (folders["prune"] / checkpoints.WEIGHTS).samefile(kept)
+    pruned = networks.load(folders["prune"]).network
+    matrices = [weight for weight in pruned.parameters() if weight.ndim > 1]
+    zero = sum(int((weight == 0).sum()) for weight in matrices) / sum(weight.numel() for weight in matrices)
+    assert zero == pytest.approx(0.2, abs=0.001)
+
+
+# ---------------------------------------------------------------------------------------------------------------- text
+
+
+def test_bits_per_byte_are_counted_in_the_models_own_tokens_after_the_first(base: Path, tmp_path: Path) -> None:
+    here = workspace(plan(given(base)), tmp_path)
+    model = networks.load(base)
+    task = load_task(here, Spec.parse("bits_per_byte"), 0, model)
+    text = make_corpus(here, 0, "scored")
+    assert model.tokenizer is not None
+    assert text.heldout[:, 0].tolist() == [model.tokenizer.bos_token_id] * len(text.heldout)
+
+    found = task.evaluate(model.network, task.split("test"))
+    with torch.no_grad():
+        logits = model.network(input_ids=text.heldout).logits.double().log_softmax(-1)
+    nats = -logits[:, :-1].gather(-1, text.heldout[:, 1:, None]).sum()
+    size = len(model.tokenizer.decode(text.heldout[:, 1:].flatten()).encode())
+    assert found.value == pytest.approx(float(nats) / math.log(2) / size, rel=1e-3)
+
+
+def test_the_unigram_floor_does_not_fall_with_the_size_of_the_text(base: Path, tmp_path: Path) -> None:
+    """The scored tokens' own entropy does: in few tokens few words occur."""
+    here = workspace(plan(given(base)), tmp_path)
+    text = make_corpus(here, 0)
+    few = corpus.ForeignCorpus(text.tokenizer, text.train, text.heldout[:1], 1)
+    assert few.unigram_bits == pytest.approx(text.unigram_bits, abs=0.5)
+    own = corpus.Corpus(text.tokenizer, text.train, text.heldout[:1], 1).unigram_bits
+    assert own < few.unigram_bits - 0.5
+
+
+def test_a_checkpoint_with_other_words_reads_text_by_its_own_tokenizer(base: Path, tmp_path: Path) -> None:
+    here = workspace(plan(tiny_suite()), tmp_path)
+    model = networks.load(base)
+    task = load_task(here, Spec.parse("bits_per_byte"), 0, model)
+    found = task.evaluate(model.network, task.split("test"))
+    assert found.value < 1.2 * math.log2(len(model.tokenizer or ())), "a random model is about as bad as guessing"
+
+
+# ------------------------------------------------------------------------------------------------------ what is refused
+
+
+@pytest.mark.parametrize("row", ["early_stop", "short", "narrow", "random_mask", "pmp"])
+def test_defenses_that_pre_train_are_refused(base: Path, row: str) -> None:
+    with pytest.raises(NftbenchError, match=r"^" + row + r".*: it pre-trains, and the base of this suite is given"):
+        plan(given(base, defenses=[row]))
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"corpus": {"source": "none"}, "pretraining": {"task": "toy_topic"}}, "a given base reads text"),
+        ({"initialisations": 2}, "a given base has one"),
+    ],
+)
+def test_settings_of_a_pre_training_are_refused(base: Path, changes: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        given(base, **changes)
+
+
+def test_a_base_that_is_no_causal_model_is_refused(tmp_path: Path) -> None:
+    from transformers import BertConfig, BertForMaskedLM
+
+    folder = checkpoints.write_reader(tmp_path / "bert")
+    config = BertConfig(
+        vocab_size=300, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16
+    )
+    BertForMaskedLM(config).save_pretrained(folder)
+    with pytest.raises(NftbenchError, match="is no causal LM: bert reads text in both directions"):
+        preflight.examine(str(folder))
+
+
+def test_a_window_shorter_than_a_block_is_refused(tmp_path: Path) -> None:
+    base = checkpoints.write_reader(tmp_path / "short", max_position_embeddings=16)
+    with pytest.raises(NftbenchError, match=r"reads 16 tokens at once, and corpus.block is 32"):
+        preflight.check_base(given(base))
+
+
+@pytest.mark.parametrize(
+    ("template", "said"),
+    [(None, "has no chat template"), ("{{ raise_exception('odd\\nroles') }}", "its chat template fails: odd roles")],
+)
+def test_a_chat_template_that_cannot_be_used_is_refused(base: Path, template: str | None, said: str) -> None:
+    model = networks.load(base)
+    assert model.tokenizer is not None
+    model.tokenizer.chat_template = template
+    model.tokenizer.save_pretrained(base)
+    suite = given(base)
+    asked = suite.model_copy(update={"model": {**suite.model, "apply_chat_template": True}})
+    preflight.check_base(suite)
+    with pytest.raises(NftbenchError, match=said):
+        preflight.check_base(asked)
+
+
+def test_a_chat_template_surrounds_the_prompts(base: Path, tmp_path: Path) -> None:
+    model = networks.load(base)
+    assert model.tokenizer is not None
+    model.tokenizer.chat_template = (
+        "{% for one in messages %}[{{ one.role }}] {{ one.content }}\n{% endfor %}"
+        "{% if add_generation_prompt %}[me] {% endif %}"
+    )
+    model.tokenizer.save_pretrained(base)
+    suite = given(base)
+    plain, chat = (
+        load_task(
+            workspace(plan(one), tmp_path / name), Spec.parse("toy_topic"), 0, Model(model.network, model.tokenizer)
+        )
+        for name, one in (
+            ("plain", suite),
+            ("chat", suite.model_copy(update={"model": {**suite.model, "apply_chat_template": True}})),
+        )
+    )
+    contexts = [task.split("test").documents[0].pairs[0].context for task in (plain, chat)]  # type: ignore[attr-defined]
+    assert contexts[1] == f"[user] {contexts[0]}\n[me] "
+
+
+@pytest.mark.parametrize("path", ["nowhere", "a/b/c", "./missing/folder", "missing.gguf"])
+def test_a_path_that_leads_nowhere_is_refused(path: str) -> None:
+    with pytest.raises(NftbenchError, match="is neither a folder nor a hub id"):
+        pinning.is_on_hub(path)
+
+
+def test_a_model_on_the_hub_is_refused_without_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    import huggingface_hub
+
+    def unreachable(*_: object, **__: object) -> None:
+        raise OSError("no route to host\nmore")
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", unreachable)
+    with pytest.raises(NftbenchError, match=r"the hub has not answered for some/model: no route to host more$"):
+        plan(given(Path("some/model")))

@@ -1,0 +1,77 @@
+"""The gradient check of large networks: it finds what the full one finds, and leaves the network as it was."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from nftbench.models import networks
+from nftbench.scoring.flags import GRADIENT_ERROR
+from nftbench.testing import ARCHITECTURES
+from nftbench.training import costs, large_gradients
+
+TOKENS = torch.arange(24).reshape(2, 12)
+
+
+@pytest.fixture
+def network() -> nn.Module:
+    settings = {"model_type": "llama", **ARCHITECTURES["llama"], "vocab_size": 24}
+    return networks.build(settings, None, 0, "cpu").network
+
+
+def loss(network: nn.Module) -> Tensor:
+    logits = network(input_ids=TOKENS).logits[:, :-1].double()
+    return nn.functional.cross_entropy(logits.flatten(0, 1), TOKENS[:, 1:].flatten())
+
+
+def test_honest_gradients_pass_and_every_bit_is_as_before(network: nn.Module) -> None:
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    assert large_gradients.gradient_error(network, loss, 0) < GRADIENT_ERROR
+    assert large_gradients.gradient_error(network, loss, 0) == large_gradients.gradient_error(network, loss, 0)
+    after = network.state_dict()
+    assert all(
+        torch.equal(tensor, after[name]) and tensor.dtype == after[name].dtype for name, tensor in before.items()
+    )
+
+
+@pytest.mark.parametrize(("factor", "least"), [(0.0, 0.5), (-1.0, 0.9), (0.5, 0.2), (float("nan"), costs.MAX_ERROR)])
+def test_wrong_gradients_of_one_layer_are_found_as_by_the_full_check(
+    network: nn.Module, factor: float, least: float
+) -> None:
+    """The head's weight gets its gradient multiplied by a factor."""
+    network.lm_head.weight.register_hook(lambda gradient: factor * gradient)  # type: ignore[union-attr, operator]
+    assert large_gradients.gradient_error(network, loss, 0) >= least
+
+
+def test_what_differs_between_training_and_evaluation_is_found(network: nn.Module) -> None:
+    class TwoFaced(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = network
+
+        def forward(self, input_ids: Tensor) -> Any:
+            found = self.inner(input_ids=input_ids)
+            found.logits = -found.logits if self.training else found.logits
+            return found
+
+    assert large_gradients.gradient_error(TwoFaced(), loss, 0) > 0.1
+
+
+def test_the_referee_takes_it_for_large_networks_alone(network: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
+    from nftbench.running import releases
+
+    taken: list[str] = []
+
+    def note(name: str) -> Callable[..., float]:
+        return lambda *_: taken.append(name) or 0.0  # type: ignore[func-returns-value]
+
+    monkeypatch.setattr(releases, "gradient_error", note("full"))
+    monkeypatch.setattr(large_gradients, "gradient_error", note("large"))
+    releases._checked_gradients(network, loss, 0)
+    monkeypatch.setattr(networks, "LARGE", 10)
+    releases._checked_gradients(network, loss, 0)
+    assert taken == ["full", "large"]
