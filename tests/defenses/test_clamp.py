@@ -47,10 +47,10 @@ def test_a_quadratic_by_hand(rate: float) -> None:
     assert (shrink > 1) == (rate == 0.6)
     length = rate * np.linalg.norm(slope) / max(1 - shrink, LEAST)
     drop = (BENDS * START**2).sum() / 2 - (BENDS * point**2).sum() / 2
-    assert float(found.first) == pytest.approx((BENDS * START**2).sum() / 2)
+    assert found.first.item() == pytest.approx((BENDS * START**2).sum() / 2)
     assert found.bends.detach().numpy() == pytest.approx(np.array(bends), rel=1e-6)
-    assert float(found.shrink) == pytest.approx(shrink, rel=1e-6)
-    assert float(found.gain) == pytest.approx(
+    assert found.shrink.item() == pytest.approx(shrink, rel=1e-6)
+    assert found.gain.item() == pytest.approx(
         drop + np.linalg.norm(slope) * length + bends[-1] * length**2 / 2, rel=1e-5
     )
 
@@ -60,8 +60,8 @@ def test_the_bound_holds_where_steps_shrink() -> None:
     start = {"a": torch.tensor([0.0]), "b": torch.tensor([3.0, 0.0])}
     start = {name: value.double().requires_grad_() for name, value in start.items()}
     found = Clamp("t", inner_steps=2, inner_rate=0.3).trajectory(quadratic, start)
-    assert float(found.shrink) == pytest.approx(0.7)
-    assert float(found.gain) >= float(found.first) > 0, "the minimum is 0, so the whole loss can be gained"
+    assert found.shrink.item() == pytest.approx(0.7)
+    assert found.gain.item() >= found.first.item() > 0, "the minimum is 0, so the whole loss can be gained"
 
 
 def test_the_objective_by_hand() -> None:
@@ -90,7 +90,7 @@ def test_the_gradient_through_all_steps_by_finite_differences(weights: dict[str,
 
     with sdpa_kernel(SDPBackend.MATH):
         slopes = torch.autograd.grad(value(0.0), list(start.values()))
-        numeric = float(value(1e-5) - value(-1e-5)) / 2e-5
+        numeric = (value(1e-5) - value(-1e-5)).item() / 2e-5
     along = sum(float((slope * part).sum()) for slope, part in zip(slopes, way.values(), strict=True))
     assert along == pytest.approx(numeric, rel=1e-4)
 

@@ -34,7 +34,7 @@ def test_divergence_by_scipy() -> None:
     network, sequences = tiny(), PAIRS.batch(range(4), "cpu").harmful
     scores = network(input_ids=sequences.inputs).logits[:, 1, WORDS]
     wanted = [stats.entropy([1 / 3] * 3, row) for row in scores.softmax(-1).detach().numpy()]
-    assert float(divergence(network, sequences, WORDS)) == pytest.approx(np.mean(wanted), rel=1e-9)
+    assert divergence(network, sequences, WORDS).item() == pytest.approx(np.mean(wanted), rel=1e-9)
 
 
 def test_the_gradient_through_an_unrolled_finetuning() -> None:

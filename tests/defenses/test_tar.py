@@ -33,7 +33,7 @@ def test_entropy_by_scipy() -> None:
     network, sequences = tiny(), PAIRS.batch(range(3), "cpu").harmful
     chances = network(input_ids=sequences.inputs).logits.softmax(-1).detach().numpy()
     wanted = [stats.entropy(chances[row, column]) for row, column in np.argwhere(sequences.mask.numpy())]
-    assert float(entropy(network, sequences)) == pytest.approx(np.mean(wanted), rel=1e-10)
+    assert entropy(network, sequences).item() == pytest.approx(np.mean(wanted), rel=1e-10)
 
 
 def test_retained_loss_by_hand() -> None:
@@ -46,7 +46,7 @@ def test_retained_loss_by_hand() -> None:
         for a, b in zip(own.hidden_states, other.hidden_states, strict=True)
     ]
     assert len(apart) == 2
-    assert float(retained_loss(network, base, TEXT)) == pytest.approx(loss + np.mean(apart), rel=1e-6)
+    assert retained_loss(network, base, TEXT).item() == pytest.approx(loss + np.mean(apart), rel=1e-6)
     still = torch.autograd.grad(retained_loss(network, network, TEXT), list(network.parameters()))
     assert all(bool(torch.isfinite(part).all()) for part in still), "no distance, and yet a gradient"
 
@@ -60,7 +60,7 @@ def test_random_mapping_by_hand() -> None:
         for row, column in np.argwhere(sequences.mask.numpy()):
             h, r = state[row, column].detach().numpy(), directions[sequences.inputs[row, column]].numpy()
             terms.append(1 - abs(h @ r) / np.linalg.norm(h) / np.linalg.norm(r))
-    assert float(mapping_loss(network, sequences, directions)) == pytest.approx(np.mean(terms), rel=1e-10)
+    assert mapping_loss(network, sequences, directions).item() == pytest.approx(np.mean(terms), rel=1e-10)
 
 
 def test_gradients_under_attack_by_a_plain_loop() -> None:
@@ -98,7 +98,7 @@ def test_gradients_under_attack_by_a_plain_loop() -> None:
                 part -= weight_of_step * slope
     for part, wanted in zip(found.gradient, total, strict=True):
         torch.testing.assert_close(part, wanted, rtol=1e-6, atol=1e-9)
-    assert found.entropy == pytest.approx(float(spread), rel=1e-8)
+    assert found.entropy == pytest.approx(spread.item(), rel=1e-8)
     assert all(torch.equal(weight, old) for weight, old in zip(network.parameters(), before, strict=True))
 
 

@@ -127,6 +127,6 @@ def test_gradients_as_vectors() -> None:
     weights = [nn.Parameter(torch.tensor([1.0, 2.0])), nn.Parameter(torch.tensor(3.0)), nn.Parameter(torch.ones(1))]
     found = gradient((weights[0] ** 2).sum() * weights[1], weights)
     assert [part.tolist() for part in found] == [[6.0, 12.0], 5.0, [0.0]]
-    assert float(norm(found)) == pytest.approx((36 + 144 + 25) ** 0.5)
+    assert norm(found).item() == pytest.approx((36 + 144 + 25) ** 0.5)
     with_gradient(weights, found).backward()  # type: ignore[no-untyped-call]
     assert [weight.grad.tolist() for weight in weights if weight.grad is not None] == [[6.0, 12.0], 5.0, [0.0]]
