@@ -47,7 +47,11 @@ STEPS = """
             optimizer.zero_grad(set_to_none=True)
 """
 BY_HAND = """
-        network = prepared.model.network
+        import copy
+
+        network = copy.deepcopy(prepared.model.network)
+        with torch.no_grad():
+            next(network.parameters()).mul_(0.9)
         split = task.split("validation")
         points = [Point(0.0, 0, 0.1, 2.0), Point(0.1, 7, 0.2, 1.0)]
         return Outcome(network, task.evaluate(network, split), points[1], tuple(points), cost=Cost(steps=2))
@@ -192,7 +196,7 @@ def test_a_defense_that_refuses_an_architecture_is_checked_on_the_others(tmp_pat
     refuses = "        if suite.model['model_type'] in {}: raise NftbenchError('not this one')\n"
     text = DEFENSE + "\n    def check(self, suite):\n"
     check_defense(write(tmp_path, text + refuses.format(["llama"])), architectures=["gpt2", "llama"])
-    ((said, what),) = broken("defense", write(tmp_path, text + refuses.format(["gpt2"]))).items()
+    ((said, what),) = broken("defense", write(tmp_path, text + refuses.format(["gpt2"]), "other")).items()
     assert (said, what) == ("it runs on one of gpt2", "its check refuses gpt2 (not this one)")
 
 
