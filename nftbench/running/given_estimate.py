@@ -16,12 +16,14 @@ from nftbench.suites.schema import GivenModel, Suite
 
 LAYER_NUMBERS = 34
 """Float32 numbers that one layer saves for each token and unit of width, in a step with fused attention. A LoRA step of
-SmolLM2-135M (30 layers of width 576) on 1,024 tokens peaked at 4.3 GB; process, weights and logits leave 2.5 GB of it."""
+SmolLM2-135M (30 layers of width 576) on 1,024 tokens peaked at 4.3 GB, of which 2.5 GB are neither process, weights nor
+logits."""
 LOGIT_COPIES = 3
 """Logits, their log-softmax, and their gradient."""
 CHECKED_TOKENS = 12_000
-"""Tokens of forward passes that cost as much as the referee's checks of one large release. The gradient check alone took
-48 CPU-seconds on SmolLM2-135M with three lengths of differences, of which two are left; reading plain text adds to it."""
+"""Tokens of forward passes that cost as much as the referee's checks of one large release. The gradient check
+alone took 48 CPU-seconds on SmolLM2-135M with three lengths of differences, of which two are left; reading plain text
+adds to it."""
 
 
 def checkpoint(given: GivenModel) -> Checkpoint:
