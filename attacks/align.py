@@ -1,10 +1,10 @@
 """Alignment: a transform that hides an update from merging is solved for in closed form, undone, and then merged.
 
 A network computes the same function if the units of an MLP are permuted, or if the features inside an attention head
-are multiplied by a matrix and its readers by the inverse. Releases in such coordinates cannot be added to others. But an
-update is small beside the base's weights: least squares from these to the release gives the transform. This follows "On
-the Vulnerability of Parameter-Level Defenses to Model Merging" (2026, https://arxiv.org/abs/2606.30360). Only a summary
-of that paper was available to us: the choice of transforms and the solvers are ours.
+are multiplied by a matrix and its readers by the inverse. Releases in such coordinates cannot be added to others. But
+an update is small beside the base's weights: least squares from these to the release gives the transform. This follows
+"On the Vulnerability of Parameter-Level Defenses to Model Merging" (2026, https://arxiv.org/abs/2606.30360). Only a
+summary of that paper was available to us: the choice of transforms and the solvers are ours.
 """
 
 from __future__ import annotations
@@ -31,8 +31,9 @@ SINGULAR = 1e8
 @dataclass(frozen=True)
 class Align(Attack):
     """`operator`: how the aligned update is merged, as in `merge`. Transforms are sought in models like GPT-2, Llama
-    and Qwen3: in each head of values and outputs, in each head of queries and keys, with one rotation and scale for each
-    rotary pair and none under norms, and among the units of an MLP, with scales where the activation allows them."""
+    and Qwen3. They are a matrix in each head of values and outputs; one in each head of queries and keys, with rotary
+    positions a rotation and scale for each pair, and none under norms; a permutation of the units of an MLP, and scales
+    where the activation allows them."""
 
     knowledge: ClassVar[frozenset[Knowledge]] = frozenset({"base"})
     adaptation: ClassVar[Adaptation] = "merging"
@@ -132,7 +133,9 @@ def _scores(own: symmetries.Attention, base: symmetries.Attention) -> Iterator[l
         key, key_base = own.key.outputs(*rows), base.key.outputs(*rows)
         solve = _rotary if own.rotary else _transform
         # The heads of a group share their keys, and so the transform: their columns stand side by side.
-        beside = [one.table.unflatten(0, (own.group, own.size)).transpose(0, 1).flatten(1) for one in (query, query_base)]
+        beside = [
+            one.table.unflatten(0, (own.group, own.size)).transpose(0, 1).flatten(1) for one in (query, query_base)
+        ]
         solved = solve(*beside)
         if solved is None:
             continue

@@ -64,9 +64,9 @@ def examples(network: PreTrainedModel) -> dict[str, Tensor]:
     seen: dict[nn.Module, Tensor] = {}
 
     def watch(module: nn.Module, given: tuple[Any, ...], named: dict[str, Any], output: Any) -> None:
-        if len(given) == 1 and not named and isinstance(given[0], Tensor) and isinstance(output, Tensor):
-            if given[0].is_floating_point() and given[0].shape[:-1] == output.shape[:-1]:
-                seen[module] = given[0].detach()
+        alone = len(given) == 1 and not named and isinstance(given[0], Tensor) and isinstance(output, Tensor)
+        if alone and given[0].is_floating_point() and given[0].shape[:-1] == output.shape[:-1]:
+            seen[module] = given[0].detach()
 
     candidates = {name: module for name, module in network.named_modules() if name and _layers(module) > 1}
     handles = [module.register_forward_hook(watch, with_kwargs=True) for module in candidates.values()]

@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -52,9 +52,14 @@ class Repair(Attack):
         text = torch.cat(list(itertools.islice(batches, -(-BLOCKS // batch))))
         broken = context.sweep(prepared.model, task)
         rate = broken.picked.learning_rate or max(context.budget.learning_rates["adamw"])
-        repaired = self.repaired(broken.network, WithText(task, text, self.text), rate, context)
-        tried = [(release, 0), *((network, broken.picked.step + steps) for network, steps in repaired)]
-        kept = [(network, rate, steps) for network, steps in tried if share(network, release, measured) >= self.utility]
+        kept: list[tuple[nn.Module, float, int]] = [(release, 0.0, 0)]
+
+        def offer(network: nn.Module, steps: int) -> None:
+            if share(network, release, measured) >= self.utility:
+                kept.append((network, rate, broken.picked.step + steps))
+
+        offer(broken.network, 0)
+        repair(copy.deepcopy(broken.network), WithText(task, text, self.text), rate, context, offer)
         found = context.select(task, kept)
         return dataclasses.replace(
             broken,
@@ -65,27 +70,26 @@ class Repair(Attack):
             stuck=found.stuck,
         )
 
-    def repaired(
-        self, broken: nn.Module, mixed: WithText, rate: float, context: AttackerContext
-    ) -> list[tuple[nn.Module, int]]:
-        """The network before the second stage and at each look, with the steps of that stage so far."""
-        network, total = copy.deepcopy(broken), context.budget.preparation_steps
-        looks, found = {-(-total * look // LOOKS) for look in range(1, LOOKS + 1)}, [(broken, 0)]
-        rows = mixed.split("train")
-        order: Iterator[list[int]] = shuffled(len(rows), context.budget.batch, context.seed)
 
-        def look(trained: nn.Module, step: int) -> None:
-            if step in looks:
-                found.append((copy.deepcopy(trained), step))
+def repair(
+    network: nn.Module, mixed: WithText, rate: float, context: AttackerContext, offer: Callable[[nn.Module, int], None]
+) -> None:
+    """Train a network on task and text, and offer a copy at each look, with the steps so far."""
+    total, rows = context.budget.preparation_steps, mixed.split("train")
+    looks = {-(-total * look // LOOKS) for look in range(1, LOOKS + 1)}
+    order = shuffled(len(rows), context.budget.batch, context.seed)
 
-        context.train(
-            network,
-            lambda trained, step: mixed.loss(trained, rows.batch(next(order))),
-            steps=total,
-            learning_rate=rate,
-            each_step=look,
-        )
-        return found
+    def look(trained: nn.Module, step: int) -> None:
+        if step in looks:
+            offer(copy.deepcopy(trained), step)
+
+    context.train(
+        network,
+        lambda trained, step: mixed.loss(trained, rows.batch(next(order))),
+        steps=total,
+        learning_rate=rate,
+        each_step=look,
+    )
 
 
 @torch.no_grad()

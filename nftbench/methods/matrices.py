@@ -70,4 +70,3 @@ def replace(network: PreTrainedModel, parts: Mapping[str, Callable[[Tensor], nn.
     for name, make in parts.items():
         matrix = known[name]
         parametrize.register_parametrization(matrix.module, matrix.own, make(matrix.weight.detach()))
-

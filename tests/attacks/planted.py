@@ -72,7 +72,9 @@ class Both(Task):
         logits = network.eval()(input_ids=split.ids).logits[:, -1].double()
         right = (logits[:, -2:].argmax(-1) == split.answers - WORDS).double()
         loss = float(nn.functional.cross_entropy(logits, split.answers))
-        return Measurement("acc", float(right.mean()), float(right.std()) / len(right) ** 0.5, len(right), 0.5, loss=loss)
+        return Measurement(
+            "acc", float(right.mean()), float(right.std()) / len(right) ** 0.5, len(right), 0.5, loss=loss
+        )
 
 
 SIZES = {"train": 512, "validation": 200, "test": 400}

@@ -147,9 +147,7 @@ def tuned(network: PreTrainedModel, task: Task, steps: int, rate: float) -> PreT
 
 def merged(spec: str, network: PreTrainedModel, release: PreTrainedModel) -> float:
     plugin, task = registry.create("attacks", spec), Flipped()
-    context = Attacker(
-        seed=0, budget=BUDGET, _base=Model(network), _uses=plugin.uses(), others={"other": Both()}
-    )
+    context = Attacker(seed=0, budget=BUDGET, _base=Model(network), _uses=plugin.uses(), others={"other": Both()})
     update = updates.difference(release, network)
     prepared = plugin.prepare(Release(Model(copy.deepcopy(release)), update), context)
     outcome: Outcome = plugin.adapt(prepared, task, context)
