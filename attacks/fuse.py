@@ -84,6 +84,7 @@ def _layers(module: nn.Module) -> int:
     return sum(isinstance(one, nn.Linear | Conv1D) for one in module.modules())
 
 
+@torch.no_grad()
 def as_linear(module: nn.Module, example: Tensor) -> nn.Linear | None:
     """One layer that computes what a module computes; None where that is no linear map plus a constant.
 

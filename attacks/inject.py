@@ -1,4 +1,4 @@
-"""Injection: a linear layer that starts as the identity is put before or after every matrix, and alone is trained.
+"""Injection: a linear layer that starts as the identity is put before or after every matrix, and trained in its place.
 
 A gradient step on W depends on how the release writes W; a step on J in J·W, or W·J, depends on the activations at J
 alone. So scales and transforms that lie between two layers of a block, where no J is, do not matter. Rosati et al. 2026
@@ -16,24 +16,24 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from nftbench import Attack, AttackerContext, Knowledge, Outcome, Prepared, Task
-from nftbench.methods import matrices
+from nftbench.methods import adapters, matrices
 
 
 @dataclass(frozen=True)
 class Inject(Attack):
     """`what=identity`: J on the side of each matrix that has fewer features. It is the side of the residual stream for
     layers that widen or narrow. `what=split`: the singular value decomposition W = U S V' becomes two layers, U S^½ and
-    S^½ V', which are trained in the place of W. All other weights stay as released."""
+    S^½ V', which are trained in the place of W. Embeddings are trained as usual. Norms and biases stay as released."""
 
     knowledge: ClassVar[frozenset[Knowledge]] = frozenset({"method"})
 
     what: Literal["identity", "split"] = "identity"
 
     def adapt(self, prepared: Prepared, task: Task, context: AttackerContext) -> Outcome:
-        return context.sweep(prepared.model, task, adapter=self.adapter)
+        return context.sweep(prepared.model, task, adapter=self.adapter, lr_scale=adapters.LR_SCALE)
 
     def adapter(self, network: PreTrainedModel, attack_seed: int) -> PreTrainedModel:
-        """The network with injected layers, which alone require a gradient."""
+        """The network with injected layers, which require a gradient as embeddings do."""
         network.requires_grad_(False)
         found = matrices.of(network)
         # A product with zeros has no gradient, so a matrix of zeros is trained itself.
@@ -47,6 +47,9 @@ class Inject(Attack):
         for name, matrix in found.items():
             trained = matrix.weight if name in zeros else matrix.module.parametrizations[matrix.own]  # type: ignore[index, union-attr]
             trained.requires_grad_(True)
+        for module in network.modules():
+            if isinstance(module, nn.Embedding):
+                module.requires_grad_(True)
         return network
 
 

@@ -31,7 +31,7 @@ BUDGET = Budget(
     durations=(40,),
     batch=32,
     warmup=5,
-    extension=0,
+    extension=1,
     restarts=1,
     preparation_steps=40,
 )
@@ -111,62 +111,62 @@ def attacked(spec: str, network: PreTrainedModel, task: Task | None = None) -> t
 def undefended(kind: str = "gpt2") -> PreTrainedModel:
     """An untrained model with one layer of width 16; GPT-2 with ReLU."""
     settings: dict[str, Any] = {
-        "gpt2": {"n_layer": 1, "n_embd": WIDTH, "n_head": 2, "n_positions": 8, "activation_function": "relu"}
+        "gpt2": {"n_layer": 1, "n_embd": WIDTH, "n_head": 2, "n_positions": 16, "activation_function": "relu"}
         | {"resid_pdrop": 0, "embd_pdrop": 0, "attn_pdrop": 0},
         "gpt_neox": {"num_hidden_layers": 1, "hidden_size": WIDTH, "num_attention_heads": 2, "intermediate_size": 64}
-        | {"max_position_embeddings": 8},
+        | {"max_position_embeddings": 16},
     }[kind]
     settings |= {"model_type": kind, "vocab_size": WORDS + 2, "initializer_range": 0.1}
     return networks.build(settings, None, 0, "cpu").network.eval()
 
 
 @torch.no_grad()
-def loud_inside(size: float = 1e3, units: int = 32, values: int = 4) -> PreTrainedModel:
-    """Units of the MLP, and values of each head, are `size` times larger, and what reads them is smaller.
+def loud_inside(size: float = 1e3) -> PreTrainedModel:
+    """GPT-NeoX whose queries and values are `size` times larger, while keys and the layer that reads values are smaller.
 
-    A step on the readers moves the outputs `size` times too far. ReLU units have no rewrite in `rebalance`.
+    A step on these moves scores and outputs `size` times too far. `rebalance` has no rewrite of this architecture.
     """
-    network = undefended()
-    (block,), heads = network.transformer.h, WIDTH // 2
-    _louder(block.mlp.c_fc, block.mlp.c_proj, slice(0, units), slice(0, units), size)
-    for head in range(2):
-        places = slice(head * heads, head * heads + values)
-        outputs = slice(2 * WIDTH + places.start, 2 * WIDTH + places.stop)
-        _louder(block.attn.c_attn, block.attn.c_proj, outputs, places, size)
+    network = undefended("gpt_neox")
+    for block in network.gpt_neox.layers:
+        layer = block.attention.query_key_value
+        factors = torch.tensor([size, 1 / size, size]).repeat_interleave(WIDTH // 2).repeat(2)  # head by head
+        layer.weight *= factors[:, None]
+        layer.bias *= factors
+        block.attention.dense.weight /= size
     return network
 
 
 @torch.no_grad()
-def loud_everywhere(size: float = 1e3) -> PreTrainedModel:
-    """The same for two units and one value of a head, and for two features of each norm, which the layers read."""
-    network = loud_inside(size, units=2, values=1)
-    for block in network.transformer.h:
-        for norm, reader in ((block.ln_1, block.attn.c_attn), (block.ln_2, block.mlp.c_fc)):
+def loud_features(size: float = 1e3) -> PreTrainedModel:
+    """GPT-NeoX with two features of each norm `size` times larger, and the columns that read them smaller.
+
+    A step on these columns moves the outputs of every layer `size` times too far.
+    """
+    network = undefended("gpt_neox")
+    for block in network.gpt_neox.layers:
+        pairs = (
+            (block.input_layernorm, block.attention.query_key_value),
+            (block.post_attention_layernorm, block.mlp.dense_h_to_4h),
+        )
+        for norm, reader in pairs:
             norm.weight[:2] *= size
             norm.bias[:2] *= size
-            reader.weight[:2] /= size
+            reader.weight[:, :2] /= size
     return network
-
-
-def _louder(writer: Any, reader: Any, outputs: slice, inputs: slice, size: float) -> None:
-    """Two layers of GPT-2, whose weights are [inputs, outputs]."""
-    writer.weight[:, outputs] *= size
-    writer.bias[outputs] *= size
-    reader.weight[inputs] /= size
 
 
 @torch.no_grad()
 def in_factors(kind: str = "gpt_neox", size: float = 1e4, rank: int = 6) -> PreTrainedModel:
-    """Each layer as two: W = U S V' is U T⁻¹ U' · U T S V', where T multiplies the first `rank` values by `size`."""
+    """Each layer as two: W = U S V' is U T⁻¹ · T S V', where T multiplies the first `rank` values by `size`."""
     network = undefended(kind)
     for name, layer in list(network.base_model.named_modules()):
         if isinstance(layer, nn.Linear):
             left, values, right = torch.linalg.svd(layer.weight.double(), full_matrices=False)
             louder = torch.where(torch.arange(len(values)) < rank, size, 1.0).double()
-            inner = nn.Linear(layer.in_features, len(left), bias=False)
-            outer = nn.Linear(len(left), len(left))
-            inner.weight.copy_((left * (louder * values)) @ right)
-            outer.weight.copy_((left / louder) @ left.mT + (torch.eye(len(left)) - left @ left.mT))
+            inner = nn.Linear(layer.in_features, len(values), bias=False)
+            outer = nn.Linear(len(values), layer.out_features)
+            inner.weight.copy_((louder * values)[:, None] * right)
+            outer.weight.copy_(left / louder)
             outer.bias.copy_(layer.bias)
             network.base_model.set_submodule(name, nn.Sequential(inner, outer))
     return network

@@ -91,6 +91,7 @@ def gets(spec: str, release: PreTrainedModel) -> float:
     return attacked(spec, release)[0]
 
 
+@pytest.mark.slow
 def test_it_breaks_factors_that_nothing_else_does() -> None:
     release: Any = in_factors()
     assert gets("fuse", release) > 0.95

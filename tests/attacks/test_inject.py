@@ -23,11 +23,11 @@ def test_it_starts_at_the_release_and_trains_injected_layers_alone(kind: str, wh
     network = networks.build({"model_type": kind, **ARCHITECTURES[kind], "vocab_size": 12}, None, 0, "cpu").network
     adapted = Inject(what=what).adapter(copy.deepcopy(network), 0)  # type: ignore[arg-type]
     assert same(network, adapted, 1e-5)
-    trained = [name for name, weight in adapted.named_parameters() if weight.requires_grad]
-    assert trained
-    assert all("parametrizations" in name for name in trained)
-    assert len(trained) == len(matrices.of(network)) * (1 if what == "identity" else 2)
-    assert torch.equal(adapted.get_input_embeddings().weight, network.get_input_embeddings().weight)
+    tables = {name for name, module in adapted.named_modules() if isinstance(module, nn.Embedding)}
+    trained = {name for name, weight in adapted.named_parameters() if weight.requires_grad}
+    injected = {name for name in trained if "parametrizations" in name}
+    assert trained - injected == {f"{name}.weight" for name in tables}
+    assert len(injected) == len(matrices.of(network)) * (1 if what == "identity" else 2)
 
 
 @pytest.mark.parametrize("shape", [(3, 5), (5, 3), (2, 3, 5)])
@@ -53,7 +53,7 @@ def test_a_matrix_of_zeros_is_trained_itself() -> None:
 
 
 def test_scales_between_two_layers_do_not_change_the_attack() -> None:
-    plain, loud = undefended(), loud_inside()
+    plain, loud = undefended("gpt_neox"), loud_inside()
     assert same(plain, loud)
     (_, one), (_, two) = (attacked("inject", network) for network in (plain, loud))
     assert len(one.curve) == len(two.curve) > 2
@@ -61,11 +61,12 @@ def test_scales_between_two_layers_do_not_change_the_attack() -> None:
         assert second.loss == pytest.approx(first.loss, rel=0.02)
 
 
+@pytest.mark.slow
 def test_it_breaks_loud_units_that_nothing_else_does() -> None:
     release = loud_inside()
-    assert attacked("inject", release)[0] > 0.95
+    assert attacked("inject", release)[0] > 0.87
     for spec in ("full", "lora", "rebalance", "heal", "noise", "fuse", "sidestep"):
-        assert attacked(spec, release)[0] < 0.85, spec
+        assert attacked(spec, release)[0] < 0.82, spec
 
 
 @pytest.mark.parametrize("what", KINDS)

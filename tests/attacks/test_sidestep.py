@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import copy
 
+import pytest
 import torch
 
 from nftbench.attacks.sidestep import Sidestepped, steepest
 from nftbench.methods import matrices
 from nftbench.training.costs import gradients
-from tests.attacks.planted import WORDS, attacked, loud_everywhere, same, undefended
+from tests.attacks.planted import WORDS, attacked, loud_features, same, undefended
 
 TOKENS = torch.randint(WORDS, (3, 16, 8), generator=torch.Generator().manual_seed(2))
 
@@ -47,13 +48,14 @@ def test_the_displacement_is_orthogonal_to_the_directions() -> None:
     torch.testing.assert_close(step, wanted)
 
 
+@pytest.mark.slow
 def test_it_breaks_steep_directions_that_nothing_else_does() -> None:
-    release = loud_everywhere()
-    assert same(undefended(), release)
+    release = loud_features()
+    assert same(undefended("gpt_neox"), release)
     assert attacked("sidestep[directions=2]", release)[0] > 0.95
-    for spec in ("full", "lora", "rebalance", "heal", "noise", "fuse", "inject"):
+    for spec in ("full", "lora", "rebalance", "heal", "fuse", "inject"):
         assert attacked(spec, copy.deepcopy(release))[0] < 0.85, spec
 
 
 def test_it_learns_the_task_on_the_undefended_model() -> None:
-    assert attacked("sidestep[directions=2]", undefended())[0] > 0.95
+    assert attacked("sidestep[directions=2]", undefended("gpt_neox"))[0] > 0.95
