@@ -65,6 +65,7 @@ SPECS = {
         "reinit": ("reinit", "reinit[blocks=first]"),
         "precondition": ("precondition", "precondition[by=newton]", "precondition[by=lbfgs]"),
         "linear_probe": (),
+        "inject": ("inject", "inject[what=split]"),
         "difference": ("difference", "difference[to=sibling]"),
         "pipeline": ("pipeline[preparations=heal[steps=3]+redistill[steps=3]+rebalance]",),
     },
@@ -76,6 +77,8 @@ ALLOWANCES = {
     "difference[to=sibling]": 1.9,
     "interpolate": 1.3,
     "extrapolate": 1.3,
+    "kick_settle": 1.1,
+    "repair": 1.3,
     # two sweeps, and a run of the longest duration for each preparation and for none
     "pipeline[preparations=heal[steps=3]+redistill[steps=3]+rebalance]": 2.5,
 }

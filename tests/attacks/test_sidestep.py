@@ -1,0 +1,61 @@
+"""Sidestepping: no matrix moves along the directions of its largest gradients, and all others may."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+
+from nftbench.attacks.sidestep import Sidestepped, steepest
+from nftbench.methods import matrices
+from nftbench.training.costs import gradients
+from tests.attacks.planted import WORDS, attacked, loud_features, same, undefended
+
+TOKENS = torch.randint(WORDS, (3, 16, 8), generator=torch.Generator().manual_seed(2))
+
+
+def test_directions_are_the_first_singular_vectors_of_all_gradients() -> None:
+    network = undefended()
+    known, batches = matrices.of(network), [gradients(network, tokens) for tokens in TOKENS]
+    found = steepest(batches, known, 3)
+    assert found.keys() == known.keys()
+    for name, (left, right) in found.items():
+        beside = torch.cat([batch[name].double() for batch in batches], 1)
+        above = torch.cat([batch[name].double() for batch in batches], 0)
+        wanted = torch.linalg.svd(beside).U[:, :3], torch.linalg.svd(above).Vh[:3].mT
+        for own, other in zip((left, right), wanted, strict=True):
+            torch.testing.assert_close(own @ own.mT, other @ other.mT, atol=1e-6, rtol=0)
+
+
+def test_at_most_half_of_the_directions_are_left_out() -> None:
+    network = undefended()
+    for left, right in steepest([gradients(network, TOKENS[0])], matrices.of(network), 100).values():
+        assert left.shape[1] == left.shape[0] // 2
+        assert right.shape[1] == right.shape[0] // 2
+
+
+def test_the_displacement_is_orthogonal_to_the_directions() -> None:
+    generator = torch.Generator().manual_seed(0)
+    start, moved = (torch.randn(2, 6, 5, generator=generator) for _ in range(2))
+    left, right = (torch.linalg.qr(torch.randn(2, size, 2, generator=generator)).Q for size in (6, 5))
+    own = Sidestepped(start, left, right)
+    assert torch.equal(own(own.right_inverse(start)), start)
+    step = own(moved) - start
+    assert float((left.mT @ step).abs().max()) < 1e-5
+    assert float((step @ right).abs().max()) < 1e-5
+    wanted = (torch.eye(6) - left @ left.mT) @ moved @ (torch.eye(5) - right @ right.mT)
+    torch.testing.assert_close(step, wanted)
+
+
+@pytest.mark.slow
+def test_it_breaks_steep_directions_that_nothing_else_does() -> None:
+    release = loud_features()
+    assert same(undefended("gpt_neox"), release)
+    assert attacked("sidestep[directions=2]", release)[0] > 0.95
+    for spec in ("full", "lora", "rebalance", "heal", "fuse", "inject"):
+        assert attacked(spec, copy.deepcopy(release))[0] < 0.85, spec
+
+
+def test_it_learns_the_task_on_the_undefended_model() -> None:
+    assert attacked("sidestep[directions=2]", undefended("gpt_neox"))[0] > 0.95
