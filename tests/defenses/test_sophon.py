@@ -15,6 +15,7 @@ from nftbench.defenses import sophon
 from nftbench.defenses.sophon import Sophon, accuracy, after_finetuning, divergence
 from nftbench.errors import NftbenchError
 from nftbench.methods import build
+from nftbench.methods.gradient_vectors import norm, weights_of
 from nftbench.methods.harmful_pairs import HarmfulPairs
 from nftbench.planning.plan import plan
 from nftbench.running.owner import Owner, make_base
@@ -77,11 +78,15 @@ def run(workspace: Callable[..., Any], **changes: Any) -> tuple[Any, Any]:
     return make_base(where, 0), defense.protect(make_base(where, 0), Owner(where, 0, defense.told()))
 
 
-def test_it_lowers_the_divergence_after_finetuning(workspace: Callable[..., Any]) -> None:
-    _, protected = run(workspace, steps=30, inner_steps=4)
-    divergences = protected.series[0].y
-    assert len(divergences) == 30
-    assert np.mean(divergences[-5:]) < 0.5 * np.mean(divergences[:5])
+def test_steps_down_its_gradient_spoil_the_finetuning() -> None:
+    network, batches = tiny(), [PAIRS.batch(rows, "cpu").harmful for rows in ([0, 1, 2], [3, 2, 0])]
+    first = after_finetuning(network, batches, WORDS, 1.0)
+    for _ in range(30):
+        slope = after_finetuning(network, batches, WORDS, 1.0).gradient
+        with torch.no_grad():
+            for weight, part in zip(weights_of(network), slope, strict=True):
+                weight -= 0.05 * part / norm(slope)
+    assert after_finetuning(network, batches, WORDS, 1.0).divergence < 0.7 * first.divergence
 
 
 def test_a_loop_that_spoils_the_original_task_is_taken_back(workspace: Callable[..., Any]) -> None:
