@@ -215,6 +215,7 @@ def carry_out(
     # Keep imported objects out of collections while records are read: walking all of torch takes a quarter second.
     gc.freeze()
     records = store.planned(manifest)
+    name_left_out(store, manifest)
     compare_sources(records, store)
     compare_hardware(records.values(), work.part.device)
     settled, jobs = _unsettled(work.part, records)
@@ -327,16 +328,11 @@ def complete_seeds(records: Mapping[str, Record], manifest: Manifest) -> set[int
 
 
 def name_left_out(store: Store, manifest: Manifest) -> None:
-    """Say in one line how many records of the folder the plan does not name, and that they do not count."""
-    planned = manifest.keys
-    others = [record for key, record in store.records().items() if key not in planned]
-    if others:
-        first = others[0]
-        typer.echo(
-            f"{len(others)} records in {store.results} are left out, because the folder's last run planned no such "
-            f"cells (other settings, plugins or code), the first: {first.defense} × {first.attack} on {first.task}, "
-            f"seed {first.seed}"
-        )
+    """Say in one line how many records of the folder belong to no cell of the plan, and that they do not count."""
+    from nftbench.records.unplanned import unplanned
+
+    if found := str(unplanned(store.records().values(), manifest)):
+        typer.echo(f"records in {store.results} that do not count: {found} (nftbench merge adds another folder's)")
 
 
 def rank(records: Mapping[str, Record], manifest: Manifest, seeds: Collection[int] | None = None) -> Leaderboard:
