@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from nftbench.records.manifest import Manifest
     from nftbench.records.record import Record
     from nftbench.records.store import Store
+    from nftbench.report.exports.trackers import Tracker
     from nftbench.scoring import Leaderboard
     from nftbench.suites.schema import Suite
 
@@ -384,3 +385,34 @@ def publish(
     from nftbench.report import figures
 
     return [*written, *figures.write(leaderboard, list(records.values()), folder)]
+
+
+def export(folder: Path, formats: Iterable[str] = (), log_to: Tracker | None = None) -> list[Path]:
+    """Write a folder's results in other tools' formats, log them with a tracker, and return the files' paths."""
+    from nftbench.records.store import Store, default_cache, write_atomically
+    from nftbench.report.exports import FORMATS, published, trackers
+
+    if not formats and log_to is None:
+        return []
+    store = Store(folder, default_cache())
+    manifest = store.manifest()
+    command = manifest.command or f"nftbench report {folder.name}"
+    results = published(manifest, store.planned(manifest).values(), command, rank)
+    paths = []
+    for name in formats:
+        for file, text in FORMATS[name](results).items():
+            path = folder / file
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(path, text.encode())
+            paths.append(path)
+    if log_to is not None:
+        trackers.log(results, log_to)
+        typer.echo(f"{folder}: logged with {log_to}")
+    return paths
+
+
+def check_tracker(name: Tracker) -> None:
+    """Refuse, before any work, a tracker that is not installed."""
+    from nftbench.report.exports import trackers
+
+    trackers.check(name)

@@ -198,7 +198,9 @@ def _keys(manifest: Manifest) -> dict[CellId, str]:
 
 def _in_order(cells: Iterable[PlannedCell], seeds: Sequence[int]) -> tuple[PlannedCell, ...]:
     """The cells without repetition, seed by seed as a plan has them."""
-    return tuple(sorted(dict.fromkeys(cells), key=lambda cell: seeds.index(cell.seed)))
+    distinct = dict.fromkeys(cells)
+    order = list(dict.fromkeys((*seeds, *(cell.seed for cell in distinct))))
+    return tuple(sorted(distinct, key=lambda cell: order.index(cell.seed)))
 
 
 def _edited(ours: Iterable[Record], theirs: Iterable[Record]) -> set[str]:

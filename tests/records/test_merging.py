@@ -37,7 +37,7 @@ def at(*seeds: int, of: Sequence[Record] = FOUND) -> list[Record]:
 
 def seeds_alone(*seeds: int, of: Sequence[Record] = FOUND, **changes: Any) -> Manifest:
     """The plan of a run with these seeds alone."""
-    planned = manifest(at(*seeds, of=of), **changes)
+    planned = manifest([one for seed in seeds for one in at(seed, of=of)], **changes)
     return replace(planned, suite=planned.suite.model_copy(update={"seeds": seeds}))
 
 
@@ -47,12 +47,12 @@ def contents(one: Merged) -> tuple[set[Any], set[Any], dict[str, Record]]:
 
 # ------------------------------------------------------------------------------------------------------- the algebra
 
-FEW = FOUND[::6]
+FEW = FOUND[::8]
 parts = st.lists(st.sets(st.integers(0, 2)), min_size=len(FEW), max_size=len(FEW))
 """For each record the folders that hold it: none, one or several."""
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(parts, st.booleans())
 def test_the_order_of_merging_does_not_matter(held: list[set[int]], timed: bool) -> None:
     """Copies of a record may differ in time, as when a cell was run twice on one machine."""
@@ -77,7 +77,7 @@ def test_the_order_of_merging_does_not_matter(held: list[set[int]], timed: bool)
     assert merge([again(whole), again(whole)]) == merge([again(whole)]) == whole
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(st.lists(st.sampled_from([0, 1, 2]), min_size=5, max_size=5))
 def test_plans_of_other_seeds_are_joined(where: list[int]) -> None:
     groups = [tuple(seed for seed in range(5) if where[seed] == index) for index in range(3)]
@@ -85,8 +85,7 @@ def test_plans_of_other_seeds_are_joined(where: list[int]) -> None:
     whole = merge(folders)
     assert contents(whole) == ({0, 1, 2, 3, 4}, set(PLAN.cells), {one.key: one for one in FOUND})
     assert whole.left_out == ()
-    for order in permutations(folders):
-        assert contents(merge(order)) == contents(whole)
+    assert contents(merge(folders[::-1])) == contents(whole)
     ordered = [whole.manifest.suite.seeds.index(cell.seed) for cell in whole.manifest.cells]
     assert ordered == sorted(ordered)
 
