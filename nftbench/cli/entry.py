@@ -14,7 +14,7 @@ from typing import Annotated, TextIO
 
 import typer
 
-from nftbench.cli import audit, calibrate, catalogue, check, compare, lm_eval, new, pack, report, run
+from nftbench.cli import audit, calibrate, catalogue, check, compare, lm_eval, merge, new, pack, report, run
 from nftbench.cli.console import BAD_INPUT, INTERRUPTED, complain
 from nftbench.cli.options import with_options
 from nftbench.errors import NftbenchError
@@ -50,6 +50,7 @@ app.command()(with_options(run.reproduce))
 app.command()(with_options(audit.audit))
 app.command()(report.report)
 app.command()(pack.pack)
+app.command()(merge.merge)
 app.command()(compare.compare)
 app.command()(compare.baseline)
 app.command()(with_options(calibrate.calibrate))

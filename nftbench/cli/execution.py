@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from nftbench.records.manifest import Manifest
     from nftbench.records.record import Record
     from nftbench.records.store import Store
+    from nftbench.report.exports.trackers import Tracker
     from nftbench.scoring import Leaderboard
     from nftbench.suites.schema import Suite
 
@@ -228,6 +229,7 @@ def carry_out(
     # Keep imported objects out of collections while records are read: walking all of torch takes a quarter second.
     gc.freeze()
     records = store.planned(manifest)
+    name_left_out(store, manifest)
     compare_sources(records, store)
     compare_hardware(records.values(), work.part.device)
     settled, jobs = _unsettled(work.part, records)
@@ -361,16 +363,11 @@ def complete_seeds(records: Mapping[str, Record], manifest: Manifest) -> set[int
 
 
 def name_left_out(store: Store, manifest: Manifest) -> None:
-    """Say in one line how many records of the folder the plan does not name, and that they do not count."""
-    planned = manifest.keys
-    others = [record for key, record in store.records().items() if key not in planned]
-    if others:
-        first = others[0]
-        typer.echo(
-            f"{len(others)} records in {store.results} are left out, because the folder's last run planned no such "
-            f"cells (other settings, plugins or code), the first: {first.defense} × {first.attack} on {first.task}, "
-            f"seed {first.seed}"
-        )
+    """Say in one line how many records of the folder belong to no cell of the plan, and that they do not count."""
+    from nftbench.records.unplanned import unplanned
+
+    if found := str(unplanned(store.records().values(), manifest)):
+        typer.echo(f"records in {store.results} that do not count: {found} (nftbench merge adds another folder's)")
 
 
 def rank(records: Mapping[str, Record], manifest: Manifest, seeds: Collection[int] | None = None) -> Leaderboard:
@@ -428,3 +425,34 @@ def publish(
     from nftbench.report import figures
 
     return [*written, *figures.write(leaderboard, list(records.values()), folder)]
+
+
+def export(folder: Path, formats: Iterable[str] = (), log_to: Tracker | None = None) -> list[Path]:
+    """Write a folder's results in other tools' formats, log them with a tracker, and return the files' paths."""
+    from nftbench.records.store import Store, default_cache, write_atomically
+    from nftbench.report.exports import FORMATS, published, trackers
+
+    if not formats and log_to is None:
+        return []
+    store = Store(folder, default_cache())
+    manifest = store.manifest()
+    command = manifest.command or f"nftbench report {folder.name}"
+    results = published(manifest, store.planned(manifest).values(), command, rank)
+    paths = []
+    for name in formats:
+        for file, text in FORMATS[name](results).items():
+            path = folder / file
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(path, text.encode())
+            paths.append(path)
+    if log_to is not None:
+        trackers.log(results, log_to)
+        typer.echo(f"{folder}: logged with {log_to}")
+    return paths
+
+
+def check_tracker(name: Tracker) -> None:
+    """Refuse, before any work, a tracker that is not installed."""
+    from nftbench.report.exports import trackers
+
+    trackers.check(name)

@@ -11,7 +11,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -120,6 +120,13 @@ FailOnClaims = Annotated[
         "--fail-on-claims",
         help="End with exit code 1 if a claim of a paper does not hold, or is not measured, or if a defense's claim is "
         "refuted.",
+    ),
+]
+LogTo = Annotated[
+    Literal["trackio", "wandb", "mlflow"] | None,
+    typer.Option(
+        "--log-to",
+        help="Also log the results with `trackio`, `wandb` or `mlflow`; pip installs it with `nftbench[NAME]`.",
     ),
 ]
 SaltText = Annotated[

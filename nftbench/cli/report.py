@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,10 +11,18 @@ import typer
 
 from nftbench.cli import completion
 from nftbench.cli.console import BAD_CELLS, complain, console
-from nftbench.cli.options import FailOnClaims
+from nftbench.cli.options import FailOnClaims, LogTo
 
 if TYPE_CHECKING:
     from nftbench.scoring import Leaderboard
+
+
+class Format(StrEnum):
+    """Another tool's format. It is a class because typer takes no list of literals."""
+
+    every_eval_ever = "every_eval_ever"
+    model_index = "model-index"
+    custom_bigger_is_better = "customBiggerIsBetter"
 
 
 def report(
@@ -30,6 +39,16 @@ def report(
         Path | None,
         typer.Option(metavar="DIR", file_okay=False, help="Also write one page of all folders, with tabs, to DIR."),
     ] = None,
+    formats: Annotated[
+        list[Format] | None,
+        typer.Option(
+            "--format",
+            help="Also write every folder's results in another tool's format, into the folder: `every_eval_ever` "
+            "(records of that database), `model-index` (YAML for the README of each release) or "
+            "`customBiggerIsBetter` (JSON for github-action-benchmark); repeatable.",
+        ),
+    ] = None,
+    log_to: LogTo = None,
     fail_on_claims: FailOnClaims = False,
 ) -> None:
     """Rank the defenses again from the records in folders."""
@@ -37,11 +56,13 @@ def report(
     from nftbench.records.store import write_atomically
     from nftbench.report import web
 
+    if log_to is not None:
+        execution.check_tracker(log_to)
     boards, paths = [], []
     for folder in folders:
         board, command, written = _again(folder)
         boards.append((board, command))
-        paths += written
+        paths += [*written, *execution.export(folder, formats or (), log_to)]
     if html is not None:
         html.mkdir(parents=True, exist_ok=True)
         write_atomically(html / "index.html", web.text(boards).encode())

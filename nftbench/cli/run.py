@@ -9,7 +9,7 @@ import typer
 
 from nftbench.cli import completion
 from nftbench.cli.console import BAD_CELLS, complain, console
-from nftbench.cli.options import FailOnClaims, RunOptions, Seeds, Selection, SuiteName
+from nftbench.cli.options import FailOnClaims, LogTo, RunOptions, Seeds, Selection, SuiteName
 from nftbench.errors import NftbenchError, suggest
 
 if TYPE_CHECKING:
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from nftbench.cli.execution import Work
     from nftbench.records.record import Record
+    from nftbench.report.exports.trackers import Tracker
     from nftbench.scoring import Leaderboard
 
 
@@ -43,16 +44,19 @@ def run(
     selection: Selection,
     options: RunOptions,
     force: Annotated[bool, typer.Option("--force", help="Delete the records of these cells first.")] = False,
+    log_to: LogTo = None,
     fail_on_claims: FailOnClaims = False,
 ) -> None:
     """Run a suite, or what is left of it, and rank its defenses."""
     from nftbench.cli import execution
     from nftbench.report import terminal
 
+    if log_to is not None:
+        execution.check_tracker(log_to)
     work = execution.prepare(suite, selection, options)
     if force:
         work.store.forget([cell.key for cell in work.part.cells])
-    _run(work, options, context.obj, terminal.summary, fail_on_claims)
+    _run(work, options, context.obj, terminal.summary, fail_on_claims, log_to)
 
 
 def reproduce(
@@ -87,6 +91,7 @@ def _run(
     command: str,
     shown: Callable[[Leaderboard], RenderableType],
     fail_on_claims: bool,
+    log_to: Tracker | None = None,
 ) -> None:
     """Carry out, show and publish, also after each base seed; ends in the exit code."""
     from nftbench.cli import execution
@@ -108,6 +113,7 @@ def _run(
     console().print(shown(leaderboard))
     for path in paths:
         typer.echo(path)
+    execution.export(store.results, log_to=log_to)
     code = _exit_code(work, records)
     if fail_on_claims and (failed := execution.failed_claims(leaderboard)):
         complain(f"{len(failed)} claim{'s' * (len(failed) > 1)} fail{'s' * (len(failed) == 1)}: {'; '.join(failed)}")

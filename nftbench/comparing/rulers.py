@@ -5,16 +5,15 @@ Other base weights, another salt or another processor are draws, as seeds are, a
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 from nftbench.comparing.sides import Board, Recorded, Side
 from nftbench.records.manifest import Manifest
+from nftbench.suites.differences import differing
 
 SECTIONS = ("model", "corpus", "pretraining", "budget", "ranking")
 """The settings of a suite on which every number depends."""
-FREE = {"timeout", "allowance", "checkpoints"}
-"""Keys in them that change no number of a row."""
 
 
 def differences(base: Side, new: Side) -> list[str]:
@@ -49,18 +48,9 @@ def notes(base: Side, new: Side) -> Iterator[str]:
 
 def _settings(base: Manifest, new: Manifest) -> list[str]:
     one, other = (manifest.suite.model_dump(mode="json", include=set(SECTIONS)) for manifest in (base, new))
-    keys = list(_differing(one, other))
+    keys = list(differing(one, other))
     found = [f"other settings: {', '.join(keys)}"] if keys else []
     return found + ([f"--limit {base.limit} and {new.limit}"] if base.limit != new.limit else [])
-
-
-def _differing(one: Any, other: Any, where: str = "") -> Iterator[str]:
-    """The keys at which two settings differ, as in `budget.durations`."""
-    if isinstance(one, Mapping) and isinstance(other, Mapping):
-        for key in sorted({*one, *other} - FREE):
-            yield from _differing(one.get(key), other.get(key), f"{where}.{key}" if where else key)
-    elif one != other:
-        yield where
 
 
 def _versions(base: Recorded, new: Recorded) -> list[str]:

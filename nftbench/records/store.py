@@ -95,7 +95,7 @@ class Store:
         """Write one record to its single file, and return the file's path. An older file of the cell is replaced."""
         path = self.path(record)
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, _json(record))
+        write_atomically(path, as_json(record))
         return path
 
     def records(self) -> dict[str, Record]:
@@ -110,6 +110,19 @@ class Store:
         single = self._single_records()
         merged = _merged(self._packed_records(), single, lambda record: record.status)
         return {record.key: record for record in sorted(merged.values(), key=_file_name)}
+
+    def inspect(self) -> tuple[dict[str, Record], dict[Path, str]]:
+        """All records as `records` gives them, and the single files that cannot be read, each with the reason.
+
+        Nothing in the folder is changed.
+
+        Raises:
+            NftbenchError: the pack is damaged.
+        """
+        files = dict(self._files())
+        single = {found.key: found for found in files.values() if isinstance(found, Record)}
+        merged = _merged(self._packed_records(), single, lambda record: record.status)
+        return merged, {path: found for path, found in files.items() if isinstance(found, str)}
 
     def planned(self, manifest: Manifest) -> dict[str, Record]:
         """The records that a manifest names, by key. The folder may hold others, of earlier settings."""
@@ -160,14 +173,22 @@ class Store:
 
     def _single_files(self) -> Iterator[tuple[Path, Record]]:
         """Single files and their records, in the order of file names. Unreadable files are renamed with a warning."""
+        for path, found in self._files():
+            if isinstance(found, Record):
+                yield path, found
+                continue
+            warnings.warn(f"{path}: set aside: {found}", stacklevel=2)
+            with contextlib.suppress(FileNotFoundError):  # another run has renamed it
+                path.rename(path.with_suffix(".corrupt"))
+
+    def _files(self) -> Iterator[tuple[Path, Record | str]]:
+        """Single files in the order of their names, each with its record, or with the reason why it is none."""
         for path in sorted((self.results / "records").glob("*.json")):
             try:
                 yield path, _read(path)
             except ValidationError as error:
                 first = error.errors()[0]
-                warnings.warn(f"{path}: set aside: {'.'.join(map(str, first['loc']))} {first['msg']}", stacklevel=2)
-                with contextlib.suppress(FileNotFoundError):  # another run has renamed it
-                    path.rename(path.with_suffix(".corrupt"))
+                yield path, f"{'.'.join(map(str, first['loc']))} {first['msg']}".strip()
             except FileNotFoundError:
                 continue
 
@@ -420,7 +441,7 @@ def write_atomically(path: Path, content: bytes, mode: int = 0o644) -> None:
         raise
 
 
-def _json(record: Record) -> bytes:
+def as_json(record: Record) -> bytes:
     """The content of a record's file. Sets are sorted, so that equal records give equal files."""
     content = _adapter().dump_python(record, mode="json")
     claim = content["row"]["claim"]

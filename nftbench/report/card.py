@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 
 from nftbench.records.record import Record
 from nftbench.records.spec import Spec
-from nftbench.report import model_index, order, row_tables, tables
+from nftbench.report import order, row_tables, tables
+from nftbench.report.exports import model_index
 from nftbench.report.markdown import commands, escaped, items, joined, one_line, section
 from nftbench.scoring.cost_to_break import SHARES
 from nftbench.scoring.intervals import PRELIMINARY_SEEDS, RANKED_SEEDS

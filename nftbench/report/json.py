@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pydantic import BaseModel, TypeAdapter
@@ -208,7 +208,7 @@ def _score(score: Score, label: str) -> ScoreLayout:
     }
 
 
-def written(content: Mapping[str, Any]) -> str:
+def written(content: Mapping[str, Any] | Sequence[Any]) -> str:
     """JSON of dataclasses, models, mappings, sets and sequences; infinity and NaN, which JSON lacks, become null."""
     return json.dumps(plain(content), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 

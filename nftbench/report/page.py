@@ -101,7 +101,7 @@ def leaderboard(board: Leaderboard, command: str) -> str:
 
 def rows(board: Leaderboard, command: str) -> dict[str, str]:
     """A page for each row and one for the ladder, by file name."""
-    names = _names(board)
+    names = file_names(board)
     pages = {names[score.defense]: _row(board, score, command) for score in order.without_ladder(board)}
     return pages | ({LADDER: _ladder(board, command)} if order.doses(board) else {})
 
@@ -182,7 +182,7 @@ def _side_table(table: SideTable, labels: Mapping[str, str]) -> str:
     return "\n\n".join([f"## {table.heading}", *full] if table.heading and full else full)
 
 
-def _names(board: Leaderboard) -> dict[str, str]:
+def file_names(board: Leaderboard) -> dict[str, str]:
     """A readable file name for each row, different also where a file system ignores upper and lower case."""
     found: dict[str, str] = {}
     rows = order.without_ladder(board)
@@ -199,7 +199,7 @@ def _file(stem: str, number: int) -> str:
 
 
 def _links(board: Leaderboard) -> str:
-    names = _names(board)
+    names = file_names(board)
     rows = order.without_ladder(board)
     labels = of(board)
     links = []

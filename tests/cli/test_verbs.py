@@ -594,7 +594,7 @@ def test_report_leaves_out_records_of_other_settings(call: Call, tmp_path: Path)
     assert code == 0
     assert "recorded twice" not in (tmp_path / "tiny" / "leaderboard.md").read_text()
     first = f"{stale.defense} × {stale.attack} on {stale.task}, seed {stale.seed}"
-    assert "1 records in tiny are left out, because the folder's last run planned no such cells" in out
+    assert "records in tiny that do not count: 1 of planned cells, but made with another salt, or other" in out
     assert first in out
 
 

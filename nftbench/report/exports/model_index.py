@@ -1,4 +1,4 @@
-"""A `model-index` block: the numbers of an audit as metadata for the release's own README, as the hub reads them.
+"""A `model-index` block: the numbers of a release as metadata for its own README, as the hub reads them.
 
 The layout is that of huggingface_hub's model cards. Each number names the command that made it.
 """
@@ -7,9 +7,25 @@ from __future__ import annotations
 
 from typing import Any
 
+from nftbench.report.exports.results import Results
+from nftbench.report.labels import of
+from nftbench.report.page import file_names
 from nftbench.scoring.intervals import Interval
 from nftbench.scoring.scores import Score
 from nftbench.scoring.table import number
+
+
+def files(results: Results) -> dict[str, str]:
+    """A file for each defense that has a number; controls are nobody's release."""
+    stems, names, suite = file_names(results.board), of(results.board), results.board.suite
+    blocks = {
+        f"model-index/{stems[score.defense].removesuffix('.md')}.yaml": text(
+            names[score.defense], suite, score, results.command
+        )
+        for score in results.rows
+        if score.kind == "defense"
+    }
+    return {path: block for path, block in blocks.items() if block}
 
 
 def text(model: str, suite: str, score: Score, command: str) -> str:
@@ -38,13 +54,13 @@ def text(model: str, suite: str, score: Score, command: str) -> str:
         if task.attacked is not None
     ]
     if score.resistance.suppression is not None:
-        taken = "points taken from the strongest attack, against the undefended twin"
+        taken = "points taken from the strongest attack, against the undefended model"
         found.append(result("mean over tasks", "suppression", taken, score.resistance.suppression))
     if score.excess.interval is not None:
-        beyond = "points taken beyond trivial changes of the twin"
+        beyond = "points taken beyond trivial defenses"
         found.append(result("mean over tasks", "excess", beyond, score.excess.interval))
     for metric, kept in score.utility.by_metric.items():
-        found.append(result(metric, "utility_kept", "percent of the undefended twin's", kept, 100))
+        found.append(result(metric, "utility_kept", "percent of the undefended model's", kept, 100))
     return str(ModelCardData(model_name=model, eval_results=found).to_yaml()) if found else ""
 
 
