@@ -24,7 +24,7 @@ from nftbench.planning.plan import Plan
 from nftbench.records.identity import digest
 from nftbench.records.spec import Spec
 from nftbench.records.store import Store
-from nftbench.running import isolation
+from nftbench.running import activity, isolation
 from nftbench.suites.schema import Suite
 from nftbench.terms import SplitName
 
@@ -77,7 +77,12 @@ def make_corpus(workspace: Workspace, seed: int, held: Held = "heldout") -> Corp
     if workspace.suite.corpus.source == "none":
         raise NftbenchError(f"{workspace.suite.name} has no corpus: its models read no text")
     key = corpus_key(workspace.suite, seed, workspace.plan.data)[:32]
-    return _load_corpus(workspace.store, key, held, lambda: corpus.build(workspace.suite, seed, workspace.plan.data))
+
+    def build() -> Texts:
+        activity.tell(f"makes the text of seed {seed}")
+        return corpus.build(workspace.suite, seed, workspace.plan.data)
+
+    return _load_corpus(workspace.store, key, held, build)
 
 
 def load_task(workspace: Workspace, spec: Spec, seed: int, model: Model) -> Task:
