@@ -153,7 +153,7 @@ def _costs(work: Work, options: RunOptions, release: Checkpoint, twin: Checkpoin
     """
     from nftbench.cli import workers
     from nftbench.records.store import settled
-    from nftbench.running import estimate, preflight
+    from nftbench.running import estimate, forecast, preflight
 
     plan, store = work.part, work.store
     records = store.planned(work.whole.manifest())
@@ -166,7 +166,7 @@ def _costs(work: Work, options: RunOptions, release: Checkpoint, twin: Checkpoin
     )
     preflight.check_disk(estimate.disk_bytes(plan, left, own), store.cache)
     typer.echo(f"cells: {len(left.cells)} of {len(plan.cells)} are left")
-    typer.echo(f"time: {estimate.time_line(plan, store, left, own, count)}")
+    typer.echo(f"time: {forecast.time_line(plan, store, left, own, count)}")
     typer.echo(f"memory: {estimate.memory_line(left, own, count)}")
     typer.echo(f"disk: {estimate.disk_line(plan, store, left, own)}")
     return count

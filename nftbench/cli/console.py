@@ -13,8 +13,6 @@ BAD_CELLS = 1
 and of a plugin that breaks a promise."""
 BAD_INPUT = 2
 """Exit code of a command line that cannot be carried out."""
-INTERRUPTED = 130
-"""Exit code after Ctrl-C."""
 PIPE_WIDTH = 160
 """Columns of standard output where it is no terminal: enough for every table."""
 

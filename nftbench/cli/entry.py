@@ -14,8 +14,21 @@ from typing import Annotated, TextIO
 
 import typer
 
-from nftbench.cli import audit, calibrate, catalogue, check, compare, lm_eval, merge, new, pack, report, run
-from nftbench.cli.console import BAD_INPUT, INTERRUPTED, complain
+from nftbench.cli import (
+    audit,
+    calibrate,
+    catalogue,
+    check,
+    compare,
+    lm_eval,
+    merge,
+    new,
+    pack,
+    report,
+    run,
+    stopping,
+)
+from nftbench.cli.console import BAD_INPUT, complain
 from nftbench.cli.options import with_options
 from nftbench.errors import NftbenchError
 
@@ -61,10 +74,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command line (`sys.argv` by default) and return its exit code.
 
     Bad input is one line on standard error and exit code 2. A run in which a cell is not ok ends with 1, a comparison
-    with 1 for a regression and 3 where nothing compares, and what is interrupted with 130. A verb finds the command
-    line as text in its context's `obj`.
+    with 1 for a regression and 3 where nothing compares. A verb finds the command line as text in its context's `obj`.
+
+    A command of its own, without `arguments`, ends at once with Ctrl-C, TERM or HUP, see `stopping`.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
+    if arguments is None:
+        stopping.handle(words)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal in latin-1 has no character for a table's lines
@@ -81,8 +97,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except typer.TyperException as error:
             complain(error.format_message())
             return BAD_INPUT
-    if code == INTERRUPTED:  # typer's code for Ctrl-C
-        complain("interrupted; every finished record stays, and the same command goes on from there")
     return int(code or 0)
 
 

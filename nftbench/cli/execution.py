@@ -12,11 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from nftbench.cli import heartbeat
 from nftbench.cli.console import console
 from nftbench.cli.options import RunOptions, Selection
 from nftbench.errors import NftbenchError
 
 if TYPE_CHECKING:
+    from nftbench.cli.progress import Progress
     from nftbench.cli.salt import Salt
     from nftbench.device import Device
     from nftbench.planning.plan import Job, Plan
@@ -52,11 +54,16 @@ def prepare(suite_name: str, selection: Selection, options: RunOptions, *, keep_
 
     With `keep_salt`, the folder of results then holds the salt of the toy language.
 
-    Planning imports nftbench's plugins, and these import torch, so a line is printed before that.
+    Planning imports nftbench's plugins, and these import torch, so a line is printed before that and while it lasts.
 
     Raises:
         NftbenchError: something in the command line is wrong; nothing has been written.
     """
+    with heartbeat.still(f"{suite_name}: reading the suite, planning"):
+        return _prepare(suite_name, selection, options, keep_salt)
+
+
+def _prepare(suite_name: str, selection: Selection, options: RunOptions, keep_salt: bool) -> Work:
     from nftbench import suites
     from nftbench.cli.salt import plan_with_salt
     from nftbench.planning import registry
@@ -228,21 +235,49 @@ def carry_out(
     manifest = work.whole.manifest(command)
     # Keep imported objects out of collections while records are read: walking all of torch takes a quarter second.
     gc.freeze()
-    records = store.planned(manifest)
-    name_left_out(store, manifest)
-    compare_sources(records, store)
-    compare_hardware(records.values(), work.part.device)
-    settled, jobs = _unsettled(work.part, records)
-    if jobs:
-        _check_model(suite)
-    typer.echo(f"{suite.name}: {len(work.part.cells)} cells, {len(settled)} settled; {len(jobs)} jobs to run")
+    with heartbeat.still(f"{suite.name}: reading records"):
+        records = store.planned(manifest)
+        name_left_out(store, manifest)
+        compare_sources(records, store)
+        compare_hardware(records.values(), work.part.device)
+        jobs = _open_jobs(work.part, records)
+        progress = _progress(work, options, jobs, records) if jobs else None
+    typer.echo(f"{_counted(work, records)}; {progress.outlook() if progress else 'nothing is left to run'}")
     manifest = _with_salt(manifest, work, bool(jobs))
     store.write_manifest(manifest)
-    if not jobs:
+    if progress is None:
         return records
     _say_isolation()
-    _run_jobs(work, jobs, options, manifest, records, after_seed)
+    _run_jobs(work, jobs, options, manifest, records, progress, after_seed)
     return store.planned(manifest)
+
+
+def _counted(work: Work, records: Mapping[str, Record]) -> str:
+    """The suite's name and its cells, as `small: 34 of 1161 cells done`."""
+    from nftbench.records.count import count
+
+    whole, part = work.whole, work.part
+    counted = count([cell.key for cell in part.cells], records)
+    some = f" (a part of the suite's {len(whole.cells)})" if len(part.cells) < len(whole.cells) else ""
+    return f"{whole.suite.name}: {counted}{some}"
+
+
+def _progress(work: Work, options: RunOptions, jobs: Sequence[Job], records: Mapping[str, Record]) -> Progress:
+    """The progress of a run before it begins.
+
+    Raises:
+        NftbenchError: the suite's model cannot be built: every cell would fail.
+    """
+    from nftbench.cli.progress import Progress
+    from nftbench.records.count import count
+    from nftbench.records.store import settled
+    from nftbench.running import estimate, forecast
+
+    part = work.part
+    left = estimate.remaining(part, work.store, settled(part.cells, records))
+    expected = forecast.forecast(part, left, estimate.parameters_of(part.suite), records.values())
+    number = min(worker_count(work, options), len(jobs))
+    return Progress(count([cell.key for cell in part.cells], records), expected, len(jobs), number)
 
 
 def _with_salt(manifest: Manifest, work: Work, computes: bool) -> Manifest:
@@ -279,22 +314,15 @@ def compare_sources(records: Mapping[str, Record], store: Store) -> None:
         typer.echo(line)
 
 
-def _unsettled(part: Plan, records: Mapping[str, Record]) -> tuple[set[str], list[Job]]:
-    """The keys of settled cells, and the jobs in which a cell is not settled, without their settled cells.
+def _open_jobs(part: Plan, records: Mapping[str, Record]) -> list[Job]:
+    """The jobs in which a cell is not settled, without their settled cells.
 
     Workers look at single files only, and a settled record may be in the pack.
     """
     from nftbench.records.store import settled
 
     keys = settled(part.cells, records)
-    return keys, [job for whole in part.jobs() if (job := whole.without(keys)).cells]
-
-
-def _check_model(suite: Suite) -> None:
-    """Refuse a model that cannot be built: every cell would fail."""
-    from nftbench.running import estimate
-
-    estimate.parameters_of(suite)
+    return [job for whole in part.jobs() if (job := whole.without(keys)).cells]
 
 
 def worker_count(work: Work, options: RunOptions) -> int:
@@ -324,10 +352,12 @@ def _run_jobs(
     options: RunOptions,
     manifest: Manifest,
     records: Mapping[str, Record],
+    progress: Progress,
     after_seed: Callable[[int], None],
 ) -> None:
     """Run the jobs and show their progress, with the leaderboard so far, which begins from `records`."""
-    from nftbench.cli import progress, workers
+    from nftbench.cli import workers
+    from nftbench.cli.progress import display
     from nftbench.running import executors
     from nftbench.running.workspace import Workspace
 
@@ -337,20 +367,15 @@ def _run_jobs(
         so_far.update((record.key, record) for record in new)
         return rank(so_far, manifest)
 
-    count = min(worker_count(work, options), len(jobs))
     workspace = Workspace(work.whole, work.store, manifest.command, options.trust_code)
-    workers.start_server()
-    try:
-        with work.store.together(), progress.display(jobs, count, leaderboard, console()) as show:
-            for event in executors.run(workspace, jobs, count):
-                show(event)
-                if event.kind == "finished" and event.stage == "attack":
-                    left[event.job.seed] -= 1
-                    if not left[event.job.seed] and left.total():
-                        after_seed(event.job.seed)
-    except KeyboardInterrupt:
-        workers.stop()
-        raise
+    with display(progress, leaderboard, console()) as show, work.store.together():
+        workers.start_server()
+        for event in executors.run(workspace, jobs, progress.workers):
+            show(event)
+            if event.kind == "finished" and event.stage == "attack":
+                left[event.job.seed] -= 1
+                if not left[event.job.seed] and left.total():
+                    after_seed(event.job.seed)
 
 
 # ---------------------------------------------------------------------------------------------------- rank, publish
@@ -419,11 +444,13 @@ def publish(
 
     scores, pictures = folder / "leaderboard.json", [folder / name for name in FIGURES]
     before = scores.read_bytes() if scores.exists() else b""
-    written = report.write(leaderboard, folder, command)
-    if not redraw and scores.read_bytes() == before and all(path.exists() for path in pictures):
-        return [*written, *pictures]
-    from nftbench.report import figures
+    with heartbeat.still(f"{leaderboard.suite}: writing the leaderboard and its figures"):
+        written = report.write(leaderboard, folder, command)
+        if not redraw and scores.read_bytes() == before and all(path.exists() for path in pictures):
+            return [*written, *pictures]
+        from nftbench.report import figures
 
+        return [*written, *figures.write(leaderboard, list(records.values()), folder)]
     return [*written, *figures.write(leaderboard, list(records.values()), folder)]
 
 

@@ -1,138 +1,214 @@
-"""The progress of a run: a live panel on a terminal, plain lines elsewhere."""
+"""The progress of a run: a live panel on a terminal, plain lines elsewhere.
+
+Both say how many cells are done, what runs now, when it will be over, and who leads.
+"""
 
 from __future__ import annotations
 
 import contextlib
-import statistics
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from nftbench.cli import heartbeat
 from nftbench.planning.plan import Job
+from nftbench.records.count import Count
 from nftbench.records.record import Record
-from nftbench.report import terminal
+from nftbench.records.store import SETTLED
+from nftbench.report import order, terminal
+from nftbench.report.labels import of
 from nftbench.running.estimate import duration
 from nftbench.running.executors import Event, Stage
+from nftbench.running.forecast import Forecast, about, base_step
 from nftbench.scoring import Leaderboard
+from nftbench.scoring.table import number
 
 BOARD_SECONDS = 5.0
 """The shortest time between two updates of the live leaderboard."""
+LEADER_SECONDS = 300.0
+"""The shortest time between two lines about the leader where there is no terminal."""
 BOARD_SHARE = 0.02
-"""The largest share of the time that is spent on scoring the live leaderboard."""
+"""The largest share of the time that is spent on scoring the leaderboard so far."""
 
 ScoreSoFar = Callable[[Sequence[Record]], Leaderboard]
 """A function from the records that are new since its last call to the leaderboard of all records so far."""
 
 
 @contextlib.contextmanager
-def display(
-    jobs: Sequence[Job], workers: int, score: ScoreSoFar, console: Console
-) -> Iterator[Callable[[Event], None]]:
-    """Show a run of these jobs; yields the function that takes the run's events."""
-    progress = Progress(jobs, workers)
-    if not console.is_terminal:
-        yield lambda event: _print(progress, event)
+def display(progress: Progress, score: ScoreSoFar, console: Console) -> Iterator[Callable[[Event], None]]:
+    """Show a run; yields the function that takes the run's events."""
+    so_far = _SoFar(score)
+    if console.is_terminal:
+        panel = _Panel(progress, so_far, console)
+        # transient: the verb prints the last leaderboard when the run is over
+        with Live(get_renderable=panel.render, console=console, refresh_per_second=2, transient=True):
+            yield panel.add
         return
-    panel = _Panel(progress, score, console)
-    # transient: the verb prints the last leaderboard when the run is over
-    with Live(get_renderable=panel.render, console=console, refresh_per_second=2, transient=True):
-        yield panel.add
+    with heartbeat.doing(lambda: f"{progress.head()} {progress.now()}") as heart:
+        yield lambda event: _print(progress, so_far, heart, event)
+
+
+@dataclass
+class Running:
+    """A step that runs."""
+
+    stage: Stage
+    job: Job
+    started: float
+    """By the monotonic clock."""
+    words: str = ""
+    """What its worker says that it does."""
+
+    def __str__(self) -> str:
+        words = f"{self.words}, " if self.words else ""
+        return f"{_title(self.stage, self.job)} ({words}{duration(time.monotonic() - self.started)})"
 
 
 class Progress:
-    """The state of a run: counts of finished steps, the steps that run now, and an estimate of the time left.
+    """The state of a run: how many cells are done, the steps that run now, and how long the rest takes.
 
-    A step makes a release, or runs the job of one attack.
+    A step makes a release, or runs a job.
+
+    Args:
+        count: the cells before the run begins.
+        forecast: the steps that the run consists of.
+        jobs: how many of them are jobs.
     """
 
-    def __init__(self, jobs: Sequence[Job], workers: int) -> None:
-        self.total, self.workers = len(jobs), workers
-        self.done = self.failed = 0
-        self.waiting = Counter(("attack", str(job.attack)) for job in jobs)
-        self.waiting.update(("protect", name) for name, _ in {(str(job.defense), job.release) for job in jobs})
-        self.running: dict[tuple[Stage, str], tuple[Job, float]] = {}
-        self.spent: dict[tuple[str, str], list[float]] = {}
+    def __init__(self, count: Count, forecast: Forecast, jobs: int, workers: int) -> None:
+        self.jobs = jobs
+        self.cells, self.done, self.failed = count.cells, count.done, 0
+        self.forecast, self.workers = forecast, workers
+        self.running: dict[str, Running] = {}
 
     def add(self, event: Event) -> float:
-        """Count an event; returns the seconds that a finished step took, 0 for one that starts."""
-        step = (event.stage, event.job.key)
+        """Take an event; returns the seconds that a finished step took, 0 for all others."""
+        key, now = _key(event), time.monotonic()
         if event.kind == "started":
-            self.running[step] = (event.job, time.monotonic())
+            self.running[key] = Running(event.stage, event.job, now)
             return 0.0
-        _, started = self.running.pop(step, (event.job, time.monotonic()))
-        seconds = time.monotonic() - started
-        kind = _kind(event.stage, event.job)
-        self.waiting[kind] -= 1
-        self.spent.setdefault(kind, []).append(seconds)
-        self.done += event.stage == "attack"
-        self.failed += sum(record.status != "ok" for record in event.records)
-        return seconds
+        if event.kind == "doing":
+            self.running[key].words = event.words
+            return 0.0
+        step = self.running.pop(key, None)
+        seconds = now - step.started if step else None  # None for a job whose release could not be made
+        base = base_step(event.job.seed)
+        if event.stage == "protect" and base in self.forecast.left:  # the first release of a seed makes its base
+            self.forecast = self.forecast.after(base, seconds).after(key, None)
+        else:
+            self.forecast = self.forecast.after(key, seconds)
+        if event.stage == "attack":
+            failed = sum(record.status not in SETTLED for record in event.records)
+            self.failed += failed
+            self.done += len(event.job.cells) - failed
+        return seconds or 0.0
 
-    def seconds_left(self) -> float | None:
-        """The estimated time for the rest of the run, in seconds; None if it cannot be estimated yet.
+    def seconds_left(self) -> float:
+        """The estimated time until the run is over."""
+        now = time.monotonic()
+        spent = {key: now - step.started for key, step in list(self.running.items())}
+        for step in list(self.running.values()):
+            if step.stage == "protect":
+                spent.setdefault(base_step(step.job.seed), now - step.started)
+        return self.forecast.total(self.workers, spent)
 
-        A waiting step counts the mean time of finished steps of its kind, else of its stage.
-        """
-        left = 0.0
-        for (stage, name), count in self.waiting.items():
-            finished = self.spent.get((stage, name)) or [
-                seconds for (other, _), each in self.spent.items() if other == stage for seconds in each
-            ]
-            if count and not finished:
-                return None
-            left += count * statistics.fmean(finished) if count else 0.0
-        return left / self.workers
+    def outlook(self) -> str:
+        """What is to be done, before it begins: `249 jobs to run, about 25 min with 2 workers`."""
+        jobs = f"{self.jobs} job{'s' * (self.jobs > 1)} to run"
+        return f"{jobs}, {about(self.forecast, self.workers)}"
+
+    def head(self) -> str:
+        """`[34/1161 cells done, about 25 min left]`."""
+        failed = f", {self.failed} failed" if self.failed else ""
+        left = f", about {duration(self.seconds_left())} left" if self.forecast.left else ""
+        return f"[{self.done}/{self.cells} cells done{failed}{left}]"
+
+    def now(self) -> str:
+        """What runs now, in one line."""
+        steps = list(self.running.values())  # a copy, because the run goes on while this is shown
+        return f"running: {'; '.join(map(str, steps))}" if steps else "nothing runs yet"
+
+
+class _SoFar:
+    """The leaderboard of all records so far, which is not scored more often than it may take time."""
+
+    def __init__(self, score: ScoreSoFar) -> None:
+        self.score = score
+        self.new: list[Record] = []
+        self.next = time.monotonic()
+
+    def add(self, records: Sequence[Record], rest: float) -> Leaderboard | None:
+        """Take new records; the leaderboard if it is time for it, at most every `rest` seconds."""
+        self.new += records
+        if not self.new or time.monotonic() < self.next:
+            return None
+        started = time.monotonic()
+        board = self.score(self.new)
+        self.new = []
+        ended = time.monotonic()
+        self.next = ended + max(rest, (ended - started) / BOARD_SHARE)
+        return board
 
 
 class _Panel:
     """The live display: counts, what runs now, the leaderboard of all records so far."""
 
-    def __init__(self, progress: Progress, score: ScoreSoFar, console: Console) -> None:
-        self.progress, self.score, self.console = progress, score, console
-        self.started = self.next_ranking = time.monotonic()
-        self.new_records: list[Record] = []
+    def __init__(self, progress: Progress, so_far: _SoFar, console: Console) -> None:
+        self.progress, self.so_far, self.console = progress, so_far, console
+        self.started = time.monotonic()
         self.ranking: RenderableType = Text()
 
     def add(self, event: Event) -> None:
         seconds = self.progress.add(event)
-        if event.kind == "started":
+        if event.kind != "finished":
             return
-        self.new_records += event.records
         if any(record.status != "ok" for record in event.records):
             self.console.print(Text(_line(self.progress, event, seconds)))
-        if self.new_records and time.monotonic() >= self.next_ranking:
-            started = time.monotonic()
-            self.ranking = terminal.ranking(self.score(self.new_records))
-            self.new_records = []
-            ended = time.monotonic()
-            self.next_ranking = ended + max(BOARD_SECONDS, (ended - started) / BOARD_SHARE)
+        board = self.so_far.add(event.records, BOARD_SECONDS)
+        if board is not None:
+            self.ranking = terminal.ranking(board)
 
     def render(self) -> RenderableType:
-        progress, now = self.progress, time.monotonic()
-        left = progress.seconds_left()
-        counts = f"{progress.done} of {progress.total} jobs done, {progress.failed} cells not ok"
-        times = f"{duration(now - self.started)} so far, {f'about {duration(left)}' if left is not None else '?'} left"
+        progress = self.progress
+        so_far = f"{duration(time.monotonic() - self.started)} so far"
         running = Table.grid(padding=(0, 2))
-        # a copy, because the run goes on while this is drawn
-        for (stage, _), (job, started) in list(progress.running.items()):
-            running.add_row(Text(f"  {_title(stage, job)}"), Text(duration(now - started), style="dim"))
-        return Group(Text(f"{counts} · {times}", style="bold"), running, self.ranking)
+        for step in list(progress.running.values()):  # a copy, because the run goes on while this is drawn
+            running.add_row(Text(f"  {step}"))
+        return Group(Text(f"{progress.head()} {so_far}", style="bold"), running, self.ranking)
 
 
-def _print(progress: Progress, event: Event) -> None:
+def _print(progress: Progress, so_far: _SoFar, heart: heartbeat.Heartbeat, event: Event) -> None:
     seconds = progress.add(event)
     # a release that is in the cache already takes no time and needs no line
     if event.kind == "finished" and (event.stage == "attack" or seconds >= 1):
-        print(_line(progress, event, seconds), flush=True)
+        heart.say(_line(progress, event, seconds))
+        board = so_far.add(event.records, LEADER_SECONDS)
+        if board is not None:
+            heart.say(leader(board))
+
+
+def leader(board: Leaderboard) -> str:
+    """Who leads, in one line."""
+    ranked = [one for one in order.defenses(board) if one.standing.rank == 1]
+    if not ranked:
+        return "leader so far: none, because no defense has all results that a rank needs"
+    names = of(board)
+    said = [
+        f"{names[one.defense]}, excess {number(one.excess.interval.value)} points"
+        for one in ranked
+        if one.excess.interval
+    ]
+    return f"leader so far: {'; '.join(said)}"
 
 
 def _line(progress: Progress, event: Event, seconds: float) -> str:
-    head = f"[{progress.done}/{progress.total}] {_title(event.stage, event.job)}"
+    head = f"{progress.head()} {_title(event.stage, event.job)}"
     return f"{head}: {f'{_outcome(event.records)}, ' if event.stage == 'attack' else ''}{duration(seconds)}"
 
 
@@ -152,5 +228,5 @@ def _title(stage: Stage, job: Job) -> str:
     return f"{job.defense} {job.attack if stage == 'attack' else 'release'} seed {job.seed}"
 
 
-def _kind(stage: Stage, job: Job) -> tuple[str, str]:
-    return stage, str(job.attack if stage == "attack" else job.defense)
+def _key(event: Event) -> str:
+    return event.job.key if event.stage == "attack" else event.job.release

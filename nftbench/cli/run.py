@@ -26,12 +26,12 @@ def plan(suite: SuiteName, selection: Selection, options: RunOptions) -> None:
     from nftbench.cli import execution
 
     work = execution.prepare(suite, selection, options, keep_salt=False)
-    from nftbench.running import estimate  # after the line that planning prints, because it loads torch
+    from nftbench.cli.overview import overview  # after the line that planning prints, because it loads torch
 
     records = work.store.planned(work.whole.manifest())
     execution.compare_hardware(records.values(), work.part.device)
     count = execution.worker_count(work, options)
-    console().print(estimate.overview(work.part, work.store, count))
+    console().print(overview(work.part, work.store, count))
     if work.salt is not None and work.salt.drawn:
         typer.echo("salt: not drawn yet; the keys of cells will depend on it")
     execution.name_left_out(work.store, work.whole.manifest())

@@ -5,8 +5,9 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
-from multiprocessing import forkserver
+from multiprocessing import forkserver, resource_tracker
 
+from nftbench.cli import stopping
 from nftbench.device import Device
 from nftbench.running import isolation
 
@@ -32,14 +33,16 @@ def count(jobs: int | None, device: Device) -> int:
 def start_server() -> None:
     """Start the process that workers are forked from.
 
-    It and the workers ignore Ctrl-C, which only the main process handles. Otherwise each would print a traceback.
+    It and the workers block Ctrl-C, which only the main process handles. Otherwise each would print a traceback.
     """
+    stopping.before_the_end(stop)
     multiprocessing.get_context("forkserver").set_forkserver_preload(isolation.PRELOADED)
-    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    resource_tracker.ensure_running()  # now, because it ends with unblocking Ctrl-C
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
     try:
         forkserver.ensure_running()
     finally:
-        signal.signal(signal.SIGINT, handler)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
 
 
 def stop() -> None:

@@ -36,7 +36,7 @@ from nftbench.models import returned
 from nftbench.planning import facts, registry
 from nftbench.planning.facts import DefenseFacts, Described
 from nftbench.planning.plan import built_on
-from nftbench.running import failures, isolation, packing
+from nftbench.running import activity, failures, isolation, packing
 from nftbench.running.attacker import Attacker, own_copy
 from nftbench.running.owner import Recipe
 from nftbench.running.workspace import Workspace
@@ -144,12 +144,14 @@ class Returned:
 def attack(order: Order, folder: Path, workspace: Workspace) -> Returned:
     """Run an attack in a process of its own."""
     died: NftbenchError | None = None
+    activity.tell("attacks the release")
     # The budget limits each sweep and all preparation. This limit stops an attack that does not ask for the time.
     limit = STARTING + 4 * order.budget.timeout * (1 + len(order.goals))
     try:
         isolation.run(perform, packed(order), folder, workspace.store, limit=limit, hidden=workspace.documents)
     except NftbenchError as error:
         died = error
+    activity.tell("measures the attacked models")
     return Returned(folder, order.release.model.network, order.device, died)
 
 

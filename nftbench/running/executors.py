@@ -15,31 +15,35 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from multiprocessing.connection import wait as wait_for_end
+from multiprocessing.connection import Connection, wait as wait_for_end
 from typing import TYPE_CHECKING, Literal
 
 from nftbench.planning import registry
 from nftbench.planning.plan import Job
 from nftbench.records.record import Record
-from nftbench.running import isolation
+from nftbench.running import activity, isolation
 
 if TYPE_CHECKING:
     from nftbench.running.workspace import Workspace
 
 BUSY_SECONDS = 1.0
 """How long to wait before asking again for a job that another run holds."""
+LISTEN_SECONDS = 0.5
+"""How long to wait for the end of a step before asking again what the workers say."""
 
 Stage = Literal["protect", "attack"]
 
 
 @dataclass(frozen=True)
 class Event:
-    """The start or end of a step, for the display of progress."""
+    """The start or end of a step, or what is being done for it now; for the display of progress."""
 
-    kind: Literal["started", "finished"]
+    kind: Literal["started", "doing", "finished"]
     stage: Stage
     job: Job
     records: tuple[Record, ...] = ()
+    words: str = ""
+    """What is being done."""
 
 
 @dataclass(frozen=True, order=True)
@@ -52,7 +56,10 @@ class _Step:
 
 
 def run(workspace: Workspace, jobs: Sequence[Job], workers: int) -> Iterator[Event]:
-    """Run all jobs, as many at a time as there are workers, and yield an event at the start and end of each step."""
+    """Run all jobs, as many at a time as there are workers, and yield an event at the start and end of each step.
+
+    Between these, there are events of what the workers say that they do.
+    """
     yield from _Pool(workspace, _steps(jobs), workers).run()
 
 
@@ -67,10 +74,15 @@ def _steps(jobs: Sequence[Job]) -> list[_Step]:
 def _perform(workspace: Workspace, stage: Stage, job: Job) -> list[Record] | None:
     from nftbench.running import referee
 
+    activity.begin(_step_name(stage, job))
     if stage == "protect":
         referee.protect(workspace, job)
         return []
     return referee.execute(workspace, job)
+
+
+def _step_name(stage: Stage, job: Job) -> str:
+    return f"{stage} {job.key}"
 
 
 def _failed_records(workspace: Workspace, job: Job, error: BaseException) -> list[Record]:
@@ -106,6 +118,7 @@ class _Pool:
         self.failed: dict[str, BaseException] = {}
         self.running: dict[Future[list[Record] | None], _Step] = {}
         self.suspects: list[_Step] = []
+        self.heard, self.told = multiprocessing.get_context("forkserver").Pipe(duplex=False)
 
     def run(self) -> Iterator[Event]:
         self.pool = self.start()
@@ -115,11 +128,13 @@ class _Pool:
                 yield from self.collect()
         finally:
             self.pool.shutdown(wait=False, cancel_futures=True)
+            self.heard.close()
+            self.told.close()
 
     def start(self) -> ProcessPoolExecutor:
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(isolation.PRELOADED)
-        return ProcessPoolExecutor(self.workers, context, _enter_worker, (registry.added_files(),))
+        return ProcessPoolExecutor(self.workers, context, _enter_worker, (registry.added_files(), self.told))
 
     def submit(self) -> Iterator[Event]:
         """Give steps to workers. After a worker died, the steps under way run alone, to find the one that kills it."""
@@ -142,7 +157,8 @@ class _Pool:
         """Wait for steps to finish; the attacks on a finished release become ready."""
         if not self.running:
             return
-        done, _ = wait(self.running, return_when=FIRST_COMPLETED)
+        done, _ = wait(self.running, LISTEN_SECONDS, FIRST_COMPLETED)
+        yield from self.listen()
         broken = [future for future in done if isinstance(future.exception(), BrokenProcessPool)]
         if broken:
             yield from self.survive()
@@ -155,6 +171,13 @@ class _Pool:
                 heapq.heappush(self.ready, step)
                 continue
             yield from self.finish(step, error, [] if error is not None else records or [])
+
+    def listen(self) -> Iterator[Event]:
+        """What the workers have said since the last time about steps that run."""
+        running = {_step_name(step.stage, step.job): step for step in self.running.values()}
+        for name, words in activity.hear(self.heard):
+            if name in running:
+                yield Event("doing", running[name].stage, running[name].job, words=words)
 
     def finish(self, step: _Step, error: BaseException | None, records: Sequence[Record]) -> Iterator[Event]:
         if step.stage == "protect":
@@ -178,8 +201,9 @@ class _Pool:
             self.suspects += steps
 
 
-def _enter_worker(plugins: Sequence[str]) -> None:
+def _enter_worker(plugins: Sequence[str], told: Connection) -> None:
     """Make the plugin files known, and end with the parent: a killed run must leave no worker that goes on writing."""
+    activity.connect(told)
     for path in plugins:
         registry.add_file(path)
     parent = multiprocessing.parent_process()

@@ -23,7 +23,7 @@ from nftbench.errors import NftbenchError
 from nftbench.models import networks
 from nftbench.planning.keys import base_key
 from nftbench.records.spec import Spec
-from nftbench.running import given_base
+from nftbench.running import activity, given_base
 from nftbench.running.workspace import AttackersTask, Workspace, load_task, make_corpus
 from nftbench.suites.schema import Budget, Pretraining, Suite
 from nftbench.training import engine
@@ -260,6 +260,7 @@ def _pretrain_base(workspace: Workspace, seed: int, key: str, steps: Sequence[in
         (folder / SECONDS).write_text(json.dumps(time.process_time() - begun))
 
     def keep(network: nn.Module, step: int) -> bool:
+        activity.tell_step(f"pre-trains the undefended model of seed {seed}", step, max(steps))
         if step in steps:
             workspace.store.make("bases", f"{key}-{step}", write)
         return step == max(steps)

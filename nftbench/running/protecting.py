@@ -21,7 +21,7 @@ from nftbench.device import Device
 from nftbench.errors import NftbenchError
 from nftbench.models import networks, updates
 from nftbench.planning import registry
-from nftbench.running import failures, isolation, packing
+from nftbench.running import activity, failures, isolation, packing
 from nftbench.running.owner import BaseOwner, Recipe, step_at
 from nftbench.running.workspace import Workspace
 from nftbench.training import engine
@@ -151,6 +151,7 @@ def protect(order: Order, folder: Path, workspace: Workspace, limit: float) -> t
     hidden = [
         split for task in order.tasks.values() for split in packing.splits(task, ("validation", "selection", "test"))
     ]
+    activity.tell("protects the model")
     seconds = isolation.run(
         perform,
         packing.pack(order, hidden),
@@ -160,6 +161,7 @@ def protect(order: Order, folder: Path, workspace: Workspace, limit: float) -> t
         hidden=workspace.documents,
         readable=tuple(order.bases.values()),
     )
+    activity.tell("examines the release")
     failures.raise_written(folder / FAILED)
     return TypeAdapter(OwnerReport).validate_json((folder / REPORT).read_bytes()), seconds
 

@@ -24,7 +24,7 @@ from nftbench.planning.plan import Plan
 from nftbench.records.identity import digest
 from nftbench.records.spec import Spec
 from nftbench.records.store import Store
-from nftbench.running import given_base, isolation
+from nftbench.running import activity, given_base, isolation
 from nftbench.suites.schema import Suite
 from nftbench.terms import SplitName
 
@@ -77,9 +77,12 @@ def make_corpus(workspace: Workspace, seed: int, held: Held = "heldout") -> Corp
     if workspace.suite.corpus.source == "none":
         raise NftbenchError(f"{workspace.suite.name} has no corpus: its models read no text")
     key = corpus_key(workspace.suite, seed, workspace.plan.data)[:32]
-    return _load_corpus(
-        workspace.store, key, held, lambda: corpus.build(workspace.suite, seed, workspace.plan.data, _words(workspace))
-    )
+
+    def build() -> Texts:
+        activity.tell(f"makes the text of seed {seed}")
+        return corpus.build(workspace.suite, seed, workspace.plan.data, _words(workspace))
+
+    return _load_corpus(workspace.store, key, held, build)
 
 
 def _words(workspace: Workspace) -> PreTrainedTokenizerBase | None:

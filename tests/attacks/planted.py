@@ -122,7 +122,7 @@ def undefended(kind: str = "gpt2") -> PreTrainedModel:
 
 @torch.no_grad()
 def loud_inside(size: float = 1e3) -> PreTrainedModel:
-    """GPT-NeoX whose queries and values are `size` times larger, while keys and the layer that reads values are smaller.
+    """GPT-NeoX whose queries and values are `size` times larger; keys and the layer that reads values are smaller.
 
     A step on these moves scores and outputs `size` times too far. `rebalance` has no rewrite of this architecture.
     """

@@ -1,0 +1,229 @@
+"""How long what is left of a run takes: predicted from the settings, and corrected by what has been measured.
+
+The time of a run is that of its steps: base models to pre-train, releases to make, and jobs. What has been measured of
+a kind of step, such as the jobs of one attack, replaces what was predicted for it. Kinds of which nothing is measured
+yet are taken to be as much slower or faster than predicted as the measured ones.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+from nftbench.planning.plan import Job, Plan
+from nftbench.records.record import Record
+from nftbench.records.spec import Spec
+from nftbench.records.store import Store
+from nftbench.running.estimate import FILLED, FORWARD_FLOPS, LARGE, TRAIN_FLOPS, Left, duration
+from nftbench.suites.schema import Suite
+
+THROUGHPUT = {"cpu": 3e10, "cuda": 2e13}
+"""FLOPs a second that one worker is taken to do: one CPU core (the suite `small` as measured), one GPU."""
+LARGE_GAIN = 4.0
+"""A model with more parameters than `LARGE` is this many times as fast on the CPU, because its matrices fill the core:
+1.0e11 to 1.3e11 FLOPs a second were measured from 6 M to 200 M parameters, against 3e10 at 0.1 M."""
+STARTUP_SECONDS = 10.0
+"""Until the first step: planning, and the start of the workers."""
+STEP_SECONDS = 1.4
+"""What each release and each job takes beside training and evaluation: models and tasks are loaded, saved and checked.
+Releases and jobs of `standard` took 1.3 to 1.6 s more than their cells. In `smoke` this is most of the time."""
+DOCUMENTS = 2000
+"""Documents of a split whose size is not known before it is loaded."""
+LONGER = 8.0
+"""How many times as long an attack takes that trains all weights for more steps; `long` takes ten times the steps."""
+HELD_BACK = 0.1
+"""Share of a running step's predicted time that is left at least, however long it has been running."""
+
+Stage = Literal["base", "protect", "attack"]
+
+
+@dataclass(frozen=True)
+class Step:
+    """A part of a run as far as its time goes."""
+
+    stage: Stage
+    name: str
+    """The spec of the defense or attack; empty for a base."""
+    predicted: float
+    """Seconds of one unit, from the settings alone."""
+    units: int = 1
+    """A job's cells; 1 of everything else."""
+
+    @property
+    def kind(self) -> tuple[Stage, str]:
+        return self.stage, self.name
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """The steps that are left, by the key of the release or job, or by the seed of a base; and measured seconds."""
+
+    left: Mapping[str, Step]
+    measured: Mapping[tuple[Stage, str], Sequence[tuple[float, Step]]] = field(default_factory=dict)
+    """By kind: the seconds of each finished step, with what was predicted for it."""
+
+    def seconds(self, step: Step) -> float:
+        """How long a step takes."""
+        own = self.measured.get(step.kind)
+        if own:
+            return step.units * statistics.fmean(seconds / one.units for seconds, one in own)
+        same = [one for kind, each in self.measured.items() if kind[0] == step.stage for one in each]
+        known = same or [one for each in self.measured.values() for one in each]
+        predicted = sum(one.predicted * one.units for _, one in known)
+        return step.units * step.predicted * (sum(seconds for seconds, _ in known) / predicted if predicted else 1.0)
+
+    def total(self, workers: int, running: Mapping[str, float] | None = None) -> float:
+        """Seconds until the end with so many workers, if none of them is ever idle.
+
+        Args:
+            running: for the steps that run now, the seconds for which they have been running.
+        """
+        spent = running or {}
+        each = {
+            key: max(took - spent.get(key, 0.0), HELD_BACK * took if key in spent else 0.0)
+            for key, step in self.left.items()
+            for took in [self.seconds(step)]
+        }
+        return max([sum(each.values()) / workers, *each.values()])
+
+    def after(self, key: str, seconds: float | None) -> Forecast:
+        """The forecast once a step has ended, which took so long; None where its time was not measured."""
+        if key not in self.left:
+            return self
+        step, measured = self.left[key], dict(self.measured)
+        if seconds is not None:
+            measured[step.kind] = [*measured.get(step.kind, ()), (seconds, step)]
+        return Forecast({other: one for other, one in self.left.items() if other != key}, measured)
+
+
+def base_step(seed: int) -> str:
+    """The key of a base model's step."""
+    return f"base {seed}"
+
+
+def forecast(plan: Plan, left: Left, parameters: int, records: Iterable[Record] = ()) -> Forecast:
+    """What is left of a plan, with the measurements that a folder's records hold.
+
+    Args:
+        parameters: the size of the suite's own model.
+    """
+    predictor = _Predictor(plan, left, parameters)
+    return Forecast(dict(predictor.steps()), predictor.measured(records))
+
+
+def time_line(plan: Plan, store: Store, left: Left, parameters: int, workers: int) -> str:
+    """An estimate of a run's time, and what it is based on."""
+    if not left.cells:
+        return "nothing is left to run"
+    expected = forecast(plan, left, parameters, store.records().values())
+    measured = sum(map(len, expected.measured.values()))
+    grounds = f"as {measured} releases and jobs of its records took" if measured else "by the settings: no records yet"
+    return f"{about(expected, workers)}, {grounds}"
+
+
+def about(expected: Forecast, workers: int) -> str:
+    """`about 25 min with 2 workers`."""
+    seconds = STARTUP_SECONDS + expected.total(workers)
+    return f"about {duration(seconds)} with {workers} worker{'s' * (workers > 1)}"
+
+
+@dataclass(frozen=True)
+class _Predictor:
+    """The steps of a plan, with the seconds that its settings let expect."""
+
+    plan: Plan
+    given: Left
+    parameters: int
+
+    def steps(self) -> Iterator[tuple[str, Step]]:
+        """The steps that are left, by their keys."""
+        left, missing = self.given, set(self.given.releases)
+        keys = {cell.key for cell in left.cells}
+        settled = {cell.key for cell in self.plan.cells} - keys
+        for seed in left.bases:
+            yield base_step(seed), self.base()
+        for job in self.plan.jobs():
+            open_job = job.without(settled)
+            if not open_job.cells:
+                continue
+            if (job.defense, job.seed) in missing:
+                yield job.release, self.release(job.defense)
+            yield job.key, self.job(open_job)
+
+    def base(self) -> Step:
+        return Step("base", "", STEP_SECONDS + self.pretraining())
+
+    def release(self, defense: Spec) -> Step:
+        trained = self.plan.defenses[defense].stage == "pretrain" and defense not in self.given.given
+        return Step("protect", str(defense), STEP_SECONDS + (self.pretraining() if trained else self.checks()))
+
+    def job(self, job: Job) -> Step:
+        attack, budget, block = self.plan.attacks[job.attack], self.plan.suite.budget, self.plan.suite.corpus.block
+        cells, size = len(job.cells), self.given.size(job.defense, self.parameters)
+        if not attack.trains:
+            operations = cells * FORWARD_FLOPS * DOCUMENTS * FILLED * block
+        else:
+            operations = cells * _sweep(self.plan.suite) * (LONGER if attack.trained_weights == "all_longer" else 1.0)
+            if "data" in attack.knowledge:  # it prepares on public text
+                operations += TRAIN_FLOPS * budget.preparation_steps * budget.batch * block
+        return Step("attack", str(job.attack), (STEP_SECONDS + self.seconds(size, operations * size)) / cells, cells)
+
+    def pretraining(self) -> float:
+        """Seconds of the suite's own recipe; 0 where the base is given."""
+        if self.plan.suite.given is not None:
+            return 0.0
+        recipe = self.plan.suite.pretraining
+        tokens = recipe.steps * recipe.batch * self.plan.suite.corpus.block
+        return self.seconds(self.parameters, TRAIN_FLOPS * tokens * self.parameters)
+
+    def checks(self) -> float:
+        """Seconds of the referee's checks of a release, where its base is a large given model."""
+        if self.plan.suite.given is None or self.parameters <= LARGE:
+            return 0.0
+        from nftbench.running import given_estimate  # which loads torch
+
+        return self.seconds(self.parameters, FORWARD_FLOPS * given_estimate.CHECKED_TOKENS * self.parameters)
+
+    def seconds(self, size: int, operations: float) -> float:
+        """The time that one worker takes for FLOPs of a model with `size` parameters."""
+        gain = LARGE_GAIN if self.plan.device.kind == "cpu" and size > LARGE else 1.0
+        return operations / (THROUGHPUT[self.plan.device.kind] * gain)
+
+    def measured(self, records: Iterable[Record]) -> dict[tuple[Stage, str], list[tuple[float, Step]]]:
+        """What records say of the plan's steps: seconds of a job's cells, of its preparation, of a defense."""
+        jobs = {(job.release, str(job.attack)): job for job in self.plan.jobs()}
+        groups: dict[tuple[str, str], list[Record]] = {}
+        for record in records:
+            if (record.release, record.attack) in jobs and record.provenance.get("seconds"):
+                groups.setdefault((record.release, record.attack), []).append(record)
+        found: dict[tuple[Stage, str], list[tuple[float, Step]]] = {}
+        for key, group in groups.items():
+            job = jobs[key]
+            # A record's seconds begin after the preparation, which all cells of a job share.
+            prepared = max((one.cost.preparation_seconds for one in group if one.cost), default=0.0)
+            seconds = STEP_SECONDS + prepared + sum(one.provenance["seconds"] for one in group)
+            step = self.job(replace(job, cells=job.cells[: len(group)]))
+            found.setdefault(step.kind, []).append((seconds, step))
+            protection = next((one.protection for one in group if one.protection), None)
+            if protection is not None:
+                release = self.release(job.defense)
+                found.setdefault(release.kind, []).append((STEP_SECONDS + protection.seconds, release))
+        return found
+
+
+def _sweep(suite: Suite) -> float:
+    """FLOPs a parameter of one attack on one task: every learning rate, restarts, validation at each point, test.
+
+    The sweep's own run is counted once more, because it is repeated where no restart beats it.
+    """
+    budget, tokens = suite.budget, FILLED * suite.corpus.block
+    rates = max(len(grid) for grid in budget.learning_rates.values())
+    again = budget.restarts + 1
+    steps = (rates + again) * max(budget.durations)
+    validation = min(DOCUMENTS, budget.max_validation_documents or DOCUMENTS)
+    test = min(DOCUMENTS, budget.max_test_documents or DOCUMENTS)
+    points = 1 + rates * (len(budget.durations) - 1) + again  # step 0 is the same for every rate
+    documents = points * validation + 2 * test
+    return tokens * (TRAIN_FLOPS * steps * budget.batch + FORWARD_FLOPS * documents)
