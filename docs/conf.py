@@ -31,6 +31,7 @@ toc_object_entries_show_parents = "hide"
 
 html_theme = "furo"
 html_theme_options = {"top_of_page_buttons": []}
+html_show_search_summary = False  # a summary is fetched from the page, which a browser refuses from disk
 html_show_sourcelink = False
 html_copy_source = False
 html_show_copyright = False
@@ -92,14 +93,14 @@ LINK = re.compile(r"\[([^\]]*)\]\(([^)#:\s]+)\)")
 def prepare(app: Sphinx, page: str, source: list[str]) -> None:
     """Give the home page the contents, and links to folders a page to lead to.
 
-    The pages of single rows are not in the contents: they are reached from their leaderboard.
+    The pages of single rows are neither in the contents nor found by the search: their leaderboard leads to them.
     """
     place = (ROOT / page).parent
     source[0] = LINK.sub(lambda link: to_page(link, place), source[0])
     if page == root_doc:
         source[0] += CONTENTS
     elif "/defenses/" in page:
-        source[0] = f"---\norphan: true\n---\n{source[0]}"
+        source[0] = f"---\norphan: true\nnosearch: true\n---\n{source[0]}"
 
 
 def to_page(link: re.Match[str], place: Path) -> str:
