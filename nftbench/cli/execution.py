@@ -451,7 +451,6 @@ def publish(
         from nftbench.report import figures
 
         return [*written, *figures.write(leaderboard, list(records.values()), folder)]
-    return [*written, *figures.write(leaderboard, list(records.values()), folder)]
 
 
 def export(folder: Path, formats: Iterable[str] = (), log_to: Tracker | None = None) -> list[Path]:
