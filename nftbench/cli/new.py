@@ -38,11 +38,11 @@ def new(
         with path.open("x", encoding="utf-8") as file:  # another process may have written it meanwhile
             file.write(text)
         typer.echo(path)
-    plugin = next(iter(files))
+    first = next(iter(files))
     data, alone = (" --data .", f" --tasks {name}") if kind == "task" else ("", "")
     typer.echo("next, and after each change:")
-    typer.echo(f"  nftbench check {plugin}{data}")
-    typer.echo(f"  nftbench run small --plugin {plugin}{data}{alone}")
+    typer.echo(f"  nftbench check {first}{data}")
+    typer.echo(f"  nftbench run small --plugin {first}{data}{alone}")
 
 
 def _template(kind: str, name: str) -> dict[str, str]:
