@@ -60,7 +60,7 @@ class TwoLayer(nn.Module):
 
 def weight_of(layer: nn.Module) -> Tensor:
     """The weight of a linear layer as a view [outputs, inputs]; GPT-2's Conv1D holds it transposed."""
-    weight: Tensor = layer.weight.detach()  # type: ignore[operator, union-attr, assignment]
+    weight: Tensor = layer.weight.detach()  # type: ignore[operator]
     return weight.mT if isinstance(layer, Conv1D) else weight
 
 
