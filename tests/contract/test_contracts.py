@@ -34,6 +34,10 @@ SPECS = {
             "trap2[task=toy_topic,strength=0,steps=2]",
         ),
         "dlr_lock": ("dlr_lock[depth=2,module_steps=2,joint_steps=2]",),
+        "specdef": ("specdef", "specdef[form=folded]"),
+        "vaccine": ("vaccine[steps=3]", "vaccine[steps=3,trained=full]"),
+        "booster": ("booster[harmful=toy_topic,steps=3]",),
+        "lox": ("lox[steps=3]", "lox[harmful=toy_topic,steps=3]"),
     },
     "attacks": {
         "full": (
