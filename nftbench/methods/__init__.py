@@ -12,7 +12,7 @@ from nftbench.data.grammar import Grammar, grammar_of
 from nftbench.data.lm_eval_tasks import window
 from nftbench.data.splits import BlockSplit, BlockTask, LoadedBlocks
 from nftbench.models import updates
-from nftbench.models.architectures import dlr
+from nftbench.models.architectures import dlr, two_layer
 from nftbench.models.architectures.linear import LinearModel
 from nftbench.models.networks import build, load, seeded, untrained
 from nftbench.models.prefixed import Prefixed
@@ -44,6 +44,7 @@ __all__ = [
     "shuffled",
     "token_batches",
     "tuned",
+    "two_layer",
     "untrained",
     "updates",
     "warmed",

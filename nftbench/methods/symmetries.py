@@ -37,7 +37,7 @@ from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaRMS
 from transformers.models.qwen3.modeling_qwen3 import Qwen3DecoderLayer, Qwen3RMSNorm
 from transformers.pytorch_utils import Conv1D
 
-from nftbench.models.architectures import dlr
+from nftbench.models.architectures import dlr, two_layer
 from nftbench.models.networks import seeded
 
 SAME = 1e-6
@@ -165,9 +165,9 @@ class Anatomy:
 def anatomy(network: PreTrainedModel) -> Anatomy | None:
     """The parts of a network, or None if one of its blocks or its last norm is of an unknown class.
 
-    GPT-BigCode with keys and values for every head has parts as `as_gpt2` alone.
+    GPT-BigCode with keys and values for every head, and a two-layer model, have parts only after `as_gpt2`.
     """
-    if _is_interleaved(network):
+    if _is_interleaved(network) or two_layer.is_factored(network):
         return None
     decoder, head = network.base_model, network.get_output_embeddings()
     if hasattr(decoder, "h") and all(isinstance(block, GPT2Block | GPTBigCodeBlock) for block in decoder.h):
@@ -224,7 +224,7 @@ def _low_rank(chain: dlr.DlrNet) -> tuple[Units, ...]:
 
 def unknown(network: PreTrainedModel) -> str | None:
     """Why a network cannot be rewritten; None where it can, by `canonical` after `as_gpt2`."""
-    if anatomy(network) is not None or _is_interleaved(network):
+    if anatomy(network) is not None or _is_interleaved(network) or two_layer.is_factored(network):
         return None
     return f"no rewrite is known for blocks as in {network.config.model_type}"
 
@@ -254,8 +254,10 @@ def canonical(network: PreTrainedModel) -> None:
 def as_gpt2(network: PreTrainedModel) -> PreTrainedModel:
     """GPT-BigCode with keys and values for every head as the GPT-2 that computes the same; others as they are.
 
-    GPT-BigCode holds queries, keys and values head by head in one layer, GPT-2 first all queries.
+    GPT-BigCode holds queries, keys and values head by head in one layer, GPT-2 first all queries. A two-layer model
+    becomes the standard model of its family, GPT-2 or not: its pairs of layers are multiplied out.
     """
+    network = two_layer.fused(network)
     if not _is_interleaved(network):
         return network
     settings = {name: value for name, value in network.config.to_dict().items() if name != "model_type"}

@@ -1,0 +1,138 @@
+"""Booster: tuning that also keeps a small harmful step from lowering the harmful loss. It is told the harmful task.
+
+Huang et al. 2025 (ICLR), "Booster: Tackling Harmful Fine-tuning for Large Language Models via Attenuating Harmful
+Perturbation", https://arxiv.org/abs/2409.01586. It minimises L_f(w) + lambda (L_h(w) - L_h(w - alpha·g / ‖g‖)), with g
+the gradient of the harmful loss L_h at w. As in the paper, the step takes the perturbation as constant: its gradient is
+∇L_f(w) + lambda (∇L_h(w) - ∇L_h(w - alpha·g / ‖g‖)), from three passes.
+
+In the paper L_f is the loss of safe answers to harmful questions. A base model has no such data: L_f is here the loss
+of the pre-training text. The two harmful passes of a step have the same dropout, so that their difference is that of
+the weights; the paper's models have none.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from nftbench import Claim, Defense, Model, NftbenchError, OwnerContext, Protected, Series, Stage, Suite
+from nftbench.methods import adapters, seeded, token_batches, tuning
+
+
+@dataclass(frozen=True)
+class Booster(Defense):
+    """`harmful`: the spec of the task to protect against (required). `strength`: lambda. `distance`: alpha, the length
+    of the simulated harmful step. `steps`: optimizer steps, each on `batch` blocks of text and `batch` documents.
+
+    The defaults are those of the authors' script (git-disl/Booster, commit 6421918, script/alignment/smooth_align.sh),
+    which trains an adapter of Llama-2-7B. Only `steps` is ours: theirs are 20 epochs of 5,000 samples. Their adapter
+    leaves out the output layer of attention, ours does not. Their weight decay of 0.1, constant learning rate and
+    clipping are fixed here.
+    """
+
+    stage: ClassVar[Stage] = "posttrain"
+    claims: ClassVar[Claim | None] = Claim()
+    task_aware: ClassVar[bool] = True
+
+    harmful: str = ""
+    strength: float = 5.0
+    distance: float = 0.1
+    trained: tuning.Trained = "lora"
+    """What is tuned: an adapter of the attention layers, or all weights."""
+    rank: int = 32
+    alpha: float = 4.0
+    """The adapter's alpha."""
+    learning_rate: float = 5e-4
+    steps: int = 500
+    batch: int = 10
+
+    def __post_init__(self) -> None:
+        if self.strength < 0 or min(self.rank, self.steps, self.batch) < 1:
+            raise ValueError("strength must be at least 0; rank, steps and batch at least 1")
+        if min(self.distance, self.alpha, self.learning_rate) <= 0:
+            raise ValueError("distance, alpha and learning_rate must be above 0")
+
+    def told(self) -> tuple[str, ...]:
+        return (self.harmful,) if self.harmful else ()
+
+    def control_row(self) -> str | None:
+        """The same tuning on text alone."""
+        return tuning.changed("booster", self, strength=0.0) if self.strength else None
+
+    def check(self, suite: Suite | None = None) -> None:
+        if not self.harmful:
+            raise NftbenchError("booster needs a harmful task: write booster[harmful=…]")
+        if suite is not None:
+            tuning.needs_text("booster", suite)
+            adapters.linear_layers(tuning.outline(suite), "attention")
+
+    def protect(self, model: Model, context: OwnerContext) -> Protected:
+        self.check()
+        made = tuning.begin(
+            model.network,
+            self.trained,
+            context.seed,
+            rank=self.rank,
+            alpha=self.alpha,
+            targets="attention",
+            dropout=0.0,
+        )
+        task = context.task(self.harmful)
+        documents = tuning.document_batches(task, self.batch, context.seed)
+        batches = token_batches(context.corpus.train, self.batch, context.seed, str(model.network.device))
+        stepper = tuning.stepper(made.network, self.learning_rate, 0.1)
+        curve = []
+
+        def harmful_loss(rows: Any, step: int) -> Tensor:
+            with seeded(context.seed + step):
+                return task.loss(made.network, rows)
+
+        with seeded(context.seed):
+            for step, tokens, rows in zip(range(self.steps), batches, documents, strict=False):
+                loss, fall = self.objective(
+                    made.network,
+                    functools.partial(tuning.text_loss, made.network, tokens),
+                    functools.partial(harmful_loss, rows, step),
+                )
+                curve.append(fall)
+                stepper.step(loss)
+        falls = Series("fall of the harmful loss", tuple(map(float, range(self.steps))), tuple(curve), y_label="nats")
+        return Protected(Model(made.result(), model.tokenizer), series=(falls,) if self.strength else ())
+
+    def objective(
+        self, network: nn.Module, text: Callable[[], Tensor], harmful: Callable[[], Tensor]
+    ) -> tuple[Tensor, float]:
+        """A scalar with the gradient of the module's docstring, and by how much the harmful step lowers L_h.
+
+        `text` and `harmful` run the network once, and return L_f and L_h at its weights.
+        """
+        if not self.strength:
+            return text(), 0.0
+        weights = [weight for weight in network.parameters() if weight.requires_grad]
+        here, before = _gradient(harmful(), weights)
+        scale = self.distance / (tuning.norm(here) + tuning.EPSILON)
+        kept = [weight.detach().clone() for weight in weights]
+        with torch.no_grad():
+            for weight, gradient in zip(weights, here, strict=True):
+                weight.sub_(scale * gradient)
+        there, after = _gradient(harmful(), weights)
+        with torch.no_grad():
+            for weight, value in zip(weights, kept, strict=True):
+                weight.copy_(value)
+        differences = [first - second for first, second in zip(here, there, strict=True)]
+        linear = torch.stack([(part * weight).sum() for part, weight in zip(differences, weights, strict=True)]).sum()
+        return text() + self.strength * linear, before - after
+
+
+def _gradient(loss: Tensor, weights: list[nn.Parameter]) -> tuple[list[Tensor], float]:
+    """The gradient in each weight, zero where there is none, and the loss itself."""
+    found = torch.autograd.grad(loss, weights, allow_unused=True)
+    return [
+        torch.zeros_like(weight) if gradient is None else gradient
+        for weight, gradient in zip(weights, found, strict=True)
+    ], loss.item()
