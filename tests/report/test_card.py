@@ -11,8 +11,8 @@ from huggingface_hub import EvalResult
 from huggingface_hub.repocard_data import model_index_to_eval_results
 
 from nftbench.report import card as cards
-from nftbench.report.exports import model_index
 from nftbench.report.card import Card
+from nftbench.report.exports import model_index
 from nftbench.scoring.intervals import Interval
 from nftbench.scoring.scores import ClaimTest, Excess, Resistance, Score, TaskScore, Utility
 from nftbench.scoring.table import Table
