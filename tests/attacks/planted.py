@@ -96,10 +96,10 @@ class Reader(Attacker):
             yield torch.randint(WORDS, (batch, 8), generator=generator)
 
 
-def attacked(spec: str, network: PreTrainedModel, task: Task | None = None) -> tuple[float, Outcome]:
+def attacked(spec: str, network: PreTrainedModel, budget: Budget = BUDGET) -> tuple[float, Outcome]:
     """The accuracy on the test split after an attack on a copy of the network, and the outcome."""
-    plugin, task = registry.create("attacks", spec), task or Both()
-    context = Reader(seed=0, budget=BUDGET, _defense=Undefended(), _uses=plugin.uses())
+    plugin, task = registry.create("attacks", spec), Both()
+    context = Reader(seed=0, budget=budget, _defense=Undefended(), _uses=plugin.uses())
     prepared = plugin.prepare(Release(Model(copy.deepcopy(network))), context)
     outcome: Outcome = plugin.adapt(prepared, task, context)
     return task.evaluate(outcome.network, task.split("test")).value, outcome
