@@ -1,6 +1,6 @@
 """A small task, and releases of small models on which ordinary fine-tuning learns it badly for one planted reason.
 
-All releases but the walled one compute what the undefended model computes, up to rounding.
+All releases compute what the undefended model computes, up to rounding.
 """
 
 from __future__ import annotations
@@ -122,7 +122,7 @@ def undefended(kind: str = "gpt2") -> PreTrainedModel:
 
 @torch.no_grad()
 def loud_inside(size: float = 1e3) -> PreTrainedModel:
-    """GPT-NeoX whose queries and values are `size` times larger, while keys and the layer that reads values are smaller.
+    """GPT-NeoX with `size` times larger queries and values; keys and the layer that reads values are smaller.
 
     A step on these moves scores and outputs `size` times too far. `rebalance` has no rewrite of this architecture.
     """
