@@ -30,7 +30,7 @@ class KickSettle(Attack):
 
     knowledge: ClassVar[frozenset[Knowledge]] = frozenset({"data"})
 
-    size: float = 10.0
+    size: float = 3.0
     kick: float = 0.1
     text: float = 0.2
 

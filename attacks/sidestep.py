@@ -74,7 +74,8 @@ def steepest(
 ) -> dict[str, tuple[Tensor, Tensor]]:
     """The directions with the largest sums of squared gradients, at most half of those of a side.
 
-    They are the first eigenvectors of the sums of G·G' and G'·G over all batches, computed in float64.
+    They are the first eigenvectors of the sums of G·G' and G'·G over all batches, computed in float64. A head that is
+    tied to the embeddings has no gradient of its own and is left out.
     """
     sums: dict[str, tuple[Tensor, Tensor]] = {}
     for by_parameter in gradients:

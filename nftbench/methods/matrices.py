@@ -59,14 +59,13 @@ def replace(network: PreTrainedModel, parts: Mapping[str, Callable[[Tensor], nn.
         parts: by the matrix's name, what makes a parametrization of its weight: a module whose `right_inverse` maps the
             weight to the new parameters, and whose `forward` maps these back to it.
 
-    A head that is tied to the embeddings is untied, so that the embeddings stay a table of their own.
+    A head that is tied to the embeddings is untied if it is among them, so that these stay a table of their own.
     """
-    head = network.get_output_embeddings()
+    known, head = of(network), network.get_output_embeddings()
     tables = {id(module.weight) for module in network.modules() if isinstance(module, nn.Embedding)}
-    if head is not None and id(head.weight) in tables:
+    if head is not None and id(head.weight) in tables and any(known[name].module is head for name in parts):
         head.weight = nn.Parameter(head.weight.detach().clone())
         network.config.tie_word_embeddings = False
-    known = of(network)
     for name, make in parts.items():
         matrix = known[name]
         parametrize.register_parametrization(matrix.module, matrix.own, make(matrix.weight.detach()))

@@ -1,6 +1,6 @@
 """A small task, and releases of small models on which ordinary fine-tuning learns it badly for one planted reason.
 
-All releases but the walled one compute what the undefended model computes, up to rounding.
+All releases compute what the undefended model computes, up to rounding.
 """
 
 from __future__ import annotations
@@ -96,10 +96,10 @@ class Reader(Attacker):
             yield torch.randint(WORDS, (batch, 8), generator=generator)
 
 
-def attacked(spec: str, network: PreTrainedModel, task: Task | None = None) -> tuple[float, Outcome]:
+def attacked(spec: str, network: PreTrainedModel, budget: Budget = BUDGET) -> tuple[float, Outcome]:
     """The accuracy on the test split after an attack on a copy of the network, and the outcome."""
-    plugin, task = registry.create("attacks", spec), task or Both()
-    context = Reader(seed=0, budget=BUDGET, _defense=Undefended(), _uses=plugin.uses())
+    plugin, task = registry.create("attacks", spec), Both()
+    context = Reader(seed=0, budget=budget, _defense=Undefended(), _uses=plugin.uses())
     prepared = plugin.prepare(Release(Model(copy.deepcopy(network))), context)
     outcome: Outcome = plugin.adapt(prepared, task, context)
     return task.evaluate(outcome.network, task.split("test")).value, outcome
@@ -122,7 +122,7 @@ def undefended(kind: str = "gpt2") -> PreTrainedModel:
 
 @torch.no_grad()
 def loud_inside(size: float = 1e3) -> PreTrainedModel:
-    """GPT-NeoX whose queries and values are `size` times larger; keys and the layer that reads values are smaller.
+    """GPT-NeoX with `size` times larger queries and values; keys and the layer that reads values are smaller.
 
     A step on these moves scores and outputs `size` times too far. `rebalance` has no rewrite of this architecture.
     """

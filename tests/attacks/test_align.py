@@ -11,7 +11,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from nftbench.attacks.align import align
-from nftbench.contract import Model, Outcome, Release, Task
+from nftbench.contract import Model, Outcome, Prepared, Release, Task
 from nftbench.methods import symmetries, updates
 from nftbench.models import networks
 from nftbench.planning import registry
@@ -100,6 +100,7 @@ def test_an_update_keeps_its_function_and_comes_close_to_the_base(kind: str) -> 
     align(release, network)
     assert same(updated, release)
 
+    @torch.no_grad()
     def far(one: nn.Module) -> float:
         pairs = zip(one.parameters(), network.parameters(), strict=True)
         return sum(float((own - other).square().sum()) for own, other in pairs)
@@ -127,15 +128,6 @@ def test_unknown_architectures_are_left_as_they_are() -> None:
 # ------------------------------------------------------------------------------------------------------------- merging
 
 
-@dataclass(frozen=True)
-class Flipped(Both):
-    """The same question with the answers exchanged."""
-
-    def split(self, name: str) -> Rows:  # type: ignore[override]
-        rows = self.splits[name]  # type: ignore[index]
-        return Rows(rows.ids, 2 * WORDS + 1 - rows.answers)
-
-
 def tuned(network: PreTrainedModel, task: Task, steps: int, rate: float) -> PreTrainedModel:
     network = copy.deepcopy(network)
     stepper = Stepper(network, "adamw", rate, factor=lambda step: 1.0, weight_decay=0.0, clip=1.0)
@@ -145,20 +137,56 @@ def tuned(network: PreTrainedModel, task: Task, steps: int, rate: float) -> PreT
     return network.eval()
 
 
-def merged(spec: str, network: PreTrainedModel, release: PreTrainedModel) -> float:
-    plugin, task = registry.create("attacks", spec), Flipped()
-    context = Attacker(seed=0, budget=BUDGET, _base=Model(network), _uses=plugin.uses(), others={"other": Both()})
-    update = updates.difference(release, network)
-    prepared = plugin.prepare(Release(Model(copy.deepcopy(release)), update), context)
-    outcome: Outcome = plugin.adapt(prepared, task, context)
-    return task.evaluate(outcome.network, task.split("test")).value
+@pytest.fixture(scope="module")
+def released() -> tuple[PreTrainedModel, PreTrainedModel, PreTrainedModel]:
+    """A base, what its owner tuned from it, and the same in other coordinates."""
+    network = base("gpt2")
+    updated = tuned(network, Both(), 80, 3e-3)
+    return network, updated, hidden(updated)
 
 
-def test_it_merges_an_update_that_a_transform_hides_from_merging() -> None:
-    network = tuned(undefended(), Both(), 40, 1e-2)
-    release = tuned(network, Flipped(), 40, 3e-3)
-    assert Flipped().evaluate(release, Flipped().split("test")).value > 0.9
-    plain = merged("merge", network, release)
-    assert merged("merge", network, hidden(release)) < plain - 0.2
-    assert merged("align", network, hidden(release)) > plain - 0.05
-    assert merged("align", network, release) == pytest.approx(plain, abs=0.02)
+Released = tuple[PreTrainedModel, PreTrainedModel, PreTrainedModel]
+
+
+def test_half_of_an_aligned_update_is_worth_as_much_as_half_of_a_plain_one(released: Released) -> None:
+    network, updated, other = released
+    aligned, task = copy.deepcopy(other), Both()
+    align(aligned, network)
+    plain, turned, undone = (
+        task.evaluate(updates.added(network, updates.difference(one, network).weights, 0.5), task.split("test")).value
+        for one in (updated, other, aligned)
+    )
+    assert turned < plain - 0.1
+    assert undone == pytest.approx(plain, abs=0.02)
+
+
+def test_the_aligned_update_is_merged(released: Released) -> None:
+    network, updated, other = released
+    plugin, task = registry.create("attacks", "align"), Both()
+
+    def merged(release: PreTrainedModel) -> tuple[Outcome, Prepared]:
+        context = Attacker(
+            seed=0, budget=BUDGET, _base=Model(network), _uses=plugin.uses(), others={"other": Swapped()}
+        )
+        given = Release(Model(copy.deepcopy(release)), updates.difference(release, network))
+        prepared = plugin.prepare(given, context)
+        return plugin.adapt(prepared, task, context), prepared
+
+    (plain, kept), (undone, moved) = merged(updated), merged(other)
+    assert kept.update is not None
+    assert moved.update is not None
+    before = updates.difference(updated, network).weights
+    assert all(torch.equal(kept.update.weights[name], weight) for name, weight in before.items())
+    assert not all(torch.equal(moved.update.weights[name], weight) for name, weight in before.items())
+    for one, two in zip(plain.curve, undone.curve, strict=True):
+        assert one.learning_rate == two.learning_rate
+        assert two.score == pytest.approx(one.score, abs=0.05)
+
+
+@dataclass(frozen=True)
+class Swapped(Both):
+    """The same question with the answers exchanged."""
+
+    def split(self, name: str) -> Rows:  # type: ignore[override]
+        rows = self.splits[name]  # type: ignore[index]
+        return Rows(rows.ids, 2 * WORDS + 1 - rows.answers)

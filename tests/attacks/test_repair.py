@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 
 import pytest
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from nftbench.attacks.repair import share
 from nftbench.methods.with_text import WithText
 from nftbench.training.engine import Stepper
-from tests.attacks.planted import WORDS, Both, attacked, undefended
+from tests.attacks.planted import BUDGET, WORDS, Both, attacked, undefended
 
 TEXT = torch.arange(WORDS).repeat(16, 2)[:, :8]  # a text that is easy to predict
 
@@ -23,7 +23,7 @@ def loss(network: nn.Module, tokens: Tensor) -> float:
     return -float(logits.gather(-1, tokens[:, 1:, None]).mean())
 
 
-def reader() -> nn.Module:
+def reader() -> PreTrainedModel:
     """A network that has learnt the text."""
     network = undefended()
     stepper = Stepper(network, "adamw", 1e-2, factor=lambda step: 1.0, weight_decay=0.0, clip=1.0)
@@ -62,7 +62,8 @@ def test_the_loss_is_the_weighted_sum_and_scores_do_not_change() -> None:
 def test_the_result_keeps_utility_where_plain_training_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
     release = reader()
     monkeypatch.setattr("tests.attacks.planted.Reader.text", lambda *_: iter(lambda: TEXT, None))
-    plain, repaired = attacked("full", release), attacked("repair", release)  # type: ignore[arg-type]
+    longer = BUDGET.model_copy(update={"preparation_steps": 150})
+    plain, repaired = attacked("full", release), attacked("repair", release, longer)
     assert plain[0] > 0.95
     assert share(plain[1].network, release, TEXT) < 0.9 <= share(repaired[1].network, release, TEXT)
     assert repaired[0] > 0.9
@@ -72,8 +73,8 @@ def test_without_a_network_above_the_guard_the_release_is_the_result(monkeypatch
     release = reader()
     monkeypatch.setattr("tests.attacks.planted.Reader.text", lambda *_: iter(lambda: TEXT, None))
     monkeypatch.setattr("nftbench.attacks.repair.share", lambda network, release, text: float(network is release))
-    _, outcome = attacked("repair", release)  # type: ignore[arg-type]
+    _, outcome = attacked("repair", release)
     assert outcome.picked.step == 0
     weights = zip(outcome.network.parameters(), release.parameters(), strict=True)
     assert all(torch.equal(one, other) for one, other in weights)
-    assert replace(outcome).stuck
+    assert outcome.stuck

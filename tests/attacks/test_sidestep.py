@@ -19,7 +19,7 @@ def test_directions_are_the_first_singular_vectors_of_all_gradients() -> None:
     network = undefended()
     known, batches = matrices.of(network), [gradients(network, tokens) for tokens in TOKENS]
     found = steepest(batches, known, 3)
-    assert found.keys() == known.keys()
+    assert found.keys() == known.keys() - {"lm_head.weight"}  # it is the table of embeddings
     for name, (left, right) in found.items():
         beside = torch.cat([batch[name].double() for batch in batches], 1)
         above = torch.cat([batch[name].double() for batch in batches], 0)
@@ -53,7 +53,7 @@ def test_it_breaks_steep_directions_that_nothing_else_does() -> None:
     release = loud_features()
     assert same(undefended("gpt_neox"), release)
     assert attacked("sidestep[directions=2]", release)[0] > 0.95
-    for spec in ("full", "lora", "rebalance", "heal", "fuse", "inject"):
+    for spec in ("full", "lora", "rebalance", "heal", "noise", "fuse", "inject"):
         assert attacked(spec, copy.deepcopy(release))[0] < 0.85, spec
 
 
