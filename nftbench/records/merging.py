@@ -162,8 +162,8 @@ class _Plan:
     def _refusal(self, source: Source) -> str:
         """Why a source's plan cannot be joined with this one; empty where it can."""
         ours, theirs = self.manifest, source.manifest
-        keys = list(differing(*(one.suite.model_dump(mode="json", exclude=OWN) for one in (ours, theirs))))
-        if keys:
+        one, other = (plan.suite.model_dump(mode="json", exclude=OWN) for plan in (ours, theirs))
+        if keys := list(differing(one, other)):
             return f"other settings of the suite: {', '.join(keys)}"
         if ours.limit != theirs.limit:
             return f"--limit {theirs.limit}, and {ours.limit} in {self.first.name}"
@@ -173,9 +173,9 @@ class _Plan:
         if self.salt and source.salt and self.salt != source.salt:
             return f"another salt than {self.first.name}, and so other grammars; runs to be merged share one"
         areas = [{name: set(values) for name, values in origin(one).areas.items()} for one in self._both(source)]
-        other = sorted(name for name in areas[0].keys() & areas[1].keys() if areas[0][name] != areas[1][name])
-        if other:
-            return f"other core code (area versions): {', '.join(other)}"
+        changed = sorted(name for name in areas[0].keys() & areas[1].keys() if areas[0][name] != areas[1][name])
+        if changed:
+            return f"other core code (area versions): {', '.join(changed)}"
         known = _keys(ours)
         shared = [cell for cell in (*theirs.cells, *theirs.readings) if cell.id in known]
         if shared and not any(known[cell.id] == cell.key for cell in shared):

@@ -175,7 +175,7 @@ def test_too_little_memory_and_disk_are_said_before_anything_runs(call: Call, mo
         patch.setattr(preflight, "memory_of", lambda device: 1e8)
         code, _, err = call("protected", "--reference", "twin")
     assert (code, len(err.splitlines())) == (2, 1)
-    assert "too little memory: a worker needs about 600 MB, and there are 100 MB" in err
+    assert "too little memory: a worker needs about 602 MB, and there are 100 MB" in err
     monkeypatch.setattr(preflight, "free_on_disk", lambda folder: 10.0)
     code, _, err = call("protected", "--reference", "twin", "--cache", "empty-cache")
     assert (code, len(err.splitlines())) == (2, 1)

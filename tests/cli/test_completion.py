@@ -38,7 +38,7 @@ def complete(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     ("line", "offered"),
     [
         ("repr", ["reproduce"]),
-        ("run sm", ["small", "smoke"]),
+        ("run smo", ["smoke", "smollm2", "smollm2-gpu", "smollm2-quick"]),
         ("audit release --suite wiki-", ["wiki-small"]),
         ("reproduce tr", ["trap2"]),
         ("list y", ["yardsticks"]),

@@ -243,3 +243,16 @@ def test_a_tracker_that_is_not_installed_is_named_with_its_extra(
     said = capsys.readouterr().err
     assert said == "nftbench: --log-to wandb: the package is not installed: pip install 'nftbench[wandb]'\n"
     assert not (run / "leaderboard.md").exists()
+
+
+def test_a_tracker_that_refuses_is_one_line(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As wandb does without a login; the reports are written by then."""
+    (tmp_path / "wandb.py").write_text(
+        "class Settings:\n    def __init__(self, **names):\n        raise OSError('no\\nlogin')\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert main(["report", "run", "--log-to", "wandb"]) == 2
+    assert capsys.readouterr().err == "nftbench: --log-to wandb: OSError: no login\n"
+    assert (run / "leaderboard.md").exists()

@@ -60,7 +60,7 @@ from pathlib import Path
 folder = Path(os.environ["TMPDIR"]).parent
 answer = {"name": "NAME", "parameters": {}, "changed": [], "stage": "posttrain", "claims": None, "trivial": False}
 answer |= {"keeps_secret": False, "task_aware": False, "releases_update": False, "ratio": None, "scope": "global"}
-answer |= {"reference": "none", "control": None, "told": []}
+answer |= {"reference": "none", "control": None, "told": [], "label": None, "deterministic": False}
 (folder / "answer.json").write_text(json.dumps(answer | {"OTHER": VALUE}))
 (folder / "returned").touch()
 os._exit(0)

@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from nftbench.errors import NftbenchError
+from nftbench.errors import NftbenchError, one_line
 from nftbench.records import manifest as manifests, pack
 from nftbench.records.store import PACK, as_json
 from nftbench.report import csv, write
@@ -46,13 +46,16 @@ def log(results: Results, tracker: Tracker) -> None:
     """Log the results as one run of a tracker, which is named after the suite.
 
     Raises:
-        NftbenchError: the package is not installed.
+        NftbenchError: the package is not installed, or it refuses, as without a login.
     """
     check(tracker)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name) / results.board.suite
         _write(results, folder)
-        _TRACKERS[tracker](results, folder)
+        try:
+            _TRACKERS[tracker](results, folder)
+        except Exception as error:  # packages of others, with exceptions of their own
+            raise NftbenchError(f"--log-to {tracker}: {type(error).__name__}: {one_line(str(error))}") from error
 
 
 def summary(results: Results) -> dict[str, float]:
