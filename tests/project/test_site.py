@@ -150,8 +150,12 @@ class TestInChromium:
 
         page = chromium.show(browser, site / "index.html")
         page.find_element("css selector", ".sidebar-search").send_keys("suppression\ue007")
-        found = WebDriverWait(page, 10).until(lambda _: page.find_elements("css selector", "#search-results li a"))
-        assert any("docs/protocol.html" in one.get_attribute("href") for one in found)
-        assert not any("/defenses/" in one.get_attribute("href") for one in found), "a row's page hides the others"
+
+        def found() -> list[str]:
+            return [one.get_attribute("href") for one in page.find_elements("css selector", "#search-results li a")]
+
+        # Results appear one after the other.
+        WebDriverWait(page, 20).until(lambda _: any("docs/protocol.html" in one for one in found()))
+        assert not any("/defenses/" in one for one in found()), "pages of single rows would hide the others"
         assert browser.get_log("browser") == []
         assert all(url.startswith(site.as_uri()) for url in chromium.loaded(browser))
