@@ -118,7 +118,7 @@ def _values(own: symmetries.Attention, base: symmetries.Attention) -> Iterator[l
             continue
         transform, inverse = solved
         output = own.output.weight[:, columns]
-        heads = output.double().unflatten(1, (own.group, own.size)) @ transform
+        heads = output.double().reshape(len(output), own.group, own.size) @ transform
         changes = _layer(value, reference, lambda table, inverse=inverse: inverse @ table)  # type: ignore[misc]
         yield [*changes, Change(output, heads.flatten(1), base.output.weight[:, columns])]
 
@@ -133,16 +133,15 @@ def _scores(own: symmetries.Attention, base: symmetries.Attention) -> Iterator[l
         key, key_base = own.key.outputs(*rows), base.key.outputs(*rows)
         solve = _rotary if own.rotary else _transform
         # The heads of a group share their keys, and so the transform: their columns stand side by side.
-        beside = [
-            one.table.unflatten(0, (own.group, own.size)).transpose(0, 1).flatten(1) for one in (query, query_base)
-        ]
+        beside = [one.table.reshape(own.group, own.size, -1).transpose(0, 1).flatten(1) for one in (query, query_base)]
         solved = solve(*beside)
         if solved is None:
             continue
         transform, inverse = solved
 
         def heads(table: Tensor, inverse: Tensor = inverse) -> Tensor:
-            return (inverse @ table.unflatten(0, (own.group, own.size))).flatten(0, 1)
+            turned: Tensor = inverse @ table.reshape(own.group, own.size, -1)
+            return turned.flatten(0, 1)
 
         changes = _layer(query, query_base, heads)
         yield [*changes, *_layer(key, key_base, lambda table, turn=transform.mT: turn @ table)]  # type: ignore[misc]

@@ -45,7 +45,7 @@ class Inject(Attack):
         chosen = {name: matrix for name, matrix in found.items() if name not in zeros}
         matrices.replace(network, {name: part(matrix.output_first) for name, matrix in chosen.items()})
         for name, matrix in found.items():
-            trained = matrix.weight if name in zeros else matrix.module.parametrizations[matrix.own]  # type: ignore[index, union-attr]
+            trained = matrix.weight if name in zeros else matrix.module.parametrizations[matrix.own]  # type: ignore[index]
             trained.requires_grad_(True)
         for module in network.modules():
             if isinstance(module, nn.Embedding):

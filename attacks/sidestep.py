@@ -89,7 +89,8 @@ def steepest(
 
 def _first(gram: Tensor, count: int) -> Tensor:
     """The eigenvectors of the largest eigenvalues, as columns."""
-    return torch.linalg.eigh(gram).eigenvectors[..., -min(count, gram.shape[-1] // 2) :]
+    vectors: Tensor = torch.linalg.eigh(gram).eigenvectors
+    return vectors[..., -min(count, gram.shape[-1] // 2) :]
 
 
 class Sidestepped(nn.Module):
