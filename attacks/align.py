@@ -118,7 +118,7 @@ def _values(own: symmetries.Attention, base: symmetries.Attention) -> Iterator[l
             continue
         transform, inverse = solved
         output = own.output.weight[:, columns]
-        heads = _split(output.double(), 1, own) @ transform
+        heads = output.double().reshape(len(output), own.group, own.size) @ transform
         changes = _layer(value, reference, lambda table, inverse=inverse: inverse @ table)  # type: ignore[misc]
         yield [*changes, Change(output, heads.flatten(1), base.output.weight[:, columns])]
 
@@ -133,23 +133,18 @@ def _scores(own: symmetries.Attention, base: symmetries.Attention) -> Iterator[l
         key, key_base = own.key.outputs(*rows), base.key.outputs(*rows)
         solve = _rotary if own.rotary else _transform
         # The heads of a group share their keys, and so the transform: their columns stand side by side.
-        beside = [_split(one.table, 0, own).transpose(0, 1).flatten(1) for one in (query, query_base)]
+        beside = [one.table.reshape(own.group, own.size, -1).transpose(0, 1).flatten(1) for one in (query, query_base)]
         solved = solve(*beside)
         if solved is None:
             continue
         transform, inverse = solved
 
         def heads(table: Tensor, inverse: Tensor = inverse) -> Tensor:
-            return (inverse @ _split(table, 0, own)).flatten(0, 1)
+            turned: Tensor = inverse @ table.reshape(own.group, own.size, -1)
+            return turned.flatten(0, 1)
 
         changes = _layer(query, query_base, heads)
         yield [*changes, *_layer(key, key_base, lambda table, turn=transform.mT: turn @ table)]  # type: ignore[misc]
-
-
-def _split(table: Tensor, axis: int, attention: symmetries.Attention) -> Tensor:
-    """The queries that share a key and a value, apart: the axis becomes two, of queries and of their channels."""
-    shape = [*table.shape[:axis], attention.group, attention.size, *table.shape[axis + 1 :]]
-    return table.reshape(shape)
 
 
 def _transform(own: Tensor, base: Tensor) -> tuple[Tensor, Tensor] | None:

@@ -109,8 +109,8 @@ def as_linear(module: nn.Module, example: Tensor) -> nn.Linear | None:
         return None
     like = next(module.parameters())
     biased = any(getattr(one, "bias", None) is not None for one in module.modules())
-    outputs, columns = weight.shape
-    layer = nn.Linear(columns, outputs, bias=biased or bool(bias.any()), device=like.device, dtype=like.dtype)
+    outputs, width = weight.shape
+    layer = nn.Linear(width, outputs, bias=biased or bool(bias.any()), device=like.device, dtype=like.dtype)
     layer.weight.copy_(weight)
     if layer.bias is not None:
         layer.bias.copy_(bias)

@@ -11,7 +11,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from nftbench.attacks.align import align
-from nftbench.contract import Model, Outcome, Prepared, Release, Task
+from nftbench.contract import Model, Prepared, Release, Task
 from nftbench.methods import symmetries, updates
 from nftbench.models import networks
 from nftbench.planning import registry
@@ -162,25 +162,27 @@ def test_half_of_an_aligned_update_is_worth_as_much_as_half_of_a_plain_one(relea
 
 def test_the_aligned_update_is_merged(released: Released) -> None:
     network, updated, other = released
-    plugin, task = registry.create("attacks", "align"), Both()
+    task = Both()
 
-    def merged(release: PreTrainedModel) -> tuple[Outcome, Prepared]:
+    def merged(spec: str, release: PreTrainedModel) -> tuple[float, Prepared]:
+        """The mean score over all coefficients, and what was merged."""
+        plugin = registry.create("attacks", spec)
         context = Attacker(
             seed=0, budget=BUDGET, _base=Model(network), _uses=plugin.uses(), others={"other": Swapped()}
         )
         given = Release(Model(copy.deepcopy(release)), updates.difference(release, network))
         prepared = plugin.prepare(given, context)
-        return plugin.adapt(prepared, task, context), prepared
+        scores = [point.score or 0.0 for point in plugin.adapt(prepared, task, context).curve]
+        return sum(scores) / len(scores), prepared
 
-    (plain, kept), (undone, moved) = merged(updated), merged(other)
+    (plain, kept), (undone, moved) = merged("align", updated), merged("align", other)
     assert kept.update is not None
     assert moved.update is not None
     before = updates.difference(updated, network).weights
     assert all(torch.equal(kept.update.weights[name], weight) for name, weight in before.items())
     assert not all(torch.equal(moved.update.weights[name], weight) for name, weight in before.items())
-    for one, two in zip(plain.curve, undone.curve, strict=True):
-        assert one.learning_rate == two.learning_rate
-        assert two.score == pytest.approx(one.score, abs=0.05)
+    assert undone > plain - 0.03
+    assert merged("merge", other)[0] < undone - 0.05
 
 
 @dataclass(frozen=True)
