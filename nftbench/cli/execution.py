@@ -68,6 +68,7 @@ def prepare(suite_name: str, selection: Selection, options: RunOptions, *, keep_
     suite = suites.read(suite_name, options.suite_changes())
     check_corpus(suite, options.data)
     added = [plugin for file in options.plugin or () for plugin in registry.add_file(file)]
+    registry.check_readable(added, options.data)
     for plugin in added:
         if plugin.is_trusted:
             typer.echo(f"{plugin}: the referee runs its code, with your rights")
