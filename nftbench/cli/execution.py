@@ -76,6 +76,7 @@ def _prepare(suite_name: str, selection: Selection, options: RunOptions, keep_sa
     suite = suites.read(suite_name, options.suite_changes())
     check_corpus(suite, options.data)
     added = [plugin for file in options.plugin or () for plugin in registry.add_file(file)]
+    registry.check_readable(added, options.data)
     for plugin in added:
         if plugin.is_trusted:
             typer.echo(f"{plugin}: the referee runs its code, with your rights")

@@ -34,12 +34,12 @@ def new(
         if path.exists():
             raise NftbenchError(f"{path}: is there already, and is left as it is; choose another name")
     for path, text in files.items():
-        path.parent.mkdir(exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("x", encoding="utf-8") as file:  # another process may have written it meanwhile
             file.write(text)
         typer.echo(path)
     first = next(iter(files))
-    data, alone = (" --data .", f" --tasks {name}") if kind == "task" else ("", "")
+    data, alone = (" --data data", f" --set 'tasks=[{name}]'") if kind == "task" else ("", "")
     typer.echo("next, and after each change:")
     typer.echo(f"  nftbench check {first}{data}")
     typer.echo(f"  nftbench run small --plugin {first}{data}{alone}")
@@ -53,7 +53,8 @@ def _template(kind: str, name: str) -> dict[str, str]:
     documents: Traversable = folder / kind
     if documents.is_dir():
         paths = sorted(documents.iterdir(), key=lambda path: path.name)
-        found |= {f"{name}/{path.name}": path.read_text(encoding="utf-8") for path in paths}
+        # Not beside the plugin: no defense or attack can read below --data, not even its own file.
+        found |= {f"data/{name}/{path.name}": path.read_text(encoding="utf-8") for path in paths}
     return found
 
 

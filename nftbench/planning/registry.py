@@ -18,7 +18,7 @@ import inspect
 import re
 import sys
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from importlib.machinery import (
     EXTENSION_SUFFIXES,
@@ -128,6 +128,17 @@ def add_file(path: str | Path) -> list[Plugin]:
             )
         _added[plugin.kind, plugin.name] = plugin
     return added
+
+
+def check_readable(plugins: Iterable[Plugin], data: Path | None) -> None:
+    """Refuse added defenses and attacks that lie under --data, which their own processes cannot read.
+
+    Raises:
+        NftbenchError: names the first of them.
+    """
+    for plugin in plugins:
+        if data is not None and not plugin.is_trusted and Path(plugin.origin).is_relative_to(data.resolve()):
+            raise NftbenchError(f"{plugin}: it lies under --data {data}, where no defense or attack can read; move it")
 
 
 @contextlib.contextmanager

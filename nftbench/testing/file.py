@@ -82,7 +82,9 @@ def check_file(given: str, data: Path | None = None) -> Iterator[Examined]:
 
         def add() -> None:
             with works("`--plugin` takes the file"):
-                plugins.extend(registry.add_file(path))
+                found = registry.add_file(path)
+                registry.check_readable(found, data)
+                plugins.extend(found)
 
         taken = examined(add)
         for plugin in plugins:

@@ -22,7 +22,7 @@ def test_what_is_written_is_named_and_says_what_to_run_next(kind: str, call: Cal
     assert code == 0
     file = FILES[kind]
     assert out.splitlines()[0] == file
-    data = " --data ." if kind == "task" else ""
+    data = " --data data" if kind == "task" else ""
     assert f"  nftbench check {file}{data}\n" in out
     assert f"  nftbench run small --plugin {file}{data}" in out
     text = Path(file).read_text()
@@ -35,10 +35,14 @@ def test_what_is_written_is_named_and_says_what_to_run_next(kind: str, call: Cal
 
 def test_a_task_has_its_documents_beside_it(call: Call, cache: Path) -> None:
     call("new", "task", "moods")
-    assert sorted(path.name for path in Path("moods").iterdir()) == ["test.jsonl", "train.jsonl", "validation.jsonl"]
-    lines = [line for path in Path("moods").iterdir() for line in path.read_text().splitlines()]
+    assert sorted(path.name for path in Path("data/moods").iterdir()) == [
+        "test.jsonl",
+        "train.jsonl",
+        "validation.jsonl",
+    ]
+    lines = [line for path in Path("data/moods").iterdir() for line in path.read_text().splitlines()]
     assert len(set(lines)) == len(lines), "no document is in two splits"
-    check_task(Path("moods.yaml"), architectures=["gpt2"], data=Path())
+    check_task(Path("moods.yaml"), architectures=["gpt2"], data=Path("data"))
 
 
 @pytest.mark.parametrize("kind", ["defense", "attack"])
@@ -50,12 +54,12 @@ def test_what_is_written_keeps_the_contract(kind: str, call: Call, cache: Path) 
 def test_a_file_that_is_there_is_left_as_it_is(call: Call) -> None:
     call("new", "task", "my_own")
     Path("my_own.yaml").rename("elsewhere.yaml")
-    Path("my_own/train.jsonl").write_text("mine\n")
+    Path("data/my_own/train.jsonl").write_text("mine\n")
     code, _, err = call("new", "task", "my_own")
     assert code == 2
     assert "is there already" in err
     assert not Path("my_own.yaml").exists(), "nothing is written beside what is there"
-    assert Path("my_own/train.jsonl").read_text() == "mine\n"
+    assert Path("data/my_own/train.jsonl").read_text() == "mine\n"
 
 
 @pytest.mark.parametrize(
@@ -91,7 +95,7 @@ def test_check_refuses_what_is_no_file_before_it_checks_another(call: Call) -> N
 def test_check_says_of_each_promise_whether_it_is_kept(call: Call) -> None:
     call("new", "defense", "my_own")
     call("new", "task", "moods")
-    code, out, _ = call("check", "my_own.py[keep=0.5]", "moods.yaml", "--data", ".")
+    code, out, _ = call("check", "my_own.py[keep=0.5]", "moods.yaml", "--data", "data")
     assert code == 0
     assert "  kept    protect returns Protected\n" in out
     assert "  kept    every split has documents\n" in out
@@ -103,6 +107,17 @@ def test_check_says_of_each_promise_whether_it_is_kept(call: Call) -> None:
     assert "  broken  protect returns Protected\n          it returned nothing: end it with" in out
 
 
+def test_a_plugin_below_the_data_is_refused(call: Call, tmp_path: Path) -> None:
+    """Its own process could not read it."""
+    call("new", "defense", "my_own")
+    code, _, err = call("plan", write_suite(tmp_path), "--plugin", "my_own.py", "--data", ".")
+    assert code == 2
+    assert "it lies under --data ., where no defense or attack can read; move it" in err
+    code, out, _ = call("check", "my_own.py", "--data", ".")
+    assert code == 1
+    assert "  broken  `--plugin` takes the file\n" in out
+
+
 @pytest.mark.slow
 def test_what_is_written_takes_part_in_a_run(call: Call, tmp_path: Path) -> None:
     """All three together; the answer ends with a paragraph for the defense and one for the attack."""
@@ -110,7 +125,7 @@ def test_what_is_written_takes_part_in_a_run(call: Call, tmp_path: Path) -> None
         call("new", kind, name)
     suite = write_suite(tmp_path)
     plugins = [word for file in ("truncate.py", "largest.py", "moods.yaml") for word in ("--plugin", file)]
-    code, out, err = call("run", suite, *plugins, "--data", ".", "--tasks", "moods", "--jobs", "1")
+    code, out, err = call("run", suite, *plugins, "--data", "data", "--set", "tasks=[moods]", "--jobs", "1")
     assert code == 0, err
     assert {one.status for one in records().values()} == {"ok"}
     assert ("truncate", "largest", "moods", 0) in cells()
