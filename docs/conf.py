@@ -55,6 +55,7 @@ CONTENTS = """
 docs/suites
 docs/protocol
 docs/ci
+docs/exports
 docs/moving
 CHANGELOG
 ```

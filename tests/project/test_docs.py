@@ -111,6 +111,8 @@ def test_commands_parse(page: str, words: list[str], tmp_path: Path, monkeypatch
     for option, value in itertools.pairwise(words):
         if option == "--data":
             (tmp_path / value).mkdir(parents=True, exist_ok=True)
+    for folder in words[1 : words.index("--out")] if words[0] == "merge" else ():
+        (tmp_path / folder).mkdir(parents=True, exist_ok=True)
     with VERBS.make_context("nftbench", list(words), resilient_parsing=words[0].startswith("-")) as group:
         name, verb, rest = VERBS.resolve_command(group, words)
         context = verb.make_context(name, rest, parent=group)
