@@ -21,7 +21,7 @@ def merge(
     context: typer.Context,
     folders: Annotated[
         list[Path],
-        typer.Argument(metavar="FOLDER...", exists=True, file_okay=False, help="Run folders, packed or not."),
+        typer.Argument(metavar="FOLDER...", file_okay=False, help="Run folders, packed or not."),
     ],
     out: Annotated[
         Path, typer.Option("--out", metavar="DIR", file_okay=False, help="The new folder.", show_default=False)
