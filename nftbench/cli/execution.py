@@ -367,6 +367,7 @@ def name_left_out(store: Store, manifest: Manifest) -> None:
 
 def rank(records: Mapping[str, Record], manifest: Manifest, seeds: Collection[int] | None = None) -> Leaderboard:
     """The leaderboard of a manifest's records; with `seeds`, of a run that was planned for these base seeds alone."""
+    from nftbench.records.count import count
     from nftbench.scoring import score
 
     suite = manifest.suite
@@ -383,7 +384,9 @@ def rank(records: Mapping[str, Record], manifest: Manifest, seeds: Collection[in
         added=manifest.added,
     )
     problems = (*board.problems, PUBLIC_SALT) if manifest.public_salt else board.problems
-    return replace(board, problems=problems, labels=suite.labels)
+    counted_cells = count([cell.key for cell in (*manifest.cells, *manifest.readings) if cell.seed in counted], records)
+    origin = replace(board.origin, records=counted_cells.recorded, planned=counted_cells.cells)
+    return replace(board, problems=problems, labels=suite.labels, origin=origin)
 
 
 def failed_claims(leaderboard: Leaderboard) -> list[str]:
