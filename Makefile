@@ -91,7 +91,8 @@ clean:
 	    test -x .venv/bin/python || $$python -m venv .venv; break; fi; done; \
 	test -x .venv/bin/python || { echo "nftbench needs Python 3.11 or later as python3"; exit 2; }
 	@echo "Installing into .venv; the first time this downloads PyTorch and takes some minutes."
-	.venv/bin/python -m pip install -q -c constraints.txt -e '.[dev]'
+	@while sleep 10; do echo "still installing into .venv"; done & beat=$$!; trap "kill $$beat" EXIT; \
+	  .venv/bin/python -m pip install -q -c constraints.txt -e '.[dev]'
 	@touch $@
 
 has-nftbench:

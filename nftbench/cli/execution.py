@@ -398,6 +398,7 @@ def name_left_out(store: Store, manifest: Manifest) -> None:
 
 def rank(records: Mapping[str, Record], manifest: Manifest, seeds: Collection[int] | None = None) -> Leaderboard:
     """The leaderboard of a manifest's records; with `seeds`, of a run that was planned for these base seeds alone."""
+    from nftbench.records.count import count
     from nftbench.scoring import score
 
     suite = manifest.suite
@@ -414,12 +415,14 @@ def rank(records: Mapping[str, Record], manifest: Manifest, seeds: Collection[in
         added=manifest.added,
     )
     problems = (*board.problems, PUBLIC_SALT) if manifest.public_salt else board.problems
+    counted_cells = count([cell.key for cell in (*manifest.cells, *manifest.readings) if cell.seed in counted], records)
     return replace(
         board,
         problems=problems,
         labels=suite.labels,
         own_labels=manifest.labels,
         added_defenses=manifest.added_defenses,
+        origin=replace(board.origin, records=counted_cells.recorded, planned=counted_cells.cells),
     )
 
 

@@ -111,11 +111,11 @@ class Progress:
 
     def seconds_left(self) -> float:
         """The estimated time until the run is over."""
-        now = time.monotonic()
-        spent = {key: now - step.started for key, step in list(self.running.items())}
-        for step in list(self.running.values()):
-            if step.stage == "protect":
-                spent.setdefault(base_step(step.job.seed), now - step.started)
+        now, spent = time.monotonic(), dict[str, float]()
+        for key, step in list(self.running.items()):  # a copy, because the run goes on while this is shown
+            base = base_step(step.job.seed)
+            makes_base = step.stage == "protect" and base in self.forecast.left
+            spent[base if makes_base else key] = now - step.started
         return self.forecast.total(self.workers, spent)
 
     def outlook(self) -> str:
@@ -132,7 +132,7 @@ class Progress:
     def now(self) -> str:
         """What runs now, in one line."""
         steps = list(self.running.values())  # a copy, because the run goes on while this is shown
-        return f"running: {'; '.join(map(str, steps))}" if steps else "nothing runs yet"
+        return f"running: {'; '.join(map(str, steps))}" if steps else "the workers start"
 
 
 class _SoFar:

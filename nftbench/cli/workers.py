@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import sys
 from multiprocessing import forkserver, resource_tracker
 
 from nftbench.cli import stopping
@@ -37,12 +38,22 @@ def start_server() -> None:
     """
     stopping.before_the_end(stop)
     multiprocessing.get_context("forkserver").set_forkserver_preload(isolation.PRELOADED)
-    resource_tracker.ensure_running()  # now, because it ends with unblocking Ctrl-C
+    _start_tracker()  # now, because it ends with unblocking Ctrl-C
     signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
     try:
         forkserver.ensure_running()
     finally:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
+
+
+def _start_tracker() -> None:
+    """Start the process that removes the semaphores which a stopped command leaves. It would warn of them each time."""
+    silent = "ignore:resource_tracker:UserWarning"
+    sys.warnoptions.append(silent)  # the process is started with these options
+    try:
+        resource_tracker.ensure_running()
+    finally:
+        sys.warnoptions.remove(silent)
 
 
 def stop() -> None:

@@ -64,7 +64,7 @@ The excess of a dose is measured from the ladder without this dose.
 def leaderboard(board: Leaderboard, command: str) -> str:
     """The whole page, with the command that made it."""
     origin, names = board.origin, of(board)
-    beside = f", and {origin.readings} readings of yardsticks" if origin.readings else ""
+    beside = f", {origin.readings} of them readings of yardsticks" if origin.readings else ""
     measured = f"{origin.records} of {origin.planned} cells recorded{beside}. Attackers have: {board.rules.ranking}."
 
     def labelled(table: Table, level: str = "##") -> str:

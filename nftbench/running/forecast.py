@@ -33,8 +33,8 @@ DOCUMENTS = 2000
 """Documents of a split whose size is not known before it is loaded."""
 LONGER = 8.0
 """How many times as long an attack takes that trains all weights for more steps; `long` takes ten times the steps."""
-HELD_BACK = 0.1
-"""Share of a running step's predicted time that is left at least, however long it has been running."""
+OVERDUE = 0.2
+"""What is left of a step that runs for longer than it should take, as a share of the time for which it has run."""
 
 Stage = Literal["base", "protect", "attack"]
 
@@ -81,12 +81,11 @@ class Forecast:
             running: for the steps that run now, the seconds for which they have been running.
         """
         spent = running or {}
-        each = {
-            key: max(took - spent.get(key, 0.0), HELD_BACK * took if key in spent else 0.0)
+        each = [
+            max(self.seconds(step) - spent.get(key, 0.0), OVERDUE * spent.get(key, 0.0))
             for key, step in self.left.items()
-            for took in [self.seconds(step)]
-        }
-        return max([sum(each.values()) / workers, *each.values()])
+        ]
+        return max([sum(each) / workers, *each])
 
     def after(self, key: str, seconds: float | None) -> Forecast:
         """The forecast once a step has ended, which took so long; None where its time was not measured."""
@@ -163,7 +162,8 @@ class _Predictor:
         attack, budget, block = self.plan.attacks[job.attack], self.plan.suite.budget, self.plan.suite.corpus.block
         cells, size = len(job.cells), self.given.size(job.defense, self.parameters)
         if not attack.trains:
-            operations = cells * FORWARD_FLOPS * DOCUMENTS * FILLED * block
+            documents = min(DOCUMENTS, budget.max_test_documents or DOCUMENTS)
+            operations = cells * FORWARD_FLOPS * documents * FILLED * block
         else:
             operations = cells * _sweep(self.plan.suite) * (LONGER if attack.trained_weights == "all_longer" else 1.0)
             if "data" in attack.knowledge:  # it prepares on public text

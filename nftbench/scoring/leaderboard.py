@@ -42,10 +42,11 @@ class Origin:
     """What the leaderboard was made from."""
 
     records: int
+    """Cells that have a record, those of yardsticks included."""
     planned: int
-    """Cells that should have a record."""
+    """Cells that should have one."""
     readings: int = 0
-    """Records of yardsticks, which are cells of a run too."""
+    """How many of the records are a yardstick's."""
     skips: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     """By defense and attack: why it was not planned."""
     commands: Mapping[str, int] = field(default_factory=dict)
@@ -147,8 +148,8 @@ def score(
         headroom=tuple(room),
         problems=tuple(problems),
         origin=Origin(
-            records=len(grid.records),
-            planned=len(grid.expected),
+            records=len(grid.records) + len(readings),
+            planned=len(grid.expected) + len(readings),
             readings=len(readings),
             skips=_by_defense(skips),
             commands=_commands([*grid.records.values(), *readings]),

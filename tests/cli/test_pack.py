@@ -58,10 +58,10 @@ def test_packed_cells_are_not_run_again(packed: Store, capsys: pytest.CaptureFix
     before = PACK.read_bytes()
     assert main(["plan", "tiny.yaml"]) == 0
     said = capsys.readouterr().out
-    assert "6 settled in runs/tiny" in said
+    assert "6 of 6 cells done in runs/tiny" in said
     assert "nothing is left to run" in said
     assert main(["run", "tiny.yaml", "--jobs", "1"]) == 0
-    assert "6 cells, 6 settled; 0 jobs to run" in capsys.readouterr().out
+    assert "6 of 6 cells done; nothing is left to run" in capsys.readouterr().out
     assert not SINGLE.exists()
     assert PACK.read_bytes() == before
 
@@ -72,7 +72,7 @@ def test_a_run_computes_only_the_cells_that_are_not_packed(packed: Store, capsys
     assert main(["run", "tiny.yaml", "--jobs", "1", "--tasks", "toy_topic,toy_tone", "--seeds", "0"]) == 0
     said = capsys.readouterr().out
     assert "planning; 0 records and records.jsonl.xz in runs/tiny" in said
-    assert "4 cells, 2 settled; 2 jobs to run" in said
+    assert "2 of 4 cells done (a part of the suite's 6); 2 jobs to run" in said
     assert sorted(path.name.partition("-0-")[0] for path in SINGLE.iterdir()) == [
         "none-full-toy_tone",
         "none-none-toy_tone",

@@ -10,21 +10,39 @@ from itertools import chain
 import pytest
 from rich.console import Console
 
-from nftbench.cli import progress
+from nftbench.cli import heartbeat, progress
 from nftbench.planning.plan import Job
+from nftbench.records.count import Count
 from nftbench.records.record import Cell, Record
 from nftbench.records.spec import Spec
 from nftbench.running.executors import Event
+from nftbench.running.forecast import Forecast, Step, base_step
 from nftbench.scoring import Leaderboard
 from tests import factories
 
 
 def job(defense: str, attack: str) -> Job:
-    cells = (Cell(Spec(defense), Spec(attack), Spec("topic"), 0, f"{defense}-{attack}", defense),)
+    """A job of two cells."""
+    cells = tuple(
+        Cell(Spec(defense), Spec(attack), Spec(task), 0, f"{defense}-{attack}-{task}", defense)
+        for task in ("topic", "tone")
+    )
     return Job(Spec(defense), Spec(attack), 0, cells)
 
 
 JOBS = [job(defense, attack) for defense in ("none", "pmp") for attack in ("none", "full")]
+
+
+def forecast() -> Forecast:
+    """A base of 100 s, two releases of 10 s, four jobs of 2 × 5 s."""
+    releases = {job.release: Step("protect", str(job.defense), 10.0) for job in JOBS}
+    jobs = {job.key: Step("attack", str(job.attack), 5.0, 2) for job in JOBS}
+    return Forecast({base_step(0): Step("base", "", 100.0), **releases, **jobs})
+
+
+def progress_of(workers: int = 1) -> progress.Progress:
+    """Eight cells are planned, and none is done."""
+    return progress.Progress(Count(8, 0, 0), forecast(), len(JOBS), workers)
 
 
 @pytest.fixture
@@ -51,36 +69,76 @@ def test_elsewhere_than_on_a_terminal_each_finished_step_is_a_line(
     clock: list[float], capsys: pytest.CaptureFixture[str]
 ) -> None:
     ok = factories.record("pmp", "full", "topic", 0, 0.8)
-    with progress.display(JOBS, 1, board, Console(file=io.StringIO())) as show:
+    with progress.display(progress_of(), board, Console(file=io.StringIO())) as show:
         for event in chain(
             events(clock, "protect", JOBS[0], 0.1),
             events(clock, "protect", JOBS[2], 75.0),
-            events(clock, "attack", JOBS[0], 4.2, [ok, ok, ok]),
-            events(clock, "attack", JOBS[3], 1.0, [ok, factories.failed(ok)]),
+            events(clock, "attack", JOBS[0], 4.0, [ok, ok]),
+            events(clock, "attack", JOBS[3], 6.0, [ok, factories.failed(ok)]),
             events(clock, "attack", JOBS[1], 0.5),
         ):
             show(event)
-    assert capsys.readouterr().out.splitlines() == [
-        "[0/4] pmp release seed 0: 1 min 15 s",
-        "[1/4] none none seed 0: 3 tasks, ok, 4.2 s",
-        "[2/4] pmp full seed 0: 2 tasks, 1 failed (boom), 1.0 s",
-        "[3/4] none full seed 0: no cells left to do, 0.5 s",
+    lines = capsys.readouterr().out.splitlines()
+    leader = lines.pop(2)
+    assert [line.partition("] ")[2] for line in lines] == [
+        "pmp release seed 0: 1 min 15 s",
+        "none none seed 0: 2 tasks, ok, 4.0 s",
+        "pmp full seed 0: 2 tasks, 1 failed (boom), 6.0 s",
+        "none full seed 0: no cells left to do, 0.5 s",
     ]
+    assert [line.partition(", about")[0] for line in lines] == [
+        "[0/8 cells done",
+        "[2/8 cells done",
+        "[3/8 cells done, 1 failed",
+        "[5/8 cells done, 1 failed",
+    ]
+    assert leader.startswith("leader so far: ")
 
 
-def test_progress_counts_steps_and_estimates_the_time_left(clock: list[float]) -> None:
-    counts = progress.Progress(JOBS, workers=2)
-    assert counts.seconds_left() is None
-    steps = [("protect", JOBS[0], 10.0), ("attack", JOBS[0], 2.0), ("attack", JOBS[1], 6.0)]
-    for stage, done, seconds in steps:
-        for event in events(
-            clock, stage, done, seconds, [factories.failed(factories.record("none", "full", "t", 0, 1))]
-        ):
-            counts.add(event)
-    assert (counts.done, counts.failed) == (2, 3)
-    assert counts.seconds_left() == pytest.approx((10 + 2 + 6) / 2)  # pmp's release, its two attacks
-    counts.add(Event("started", "attack", JOBS[2]))
-    assert [running.attack.name for running, _ in counts.running.values()] == ["none"]
+def test_a_log_that_is_silent_says_what_runs(clock: list[float], capsys: pytest.CaptureFixture[str]) -> None:
+    state = progress_of()
+    heart = heartbeat.Heartbeat()
+    for event in (
+        Event("started", "protect", JOBS[0]),
+        Event("doing", "protect", JOBS[0], words="pre-trains the undefended model of seed 0: step 3 of 9"),
+    ):
+        state.add(event)
+    clock[0] += 13.0
+    heart.beat(lambda: f"{state.head()} {state.now()}")
+    assert capsys.readouterr().out == (
+        "[0/8 cells done, about 2 min 27 s left] running: none release seed 0 "
+        "(pre-trains the undefended model of seed 0: step 3 of 9, 13.0 s)\n"
+    )
+
+
+def test_the_time_left_is_there_from_the_start_and_follows_what_is_measured(clock: list[float]) -> None:
+    state = progress_of(workers=2)
+    assert state.outlook() == "4 jobs to run, about 1 min 50 s with 2 workers"
+    assert state.seconds_left() == pytest.approx(max((100 + 2 * 10 + 4 * 10) / 2, 100))
+    for event in events(clock, "protect", JOBS[0], 50.0):  # it makes the base on its way
+        state.add(event)
+    # half of what was predicted, so that all others are expected to take half, too
+    assert state.seconds_left() == pytest.approx((10 + 4 * 10) / 2 / 2)
+    ok = factories.record("none", "none", "topic", 0, 1)
+    for event in events(clock, "attack", JOBS[0], 40.0, [ok, ok]):
+        state.add(event)
+    assert (state.done, state.failed) == (2, 0)
+    # attack `none` took 40 s, and so `full` is expected to take as long; releases still take half
+    assert state.seconds_left() == pytest.approx((3 * 40 + 10 * 50 / 100) / 2, rel=0.2)
+    state.add(Event("started", "attack", JOBS[2]))
+    before = state.seconds_left()
+    clock[0] += 30
+    assert state.seconds_left() == pytest.approx(before - 15)
+    clock[0] += 1000
+    assert state.seconds_left() >= progress_of().forecast.seconds(Step("attack", "none", 1.0))
+
+
+def test_a_job_whose_release_failed_has_no_time_of_its_own(clock: list[float]) -> None:
+    state = progress_of()
+    failed = factories.failed(factories.record("pmp", "full", "topic", 0, 1))
+    state.add(Event("finished", "attack", JOBS[3], (failed, failed)))
+    assert (state.done, state.failed) == (0, 2)
+    assert state.seconds_left() == pytest.approx(100 + 2 * 10 + 3 * 10)
 
 
 def test_on_a_terminal_a_panel_shows_what_runs_and_the_leaderboard(clock: list[float]) -> None:
@@ -92,7 +150,7 @@ def test_on_a_terminal_a_panel_shows_what_runs_and_the_leaderboard(clock: list[f
 
     terminal = Console(file=io.StringIO(), width=160, force_terminal=True, color_system=None)
     one = factories.record("none", "none", "topic", 0, 0.3)
-    with progress.display(JOBS, 1, counting, terminal) as show:
+    with progress.display(progress_of(), counting, terminal) as show:
         for event in chain(events(clock, "attack", JOBS[0], 2.0, [one]), events(clock, "attack", JOBS[1], 2.0, [one])):
             show(event)
         assert asked == [1]  # not again within BOARD_SECONDS
@@ -101,11 +159,19 @@ def test_on_a_terminal_a_panel_shows_what_runs_and_the_leaderboard(clock: list[f
             show(event)
         assert asked == [1, 2]
         show(Event("started", "attack", JOBS[3]))
+        show(Event("doing", "attack", JOBS[3], words="attacks the release"))
         clock[0] += 3
     shown = terminal.file.getvalue()  # type: ignore[attr-defined]
-    assert "3 of 4 jobs done, 0 cells not ok · 14.0 s so far" in shown
-    assert "pmp full seed 0  3.0 s" in shown
+    assert "[6/8 cells done, about" in shown
+    assert "14.0 s so far" in shown
+    assert "pmp full seed 0 (attacks the release, 3.0 s)" in shown
     assert "holds" in shown  # the verdict on pmp, in the ranking
+
+
+def test_the_leader_is_one_line() -> None:
+    said = progress.leader(board(()))
+    assert said.startswith("leader so far: ")
+    assert "\n" not in said
 
 
 @pytest.mark.parametrize(

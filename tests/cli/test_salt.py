@@ -61,7 +61,7 @@ def test_every_later_run_uses_the_folders_salt(call: Call) -> None:
     assert (drawn(), store().manifest().keys) == (text, keys)
     code, out, _ = call("run", "tiny.yaml")
     assert code == 0
-    assert any(line.endswith("0 jobs to run") for line in out.splitlines())
+    assert any(line.endswith("nothing is left to run") for line in out.splitlines())
     assert PUBLIC_SALT not in out
     assert "not drawn yet" not in call("plan", "tiny.yaml")[1]
 
@@ -103,7 +103,7 @@ def test_what_is_run_after_packing_had_a_public_salt(call: Call) -> None:
     call("pack", str(FOLDER))
     (FOLDER / "salt").unlink()  # a published folder has it in its manifest
     _, out, _ = call("run", "tiny.yaml")
-    assert any(line.endswith("0 jobs to run") for line in out.splitlines())
+    assert any(line.endswith("nothing is left to run") for line in out.splitlines())
     assert not store().manifest().public_salt
     _, out, _ = call("run", "tiny.yaml", "--defenses", "noise", "--seeds", "0")
     assert store().manifest().public_salt

@@ -1,0 +1,112 @@
+"""The forecast of a run's time: from the settings, from records, and against what published and finished runs took."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from nftbench import suites
+from nftbench.planning.plan import Plan, plan
+from nftbench.records import manifest as manifests
+from nftbench.records.record import Record
+from nftbench.records.store import Store
+from nftbench.running import estimate, forecast
+from nftbench.running.forecast import STEP_SECONDS, Forecast, Step
+from nftbench.testing import tiny_suite
+from tests import factories
+
+SMALL = Path(__file__).parents[2] / "results" / "small"
+TOOK = {"small": 47 * 60.0, "standard": 3.5 * 3600}
+"""Seconds that the suites took on two cores: `small` by its log, `standard` by its own words, three to four hours."""
+
+
+def everything(whole: Plan, folder: Path) -> estimate.Left:
+    """What is left where nothing has been run."""
+    return estimate.remaining(whole, Store(folder, folder), set())
+
+
+@pytest.mark.parametrize("name", TOOK)
+def test_without_records_the_time_is_within_a_factor_of_two(name: str, tmp_path: Path) -> None:
+    whole = plan(suites.read(name, ["salt=any"]))
+    left = everything(whole, tmp_path)
+    found = forecast.forecast(whole, left, estimate.parameters_of(whole.suite)).total(2)
+    assert TOOK[name] / 2 < found < 2 * TOOK[name]
+
+
+@pytest.mark.parametrize("number", [20, 200, 1161])
+def test_with_the_first_records_the_time_is_within_a_factor_of_two(number: int, tmp_path: Path) -> None:
+    """From few records of `small`, which are all of its cheap attack `none`, and from all of them."""
+    if json.loads((SMALL / "manifest.json").read_text()).get("format") != manifests.FORMAT:
+        pytest.skip("results/small was made by an earlier protocol")
+    whole = plan(suites.read("small", ["salt=any"]))
+    records = sorted(_as_planned(whole, list(Store(SMALL, tmp_path).records().values())), key=_written)[:number]
+    assert len(records) == number
+    left = everything(whole, tmp_path)
+    found = forecast.forecast(whole, left, estimate.parameters_of(whole.suite), records).total(2)
+    assert TOOK["small"] / 2 < found < 2 * TOOK["small"]
+
+
+def _as_planned(whole: Plan, records: Sequence[Record]) -> list[Record]:
+    """The records with the keys of today's releases: the published ones have those of another salt."""
+    cells = {(str(cell.defense), str(cell.attack), str(cell.task), cell.seed): cell for cell in whole.cells}
+    return [
+        replace(one, release=cells[one.defense, one.attack, one.task, one.seed].release)
+        for one in records
+        if (one.defense, one.attack, one.task, one.seed) in cells
+    ]
+
+
+def _written(record: Record) -> str:
+    return str(record.provenance["written"])
+
+
+def test_records_count_preparation_once_a_job(tmp_path: Path) -> None:
+    """Two tasks: 10 s each after 100 s of preparation; the release is measured in 1 s a task, its cost in 7."""
+    suite = tiny_suite(attacks=["none", "heal"], tasks=["toy_topic", "toy_tone"], yardsticks=["cost"])
+    whole = plan(suite)
+    left = replace(everything(whole, tmp_path), releases=(), bases=())
+    seconds = {"heal": 10.0, "none": 1.0, "cost": 7.0}
+    found = [
+        replace(
+            factories.record("none", attack, str(cell.task), 1, 0.5, role=role, provenance={"seconds": took}),
+            cost=replace(factories.COST, preparation_seconds=100.0) if attack == "heal" else None,
+            release=cell.release,
+        )
+        for cell in whole.cells
+        for attack, role in [(str(cell.attack), whole.role(cell))]
+        for took in [seconds["cost" if role == "yardstick" else attack]]
+    ]
+    total = forecast.forecast(whole, left, 1, found).total(1)
+    assert total == pytest.approx(2 * 10 + 100 + 3 * 1 + 7 + 2 * STEP_SECONDS)
+
+
+def test_what_is_not_measured_is_as_much_slower_as_what_is() -> None:
+    slow, other = Step("attack", "full", 4.0, 3), Step("attack", "lora", 2.0, 3)
+    release = Step("protect", "pmp", 10.0)
+    found = Forecast({"full": slow, "lora": other, "pmp": release})
+    assert [found.seconds(step) for step in (slow, other, release)] == [12.0, 6.0, 10.0]
+    found = found.after("full", 36.0)
+    assert "full" not in found.left
+    assert [found.seconds(step) for step in (slow, other, release)] == [36.0, 18.0, 30.0]
+    found = found.after("pmp", 5.0)  # of its own stage alone
+    assert found.seconds(other) == 18.0
+    assert found.seconds(release) == 5.0
+    assert found.after("lora", None).total(1) == 0.0
+
+
+def test_many_workers_do_not_shorten_the_longest_step() -> None:
+    found = Forecast({"a": Step("attack", "long", 100.0), "b": Step("attack", "full", 10.0)})
+    assert found.total(1) == 110.0
+    assert found.total(8) == 100.0
+    assert found.total(8, {"a": 60.0}) == 40.0
+
+
+def test_preparation_on_text_and_longer_training_take_longer(tmp_path: Path) -> None:
+    whole = plan(tiny_suite(attacks=["none", "full", "heal", "long"]))
+    expected = forecast.forecast(whole, everything(whole, tmp_path), 10_000_000)
+    took = {step.name: expected.seconds(step) for step in expected.left.values() if step.stage == "attack"}
+    assert took["none"] < took["full"] < took["heal"] < took["long"]
