@@ -67,7 +67,8 @@ def _row(board: Leaderboard, score: Score, names: Mapping[str, str]) -> Iterator
         yield f"Of utility {interval(score.utility.retention, 100)} % stay{badge or ''}."
     if score.claim.verdict is not None:
         yield f"Its claim: {tables.claim(score)}."
-    yield _broken(score)
+    if score.attacks:  # none are known while the reference has no records
+        yield _broken(score)
 
 
 def _ranks(score: Score) -> str:
@@ -81,7 +82,7 @@ def _broken(score: Score) -> str:
     tried = [one for one in score.attacks if one.counts and one.uses_release]
     counting = [(one.attacked.value, one.attack) for one in tried if one.attacked is not None]
     if not counting:
-        return "No attack on it has a result."
+        return "No attack on it has a result that counts."
     reached, attack = max(counting)
     undefended = [task.undefended for task in score.resistance.tasks if task.undefended is not None]
     whole = undefended and len(undefended) == len(score.resistance.tasks)
@@ -132,7 +133,7 @@ def _variant(one: AddedAttack, names: Mapping[str, str]) -> Iterator[str]:
     if others:
         yield f"With {one.attack} they get no further that the run can tell on {listed(others)}."
     if not compared:
-        yield f"{one.attack} has no result on a defense that the catalogue has been tried on."
+        yield f"{one.attack} has no result that counts on any defense."
     for found in one.additions:
         if found.adds is None and found.alone and found.catalogue:
             yield (

@@ -60,7 +60,7 @@ def test_few_seeds_and_missing_cells_are_what_would_strengthen_it() -> None:
     board = replace(scored([*suite(), *broken]), added_defenses=("mine",))
     (said,) = paragraphs(board)
     assert "mine has no rank: " in said
-    assert "No attack on it has a result." in said
+    assert "No attack on it has a result that counts." in said
     assert "cells without a result, first mine × full on pairs, seed 0: failed (boom)" in said
 
 
@@ -114,7 +114,7 @@ def test_a_failed_cell_of_an_attack_is_no_result() -> None:
         failed(one) if (one.defense, one.attack, one.seed) == ("pmp", "mine", 0) else one for one in with_attack()
     ]
     (said,) = paragraphs(scored(records, added=("mine",)))
-    assert "mine has no result on a defense that the catalogue has been tried on." in said
+    assert "mine has no result that counts on any defense." in said
     assert "its 2 cells without a result on pmp (2 × failed (boom))" in said
 
 
