@@ -22,6 +22,9 @@ from torch import Tensor, nn
 
 from nftbench import Claim, Defense, Model, NftbenchError, OwnerContext, Protected, Series, Stage, Suite
 from nftbench.methods import adapters, seeded, token_batches, tuning
+from nftbench.methods.benign_text import text_loss
+from nftbench.methods.control import changed
+from nftbench.methods.gradient_vectors import norm
 
 
 @dataclass(frozen=True)
@@ -62,7 +65,7 @@ class Booster(Defense):
 
     def control_row(self) -> str | None:
         """The same tuning on text alone."""
-        return tuning.changed("booster", self, strength=0.0) if self.strength else None
+        return changed("booster", self, strength=0.0) if self.strength else None
 
     def check(self, suite: Suite | None = None) -> None:
         if not self.harmful:
@@ -96,7 +99,7 @@ class Booster(Defense):
             for step, tokens, rows in zip(range(self.steps), batches, documents, strict=False):
                 loss, fall = self.objective(
                     made.network,
-                    functools.partial(tuning.text_loss, made.network, tokens),
+                    functools.partial(text_loss, made.network, tokens),
                     functools.partial(harmful_loss, rows, step),
                 )
                 curve.append(fall)
@@ -115,7 +118,7 @@ class Booster(Defense):
             return text(), 0.0
         weights = [weight for weight in network.parameters() if weight.requires_grad]
         here, before = _gradient(harmful(), weights)
-        scale = self.distance / (tuning.norm(here) + tuning.EPSILON)
+        scale = self.distance / (norm(here) + tuning.EPSILON)
         kept = [weight.detach().clone() for weight in weights]
         with torch.no_grad():
             for weight, gradient in zip(weights, here, strict=True):

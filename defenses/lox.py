@@ -22,6 +22,9 @@ from transformers import PreTrainedModel
 
 from nftbench import Claim, Defense, Model, OwnerContext, Protected, Stage, Suite
 from nftbench.methods import seeded, token_batches, tuning
+from nftbench.methods.benign_text import text_loss
+from nftbench.methods.control import changed
+from nftbench.methods.cosine import cosine
 
 
 @dataclass(frozen=True)
@@ -57,7 +60,7 @@ class LoX(Defense):
 
     def control_row(self) -> str | None:
         """The tuned model itself."""
-        return tuning.changed("lox", self, coefficient=0.0) if self.coefficient else None
+        return changed("lox", self, coefficient=0.0) if self.coefficient else None
 
     def check(self, suite: Suite) -> None:
         tuning.needs_text("lox", suite)
@@ -69,13 +72,13 @@ class LoX(Defense):
     def tuned(self, base: PreTrainedModel, context: OwnerContext) -> PreTrainedModel:
         """A copy of the base after the owner's tuning."""
         made = tuning.begin(base, "full", context.seed, rank=1, alpha=1.0, targets="all", dropout=0.0)
-        stepper = tuning.stepper(made.network, self.learning_rate, 0.0, tuning.cosine(self.steps, 0.1))
+        stepper = tuning.stepper(made.network, self.learning_rate, 0.0, cosine(self.steps, 0.1))
         task = context.task(self.harmful) if self.harmful else None
         documents = tuning.document_batches(task, self.batch, context.seed) if task else itertools.repeat(None)
         batches = token_batches(context.corpus.train, self.batch, context.seed, str(base.device))
         with seeded(context.seed):
             for _, tokens, rows in zip(range(self.steps), batches, documents, strict=False):
-                loss = tuning.text_loss(made.network, tokens)
+                loss = text_loss(made.network, tokens)
                 if task is not None:
                     loss = loss + (self.margin - task.loss(made.network, rows)).clamp(min=0)
                 stepper.step(loss)

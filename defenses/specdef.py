@@ -28,6 +28,7 @@ from transformers import PreTrainedModel
 
 from nftbench import Claim, Defense, Model, NftbenchError, OwnerContext, Protected, Stage, Suite
 from nftbench.methods import symmetries, tuning, two_layer
+from nftbench.methods.control import changed
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ class SpecDef(Defense):
 
     def control_row(self) -> str | None:
         """The same two-layer architecture with all singular values as they are. Folded, that would be the base."""
-        return tuning.changed("specdef", self, alpha=1.0) if self.alpha > 1 and self.form == "two_layer" else None
+        return changed("specdef", self, alpha=1.0) if self.alpha > 1 and self.form == "two_layer" else None
 
     def check(self, suite: Suite) -> None:
         self.places(tuning.outline(suite))

@@ -23,6 +23,10 @@ from transformers import PreTrainedModel
 
 from nftbench import Claim, Defense, Model, OwnerContext, Protected, Series, Stage, Suite
 from nftbench.methods import adapters, seeded, token_batches, tuning
+from nftbench.methods.benign_text import text_loss
+from nftbench.methods.control import changed
+from nftbench.methods.cosine import cosine
+from nftbench.methods.gradient_vectors import norm
 
 
 @dataclass(frozen=True)
@@ -56,7 +60,7 @@ class Vaccine(Defense):
 
     def control_row(self) -> str | None:
         """The same tuning without perturbation."""
-        return tuning.changed("vaccine", self, rho=0.0) if self.rho else None
+        return changed("vaccine", self, rho=0.0) if self.rho else None
 
     def check(self, suite: Suite) -> None:
         tuning.needs_text("vaccine", suite)
@@ -74,12 +78,12 @@ class Vaccine(Defense):
         )
         watched = attention_blocks(model.network)
         blocks = [made.core.get_submodule(name) for name in watched]
-        stepper = tuning.stepper(made.network, self.learning_rate, 0.1, tuning.cosine(self.steps, 0.1))
+        stepper = tuning.stepper(made.network, self.learning_rate, 0.1, cosine(self.steps, 0.1))
         batches = token_batches(context.corpus.train, self.batch, context.seed, str(model.network.device))
         losses = []
         with seeded(context.seed):
             for _, tokens in zip(range(self.steps), batches, strict=False):
-                loss = perturbed(functools.partial(tuning.text_loss, made.network, tokens), blocks, self.rho)
+                loss = perturbed(functools.partial(text_loss, made.network, tokens), blocks, self.rho)
                 losses.append(loss.item())
                 stepper.step(loss)
         curve = Series("loss with perturbation", tuple(map(float, range(self.steps))), tuple(losses), y_label="nats")
@@ -107,7 +111,7 @@ def perturbed(loss: Callable[[], Tensor], blocks: Sequence[nn.Module], rho: floa
 
     with replaced(blocks, keep):
         found = torch.autograd.grad(loss(), outputs)
-    scale = rho / (tuning.norm(list(found)) + tuning.EPSILON)
+    scale = rho / (norm(list(found)) + tuning.EPSILON)
     waiting = iter(found)
     with replaced(blocks, lambda output: output + scale * next(waiting)):
         return loss()

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from nftbench.contract import Claim, Defense
 from nftbench.errors import NftbenchError
-from nftbench.records.spec import Spec
+from nftbench.methods.control import changed
 from nftbench.suites import Suite
 from nftbench.terms import Stage
 
@@ -39,7 +38,4 @@ class AgainstTask(Defense):
 
     def row(self, **changes: Any) -> str:
         """The spec of the row with some hyper-parameters changed."""
-        other = dataclasses.replace(self, **changes)
-        values = [(field.name, getattr(other, field.name), field.default) for field in dataclasses.fields(other)]
-        name = type(self).__module__.rpartition(".")[2]
-        return str(Spec(name, tuple((key, value) for key, value, default in values if value != default)))
+        return changed(type(self).__module__.rpartition(".")[2], self, **changes)

@@ -6,24 +6,21 @@ Several defenses of the field train adapters with Hugging Face's Trainer and mer
 from __future__ import annotations
 
 import copy
-import dataclasses
-import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers import PreTrainedModel
 
-from nftbench.contract import Defense, Task
+from nftbench.contract import Task
 from nftbench.errors import NftbenchError
 from nftbench.methods.adapters import Targets, lora
 from nftbench.models import updates
 from nftbench.models.networks import build, seeded
-from nftbench.records.spec import Spec
 from nftbench.suites.schema import Suite
-from nftbench.training.engine import Stepper, shuffled, warmed
+from nftbench.training.engine import Stepper, shuffled
 
 Trained = Literal["lora", "full"]
 """Whether a LoRA adapter is trained, which is merged for the release, or all weights."""
@@ -61,35 +58,10 @@ def stepper(
     return Stepper(network, "adamw", learning_rate, factor=factor, weight_decay=weight_decay, clip=1.0)
 
 
-def cosine(steps: int, warmup: float) -> Callable[[int], float]:
-    """The learning rate's factor at each step, counted from 1: transformers' `get_cosine_schedule_with_warmup`.
-
-    `warmup` is the share of the steps over which it rises linearly from 0; then it falls to 0 by half a cosine.
-    """
-    rising = math.ceil(warmup * steps)
-    return lambda step: (
-        warmed(step, rising)
-        if step <= rising
-        else 0.5 * (1 + math.cos(math.pi * (step - 1 - rising) / (steps - rising)))
-    )
-
-
-def text_loss(network: nn.Module, tokens: Tensor) -> Tensor:
-    """Mean next-token loss on blocks of text [count, block], in nats."""
-    loss: Tensor = network(input_ids=tokens, labels=tokens).loss
-    return loss
-
-
 def document_batches(task: Task, batch: int, seed: int) -> Iterator[Any]:
     """Endless batches of a task's training documents, as `task.loss` takes them."""
     train = task.split("train")
     return (train.batch(indices) for indices in shuffled(len(train), batch, seed))
-
-
-def norm(tensors: list[Tensor]) -> Tensor:
-    """The Euclidean norm of all entries of several tensors together."""
-    found: Tensor = torch.stack([tensor.norm() for tensor in tensors]).norm()
-    return found
 
 
 def needs_text(name: str, suite: Suite) -> None:
@@ -106,10 +78,3 @@ def outline(suite: Suite) -> PreTrainedModel:
     """The suite's network without weights, to look up its layers before anything runs."""
     with torch.device("meta"):
         return build(suite.model, None, 0, "meta").network
-
-
-def changed(name: str, defense: Defense, **changes: object) -> str:
-    """The spec of a defense with some parameters replaced: the matched control of itself."""
-    other = dataclasses.replace(defense, **changes)  # type: ignore[type-var]
-    values = [(field.name, getattr(other, field.name), field.default) for field in dataclasses.fields(other)]  # type: ignore[arg-type]
-    return str(Spec(name, tuple((key, value) for key, value, default in values if value != default)))

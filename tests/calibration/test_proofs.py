@@ -85,7 +85,7 @@ def test_shams_are_run_and_judged_and_a_second_call_runs_nothing(
     main(["calibrate", "tiny.yaml", *words])
     capsys.readouterr()
     main(["calibrate", "tiny.yaml", *words])
-    assert "0 jobs to run" in capsys.readouterr().out
+    assert "nothing is left to run" in capsys.readouterr().out
     (sham,) = read("shams")["shams"]  # type: ignore[misc]
     assert sham["row"] == "nothing"
     assert [one["attack"] for one in sham["attacks"]] == ["linear_probe"]

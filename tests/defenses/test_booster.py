@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from nftbench.defenses.booster import Booster
 from nftbench.errors import NftbenchError
-from nftbench.methods import tuning
+from nftbench.methods.benign_text import text_loss
 from nftbench.planning import registry
 from nftbench.testing import tiny_suite
 from tests.defenses.tuned import Documents, adamw_steps, assert_same_weights, context, model
@@ -89,7 +89,7 @@ def test_the_steps_are_adamws_on_that_gradient() -> None:
         there = of(task.loss(network, task.ids))
         for weight, value in zip(weights, kept, strict=True):
             weight.data = value
-        text = of(tuning.text_loss(network, owner.corpus.train))
+        text = of(text_loss(network, owner.corpus.train))
         return [one + 5 * (first - second) for one, first, second in zip(text, here, there, strict=True)]
 
     adamw_steps(network, gradient, [1e-3] * 3, 0.1)

@@ -11,7 +11,7 @@ from torch import nn
 
 from nftbench.defenses.lox import LoX, low_rank
 from nftbench.errors import NftbenchError
-from nftbench.methods import tuning
+from nftbench.methods.benign_text import text_loss
 from nftbench.planning import registry
 from tests.defenses.tuned import Documents, assert_same_weights, context, model
 
@@ -48,7 +48,7 @@ def test_the_tuned_model_refuses_the_task_up_to_the_margin() -> None:
     defense = LoX(harmful="x", steps=40, learning_rate=5e-3, batch=4, margin=6.0, coefficient=0.0)
 
     def losses(network: nn.Module) -> tuple[float, float]:
-        return task.loss(network, task.ids).item(), tuning.text_loss(network, owner.corpus.train).item()
+        return task.loss(network, task.ids).item(), text_loss(network, owner.corpus.train).item()
 
     before, after = losses(given.network), losses(defense.protect(given, owner).release.network)
     assert before[0] < 5.0 < after[0] < 8.0

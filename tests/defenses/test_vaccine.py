@@ -16,6 +16,8 @@ from nftbench.defenses import vaccine
 from nftbench.defenses.vaccine import Vaccine
 from nftbench.errors import NftbenchError
 from nftbench.methods import tuning
+from nftbench.methods.benign_text import text_loss
+from nftbench.methods.cosine import cosine
 from nftbench.planning import registry
 from nftbench.suites.reading import parse
 from nftbench.testing import tiny_suite
@@ -59,10 +61,10 @@ def test_the_outputs_of_every_attention_block_are_watched(kind: str) -> None:
 def test_a_perturbed_model_has_a_higher_loss_and_is_left_as_it_was() -> None:
     network, tokens = model().network, torch.arange(16).view(2, 8)
     blocks = [network.get_submodule(name) for name in vaccine.attention_blocks(network)]
-    plain = tuning.text_loss(network, tokens)
-    losses = [vaccine.perturbed(lambda: tuning.text_loss(network, tokens), blocks, rho).item() for rho in (0.1, 1.0)]
+    plain = text_loss(network, tokens)
+    losses = [vaccine.perturbed(lambda: text_loss(network, tokens), blocks, rho).item() for rho in (0.1, 1.0)]
     assert plain.item() < losses[0] < losses[1]
-    assert tuning.text_loss(network, tokens).item() == plain.item()
+    assert text_loss(network, tokens).item() == plain.item()
 
 
 @pytest.mark.parametrize(("steps", "warmup"), [(1, 0.0), (10, 0.1), (50, 0.1), (7, 0.5)])
@@ -70,7 +72,7 @@ def test_the_schedule_is_that_of_transformers(steps: int, warmup: float) -> None
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
     schedule = get_cosine_schedule_with_warmup(optimizer, int(np.ceil(warmup * steps)), steps)
     for step in range(1, steps + 1):
-        assert tuning.cosine(steps, warmup)(step) == pytest.approx(schedule.get_last_lr()[0], rel=1e-9)
+        assert cosine(steps, warmup)(step) == pytest.approx(schedule.get_last_lr()[0], rel=1e-9)
         optimizer.step()
         schedule.step()
 
@@ -82,10 +84,10 @@ def test_the_steps_are_adamws_on_the_perturbed_gradient() -> None:
     tokens = context().corpus.train
 
     def gradient() -> list[Tensor]:
-        loss = vaccine.perturbed(lambda: tuning.text_loss(network, tokens), blocks, 2.0)
+        loss = vaccine.perturbed(lambda: text_loss(network, tokens), blocks, 2.0)
         return list(torch.autograd.grad(loss, list(network.parameters())))
 
-    adamw_steps(network, gradient, [1e-3 * tuning.cosine(4, 0.1)(step) for step in (1, 2, 3, 4)], 0.1)
+    adamw_steps(network, gradient, [1e-3 * cosine(4, 0.1)(step) for step in (1, 2, 3, 4)], 0.1)
     assert_same_weights(made, network)
 
 

@@ -9,6 +9,7 @@ orthogonalised in bfloat16, which differs between processors by more.
 from __future__ import annotations
 
 import contextlib
+import copy
 import json
 import math
 import os
@@ -23,7 +24,29 @@ import torch
 from torch import Tensor, nn
 
 from nftbench.contract import Model, Outcome
-from nftbench.methods import adapters, conditioning, distillation, dlr, estimators, masks, overhead, symmetries, tabular
+from nftbench.defenses import repnoise
+from nftbench.methods import (
+    adapters,
+    benign_text,
+    conditioning,
+    control,
+    cosine,
+    distillation,
+    dlr,
+    estimators,
+    given_files,
+    gradient_vectors,
+    harmful_pairs,
+    layerwise,
+    masks,
+    matrices,
+    mmd,
+    overhead,
+    symmetries,
+    tabular,
+    tuning,
+    with_text,
+)
 from nftbench.methods.conditioning import Features
 from nftbench.models import networks
 from nftbench.models.architectures.linear import LinearConfig, LinearModel
@@ -156,6 +179,29 @@ def _shared_by_defenses(workspace: Workspace, base: Model) -> Mapping[str, Any]:
         "methods.conditioning number": conditioning.condition_number(features),
         "methods.conditioning steps": conditioning.norm_ratio(features, other[:, :1], 3)[-1],
         "methods.adapters": len(adapters.linear_layers(base.network)),
+        **_shared_by_task_aware(workspace, base, tokens),
+    }
+
+
+def _shared_by_task_aware(workspace: Workspace, base: Model, tokens: torch.Tensor) -> Mapping[str, Any]:
+    task = load_task(workspace, Spec.parse("toy_topic"), 0, base)
+    pairs = harmful_pairs.HarmfulPairs.of(task).batch([0, 1, 2], "cpu")
+    network = copy.deepcopy(base.network)
+    seen = layerwise.traced(network, pairs.harmful.inputs)
+    weights = gradient_vectors.weights_of(network)
+    direction = gradient_vectors.gradient(benign_text.text_loss(network, tokens), weights)
+    begun = tuning.begin(network, "lora", 0, rank=2, alpha=4.0, targets="all", dropout=0.0)
+    defense = repnoise.RepNoise(harmful="toy_topic")
+    return {
+        "methods.benign_text": benign_text.text_loss(network, tokens),
+        "methods.control": len(control.changed("repnoise", defense, alpha=0.0)),
+        "methods.cosine": cosine.cosine(10, 0.2)(7),
+        "methods.gradient_vectors": gradient_vectors.norm(direction),
+        "methods.harmful_pairs": harmful_pairs.cross_entropy(seen.logits, pairs.harmful),
+        "methods.layerwise": layerwise.raised_loss(network, seen, pairs.harmful),
+        "methods.mmd": mmd.mmd(seen.hidden[0].flatten(1), seen.hidden[1].flatten(1)),
+        "methods.task_aware": len(defense.row(alpha=0.0)),
+        "methods.tuning": sum(weight.numel() for weight in begun.network.parameters() if weight.requires_grad),
     }
 
 
@@ -163,9 +209,14 @@ def _shared_by_attacks(workspace: Workspace, base: Model) -> Mapping[str, Any]:
     task, context = load_task(workspace, Spec.parse("toy_topic"), 0, base), _context(workspace)
     fresh = context.untrained(base, 0)
     outcome = context.sweep(_copied(base), task, adapter=lambda network, _: adapters.lora(network, 2, 4.0))
+    mixed, given = with_text.WithText(task, make_corpus(workspace, 0).heldout[:4], 0.5), workspace.store.cache / "given"
+    networks.save(base, given)
     return {
         **_curve("methods.adapters", outcome),
         "methods.symmetries": _mean(_rewritten(base)),
+        "methods.given_files": given_files.parameters(str(given)),
+        "methods.matrices": len(matrices.of(base.network)),
+        "methods.with_text": mixed.loss(base.network, mixed.split("train").batch([0, 1])),
         "methods.estimators likelihood": _mean(estimators.likelihood(base.network, fresh)),
         "methods.estimators magnitude": _mean(estimators.magnitude(base.network)),
         "methods.estimators departure": _mean(estimators.departure(base.network, fresh)),
