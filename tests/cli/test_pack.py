@@ -72,7 +72,7 @@ def test_a_run_computes_only_the_cells_that_are_not_packed(packed: Store, capsys
     assert main(["run", "tiny.yaml", "--jobs", "1", "--tasks", "toy_topic,toy_tone", "--seeds", "0"]) == 0
     said = capsys.readouterr().out
     assert "planning; 0 records and records.jsonl.xz in runs/tiny" in said
-    assert "2 of 4 cells done (a part of the suite's 6); 2 jobs to run" in said
+    assert "2 of 4 cells done (a part of the suite's 10); 2 jobs to run" in said
     assert sorted(path.name.partition("-0-")[0] for path in SINGLE.iterdir()) == [
         "none-full-toy_tone",
         "none-none-toy_tone",

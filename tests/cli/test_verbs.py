@@ -97,8 +97,8 @@ def listed(text: str) -> set[str]:
 
 
 def named_rows(plan: str) -> set[str]:
-    """The defenses that number the columns of a plan's table."""
-    return set(re.findall(r"^ ?\d+ (\S+)$", plan, re.MULTILINE))
+    """The defenses in a plan's first table."""
+    return set(re.findall(r"^│ (\S+) +│ +\d+ │ +\d+ │$", plan.partition("┃ attack")[0], re.MULTILINE))
 
 
 # ------------------------------------------------------------------------------------------------------- list, info
