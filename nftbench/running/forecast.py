@@ -50,6 +50,8 @@ class Step:
     """Seconds of one unit, from the settings alone."""
     units: int = 1
     """A job's cells; 1 of everything else."""
+    flops: float = 0.0
+    """Of training and evaluation, in all units."""
 
     @property
     def kind(self) -> tuple[Stage, str]:
@@ -118,8 +120,13 @@ def time_line(plan: Plan, store: Store, left: Left, parameters: int, workers: in
         return "nothing is left to run"
     expected = forecast(plan, left, parameters, store.records().values())
     measured = sum(map(len, expected.measured.values()))
-    grounds = f"as {measured} releases and jobs of its records took" if measured else "by the settings: no records yet"
-    return f"{about(expected, workers)}, {grounds}"
+    if measured:
+        return f"{about(expected, workers)}, as {measured} releases and jobs of its records took"
+    flops = sum(step.flops for step in expected.left.values())
+    stated = (
+        f"steps × tokens × parameters make {flops:.2g} FLOPs, and each of {len(expected.left)} steps {STEP_SECONDS} s"
+    )
+    return f"{about(expected, workers)}; no records yet: {stated}"
 
 
 def about(expected: Forecast, workers: int) -> str:
@@ -152,11 +159,11 @@ class _Predictor:
             yield job.key, self.job(open_job)
 
     def base(self) -> Step:
-        return Step("base", "", STEP_SECONDS + self.pretraining())
+        return self.made("base", "", self.parameters, self.pretraining())
 
     def release(self, defense: Spec) -> Step:
         trained = self.plan.defenses[defense].stage == "pretrain" and defense not in self.given.given
-        return Step("protect", str(defense), STEP_SECONDS + (self.pretraining() if trained else self.checks()))
+        return self.made("protect", str(defense), self.parameters, self.pretraining() if trained else self.checks())
 
     def job(self, job: Job) -> Step:
         attack, budget, block = self.plan.attacks[job.attack], self.plan.suite.budget, self.plan.suite.corpus.block
@@ -168,28 +175,29 @@ class _Predictor:
             operations = cells * _sweep(self.plan.suite) * (LONGER if attack.trained_weights == "all_longer" else 1.0)
             if "data" in attack.knowledge:  # it prepares on public text
                 operations += TRAIN_FLOPS * budget.preparation_steps * budget.batch * block
-        return Step("attack", str(job.attack), (STEP_SECONDS + self.seconds(size, operations * size)) / cells, cells)
+        return self.made("attack", str(job.attack), size, operations, cells)
 
     def pretraining(self) -> float:
-        """Seconds of the suite's own recipe; 0 where the base is given."""
+        """FLOPs a parameter of the recipe's run; 0 where the base is given."""
         if self.plan.suite.given is not None:
             return 0.0
         recipe = self.plan.suite.pretraining
-        tokens = recipe.steps * recipe.batch * self.plan.suite.corpus.block
-        return self.seconds(self.parameters, TRAIN_FLOPS * tokens * self.parameters)
+        return TRAIN_FLOPS * recipe.steps * recipe.batch * self.plan.suite.corpus.block
 
     def checks(self) -> float:
-        """Seconds of the referee's checks of a release, where its base is a large given model."""
+        """FLOPs a parameter of the referee's checks of a release, where its base is a large given model."""
         if self.plan.suite.given is None or self.parameters <= LARGE:
             return 0.0
         from nftbench.running import given_estimate  # which loads torch
 
-        return self.seconds(self.parameters, FORWARD_FLOPS * given_estimate.CHECKED_TOKENS * self.parameters)
+        return FORWARD_FLOPS * given_estimate.CHECKED_TOKENS
 
-    def seconds(self, size: int, operations: float) -> float:
-        """The time that one worker takes for FLOPs of a model with `size` parameters."""
+    def made(self, stage: Stage, name: str, size: int, operations: float, units: int = 1) -> Step:
+        """The step of one worker that takes so many FLOPs for each of a model's `size` parameters."""
         gain = LARGE_GAIN if self.plan.device.kind == "cpu" and size > LARGE else 1.0
-        return operations / (THROUGHPUT[self.plan.device.kind] * gain)
+        flops = operations * size
+        seconds = STEP_SECONDS + flops / (THROUGHPUT[self.plan.device.kind] * gain)
+        return Step(stage, name, seconds / units, units, flops)
 
     def measured(self, records: Iterable[Record]) -> dict[tuple[Stage, str], list[tuple[float, Step]]]:
         """What records say of the plan's steps: seconds of a job's cells, of its preparation, of a defense."""

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from nftbench.cli import main
+from nftbench.cli import heartbeat, main
 from nftbench.planning import registry
 
 
@@ -19,6 +19,8 @@ def call(
     """`call("run", "tiny.yaml")`: exit code, standard output and standard error, in a folder of its own."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", list(sys.argv))
+    monkeypatch.setattr(heartbeat, "FIRST", float("inf"))  # or what is printed would depend on how busy the machine is
+    monkeypatch.setattr(heartbeat, "SILENCE", float("inf"))
 
     def run(*words: object) -> tuple[int, str, str]:
         capsys.readouterr()

@@ -98,7 +98,7 @@ def listed(text: str) -> set[str]:
 
 def named_rows(plan: str) -> set[str]:
     """The defenses in a plan's first table."""
-    return set(re.findall(r"^│ (\S+) +│ +\d+ │", plan.partition("┃ attack")[0], re.MULTILINE))
+    return set(re.findall(r"^│ (\S+) +│ +\d+ │ +\d+ │$", plan.partition("┃ attack")[0], re.MULTILINE))
 
 
 # ------------------------------------------------------------------------------------------------------- list, info
