@@ -6,28 +6,15 @@ as in LAMOL (Sun et al. 2020, https://arxiv.org/abs/1909.03329, section 3). No o
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 
-from nftbench import (
-    Attack,
-    AttackerContext,
-    Model,
-    NftbenchError,
-    Outcome,
-    Prepared,
-    Release,
-    Split,
-    SplitName,
-    Task,
-    WrappedTask,
-)
+from nftbench import Attack, AttackerContext, Model, NftbenchError, Outcome, Prepared, Release, Task
 from nftbench.methods import seeded
+from nftbench.methods.with_text import WithText
 
 
 @dataclass(frozen=True)
@@ -53,7 +40,7 @@ class Replay(Attack):
 
     def adapt(self, prepared: Prepared, task: Task, context: AttackerContext) -> Outcome:
         assert isinstance(prepared, _Remembered)
-        return context.sweep(prepared.model, _Mixed(task, prepared.text, self.share))
+        return context.sweep(prepared.model, WithText(task, prepared.text, self.share))
 
 
 def start(model: Model) -> int:
@@ -88,34 +75,3 @@ class _Remembered(Prepared):
     """`text`: the text that the release generated [blocks, length]."""
 
     text: Tensor = field(kw_only=True)
-
-
-@dataclass(frozen=True)
-class _Rows:
-    """A training split in which each row comes with a fixed block of text."""
-
-    rows: Split
-    text: Tensor
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def batch(self, indices: Sequence[int]) -> tuple[Any, Tensor]:
-        return self.rows.batch(indices), self.text[[index % len(self.text) for index in indices]]
-
-
-@dataclass(frozen=True)
-class _Mixed(WrappedTask):
-    """The task whose training loss is (1 - share) · task + share · text."""
-
-    text: Tensor
-    share: float
-
-    def split(self, name: SplitName) -> Split:
-        rows = self.task.split(name)
-        return _Rows(rows, self.text) if name == "train" else rows
-
-    def loss(self, network: nn.Module, batch: tuple[Any, Tensor]) -> Tensor:
-        rows, tokens = batch
-        remembered: Tensor = network(input_ids=tokens, labels=tokens).loss
-        return (1 - self.share) * self.task.loss(network, rows) + self.share * remembered

@@ -17,18 +17,17 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor, nn
 
-from nftbench import Claim, Defense, Model, NftbenchError, OwnerContext, Protected, Series, Stage, Suite
-from nftbench.methods import adapters, seeded, token_batches, tuning
-from nftbench.methods.benign_text import text_loss
-from nftbench.methods.control import changed
-from nftbench.methods.gradient_vectors import norm
+from nftbench import Claim, Model, OwnerContext, Protected, Series, Suite
+from nftbench.methods import adapters, seeded, tuning
+from nftbench.methods.benign_text import text_batches, text_loss
+from nftbench.methods.gradient_vectors import gradient, moved, norm, weights_of, with_gradient
+from nftbench.methods.task_aware import AgainstTask
 
 
 @dataclass(frozen=True)
-class Booster(Defense):
+class Booster(AgainstTask):
     """`harmful`: the spec of the task to protect against (required). `strength`: lambda. `distance`: alpha, the length
     of the simulated harmful step. `steps`: optimizer steps, each on `batch` blocks of text and `batch` documents.
 
@@ -38,11 +37,8 @@ class Booster(Defense):
     clipping are fixed here.
     """
 
-    stage: ClassVar[Stage] = "posttrain"
     claims: ClassVar[Claim | None] = Claim()
-    task_aware: ClassVar[bool] = True
 
-    harmful: str = ""
     strength: float = 5.0
     distance: float = 0.1
     trained: tuning.Trained = "lora"
@@ -60,18 +56,13 @@ class Booster(Defense):
         if min(self.distance, self.alpha, self.learning_rate) <= 0:
             raise ValueError("distance, alpha and learning_rate must be above 0")
 
-    def told(self) -> tuple[str, ...]:
-        return (self.harmful,) if self.harmful else ()
-
     def control_row(self) -> str | None:
         """The same tuning on text alone."""
-        return changed("booster", self, strength=0.0) if self.strength else None
+        return self.row(strength=0.0) if self.strength else None
 
     def check(self, suite: Suite | None = None) -> None:
-        if not self.harmful:
-            raise NftbenchError("booster needs a harmful task: write booster[harmful=…]")
+        super().check(suite)
         if suite is not None:
-            tuning.needs_text("booster", suite)
             adapters.linear_layers(tuning.outline(suite), "attention")
 
     def protect(self, model: Model, context: OwnerContext) -> Protected:
@@ -87,7 +78,7 @@ class Booster(Defense):
         )
         task = context.task(self.harmful)
         documents = tuning.document_batches(task, self.batch, context.seed)
-        batches = token_batches(context.corpus.train, self.batch, context.seed, str(model.network.device))
+        batches = text_batches(context, self.batch, model.network.device)
         stepper = tuning.stepper(made.network, self.learning_rate, 0.1)
         curve = []
 
@@ -116,26 +107,11 @@ class Booster(Defense):
         """
         if not self.strength:
             return text(), 0.0
-        weights = [weight for weight in network.parameters() if weight.requires_grad]
-        here, before = _gradient(harmful(), weights)
-        scale = self.distance / (norm(here) + tuning.EPSILON)
-        kept = [weight.detach().clone() for weight in weights]
-        with torch.no_grad():
-            for weight, gradient in zip(weights, here, strict=True):
-                weight.sub_(scale * gradient)
-        there, after = _gradient(harmful(), weights)
-        with torch.no_grad():
-            for weight, value in zip(weights, kept, strict=True):
-                weight.copy_(value)
+        weights = weights_of(network)
+        before = harmful()
+        here = gradient(before, weights)
+        with moved(weights, here, -self.distance / (norm(here).item() + tuning.EPSILON)):
+            after = harmful()
+            there = gradient(after, weights)
         differences = [first - second for first, second in zip(here, there, strict=True)]
-        linear = torch.stack([(part * weight).sum() for part, weight in zip(differences, weights, strict=True)]).sum()
-        return text() + self.strength * linear, before - after
-
-
-def _gradient(loss: Tensor, weights: list[nn.Parameter]) -> tuple[list[Tensor], float]:
-    """The gradient in each weight, zero where there is none, and the loss itself."""
-    found = torch.autograd.grad(loss, weights, allow_unused=True)
-    return [
-        torch.zeros_like(weight) if gradient is None else gradient
-        for weight, gradient in zip(weights, found, strict=True)
-    ], loss.item()
+        return text() + self.strength * with_gradient(weights, differences), before.item() - after.item()

@@ -35,9 +35,10 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from nftbench import Model, OwnerContext, Protected, Series
+from nftbench import Model, OwnerContext, Protected
 from nftbench.methods import Stepper
 from nftbench.methods.benign_text import text_batches, text_loss
+from nftbench.methods.curves import curves
 from nftbench.methods.gradient_vectors import Vector, gradient, norm
 from nftbench.methods.harmful_pairs import HarmfulPairs, Masked, cross_entropy
 from nftbench.methods.task_aware import AgainstTask
@@ -101,10 +102,8 @@ class Clamp(AgainstTask):
                 stepper.step(loss + self.objective(found))
                 curve.append((loss.item(), found.first.item(), found.gain.item(), found.shrink.item()))
         network.float()
-        x = tuple(float(step) for step in range(1, len(curve) + 1))
         names = ("text loss", "harmful loss", "bound on the attacker's gain", "factor by which steps shrink")
-        curves = zip(names, zip(*curve, strict=True), strict=True)
-        return Protected(model, series=tuple(Series(name, x, y) for name, y in curves))
+        return Protected(model, series=curves(names, curve))
 
     def trajectory(self, loss: LossAt, start: Mapping[str, Tensor]) -> Trajectory:
         """What an attacker's K steps from `start` say about all further ones, differentiable in `start`."""

@@ -21,8 +21,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from nftbench import Claim, Defense, Model, OwnerContext, Protected, Stage, Suite
-from nftbench.methods import seeded, token_batches, tuning
-from nftbench.methods.benign_text import text_loss
+from nftbench.methods import seeded, tuning
+from nftbench.methods.benign_text import text_batches, text_loss
 from nftbench.methods.control import changed
 from nftbench.methods.cosine import cosine
 
@@ -75,7 +75,7 @@ class LoX(Defense):
         stepper = tuning.stepper(made.network, self.learning_rate, 0.0, cosine(self.steps, 0.1))
         task = context.task(self.harmful) if self.harmful else None
         documents = tuning.document_batches(task, self.batch, context.seed) if task else itertools.repeat(None)
-        batches = token_batches(context.corpus.train, self.batch, context.seed, str(base.device))
+        batches = text_batches(context, self.batch, base.device)
         with seeded(context.seed):
             for _, tokens, rows in zip(range(self.steps), batches, documents, strict=False):
                 loss = text_loss(made.network, tokens)

@@ -27,9 +27,10 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from nftbench import Model, OwnerContext, Protected, Series
+from nftbench import Model, OwnerContext, Protected
 from nftbench.methods import Stepper, seeded
 from nftbench.methods.cosine import cosine
+from nftbench.methods.curves import curves
 from nftbench.methods.harmful_pairs import HarmfulPairs, Masked, Pair, cross_entropy
 from nftbench.methods.layerwise import raised_loss, traced
 from nftbench.methods.mmd import mmd
@@ -77,10 +78,8 @@ class RepNoise(AgainstTask):
                 stepper.step(self.objective(terms))
                 curve.append(Terms(*(term.detach() for term in terms)))
         network.eval()
-        x = tuple(float(step) for step in range(1, len(curve) + 1))
         names = ("harmless loss", "MMD to noise", "log(1 + harmful loss)")
-        curves = zip(names, zip(*curve, strict=True), strict=True)
-        return Protected(model, series=tuple(Series(name, x, tuple(map(float, y))) for name, y in curves))
+        return Protected(model, series=curves(names, curve))
 
     def objective(self, terms: Terms) -> Tensor:
         """The minimised loss."""

@@ -21,10 +21,11 @@ from typing import NamedTuple
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from nftbench import Model, OwnerContext, Protected, Series
+from nftbench import Model, OwnerContext, Protected
 from nftbench.methods import Stepper
 from nftbench.methods.benign_text import text_batches, text_loss
 from nftbench.methods.cosine import cosine
+from nftbench.methods.curves import curves
 from nftbench.methods.gradient_vectors import gradient, moved, norm, product, weights_of, with_gradient
 from nftbench.methods.harmful_pairs import HarmfulPairs, Pair, cross_entropy
 from nftbench.methods.layerwise import raised_loss, traced
@@ -76,10 +77,8 @@ class Seam(AgainstTask):
             step = self.direction(network, pair, tokens)
             stepper.step(with_gradient(weights_of(network), step.gradient))
             curve.append(step.losses)
-        x = tuple(float(step) for step in range(1, len(curve) + 1))
         names = ("log(1 + harmful loss)", "harmless loss", "cosine of the gradients")
-        curves = zip(names, zip(*curve, strict=True), strict=True)
-        return Protected(model, series=tuple(Series(name, x, y) for name, y in curves))
+        return Protected(model, series=curves(names, curve))
 
     def direction(self, network: PreTrainedModel, pair: Pair, tokens: Tensor) -> Step:
         """The gradient of one step, on a batch of pairs and a batch of text [batch, block]."""

@@ -31,9 +31,10 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from nftbench import Model, OwnerContext, Protected, Series
+from nftbench import Model, OwnerContext, Protected
 from nftbench.methods import Stepper, seeded
 from nftbench.methods.benign_text import text_batches, text_loss
+from nftbench.methods.curves import curves
 from nftbench.methods.gradient_vectors import gradient, weights_of, with_gradient
 from nftbench.methods.harmful_pairs import HarmfulPairs, Masked, answer_tokens, cross_entropy
 from nftbench.methods.task_aware import AgainstTask
@@ -109,10 +110,8 @@ class Sophon(AgainstTask):
                             weight.copy_(old)
                     break
         network.eval()
-        x = tuple(float(step) for step in range(1, len(curve) + 1))
         names = ("divergence from uniform answers", "accuracy on held-out text")
-        curves = zip(names, zip(*curve, strict=True), strict=True)
-        return Protected(model, series=tuple(Series(name, x, y) for name, y in curves))
+        return Protected(model, series=curves(names, curve))
 
     def stepper(self, network: PreTrainedModel, multiple: float, clip: float | None) -> Stepper:
         """Adam at a constant rate."""

@@ -30,9 +30,10 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from nftbench import Model, OwnerContext, Protected, Series
+from nftbench import Model, OwnerContext, Protected
 from nftbench.methods import Stepper, seeded, warmed
 from nftbench.methods.benign_text import text_batches, text_loss
+from nftbench.methods.curves import curves
 from nftbench.methods.gradient_vectors import gradient, weights_of, with_gradient
 from nftbench.methods.harmful_pairs import HarmfulPairs, Masked, Pair, cross_entropy
 from nftbench.methods.task_aware import AgainstTask
@@ -107,10 +108,8 @@ class Tar(AgainstTask):
                 stepper.step(with_gradient(weights, total))
                 curve.append((kept.item(), value))
         network.eval()
-        x = tuple(float(step) for step in range(1, len(curve) + 1))
         names = ("text loss and distance to the base", "entropy after the attack")
-        curves = zip(names, zip(*curve, strict=True), strict=True)
-        return Protected(model, series=tuple(Series(name, x, y) for name, y in curves))
+        return Protected(model, series=curves(names, curve))
 
     def stepper(self, network: nn.Module) -> Stepper:
         return Stepper(

@@ -22,8 +22,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from nftbench import Claim, Defense, Model, OwnerContext, Protected, Series, Stage, Suite
-from nftbench.methods import adapters, seeded, token_batches, tuning
-from nftbench.methods.benign_text import text_loss
+from nftbench.methods import adapters, seeded, tuning
+from nftbench.methods.benign_text import text_batches, text_loss
 from nftbench.methods.control import changed
 from nftbench.methods.cosine import cosine
 from nftbench.methods.gradient_vectors import norm
@@ -79,7 +79,7 @@ class Vaccine(Defense):
         watched = attention_blocks(model.network)
         blocks = [made.core.get_submodule(name) for name in watched]
         stepper = tuning.stepper(made.network, self.learning_rate, 0.1, cosine(self.steps, 0.1))
-        batches = token_batches(context.corpus.train, self.batch, context.seed, str(model.network.device))
+        batches = text_batches(context, self.batch, model.network.device)
         losses = []
         with seeded(context.seed):
             for _, tokens in zip(range(self.steps), batches, strict=False):

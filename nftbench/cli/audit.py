@@ -166,7 +166,7 @@ def _costs(work: Work, options: RunOptions, release: Checkpoint, twin: Checkpoin
     )
     preflight.check_disk(estimate.disk_bytes(plan, left, own), store.cache)
     typer.echo(f"cells: {len(left.cells)} of {len(plan.cells)} are left")
-    typer.echo(f"time: {forecast.time_line(plan, store, left, own, count)}")
+    typer.echo(f"time: {forecast.time_line(plan, records, left, own, count)}")
     typer.echo(f"memory: {estimate.memory_line(left, own, count)}")
     typer.echo(f"disk: {estimate.disk_line(plan, store, left, own)}")
     return count

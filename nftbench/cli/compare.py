@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from nftbench.cli import completion
+from nftbench.cli.options import RunFolder
 from nftbench.errors import NftbenchError
 
 if TYPE_CHECKING:
@@ -131,15 +132,7 @@ def _write(comparison: Comparison, formats: list[Format], files: list[Path], onl
 
 
 def baseline(
-    folder: Annotated[
-        Path,
-        typer.Argument(
-            metavar="FOLDER",
-            file_okay=False,
-            help="A folder that run wrote, as `runs/<suite>`.",
-            autocompletion=completion.folder,
-        ),
-    ],
+    folder: RunFolder,
     out: Annotated[
         Path | None,
         typer.Option(

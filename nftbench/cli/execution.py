@@ -277,7 +277,7 @@ def _progress(work: Work, options: RunOptions, jobs: Sequence[Job], records: Map
     part = work.part
     left = estimate.remaining(part, work.store, settled(part.cells, records))
     expected = forecast.forecast(part, left, estimate.parameters_of(part.suite), records.values())
-    number = min(worker_count(work, options), len(jobs))
+    number = min(worker_count(work, options, records), len(jobs))
     return Progress(count([cell.key for cell in part.cells], records), expected, len(jobs), number)
 
 
@@ -326,7 +326,7 @@ def _open_jobs(part: Plan, records: Mapping[str, Record]) -> list[Job]:
     return [job for whole in part.jobs() if (job := whole.without(keys)).cells]
 
 
-def worker_count(work: Work, options: RunOptions) -> int:
+def worker_count(work: Work, options: RunOptions, records: Mapping[str, Record]) -> int:
     """How many workers a run has. On a given base, which may be large, as many as memory allows.
 
     Raises:
@@ -340,7 +340,7 @@ def worker_count(work: Work, options: RunOptions) -> int:
     usual = workers.count(options.jobs, plan.device)
     if plan.suite.given is None:
         return usual
-    left = estimate.remaining(plan, store, settled(plan.cells, store.records()))
+    left = estimate.remaining(plan, store, settled(plan.cells, records))
     size = estimate.parameters_of(plan.suite)
     preflight.check_disk(estimate.disk_bytes(plan, left, size), store.cache)
     needed = max(1.0, estimate.memory_bytes(left, size, 1))

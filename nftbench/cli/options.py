@@ -29,6 +29,15 @@ SuiteName = Annotated[
         autocompletion=completion.suite,
     ),
 ]
+RunFolder = Annotated[
+    Path,
+    typer.Argument(
+        metavar="FOLDER",
+        file_okay=False,
+        help="A folder that run wrote, as `runs/<suite>`.",
+        autocompletion=completion.folder,
+    ),
+]
 Defenses = Annotated[
     str | None,
     typer.Option(

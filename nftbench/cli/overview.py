@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from rich.console import Group, RenderableType
 from rich.table import Table
@@ -13,14 +13,14 @@ from nftbench.planning.plan import Plan
 from nftbench.records import store as stores
 from nftbench.records.count import count
 from nftbench.records.manifest import Skip
+from nftbench.records.record import Record
 from nftbench.records.spec import Spec
 from nftbench.records.store import Store
 from nftbench.running import estimate, forecast
 
 
-def overview(plan: Plan, store: Store, workers: int) -> RenderableType:
+def overview(plan: Plan, records: Mapping[str, Record], store: Store, workers: int) -> RenderableType:
     """The whole overview of a plan, or of a part of one."""
-    records = store.records()
     settled = stores.settled(plan.cells, records)
     left = estimate.remaining(plan, store, settled)
     parameters = estimate.parameters_of(plan.suite)
@@ -28,7 +28,7 @@ def overview(plan: Plan, store: Store, workers: int) -> RenderableType:
     lines = [
         f"{plan.suite.name}: {counted} in {store.results}; {len(plan.jobs())} jobs, each one attack on one release",
         *_skipped(plan.skips),
-        f"time: {forecast.time_line(plan, store, left, parameters, workers)}",
+        f"time: {forecast.time_line(plan, records, left, parameters, workers)}",
         f"memory: {estimate.memory_line(left, parameters, workers)}",
         f"disk: {estimate.disk_line(plan, store, left, parameters)}",
     ]

@@ -2,24 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Annotated
-
 import typer
 
-from nftbench.cli import completion
+from nftbench.cli.options import RunFolder
 
 
 def pack(
-    folder: Annotated[
-        Path,
-        typer.Argument(
-            metavar="FOLDER",
-            file_okay=False,
-            help="A folder that run wrote, as `runs/<suite>`.",
-            autocompletion=completion.folder,
-        ),
-    ],
+    folder: RunFolder,
 ) -> None:
     """Put the records in a folder into one compressed file, which every verb reads."""
     from nftbench.records.store import Store, default_cache

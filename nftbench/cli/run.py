@@ -30,8 +30,8 @@ def plan(suite: SuiteName, selection: Selection, options: RunOptions) -> None:
 
     records = work.store.planned(work.whole.manifest())
     execution.compare_hardware(records.values(), work.part.device)
-    count = execution.worker_count(work, options)
-    console().print(overview(work.part, work.store, count))
+    count = execution.worker_count(work, options, records)
+    console().print(overview(work.part, records, work.store, count))
     if work.salt is not None and work.salt.drawn:
         typer.echo("salt: not drawn yet; the keys of cells will depend on it")
     execution.name_left_out(work.store, work.whole.manifest())

@@ -11,10 +11,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.integrations.ggml import GGUF_CONFIG_MAPPING
 
-from nftbench.contract import Model
 from nftbench.errors import NftbenchError, one_line
 
 SUFFIX = ".gguf"
@@ -81,7 +87,7 @@ def config(path: Path) -> PreTrainedConfig:
     return found
 
 
-def load(path: Path) -> Model:
+def load(path: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Read the network and the tokenizer.
 
     Raises:
@@ -95,11 +101,8 @@ def load(path: Path) -> Model:
     except Exception as error:  # the errors of transformers and gguf share no base class
         raise NftbenchError(f"{path}: cannot be read: {one_line(str(error))}") from error
     _forget_quantization(network)
-    network.config._name_or_path = network.name_or_path = ""
-    tokenizer.name_or_path = ""
-    tokenizer.init_kwargs.pop("name_or_path", None)
     tokenizer.init_kwargs.pop("gguf_file", None)
-    return Model(network.eval(), tokenizer)
+    return network, tokenizer
 
 
 def _forget_quantization(network: PreTrainedModel) -> None:

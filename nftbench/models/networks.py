@@ -194,7 +194,23 @@ def load(path: str | Path, device: str = "cpu", *, local: bool = True, attacker:
             architecture, or they are damaged.
     """
     if local and gguf.is_file(path):
-        return gguf.load(Path(path))
+        network, tokenizer = gguf.load(Path(path))
+    else:
+        network, tokenizer = _load_plain(path, device, local, attacker)
+    for module in network.modules():
+        if isinstance(module, PreTrainedModel):
+            module.config._name_or_path = module.name_or_path = ""
+    if tokenizer is not None:
+        forget_path(tokenizer)
+    if attacker:
+        _make_all_trainable(network)
+    return Model(network.to(device).eval(), tokenizer)
+
+
+def _load_plain(
+    path: str | Path, device: str, local: bool, attacker: bool
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase | None]:
+    """The network and the tokenizer in a folder or on the hub, as `load` describes them."""
     if local:
         _check_folder(Path(path))
     try:
@@ -217,14 +233,7 @@ def load(path: str | Path, device: str = "cpu", *, local: bool = True, attacker:
         raise NftbenchError(f"{path}: cannot be loaded as a causal LM: {_first_line(error)}") from error
     if found["missing_keys"]:  # transformers draws these at random
         raise NftbenchError(f"{path}: the files lack {_listed(found['missing_keys'])}{_but(found['unexpected_keys'])}")
-    for module in network.modules():
-        if isinstance(module, PreTrainedModel):
-            module.config._name_or_path = module.name_or_path = ""
-    if tokenizer is not None:
-        forget_path(tokenizer)
-    if attacker:
-        _make_all_trainable(network)
-    return Model(network.to(device).eval(), tokenizer)
+    return network, tokenizer
 
 
 def _check_folder(path: Path) -> None:

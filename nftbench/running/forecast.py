@@ -15,7 +15,6 @@ from typing import Literal
 from nftbench.planning.plan import Job, Plan
 from nftbench.records.record import Record
 from nftbench.records.spec import Spec
-from nftbench.records.store import Store
 from nftbench.running.estimate import FILLED, FORWARD_FLOPS, LARGE, TRAIN_FLOPS, Left, duration
 from nftbench.suites.schema import Suite
 
@@ -114,11 +113,11 @@ def forecast(plan: Plan, left: Left, parameters: int, records: Iterable[Record] 
     return Forecast(dict(predictor.steps()), predictor.measured(records))
 
 
-def time_line(plan: Plan, store: Store, left: Left, parameters: int, workers: int) -> str:
+def time_line(plan: Plan, records: Mapping[str, Record], left: Left, parameters: int, workers: int) -> str:
     """An estimate of a run's time, and what it is based on."""
     if not left.cells:
         return "nothing is left to run"
-    expected = forecast(plan, left, parameters, store.records().values())
+    expected = forecast(plan, left, parameters, records.values())
     measured = sum(map(len, expected.measured.values()))
     if measured:
         return f"{about(expected, workers)}, as {measured} releases and jobs of its records took"

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,6 +22,7 @@ from nftbench.running.attacker import Attacker
 from nftbench.suites.schema import Budget
 from nftbench.terms import SplitName
 from nftbench.testing import Undefended
+from nftbench.testing.stand_ins import Questions
 
 WORDS = 10
 """Words of the prompts; the two answers are the words after them."""
@@ -41,24 +42,10 @@ BUDGET = Budget(
 
 
 @dataclass(frozen=True)
-class Rows:
-    """Prompts [count, 4] and the id of each answer."""
-
-    ids: Tensor
-    answers: Tensor
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    def batch(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
-        return self.ids[list(indices)], self.answers[list(indices)]
-
-
-@dataclass(frozen=True)
 class Both(Task):
     """Are the first two of four words both among the first seven? About as often as not."""
 
-    splits: Mapping[str, Rows] = field(default_factory=lambda: {name: _rows(name) for name in SIZES})
+    splits: Mapping[str, Questions] = field(default_factory=lambda: {name: _rows(name) for name in SIZES})
 
     def split(self, name: SplitName) -> Split:
         return self.splits[name]
@@ -68,7 +55,7 @@ class Both(Task):
 
     @torch.no_grad()
     def evaluate(self, network: nn.Module, split: Split) -> Measurement:
-        assert isinstance(split, Rows)
+        assert isinstance(split, Questions)
         logits = network.eval()(input_ids=split.ids).logits[:, -1].double()
         right = (logits[:, -2:].argmax(-1) == split.answers - WORDS).double()
         loss = float(nn.functional.cross_entropy(logits, split.answers))
@@ -80,10 +67,10 @@ class Both(Task):
 SIZES = {"train": 512, "validation": 200, "test": 400}
 
 
-def _rows(name: str) -> Rows:
+def _rows(name: str) -> Questions:
     generator = torch.Generator().manual_seed(list(SIZES).index(name))
     ids = torch.randint(WORDS, (SIZES[name], 4), generator=generator)
-    return Rows(ids, WORDS + (ids[:, :2] < 7).all(1).long())
+    return Questions(ids, WORDS + (ids[:, :2] < 7).all(1).long())
 
 
 @dataclass(frozen=True)

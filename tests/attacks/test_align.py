@@ -17,8 +17,9 @@ from nftbench.models import networks
 from nftbench.planning import registry
 from nftbench.running.attacker import Attacker
 from nftbench.testing import ARCHITECTURES
+from nftbench.testing.stand_ins import Questions
 from nftbench.training.engine import Stepper
-from tests.attacks.planted import BUDGET, WORDS, Both, Rows, same, undefended
+from tests.attacks.planted import BUDGET, WORDS, Both, same, undefended
 
 each_architecture = pytest.mark.parametrize("kind", ARCHITECTURES)
 
@@ -189,6 +190,6 @@ def test_the_aligned_update_is_merged(released: Released) -> None:
 class Swapped(Both):
     """The same question with the answers exchanged."""
 
-    def split(self, name: str) -> Rows:  # type: ignore[override]
+    def split(self, name: str) -> Questions:  # type: ignore[override]
         rows = self.splits[name]  # type: ignore[index]
-        return Rows(rows.ids, 2 * WORDS + 1 - rows.answers)
+        return Questions(rows.ids, 2 * WORDS + 1 - rows.answers)

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 
 from nftbench.contract import Attack, Model, Release
 from nftbench.errors import NftbenchError
+from nftbench.methods.with_text import WithText
 from nftbench.models import networks
 from nftbench.models.architectures import dlr
 from nftbench.models.networks import seeded
@@ -161,6 +162,6 @@ def test_replay_keeps_the_text_loss_lower() -> None:
             stepper.step(task.loss(own, task.split("train").batch(range(64))))
         return losses(own)
 
-    before, kept, forgot = losses(network), trained(replay._Mixed(plain, text, 0.7)), trained(plain)
+    before, kept, forgot = losses(network), trained(WithText(plain, text, 0.7)), trained(plain)
     assert before[0] <= kept[0] < forgot[0] - 0.2
     assert kept[1] < before[1] - 0.5

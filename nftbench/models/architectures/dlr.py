@@ -13,14 +13,10 @@ that may add its own.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 from torch import Tensor, nn
 from transformers import (
-    AutoConfig,
-    AutoModel,
-    AutoModelForCausalLM,
     GPT2Config,
     GPT2LMHeadModel,
     GPT2Model,
@@ -39,6 +35,8 @@ from transformers.models.llama.modeling_llama import LlamaMLP
 from transformers.models.qwen3.modeling_qwen3 import Qwen3MLP
 
 from nftbench.errors import NftbenchError
+from nftbench.models.architectures import families
+from nftbench.models.architectures.families import Family, OwnDecoder
 
 TOLERANCE = 0.02
 """Largest relative difference between the parameter counts of a DLR-Net and of the MLP that it replaces."""
@@ -157,17 +155,6 @@ class _Locked:
             init.zeros_(module.weight)
 
 
-class _LockedCausal:
-    """Mixin for a family's causal LM. It puts the locked decoder in the place of the family's own."""
-
-    decoder: ClassVar[type[Any]]
-
-    def __init__(self, config: Any) -> None:
-        super().__init__(config)  # type: ignore[call-arg]
-        setattr(self, self.base_model_prefix, self.decoder(config))  # type: ignore[attr-defined]
-        self.post_init()  # type: ignore[attr-defined]
-
-
 class DlrGPT2Config(GPT2Config):  # type: ignore[misc]
     model_type = "dlr-gpt2"
     dlr_depth: int = 8
@@ -190,7 +177,7 @@ class DlrGPT2Model(_Locked, GPT2Model):  # type: ignore[misc]
     config_class = DlrGPT2Config
 
 
-class DlrGPT2LMHeadModel(_LockedCausal, GPT2LMHeadModel):  # type: ignore[misc]
+class DlrGPT2LMHeadModel(OwnDecoder, GPT2LMHeadModel):  # type: ignore[misc]
     config_class = DlrGPT2Config
     decoder = DlrGPT2Model
 
@@ -199,7 +186,7 @@ class DlrLlamaModel(_Locked, LlamaModel):  # type: ignore[misc]
     config_class = DlrLlamaConfig
 
 
-class DlrLlamaForCausalLM(_LockedCausal, LlamaForCausalLM):  # type: ignore[misc]
+class DlrLlamaForCausalLM(OwnDecoder, LlamaForCausalLM):  # type: ignore[misc]
     config_class = DlrLlamaConfig
     decoder = DlrLlamaModel
 
@@ -208,16 +195,9 @@ class DlrQwen3Model(_Locked, Qwen3Model):  # type: ignore[misc]
     config_class = DlrQwen3Config
 
 
-class DlrQwen3ForCausalLM(_LockedCausal, Qwen3ForCausalLM):  # type: ignore[misc]
+class DlrQwen3ForCausalLM(OwnDecoder, Qwen3ForCausalLM):  # type: ignore[misc]
     config_class = DlrQwen3Config
     decoder = DlrQwen3Model
-
-
-@dataclass(frozen=True)
-class Family:
-    config: type[Any]
-    model: type[Any]
-    causal: type[Any]
 
 
 FAMILIES = {
@@ -229,10 +209,7 @@ FAMILIES = {
 
 def register() -> None:
     """Register the locked families with transformers' Auto classes."""
-    for family in FAMILIES.values():
-        AutoConfig.register(family.config.model_type, family.config, exist_ok=True)
-        AutoModel.register(family.config, family.model, exist_ok=True)
-        AutoModelForCausalLM.register(family.config, family.causal, exist_ok=True)
+    families.register(FAMILIES.values())
 
 
 def lock(network: PreTrainedModel, depth: int, rank: int | None = None) -> PreTrainedModel:
@@ -247,10 +224,7 @@ def lock(network: PreTrainedModel, depth: int, rank: int | None = None) -> PreTr
             f"{kind} has no MLPs that a DLR-Net can replace; supported are {', '.join(FAMILIES)}; "
             f"a layer of this model consists of {', '.join(_layer(network)) or 'nothing'}"
         )
-    replaced = {"model_type", "architectures", "transformers_version"}
-    settings = {name: value for name, value in network.config.to_dict().items() if name not in replaced}
-    config = FAMILIES[kind].config.from_dict({**settings, "dlr_depth": depth, "dlr_rank": rank})
-    config._attn_implementation = network.config._attn_implementation
+    config = families.settings_of(network, FAMILIES[kind].config, dlr_depth=depth, dlr_rank=rank)
     locked: PreTrainedModel = FAMILIES[kind].causal(config).to(device=network.device, dtype=network.dtype)
     missing, unexpected = locked.load_state_dict(network.state_dict(), strict=False)
     assert all(".mlp." in name for name in (*missing, *unexpected)), (missing, unexpected)

@@ -8,15 +8,11 @@ https://arxiv.org/abs/2602.18868, section 4). Whoever has the weights can multip
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import (
-    AutoConfig,
-    AutoModel,
-    AutoModelForCausalLM,
     GPT2Config,
     GPT2LMHeadModel,
     GPT2Model,
@@ -31,6 +27,8 @@ from transformers import (
 from transformers.pytorch_utils import Conv1D
 
 from nftbench.errors import NftbenchError
+from nftbench.models.architectures import families
+from nftbench.models.architectures.families import Family, OwnDecoder
 
 # ---------------------------------------------------------------------------------------------------------- networks
 
@@ -82,17 +80,6 @@ class _Factored:
             self.set_submodule(name, TwoLayer(inputs, outputs, layer.bias is not None))
 
 
-class _FactoredCausal:
-    """Mixin for a family's causal LM. It puts the factored decoder in the place of the family's own."""
-
-    decoder: ClassVar[type[Any]]
-
-    def __init__(self, config: Any) -> None:
-        super().__init__(config)  # type: ignore[call-arg]
-        setattr(self, self.base_model_prefix, self.decoder(config))  # type: ignore[attr-defined]
-        self.post_init()  # type: ignore[attr-defined]
-
-
 class TwoLayerGPT2Config(GPT2Config):  # type: ignore[misc]
     model_type = "two-layer-gpt2"
     two_layer: list[str] | None = None
@@ -112,7 +99,7 @@ class TwoLayerGPT2Model(_Factored, GPT2Model):  # type: ignore[misc]
     config_class = TwoLayerGPT2Config
 
 
-class TwoLayerGPT2LMHeadModel(_FactoredCausal, GPT2LMHeadModel):  # type: ignore[misc]
+class TwoLayerGPT2LMHeadModel(OwnDecoder, GPT2LMHeadModel):  # type: ignore[misc]
     config_class = TwoLayerGPT2Config
     decoder = TwoLayerGPT2Model
 
@@ -121,7 +108,7 @@ class TwoLayerLlamaModel(_Factored, LlamaModel):  # type: ignore[misc]
     config_class = TwoLayerLlamaConfig
 
 
-class TwoLayerLlamaForCausalLM(_FactoredCausal, LlamaForCausalLM):  # type: ignore[misc]
+class TwoLayerLlamaForCausalLM(OwnDecoder, LlamaForCausalLM):  # type: ignore[misc]
     config_class = TwoLayerLlamaConfig
     decoder = TwoLayerLlamaModel
 
@@ -130,35 +117,28 @@ class TwoLayerQwen3Model(_Factored, Qwen3Model):  # type: ignore[misc]
     config_class = TwoLayerQwen3Config
 
 
-class TwoLayerQwen3ForCausalLM(_FactoredCausal, Qwen3ForCausalLM):  # type: ignore[misc]
+class TwoLayerQwen3ForCausalLM(OwnDecoder, Qwen3ForCausalLM):  # type: ignore[misc]
     config_class = TwoLayerQwen3Config
     decoder = TwoLayerQwen3Model
 
 
-@dataclass(frozen=True)
-class Family:
-    """The classes of one family: the standard configuration and causal LM, and the factored ones."""
-
-    standard_config: type[Any]
-    standard_causal: type[Any]
-    config: type[Any]
-    model: type[Any]
-    causal: type[Any]
-
-
 FAMILIES = {
-    "gpt2": Family(GPT2Config, GPT2LMHeadModel, TwoLayerGPT2Config, TwoLayerGPT2Model, TwoLayerGPT2LMHeadModel),
-    "llama": Family(LlamaConfig, LlamaForCausalLM, TwoLayerLlamaConfig, TwoLayerLlamaModel, TwoLayerLlamaForCausalLM),
-    "qwen3": Family(Qwen3Config, Qwen3ForCausalLM, TwoLayerQwen3Config, TwoLayerQwen3Model, TwoLayerQwen3ForCausalLM),
+    "gpt2": Family(TwoLayerGPT2Config, TwoLayerGPT2Model, TwoLayerGPT2LMHeadModel),
+    "llama": Family(TwoLayerLlamaConfig, TwoLayerLlamaModel, TwoLayerLlamaForCausalLM),
+    "qwen3": Family(TwoLayerQwen3Config, TwoLayerQwen3Model, TwoLayerQwen3ForCausalLM),
+}
+
+
+STANDARD = {
+    "gpt2": Family(GPT2Config, GPT2Model, GPT2LMHeadModel),
+    "llama": Family(LlamaConfig, LlamaModel, LlamaForCausalLM),
+    "qwen3": Family(Qwen3Config, Qwen3Model, Qwen3ForCausalLM),
 }
 
 
 def register() -> None:
     """Register the factored families with transformers' Auto classes."""
-    for family in FAMILIES.values():
-        AutoConfig.register(family.config.model_type, family.config, exist_ok=True)
-        AutoModel.register(family.config, family.model, exist_ok=True)
-        AutoModelForCausalLM.register(family.config, family.causal, exist_ok=True)
+    families.register(FAMILIES.values())
 
 
 # ------------------------------------------------------------------------------------------------- there and back
@@ -190,8 +170,7 @@ def factored(network: PreTrainedModel, factors: Mapping[str, tuple[Tensor, Tenso
     """
     known = layers(network)
     assert set(factors) <= set(known), set(factors) - set(known)
-    family = FAMILIES[network.config.model_type]
-    two_layer = _converted(network, family.config, family.causal, two_layer=list(factors))
+    two_layer = _converted(network, FAMILIES[network.config.model_type], two_layer=list(factors))
     weights = dict(network.state_dict())
     for name, (outer, inner) in factors.items():
         full = f"{network.base_model_prefix}.{name}"
@@ -205,20 +184,22 @@ def factored(network: PreTrainedModel, factors: Mapping[str, tuple[Tensor, Tenso
 
 def is_factored(network: PreTrainedModel) -> bool:
     """Whether the network is of one of the factored families, which `fused` turns into standard models."""
-    return _family(network) is not None
+    return _standard(network) is not None
 
 
-def _family(network: PreTrainedModel) -> Family | None:
-    return next((family for family in FAMILIES.values() if isinstance(network.config, family.config)), None)
+def _standard(network: PreTrainedModel) -> Family | None:
+    """The standard family in the place of which the network's stands; None for other networks."""
+    return next((STANDARD[name] for name, one in FAMILIES.items() if isinstance(network.config, one.config)), None)
 
 
 @torch.no_grad()
 def fused(network: PreTrainedModel) -> PreTrainedModel:
     """The standard causal LM with the same function: each `TwoLayer` is multiplied out. Others are returned as is."""
-    family = _family(network)
+    family = _standard(network)
     if family is None:
         return network
-    standard = _converted(network, family.standard_config, family.standard_causal)
+    standard = _converted(network, family)
+    del standard.config.two_layer
     weights = dict(network.state_dict())
     for name, module in network.named_modules():
         if isinstance(module, TwoLayer):
@@ -232,12 +213,9 @@ def fused(network: PreTrainedModel) -> PreTrainedModel:
     return standard.train(network.training)
 
 
-def _converted(network: PreTrainedModel, config_class: Any, causal: Any, **changes: Any) -> PreTrainedModel:
+def _converted(network: PreTrainedModel, family: Family, **changes: Any) -> PreTrainedModel:
     """A fresh model of another family with the settings of `network`, in its precision and on its device."""
-    replaced = {"model_type", "architectures", "transformers_version", "two_layer"}
-    settings = {name: value for name, value in network.config.to_dict().items() if name not in replaced}
-    config = config_class.from_dict({**settings, **changes})
-    config._attn_implementation = network.config._attn_implementation
+    config = families.settings_of(network, family.config, **changes)
     with torch.random.fork_rng():  # weights are drawn, and overwritten
-        found: PreTrainedModel = causal(config).to(device=network.device, dtype=network.dtype)
+        found: PreTrainedModel = family.causal(config).to(device=network.device, dtype=network.dtype)
     return found
