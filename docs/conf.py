@@ -52,6 +52,7 @@ CONTENTS = """
 ```{toctree}
 :hidden:
 :caption: Use
+docs/verbs
 docs/suites
 docs/protocol
 docs/ci

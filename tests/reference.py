@@ -26,7 +26,7 @@ from nftbench.records import record
 from nftbench.suites import schema
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = (ROOT / "README.md", ROOT / "docs" / "suites.md", ROOT / "results" / "README.md")
+PAGES = (ROOT / "README.md", ROOT / "docs" / "verbs.md", ROOT / "docs" / "suites.md", ROOT / "results" / "README.md")
 RECORD = (
     record.Record,
     record.Row,
