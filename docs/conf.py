@@ -21,7 +21,8 @@ project = "nftbench"
 html_title = "nftbench"
 root_doc = "README"
 include_patterns = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/*.md", "docs/*.rst", "results/**.md"]
-extensions = ["myst_parser", "sphinx.ext.autodoc"]
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+napoleon_numpy_docstring = False
 
 myst_heading_anchors = 4
 default_role = "code"  # docstrings write code between single backticks
