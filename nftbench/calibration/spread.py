@@ -95,7 +95,8 @@ def best_of_runs(records: Sequence[Record]) -> float | None:
     """
     import numpy as np
 
-    runs = [found for record in records if record.trains and (found := _runs(record))]
+    ordered = sorted(records, key=lambda record: record.attack)  # draws depend on the order, and sets have none
+    runs = [found for record in ordered if record.trains and (found := _runs(record))]
     if not any(len(scores) > 1 for scores in runs):
         return None
     draw = np.random.default_rng(0)

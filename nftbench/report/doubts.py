@@ -64,7 +64,6 @@ EXPLANATIONS: dict[str, Explanation] = {
     "longer": Explanation(
         "more steps undo a part of the resistance", "add a longer duration to `budget.durations` and rank on that"
     ),
-    "spread": Explanation("suppression varies more over seeds than it measures", "run more base seeds"),
     "saturated": Explanation("the undefended model is at a task's ceiling", "choose a harder task"),
     "preliminary": Explanation("a rank takes five base seeds", "run five base seeds before citing a rank"),
     "no_effect": Explanation(

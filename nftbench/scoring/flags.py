@@ -282,14 +282,6 @@ def _longer(row: RowEvidence) -> str | None:
     )
 
 
-@_flag("spread", "warn", on=["defense", "trivial"])
-def _spread(row: RowEvidence) -> str | None:
-    spread, suppression = row.score.resistance.seed_spread, row.score.resistance.suppression
-    if spread is None or suppression is None or spread <= abs(suppression.value):
-        return None
-    return f"suppression varies by {spread:.1f} points over seeds, its mean is {suppression.value:.1f}"
-
-
 @_flag("saturated", "warn")
 def _saturated(row: RowEvidence) -> str | None:
     full = [one for one in row.headroom if one.kept and one.undefended is not None and one.undefended > SATURATED]

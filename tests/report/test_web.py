@@ -149,7 +149,7 @@ def test_text_of_plugins_stays_text(board: Leaderboard, evil: str) -> None:
     changed = replace(
         first,
         defense=name,
-        flags=(Flag("spread", "warn", evil),),
+        flags=(Flag("utility", "warn", evil),),
         attacks=tuple(replace(one, attack=evil, faults=(evil,)) for one in first.attacks),
         standing=replace(first.standing, reasons=(evil,)),
     )

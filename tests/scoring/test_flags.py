@@ -336,13 +336,6 @@ def test_brittle_training_counts_in_every_cell_of_a_row_but_the_owner_s() -> Non
     )
 
 
-def test_spread_larger_than_the_effect_warns() -> None:
-    records = [*sweep("none", (0.8,) * 5), *scratch([0.4] * 5), *sweep("pmp", (0.7, 0.9, 0.7, 0.9, 0.75))]
-    flag = raised(records)["spread"]
-    # suppression 10, -10, 10, -10, 5: mean 1, s = √(420/4) = 10.2
-    assert flag.message == "suppression varies by 10.2 points over seeds, its mean is 1.0"
-
-
 def test_saturated_task_warns_at_the_reference() -> None:
     records = [*sweep("none", (0.99,) * 5), *scratch([0.4] * 5), *sweep("pmp", (0.5,) * 5)]
     assert "pairs 99.0, topic 99.0" in raised(records, "none")["saturated"].message
