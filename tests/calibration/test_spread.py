@@ -72,6 +72,14 @@ def test_a_second_attack_as_strong_makes_the_best_of_all_vary_less() -> None:
     assert spread.best_of_runs(alone) is None
 
 
+def test_the_order_of_attacks_changes_nothing() -> None:
+    made = [
+        record("none", name, "topic", 0, end, curve=runs(end, "none")[0], restarts=runs(end, row)[1])
+        for name, end, row in (("full", 0.80, "none"), ("lora", 0.79, "pmp"), ("head", 0.78, "none"))
+    ]
+    assert spread.best_of_runs(made) == spread.best_of_runs(made[::-1])
+
+
 def test_each_task_has_the_median_and_maximum_over_rows() -> None:
     by_task, every = spread.judge([run_of()]).tables
     assert [row[:2] for row in by_task.rows] == [("tone", "2"), ("topic", "2"), (spread.TOGETHER, "2")]
