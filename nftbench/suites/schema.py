@@ -270,6 +270,9 @@ class Suite(_Section):
     task-aware defenses shows them."""
     utility: tuple[str, ...] = Field(min_length=1)
     """Tasks that are only measured, on the release without an attack."""
+    utility_after: tuple[str, ...] = ()
+    """Attacks after which the utility tasks are measured again, on the attacked network, all of them among `attacks`.
+    A table then shows what attackers reach while they keep utility. Each costs its cells one more measurement."""
     yardsticks: tuple[str, ...] = ()
     """Papers' own metrics, such as `rir`, measured on each release that they apply to. They are never part of a
     score."""
@@ -379,7 +382,10 @@ class Suite(_Section):
             raise ValueError(f"salt is for the toy language, and corpus.source is {self.corpus.source}")
         return self
 
-    @field_validator("seeds", "defenses", "ladder_attacks", "attacks", "tasks", "benign", "utility", "yardsticks")
+    @field_validator(
+        *("seeds", "defenses", "ladder_attacks", "attacks", "utility_after"),
+        *("tasks", "benign", "utility", "yardsticks"),
+    )
     @classmethod
     def _distinct(cls, values: tuple[Any, ...]) -> tuple[Any, ...]:
         twice = sorted({str(value) for value in values if values.count(value) > 1})
