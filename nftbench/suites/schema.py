@@ -269,7 +269,7 @@ class Suite(_Section):
     """Tasks that should stay trainable. Attacks run on them too, but the score does not count them. The table of
     task-aware defenses shows them."""
     utility: tuple[str, ...] = Field(min_length=1)
-    """Tasks that are only measured, on the release without an attack."""
+    """Tasks that are only measured: on the release without an attack, and after the attacks in `utility_after`."""
     utility_after: tuple[str, ...] = ()
     """Attacks after which the utility tasks are measured again, on the attacked network, all of them among `attacks`.
     A table then shows what attackers reach while they keep utility. Each costs its cells one more measurement."""

@@ -1,4 +1,4 @@
-"""After the attacks that a suite names, the referee measures the attacked network's utility as it does the release's."""
+"""After the attacks that a suite names, an attacked network's utility is measured as the release's own is."""
 
 from __future__ import annotations
 
