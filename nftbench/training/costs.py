@@ -128,7 +128,7 @@ def gradient_error(network: nn.Module, loss: Callable[[nn.Module], Tensor], seed
     return worst
 
 
-def padding_rows(network: nn.Module) -> dict[nn.Parameter, int]:
+def padding_rows(network: nn.Module) -> dict[Tensor, int]:
     """The row of each embedding that PyTorch never trains, by the embedding's weights.
 
     The gradient of `nn.Embedding` is zero at its `padding_idx`, although the loss depends on that row wherever the text
