@@ -13,7 +13,7 @@ from nftbench.report import json as leaderboard
 
 LATER = {
     *("told", "base_sha256", "reading", "preparation_steps", "own_code", "trained_weights"),
-    *("unchecked", "rewrite", "plain_text", "reference_plain_text", "ledger"),
+    *("unchecked", "rewrite", "plain_text", "reference_plain_text", "ledger", "attacked_utility"),
 }
 """Fields that records published before them lack."""
 EARLIER = {"at_last_step": {"type": "boolean"}}

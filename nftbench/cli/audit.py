@@ -151,9 +151,9 @@ def _costs(work: Work, options: RunOptions, release: Checkpoint, twin: Checkpoin
     Raises:
         NftbenchError: memory or disk do not suffice.
     """
-    from nftbench.cli import workers
+    from nftbench.cli import execution
     from nftbench.records.store import settled
-    from nftbench.running import estimate, forecast, preflight
+    from nftbench.running import estimate, forecast
 
     plan, store = work.part, work.store
     records = store.planned(work.whole.manifest())
@@ -161,10 +161,7 @@ def _costs(work: Work, options: RunOptions, release: Checkpoint, twin: Checkpoin
     own = twin.parameters
     sizes = {spec: release.parameters for spec in {cell.defense for cell in plan.cells} if spec.name == "checkpoint"}
     left = replace(left, given=sizes)  # also of checkpoints on the hub, whose plugin does not ask there
-    count = preflight.workers_that_fit(
-        options.jobs, workers.count(None, plan.device), max(1.0, estimate.memory_bytes(left, own, 1)), plan.device
-    )
-    preflight.check_disk(estimate.disk_bytes(plan, left, own), store.cache)
+    count = execution.workers_that_fit(work, options, left, own)
     typer.echo(f"cells: {len(left.cells)} of {len(plan.cells)} are left")
     typer.echo(f"time: {forecast.time_line(plan, records, left, own, count)}")
     typer.echo(f"memory: {estimate.memory_line(left, own, count)}")

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from nftbench.records.record import Record
     from nftbench.records.store import Store
     from nftbench.report.exports.trackers import Tracker
+    from nftbench.running.estimate import Left
     from nftbench.scoring import Leaderboard
     from nftbench.suites.schema import Suite
 
@@ -334,17 +335,28 @@ def worker_count(work: Work, options: RunOptions, records: Mapping[str, Record])
     """
     from nftbench.cli import workers
     from nftbench.records.store import settled
+    from nftbench.running import estimate
+
+    plan = work.part
+    if plan.suite.given is None:
+        return workers.count(options.jobs, plan.device)
+    left = estimate.remaining(plan, work.store, settled(plan.cells, records))
+    return workers_that_fit(work, options, left, estimate.parameters_of(plan.suite))
+
+
+def workers_that_fit(work: Work, options: RunOptions, left: Left, parameters: int) -> int:
+    """How many workers memory allows for what is left, on a base with so many parameters.
+
+    Raises:
+        NftbenchError: as `worker_count`.
+    """
+    from nftbench.cli import workers
     from nftbench.running import estimate, preflight
 
-    plan, store = work.part, work.store
-    usual = workers.count(options.jobs, plan.device)
-    if plan.suite.given is None:
-        return usual
-    left = estimate.remaining(plan, store, settled(plan.cells, records))
-    size = estimate.parameters_of(plan.suite)
-    preflight.check_disk(estimate.disk_bytes(plan, left, size), store.cache)
-    needed = max(1.0, estimate.memory_bytes(left, size, 1))
-    return preflight.workers_that_fit(options.jobs, usual, needed, plan.device)
+    device = work.part.device
+    preflight.check_disk(estimate.disk_bytes(work.part, left, parameters), work.store.cache)
+    needed = max(1.0, estimate.memory_bytes(left, parameters, 1))
+    return preflight.workers_that_fit(options.jobs, workers.count(options.jobs, device), needed, device)
 
 
 def _run_jobs(

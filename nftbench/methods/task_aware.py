@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 from nftbench.contract import Claim, Defense
 from nftbench.errors import NftbenchError
 from nftbench.methods.control import changed
+from nftbench.methods.tuning import needs_text
 from nftbench.suites import Suite
 from nftbench.terms import Stage
 
@@ -33,8 +34,8 @@ class AgainstTask(Defense):
         name = type(self).__module__.rpartition(".")[2]
         if not self.harmful:
             raise NftbenchError(f"{name} needs a harmful task: write {name}[harmful=…]")
-        if suite is not None and suite.pretraining.task is not None:
-            raise NftbenchError(f"{name} needs a model that reads text, and this suite's models do not")
+        if suite is not None:
+            needs_text(name, suite)
 
     def row(self, **changes: Any) -> str:
         """The spec of the row with some hyper-parameters changed."""

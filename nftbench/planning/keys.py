@@ -8,7 +8,7 @@ contains the versions of the core's areas and the source digests of plugins, but
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -102,9 +102,10 @@ class Keys:
         limit: int | None,
         defenses: Mapping[Spec, DefenseFacts],
         attacks: Mapping[Spec, AttackFacts],
+        utility_after: Collection[Spec] = (),
     ) -> None:
         self.suite, self.device, self.data, self.limit = suite, device, data, limit
-        self.defenses, self.attacks = defenses, attacks
+        self.defenses, self.attacks, self.utility_after = defenses, attacks, utility_after
         self.plugins: dict[tuple[Kind, str], str] = {}
         """The source digest of each plugin that is in a key so far."""
         self.base = functools.cache(lambda seed: base_key(suite, seed, data, device, self.source))
@@ -152,17 +153,23 @@ class Keys:
         others += [self.built_on(text) for text in attack.uses]
         if reference is not None and "base" in attack.knowledge:
             others.append(["reference", reference])
+        if spec in self.utility_after:
+            others.append(["utility", *([str(one), *self.task(one)] for one in map(task_spec, self.suite.utility))])
         return digest(
             "cell",
             *([_version("attack")] if attack.trains else ()),
             _version("evaluation"),
             release,
             [spec.name, attack.parameters, self.source("attacks", spec.name), *others],
-            [str(task), self.source("tasks", task.name), self.task_data(task)],
+            [str(task), *self.task(task)],
             self.budget,
             self.limit,
             seed,
         )
+
+    def task(self, task: Spec) -> list[Any]:
+        """The values in a key for a task's code and its local data."""
+        return [self.source("tasks", task.name), self.task_data(task)]
 
     def built_on(self, text: str) -> list[Any]:
         """The values in a key for an attack on which another attack is built."""

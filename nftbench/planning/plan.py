@@ -77,6 +77,8 @@ class Plan:
     """How many of a task's training documents each attack takes; None for all."""
     built_on: Mapping[Spec, tuple[str, ...]] = field(default_factory=dict)
     """Specs of the attacks that each attack is built on, directly or through others."""
+    utility_after: frozenset[Spec] = frozenset()
+    """The attacks after which utility is measured again."""
     added: tuple[str, ...] = ()
     """As in the manifest."""
 
@@ -190,7 +192,8 @@ def plan(
         facts.check(str(spec), described)
     for attack in attacks.values():
         _check_attack(suite, attack)
-    keys = Keys(suite, device, data, limit, defenses, attacks)
+    utility_after = _utility_after(suite, attacks)
+    keys = Keys(suite, device, data, limit, defenses, attacks, utility_after)
     reference_of = {spec: canonical("defenses", defense.reference) for spec, defense in defenses.items()}
     references = set(map(str, reference_of.values()))
     reasons = {
@@ -242,6 +245,7 @@ def plan(
         rows={spec: _row(defense) for spec, defense in defenses.items()},
         train_documents={spec: facts.train_documents(str(spec), suite.budget) for spec in attacks},
         built_on={spec: built_on(attack) for spec, attack in attacks.items()},
+        utility_after=utility_after,
     )
 
 
@@ -427,6 +431,21 @@ def _ladder_attacks(suite: Suite, attacks: Collection[Spec]) -> set[Spec]:
     found = {canonical("attacks", text) for text in ("none", *suite.ladder_attacks)}
     for spec in sorted(map(str, found - set(attacks))):
         raise NftbenchError(f"{suite.name}: ladder_attacks: {spec} is not among the suite's attacks")
+    return found
+
+
+def _utility_after(suite: Suite, attacks: Mapping[Spec, AttackFacts]) -> frozenset[Spec]:
+    """The attacks after which utility is measured again.
+
+    Raises:
+        NftbenchError: one of them is unknown, not among the suite's attacks, or leaves the release as it is.
+    """
+    found = frozenset(canonical("attacks", text) for text in suite.utility_after)
+    for spec in sorted(found, key=str):
+        if spec not in attacks:
+            raise NftbenchError(f"{suite.name}: utility_after: {spec} is not among the suite's attacks")
+        if not attacks[spec].trains:
+            raise NftbenchError(f"{suite.name}: utility_after: {spec} changes no weight, so utility stays as it is")
     return found
 
 

@@ -131,6 +131,9 @@ class Record:
     attackers do not see, or on the validation split of a task that has few documents."""
     attacked: Measurement | None = None
     """The attacked model's score on the test split: a measurement."""
+    attacked_utility: Mapping[str, float | None] | None = None
+    """The attacked model's utility: by utility task, the value of its metric on the test split, None where that is not
+    finite. None as a whole where the suite does not ask for it after this attack. Older records lack it."""
     picked: Point | None = None
     """The chosen point of the sweep: a point."""
     curve: tuple[Point, ...] = ()

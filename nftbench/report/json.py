@@ -141,7 +141,8 @@ def text(board: Leaderboard, command: str) -> str:
         "skips": board.origin.skips,
         "commands": board.origin.commands,
     }
-    return written({**main, **{table.name: table.content() for table in board.side_tables}})
+    beside = {table.name: content for table in board.side_tables if (content := table.content()) is not None}
+    return written({**main, **beside})
 
 
 def _curve(curve: Curve) -> Curve:

@@ -174,6 +174,9 @@ class _Predictor:
             operations = cells * _sweep(self.plan.suite) * (LONGER if attack.trained_weights == "all_longer" else 1.0)
             if "data" in attack.knowledge:  # it prepares on public text
                 operations += TRAIN_FLOPS * budget.preparation_steps * budget.batch * block
+            if job.attack in self.plan.utility_after:
+                documents = min(DOCUMENTS, budget.max_utility_documents or DOCUMENTS)
+                operations += cells * len(self.plan.suite.utility) * FORWARD_FLOPS * documents * FILLED * block
         return self.made("attack", str(job.attack), size, operations, cells)
 
     def pretraining(self) -> float:

@@ -120,6 +120,8 @@ class Referee:
         names += [("yardsticks" if role == "yardstick" else "tasks", cell.task.name) for cell, role in roles]
         if self.attack.adaptation == "merging":
             names += [("tasks", Spec.parse(task).name) for task in self.workspace.suite.tasks]
+        if self.job.attack in self.workspace.plan.utility_after:
+            names += [("tasks", Spec.parse(task).name) for task in self.workspace.suite.utility]
         code_origin.check(self.workspace.plan, dict.fromkeys(names))
 
     def with_readable_text(self, model: Model) -> Model:
@@ -218,6 +220,7 @@ class Referee:
         validation = self.measure(task, network, task.choosing, plain) if task.trainable else None
         attacked = self.measure(task, network, "test", plain)
         unattacked = self.measure(task, release.model.network, "test", True) if trained else attacked
+        utility = self.utility_after(cell, release, network, plain)
         finite = math.isfinite(attacked.value) and (attacked.loss is None or math.isfinite(attacked.loss))
         before, given = preparation.ledger, found.ledger
         cost = dataclasses.replace(
@@ -237,6 +240,7 @@ class Referee:
                 unattacked=unattacked if finite else None,
                 validation=validation if finite else None,
                 attacked=attacked if finite else None,
+                attacked_utility=utility if finite else None,
                 picked=found.picked,
                 curve=found.curve,
                 restarts=found.restarts,
@@ -248,6 +252,22 @@ class Referee:
                 protection=load_protection(self.workspace, cell.release) if not trained else None,
             )
         )
+
+    def utility_after(
+        self, cell: Cell, release: Release, network: nn.Module, plain: bool
+    ) -> Mapping[str, float | None] | None:
+        """The utility of an attacked network: by task the metric's value, or None where that is not finite.
+
+        It is measured as the release's own utility is. The result is None where the suite does not ask for it.
+        """
+        if self.job.attack not in self.workspace.plan.utility_after:
+            return None
+        found = {}
+        for spec in map(task_spec, self.workspace.suite.utility):
+            task = load_task(self.workspace, spec, cell.seed, release.model)
+            value = self.measure(task, network, "test", plain).value
+            found[str(spec)] = value if math.isfinite(value) else None
+        return found
 
     def reading(self, cell: Cell, release: Release) -> Record:
         """Measure a yardstick on the release."""

@@ -269,7 +269,10 @@ class Suite(_Section):
     """Tasks that should stay trainable. Attacks run on them too, but the score does not count them. The table of
     task-aware defenses shows them."""
     utility: tuple[str, ...] = Field(min_length=1)
-    """Tasks that are only measured, on the release without an attack."""
+    """Tasks that are only measured: on the release without an attack, and after the attacks in `utility_after`."""
+    utility_after: tuple[str, ...] = ()
+    """Attacks after which the utility tasks are measured again, on the attacked network, all of them among `attacks`.
+    A table then shows what attackers reach while they keep utility. Each costs its cells one more measurement."""
     yardsticks: tuple[str, ...] = ()
     """Papers' own metrics, such as `rir`, measured on each release that they apply to. They are never part of a
     score."""
@@ -379,7 +382,10 @@ class Suite(_Section):
             raise ValueError(f"salt is for the toy language, and corpus.source is {self.corpus.source}")
         return self
 
-    @field_validator("seeds", "defenses", "ladder_attacks", "attacks", "tasks", "benign", "utility", "yardsticks")
+    @field_validator(
+        *("seeds", "defenses", "ladder_attacks", "attacks", "utility_after"),
+        *("tasks", "benign", "utility", "yardsticks"),
+    )
     @classmethod
     def _distinct(cls, values: tuple[Any, ...]) -> tuple[Any, ...]:
         twice = sorted({str(value) for value in values if values.count(value) > 1})

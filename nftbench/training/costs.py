@@ -102,14 +102,16 @@ def gradient_error(network: nn.Module, loss: Callable[[nn.Module], Tensor], seed
     Gradients are taken in training mode and differences in evaluation mode. Without dropout, which the caller turns
     off, both modes compute the same function.
 
-    A distance between the float32 and the float64 gradients above `FLOAT32_TOLERANCE` counts as an error, too.
+    A distance between the float32 and the float64 gradients above `FLOAT32_TOLERANCE` counts as an error, too. The rows
+    of `padding_rows` stay as they are.
     """
     network = copy.deepcopy(network)
     single = _gradients(network.float(), loss)
     double = _gradients(network.double(), loss)
     network.eval()
     parameters = list(network.parameters())
-    scales = [_scale(parameter.detach()) for parameter in parameters]
+    padding = padding_rows(network)
+    scales = [_scale(parameter.detach(), padding.get(parameter)) for parameter in parameters]
     distance = _distance(single, double, scales)
     worst = distance if distance > FLOAT32_TOLERANCE else 0.0
     typical = _norm(double, scales)
@@ -126,9 +128,22 @@ def gradient_error(network: nn.Module, loss: Callable[[nn.Module], Tensor], seed
     return worst
 
 
-def _scale(parameter: Tensor) -> Tensor:
-    """The scale of each weight, which is never zero."""
-    return parameter.abs() + SMALLEST * parameter.square().mean().sqrt() + 1e-8
+def padding_rows(network: nn.Module) -> dict[Tensor, int]:
+    """The row of each embedding that PyTorch never trains, by the embedding's weights.
+
+    The gradient of `nn.Embedding` is zero at its `padding_idx`, although the loss depends on that row wherever the text
+    holds the token. In some models it is the token that begins a document.
+    """
+    embeddings = (module for module in network.modules() if isinstance(module, nn.Embedding))
+    return {one.weight: one.padding_idx for one in embeddings if one.padding_idx is not None}
+
+
+def _scale(parameter: Tensor, padding: int | None) -> Tensor:
+    """The scale of each weight. It is zero in the row `padding`, and nowhere else."""
+    scale = parameter.abs() + SMALLEST * parameter.square().mean().sqrt() + 1e-8
+    if padding is not None:
+        scale[padding] = 0.0
+    return scale
 
 
 def _gradients(network: nn.Module, loss: Callable[[nn.Module], Tensor]) -> list[Tensor]:

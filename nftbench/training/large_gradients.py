@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
-from nftbench.training.costs import MAX_ERROR, SMALLEST
+from nftbench.training.costs import MAX_ERROR, SMALLEST, padding_rows
 
 DIRECTIONS = 2
 STEP_SIZES = (1e-4, 1e-3)
@@ -28,14 +28,15 @@ def gradient_error(network: nn.Module, loss: Callable[[nn.Module], Tensor], seed
 
     It is the largest |a - f| / max(|a|, |f|, |g|) over random directions, as in `costs.gradient_error`: a is the
     derivative along a direction by autograd, f that by central differences, and |g| the root mean square of a. A
-    direction changes each weight up or down, by an equal share of its size. Afterwards the network is as it was.
+    direction changes each weight up or down, by an equal share of its size, but for the rows of `costs.padding_rows`.
+    Afterwards the network is as it was.
     """
     parameters = list(network.train().requires_grad_(True).parameters())
     gradients = torch.autograd.grad(loss(network), parameters, allow_unused=True, materialize_grads=True)
     derivatives = [
         sum(
             float((gradient.double() * sign * _scale(weight.detach())).sum())
-            for gradient, sign, weight in zip(gradients, _signs(parameters, seed, number), parameters, strict=True)
+            for gradient, sign, weight in zip(gradients, _signs(network, seed, number), parameters, strict=True)
         )
         for number in range(DIRECTIONS)
     ]
@@ -60,7 +61,7 @@ def _differences(
     found = []
     try:
         for number in range(DIRECTIONS):
-            signs = list(_signs(parameters, seed, number))
+            signs = list(_signs(network, seed, number))
             along = []
             for size in STEP_SIZES:
                 values = []
@@ -93,12 +94,14 @@ def _least(weight: Tensor) -> float:
     return SMALLEST * float(weight.norm()) / math.sqrt(weight.numel()) + 1e-8
 
 
-def _signs(parameters: Sequence[nn.Parameter], seed: int, number: int) -> Iterator[Tensor]:
-    """A random direction: +1 or -1 for each weight, as int8."""
-    generator = torch.Generator().manual_seed(seed + number)
-    for parameter in parameters:
-        drawn = torch.randint(0, 2, parameter.shape, generator=generator, dtype=torch.int8)
-        yield drawn.mul_(2).sub_(1).to(parameter.device)
+def _signs(network: nn.Module, seed: int, number: int) -> Iterator[Tensor]:
+    """A random direction: +1 or -1 for each weight, as int8, and 0 in the rows of `padding_rows`."""
+    generator, padding = torch.Generator().manual_seed(seed + number), padding_rows(network)
+    for parameter in network.parameters():
+        drawn = torch.randint(0, 2, parameter.shape, generator=generator, dtype=torch.int8).mul_(2).sub_(1)
+        if parameter in padding:
+            drawn[padding[parameter]] = 0
+        yield drawn.to(parameter.device)
 
 
 def _relative(derivative: float, difference: float, typical: float) -> float:

@@ -24,8 +24,10 @@ from nftbench.models.architectures import dlr
 from nftbench.planning import registry
 from nftbench.running.owner import Owner, make_base
 from nftbench.running.workspace import make_corpus
+from nftbench.scoring.flags import GRADIENT_ERROR
 from nftbench.suites.reading import parse
 from nftbench.testing import tiny_suite
+from nftbench.training import costs, large_gradients
 
 architectures.register()
 
@@ -244,6 +246,26 @@ def test_gradient_checkpointing_gives_the_same_gradients_for_less_memory(kind: s
     assert saved[1] < saved[0] / 4
     for one, other in zip(plain.parameters(), saving.parameters(), strict=True):
         torch.testing.assert_close(one.grad, other.grad)
+
+
+@pytest.mark.parametrize("check", [costs, large_gradients], ids=["small", "large"])
+def test_the_padding_row_which_pytorch_never_trains_is_no_false_gradient(
+    check: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Llama's embedding of the padding token is zero, and may be the token that begins a document. Two norms in a row
+    divide a small change of it by the root of their epsilon each, so the loss depends on it much more than on the rest.
+    """
+    network = locked("llama", pad_token_id=0)
+    tokens = torch.cat([torch.zeros(4, 1, dtype=torch.long), TOKENS], 1)
+
+    def loss(own: nn.Module) -> torch.Tensor:
+        logits = own(input_ids=tokens).logits[:, :-1].double()
+        return nn.functional.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten())
+
+    assert not network.get_input_embeddings().weight[0].any()
+    assert check.gradient_error(network, loss, 0) < GRADIENT_ERROR
+    monkeypatch.setattr(check, "padding_rows", lambda _: {})
+    assert check.gradient_error(network, loss, 0) > GRADIENT_ERROR
 
 
 # ------------------------------------------------------------------------------------------------------- what it costs

@@ -17,5 +17,9 @@ from nftbench.scoring.side_tables.protocol import (
 from nftbench.scoring.side_tables.readings import Readings
 from nftbench.scoring.side_tables.task_aware import TaskAware
 from nftbench.scoring.side_tables.text_control import TextControl
+from nftbench.scoring.side_tables.utility_guard import UtilityGuard
 
-SIDE_TABLES: tuple[type[SideTable], ...] = (TaskAware, Merging, PaperClaims, Readings, MaskValue, TextControl)
+SIDE_TABLES: tuple[type[SideTable], ...] = (
+    *(TaskAware, Merging, PaperClaims, Readings, MaskValue, TextControl),
+    UtilityGuard,
+)

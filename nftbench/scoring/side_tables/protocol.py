@@ -63,5 +63,8 @@ class SideTable(Protocol):
         ...
 
     def content(self) -> Any:
-        """The content for leaderboard.json, made of dataclasses, mappings, sequences, texts and numbers."""
+        """The content for leaderboard.json, made of dataclasses, mappings, sequences, texts and numbers.
+
+        None leaves the table out of the file.
+        """
         ...
