@@ -74,8 +74,8 @@ def folder(incomplete: str) -> list[str]:
 def mend_zsh() -> None:
     """Make the first Tab of a zsh count, in the script that typer installs.
 
-    zsh loads that file at the first Tab and calls it as the completion. The file of typer 0.29 only defines the function
-    that completes, so this Tab offers nothing. The added line calls the function, but not where the file is sourced.
+    zsh loads that file at the first Tab and calls it as the completion. The file of typer 0.29 only defines the
+    function that completes, so this Tab offers nothing. The added line calls it, but not where the file is sourced.
     """
     from typer import _completion_shared
 

@@ -1,4 +1,4 @@
-"""The difference of two samples with its test: paired by base seed where both sides had the same weights or grammars."""
+"""The difference of two samples with its test: paired by base seed where seeds have weights or grammars in common."""
 
 from __future__ import annotations
 

@@ -155,7 +155,9 @@ def test_what_a_grammar_does_to_both_machines_cancels() -> None:
     """Six points less at each seed, where seeds differ by much more."""
     scattered = {"pmp": (0.45, 0.7, 0.5, 0.55, 0.65), "random_mask": MASK}
     less = scattered | {"pmp": tuple(one + 0.06 + 0.001 * at for at, one in enumerate(scattered["pmp"]))}
-    same, other = (compare(run(scattered), on_another_machine(less, salt=salt), SUPPRESSION) for salt in ("public", "x"))
+    same, other = (
+        compare(run(scattered), on_another_machine(less, salt=salt), SUPPRESSION) for salt in ("public", "x")
+    )
     assert of_rows(same)["pmp"] == "regressed"
     assert of_rows(other)["pmp"] == "suspect"
 
