@@ -43,6 +43,13 @@ def anything(incomplete: str) -> list[str]:
     return [*_starting(incomplete, dict.fromkeys(plugins)), *suite(incomplete)]
 
 
+def template(incomplete: str) -> list[str]:
+    """What `new` writes."""
+    from nftbench.cli.new import KINDS
+
+    return _starting(incomplete, KINDS)
+
+
 def plugins(of_kind: Kind) -> Callable[[str], list[str]]:
     """A function that completes the last name of a list with commas, as in `pmp,no`."""
 
@@ -62,6 +69,19 @@ def folder(incomplete: str) -> list[str]:
     """Folders of results in this folder and in those in it, such as `runs/small`."""
     found = (path.parent for pattern in ("*", "*/*") for path in Path().glob(f"{pattern}/manifest.json"))
     return _starting(incomplete, sorted(map(str, found)))
+
+
+def mend_zsh() -> None:
+    """Make the first Tab of a zsh count, in the script that typer installs.
+
+    zsh loads that file at the first Tab and calls it as the completion. The file of typer 0.29 only defines the
+    function that completes, so this Tab offers nothing. The added line calls it, but not where the file is sourced.
+    """
+    from typer import _completion_shared
+
+    _completion_shared._completion_scripts["zsh"] += (
+        '[[ $zsh_eval_context[-1] != loadautofunc ]] || %(complete_func)s "$@"\n'
+    )
 
 
 def _starting(incomplete: str, names: Iterable[str]) -> list[str]:

@@ -20,6 +20,7 @@ from nftbench.cli import (
     catalogue,
     check,
     compare,
+    completion,
     lm_eval,
     merge,
     new,
@@ -84,6 +85,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal in latin-1 has no character for a table's lines
+    if "--install-completion" in words:
+        completion.mend_zsh()
     with warnings.catch_warnings():
         warnings.showwarning = _show_warning
         try:

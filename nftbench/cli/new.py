@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from nftbench.cli import completion
 from nftbench.errors import NftbenchError, suggest
 
 if TYPE_CHECKING:
@@ -22,7 +23,10 @@ KINDS: dict[str, Kind] = {"defense": "defenses", "attack": "attacks", "task": "t
 
 
 def new(
-    kind: Annotated[str, typer.Argument(metavar="KIND", help="`defense`, `attack` or `task`.")],
+    kind: Annotated[
+        str,
+        typer.Argument(metavar="KIND", help="`defense`, `attack` or `task`.", autocompletion=completion.template),
+    ],
     name: Annotated[str, typer.Argument(metavar="NAME", help="Its name, in small letters as in `my_defense`.")],
 ) -> None:
     """Write a small defense, attack or task that runs as it is, to a file here for you to change."""

@@ -135,11 +135,12 @@ def compare(base: Side, new: Side, settings: Settings) -> Comparison:
 
 @dataclass(frozen=True)
 class _Rulers:
-    """Why numbers do not compare."""
+    """Why numbers do not compare, and whether seeds do."""
 
     everything: str | None
     excess: str | None
     on_one_machine: str | None
+    same_grammars: bool
 
     @classmethod
     def of(cls, base: Side, new: Side) -> _Rulers:
@@ -148,6 +149,7 @@ class _Rulers:
             "; ".join(rulers.differences(base, new)) or None,
             rulers.ladder_difference(base, new),
             None if same else "another or an unknown processor",
+            rulers.same_grammars(base, new),
         )
 
     def against(self, role: Role, name: str) -> str | None:
@@ -213,10 +215,10 @@ def _lines(
             elif new is None:
                 yield _Tested(replace(blank, verdict="missing", why="NEW has no such row", base=_mean(base, name)))
             else:
-                yield _tested(blank, base, new, 1 if metric.higher_is_better else -1)
+                yield _tested(blank, base, new, ruler.same_grammars, 1 if metric.higher_is_better else -1)
 
 
-def _tested(blank: Line, base: RowSamples, new: RowSamples, direction: int) -> _Tested:
+def _tested(blank: Line, base: RowSamples, new: RowSamples, same_grammars: bool, direction: int) -> _Tested:
     name = blank.metric
     one, other = base.samples.get(name), new.samples.get(name)
     blank = replace(blank, base=one.mean if one else None, new=other.mean if other else None)
@@ -226,7 +228,7 @@ def _tested(blank: Line, base: RowSamples, new: RowSamples, direction: int) -> _
         return _Tested(replace(blank, verdict="new", why=f"BASE: {_reason(base, name) or 'not known'}"))
     if other is None or (_lacks_seeds(other, new) and not _lacks_seeds(one, base)):
         return _Tested(replace(blank, verdict="missing", why=f"NEW: {_reason(new, name) or 'not known'}"))
-    found = between(one, other, base.bases, new.bases)
+    found = between(one, other, base.bases, new.bases, same_grammars=same_grammars)
     better = direction * found.interval.value + 0.0
     return _Tested(
         replace(

@@ -33,6 +33,17 @@ def ladder_difference(base: Side, new: Side) -> str | None:
     return "other ladders of trivial defenses" if one != other else None
 
 
+def same_grammars(base: Side, new: Side) -> bool:
+    """Whether a base seed has the same grammar of the toy language on both sides: a salt that the suite itself writes.
+
+    Other salts belong to a folder, and a baseline does not name them.
+    """
+    if not (isinstance(base, Recorded) and isinstance(new, Recorded)):
+        return False
+    one, other = base.manifest.suite, new.manifest.suite
+    return one.salt is not None and (one.salt, one.corpus) == (other.salt, other.corpus)
+
+
 def notes(base: Side, new: Side) -> Iterator[str]:
     """What the reader has to know of the two sides, and what does not decide anything."""
     for side in (base, new):

@@ -180,17 +180,21 @@ def _numbers(score: Score, twin: Score) -> Table:
         ("taken from the attacker", suppression, UNKNOWN),
         ("taken beyond trivial changes of the twin", interval(score.excess.interval), UNKNOWN),
         ("utility kept, %", interval(score.utility.retention, 100), "100.0"),
-        *(
-            (
-                f"{unit} to {100 * share:g} % of the twin's gain",
-                tables.multiple(score, name, share),
-                "1×",
-            )
-            for name, unit in (("steps", "attacker's steps"), ("seconds", "attacker's time"))
-            for share in SHARES
-        ),
+        *_costs(score, twin),
     ]
     return Table("In numbers", ("", "release", "undefended twin"), tuple(rows))
+
+
+def _costs(score: Score, twin: Score) -> list[tuple[str, str, str]]:
+    """The attacker's cost to shares of the twin's gain. A gain that may be none has no shares to reach."""
+    gain = twin.resistance.gain
+    if gain is None or gain.value <= 0 or (gain.count > 1 and gain.low <= 0):
+        return [("attacker's cost to the twin's gain", "not known: no attack is shown to gain on the twin", UNKNOWN)]
+    return [
+        (f"{unit} to {100 * share:g} % of the twin's gain", tables.multiple(score, name, share), "1×")
+        for name, unit in (("steps", "attacker's steps"), ("seconds", "attacker's time"))
+        for share in SHARES
+    ]
 
 
 def _tried(score: Score, twin: Score) -> Table:

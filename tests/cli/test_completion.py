@@ -1,7 +1,8 @@
-"""Shell completion: what Tab offers at each place, quickly, and in a real bash."""
+"""Shell completion: what Tab offers at each place, quickly, and in a real bash, zsh and fish."""
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from nftbench.planning import registry
 from tests.project.test_packaging import HEAVY
 
 Complete = Callable[[str], list[str]]
+Shell = Callable[[str, str], str]
 
 
 @pytest.fixture
@@ -42,6 +44,7 @@ def complete(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
         ("audit release --suite wiki-", ["wiki-small"]),
         ("reproduce tr", ["trap2"]),
         ("list y", ["yardsticks"]),
+        ("new at", ["attack"]),
         ("info pmp", ["pmp"]),
         ("info paper-tr", ["paper-trap2"]),
         ("run small --defenses pm", ["pmp"]),
@@ -95,17 +98,56 @@ def test_nothing_heavy_is_loaded() -> None:
     assert "small" in done.stdout.split()
 
 
-@pytest.mark.skipif(not shutil.which("bash"), reason="no bash is installed")
-def test_bash_runs_the_shown_script(tmp_path: Path) -> None:
-    command = tmp_path / "nftbench"
+@pytest.fixture
+def shell(tmp_path: Path) -> Shell:
+    """`shell("zsh", script)`: what the script prints in a new home, where `nftbench` is a command."""
+    command = tmp_path / "bin" / "nftbench"
+    command.parent.mkdir()
     command.write_text(f'#!/bin/sh\nexec {sys.executable} -P -m nftbench "$@"\n')
     command.chmod(0o755)
-    asked = f"""
-    PATH={tmp_path}:$PATH
+    (tmp_path / "home").mkdir()
+    variables = {"PATH": f"{command.parent}:{os.environ['PATH']}", "HOME": str(tmp_path / "home"), "TERM": "dumb"}
+
+    def shell(name: str, script: str) -> str:
+        if not shutil.which(name):
+            pytest.skip(f"no {name} is installed")
+        asked = [name, "-c", script]
+        done = subprocess.run(asked, capture_output=True, text=True, check=True, env=variables, timeout=60)
+        return done.stdout
+
+    return shell
+
+
+def test_bash_runs_the_shown_script(shell: Shell) -> None:
+    asked = """
     eval "$(_NFTBENCH_COMPLETE=source_bash nftbench)"
     COMP_WORDS=(nftbench run small --defenses pmp,ran) COMP_CWORD=4
     $(complete -p nftbench | sed 's/.*-F \\([^ ]*\\).*/\\1/') nftbench
-    echo "${{COMPREPLY[@]}}"
+    echo "${COMPREPLY[@]}"
     """
-    done = subprocess.run(["bash", "-c", asked], capture_output=True, text=True, check=True)
-    assert done.stdout.split() == ["pmp,random_mask"]
+    assert shell("bash", asked).split() == ["pmp,random_mask"]
+
+
+def test_the_first_tab_of_an_installed_zsh_completes(shell: Shell) -> None:
+    """In a terminal of its own. Had Tab offered nothing, the wait for the completed word would time out."""
+    asked = r"""
+    _TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION=1 nftbench --install-completion zsh > /dev/null
+    zmodload zsh/zpty
+    zpty -b terminal 'zsh -i'
+    zpty -w terminal "PS1=; echo rea''dy"
+    zpty -r -m terminal out '*ready*'
+    zpty -w -n terminal $'nftbench run small --defenses noise[scale=0.1],pm\t'
+    zpty -r -m terminal out '*,pmp*'
+    zpty -d terminal
+    echo completed
+    """
+    assert shell("zsh", asked) == "completed\n"
+
+
+def test_an_installed_fish_completes(shell: Shell) -> None:
+    asked = """
+    _TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION=1 nftbench --install-completion fish > /dev/null
+    fish -c 'complete -C "nftbench run small --defenses noise[scale=0.1],pm"; complete -C "nftbench run smo"'
+    """
+    offered = ["noise[scale=0.1],pmp", "smoke", "smollm2", "smollm2-gpu", "smollm2-quick"]
+    assert shell("fish", asked).splitlines() == offered

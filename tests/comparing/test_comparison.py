@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings, strategies
 
 from nftbench.comparing import Comparison, Settings, compare
+from nftbench.comparing.sides import Recorded
 from nftbench.errors import NftbenchError
 from nftbench.records.record import Record
 from nftbench.suites.schema import Family
@@ -138,11 +139,42 @@ def test_a_row_of_an_unfinished_run_is_missing() -> None:
 # ------------------------------------------------------------------------------------------------------- two machines
 
 
-def test_other_base_weights_are_compared_unpaired() -> None:
-    found = compare(run(ROWS), run(ROWS, base="other", provenance=OTHER_MACHINE), SUPPRESSION)
+def on_another_machine(rows: Mapping[str, Sequence[float]], **changes: Any) -> Recorded:
+    """A run with other base weights."""
+    return side(records(rows, base="other", provenance=OTHER_MACHINE), **changes)
+
+
+def test_other_base_weights_on_other_grammars_are_compared_unpaired() -> None:
+    found = compare(run(ROWS), on_another_machine(ROWS, salt="another"), SUPPRESSION)
     assert not any(line.paired for line in found.lines)
     assert not {"incomparable", "regressed"} & set(of_rows(found).values())
     assert any("other processors: Here and There" in note for note in found.notes)
+
+
+def test_what_a_grammar_does_to_both_machines_cancels() -> None:
+    """Six points less at each seed, where seeds differ by much more."""
+    scattered = {"pmp": (0.45, 0.7, 0.5, 0.55, 0.65), "random_mask": MASK}
+    less = scattered | {"pmp": tuple(one + 0.06 + 0.001 * at for at, one in enumerate(scattered["pmp"]))}
+    same, other = (
+        compare(run(scattered), on_another_machine(less, salt=salt), SUPPRESSION) for salt in ("public", "x")
+    )
+    assert of_rows(same)["pmp"] == "regressed"
+    assert of_rows(other)["pmp"] == "suspect"
+
+
+@pytest.mark.parametrize(("salts", "paired"), [(("public", "public"), True), ((None, None), False)])
+def test_a_salt_that_no_suite_names_pairs_nothing(salts: tuple[str | None, str | None], paired: bool) -> None:
+    base, new = side(records(ROWS), salt=salts[0]), on_another_machine(ROWS, salt=salts[1])
+    assert {line.paired for line in compare(base, new, SUPPRESSION).lines} == {paired}
+
+
+@pytest.mark.parametrize("kept", [[0, 1, 2], [1, 2, 3, 4, 9]])
+def test_grammars_pair_no_fewer_than_five_seeds_and_leave_none_out(kept: list[int]) -> None:
+    """Three pairs see less than three and five seeds by themselves; a seed that has no pair would be lost."""
+    new = records(ROWS, base="other")
+    moved = [replace(one, seed=9) if 9 in kept and one.seed == 0 else one for one in new]
+    found = compare(run(ROWS), side([one for one in moved if one.seed in kept]), SUPPRESSION)
+    assert {line.paired for line in found.lines} == {False}
 
 
 def test_a_regression_on_another_machine_is_found() -> None:

@@ -13,6 +13,7 @@ from huggingface_hub.repocard_data import model_index_to_eval_results
 from nftbench.report import card as cards
 from nftbench.report.card import Card
 from nftbench.report.exports import model_index
+from nftbench.scoring.cost_to_break import Multiple
 from nftbench.scoring.intervals import Interval
 from nftbench.scoring.scores import ClaimTest, Excess, Resistance, Score, TaskScore, Utility
 from nftbench.scoring.table import Table
@@ -61,6 +62,27 @@ def test_the_verdict_is_one_sentence_with_its_numbers(found: Score, said: str) -
     assert said in answer
     assert answer.endswith(".")
     assert ". " not in answer
+
+
+@pytest.mark.parametrize(
+    ("gain", "known"),
+    [
+        (Interval(20.0, 15.0, 25.0, 3), True),
+        (Interval(20.0), True),
+        (Interval(-1.7, -2.5, -0.9, 3), False),
+        (Interval(1.7, -5.5, 8.8, 3), False),
+        (None, False),
+    ],
+)
+def test_costs_are_multiples_of_the_twins_only_where_attacks_gain_on_the_twin(
+    gain: Interval | None, known: bool
+) -> None:
+    twin = dataclasses.replace(score("untested"), resistance=Resistance(gain=gain))
+    release = dataclasses.replace(score("refuted"), cost_to_break={"steps": {0.5: Multiple(3.0), 0.9: Multiple(4.0)}})
+    rows = cards._costs(release, twin)
+    assert ("attacker's steps to 50 % of the twin's gain", "3×", "1×") in rows or not known
+    assert ("1×" in {cell for row in rows for cell in row}) is known
+    assert any("no attack is shown to gain on the twin" in row[1] for row in rows) is not known
 
 
 def test_the_model_index_is_read_by_the_hubs_own_library() -> None:
