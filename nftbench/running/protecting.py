@@ -154,7 +154,7 @@ def protect(order: Order, folder: Path, workspace: Workspace, limit: float) -> t
     activity.tell("protects the model")
     seconds = isolation.run(
         perform,
-        packing.pack(order, hidden),
+        packing.pack(order, folder, hidden),
         folder,
         workspace.store,
         limit=limit,
@@ -168,7 +168,7 @@ def protect(order: Order, folder: Path, workspace: Workspace, limit: float) -> t
 
 def perform(content: bytes, folder: Path) -> None:
     """Protect, in the defense's own process."""
-    order: Order = packing.unpack(content)
+    order: Order = packing.unpack(content, folder)
     failures.attempt(lambda: _protect(order, folder), folder / FAILED)
 
 
@@ -212,6 +212,8 @@ def _save_opened(order: Order, release: Path) -> None:
 
     An attacker who holds the files need not run the owner's code.
     """
+    if networks.is_known(release):
+        return
     model = networks.load(release, str(order.device), attacker=True)
     if not networks.has_custom_code(model.network) or order.corpus is None or model.tokenizer is None:
         return

@@ -57,13 +57,14 @@ def saved_bytes(network: nn.Module, loss: Callable[[nn.Module], Tensor]) -> tupl
 
     Each storage counts once, and parameters do not count.
     """
-    parameters = {parameter.untyped_storage().data_ptr() for parameter in network.parameters()}
+    # A storage is known by its object: asking for its address would copy weights that two networks share.
+    parameters = {parameter.untyped_storage()._cdata for parameter in network.parameters()}
     sizes: dict[int, int] = {}
 
     def pack(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
-        if storage.data_ptr() not in parameters:
-            sizes[storage.data_ptr()] = storage.nbytes()
+        if storage._cdata not in parameters:
+            sizes[storage._cdata] = storage.nbytes()
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):

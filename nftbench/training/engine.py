@@ -8,7 +8,6 @@ and optimizers that mix coordinates (Muon) would still move them.
 from __future__ import annotations
 
 import contextlib
-import copy
 import functools
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -24,6 +23,7 @@ from transformers import PreTrainedModel
 from nftbench.contract import EachStep, Mask, Task
 from nftbench.device import Device
 from nftbench.errors import NftbenchError
+from nftbench.models.copies import copied
 from nftbench.models.networks import seeded
 from nftbench.suites.schema import Pretraining
 from nftbench.terms import Optimizer
@@ -211,7 +211,7 @@ def pretrain(
 
 def step_flops(network: PreTrainedModel, text: Tensor | Task, recipe: Pretraining, device: Device) -> float:
     """FLOPs of the forward and the backward pass of one pre-training step, counted with PyTorch's math attention."""
-    batch, copied = next(_batches(text, recipe, 0, device)), copy.deepcopy(network)
+    batch, copied = next(_batches(text, recipe, 0, device)), copied(network)
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
         _loss(copied, text, batch).backward()  # type: ignore[no-untyped-call]
     return float(counter.get_total_flops())

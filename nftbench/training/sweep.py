@@ -7,7 +7,6 @@ separate run for each duration.
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import itertools
 import math
@@ -23,6 +22,7 @@ from torch.optim.swa_utils import AveragedModel
 from nftbench.contract import Adapter, Candidates, Cost, Mask, Measurement, Model, Outcome, Point, Task
 from nftbench.device import Device
 from nftbench.errors import NftbenchError
+from nftbench.models.copies import copied
 from nftbench.models.networks import seeded
 from nftbench.suites.schema import Budget
 from nftbench.terms import Optimizer
@@ -134,7 +134,7 @@ def select(trainer: Trainer, task: Task, candidates: Candidates) -> Outcome:
         if point.score is None:
             continue
         if winner is None or best([winner[0], point], measurement.higher_is_better) is point:
-            winner = point, copy.deepcopy(network), measurement
+            winner = point, copied(network), measurement
     if winner is None:
         raise NonFiniteError("no candidate is finite")
     point, network, measurement = winner
@@ -310,6 +310,7 @@ class Sweep:
                     left = [end for end in stops if end > stop]
                     points += [Point(learning_rate, end, None, None, None, attack_seed) for end in left]
                     break
+        network.zero_grad()  # whoever keeps the network keeps no gradients
         return points, evaluated.eval(), measurement
 
     def averaged(self, stops: Sequence[int], step: int) -> list[int]:
@@ -318,7 +319,7 @@ class Sweep:
 
     def network(self, attack_seed: int) -> nn.Module:
         """The network that a trajectory trains: an adapted copy of the release, in the attempt's precision."""
-        base = copy.deepcopy(self.model.network)
+        base = copied(self.model.network)
         with seeded(_mix(self.trainer.seed, attack_seed)):
             network = self.adapter(base, attack_seed) if self.adapter is not None else base
         if self.attempt == "float32":
