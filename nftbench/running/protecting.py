@@ -49,6 +49,8 @@ class Order:
     """Folders of the undefended model by steps of its run; a given base is at step 0."""
     trained: bool
     """Whether `protect` is given the trained base model."""
+    precision: torch.dtype = torch.float32
+    """The precision in which the release is published."""
 
 
 @dataclass(frozen=True)
@@ -186,6 +188,8 @@ def _protect(order: Order, folder: Path) -> None:
     seconds = time.monotonic() - started
     if not isinstance(protected, Protected):
         raise NftbenchError(f"protect returned {type(protected).__name__}, not Protected")
+    if order.precision != torch.float32:
+        protected.release.network.to(order.precision)
     networks.save(protected.release, folder / RELEASE)
     _save_opened(order, folder / RELEASE)
     if protected.update is not None:

@@ -78,6 +78,10 @@ class GivenModel(_Section):
     apply_chat_template: bool = False
     """Whether the prompts of lm-eval's tasks are put into the tokenizer's chat template, as lm-eval's option of this
     name does."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """The precision of base and releases, as they are stored, measured and adapted by LoRA, whose own weights are
+    float32. `bfloat16` is for checkpoints that are stored so, and for a GPU: a CPU without its instructions is slower
+    in it. Attacks that train the network's own weights train them in float32."""
 
 
 class Pretraining(_Section):

@@ -35,7 +35,8 @@ class Stepper:
     """Takes optimizer steps: backward pass, mask, clipping, update, and restoring frozen weights.
 
     Args:
-        network: the network to train; parameters that require no gradient do not change.
+        network: the network to train; parameters that require no gradient do not change. If it has weights to train
+            in half precision, all of it becomes float32. Adapters on a base in half precision are float32 by PEFT.
         optimizer: `adamw`, `sgd` (with momentum 0.9) or `muon` (matrices by Muon, the rest by AdamW).
         factor: the multiple of the learning rate at each step, counted from 1.
         weight_decay: applied to matrices, and to vectors (gains of norms, biases) if `decay_vectors`.
@@ -59,6 +60,8 @@ class Stepper:
         decay_vectors: bool = False,
         mask: Mask | None = None,
     ) -> None:
+        if any(one.requires_grad and one.dtype in (torch.bfloat16, torch.float16) for one in network.parameters()):
+            network.float()  # small steps would be lost in rounding, and layers of mixed precision compute nothing
         named = [(name, parameter) for name, parameter in network.named_parameters() if parameter.requires_grad]
         if not named:
             raise NftbenchError("nothing to train: no parameter needs a gradient")

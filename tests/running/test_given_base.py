@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from nftbench.contract import Model
 from nftbench.data import corpus
@@ -22,6 +23,7 @@ from nftbench.running.workspace import Workspace, load_task, make_corpus
 from nftbench.suites.schema import Suite
 from nftbench.testing import tiny_suite
 from tests import checkpoints
+from tests.apart import attack_here
 
 
 @pytest.fixture
@@ -93,6 +95,54 @@ def test_equal_weights_are_kept_once(base: Path, tmp_path: Path, monkeypatch: py
     matrices = [weight for weight in pruned.parameters() if weight.ndim > 1]
     zero = sum(int((weight == 0).sum()) for weight in matrices) / sum(weight.numel() for weight in matrices)
     assert zero == pytest.approx(0.2, abs=0.001)
+
+
+def test_a_release_shares_the_tensors_that_it_leaves_unchanged(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Large networks are saved in many files, of which releases of one base share those that are equal."""
+    for name, value in (("records.store.LARGE", 1), ("models.networks.LARGE", 1), ("models.networks.SHARD", 2000)):
+        monkeypatch.setattr(f"nftbench.{name}", value)
+    store, model = Store(tmp_path / "results", tmp_path / "cache"), networks.load(base)
+    whole = store.make("bases", "base", lambda draft: networks.save(model, draft))
+    with torch.no_grad():
+        model.network.model.layers[0].mlp.up_proj.weight.add_(1)
+    release = store.make("releases", "release", lambda draft: networks.save(model, draft))
+    files = sorted(path.name for path in whole.glob("*.safetensors"))
+    assert files == sorted(path.name for path in release.glob("*.safetensors"))
+    assert len(files) > 3
+    assert sum(not (whole / name).samefile(release / name) for name in files) == 1
+    found = networks.load(release)
+    assert all(
+        torch.equal(tensor, found.network.state_dict()[name]) for name, tensor in model.network.state_dict().items()
+    )
+    assert networks.tensors_sha256(whole) != networks.tensors_sha256(release)
+
+
+# ----------------------------------------------------------------------------------------------------------- precision
+
+
+def test_bfloat16_is_kept_for_all_that_is_not_trained(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checked = set()
+    monkeypatch.setattr(releases, "_checked_gradients", lambda network, *_: (checked.add(network.dtype), (0.0, None))[1])
+    suite = given(base, defenses=["none", "noise"], attacks=["none", "lora[rank=1]", "head"], seeds=[0])
+    half = suite.model_copy(update={"model": {**suite.model, "dtype": "bfloat16"}})
+    assert not {cell.key for cell in plan(half).cells} & {cell.key for cell in plan(suite).cells}
+    here = workspace(plan(half), tmp_path)
+    jobs = {str(job.attack): job for job in here.plan.jobs() if str(job.defense) == "noise"}
+    kept = {"none": torch.bfloat16, "lora[rank=1]": torch.bfloat16, "head": torch.float32}
+    for attack, dtype in kept.items():
+        networks_found = attack_here(here, jobs[attack], tmp_path / attack)
+        for network in networks_found:
+            adapters = {weight.dtype for name, weight in network.named_parameters() if "lora_" in name}
+            rest = {weight.dtype for name, weight in network.named_parameters() if "lora_" not in name}
+            assert rest == {dtype}, attack
+            assert adapters == ({torch.float32} if "lora" in attack else set())
+    stored = load_file(releases.make_release(here, Spec.parse("noise"), 0, jobs["none"].release) / checkpoints.WEIGHTS)
+    assert {tensor.dtype for tensor in stored.values()} == {torch.bfloat16}
+    assert checked == {torch.float32}, "gradients are checked in what attackers train"
 
 
 # ---------------------------------------------------------------------------------------------------------------- text
