@@ -70,7 +70,7 @@ def _prepare(suite_name: str, selection: Selection, options: RunOptions, keep_sa
     from nftbench.planning.plan import narrow, plan
     from nftbench.records.spec import Spec
 
-    use_cache(options.cache)
+    use_cache(options.cache, options.cache_size)
     device = available_device(options.device)
     names, seeds = selection.names(), selection.base_seeds()
     suite = suites.read(suite_name, options.suite_changes())
@@ -126,10 +126,20 @@ def ask_apart(store: Store, data: Path | None) -> None:
     facts.describe_by(ask)
 
 
-def use_cache(cache: Path | None) -> None:
-    """Set the cache folder in the environment, where workers and the generators of task documents read it too."""
+def use_cache(cache: Path | None, size: str | None = None) -> None:
+    """Set the cache folder in the environment, where workers and the generators of task documents read it too, and its
+    largest size.
+
+    Raises:
+        NftbenchError: the size is none.
+    """
+    from nftbench.records import disk_budget
+
     if cache is not None:
         os.environ["NFTBENCH_CACHE"] = str(cache.resolve())
+    if size is not None:
+        os.environ[disk_budget.VARIABLE] = size
+    disk_budget.budget()
 
 
 def available_device(text: str) -> Device:
