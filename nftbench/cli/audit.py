@@ -164,11 +164,12 @@ def _costs(work: Work, options: RunOptions, release: Checkpoint, twin: Checkpoin
     count = preflight.workers_that_fit(
         options.jobs, workers.count(None, plan.device), max(1.0, estimate.memory_bytes(left, own, 1)), plan.device
     )
-    preflight.check_disk(estimate.disk_bytes(plan, left, own), store.cache)
+    least, passing = (costs(plan, left, own, count) for costs in (estimate.least_bytes, estimate.passing_bytes))
+    preflight.check_disk(estimate.disk_bytes(plan, left, own), least, passing, store.cache)
     typer.echo(f"cells: {len(left.cells)} of {len(plan.cells)} are left")
     typer.echo(f"time: {forecast.time_line(plan, records, left, own, count)}")
     typer.echo(f"memory: {estimate.memory_line(left, own, count)}")
-    typer.echo(f"disk: {estimate.disk_line(plan, store, left, own)}")
+    typer.echo(f"disk: {estimate.disk_line(plan, store, left, own, count)}")
     return count
 
 

@@ -352,9 +352,11 @@ def worker_count(work: Work, options: RunOptions, records: Mapping[str, Record])
         return usual
     left = estimate.remaining(plan, store, settled(plan.cells, records))
     size = estimate.parameters_of(plan.suite)
-    preflight.check_disk(estimate.disk_bytes(plan, left, size), store.cache)
     needed = max(1.0, estimate.memory_bytes(left, size, 1))
-    return preflight.workers_that_fit(options.jobs, usual, needed, plan.device)
+    number = preflight.workers_that_fit(options.jobs, usual, needed, plan.device)
+    least, passing = (count(plan, left, size, number) for count in (estimate.least_bytes, estimate.passing_bytes))
+    preflight.check_disk(estimate.disk_bytes(plan, left, size), least, passing, store.cache)
+    return number
 
 
 def _run_jobs(

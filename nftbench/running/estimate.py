@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from nftbench.planning import facts
 from nftbench.planning.keys import base_key
 from nftbench.planning.plan import Plan
+from nftbench.records import disk_budget
 from nftbench.records.record import Cell
 from nftbench.records.spec import Spec
 from nftbench.records.store import Store
@@ -95,26 +96,53 @@ def _largest(left: Left, parameters: int) -> int:
     return max((left.size(cell.defense, parameters) for cell in left.cells), default=0)
 
 
-def disk_line(plan: Plan, store: Store, left: Left, parameters: int) -> str:
-    """An estimate of how much the cache grows."""
+def disk_line(plan: Plan, store: Store, left: Left, parameters: int, workers: int) -> str:
+    """An estimate of how much the cache grows, and of what jobs write to it and delete again."""
     released, bases = _new_artifacts(plan, left, parameters)
-    size = disk_bytes(plan, left, parameters) / 1e6
+    size, passing = disk_bytes(plan, left, parameters) / 1e6, passing_bytes(plan, left, parameters, workers) / 1e6
+    limit = disk_budget.budget()
+    kept = f"; models beyond {limit / 1e9:.3g} GB are deleted and made again (--cache-size)" if limit else ""
     return (
         f"about {size:.3g} MB more in {store.cache}: {len(left.releases)} releases with {released / 1e6:.3g} M "
-        f"parameters in all and {bases} bases of {parameters / 1e6:.3g} M, 4 bytes each"
+        f"parameters in all and {bases} bases of {parameters / 1e6:.3g} M, {_width(plan.suite)} bytes each; and up to "
+        f"{passing:.3g} MB while jobs run{kept}"
     )
 
 
 def disk_bytes(plan: Plan, left: Left, parameters: int) -> int:
     """Bytes by which the cache grows, for the releases and bases that it lacks."""
     released, bases = _new_artifacts(plan, left, parameters)
-    return 4 * (released + parameters * bases)
+    return _width(plan.suite) * (released + parameters * bases)
+
+
+def passing_bytes(plan: Plan, left: Left, parameters: int, workers: int) -> int:
+    """Bytes that jobs leave in the cache only while they run: a release on its way, and each attacked network."""
+    cells = {cell.key for cell in left.cells}
+    most = max((sum(cell.key in cells for cell in job.cells) for job in plan.jobs()), default=0)
+    return workers * most * 4 * _largest(left, parameters)
+
+
+def least_bytes(plan: Plan, left: Left, parameters: int, workers: int) -> int:
+    """Bytes that the cache must hold at one time: the base, and for each worker a release and its reference."""
+    return _width(plan.suite) * (parameters + 2 * workers * _largest(left, parameters))
+
+
+def _width(suite: Suite) -> int:
+    """Bytes of a weight on disk."""
+    return 2 if suite.given is not None and suite.given.dtype == "bfloat16" else 4
 
 
 def _new_artifacts(plan: Plan, left: Left, parameters: int) -> tuple[int, int]:
-    """The parameters of all releases that the cache lacks, and the number of bases, kept checkpoints among them."""
-    kept = len({*plan.suite.pretraining.checkpoints, 1.0}) if plan.suite.given is None else 1
-    return sum(left.size(spec, parameters) for spec, _ in left.releases), kept * len(left.bases)
+    """The parameters of all releases that the cache lacks, and the number of bases, kept checkpoints among them.
+
+    A reference row on a given base releases the base as it is, and so takes no space.
+    """
+    if plan.suite.given is None:
+        return sum(left.size(spec, parameters) for spec, _ in left.releases), len(
+            {*plan.suite.pretraining.checkpoints, 1.0}
+        ) * len(left.bases)
+    changed = [spec for spec, _ in left.releases if plan.row(spec).reference != str(spec)]
+    return sum(left.size(spec, parameters) for spec in changed), len(left.bases)
 
 
 def parameters_of(suite: Suite) -> int:

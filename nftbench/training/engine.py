@@ -214,9 +214,9 @@ def pretrain(
 
 def step_flops(network: PreTrainedModel, text: Tensor | Task, recipe: Pretraining, device: Device) -> float:
     """FLOPs of the forward and the backward pass of one pre-training step, counted with PyTorch's math attention."""
-    batch, copied = next(_batches(text, recipe, 0, device)), copied(network)
+    batch, own = next(_batches(text, recipe, 0, device)), copied(network)
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
-        _loss(copied, text, batch).backward()  # type: ignore[no-untyped-call]
+        _loss(own, text, batch).backward()  # type: ignore[no-untyped-call]
     return float(counter.get_total_flops())
 
 

@@ -360,14 +360,14 @@ def test_large_weights_are_sent_exactly_once(tmp_path: Path) -> None:
     embedding = nn.Embedding(1000, 100)
     network = nn.ModuleDict({"embedding": embedding, "head": nn.Linear(100, 1000, bias=False)})
     network["head"].weight = embedding.weight
-    network.register_buffer("half", torch.randn(400, 600, dtype=torch.float16).T)
+    network.register_buffer("table", torch.randn(400, 600, dtype=torch.float16).T)
     content = packing.pack(network, tmp_path)
     assert (tmp_path / packing.TENSORS).stat().st_size == 1000 * 100 * 4 + 400 * 600 * 2
     found = packing.unpack(content, tmp_path)
     assert found["head"].weight is found["embedding"].weight
     assert torch.equal(found["embedding"].weight, embedding.weight)
-    assert torch.equal(found.half, network.half)
-    assert found.half.dtype == torch.float16
+    assert torch.equal(found.table, network.table)
+    assert found.table.dtype == torch.float16
     assert copied(found)["head"].weight is not found["head"].weight
     (tmp_path / packing.TENSORS).write_bytes(b"short")
     with pytest.raises(EOFError):
