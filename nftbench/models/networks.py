@@ -190,9 +190,10 @@ def load(
 ) -> Model:
     """Load a causal LM and its tokenizer from a local folder or GGUF file, or from the hub if `local` is False.
 
-    Weights are converted to `dtype`, whatever precision the release was stored in, those of a GGUF file to float32. On the device `meta` the names and
-    shapes of tensors are checked, and no weights are read. Neither the model nor its tokenizer names the folder that it
-    came from: the owner's secrets may lie in a neighbouring folder, and what is loaded is shared with plugins.
+    Weights are converted to `dtype`, whatever precision the release was stored in, those of a GGUF file to float32. On
+    the device `meta` the names and shapes of tensors are checked, and no weights are read. Neither the model nor its
+    tokenizer names the folder that it came from: the owner's secrets may lie in a neighbouring folder, and what is
+    loaded is shared with plugins.
 
     `attacker` removes obstacles that a release could place in front of whoever fine-tunes it:
 

@@ -74,7 +74,7 @@ def size(cache: Path) -> int:
     for folder, _, names in os.walk(cache):
         for name in names:
             with contextlib.suppress(FileNotFoundError):  # another process deletes it
-                status = os.lstat(os.path.join(folder, name))
+                status = Path(folder, name).lstat()
                 found[status.st_dev, status.st_ino] = status.st_blocks * 512
     return sum(found.values())
 

@@ -16,9 +16,12 @@ from nftbench.suites.schema import Suite
 
 LARGE = 1_000_000
 """Parameters above which a model's matrices fill a CPU core."""
-COPIES = 6
-"""Float32 numbers that an attack holds for each parameter: weight, gradient and two moments of AdamW, the release, and
-the best network so far."""
+COPIES = 7
+"""Float32 numbers for each parameter while an attack trains all weights: weight, gradient and two moments of AdamW, the
+best network so far, and the release in the attack's process and in the referee's."""
+CHECKED_COPIES = 5
+"""The same while the referee checks a large release's gradients: its weights, a copy in float64, activations. An attack
+that trains a part of the weights needs less."""
 PROCESS_BYTES = 6e8
 """Memory of a worker with torch and transformers, before any model."""
 TRAIN_FLOPS, FORWARD_FLOPS = 6, 2
@@ -39,6 +42,8 @@ class Left:
     """The number of parameters of the releases that are given and not made here, by defense."""
     step_bytes: float = 0.0
     """What a training step takes beside weights, gradients and moments; counted for a given base alone."""
+    copies: int = COPIES
+    """Float32 numbers for each parameter of a release at one time."""
 
     def size(self, defense: Spec, parameters: int) -> int:
         """The number of parameters of a defense's release; `parameters` is that of the suite's own model."""
@@ -73,8 +78,16 @@ def remaining(plan: Plan, store: Store, settled: set[str]) -> Left:
         return left
     from nftbench.running import given_estimate
 
-    tokens = max(plan.suite.budget.batch * FILLED, plan.suite.pretraining.batch) * plan.suite.corpus.block
-    return replace(left, step_bytes=given_estimate.step_bytes(plan.suite, tokens))
+    attacks = [plan.attacks[spec] for spec in dict.fromkeys(cell.attack for cell in cells)]
+    on_text = any("data" in attack.knowledge for attack in attacks)
+    documents = plan.suite.budget.batch * (1.0 if on_text else FILLED)
+    tokens = max(documents, plan.suite.pretraining.batch) * plan.suite.corpus.block
+    trains_all = any(attack.trains and attack.trained_weights != "part" for attack in attacks)
+    return replace(
+        left,
+        step_bytes=given_estimate.step_bytes(plan.suite, tokens),
+        copies=COPIES if trains_all else CHECKED_COPIES,
+    )
 
 
 def memory_line(left: Left, parameters: int, workers: int) -> str:
@@ -89,7 +102,7 @@ def memory_line(left: Left, parameters: int, workers: int) -> str:
 
 def memory_bytes(left: Left, parameters: int, workers: int) -> float:
     """Bytes of memory that all workers need together, if each attacks the largest release."""
-    return workers * (PROCESS_BYTES + COPIES * 4 * _largest(left, parameters) + left.step_bytes)
+    return workers * (PROCESS_BYTES + left.copies * 4 * _largest(left, parameters) + left.step_bytes)
 
 
 def _largest(left: Left, parameters: int) -> int:

@@ -28,7 +28,6 @@ from nftbench.errors import NftbenchError
 from nftbench.planning import registry
 from nftbench.terms import SplitName
 
-
 LARGE = 2**18
 """Bytes from which on a tensor goes through the file."""
 TENSORS = "tensors"
@@ -137,9 +136,7 @@ def _tensor(content: Any, dtype: torch.dtype, shape: tuple[int, ...], device: st
     return torch.from_numpy(content).view(dtype).view(shape).to(device)
 
 
-def _large_tensor(
-    fill: Callable[[Tensor], None], dtype: torch.dtype, shape: tuple[int, ...], device: str
-) -> Tensor:
+def _large_tensor(fill: Callable[[Tensor], None], dtype: torch.dtype, shape: tuple[int, ...], device: str) -> Tensor:
     tensor = torch.empty(shape, dtype=dtype)
     fill(tensor.flatten().view(torch.uint8))
     return tensor.to(device)

@@ -146,7 +146,8 @@ def open_release(workspace: Workspace, folder: Path, dtype: torch.dtype | None =
     """
     opened = folder / OPENED
     place = opened if opened.is_dir() else folder
-    return networks.load(place, str(workspace.device), attacker=True, dtype=dtype or given_base.precision(workspace.suite.given))
+    precision = dtype or given_base.precision(workspace.suite.given)
+    return networks.load(place, str(workspace.device), attacker=True, dtype=precision)
 
 
 def needs_own_code(folder: Path) -> bool:

@@ -94,9 +94,7 @@ sys.stdin.read()
 """
 
 
-def test_what_a_process_uses_stays_until_it_ends(
-    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_a_process_uses_stays_until_it_ends(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     used, own = made(store, "used", 1), made(store, "own", 2)
     monkeypatch.setenv(disk_budget.VARIABLE, "1MB")
     command = [sys.executable, "-c", USES, str(tmp_path)]

@@ -16,9 +16,10 @@ from nftbench.errors import NftbenchError
 from nftbench.models import networks
 from nftbench.planning import pinning
 from nftbench.planning.plan import Plan, plan
+from nftbench.records import disk_budget
 from nftbench.records.spec import Spec
 from nftbench.records.store import Store
-from nftbench.running import preflight, releases
+from nftbench.running import estimate, preflight, releases
 from nftbench.running.workspace import Workspace, load_task, make_corpus
 from nftbench.suites.schema import Suite
 from nftbench.testing import tiny_suite
@@ -126,7 +127,12 @@ def test_bfloat16_is_kept_for_all_that_is_not_trained(
     base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     checked = set()
-    monkeypatch.setattr(releases, "_checked_gradients", lambda network, *_: (checked.add(network.dtype), (0.0, None))[1])
+
+    def check(network: Any, *_: Any) -> tuple[float, None]:
+        checked.add(network.dtype)
+        return 0.0, None
+
+    monkeypatch.setattr(releases, "_checked_gradients", check)
     suite = given(base, defenses=["none", "noise"], attacks=["none", "lora[rank=1]", "head"], seeds=[0])
     half = suite.model_copy(update={"model": {**suite.model, "dtype": "bfloat16"}})
     assert not {cell.key for cell in plan(half).cells} & {cell.key for cell in plan(suite).cells}
@@ -274,3 +280,46 @@ def test_a_model_on_the_hub_is_refused_without_network(monkeypatch: pytest.Monke
     monkeypatch.setattr(huggingface_hub.HfApi, "model_info", unreachable)
     with pytest.raises(NftbenchError, match=r"the hub has not answered for some/model: no route to host more$"):
         plan(given(Path("some/model")))
+
+
+# ---------------------------------------------------------------------------------------------------------------- disk
+
+
+@pytest.mark.parametrize(
+    ("free", "budget", "said"),
+    [
+        (7.1e9, None, None),
+        (6.9e9, None, r"grows by about 7 GB, and 6\.9 GB are free; --cache-size 2GB would fit, or choose"),
+        (2.9e9, None, "are free; choose another folder"),
+        (3.1e9, "2GB", None),
+        (2.9e9, "2GB", "grows by about 3 GB"),
+        (9e9, "1.9GB", r"--cache-size 1\.9 GB is too little: jobs need models of 2 GB .* --cache-size 2GB would fit"),
+    ],
+)
+def test_what_does_not_fit_on_the_disk_is_refused_with_what_would_fit(
+    free: float, budget: str | None, said: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The cache grows by 6 GB, of which jobs need 2 GB at one time, and 1 GB passes through it."""
+    monkeypatch.setattr(preflight, "free_on_disk", lambda folder: free)
+    monkeypatch.setenv(disk_budget.VARIABLE, budget or "")
+    if said is None:
+        preflight.check_disk(6e9, 2e9, 1e9, tmp_path)
+        return
+    with pytest.raises(NftbenchError, match=said):
+        preflight.check_disk(6e9, 2e9, 1e9, tmp_path)
+
+
+def test_the_disk_that_a_plan_expects_is_what_a_run_takes(base: Path, tmp_path: Path) -> None:
+    here = workspace(plan(given(base, seeds=[0])), tmp_path)
+    size = estimate.parameters_of(here.suite)
+    left = estimate.remaining(here.plan, here.store, set())
+    expected = estimate.disk_bytes(here.plan, left, size)
+    for job in here.plan.jobs():
+        releases.make_release(here, job.defense, job.seed, job.release)
+    written = {
+        path.stat().st_ino: path.stat().st_size
+        for kind in ("bases", "releases")
+        for path in (here.store.cache / kind).glob("*/*.safetensors")
+    }
+    assert expected == 4 * 3 * size, "the base, noise and prune; the release of none is the base"
+    assert sum(written.values()) == pytest.approx(expected, rel=0.5)
