@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
@@ -80,8 +81,9 @@ def remaining(plan: Plan, store: Store, settled: set[str]) -> Left:
 
     attacks = [plan.attacks[spec] for spec in dict.fromkeys(cell.attack for cell in cells)]
     on_text = any("data" in attack.knowledge for attack in attacks)
-    documents = plan.suite.budget.batch * (1.0 if on_text else FILLED)
-    tokens = max(documents, plan.suite.pretraining.batch) * plan.suite.corpus.block
+    budget, block = plan.suite.budget, plan.suite.corpus.block
+    documents = min(budget.batch * block * FILLED, budget.tokens_at_once or math.inf)
+    tokens = max(documents, plan.suite.pretraining.batch * block, budget.batch * block * on_text)
     trains_all = any(attack.trains and attack.trained_weights != "part" for attack in attacks)
     return replace(
         left,

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -75,8 +75,11 @@ class Stepper:
         self.optimizers = _optimizers(optimizer, network, named, learning_rate, weight_decay, vector_decay, betas)
         self.step_count = 0
 
-    def step(self, loss: Tensor) -> None:
-        """Take one step down the gradient of `loss`."""
+    def step(self, loss: Tensor | Iterable[Tensor]) -> Tensor:
+        """Take one step down the gradient of `loss`, and return its value.
+
+        Several losses are added. Each is computed when it is asked for, so that one graph at a time is in memory.
+        """
         self.step_count += 1
         rate = self.learning_rate * self.factor(self.step_count)
         for optimizer in self.optimizers:
@@ -84,7 +87,7 @@ class Stepper:
                 group["lr"] = rate
         for optimizer in self.optimizers:
             optimizer.zero_grad()  # before the step, not after it, so that `each_step` callbacks can read the gradients
-        loss.backward()  # type: ignore[no-untyped-call]
+        value = _backward([loss] if isinstance(loss, Tensor) else loss)
         for parameter, trained, _ in self.frozen:
             if parameter.grad is not None:
                 parameter.grad.mul_(trained)
@@ -95,6 +98,16 @@ class Stepper:
         with torch.no_grad():
             for parameter, trained, values in self.frozen:
                 parameter.copy_(torch.where(trained, parameter, values))
+        return value
+
+
+def _backward(losses: Iterable[Tensor]) -> Tensor:
+    """Add the gradients of losses to those of the parameters, and return the sum of their values."""
+    values = []
+    for loss in losses:
+        loss.backward()  # type: ignore[no-untyped-call]
+        values.append(loss.detach())
+    return values[0] if len(values) == 1 else torch.stack(values).sum()
 
 
 def _frozen(named: Sequence[tuple[str, nn.Parameter]], mask: Mask) -> list[tuple[nn.Parameter, Tensor, Tensor]]:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from nftbench.contract import Adapter, Candidates, Cost, Mask, Measurement, Model, Outcome, Point, Task
+from nftbench.contract import Adapter, Candidates, Cost, Mask, Measurement, Model, Outcome, PartedBatch, Point, Task
 from nftbench.device import Device
 from nftbench.errors import NftbenchError
 from nftbench.models.copies import copied
@@ -287,10 +287,7 @@ class Sweep:
                 started = time.perf_counter()
                 network.train()
                 for step in range(reached + 1, stop + 1):
-                    with autocast(self.trainer.device, self.attempt == "plain"):
-                        loss = self.task.loss(network, next(batches))
-                    stepper.step(loss)
-                    losses.append(loss.detach())
+                    losses.append(stepper.step(self.losses(network, next(batches))))
                     for end in self.averaged(stops, step):
                         if end not in means:  # a mean takes a copy of the weights, so it is made only when needed
                             means[end] = AveragedModel(network)
@@ -356,10 +353,18 @@ class Sweep:
             # Collating directly after a step takes eight times as long, because the step empties the CPU's caches.
             yield from [train.batch(indices) for indices in itertools.islice(order, COLLATED)]
 
-    def loss_of_first_batch(self, network: nn.Module) -> Tensor:
+    def losses(self, network: nn.Module, batch: Any) -> Iterator[Tensor]:
+        """The loss on a batch, or on parts of it that have at most the budget's tokens and add up to it."""
+        tokens = self.trainer.budget.tokens_at_once
+        parts = [(1.0, batch)] if tokens is None or not isinstance(batch, PartedBatch) else batch.parts(tokens)
+        for share, part in parts:
+            with autocast(self.trainer.device, self.attempt == "plain"):
+                loss = self.task.loss(network, part)
+            yield loss if share == 1.0 else loss * share
+
+    def loss_of_first_batch(self, network: nn.Module) -> Iterator[Tensor]:
         """The loss on the first batch, in the precision of the trajectories, to count the cost of a step."""
-        with autocast(self.trainer.device, self.attempt == "plain"):
-            return self.task.loss(network, next(self.batches(0)))
+        return self.losses(network, next(self.batches(0)))
 
 
 def _mix(seed: int, attack_seed: int) -> int:
