@@ -23,8 +23,8 @@ KINDS = ("releases", "bases")
 VARIABLE = "NFTBENCH_CACHE_SIZE"
 UNITS = {"MB": 10**6, "GB": 10**9, "TB": 10**12}
 
-_used: dict[tuple[Path, str, str], FileLock] = {}
-"""What this process uses: cache, kind and key, each with its lock."""
+_blocks: list[dict[tuple[Path, str, str], FileLock]] = []
+"""What the open blocks of `until_end` use: cache, kind and key, each with its lock."""
 
 
 def parse(text: str) -> int:
@@ -46,24 +46,23 @@ def budget() -> int | None:
 
 
 def use(cache: Path, kind: str, key: str) -> None:
-    """Keep an artifact until this process ends, or until the block of `until_end` around this call does."""
-    if (cache, kind, key) in _used:
+    """Keep an artifact until the block of `until_end` around this call ends, or its process; nothing without a block."""
+    if not _blocks or any((cache, kind, key) in block for block in _blocks):
         return
     with _gate(cache):
         lock = FileLock(_locks(cache) / f"use-{kind}-{key}.{os.getpid()}.lock")
         lock.acquire()
-        _used[cache, kind, key] = lock
+        _blocks[-1][cache, kind, key] = lock
 
 
 @contextlib.contextmanager
 def until_end() -> Iterator[None]:
-    """Release, at the end of the block, what this process has used since its beginning."""
-    before = set(_used)
+    """Keep what this process uses in the block until the block's end."""
+    _blocks.append({})
     try:
         yield
     finally:
-        for place in set(_used) - before:
-            lock = _used.pop(place)
+        for lock in _blocks.pop().values():
             lock.release()
             Path(lock.lock_file).unlink(missing_ok=True)
 
@@ -115,7 +114,7 @@ def delete_unshared(contents: Path) -> None:
 
 def _is_used(cache: Path, kind: str, key: str) -> bool:
     for path in _locks(cache).glob(f"use-{kind}-{key}.*.lock"):
-        if str(path) in {str(lock.lock_file) for lock in _used.values()}:
+        if any(str(lock.lock_file) == str(path) for block in _blocks for lock in block.values()):
             return True
         try:
             with FileLock(path, blocking=False):
