@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, runtime_checkable
 
 from nftbench.errors import NftbenchError
 from nftbench.terms import Adaptation, Knowledge, Optimizer, SplitName, Stage, TrainedWeights
@@ -642,6 +642,18 @@ class Split(Protocol):
     def __len__(self) -> int: ...
     def batch(self, indices: Sequence[int]) -> Any:
         """These documents as the batch that `Task.loss`, `Task.features` and `Task.targets` take."""
+        ...
+
+
+@runtime_checkable
+class PartedBatch(Protocol):
+    """A batch that can be trained on in parts, to save memory."""
+
+    def parts(self, tokens: int) -> Iterable[tuple[float, Any]]:
+        """Batches of at most so many tokens, or of one document, each with its share of the whole batch's loss.
+
+        The sum over parts of the share times `Task.loss` is `Task.loss` of the whole batch.
+        """
         ...
 
 

@@ -28,7 +28,7 @@ def attack_here(workspace: Workspace, job: Job, folder: Path) -> list[nn.Module]
     goals = tuple(referee.goal(cell, release) for cell in job.cells)
     order = dataclasses.replace(referee.order(release), goals=goals)
     folder.mkdir(parents=True)
-    attacking.perform(attacking.packed(order), folder)
+    attacking.perform(attacking.packed(order, folder), folder)
     attacked = attacking.Returned(folder, release.model.network, workspace.device, None)
     attacked.preparation()
     return [attacked.cell(index)[1] for index in range(len(goals))]

@@ -165,7 +165,7 @@ def _costs(work: Work, options: RunOptions, release: Checkpoint, twin: Checkpoin
     typer.echo(f"cells: {len(left.cells)} of {len(plan.cells)} are left")
     typer.echo(f"time: {forecast.time_line(plan, records, left, own, count)}")
     typer.echo(f"memory: {estimate.memory_line(left, own, count)}")
-    typer.echo(f"disk: {estimate.disk_line(plan, store, left, own)}")
+    typer.echo(f"disk: {estimate.disk_line(plan, store, left, own, count)}")
     return count
 
 

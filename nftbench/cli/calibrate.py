@@ -67,7 +67,7 @@ def calibrate(
     from nftbench.planning import registry
     from nftbench.planning.plan import plan
 
-    execution.use_cache(options.cache)
+    execution.use_cache(options.cache, options.cache_size)
     device = execution.available_device(options.device)
     chosen, proved = calibration.find(proof), suites.read(suite, options.suite_changes())
     _refuse_ignored_options(context, proof, chosen, from_records=bool(finished))

@@ -71,7 +71,7 @@ def _prepare(suite_name: str, selection: Selection, options: RunOptions, keep_sa
     from nftbench.planning.plan import narrow, plan
     from nftbench.records.spec import Spec
 
-    use_cache(options.cache)
+    use_cache(options.cache, options.cache_size)
     device = available_device(options.device)
     names, seeds = selection.names(), selection.base_seeds()
     suite = suites.read(suite_name, options.suite_changes())
@@ -127,10 +127,20 @@ def ask_apart(store: Store, data: Path | None) -> None:
     facts.describe_by(ask)
 
 
-def use_cache(cache: Path | None) -> None:
-    """Set the cache folder in the environment, where workers and the generators of task documents read it too."""
+def use_cache(cache: Path | None, size: str | None = None) -> None:
+    """Set the cache folder in the environment, where workers and the generators of task documents read it too, and its
+    largest size.
+
+    Raises:
+        NftbenchError: the size is none.
+    """
+    from nftbench.records import disk_budget
+
     if cache is not None:
         os.environ["NFTBENCH_CACHE"] = str(cache.resolve())
+    if size is not None:
+        os.environ[disk_budget.VARIABLE] = size
+    disk_budget.budget()
 
 
 def available_device(text: str) -> Device:
@@ -353,10 +363,13 @@ def workers_that_fit(work: Work, options: RunOptions, left: Left, parameters: in
     from nftbench.cli import workers
     from nftbench.running import estimate, preflight
 
-    device = work.part.device
-    preflight.check_disk(estimate.disk_bytes(work.part, left, parameters), work.store.cache)
+    plan, store = work.part, work.store
     needed = max(1.0, estimate.memory_bytes(left, parameters, 1))
-    return preflight.workers_that_fit(options.jobs, workers.count(options.jobs, device), needed, device)
+    usual = workers.count(options.jobs, plan.device)
+    number = preflight.workers_that_fit(options.jobs, usual, needed, plan.device)
+    least, passing = (count(plan, left, parameters, number) for count in (estimate.least_bytes, estimate.passing_bytes))
+    preflight.check_disk(estimate.disk_bytes(plan, left, parameters), least, passing, store.cache)
+    return number
 
 
 def _run_jobs(

@@ -115,6 +115,15 @@ Cache = Annotated[
         help="Folder of models and generated data; default: `$NFTBENCH_CACHE` or `~/.cache/nftbench`.",
     ),
 ]
+CacheSize = Annotated[
+    str | None,
+    typer.Option(
+        "--cache-size",
+        metavar="SIZE",
+        help="Most disk for that folder, as in `20GB`: models that were not used for the longest time are deleted, and "
+        "made again when needed; default: `$NFTBENCH_CACHE_SIZE`, or no limit.",
+    ),
+]
 ModelPath = Annotated[
     str | None,
     typer.Option(
@@ -206,6 +215,7 @@ class RunOptions:
     changes: Changes = None
     model: ModelPath = None
     cache: Cache = None
+    cache_size: CacheSize = None
     salt: SaltText = None
     trust_code: TrustCode = False
 

@@ -30,7 +30,7 @@ def overview(plan: Plan, records: Mapping[str, Record], store: Store, workers: i
         *_skipped(plan.skips),
         f"time: {forecast.time_line(plan, records, left, parameters, workers)}",
         f"memory: {estimate.memory_line(left, parameters, workers)}",
-        f"disk: {estimate.disk_line(plan, store, left, parameters)}",
+        f"disk: {estimate.disk_line(plan, store, left, parameters, workers)}",
     ]
     defenses = _table("defense", [(str(cell.defense), cell.key in settled) for cell in plan.cells])
     attacks = _table("attack", [(str(cell.attack), cell.key in settled) for cell in plan.cells])

@@ -153,6 +153,17 @@ class Batch(NamedTuple):
     columns: Tensor
     targets: Tensor
 
+    def parts(self, tokens: int) -> Iterator[tuple[float, Batch]]:
+        """Batches of at most so many tokens, or of one row, each with its share of all targets."""
+        count = max(1, tokens // max(1, self.ids.shape[1]))
+        for first in range(0, len(self.ids), count):
+            inside = (self.rows >= first) & (self.rows < first + count)
+            targets = self.targets[inside]
+            part = Batch(
+                self.ids[first : first + count], self.kept, self.rows[inside] - first, self.columns[inside], targets
+            )
+            yield len(targets) / len(self.targets), part
+
 
 class Rows:
     """Training sequences of context and answer.

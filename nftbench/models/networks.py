@@ -45,6 +45,9 @@ LARGE = 50_000_000
 """The referee's own checks of a network with more parameters than this read less text, so that they take no more than
 about three times its float32 weights in memory."""
 
+SHARD = 4_000_000
+"""Bytes of tensors in a file of a large network. A larger tensor has a file of its own."""
+
 LIBRARIES = (Path(transformers.__file__).resolve().parent, Path(__file__).resolve().parent)
 """The folders of the architectures that anyone can run: those of transformers, and this one."""
 
@@ -177,12 +180,20 @@ def untrained(network: PreTrainedModel, seed: int) -> PreTrainedModel:
     return fresh.to(device=network.device, dtype=network.dtype)
 
 
-def load(path: str | Path, device: str = "cpu", *, local: bool = True, attacker: bool = False) -> Model:
+def load(
+    path: str | Path,
+    device: str = "cpu",
+    *,
+    local: bool = True,
+    attacker: bool = False,
+    dtype: torch.dtype = torch.float32,
+) -> Model:
     """Load a causal LM and its tokenizer from a local folder or GGUF file, or from the hub if `local` is False.
 
-    Weights are converted to float32, whatever precision the release was stored in. On the device `meta` the names and
-    shapes of tensors are checked, and no weights are read. Neither the model nor its tokenizer names the folder that it
-    came from: the owner's secrets may lie in a neighbouring folder, and what is loaded is shared with plugins.
+    Weights are converted to `dtype`, whatever precision the release was stored in, those of a GGUF file to float32. On
+    the device `meta` the names and shapes of tensors are checked, and no weights are read. Neither the model nor its
+    tokenizer names the folder that it came from: the owner's secrets may lie in a neighbouring folder, and what is
+    loaded is shared with plugins.
 
     `attacker` removes obstacles that a release could place in front of whoever fine-tunes it:
 
@@ -196,7 +207,7 @@ def load(path: str | Path, device: str = "cpu", *, local: bool = True, attacker:
     if local and gguf.is_file(path):
         network, tokenizer = gguf.load(Path(path))
     else:
-        network, tokenizer = _load_plain(path, device, local, attacker)
+        network, tokenizer = _load_plain(path, device, local, attacker, dtype)
     for module in network.modules():
         if isinstance(module, PreTrainedModel):
             module.config._name_or_path = module.name_or_path = ""
@@ -208,7 +219,7 @@ def load(path: str | Path, device: str = "cpu", *, local: bool = True, attacker:
 
 
 def _load_plain(
-    path: str | Path, device: str, local: bool, attacker: bool
+    path: str | Path, device: str, local: bool, attacker: bool, dtype: torch.dtype
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase | None]:
     """The network and the tokenizer in a folder or on the hub, as `load` describes them."""
     if local:
@@ -222,7 +233,7 @@ def _load_plain(
             config=config,
             trust_remote_code=False,
             use_safetensors=True,
-            dtype=torch.float32,
+            dtype=dtype,
             local_files_only=local,
             device_map="meta" if device == "meta" else None,
             output_loading_info=True,
@@ -374,10 +385,15 @@ def _loss_per_token(network: PreTrainedModel, tokens: Tensor) -> float:
 
 
 def save(model: Model, folder: Path) -> None:
-    """Write a model with `save_pretrained`: configuration, safetensors and tokenizer, and nothing else."""
+    """Write a model with `save_pretrained`: configuration, safetensors and tokenizer, and nothing else.
+
+    A large one is spread over many files, which transformers reads by their index: releases of one base then share the
+    files whose tensors are equal, such as embeddings or frozen layers.
+    """
+    sharded = {"max_shard_size": SHARD} if is_large(model.network) else {}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about generation settings, for models that never generate
-        model.network.save_pretrained(folder)
+        model.network.save_pretrained(folder, **sharded)
     if model.tokenizer is not None:
         model.tokenizer.save_pretrained(folder)
 

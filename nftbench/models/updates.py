@@ -6,7 +6,6 @@ as `adapter_model.safetensors` and, for LoRA, `adapter_config.json`, which is PE
 
 from __future__ import annotations
 
-import copy
 import json
 import re
 from collections.abc import Mapping
@@ -19,6 +18,7 @@ from torch import Tensor, nn
 
 from nftbench.contract import Update
 from nftbench.errors import NftbenchError
+from nftbench.models.copies import copied
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -87,7 +87,7 @@ def added(base: PreTrainedModel, weights: Mapping[str, Tensor], scale: float = 1
     Raises:
         NftbenchError: a name is no parameter of the base, or its shape differs.
     """
-    network = copy.deepcopy(base)
+    network = copied(base)
     named = dict(network.named_parameters())
     for name, tensor in weights.items():
         if name not in named or named[name].shape != tensor.shape:

@@ -111,7 +111,7 @@ class Keys:
         self.base = functools.cache(lambda seed: base_key(suite, seed, data, device, self.source))
         self.task_data = functools.cache(lambda task: _task_data(task, data))
         self.fingerprint = functools.cache(lambda spec: facts.fingerprint(str(spec)))
-        self.budget = suite.budget.model_dump(exclude={"timeout"}, exclude_defaults=True)
+        self.budget = suite.budget.model_dump(exclude={"timeout", "tokens_at_once"}, exclude_defaults=True)
 
     def source(self, kind: Kind, name: str) -> str:
         """The value in a key for the code of a plugin."""

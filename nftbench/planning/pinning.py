@@ -48,7 +48,8 @@ def pinned(suite: Suite) -> Suite:
 def pin(given: GivenModel) -> Sequence[Any]:
     """The value in keys for a given base that is pinned. The path of local files is no part of it."""
     content = [given.sha256] if given.sha256 is not None else [given.path, given.revision]
-    return [*content, *(["chat template"] if given.apply_chat_template else [])]
+    settings = {"chat template": given.apply_chat_template, given.dtype: given.dtype != "float32"}
+    return [*content, *(name for name, is_set in settings.items() if is_set)]
 
 
 def with_architecture(suite: Suite) -> Suite:

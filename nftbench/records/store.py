@@ -32,7 +32,7 @@ from pydantic import TypeAdapter, ValidationError
 from pydantic_core import to_json
 
 from nftbench.errors import NftbenchError
-from nftbench.records import manifest as manifests, pack as packs
+from nftbench.records import disk_budget, manifest as manifests, pack as packs
 from nftbench.records.identity import file_hash
 from nftbench.records.manifest import Manifest
 from nftbench.records.pack import JsonObject
@@ -294,6 +294,8 @@ class Store:
 
     def artifact(self, kind: str, key: str) -> Path | None:
         """The folder of a corpus, base model or release; None if it is missing or damaged. A damaged one is renamed."""
+        if kind in disk_budget.KINDS:
+            disk_budget.use(self.cache, kind, key)
         folder = self.cache / kind / key
         if not folder.is_dir():
             return None
@@ -303,6 +305,8 @@ class Store:
         except (OSError, json.JSONDecodeError):
             intact = False
         if intact:
+            with contextlib.suppress(OSError):  # the cache may be read-only
+                os.utime(folder / _COMPLETE)  # the time of its last use
             return folder
         aside = Path(tempfile.mkdtemp(prefix=f"{key}.corrupt-", dir=folder.parent))
         warnings.warn(f"{folder}: damaged; set aside as {aside.name} and made again", stacklevel=2)
@@ -334,6 +338,8 @@ class Store:
             except BaseException:
                 shutil.rmtree(draft, ignore_errors=True)
                 raise
+            if kind in disk_budget.KINDS:
+                disk_budget.make_room(self.cache, self.cache / CONTENTS, _COMPLETE)
             return parent / key
 
     def discard(self, kind: str, key: str, unless: Callable[[], bool] = lambda: False) -> None:
@@ -345,10 +351,7 @@ class Store:
         with self.lock(kind, key):
             if not unless():
                 shutil.rmtree(self.cache / kind / key, ignore_errors=True)
-                for path in (self.cache / CONTENTS).glob("*"):
-                    with contextlib.suppress(FileNotFoundError):  # another process was faster
-                        if path.stat().st_nlink == 1:
-                            path.unlink()
+                disk_budget.delete_unshared(self.cache / CONTENTS)
 
     def _share(self, path: Path, digest: str) -> None:
         """Make a file and all others of this content hard links to one, where the file system has hard links."""

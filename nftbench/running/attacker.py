@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
@@ -21,6 +20,7 @@ from nftbench.contract import (
 from nftbench.data import corpus
 from nftbench.errors import NftbenchError
 from nftbench.models import networks
+from nftbench.models.copies import copied
 from nftbench.planning import registry
 from nftbench.planning.facts import with_code
 from nftbench.planning.specs import canonical
@@ -121,4 +121,4 @@ class Attacker(Trainer):
 
 def own_copy(model: Model) -> Model:
     """A copy, so that changes by an attack affect neither the next task nor the referee."""
-    return Model(copy.deepcopy(model.network), model.tokenizer)
+    return Model(copied(model.network), model.tokenizer)

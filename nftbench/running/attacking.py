@@ -148,23 +148,23 @@ def attack(order: Order, folder: Path, workspace: Workspace) -> Returned:
     # The budget limits each sweep and all preparation. This limit stops an attack that does not ask for the time.
     limit = STARTING + 4 * order.budget.timeout * (1 + len(order.goals))
     try:
-        isolation.run(perform, packed(order), folder, workspace.store, limit=limit, hidden=workspace.documents)
+        isolation.run(perform, packed(order, folder), folder, workspace.store, limit=limit, hidden=workspace.documents)
     except NftbenchError as error:
         died = error
     activity.tell("measures the attacked models")
     return Returned(folder, order.release.model.network, order.device, died)
 
 
-def packed(order: Order) -> bytes:
-    """An order as it is sent to the attack's process: without test splits."""
+def packed(order: Order, folder: Path) -> bytes:
+    """An order as it is sent to the attack's process: without test splits, and large tensors in its folder."""
     tasks = [task for goal in order.goals for task in (goal.task, *goal.others.values())]
     hidden = [split for task in tasks for split in packing.splits(task, ("selection", "test"))]
-    return packing.pack(order, hidden)
+    return packing.pack(order, folder, hidden)
 
 
 def perform(content: bytes, folder: Path) -> None:
     """Prepare, and attack each task, in the attack's own process."""
-    order: Order = packing.unpack(content)
+    order: Order = packing.unpack(content, folder)
     engine.set_threads(order.device)
     failures.attempt(lambda: _attack_all(order, folder), folder / FAILED)
 

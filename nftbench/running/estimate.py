@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from nftbench.planning import facts
 from nftbench.planning.keys import base_key
 from nftbench.planning.plan import Plan
+from nftbench.records import disk_budget
 from nftbench.records.record import Cell
 from nftbench.records.spec import Spec
 from nftbench.records.store import Store
@@ -15,9 +17,12 @@ from nftbench.suites.schema import Suite
 
 LARGE = 1_000_000
 """Parameters above which a model's matrices fill a CPU core."""
-COPIES = 6
-"""Float32 numbers that an attack holds for each parameter: weight, gradient and two moments of AdamW, the release, and
-the best network so far."""
+COPIES = 7
+"""Float32 numbers for each parameter while an attack trains all weights: weight, gradient and two moments of AdamW, the
+best network so far, and the release in the attack's process and in the referee's."""
+CHECKED_COPIES = 5
+"""The same while the referee checks a large release's gradients: its weights, a copy in float64, activations. An attack
+that trains a part of the weights needs less."""
 PROCESS_BYTES = 6e8
 """Memory of a worker with torch and transformers, before any model."""
 TRAIN_FLOPS, FORWARD_FLOPS = 6, 2
@@ -38,6 +43,8 @@ class Left:
     """The number of parameters of the releases that are given and not made here, by defense."""
     step_bytes: float = 0.0
     """What a training step takes beside weights, gradients and moments; counted for a given base alone."""
+    copies: int = COPIES
+    """Float32 numbers for each parameter of a release at one time."""
 
     def size(self, defense: Spec, parameters: int) -> int:
         """The number of parameters of a defense's release; `parameters` is that of the suite's own model."""
@@ -72,8 +79,17 @@ def remaining(plan: Plan, store: Store, settled: set[str]) -> Left:
         return left
     from nftbench.running import given_estimate
 
-    tokens = max(plan.suite.budget.batch * FILLED, plan.suite.pretraining.batch) * plan.suite.corpus.block
-    return replace(left, step_bytes=given_estimate.step_bytes(plan.suite, tokens))
+    attacks = [plan.attacks[spec] for spec in dict.fromkeys(cell.attack for cell in cells)]
+    on_text = any("data" in attack.knowledge for attack in attacks)
+    budget, block = plan.suite.budget, plan.suite.corpus.block
+    documents = min(budget.batch * block * FILLED, budget.tokens_at_once or math.inf)
+    tokens = max(documents, plan.suite.pretraining.batch * block, budget.batch * block * on_text)
+    trains_all = any(attack.trains and attack.trained_weights != "part" for attack in attacks)
+    return replace(
+        left,
+        step_bytes=given_estimate.step_bytes(plan.suite, tokens),
+        copies=COPIES if trains_all else CHECKED_COPIES,
+    )
 
 
 def memory_line(left: Left, parameters: int, workers: int) -> str:
@@ -88,33 +104,60 @@ def memory_line(left: Left, parameters: int, workers: int) -> str:
 
 def memory_bytes(left: Left, parameters: int, workers: int) -> float:
     """Bytes of memory that all workers need together, if each attacks the largest release."""
-    return workers * (PROCESS_BYTES + COPIES * 4 * _largest(left, parameters) + left.step_bytes)
+    return workers * (PROCESS_BYTES + left.copies * 4 * _largest(left, parameters) + left.step_bytes)
 
 
 def _largest(left: Left, parameters: int) -> int:
     return max((left.size(cell.defense, parameters) for cell in left.cells), default=0)
 
 
-def disk_line(plan: Plan, store: Store, left: Left, parameters: int) -> str:
-    """An estimate of how much the cache grows."""
+def disk_line(plan: Plan, store: Store, left: Left, parameters: int, workers: int) -> str:
+    """An estimate of how much the cache grows, and of what jobs write to it and delete again."""
     released, bases = _new_artifacts(plan, left, parameters)
-    size = disk_bytes(plan, left, parameters) / 1e6
+    size, passing = disk_bytes(plan, left, parameters) / 1e6, passing_bytes(plan, left, parameters, workers) / 1e6
+    limit = disk_budget.budget()
+    kept = f"; models beyond {limit / 1e9:.3g} GB are deleted and made again (--cache-size)" if limit else ""
     return (
         f"about {size:.3g} MB more in {store.cache}: {len(left.releases)} releases with {released / 1e6:.3g} M "
-        f"parameters in all and {bases} bases of {parameters / 1e6:.3g} M, 4 bytes each"
+        f"parameters in all and {bases} bases of {parameters / 1e6:.3g} M, {_width(plan.suite)} bytes each; and up to "
+        f"{passing:.3g} MB while jobs run{kept}"
     )
 
 
 def disk_bytes(plan: Plan, left: Left, parameters: int) -> int:
     """Bytes by which the cache grows, for the releases and bases that it lacks."""
     released, bases = _new_artifacts(plan, left, parameters)
-    return 4 * (released + parameters * bases)
+    return _width(plan.suite) * (released + parameters * bases)
+
+
+def passing_bytes(plan: Plan, left: Left, parameters: int, workers: int) -> int:
+    """Bytes that jobs leave in the cache only while they run: a release on its way, and each attacked network."""
+    cells = {cell.key for cell in left.cells}
+    most = max((sum(cell.key in cells for cell in job.cells) for job in plan.jobs()), default=0)
+    return workers * most * 4 * _largest(left, parameters)
+
+
+def least_bytes(plan: Plan, left: Left, parameters: int, workers: int) -> int:
+    """Bytes that the cache must hold at one time: the base, and for each worker a release and its reference."""
+    return _width(plan.suite) * (parameters + 2 * workers * _largest(left, parameters))
+
+
+def _width(suite: Suite) -> int:
+    """Bytes of a weight on disk."""
+    return 2 if suite.given is not None and suite.given.dtype == "bfloat16" else 4
 
 
 def _new_artifacts(plan: Plan, left: Left, parameters: int) -> tuple[int, int]:
-    """The parameters of all releases that the cache lacks, and the number of bases, kept checkpoints among them."""
-    kept = len({*plan.suite.pretraining.checkpoints, 1.0}) if plan.suite.given is None else 1
-    return sum(left.size(spec, parameters) for spec, _ in left.releases), kept * len(left.bases)
+    """The parameters of all releases that the cache lacks, and the number of bases, kept checkpoints among them.
+
+    A reference row on a given base releases the base as it is, and so takes no space.
+    """
+    if plan.suite.given is None:
+        return sum(left.size(spec, parameters) for spec, _ in left.releases), len(
+            {*plan.suite.pretraining.checkpoints, 1.0}
+        ) * len(left.bases)
+    changed = [spec for spec, _ in left.releases if plan.row(spec).reference != str(spec)]
+    return sum(left.size(spec, parameters) for spec in changed), len(left.bases)
 
 
 def parameters_of(suite: Suite) -> int:

@@ -1,8 +1,10 @@
-"""The given base of a suite: fetched, read as float32, and kept once in the cache for all seeds and rows."""
+"""The given base of a suite: fetched, and kept once in the cache for all seeds and rows, in the suite's precision."""
 
 from __future__ import annotations
 
 from pathlib import Path
+
+import torch
 
 from nftbench.device import CPU
 from nftbench.errors import NftbenchError, one_line
@@ -26,11 +28,17 @@ def folder(store: Store, suite: Suite) -> Path:
     return store.artifact("bases", key) or store.make("bases", key, lambda draft: _write(given, draft))
 
 
+def precision(given: GivenModel | None) -> torch.dtype:
+    """The precision in which base and releases are stored and attacked."""
+    return torch.bfloat16 if given is not None and given.dtype == "bfloat16" else torch.float32
+
+
 def _write(given: GivenModel, draft: Path) -> None:
     if given.sha256 is not None and pinning.content_hash(Path(given.path)) != given.sha256:
         raise NftbenchError(f"{given.path}: its files have changed since the run was planned")
     model = networks.load(_fetched(given))
     networks.check_finite(model.network, given.path)
+    model.network.to(precision(given))
     networks.save(model, draft)
 
 

@@ -7,6 +7,7 @@ No weight is downloaded for that.
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import tempfile
@@ -22,6 +23,7 @@ from nftbench.device import Device
 from nftbench.errors import NftbenchError
 from nftbench.models import gguf, networks
 from nftbench.planning import pinning
+from nftbench.records import disk_budget
 from nftbench.suites.schema import Suite
 
 SMALL_FILES = ("*.json", "*.txt", "*.model", "*.jinja")
@@ -181,18 +183,38 @@ def workers_that_fit(asked: int | None, usual: int, needed: float, device: Devic
     return asked or min(usual, fit)
 
 
-def check_disk(needed: float, folder: Path) -> None:
-    """Refuse a run whose releases do not fit on the disk.
+def check_disk(grows: float, least: float, passing: float, folder: Path) -> None:
+    """Refuse a run whose releases do not fit on the disk, or not into the budget of --cache-size.
+
+    Args:
+        grows: bytes by which the cache grows if nothing is deleted.
+        least: bytes of it that must be there at one time.
+        passing: bytes beside it while jobs run.
 
     Raises:
-        NftbenchError: names the folder and both sizes.
+        NftbenchError: names the folder and the sizes, and what would fit.
     """
-    free = free_on_disk(folder)
-    if free < needed:
+    free, limit = free_on_disk(folder), disk_budget.budget()
+    if limit is not None and limit < least:
         raise NftbenchError(
-            f"too little disk: the cache {folder} grows by about {_size(needed)}, and {_size(free)} are free; choose "
-            "another folder with --cache"
+            f"--cache-size {_size(limit)} is too little: jobs need models of {_size(least)} at one time; "
+            f"--cache-size {_rounded(least)} would fit"
         )
+    there = disk_budget.size(folder) if limit is not None else 0
+    needed = passing + (grows if limit is None else min(grows, max(limit - there, least)))
+    if free >= needed:
+        return
+    room = free - passing + disk_budget.size(folder)
+    advice = f"--cache-size {_rounded(least)} would fit, or " if limit is None and room > 1.1 * least else ""
+    raise NftbenchError(
+        f"too little disk: the cache {folder} grows by about {_size(needed)}, and {_size(free)} are free; {advice}"
+        "choose another folder with --cache"
+    )
+
+
+def _rounded(least: float) -> str:
+    """A size as --cache-size takes it, not below `least`."""
+    return f"{math.ceil(least / 1e8) / 10:g}GB"
 
 
 def _size(count: float) -> str:

@@ -49,6 +49,8 @@ class Order:
     """Folders of the undefended model by steps of its run; a given base is at step 0."""
     trained: bool
     """Whether `protect` is given the trained base model."""
+    precision: torch.dtype = torch.float32
+    """The precision in which the release is published."""
 
 
 @dataclass(frozen=True)
@@ -154,7 +156,7 @@ def protect(order: Order, folder: Path, workspace: Workspace, limit: float) -> t
     activity.tell("protects the model")
     seconds = isolation.run(
         perform,
-        packing.pack(order, hidden),
+        packing.pack(order, folder, hidden),
         folder,
         workspace.store,
         limit=limit,
@@ -168,7 +170,7 @@ def protect(order: Order, folder: Path, workspace: Workspace, limit: float) -> t
 
 def perform(content: bytes, folder: Path) -> None:
     """Protect, in the defense's own process."""
-    order: Order = packing.unpack(content)
+    order: Order = packing.unpack(content, folder)
     failures.attempt(lambda: _protect(order, folder), folder / FAILED)
 
 
@@ -186,6 +188,8 @@ def _protect(order: Order, folder: Path) -> None:
     seconds = time.monotonic() - started
     if not isinstance(protected, Protected):
         raise NftbenchError(f"protect returned {type(protected).__name__}, not Protected")
+    if order.precision != torch.float32:
+        protected.release.network.to(order.precision)
     networks.save(protected.release, folder / RELEASE)
     _save_opened(order, folder / RELEASE)
     if protected.update is not None:
@@ -212,6 +216,8 @@ def _save_opened(order: Order, release: Path) -> None:
 
     An attacker who holds the files need not run the owner's code.
     """
+    if networks.is_known(release):
+        return
     model = networks.load(release, str(order.device), attacker=True)
     if not networks.has_custom_code(model.network) or order.corpus is None or model.tokenizer is None:
         return

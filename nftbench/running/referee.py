@@ -23,6 +23,7 @@ from nftbench.planning.facts import AttackFacts
 from nftbench.planning.keys import corpus_key
 from nftbench.planning.plan import Job
 from nftbench.planning.specs import task_spec
+from nftbench.records import disk_budget
 from nftbench.records.record import Cell, Record
 from nftbench.records.spec import Spec
 from nftbench.running import attacking, isolation, mask_accuracy, provenance
@@ -54,7 +55,7 @@ def execute(workspace: Workspace, job: Job) -> list[Record] | None:
     None where another process holds the job.
     """
     engine.set_threads(workspace.device)
-    with workspace.store.claim(job.key) as mine:
+    with disk_budget.until_end(), workspace.store.claim(job.key) as mine:
         if not mine:
             return None
         settled = workspace.store.settled_among(job.cells)
@@ -65,7 +66,8 @@ def execute(workspace: Workspace, job: Job) -> list[Record] | None:
 def protect(workspace: Workspace, job: Job) -> None:
     """Make the release that a job attacks. Done first, so that the jobs of one release do not wait for each other."""
     engine.set_threads(workspace.device)
-    make_release(workspace, job.defense, job.seed, job.release)
+    with disk_budget.until_end():
+        make_release(workspace, job.defense, job.seed, job.release)
 
 
 @dataclass

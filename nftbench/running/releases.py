@@ -45,7 +45,7 @@ from nftbench.models import networks
 from nftbench.planning import code_origin, registry
 from nftbench.planning.plan import Job
 from nftbench.records.spec import Spec
-from nftbench.running import failures, isolation, plain_text, protecting
+from nftbench.running import failures, given_base, isolation, plain_text, protecting
 from nftbench.running.owner import Owner, Recipe, base_folder, base_seconds, kept_bases
 from nftbench.running.plain_text import PlainTexts
 from nftbench.running.protecting import ADAPTER, OPENED, text_of
@@ -138,14 +138,16 @@ def _start_sha256(workspace: Workspace, spec: Spec, seed: int) -> str | None:
     return networks.tensors_sha256(base_folder(workspace, seed))
 
 
-def open_release(workspace: Workspace, folder: Path) -> Model:
-    """A release as attackers open it: every weight can be trained.
+def open_release(workspace: Workspace, folder: Path, dtype: torch.dtype | None = None) -> Model:
+    """A release as attackers open it: every weight can be trained. Its precision is the suite's unless one is named.
 
     Code of the owner's own is replaced by an architecture of transformers or nftbench, where one reads text with the
     same weights as well.
     """
     opened = folder / OPENED
-    return networks.load(opened if opened.is_dir() else folder, str(workspace.device), attacker=True)
+    place = opened if opened.is_dir() else folder
+    precision = dtype or given_base.precision(workspace.suite.given)
+    return networks.load(place, str(workspace.device), attacker=True, dtype=precision)
 
 
 def needs_own_code(folder: Path) -> bool:
@@ -309,6 +311,7 @@ def _order(workspace: Workspace, spec: Spec, seed: int) -> protecting.Order:
         tasks={name: owner.task(name) for name in (*facts.told, *([learned] if learned is not None else []))},
         bases=kept_bases(workspace, seed),
         trained=trained,
+        precision=given_base.precision(suite.given),
     )
 
 
@@ -334,7 +337,7 @@ def _publish(
     if (mask is not None) != workspace.plan.defenses[spec].keeps_secret:
         returned = "no secret" if mask is None else "a secret"
         raise NftbenchError(f"keeps_secret is {mask is None}, and protect returned {returned}")
-    opened = open_release(workspace, folder)
+    opened = open_release(workspace, folder, torch.float32)
     if (folder / OPENED).is_dir():
         _check_release(opened, mask)
         published = opened
@@ -500,7 +503,7 @@ def _reference_model(workspace: Workspace, spec: Spec, seed: int) -> Model | Non
     """The release of the reference row; None where the row is its own reference, or that release cannot be made."""
     reference, key = workspace.reference(spec, seed)
     folder = workspace.store.artifact("releases", key) if reference != spec and key is not None else None
-    return open_release(workspace, folder) if folder is not None else None
+    return open_release(workspace, folder, torch.float32) if folder is not None else None
 
 
 def _plain_texts(workspace: Workspace, seed: int, opened: Model, reference: Model) -> PlainTexts | None:

@@ -78,6 +78,10 @@ class GivenModel(_Section):
     apply_chat_template: bool = False
     """Whether the prompts of lm-eval's tasks are put into the tokenizer's chat template, as lm-eval's option of this
     name does."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """The precision of base and releases, as they are stored, measured and adapted by LoRA, whose own weights are
+    float32. `bfloat16` is for checkpoints that are stored so, and for a GPU: a CPU without its instructions is slower
+    in it. Attacks that train the network's own weights train them in float32."""
 
 
 class Pretraining(_Section):
@@ -131,6 +135,10 @@ class Budget(_Section):
     """The numbers of optimizer steps after which a run is evaluated. 0 is always added."""
     batch: Count = 32
     """The number of documents in a batch."""
+    tokens_at_once: Count | None = None
+    """Most tokens, padding included, in one forward and backward pass of a sweep. The gradients of a larger batch are
+    summed over parts, so that memory does not grow with the batch and the step is the same up to rounding. `null` for
+    whole batches. Changing it makes no cell run again."""
     warmup: Annotated[int, Field(ge=0)] = 10
     """Steps of linear warm-up, at most the longest duration; the first has rate 0, as in Hugging Face's schedules.
     The learning rate is constant afterwards. With 0 the first step has the full rate."""

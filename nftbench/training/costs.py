@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
 from torch import Tensor, nn
@@ -27,19 +27,23 @@ MAX_ERROR = 2.0
 infinity."""
 
 
-def step_cost(network: nn.Module, stepper: Callable[[nn.Module], Stepper], loss: Callable[[nn.Module], Tensor]) -> Cost:
+def step_cost(
+    network: nn.Module,
+    stepper: Callable[[nn.Module], Stepper],
+    loss: Callable[[nn.Module], Tensor | Iterator[Tensor]],
+) -> Cost:
     """FLOPs and memory of one optimizer step on `network`, which the step changes.
 
     FLOPs are those of the forward and the backward pass with PyTorch's math attention, because its counter sees none in
     fused CPU attention. Memory is that of parameters, gradients, optimizer state and tensors saved for the backward
-    pass; on CUDA it is the allocator's peak.
+    pass; on CUDA it is the allocator's peak. Of a loss in parts, the tensors of the first count.
     """
     optimizer = stepper(network)
     network.train()
     on_cuda = optimizer.parameters[0].is_cuda
     if on_cuda:
         torch.cuda.reset_peak_memory_stats()
-    _, saved = saved_bytes(network, loss)
+    _, saved = saved_bytes(network, lambda own: _first(loss(own)))
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
         optimizer.step(loss(network))
     state = [item for one in optimizer.optimizers for entry in one.state.values() for item in entry.values()]
@@ -52,18 +56,23 @@ def step_cost(network: nn.Module, stepper: Callable[[nn.Module], Stepper], loss:
     )
 
 
+def _first(loss: Tensor | Iterator[Tensor]) -> Tensor:
+    return loss if isinstance(loss, Tensor) else next(loss)
+
+
 def saved_bytes(network: nn.Module, loss: Callable[[nn.Module], Tensor]) -> tuple[Tensor, int]:
     """The loss, and the bytes that its graph saves for the backward pass.
 
     Each storage counts once, and parameters do not count.
     """
-    parameters = {parameter.untyped_storage().data_ptr() for parameter in network.parameters()}
+    # A storage is known by its object: asking for its address would copy weights that two networks share.
+    parameters = {parameter.untyped_storage()._cdata for parameter in network.parameters()}
     sizes: dict[int, int] = {}
 
     def pack(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
-        if storage.data_ptr() not in parameters:
-            sizes[storage.data_ptr()] = storage.nbytes()
+        if storage._cdata not in parameters:
+            sizes[storage._cdata] = storage.nbytes()
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):

@@ -8,10 +8,9 @@ and optimizers that mix coordinates (Muon) would still move them.
 from __future__ import annotations
 
 import contextlib
-import copy
 import functools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,6 +23,7 @@ from transformers import PreTrainedModel
 from nftbench.contract import EachStep, Mask, Task
 from nftbench.device import Device
 from nftbench.errors import NftbenchError
+from nftbench.models.copies import copied
 from nftbench.models.networks import seeded
 from nftbench.suites.schema import Pretraining
 from nftbench.terms import Optimizer
@@ -35,7 +35,8 @@ class Stepper:
     """Takes optimizer steps: backward pass, mask, clipping, update, and restoring frozen weights.
 
     Args:
-        network: the network to train; parameters that require no gradient do not change.
+        network: the network to train; parameters that require no gradient do not change. If it has weights to train
+            in half precision, all of it becomes float32. Adapters on a base in half precision are float32 by PEFT.
         optimizer: `adamw`, `sgd` (with momentum 0.9) or `muon` (matrices by Muon, the rest by AdamW).
         factor: the multiple of the learning rate at each step, counted from 1.
         weight_decay: applied to matrices, and to vectors (gains of norms, biases) if `decay_vectors`.
@@ -59,6 +60,8 @@ class Stepper:
         decay_vectors: bool = False,
         mask: Mask | None = None,
     ) -> None:
+        if any(one.requires_grad and one.dtype in (torch.bfloat16, torch.float16) for one in network.parameters()):
+            network.float()  # small steps would be lost in rounding, and layers of mixed precision compute nothing
         named = [(name, parameter) for name, parameter in network.named_parameters() if parameter.requires_grad]
         if not named:
             raise NftbenchError("nothing to train: no parameter needs a gradient")
@@ -72,8 +75,11 @@ class Stepper:
         self.optimizers = _optimizers(optimizer, network, named, learning_rate, weight_decay, vector_decay, betas)
         self.step_count = 0
 
-    def step(self, loss: Tensor) -> None:
-        """Take one step down the gradient of `loss`."""
+    def step(self, loss: Tensor | Iterable[Tensor]) -> Tensor:
+        """Take one step down the gradient of `loss`, and return its value.
+
+        Several losses are added. Each is computed when it is asked for, so that one graph at a time is in memory.
+        """
         self.step_count += 1
         rate = self.learning_rate * self.factor(self.step_count)
         for optimizer in self.optimizers:
@@ -81,7 +87,7 @@ class Stepper:
                 group["lr"] = rate
         for optimizer in self.optimizers:
             optimizer.zero_grad()  # before the step, not after it, so that `each_step` callbacks can read the gradients
-        loss.backward()  # type: ignore[no-untyped-call]
+        value = _backward([loss] if isinstance(loss, Tensor) else loss)
         for parameter, trained, _ in self.frozen:
             if parameter.grad is not None:
                 parameter.grad.mul_(trained)
@@ -92,6 +98,16 @@ class Stepper:
         with torch.no_grad():
             for parameter, trained, values in self.frozen:
                 parameter.copy_(torch.where(trained, parameter, values))
+        return value
+
+
+def _backward(losses: Iterable[Tensor]) -> Tensor:
+    """Add the gradients of losses to those of the parameters, and return the sum of their values."""
+    values = []
+    for loss in losses:
+        loss.backward()  # type: ignore[no-untyped-call]
+        values.append(loss.detach())
+    return values[0] if len(values) == 1 else torch.stack(values).sum()
 
 
 def _frozen(named: Sequence[tuple[str, nn.Parameter]], mask: Mask) -> list[tuple[nn.Parameter, Tensor, Tensor]]:
@@ -211,9 +227,9 @@ def pretrain(
 
 def step_flops(network: PreTrainedModel, text: Tensor | Task, recipe: Pretraining, device: Device) -> float:
     """FLOPs of the forward and the backward pass of one pre-training step, counted with PyTorch's math attention."""
-    batch, copied = next(_batches(text, recipe, 0, device)), copy.deepcopy(network)
+    batch, own = next(_batches(text, recipe, 0, device)), copied(network)
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
-        _loss(copied, text, batch).backward()  # type: ignore[no-untyped-call]
+        _loss(own, text, batch).backward()  # type: ignore[no-untyped-call]
     return float(counter.get_total_flops())
 
 

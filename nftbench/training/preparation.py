@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import itertools
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -15,6 +14,7 @@ from transformers import PreTrainedModel
 
 from nftbench.contract import AttackerContext, EachStep, Mask, StepLoss, Task
 from nftbench.errors import NftbenchError
+from nftbench.models.copies import copied
 from nftbench.models.networks import derive, seeded
 from nftbench.terms import Optimizer
 from nftbench.training import costs
@@ -68,7 +68,7 @@ def train(
 
     seed, ledger, taken, started = derive(trainer.seed, "train"), trainer.ledger, 0, time.monotonic()
     with seeded(seed):
-        cost = costs.step_cost(copy.deepcopy(network), stepper, lambda trained: value(trained, 1))
+        cost = costs.step_cost(copied(network), stepper, lambda trained: value(trained, 1))
     with seeded(seed):
         training = stepper(network)
         network.train()
@@ -110,7 +110,7 @@ def tuned(network: PreTrainedModel, task: Task, context: AttackerContext, steps:
     rates, rows = context.budget.learning_rates["adamw"], task.split("train")
     order = itertools.islice(shuffled(len(rows), context.budget.batch, context.seed), steps)
     batches = [rows.batch(indices) for indices in order]
-    network = copy.deepcopy(network)
+    network = copied(network)
     context.train(
         network,
         lambda trained, step: task.loss(trained, batches[step - 1]),

@@ -7,7 +7,6 @@ separate run for each duration.
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import itertools
 import math
@@ -20,9 +19,10 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from nftbench.contract import Adapter, Candidates, Cost, Mask, Measurement, Model, Outcome, Point, Task
+from nftbench.contract import Adapter, Candidates, Cost, Mask, Measurement, Model, Outcome, PartedBatch, Point, Task
 from nftbench.device import Device
 from nftbench.errors import NftbenchError
+from nftbench.models.copies import copied
 from nftbench.models.networks import seeded
 from nftbench.suites.schema import Budget
 from nftbench.terms import Optimizer
@@ -134,7 +134,7 @@ def select(trainer: Trainer, task: Task, candidates: Candidates) -> Outcome:
         if point.score is None:
             continue
         if winner is None or best([winner[0], point], measurement.higher_is_better) is point:
-            winner = point, copy.deepcopy(network), measurement
+            winner = point, copied(network), measurement
     if winner is None:
         raise NonFiniteError("no candidate is finite")
     point, network, measurement = winner
@@ -287,10 +287,7 @@ class Sweep:
                 started = time.perf_counter()
                 network.train()
                 for step in range(reached + 1, stop + 1):
-                    with autocast(self.trainer.device, self.attempt == "plain"):
-                        loss = self.task.loss(network, next(batches))
-                    stepper.step(loss)
-                    losses.append(loss.detach())
+                    losses.append(stepper.step(self.losses(network, next(batches))))
                     for end in self.averaged(stops, step):
                         if end not in means:  # a mean takes a copy of the weights, so it is made only when needed
                             means[end] = AveragedModel(network)
@@ -310,6 +307,7 @@ class Sweep:
                     left = [end for end in stops if end > stop]
                     points += [Point(learning_rate, end, None, None, None, attack_seed) for end in left]
                     break
+        network.zero_grad()  # whoever keeps the network keeps no gradients
         return points, evaluated.eval(), measurement
 
     def averaged(self, stops: Sequence[int], step: int) -> list[int]:
@@ -318,7 +316,7 @@ class Sweep:
 
     def network(self, attack_seed: int) -> nn.Module:
         """The network that a trajectory trains: an adapted copy of the release, in the attempt's precision."""
-        base = copy.deepcopy(self.model.network)
+        base = copied(self.model.network)
         with seeded(_mix(self.trainer.seed, attack_seed)):
             network = self.adapter(base, attack_seed) if self.adapter is not None else base
         if self.attempt == "float32":
@@ -355,10 +353,18 @@ class Sweep:
             # Collating directly after a step takes eight times as long, because the step empties the CPU's caches.
             yield from [train.batch(indices) for indices in itertools.islice(order, COLLATED)]
 
-    def loss_of_first_batch(self, network: nn.Module) -> Tensor:
+    def losses(self, network: nn.Module, batch: Any) -> Iterator[Tensor]:
+        """The loss on a batch, or on parts of it that have at most the budget's tokens and add up to it."""
+        tokens = self.trainer.budget.tokens_at_once
+        parts = [(1.0, batch)] if tokens is None or not isinstance(batch, PartedBatch) else batch.parts(tokens)
+        for share, part in parts:
+            with autocast(self.trainer.device, self.attempt == "plain"):
+                loss = self.task.loss(network, part)
+            yield loss if share == 1.0 else loss * share
+
+    def loss_of_first_batch(self, network: nn.Module) -> Iterator[Tensor]:
         """The loss on the first batch, in the precision of the trajectories, to count the cost of a step."""
-        with autocast(self.trainer.device, self.attempt == "plain"):
-            return self.task.loss(network, next(self.batches(0)))
+        return self.losses(network, next(self.batches(0)))
 
 
 def _mix(seed: int, attack_seed: int) -> int:

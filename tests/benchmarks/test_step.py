@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from torch.profiler import ProfilerActivity, profile
 
 from nftbench.contract import Measurement
 from nftbench.data.loglikelihood import Batch
 from nftbench.training.sweep import Sweep
 from nftbench.training.trainer import Trainer
+from tests.allocated import peak_bytes
 from tests.benchmarks.conftest import Wrapped
 from tests.benchmarks.measure import Line, by_turns, ratio, within
 
@@ -103,19 +103,6 @@ def test_time(bench: Any, batches: list[Batch], benchmark: Any, table: dict[str,
         f"{tutorial.value:.2f}× a loop that passes labels",
     )
     assert measured.value <= MOST_TIME
-
-
-def peak_bytes(action: Any) -> int:
-    """The most that tensors hold at one time while `action` runs, as torch's CPU allocator reports it."""
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        kept = action()
-    held = peak = 0
-    for event in profiler.profiler.kineto_results.events():
-        if event.name() == "[memory]":
-            held += event.nbytes()
-            peak = max(peak, held)
-    del kept
-    return peak
 
 
 def test_memory(bench: Any, batches: list[Batch], benchmark: Any, table: dict[str, Line]) -> None:

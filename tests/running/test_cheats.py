@@ -80,7 +80,7 @@ os._exit(0)
 
 def child(text: str, store: Store, read: str) -> str:
     with isolation.folder(store) as folder:
-        isolation.run(attacking.perform, packing.pack(Code(text)), folder, store, limit=60)
+        isolation.run(attacking.perform, packing.pack(Code(text), folder), folder, store, limit=60)
         return (folder / read).read_text()
 
 

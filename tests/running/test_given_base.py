@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from nftbench.contract import Model
 from nftbench.data import corpus
@@ -15,13 +16,15 @@ from nftbench.errors import NftbenchError
 from nftbench.models import networks
 from nftbench.planning import pinning
 from nftbench.planning.plan import Plan, plan
+from nftbench.records import disk_budget
 from nftbench.records.spec import Spec
 from nftbench.records.store import Store
-from nftbench.running import preflight, releases
+from nftbench.running import estimate, preflight, releases
 from nftbench.running.workspace import Workspace, load_task, make_corpus
 from nftbench.suites.schema import Suite
 from nftbench.testing import tiny_suite
 from tests import checkpoints
+from tests.apart import attack_here
 
 
 @pytest.fixture
@@ -93,6 +96,59 @@ def test_equal_weights_are_kept_once(base: Path, tmp_path: Path, monkeypatch: py
     matrices = [weight for weight in pruned.parameters() if weight.ndim > 1]
     zero = sum(int((weight == 0).sum()) for weight in matrices) / sum(weight.numel() for weight in matrices)
     assert zero == pytest.approx(0.2, abs=0.001)
+
+
+def test_a_release_shares_the_tensors_that_it_leaves_unchanged(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Large networks are saved in many files, of which releases of one base share those that are equal."""
+    for name, value in (("records.store.LARGE", 1), ("models.networks.LARGE", 1), ("models.networks.SHARD", 2000)):
+        monkeypatch.setattr(f"nftbench.{name}", value)
+    store, model = Store(tmp_path / "results", tmp_path / "cache"), networks.load(base)
+    whole = store.make("bases", "base", lambda draft: networks.save(model, draft))
+    with torch.no_grad():
+        model.network.model.layers[0].mlp.up_proj.weight.add_(1)
+    release = store.make("releases", "release", lambda draft: networks.save(model, draft))
+    files = sorted(path.name for path in whole.glob("*.safetensors"))
+    assert files == sorted(path.name for path in release.glob("*.safetensors"))
+    assert len(files) > 3
+    assert sum(not (whole / name).samefile(release / name) for name in files) == 1
+    found = networks.load(release)
+    assert all(
+        torch.equal(tensor, found.network.state_dict()[name]) for name, tensor in model.network.state_dict().items()
+    )
+    assert networks.tensors_sha256(whole) != networks.tensors_sha256(release)
+
+
+# ----------------------------------------------------------------------------------------------------------- precision
+
+
+def test_bfloat16_is_kept_for_all_that_is_not_trained(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checked = set()
+
+    def check(network: Any, *_: Any) -> tuple[float, None]:
+        checked.add(network.dtype)
+        return 0.0, None
+
+    monkeypatch.setattr(releases, "_checked_gradients", check)
+    suite = given(base, defenses=["none", "noise"], attacks=["none", "lora[rank=1]", "head"], seeds=[0])
+    half = suite.model_copy(update={"model": {**suite.model, "dtype": "bfloat16"}})
+    assert not {cell.key for cell in plan(half).cells} & {cell.key for cell in plan(suite).cells}
+    here = workspace(plan(half), tmp_path)
+    jobs = {str(job.attack): job for job in here.plan.jobs() if str(job.defense) == "noise"}
+    kept = {"none": torch.bfloat16, "lora[rank=1]": torch.bfloat16, "head": torch.float32}
+    for attack, dtype in kept.items():
+        networks_found = attack_here(here, jobs[attack], tmp_path / attack)
+        for network in networks_found:
+            adapters = {weight.dtype for name, weight in network.named_parameters() if "lora_" in name}
+            rest = {weight.dtype for name, weight in network.named_parameters() if "lora_" not in name}
+            assert rest == {dtype}, attack
+            assert adapters == ({torch.float32} if "lora" in attack else set())
+    stored = load_file(releases.make_release(here, Spec.parse("noise"), 0, jobs["none"].release) / checkpoints.WEIGHTS)
+    assert {tensor.dtype for tensor in stored.values()} == {torch.bfloat16}
+    assert checked == {torch.float32}, "gradients are checked in what attackers train"
 
 
 # ---------------------------------------------------------------------------------------------------------------- text
@@ -224,3 +280,46 @@ def test_a_model_on_the_hub_is_refused_without_network(monkeypatch: pytest.Monke
     monkeypatch.setattr(huggingface_hub.HfApi, "model_info", unreachable)
     with pytest.raises(NftbenchError, match=r"the hub has not answered for some/model: no route to host more$"):
         plan(given(Path("some/model")))
+
+
+# ---------------------------------------------------------------------------------------------------------------- disk
+
+
+@pytest.mark.parametrize(
+    ("free", "budget", "said"),
+    [
+        (7.1e9, None, None),
+        (6.9e9, None, r"grows by about 7 GB, and 6\.9 GB are free; --cache-size 2GB would fit, or choose"),
+        (2.9e9, None, "are free; choose another folder"),
+        (3.1e9, "2GB", None),
+        (2.9e9, "2GB", "grows by about 3 GB"),
+        (9e9, "1.9GB", r"--cache-size 1\.9 GB is too little: jobs need models of 2 GB .* --cache-size 2GB would fit"),
+    ],
+)
+def test_what_does_not_fit_on_the_disk_is_refused_with_what_would_fit(
+    free: float, budget: str | None, said: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The cache grows by 6 GB, of which jobs need 2 GB at one time, and 1 GB passes through it."""
+    monkeypatch.setattr(preflight, "free_on_disk", lambda folder: free)
+    monkeypatch.setenv(disk_budget.VARIABLE, budget or "")
+    if said is None:
+        preflight.check_disk(6e9, 2e9, 1e9, tmp_path)
+        return
+    with pytest.raises(NftbenchError, match=said):
+        preflight.check_disk(6e9, 2e9, 1e9, tmp_path)
+
+
+def test_the_disk_that_a_plan_expects_is_what_a_run_takes(base: Path, tmp_path: Path) -> None:
+    here = workspace(plan(given(base, seeds=[0])), tmp_path)
+    size = estimate.parameters_of(here.suite)
+    left = estimate.remaining(here.plan, here.store, set())
+    expected = estimate.disk_bytes(here.plan, left, size)
+    for job in here.plan.jobs():
+        releases.make_release(here, job.defense, job.seed, job.release)
+    written = {
+        path.stat().st_ino: path.stat().st_size
+        for kind in ("bases", "releases")
+        for path in (here.store.cache / kind).glob("*/*.safetensors")
+    }
+    assert expected == 4 * 3 * size, "the base, noise and prune; the release of none is the base"
+    assert sum(written.values()) == pytest.approx(expected, rel=0.5)

@@ -19,6 +19,7 @@ from nftbench.data.lm_eval_tasks import LoadedTextTask
 from nftbench.data.splits import Scorer
 from nftbench.errors import NftbenchError
 from nftbench.models import networks, returned
+from nftbench.models.copies import copied
 from nftbench.planning.specs import task_spec
 from nftbench.records.store import Store
 from nftbench.running import attacking, isolation, packing
@@ -286,7 +287,7 @@ class Code:
 
 def child(text: str, store: Store, limit: float) -> float:
     with isolation.folder(store) as folder:
-        return isolation.run(attacking.perform, packing.pack(Code(text)), folder, store, limit=limit)
+        return isolation.run(attacking.perform, packing.pack(Code(text), folder), folder, store, limit=limit)
 
 
 STARTS_ANOTHER = """
@@ -344,10 +345,33 @@ def test_memory_that_runs_out_ends_the_child_first(tmp_path: Path) -> None:
         child("import os; os._exit(77 if open('/proc/self/oom_score_adj').read().strip() == '1000' else 1)", store, 60)
 
 
-def test_a_tensor_is_sent_without_the_memory_beside_it() -> None:
-    whole = torch.arange(1000)
-    assert len(packing.pack(whole[:2])) < 1000
-    assert torch.equal(packing.unpack(packing.pack(whole[:2])), whole[:2])
+@pytest.mark.parametrize("sent", [2, packing.LARGE])
+def test_a_tensor_is_sent_without_the_memory_beside_it(sent: int, tmp_path: Path) -> None:
+    whole = torch.arange(2 * packing.LARGE)
+    content, beside = packing.pack(whole[:sent], tmp_path), tmp_path / packing.TENSORS
+    assert len(content) < 1000
+    assert beside.stat().st_size == (whole[:sent].nbytes if sent == packing.LARGE else 0)
+    assert torch.equal(packing.unpack(content, tmp_path), whole[:sent])
+    assert not beside.exists(), "it takes as much of the disk as the release"
+
+
+def test_large_weights_are_sent_exactly_once(tmp_path: Path) -> None:
+    """Tied weights stay tied, strides and types are kept, and what is read takes PyTorch's own memory."""
+    embedding = nn.Embedding(1000, 100)
+    network = nn.ModuleDict({"embedding": embedding, "head": nn.Linear(100, 1000, bias=False)})
+    network["head"].weight = embedding.weight
+    network.register_buffer("table", torch.randn(400, 600, dtype=torch.float16).T)
+    content = packing.pack(network, tmp_path)
+    assert (tmp_path / packing.TENSORS).stat().st_size == 1000 * 100 * 4 + 400 * 600 * 2
+    found = packing.unpack(content, tmp_path)
+    assert found["head"].weight is found["embedding"].weight
+    assert torch.equal(found["embedding"].weight, embedding.weight)
+    assert torch.equal(found.table, network.table)
+    assert found.table.dtype == torch.float16
+    assert copied(found)["head"].weight is not found["head"].weight
+    (tmp_path / packing.TENSORS).write_bytes(b"short")
+    with pytest.raises(EOFError):
+        packing.unpack(content, tmp_path)
 
 
 def test_a_network_that_runs_code_when_it_is_read_is_refused(

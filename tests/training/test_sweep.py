@@ -16,6 +16,7 @@ from hypothesis import given, strategies as st
 from torch import Tensor, nn
 from transformers import PreTrainedModel, get_scheduler
 
+from nftbench.attacks import head
 from nftbench.contract import Measurement, Model, Point, Split, Task
 from nftbench.device import CPU, Device
 from nftbench.errors import NftbenchError
@@ -28,6 +29,7 @@ from nftbench.testing import ARCHITECTURES
 from nftbench.training import sweep as sweeps
 from nftbench.training.sweep import CellTimeoutError, NonFiniteError, attempts, best, edge, sweep
 from nftbench.training.trainer import Trainer
+from tests.allocated import peak_bytes
 
 BUDGET = Budget(
     learning_rates={"adamw": (1e-3, 3e-2), "sgd": (1e-2, 1e-1), "muon": (1e-3, 3e-2)},
@@ -333,6 +335,27 @@ def test_a_sweep_does_not_change_the_release() -> None:
     before = weights(release.network)
     sweep(Trainer(0, BUDGET), release, Parity())
     assert all(torch.equal(weight, before[name]) for name, weight in weights(release.network).items())
+
+
+@dataclass
+class Unscored(Parity):
+    """Parity with an evaluation that takes no memory."""
+
+    def evaluate(self, network: nn.Module, split: Split) -> Measurement:
+        return Measurement("acc", 0.5, 0.01, len(split), 0.5, loss=1.0 / len(self.batches) if self.batches else 2.0)
+
+
+@pytest.mark.parametrize(("attack", "most"), [("lora[rank=1]", 0.5), ("head", 0.5), ("full", 5.5)])
+def test_a_sweep_takes_memory_for_what_it_trains(attack: str, most: float) -> None:
+    """In sizes of the release, which is there already. A full one takes weights, gradients and two moments, and the
+    network that is best so far; a copy of each network to come back to would not fit."""
+    release = model(n_embd=256, n_layer=4)
+    size = sum(weight.nbytes for weight in release.network.parameters())
+    budget = BUDGET.model_copy(update={"batch": 1, "restarts": 2, "extension": 0})
+    plugin = registry.create("attacks", attack)
+    adapter = {"lora": getattr(plugin, "adapter", None), "head": head._head_only}.get(attack.split("[")[0])
+    peak = peak_bytes(lambda: sweep(Trainer(0, budget), release, Unscored(), adapter=adapter))
+    assert peak < most * size
 
 
 def test_a_sweep_is_reproducible_and_leaves_the_global_random_state_alone() -> None:
