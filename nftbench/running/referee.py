@@ -311,6 +311,9 @@ class Referee:
         return record
 
     def write_failure(self, cell: Cell, status: Status, reason: str) -> Record:
+        """The failed record of a cell. A settled one stays: another process made it while this one was stopped."""
+        if self.workspace.store.settled_among([cell]):
+            return self.workspace.store.read([cell])[0]
         return self.write(dataclasses.replace(self.blank(cell), status=status, reason=reason))
 
 
