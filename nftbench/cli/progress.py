@@ -24,7 +24,8 @@ from nftbench.records.store import SETTLED
 from nftbench.report import order, terminal
 from nftbench.report.labels import of
 from nftbench.running.estimate import duration
-from nftbench.running.executors import Event, Stage
+from nftbench.running.executors.protocol import Stage
+from nftbench.running.executors.steps import Event
 from nftbench.running.forecast import Forecast, about, base_step
 from nftbench.scoring import Leaderboard
 from nftbench.scoring.table import number
@@ -35,6 +36,9 @@ LEADER_SECONDS = 300.0
 """The shortest time between two lines about the leader where there is no terminal."""
 BOARD_SHARE = 0.02
 """The largest share of the time that is spent on scoring the leaderboard so far."""
+
+MOST_SHOWN = 16
+"""The most steps that are named among those that run."""
 
 ScoreSoFar = Callable[[Sequence[Record]], Leaderboard]
 """A function from the records that are new since its last call to the leaderboard of all records so far."""
@@ -132,7 +136,8 @@ class Progress:
     def now(self) -> str:
         """What runs now, in one line."""
         steps = list(self.running.values())  # a copy, because the run goes on while this is shown
-        return f"running: {'; '.join(map(str, steps))}" if steps else "the workers start"
+        more = f"; and {len(steps) - MOST_SHOWN} more" if len(steps) > MOST_SHOWN else ""
+        return f"running: {'; '.join(map(str, steps[:MOST_SHOWN]))}{more}" if steps else "the workers start"
 
 
 class _SoFar:
@@ -178,8 +183,11 @@ class _Panel:
         progress = self.progress
         so_far = f"{duration(time.monotonic() - self.started)} so far"
         running = Table.grid(padding=(0, 2))
-        for step in list(progress.running.values()):  # a copy, because the run goes on while this is drawn
+        steps = list(progress.running.values())  # a copy, because the run goes on while this is drawn
+        for step in steps[:MOST_SHOWN]:
             running.add_row(Text(f"  {step}"))
+        if len(steps) > MOST_SHOWN:
+            running.add_row(Text(f"  and {len(steps) - MOST_SHOWN} more"))
         return Group(Text(f"{progress.head()} {so_far}", style="bold"), running, self.ranking)
 
 

@@ -28,7 +28,7 @@ from pathlib import Path
 from nftbench.errors import NftbenchError
 
 EXPIRY = 90.0
-"""Seconds without a sign of life after which a holder is taken for dead. A slow file server may be silent for a while."""
+"""Seconds without a sign of life after which a holder is taken for dead. A file server may be slow for a while."""
 BEATS = 9
 """How often a holder touches its file in that time."""
 LONGEST_PAUSE = 1.0
@@ -157,6 +157,22 @@ def first_alive(paths: Iterable[Path], expiry: float) -> str | None:
         if first:
             time.sleep(min(LONGEST_PAUSE, expiry / BEATS))
     return None
+
+
+def hanging(path: Path, expiry: float) -> int | None:
+    """The number of the process that holds a lease on this machine, if it lives and gives no sign of life."""
+    found = _look(path)
+    if found is None or not found.holder_lives or not _is_over(path, found, expiry):
+        return None
+    return int(found.content.rsplit(maxsplit=2)[1])
+
+
+def tidy(paths: Iterable[Path]) -> None:
+    """Remove the leases of processes that have ended on this machine, as the system says."""
+    for path in paths:
+        found = _look(path)
+        if found is not None and found.holder_lives is False:
+            _put_aside(path, found)
 
 
 # ------------------------------------------------------------------------------------------------- looking at a lease

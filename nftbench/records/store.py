@@ -413,10 +413,23 @@ class Store:
         """Hold the results folder together with other processes that write records. Wait while it is being packed."""
         lease = self._take_beside_others(f"run-{uuid.uuid4()}")
         assert lease is not None  # nobody else has this name
+        for name in ("run", "worker"):
+            leases.tidy(self._alone.parent.glob(f"{name}-*.lease"))
         try:
             yield
         finally:
             lease.end()
+
+    def give_signs_of_life(self, name: str) -> None:
+        """Hold a lease of this name in the results folder, from now until this process ends."""
+        with contextlib.suppress(OSError):  # a full disk must not end a worker
+            leases.take(_lease(self.results, name), self.expiry)
+
+    def silent_workers(self, name: str) -> list[int]:
+        """The numbers of the processes of this machine that hang: they hold leases whose names begin so, and live, but
+        have given no sign of life for too long. A process learns that by asking again and again."""
+        paths = self._alone.parent.glob(f"{name}*.lease")
+        return [number for path in paths if (number := leases.hanging(path, self.expiry)) is not None]
 
     @contextlib.contextmanager
     def alone(self) -> Iterator[None]:

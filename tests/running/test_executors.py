@@ -17,7 +17,9 @@ import pytest
 
 from nftbench.planning.plan import plan
 from nftbench.records.store import Store
-from nftbench.running import executors, referee
+from nftbench.running import referee
+from nftbench.running.executors import steps
+from nftbench.running.executors.local import LocalExecutor
 from nftbench.running.workspace import Workspace
 from nftbench.testing import tiny_suite
 from tests.sessions import session
@@ -36,7 +38,9 @@ DRIVE = """
 import json, sys
 from pathlib import Path
 from nftbench.cli import workers as processes
-from nftbench.running import executors, referee
+from nftbench.running import referee
+from nftbench.running.executors import steps
+from nftbench.running.executors.local import LocalExecutor
 from nftbench.planning.plan import plan
 from nftbench.records.store import Store
 from nftbench.running.workspace import Workspace
@@ -48,7 +52,7 @@ if __name__ == "__main__":
         processes.start_server()
     workspace = Workspace(plan(tiny_suite(**changes)), Store(results, cache))
     print("ready", flush=True)
-    for event in executors.run(workspace, workspace.plan.jobs(), workers):
+    for event in steps.run(workspace, workspace.plan.jobs(), LocalExecutor(workspace, workers)):
         print(event.kind, event.stage, len(event.records), flush=True)
 """
 
@@ -87,7 +91,7 @@ def undisturbed(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[t
     """The records of one worker in this process, from a cache of its own."""
     folder = tmp_path_factory.mktemp("undisturbed")
     workspace = Workspace(plan(tiny_suite(**CHANGES)), Store(folder / "results", folder / "cache"))
-    for _ in executors.run(workspace, workspace.plan.jobs(), 1):
+    for _ in steps.run(workspace, workspace.plan.jobs(), LocalExecutor(workspace, 1)):
         pass
     found = {(one.defense, one.attack, one.task, one.seed): one for one in workspace.store.records().values()}
     assert {one.status for one in found.values()} == {"ok"}
@@ -140,7 +144,7 @@ def kill_and_resume(drive: Any, folder: Path, moments: list[float], expected: di
     assert all(after.get(name) == content for name, content in kept.items())
     assert_same(results, expected, bare)
     here = Workspace(plan(tiny_suite(**CHANGES)), Store(results, cache))
-    assert not [one for event in executors.run(here, here.plan.jobs(), 1) for one in event.records]
+    assert not [one for event in steps.run(here, here.plan.jobs(), LocalExecutor(here, 1)) for one in event.records]
     assert records(results) == after, "a finished run writes nothing"
 
 
@@ -196,7 +200,7 @@ def test_a_worker_that_dies_between_two_submits_costs_only_its_own_cells(
         "        import os\n        os._exit(9)\n",
     )
     here = workspace(attacks=["none", "dies", "full"])
-    for event in executors.run(here, here.plan.jobs(), 3):
+    for event in steps.run(here, here.plan.jobs(), LocalExecutor(here, 3)):
         if event.kind == "started" and str(event.job.attack) == "dies" and event.stage == "attack":
             time.sleep(3)
     found = found_in(here.store.results)
@@ -219,12 +223,12 @@ def test_a_bad_defense_in_a_worker_fails_alone(workspace: MakeWorkspace, plugin:
 
 def test_events_say_what_starts_and_finishes(workspace: MakeWorkspace) -> None:
     here = workspace(attacks=["none", "full"], defenses=["none", "early_stop"])
-    events = [event for event in executors.run(here, here.plan.jobs(), 1) if event.kind != "doing"]
+    events = [event for event in steps.run(here, here.plan.jobs(), LocalExecutor(here, 1)) if event.kind != "doing"]
     told = [(event.kind, event.stage, str(event.job.defense), str(event.job.attack)) for event in events]
     assert told[:2] == [("started", "protect", "none", "none"), ("finished", "protect", "none", "none")]
     finished = [event for event in events if event.kind == "finished" and event.stage == "attack"]
     assert sum(len(event.records) for event in finished) == len(here.plan.cells)
-    again = list(executors.run(here, here.plan.jobs(), 1))
+    again = list(steps.run(here, here.plan.jobs(), LocalExecutor(here, 1)))
     assert sum(len(event.records) for event in again) == 0, "nothing is left to do"
 
 
@@ -241,7 +245,7 @@ def test_a_record_that_cannot_be_written_fails_its_own_cells_only(
         return fail(*given)
 
     monkeypatch.setattr(referee, "fail", unblocked)
-    for _ in executors.run(here, here.plan.jobs(), 1):
+    for _ in steps.run(here, here.plan.jobs(), LocalExecutor(here, 1)):
         pass
     found = found_in(here.store.results)
     assert {attack: record.status for (_, attack, *_), record in found.items()} == {
