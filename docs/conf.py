@@ -54,6 +54,7 @@ CONTENTS = """
 :caption: Use
 docs/suites
 docs/protocol
+docs/clusters
 docs/ci
 docs/exports
 docs/moving

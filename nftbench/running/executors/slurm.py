@@ -95,9 +95,8 @@ def minutes(text: object) -> int:
         raise NftbenchError(f"slurm_time: {text!r} is no time; write minutes, or 8:00:00 in quotes")
     days, *parts = (int(part) if part is not None else None for part in found.groups())
     given = [part for part in parts if part is not None]
-    units: tuple[int, ...] = (
-        (3600, 60, 1) if days is not None or len(given) == 3 else (60, 1)
-    )  # days are followed by hours
+    begins_with_hours = days is not None or len(given) == 3
+    units = (3600, 60, 1) if begins_with_hours else (60, 1)
     seconds = (days or 0) * 86400 + sum(part * unit for part, unit in zip(given, units, strict=False))
     return max(1, math.ceil(seconds / 60))
 
@@ -199,7 +198,7 @@ class SlurmExecutor:
             one.gone = None
             return None
         one.gone = one.gone or time.monotonic()
-        if state != "CANCELLED" and time.monotonic() - one.gone < GONE_SECONDS:
+        if time.monotonic() - one.gone < GONE_SECONDS:
             return None
         why = f"SLURM job {one.job.job_id} ended without a result: {state or 'it has left the queue'}"
         errors = {"OUT_OF_MEMORY": isolation.KilledError, "TIMEOUT": isolation.TooLongError}

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from nftbench.errors import NftbenchError
 from nftbench.planning.plan import Job
 from nftbench.records.record import Record
 from nftbench.running.executors.protocol import Executor, News, Stage, Step
@@ -132,8 +133,18 @@ class _Queue:
         yield Event("finished", step.stage, step.job, tuple(records or ()))
 
     def fail(self, step: Step, error: BaseException) -> Event:
-        """Write failed records for a job that could not run: its release cannot be made, or its process died."""
+        """Write failed records for a job that could not run: its release cannot be made, or its process died.
+
+        Raises:
+            NftbenchError: not even these can be written, as on a full disk.
+        """
         from nftbench.running import failures, referee
 
-        records = referee.fail(self.workspace, step.job, *failures.status_of(error))
+        status, reason = failures.status_of(error)
+        try:
+            records = referee.fail(self.workspace, step.job, status, reason)
+        except OSError as failed:
+            folder = self.workspace.store.results
+            why = f"{failed.strerror or failed}; {reason}"
+            raise NftbenchError(f"{folder}: no record can be written ({why}); every finished cell is kept") from failed
         return Event("finished", step.stage, step.job, tuple(records))
