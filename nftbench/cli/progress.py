@@ -35,7 +35,7 @@ BOARD_SECONDS = 5.0
 LEADER_SECONDS = 300.0
 """The shortest time between two lines about the leader where there is no terminal."""
 BOARD_SHARE = 0.02
-"""The largest share of the time that is spent on scoring the leaderboard so far."""
+"""The largest share of the time that is spent on scoring the leaderboard so far, or on estimating the time left."""
 
 MOST_SHOWN = 16
 """The most steps that are named among those that run."""
@@ -90,6 +90,8 @@ class Progress:
         self.cells, self.done, self.failed = count.cells, count.done, 0
         self.forecast, self.workers = forecast, workers
         self.running: dict[str, Running] = {}
+        self.left, self.estimate_again = 0.0, 0.0
+        """The estimated seconds until the end, and when they are estimated again by the monotonic clock."""
 
     def add(self, event: Event) -> float:
         """Take an event; returns the seconds that a finished step took, 0 for all others."""
@@ -114,7 +116,15 @@ class Progress:
         return seconds or 0.0
 
     def seconds_left(self) -> float:
-        """The estimated time until the run is over."""
+        """The estimated time until the run is over. It is not estimated more often than it may take time."""
+        begun = time.monotonic()
+        if begun >= self.estimate_again:
+            self.left = self._seconds_left()
+            ended = time.monotonic()
+            self.estimate_again = ended + (ended - begun) / BOARD_SHARE
+        return self.left
+
+    def _seconds_left(self) -> float:
         now, spent = time.monotonic(), dict[str, float]()
         for key, step in list(self.running.items()):  # a copy, because the run goes on while this is shown
             base = base_step(step.job.seed)
