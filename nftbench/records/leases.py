@@ -14,6 +14,7 @@ taken the lease since. So a holder calls `confirm` before it publishes anything 
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import os
 import platform
@@ -22,7 +23,7 @@ import threading
 import time
 import uuid
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from nftbench.errors import NftbenchError
@@ -184,6 +185,10 @@ def _look(path: Path) -> _Seen | None:
         handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError:
         return None
+    except OSError as error:
+        if error.errno == errno.ESTALE:  # a file server has it no longer
+            return None
+        raise
     try:
         content = os.read(handle, MOST_BYTES).decode(errors="replace")
         lives = None
@@ -198,11 +203,13 @@ def _is_over(path: Path, found: _Seen, expiry: float) -> bool:
     """Whether a lease's holder is dead: the system says so, or the file has not changed for so long."""
     if found.holder_lives is False:
         return True
-    seen, since = _watched.get(path, (None, 0.0))
-    if seen != found:
-        _watched[path] = found, time.monotonic()
-        return False
-    return time.monotonic() - since >= expiry
+    now = time.monotonic()
+    watch = _watched.get(path)
+    # Who has not looked for so long may have been stopped itself, and the holder with it.
+    if watch is None or watch.seen != found or now - watch.last > expiry:
+        watch = _Watch(found, now, now)
+    _watched[path] = replace(watch, last=now)
+    return now - watch.since >= expiry
 
 
 def _put_aside(path: Path, found: _Seen) -> bool:
@@ -221,8 +228,16 @@ def _put_aside(path: Path, found: _Seen) -> bool:
     return is_dead
 
 
-_watched: dict[Path, tuple[_Seen, float]] = {}
-"""The leases of others as this process has found them last, and since when it finds them so, by its monotonic clock."""
+@dataclass(frozen=True)
+class _Watch:
+    """The lease of another process as this one has found it again and again. Moments are by the monotonic clock."""
+
+    seen: _Seen
+    since: float
+    last: float
+
+
+_watched: dict[Path, _Watch] = {}
 
 
 @functools.cache

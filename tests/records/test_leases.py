@@ -110,6 +110,20 @@ def test_clocks_that_are_apart_or_jump_change_nothing(path: Path, jump: float) -
     assert seconds_until_free(path) >= EXPIRY
 
 
+def test_who_was_stopped_itself_watches_anew(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A laptop that sleeps stops holder and watcher; the watcher may be the first to wake up."""
+    process = holder(path, machine="another machine")
+    process.send_signal(signal.SIGSTOP)
+    assert leases.take(path, EXPIRY) is None
+    now = time.monotonic
+    monkeypatch.setattr(time, "monotonic", lambda: now() + 3600)
+    assert leases.take(path, EXPIRY) is None
+    process.send_signal(signal.SIGCONT)
+    time.sleep(2 * EXPIRY / leases.BEATS)
+    assert leases.take(path, EXPIRY) is None
+    end(process)
+
+
 def test_a_stopped_holder_loses_its_lease_and_knows_it(path: Path) -> None:
     """Stopped is not dead, so that the system still keeps its `flock`."""
     process = holder(path)

@@ -19,6 +19,8 @@ from tests.running.driven import CHANGES, Cells, assert_same, finish, found_in, 
 
 Bare = Callable[[Any], Any]
 ONE_SEED = {**CHANGES, "seeds": [0]}
+NOT_NICE = {"RAY_worker_niceness": "0"}
+"""Ray's workers give way to all other processes, and on a busy machine would take very long."""
 
 needs_ray = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="needs Ray: pip install 'nftbench[ray]'")
 needs_submitit = pytest.mark.skipif(
@@ -62,7 +64,7 @@ def test_shards_at_the_same_time_give_the_same_records(undisturbed: Cells, tmp_p
 @pytest.mark.slow
 @needs_ray
 def test_ray_gives_the_same_records(expected: Cells, tmp_path: Path, bare: Bare) -> None:
-    finish(start(tmp_path / "results", tmp_path / "cache", 2, ONE_SEED, executor="ray"), 1200)
+    finish(start(tmp_path / "results", tmp_path / "cache", 2, ONE_SEED, executor="ray", environment=NOT_NICE), 1200)
     assert_same(tmp_path / "results", expected, bare)
     assert not list((tmp_path / "results" / ".workers").glob("*.pickle")), "the plan, with its salt, is left behind"
 
@@ -73,7 +75,7 @@ def test_a_node_of_a_ray_cluster_that_is_killed_costs_nothing_but_time(
     expected: Cells, tmp_path: Path, bare: Bare
 ) -> None:
     """Of three nodes one is killed while it runs an attack."""
-    run = start(tmp_path / "results", tmp_path / "cache", 3, ONE_SEED, executor="ray", nodes=3)
+    run = start(tmp_path / "results", tmp_path / "cache", 3, ONE_SEED, executor="ray", nodes=3, environment=NOT_NICE)
     assert "killed a node" in finish(run, 1800)
     assert_same(tmp_path / "results", expected, bare)
 
