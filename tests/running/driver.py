@@ -42,7 +42,8 @@ def main() -> None:
     for path in given["plugins"]:
         registry.add_file(path)
     store = Store(Path(given["results"]), Path(given["cache"]), given["expiry"])
-    whole = plan(tiny_suite(**given["changes"]))
+    with registry.importing_added():
+        whole = plan(tiny_suite(**given["changes"]))
     workspace = Workspace(whole, store)
     part = share(whole, Shard.parse(given["shard"])) if given["shard"] else whole
     print("ready", flush=True)
