@@ -56,6 +56,7 @@ CONTENTS = """
 docs/verbs
 docs/suites
 docs/protocol
+docs/clusters
 docs/ci
 docs/exports
 docs/moving

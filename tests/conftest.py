@@ -102,10 +102,11 @@ def known() -> Iterator[Callable[[Path], None]]:
 @pytest.fixture
 def run_all() -> Callable[..., dict[tuple[str, str, str, int], Any]]:
     """`run_all(place, workers)`: every record of the plan, by defense, attack, task and seed."""
-    from nftbench.running import executors
+    from nftbench.running.executors import steps
+    from nftbench.running.executors.local import LocalExecutor
 
     def run(workspace: Any, workers: int = 1) -> dict[tuple[str, str, str, int], Any]:
-        for _ in executors.run(workspace, workspace.plan.jobs(), workers):
+        for _ in steps.run(workspace, workspace.plan.jobs(), LocalExecutor(workspace, workers)):
             pass
         return {(one.defense, one.attack, one.task, one.seed): one for one in workspace.store.records().values()}
 

@@ -23,11 +23,14 @@ if TYPE_CHECKING:
     from nftbench.device import Device
     from nftbench.planning.plan import Job, Plan
     from nftbench.planning.registry import Kind, Plugin
+    from nftbench.planning.shards import Shard
     from nftbench.records.manifest import Manifest
     from nftbench.records.record import Record
     from nftbench.records.store import Store
     from nftbench.report.exports.trackers import Tracker
     from nftbench.running.estimate import Left
+    from nftbench.running.executors.protocol import Executor
+    from nftbench.running.workspace import Workspace
     from nftbench.scoring import Leaderboard
     from nftbench.suites.schema import Suite
 
@@ -45,6 +48,8 @@ class Work:
     part: Plan
     store: Store
     salt: Salt | None
+    shard: Shard | None = None
+    """Which share of the selected part this is; None where it is all of it."""
 
 
 # ---------------------------------------------------------------------------------------------------------- prepare
@@ -67,13 +72,13 @@ def prepare(suite_name: str, selection: Selection, options: RunOptions, *, keep_
 def _prepare(suite_name: str, selection: Selection, options: RunOptions, keep_salt: bool) -> Work:
     from nftbench import suites
     from nftbench.cli.salt import plan_with_salt
-    from nftbench.planning import registry
+    from nftbench.planning import registry, shards
     from nftbench.planning.plan import narrow, plan
     from nftbench.records.spec import Spec
 
     use_cache(options.cache, options.cache_size)
     device = available_device(options.device)
-    names, seeds = selection.names(), selection.base_seeds()
+    names, seeds, shard = selection.names(), selection.base_seeds(), selection.share()
     suite = suites.read(suite_name, options.suite_changes())
     check_corpus(suite, options.data)
     added = [plugin for file in options.plugin or () for plugin in registry.add_file(file)]
@@ -102,7 +107,8 @@ def _prepare(suite_name: str, selection: Selection, options: RunOptions, keep_sa
     check_vocabulary(suite)
     check_base(suite)
     whole, salt = plan_with_salt(suite, store, planned, keep=keep_salt)
-    return Work(whole, select(whole), store, salt)
+    part = select(whole)
+    return Work(whole, shards.share(part, shard) if shard else part, store, salt, shard)
 
 
 def open_store(out: Path | None, name: str) -> Store:
@@ -271,7 +277,8 @@ def _counted(work: Work, records: Mapping[str, Record]) -> str:
     whole, part = work.whole, work.part
     counted = count([cell.key for cell in part.cells], records)
     some = f" (a part of the suite's {len(whole.cells)})" if len(part.cells) < len(whole.cells) else ""
-    return f"{whole.suite.name}: {counted}{some}"
+    share = f", shard {work.shard}" if work.shard else ""
+    return f"{whole.suite.name}{share}: {counted}{some}"
 
 
 def _progress(work: Work, options: RunOptions, jobs: Sequence[Job], records: Mapping[str, Record]) -> Progress:
@@ -348,6 +355,8 @@ def worker_count(work: Work, options: RunOptions, records: Mapping[str, Record])
     from nftbench.running import estimate
 
     plan = work.part
+    if options.executor != "local":
+        return options.jobs or len(plan.cells)  # as many as the cluster has room for
     if plan.suite.given is None:
         return workers.count(options.jobs, plan.device)
     left = estimate.remaining(plan, work.store, settled(plan.cells, records))
@@ -382,9 +391,8 @@ def _run_jobs(
     after_seed: Callable[[int], None],
 ) -> None:
     """Run the jobs and show their progress, with the leaderboard so far, which begins from `records`."""
-    from nftbench.cli import workers
     from nftbench.cli.progress import display
-    from nftbench.running import executors
+    from nftbench.running.executors import steps
     from nftbench.running.workspace import Workspace
 
     so_far, left = dict(records), Counter(job.seed for job in jobs)
@@ -394,14 +402,38 @@ def _run_jobs(
         return rank(so_far, manifest)
 
     workspace = Workspace(work.whole, work.store, manifest.command, options.trust_code)
+    executor = _executor(work, options, workspace, progress.workers)
     with display(progress, leaderboard, console()) as show, work.store.together():
-        workers.start_server()
-        for event in executors.run(workspace, jobs, progress.workers):
+        for event in steps.run(workspace, jobs, executor):
             show(event)
             if event.kind == "finished" and event.stage == "attack":
                 left[event.job.seed] -= 1
                 if not left[event.job.seed] and left.total():
                     after_seed(event.job.seed)
+
+
+def _executor(work: Work, options: RunOptions, workspace: Workspace, count: int) -> Executor:
+    """What carries out the steps of a run, ready to be opened. A signal that ends the command closes it."""
+    from nftbench.cli import stopping, workers
+    from nftbench.records.store import settled
+    from nftbench.running import estimate
+    from nftbench.running.executors import local, ray, slurm
+
+    if options.executor == "local":
+        workers.start_server()
+        return local.LocalExecutor(workspace, count)
+    plan = work.part
+    left = estimate.remaining(plan, work.store, settled(plan.cells, work.store.planned(plan.manifest())))
+    memory = estimate.memory_bytes(left, estimate.parameters_of(plan.suite), 1)
+    executor: Executor
+    if options.executor == "ray":
+        executor = ray.RayExecutor(workspace, options.address, options.jobs, memory)
+    else:
+        path = options.parallel_config
+        settings = slurm.Settings.read(path) if path is not None else slurm.Settings()
+        executor = slurm.SlurmExecutor(workspace, settings, options.jobs, memory)
+    stopping.before_the_end(executor.close)
+    return executor
 
 
 # ---------------------------------------------------------------------------------------------------- rank, publish

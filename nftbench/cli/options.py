@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import inspect
 import json
+import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -19,6 +20,7 @@ from nftbench.cli import completion
 from nftbench.errors import NftbenchError
 
 if TYPE_CHECKING:
+    from nftbench.planning import shards
     from nftbench.planning.registry import Kind
 
 SuiteName = Annotated[
@@ -71,6 +73,15 @@ Limit = Annotated[
     int | None,
     typer.Option("--limit", min=1, metavar="N", help="At most N documents of each split. Such a run is never ranked."),
 ]
+Shard = Annotated[
+    str | None,
+    typer.Option(
+        "--shard",
+        metavar="I/N",
+        help="Only the I-th of N shares, as in `3/16`, for several machines on one `--out` and one cache; default: "
+        "in a SLURM array, the share of its task.",
+    ),
+]
 Out = Annotated[
     Path | None,
     typer.Option(
@@ -83,7 +94,39 @@ Out = Annotated[
 ]
 Jobs = Annotated[
     int | None,
-    typer.Option("--jobs", min=1, metavar="N", help="Worker processes; default: one for each core, on cuda one."),
+    typer.Option(
+        "--jobs",
+        min=1,
+        metavar="N",
+        help="Worker processes; default: one for each core, on cuda one. Of a cluster, the most jobs at a time; "
+        "default: all that it has room for.",
+    ),
+]
+ExecutorName = Annotated[
+    Literal["local", "slurm", "ray"],
+    typer.Option(
+        "--executor",
+        help="Where jobs run: in processes on this machine, on a SLURM cluster (`nftbench[slurm]`) or on a Ray cluster "
+        "(`nftbench[ray]`).",
+    ),
+]
+Address = Annotated[
+    str | None,
+    typer.Option(
+        "--address",
+        metavar="ADDRESS",
+        help="ray: the address of a running cluster, or `auto`; default: one is started on this machine.",
+    ),
+]
+ParallelConfig = Annotated[
+    Path | None,
+    typer.Option(
+        "--parallel-config",
+        metavar="FILE",
+        exists=True,
+        dir_okay=False,
+        help="slurm: a YAML file with benchopt's keys, such as `slurm_partition`; what jobs ask the cluster for.",
+    ),
 ]
 Device = Annotated[str, typer.Option("--device", metavar="DEVICE", help="`cpu`, `cuda`, or one card as in `cuda:1`.")]
 Data = Annotated[
@@ -177,6 +220,7 @@ class Selection:
     tasks: Tasks = None
     seeds: Seeds = None
     limit: Limit = None
+    shard: Shard = None
 
     def names(self) -> Mapping[Kind, Sequence[str]]:
         """The specs asked for of each kind; an empty list asks for all.
@@ -202,6 +246,27 @@ class Selection:
                 raise NftbenchError(f"--seeds {self.seeds}: {seed!r} is not a seed; write 0,1,2")
         return [int(seed) for seed in seeds]
 
+    def share(self) -> shards.Shard | None:
+        """The share asked for; None for everything.
+
+        Raises:
+            NftbenchError: it is not written as in 3/16.
+        """
+        from nftbench.planning.shards import Shard
+
+        return Shard.parse(self.shard) if self.shard is not None else None
+
+    def in_array(self) -> Selection:
+        """The selection, in a task of a SLURM array with the task's share, unless another one is asked for.
+
+        Raises:
+            NftbenchError: the numbers of the array's tasks are not evenly spaced.
+        """
+        from nftbench.planning.shards import Shard
+
+        found = Shard.of_array(os.environ) if self.shard is None else None
+        return replace(self, shard=str(found)) if found is not None else self
+
 
 @dataclass(frozen=True)
 class RunOptions:
@@ -209,6 +274,9 @@ class RunOptions:
 
     out: Out = None
     jobs: Jobs = None
+    executor: ExecutorName = "local"
+    address: Address = None
+    parallel_config: ParallelConfig = None
     device: Device = "cpu"
     data: Data = None
     plugin: Plugins = None
@@ -218,6 +286,12 @@ class RunOptions:
     cache_size: CacheSize = None
     salt: SaltText = None
     trust_code: TrustCode = False
+
+    def __post_init__(self) -> None:
+        if self.address is not None and self.executor != "ray":
+            raise NftbenchError("--address is for --executor ray")
+        if self.parallel_config is not None and self.executor != "slurm":
+            raise NftbenchError("--parallel-config is for --executor slurm")
 
     def suite_changes(self) -> list[str]:
         """The changes of `--set`, with the base and the salt as two of them.

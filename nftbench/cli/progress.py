@@ -24,7 +24,8 @@ from nftbench.records.store import SETTLED
 from nftbench.report import order, terminal
 from nftbench.report.labels import of
 from nftbench.running.estimate import duration
-from nftbench.running.executors import Event, Stage
+from nftbench.running.executors.protocol import Stage
+from nftbench.running.executors.steps import Event
 from nftbench.running.forecast import Forecast, about, base_step
 from nftbench.scoring import Leaderboard
 from nftbench.scoring.table import number
@@ -34,7 +35,10 @@ BOARD_SECONDS = 5.0
 LEADER_SECONDS = 300.0
 """The shortest time between two lines about the leader where there is no terminal."""
 BOARD_SHARE = 0.02
-"""The largest share of the time that is spent on scoring the leaderboard so far."""
+"""The largest share of the time that is spent on scoring the leaderboard so far, or on estimating the time left."""
+
+MOST_SHOWN = 16
+"""The most steps that are named among those that run."""
 
 ScoreSoFar = Callable[[Sequence[Record]], Leaderboard]
 """A function from the records that are new since its last call to the leaderboard of all records so far."""
@@ -86,6 +90,8 @@ class Progress:
         self.cells, self.done, self.failed = count.cells, count.done, 0
         self.forecast, self.workers = forecast, workers
         self.running: dict[str, Running] = {}
+        self.left, self.estimate_again = 0.0, 0.0
+        """The estimated seconds until the end, and when they are estimated again by the monotonic clock."""
 
     def add(self, event: Event) -> float:
         """Take an event; returns the seconds that a finished step took, 0 for all others."""
@@ -110,7 +116,15 @@ class Progress:
         return seconds or 0.0
 
     def seconds_left(self) -> float:
-        """The estimated time until the run is over."""
+        """The estimated time until the run is over. It is not estimated more often than it may take time."""
+        begun = time.monotonic()
+        if begun >= self.estimate_again:
+            self.left = self._seconds_left()
+            ended = time.monotonic()
+            self.estimate_again = ended + (ended - begun) / BOARD_SHARE
+        return self.left
+
+    def _seconds_left(self) -> float:
         now, spent = time.monotonic(), dict[str, float]()
         for key, step in list(self.running.items()):  # a copy, because the run goes on while this is shown
             base = base_step(step.job.seed)
@@ -132,7 +146,8 @@ class Progress:
     def now(self) -> str:
         """What runs now, in one line."""
         steps = list(self.running.values())  # a copy, because the run goes on while this is shown
-        return f"running: {'; '.join(map(str, steps))}" if steps else "the workers start"
+        more = f"; and {len(steps) - MOST_SHOWN} more" if len(steps) > MOST_SHOWN else ""
+        return f"running: {'; '.join(map(str, steps[:MOST_SHOWN]))}{more}" if steps else "the workers start"
 
 
 class _SoFar:
@@ -178,8 +193,11 @@ class _Panel:
         progress = self.progress
         so_far = f"{duration(time.monotonic() - self.started)} so far"
         running = Table.grid(padding=(0, 2))
-        for step in list(progress.running.values()):  # a copy, because the run goes on while this is drawn
+        steps = list(progress.running.values())  # a copy, because the run goes on while this is drawn
+        for step in steps[:MOST_SHOWN]:
             running.add_row(Text(f"  {step}"))
+        if len(steps) > MOST_SHOWN:
+            running.add_row(Text(f"  and {len(steps) - MOST_SHOWN} more"))
         return Group(Text(f"{progress.head()} {so_far}", style="bold"), running, self.ranking)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Annotated
 
@@ -25,7 +26,7 @@ def plan(suite: SuiteName, selection: Selection, options: RunOptions) -> None:
     """Show the cells of a run, how many are done, and about how long the rest would take; run nothing."""
     from nftbench.cli import execution
 
-    work = execution.prepare(suite, selection, options, keep_salt=False)
+    work = execution.prepare(suite, selection.in_array(), options, keep_salt=False)
     from nftbench.cli.overview import overview  # after the line that planning prints, because it loads torch
 
     records = work.store.planned(work.whole.manifest())
@@ -53,7 +54,7 @@ def run(
 
     if log_to is not None:
         execution.check_tracker(log_to)
-    work = execution.prepare(suite, selection, options)
+    work = execution.prepare(suite, selection.in_array(), options)
     if force:
         work.store.forget([cell.key for cell in work.part.cells])
     _run(work, options, context.obj, terminal.summary, fail_on_claims, log_to)
@@ -93,13 +94,20 @@ def _run(
     fail_on_claims: bool,
     log_to: Tracker | None = None,
 ) -> None:
-    """Carry out, show and publish, also after each base seed; ends in the exit code."""
+    """Carry out, show and publish, also after each base seed; ends in the exit code.
+
+    Of several shares, the one that ends last publishes.
+    """
     from nftbench.cli import execution
     from nftbench.report import terminal
 
     store = work.store
+    if work.shard is not None:
+        command = _of_all_shares(command)
 
     def after_seed(seed: int) -> None:
+        if work.shard is not None:
+            return
         manifest = store.manifest()
         records = store.planned(manifest)
         leaderboard = execution.rank(records, manifest, {seed, *execution.complete_seeds(records, manifest)})
@@ -108,7 +116,15 @@ def _run(
         console().print(terminal.ranking(leaderboard))
 
     records = execution.carry_out(work, options, command, after_seed)
-    leaderboard = execution.rank(records, store.manifest())
+    manifest = store.manifest()
+    left = len(manifest.keys - records.keys())
+    if work.shard is not None and left:
+        typer.echo(
+            f"shard {work.shard} is done; {left} cells of other shards have no record yet. "
+            f"The leaderboard of those that have: nftbench report {store.results}"
+        )
+        raise typer.Exit(_exit_code(work, records))
+    leaderboard = execution.rank(records, manifest)
     paths = execution.publish(leaderboard, records, store.results, command)  # before anything can fail to print
     console().print(shown(leaderboard))
     for path in paths:
@@ -119,6 +135,15 @@ def _run(
         complain(f"{len(failed)} claim{'s' * (len(failed) > 1)} fail{'s' * (len(failed) == 1)}: {'; '.join(failed)}")
         code = BAD_CELLS
     raise typer.Exit(code)
+
+
+def _of_all_shares(command: str) -> str:
+    """The command line without `--shard`: the manifest and the leaderboard are those of all shares."""
+    words = shlex.split(command)
+    if "--shard" in words:
+        place = words.index("--shard")
+        del words[place : place + 2]
+    return shlex.join(word for word in words if not word.startswith("--shard="))
 
 
 def _exit_code(work: Work, records: Mapping[str, Record]) -> int:

@@ -2,7 +2,7 @@
 
 What is deleted is made again when it is needed. Corpora, protections, secrets and second checkpoints are never deleted:
 what a packed record says about a release can always be looked up. Nor is anything that a process is using. To use
-an artifact is to hold a lock of one's own on it, which ends with the process.
+an artifact is to hold a lease of one's own on it, which ends with the process.
 """
 
 from __future__ import annotations
@@ -11,20 +11,21 @@ import contextlib
 import os
 import re
 import shutil
+import uuid
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
 from nftbench.errors import NftbenchError
+from nftbench.records import leases
 
 KINDS = ("releases", "bases")
 """The kinds of artifacts that are deleted for the budget."""
 VARIABLE = "NFTBENCH_CACHE_SIZE"
 UNITS = {"MB": 10**6, "GB": 10**9, "TB": 10**12}
 
-_blocks: list[dict[tuple[Path, str, str], FileLock]] = []
-"""What the open blocks of `until_end` use: cache, kind and key, each with its lock."""
+_blocks: list[dict[tuple[Path, str, str], leases.Lease]] = []
+"""What the open blocks of `until_end` use: cache, kind and key, each with its lease."""
 
 
 def parse(text: str) -> int:
@@ -46,13 +47,13 @@ def budget() -> int | None:
 
 
 def use(cache: Path, kind: str, key: str) -> None:
-    """Keep an artifact until the block of `until_end` around this call ends, or its process; nothing without a block."""
+    """Keep an artifact until the block of `until_end` around this call ends, or its process; else do nothing."""
     if not _blocks or any((cache, kind, key) in block for block in _blocks):
         return
     with _gate(cache):
-        lock = FileLock(_locks(cache) / f"use-{kind}-{key}.{os.getpid()}.lock")
-        lock.acquire()
-        _blocks[-1][cache, kind, key] = lock
+        own = leases.take(_locks(cache) / f"use-{kind}-{key}-{uuid.uuid4()}.lease", leases.EXPIRY)
+        assert own is not None, "its name is new"
+        _blocks[-1][cache, kind, key] = own
 
 
 @contextlib.contextmanager
@@ -62,9 +63,8 @@ def until_end() -> Iterator[None]:
     try:
         yield
     finally:
-        for lock in _blocks.pop().values():
-            lock.release()
-            Path(lock.lock_file).unlink(missing_ok=True)
+        for own in _blocks.pop().values():
+            own.end()
 
 
 def size(cache: Path) -> int:
@@ -113,15 +113,9 @@ def delete_unshared(contents: Path) -> None:
 
 
 def _is_used(cache: Path, kind: str, key: str) -> bool:
-    for path in _locks(cache).glob(f"use-{kind}-{key}.*.lock"):
-        if any(str(lock.lock_file) == str(path) for block in _blocks for lock in block.values()):
-            return True
-        try:
-            with FileLock(path, blocking=False):
-                path.unlink(missing_ok=True)  # its process has ended
-        except Timeout:
-            return True
-    return False
+    uses = list(_locks(cache).glob(f"use-{kind}-{key}-*.lease"))
+    leases.tidy(uses)
+    return any(leases.holder(path, leases.EXPIRY) is not None for path in uses)
 
 
 def _changed(path: Path) -> float:
@@ -131,8 +125,8 @@ def _changed(path: Path) -> float:
         return 0.0
 
 
-def _gate(cache: Path) -> FileLock:
-    return FileLock(_locks(cache) / "uses.lock")
+def _gate(cache: Path) -> AbstractContextManager[leases.Lease]:
+    return leases.held(_locks(cache) / "uses.lease", leases.EXPIRY)
 
 
 def _locks(cache: Path) -> Path:

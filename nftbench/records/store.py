@@ -7,7 +7,7 @@ single files. The cache holds `corpora/`, `bases/`,
 links to one file in `contents/`, so a release that changes nothing takes no space.
 
 A file or folder is first written under a temporary name and then renamed, so that whatever is there is complete. Locks
-are `flock`s, which end with their process.
+are leases, which end with their process, also where the folders are shared by several machines.
 """
 
 from __future__ import annotations
@@ -19,20 +19,19 @@ import json
 import os
 import re
 import shutil
-import sys
 import tempfile
+import uuid
 import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
-from filelock import FileLock, Timeout
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import to_json
 
 from nftbench.errors import NftbenchError
-from nftbench.records import disk_budget, manifest as manifests, pack as packs
+from nftbench.records import disk_budget, leases, manifest as manifests, pack as packs
 from nftbench.records.identity import file_hash
 from nftbench.records.manifest import Manifest
 from nftbench.records.pack import JsonObject
@@ -45,6 +44,8 @@ SHARED, LARGE = ("bases", "releases"), 1_000_000
 """Kinds of artifacts whose files of at least so many bytes are shared. All of them are public and have one mode."""
 PACK = "records.jsonl.xz"
 """The name of the pack in a folder of results."""
+LEASES, WORKERS = ".leases", ".workers"
+"""Folders of locks, and of what is sent to workers on other machines."""
 SETTLED = ("ok", "nonfinite")
 """Statuses of cells that are not run again."""
 
@@ -79,12 +80,14 @@ class Store:
 
     results: Path
     cache: Path
+    expiry: float = leases.EXPIRY
+    """Seconds after which a process that gives no sign of life loses its locks."""
 
     @property
     def private(self) -> tuple[Path, ...]:
-        """What no plugin may read of the results folder: salt, locks, and the scores of cells that have run."""
+        """What no plugin may read of the results folder: salt, locks, plans, and the scores of cells that have run."""
         return (
-            *(self.results / name for name in ("salt", ".locks", "records", self._pack.name)),
+            *(self.results / name for name in ("salt", LEASES, WORKERS, "records", self._pack.name)),
             *self.results.glob("leaderboard*"),
             *self.results.glob("defenses/*.md"),
         )
@@ -284,7 +287,7 @@ class Store:
 
     def keep_salt(self, text: str) -> str:
         """The folder's salt. If it has none yet, it is `text` from now on: of several processes, the first one wins."""
-        with self._lock(self.results, "folder", "salt"):
+        with self._held(self.results, "salt"):
             found = self.salt()
             if found is None:
                 write_atomically(self.results / "salt", f"{text}\n".encode(), mode=0o600)
@@ -314,33 +317,48 @@ class Store:
         return None
 
     def make(self, kind: str, key: str, build: Callable[[Path], None], mode: int = 0o755) -> Path:
-        """The artifact's folder. If it is missing, `build(folder)` fills it, in one process at a time."""
-        with self.lock(kind, key):
-            found = self.artifact(kind, key)
-            if found is not None:
-                return found
-            parent = self.cache / kind
-            parent.mkdir(parents=True, exist_ok=True, mode=mode)
-            draft = Path(tempfile.mkdtemp(prefix=f".{key}.", dir=parent))
-            try:
-                build(draft)
-                files = sorted(path for path in draft.rglob("*") if path.is_file())
-                digests = {str(path.relative_to(draft)): _sha256(path) for path in files}
-                for path in files if kind in SHARED else ():
-                    if path.stat().st_size >= LARGE:
-                        self._share(path, digests[str(path.relative_to(draft))])
-                (draft / _COMPLETE).write_text(json.dumps(digests, indent=1))
-                for path in [*files, draft / _COMPLETE]:
-                    path.chmod(mode & 0o666)
-                    _fsync(path)
-                draft.chmod(mode)
-                draft.rename(parent / key)
-            except BaseException:
-                shutil.rmtree(draft, ignore_errors=True)
-                raise
-            if kind in disk_budget.KINDS:
-                disk_budget.make_room(self.cache, self.cache / CONTENTS, _COMPLETE)
-            return parent / key
+        """The artifact's folder. If it is missing, `build(folder)` fills it, in one process at a time.
+
+        A process that was stopped for so long that another has taken its lock leaves the artifact to the other one.
+        """
+        while True:
+            with self._held(self.cache, f"{kind}-{key}") as lease:
+                found = self.artifact(kind, key)
+                if found is not None:
+                    return found
+                try:
+                    return self._make(kind, key, build, mode, lease)
+                except Exception:
+                    # Whatever went wrong, another process makes the artifact now, or has made it.
+                    if lease.is_held() and not (self.cache / kind / key).exists():
+                        raise
+
+    def _make(self, kind: str, key: str, build: Callable[[Path], None], mode: int, lease: leases.Lease) -> Path:
+        parent = self.cache / kind
+        parent.mkdir(parents=True, exist_ok=True, mode=mode)
+        for left in parent.glob(f".{key}.*"):  # by a process that was killed
+            shutil.rmtree(left, ignore_errors=True)
+        draft = Path(tempfile.mkdtemp(prefix=f".{key}.", dir=parent))
+        try:
+            build(draft)
+            files = sorted(path for path in draft.rglob("*") if path.is_file())
+            digests = {str(path.relative_to(draft)): _sha256(path) for path in files}
+            for path in files if kind in SHARED else ():
+                if path.stat().st_size >= LARGE:
+                    self._share(path, digests[str(path.relative_to(draft))])
+            (draft / _COMPLETE).write_text(json.dumps(digests, indent=1))
+            for path in [*files, draft / _COMPLETE]:
+                path.chmod(mode & 0o666)
+                _fsync(path)
+            draft.chmod(mode)
+            lease.confirm()
+            draft.rename(parent / key)
+        except BaseException:
+            shutil.rmtree(draft, ignore_errors=True)
+            raise
+        if kind in disk_budget.KINDS:
+            disk_budget.make_room(self.cache, self.cache / CONTENTS, _COMPLETE)
+        return parent / key
 
     def discard(self, kind: str, key: str, unless: Callable[[], bool] = lambda: False) -> None:
         """Delete an artifact if it exists.
@@ -357,7 +375,7 @@ class Store:
         """Make a file and all others of this content hard links to one, where the file system has hard links."""
         kept = self.cache / CONTENTS / digest
         kept.parent.mkdir(parents=True, exist_ok=True)
-        with self._lock(self.cache, CONTENTS, digest), contextlib.suppress(OSError):
+        with self._held(self.cache, f"{CONTENTS}-{digest}"), contextlib.suppress(OSError):
             if kept.exists() and _sha256(kept) != digest:  # damaged, as every link to it is
                 kept.unlink()
             if not kept.exists():
@@ -367,66 +385,96 @@ class Store:
             os.link(kept, link)
             link.replace(path)
 
+    # ----------------------------------------------------------------------------------------------------------- locks
+
     @contextlib.contextmanager
     def lock(self, kind: str, key: str) -> Iterator[None]:
         """Wait for the artifact's lock, and hold it."""
-        with self._lock(self.cache, kind, key):
+        with self._held(self.cache, f"{kind}-{key}"):
             yield
+
+    def confirm(self, kind: str, key: str) -> None:
+        """Make sure that this process still holds the artifact's lock.
+
+        Raises:
+            LostError: it was stopped for so long that another process has taken the lock.
+        """
+        leases.confirm(_lease(self.cache, f"{kind}-{key}"))
 
     @contextlib.contextmanager
     def claim(self, key: str) -> Iterator[bool]:
         """Try to lock a job of this results folder: True if it is locked now, False if another process holds it."""
-        lock = self._lock(self.results, "jobs", key)
-        with self.together():  # a worker may go on after its run is killed, and then needs this lock itself
-            try:
-                lock.acquire(blocking=False)
-            except Timeout:
-                yield False
-                return
-            try:
-                yield True
-            finally:
-                lock.release()
+        lease = self._take_beside_others(f"jobs-{key}")
+        try:
+            yield lease is not None
+        finally:
+            if lease is not None:
+                lease.end()
 
     @contextlib.contextmanager
     def together(self) -> Iterator[None]:
         """Hold the results folder together with other processes that write records. Wait while it is being packed."""
-        with self._folder_lock(exclusive=False):
+        lease = self._take_beside_others(f"run-{uuid.uuid4()}")
+        assert lease is not None  # nobody else has this name
+        for name in ("run", "worker"):
+            leases.tidy(self._alone.parent.glob(f"{name}-*.lease"))
+        try:
             yield
+        finally:
+            lease.end()
+
+    def give_signs_of_life(self, name: str) -> None:
+        """Hold a lease of this name in the results folder, from now until this process ends."""
+        with contextlib.suppress(OSError):  # a full disk must not end a worker
+            leases.take(_lease(self.results, name), self.expiry)
+
+    def silent_workers(self, name: str) -> list[int]:
+        """The numbers of the processes of this machine that hang: they hold leases whose names begin so, and live, but
+        have given no sign of life for too long. A process learns that by asking again and again."""
+        paths = self._alone.parent.glob(f"{name}*.lease")
+        return [number for path in paths if (number := leases.hanging(path, self.expiry)) is not None]
 
     @contextlib.contextmanager
     def alone(self) -> Iterator[None]:
         """Hold the results folder as its only process.
 
         Raises:
-            NftbenchError: another process works in it, or this system has no such locks.
+            NftbenchError: another process works in it.
         """
-        with self._folder_lock(exclusive=True):
+        lease = leases.take(self._alone, self.expiry)
+        if lease is None:
+            raise NftbenchError(f"{self.results}: another nftbench process works here; wait for its end")
+        try:
+            others = [path for path in self._alone.parent.glob("*.lease") if path != self._alone]
+            other = leases.first_alive(others, self.expiry)
+            if other is not None:
+                raise NftbenchError(f"{self.results}: another nftbench process works here ({other}); wait for its end")
             yield
+        finally:
+            lease.end()
+
+    def _take_beside_others(self, name: str) -> leases.Lease | None:
+        """A lease in the results folder, which is waited for only while one process holds the folder alone."""
+        while True:
+            lease = leases.take(_lease(self.results, name), self.expiry)
+            if lease is None or leases.holder(self._alone, self.expiry) is None:
+                return lease
+            lease.end()  # whoever wants the folder alone has asked first, or gives up because of this lease
+            with self._held(self.results, "alone"):
+                pass
+
+    @property
+    def _alone(self) -> Path:
+        return _lease(self.results, "alone")
 
     @contextlib.contextmanager
-    def _folder_lock(self, exclusive: bool) -> Iterator[None]:
-        if sys.platform == "win32":  # no shared locks there: packs can be read, but not written
-            if exclusive:
-                raise NftbenchError(f"{self.results}: packs are written on POSIX systems only")
-            yield
-            return
-        import fcntl
+    def _held(self, root: Path, name: str) -> Iterator[leases.Lease]:
+        with leases.held(_lease(root, name), self.expiry) as lease:
+            yield lease
 
-        folder = self.results / ".locks"
-        folder.mkdir(parents=True, exist_ok=True)
-        with (folder / "folder.lock").open("a") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB if exclusive else fcntl.LOCK_SH)
-            except BlockingIOError:
-                raise NftbenchError(f"{self.results}: another nftbench process works here; wait for its end") from None
-            yield  # closing the file releases the lock
 
-    @staticmethod
-    def _lock(root: Path, kind: str, key: str) -> FileLock:
-        folder = root / ".locks"
-        folder.mkdir(parents=True, exist_ok=True)
-        return FileLock(folder / f"{kind}-{key}.lock")
+def _lease(root: Path, name: str) -> Path:
+    return root / LEASES / f"{name}.lease"
 
 
 def write_atomically(path: Path, content: bytes, mode: int = 0o644) -> None:

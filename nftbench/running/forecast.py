@@ -7,6 +7,7 @@ yet are taken to be as much slower or faster than predicted as the measured ones
 
 from __future__ import annotations
 
+import functools
 import statistics
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -67,13 +68,30 @@ class Forecast:
 
     def seconds(self, step: Step) -> float:
         """How long a step takes."""
-        own = self.measured.get(step.kind)
-        if own:
-            return step.units * statistics.fmean(seconds / one.units for seconds, one in own)
-        same = [one for kind, each in self.measured.items() if kind[0] == step.stage for one in each]
-        known = same or [one for each in self.measured.values() for one in each]
-        predicted = sum(one.predicted * one.units for _, one in known)
-        return step.units * step.predicted * (sum(seconds for seconds, _ in known) / predicted if predicted else 1.0)
+        if step.kind in self._unit_seconds:
+            return step.units * self._unit_seconds[step.kind]
+        return step.units * step.predicted * self._slowness[step.stage]
+
+    @functools.cached_property
+    def _unit_seconds(self) -> Mapping[tuple[Stage, str], float]:
+        """Measured seconds of one unit, by kind. Kept, because a large run has many steps of one kind."""
+        return {
+            kind: statistics.fmean(seconds / step.units for seconds, step in each)
+            for kind, each in self.measured.items()
+            if each
+        }
+
+    @functools.cached_property
+    def _slowness(self) -> Mapping[Stage, float]:
+        """Measured over predicted seconds of each stage's kinds; of all kinds, where none of the stage is measured."""
+        stages: tuple[Stage, ...] = ("base", "protect", "attack")
+        found = {}
+        for stage in stages:
+            same = [one for kind, each in self.measured.items() if kind[0] == stage for one in each]
+            known = same or [one for each in self.measured.values() for one in each]
+            predicted = sum(step.predicted * step.units for _, step in known)
+            found[stage] = sum(seconds for seconds, _ in known) / predicted if predicted else 1.0
+        return found
 
     def total(self, workers: int, running: Mapping[str, float] | None = None) -> float:
         """Seconds until the end with so many workers, if none of them is ever idle.

@@ -5,6 +5,7 @@ An attacker who runs the defense again on public text is a second kind of owner,
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
 import time
@@ -22,6 +23,7 @@ from nftbench.device import Device
 from nftbench.errors import NftbenchError
 from nftbench.models import networks
 from nftbench.planning.keys import base_key
+from nftbench.records.leases import LostError
 from nftbench.records.spec import Spec
 from nftbench.running import activity, given_base
 from nftbench.running.workspace import AttackersTask, Workspace, load_task, make_corpus
@@ -57,14 +59,12 @@ def base_folder(workspace: Workspace, seed: int, fraction: float = 1.0) -> Path:
     key = base_key(workspace.suite, seed, workspace.plan.data, workspace.device)[:32]
     # One run gives the base and every checkpoint that the suite names; any other fraction needs its own run.
     wanted = sorted({steps, *(step_at(recipe, kept) for kept in recipe.checkpoints), recipe.steps} - {0})
-    folder = workspace.store.artifact("bases", f"{key}-{steps}")
-    if folder is None:
-        with workspace.store.lock("runs", key):
+    while (folder := workspace.store.artifact("bases", f"{key}-{steps}")) is None:
+        # Where the lock is lost, another process pre-trains the base now, and it is waited for.
+        with workspace.store.lock("runs", key), contextlib.suppress(LostError):
             missing = [step for step in wanted if workspace.store.artifact("bases", f"{key}-{step}") is None]
             if steps in missing:
                 _pretrain_base(workspace, seed, key, missing)
-        folder = workspace.store.artifact("bases", f"{key}-{steps}")
-        assert folder is not None
     return folder
 
 
@@ -262,6 +262,7 @@ def _pretrain_base(workspace: Workspace, seed: int, key: str, steps: Sequence[in
     def keep(network: nn.Module, step: int) -> bool:
         activity.tell_step(f"pre-trains the undefended model of seed {seed}", step, max(steps))
         if step in steps:
+            workspace.store.confirm("runs", key)  # all of these checkpoints must come from one run
             workspace.store.make("bases", f"{key}-{step}", write)
         return step == max(steps)
 

@@ -333,6 +333,9 @@ class Referee:
         return record
 
     def write_failure(self, cell: Cell, status: Status, reason: str) -> Record:
+        """The failed record of a cell. A settled one stays: another process made it while this one was stopped."""
+        if self.workspace.store.settled_among([cell]):
+            return self.workspace.store.read([cell])[0]
         return self.write(dataclasses.replace(self.blank(cell), status=status, reason=reason))
 
 
@@ -343,8 +346,10 @@ def _run_with_owners_code(workspace: Workspace, job: Job, cells: Sequence[Cell])
 
 
 def fail(workspace: Workspace, job: Job, status: Status, reason: str) -> list[Record]:
-    """Write a failed record for each cell of a job that could not start, unless the cell is settled."""
-    with workspace.store.claim(job.key) as mine:
-        settled = workspace.store.settled_among(job.cells)
-        referee = Referee(workspace, job)
-        return [referee.write_failure(cell, status, reason) for cell in job.cells if mine and cell.key not in settled]
+    """Write a failed record for each cell of a job that could not start, unless the cell is settled.
+
+    The job's lock is not asked for: a process that was killed on another machine holds it for a while.
+    """
+    settled = workspace.store.settled_among(job.cells)
+    referee = Referee(workspace, job)
+    return [referee.write_failure(cell, status, reason) for cell in job.cells if cell.key not in settled]

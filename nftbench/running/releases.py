@@ -287,6 +287,7 @@ def _protect(workspace: Workspace, spec: Spec, seed: int, key: str, folder: Path
             report, seconds = protecting.protect(_order(workspace, spec, seed), theirs, workspace, limit)
         except isolation.TooLongError as error:
             raise failures.FailedError("timeout", f"the defense was {error}") from error
+        workspace.store.confirm("releases", key)  # the secret and the weights must come from one process
         shutil.copytree(theirs / protecting.RELEASE, folder, dirs_exist_ok=True)
         if needs_own_code(folder):
             aside(workspace, _publish, spec, seed, key, folder, theirs, report, seconds, base_sha256)

@@ -22,7 +22,9 @@ from nftbench.planning import registry
 from nftbench.planning.plan import Plan, plan
 from nftbench.records.record import Record
 from nftbench.records.store import Store
-from nftbench.running import executors, provenance
+from nftbench.running import provenance
+from nftbench.running.executors import steps
+from nftbench.running.executors.local import LocalExecutor
 from nftbench.running.releases import make_release
 from nftbench.running.workspace import Workspace, forget_tasks, load_task
 from tests.benchmarks.measure import Line, Ratio, cpu, ratio
@@ -77,7 +79,7 @@ def test_a_cell(bench: Any, plugin: Plugin, tmp_path: Path, benchmark: Any, tabl
 
     def once(results: Path) -> None:
         workspace = Workspace(whole, Store(results, bench.cache))
-        for _ in executors.run(workspace, jobs, 1):
+        for _ in steps.run(workspace, jobs, LocalExecutor(workspace, 1)):
             pass
 
     def load() -> None:

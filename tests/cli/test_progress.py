@@ -15,7 +15,7 @@ from nftbench.planning.plan import Job
 from nftbench.records.count import Count
 from nftbench.records.record import Cell, Record
 from nftbench.records.spec import Spec
-from nftbench.running.executors import Event
+from nftbench.running.executors.steps import Event
 from nftbench.running.forecast import Forecast, Step, base_step
 from nftbench.scoring import Leaderboard
 from tests import factories

@@ -20,7 +20,8 @@ from nftbench.models.networks import load
 from nftbench.planning import registry
 from nftbench.planning.plan import plan
 from nftbench.records.store import Store
-from nftbench.running import executors
+from nftbench.running.executors import steps
+from nftbench.running.executors.local import LocalExecutor
 from nftbench.running.owner import Owner
 from nftbench.running.workspace import Workspace
 from nftbench.testing import tiny_suite
@@ -53,7 +54,7 @@ SUITE: dict[str, Any] = {
 def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     folder = tmp_path_factory.mktemp("tables")
     here = Workspace(plan(suites.parse(SUITE)), Store(folder / "results", folder / "cache"))
-    for _ in executors.run(here, here.plan.jobs(), 1):
+    for _ in steps.run(here, here.plan.jobs(), LocalExecutor(here, 1)):
         pass
     return here
 

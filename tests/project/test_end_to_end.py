@@ -14,7 +14,8 @@ import yaml
 from nftbench import suites
 from nftbench.planning.plan import plan
 from nftbench.records.store import Store
-from nftbench.running import executors
+from nftbench.running.executors import steps
+from nftbench.running.executors.local import LocalExecutor
 from nftbench.running.workspace import Workspace
 from nftbench.scoring import Leaderboard, score
 from nftbench.suites.schema import Family
@@ -39,7 +40,7 @@ def whole_run(folder: Path, cache: Path, **changes: Any) -> tuple[Workspace, Lea
     path.write_text(yaml.safe_dump(tiny_suite(**changes).model_dump(mode="json")))
     workspace = Workspace(plan(suites.read(str(path))), Store(folder / "results", cache))
     workspace.store.write_manifest(workspace.plan.manifest())
-    for _ in executors.run(workspace, workspace.plan.jobs(), 1):
+    for _ in steps.run(workspace, workspace.plan.jobs(), LocalExecutor(workspace, 1)):
         pass
     return workspace, board(workspace)
 

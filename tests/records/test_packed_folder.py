@@ -38,7 +38,7 @@ def written(store: Store, records: list[Record]) -> Store:
 def files(store: Store) -> set[str]:
     """Everything in the results folder but locks."""
     paths = {path.relative_to(store.results) for path in store.results.rglob("*") if path.is_file()}
-    return {str(path) for path in paths if path.parts[0] != ".locks"}
+    return {str(path) for path in paths if path.parts[0] != ".leases"}
 
 
 PACK = "records.jsonl.xz"

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -17,9 +14,12 @@ import pytest
 
 from nftbench.planning.plan import plan
 from nftbench.records.store import Store
-from nftbench.running import executors, referee
+from nftbench.running import referee
+from nftbench.running.executors import steps
+from nftbench.running.executors.local import LocalExecutor
 from nftbench.running.workspace import Workspace
 from nftbench.testing import tiny_suite
+from tests.running.driven import CHANGES, assert_same, files, finish, found_in, start
 from tests.sessions import session
 
 MakeWorkspace = Callable[..., Workspace]
@@ -27,97 +27,17 @@ WriteFile = Callable[[str, str], Path]
 RunAll = Callable[..., dict[tuple[str, str, str, int], Any]]
 Bare = Callable[[Any], Any]
 
-CHANGES: dict[str, Any] = {
-    "defenses": ["none", "early_stop", "pmp[discovery_steps=4]"],
-    "attacks": ["none", "scratch", "full", "lora", "authorized"],
-    "seeds": [0, 1],
-}
-DRIVE = """
-import json, sys
-from pathlib import Path
-from nftbench.cli import workers as processes
-from nftbench.running import executors, referee
-from nftbench.planning.plan import plan
-from nftbench.records.store import Store
-from nftbench.running.workspace import Workspace
-from nftbench.testing import tiny_suite
 
-if __name__ == "__main__":
-    results, cache, workers, changes = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), json.loads(sys.argv[4])
-    if workers > 1:
-        processes.start_server()
-    workspace = Workspace(plan(tiny_suite(**changes)), Store(results, cache))
-    print("ready", flush=True)
-    for event in executors.run(workspace, workspace.plan.jobs(), workers):
-        print(event.kind, event.stage, len(event.records), flush=True)
-"""
-
-
-@pytest.fixture
-def drive(tmp_path: Path, cache: Path) -> Callable[..., subprocess.Popen[str]]:
-    """`drive(results, cache, workers)`: a run of the suite above in a process of its own."""
-    script = tmp_path / "drive.py"
-    script.write_text(DRIVE)
-
-    def start(results: Path, its_cache: Path, workers: int, changes: dict[str, Any] = CHANGES) -> Any:
-        return subprocess.Popen(
-            [sys.executable, "-P", str(script), str(results), str(its_cache), str(workers), json.dumps(changes)],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-            env={**os.environ, "NFTBENCH_CACHE": str(cache)},
-        )
-
-    return start
-
-
-def finish(process: subprocess.Popen[str]) -> str:
-    out, err = process.communicate(timeout=300)
-    assert process.returncode == 0, err
-    return out
-
-
-def records(results: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in (results / "records").glob("*.json")}
-
-
-@pytest.fixture(scope="module")
-def undisturbed(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str, str, int], Any]:
-    """The records of one worker in this process, from a cache of its own."""
-    folder = tmp_path_factory.mktemp("undisturbed")
-    workspace = Workspace(plan(tiny_suite(**CHANGES)), Store(folder / "results", folder / "cache"))
-    for _ in executors.run(workspace, workspace.plan.jobs(), 1):
-        pass
-    found = {(one.defense, one.attack, one.task, one.seed): one for one in workspace.store.records().values()}
-    assert {one.status for one in found.values()} == {"ok"}
-    assert len(found) == len(workspace.plan.cells)
-    return found
-
-
-def found_in(results: Path) -> dict[tuple[str, str, str, int], Any]:
-    store = Store(results, results)
-    return {(one.defense, one.attack, one.task, one.seed): one for one in store.records().values()}
-
-
-def assert_same(results: Path, expected: dict[Any, Any], bare: Bare) -> None:
-    found = found_in(results)
-    assert len(records(results)) == len(expected), "none lost, none doubled"
-    assert {workspace: bare(one) for workspace, one in found.items()} == {
-        workspace: bare(one) for workspace, one in expected.items()
-    }
-
-
-def kill_and_resume(drive: Any, folder: Path, moments: list[float], expected: dict[Any, Any], bare: Bare) -> None:
+def kill_and_resume(folder: Path, moments: list[float], expected: dict[Any, Any], bare: Bare) -> None:
     """`moments`: shares of the cells after which, with a jitter, the run is killed."""
     results, cache = folder / "results", folder / "cache"
     kept: dict[str, bytes] = {}
     for moment in moments:
-        process = drive(results, cache, 2)
+        process = start(results, cache, 2)
         assert process.stdout is not None
         assert process.stdout.readline() == "ready\n", process.stderr.read()
         end = time.monotonic() + 120
-        while len(records(results)) < moment * len(expected) and process.poll() is None:
+        while len(files(results)) < moment * len(expected) and process.poll() is None:
             assert time.monotonic() < end
             time.sleep(0.005)
         time.sleep(random.uniform(0, 0.3))
@@ -127,43 +47,43 @@ def kill_and_resume(drive: Any, folder: Path, moments: list[float], expected: di
         while session(process.pid):
             assert time.monotonic() < end, f"orphans: {session(process.pid)}"
             time.sleep(0.02)
-        before = records(results)
+        before = files(results)
         time.sleep(0.3)
-        assert records(results) == before, "somebody goes on writing after the kill"
+        assert files(results) == before, "somebody goes on writing after the kill"
         assert all(before.get(name) == content for name, content in kept.items()), "a finished record was touched"
         kept = before
         process.stdout.close()
         process.stderr.close()
-    lines = finish(drive(results, cache, 2)).split()
+    lines = finish(start(results, cache, 2)).split()
     assert lines.count("started") == lines.count("finished")
-    after = records(results)
+    after = files(results)
     assert all(after.get(name) == content for name, content in kept.items())
     assert_same(results, expected, bare)
     here = Workspace(plan(tiny_suite(**CHANGES)), Store(results, cache))
-    assert not [one for event in executors.run(here, here.plan.jobs(), 1) for one in event.records]
-    assert records(results) == after, "a finished run writes nothing"
+    assert not [one for event in steps.run(here, here.plan.jobs(), LocalExecutor(here, 1)) for one in event.records]
+    assert files(results) == after, "a finished run writes nothing"
 
 
 def test_two_workers_that_are_killed_and_resumed_give_the_same_bits_as_one(
-    undisturbed: dict[Any, Any], drive: Any, tmp_path: Path, bare: Bare
+    undisturbed: dict[Any, Any], tmp_path: Path, bare: Bare
 ) -> None:
-    kill_and_resume(drive, tmp_path, [0.0, 0.5], undisturbed, bare)
+    kill_and_resume(tmp_path, [0.0, 0.5], undisturbed, bare)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(3))
-def test_kill_9_many_times(seed: int, undisturbed: dict[Any, Any], drive: Any, tmp_path: Path, bare: Bare) -> None:
+def test_kill_9_many_times(seed: int, undisturbed: dict[Any, Any], tmp_path: Path, bare: Bare) -> None:
     chance = random.Random(seed)
     moments = sorted(chance.uniform(0, 0.95) for _ in range(6))
-    kill_and_resume(drive, tmp_path, moments, undisturbed, bare)
+    kill_and_resume(tmp_path, moments, undisturbed, bare)
 
 
 def test_two_runs_at_once_neither_lose_nor_double_a_cell(
-    undisturbed: dict[Any, Any], drive: Any, tmp_path: Path, bare: Bare
+    undisturbed: dict[Any, Any], tmp_path: Path, bare: Bare
 ) -> None:
     changes = {**CHANGES, "seeds": [0]}
     expected = {place: one for place, one in undisturbed.items() if one.seed == 0}
-    both = [drive(tmp_path / "results", tmp_path / "cache", 1, changes) for _ in range(2)]
+    both = [start(tmp_path / "results", tmp_path / "cache", 1, changes) for _ in range(2)]
     out = [finish(one) for one in both]
     assert_same(tmp_path / "results", expected, bare)
     written = [int(line.split()[2]) for one in out for line in one.splitlines() if line.startswith("finished attack")]
@@ -196,7 +116,7 @@ def test_a_worker_that_dies_between_two_submits_costs_only_its_own_cells(
         "        import os\n        os._exit(9)\n",
     )
     here = workspace(attacks=["none", "dies", "full"])
-    for event in executors.run(here, here.plan.jobs(), 3):
+    for event in steps.run(here, here.plan.jobs(), LocalExecutor(here, 3)):
         if event.kind == "started" and str(event.job.attack) == "dies" and event.stage == "attack":
             time.sleep(3)
     found = found_in(here.store.results)
@@ -219,12 +139,12 @@ def test_a_bad_defense_in_a_worker_fails_alone(workspace: MakeWorkspace, plugin:
 
 def test_events_say_what_starts_and_finishes(workspace: MakeWorkspace) -> None:
     here = workspace(attacks=["none", "full"], defenses=["none", "early_stop"])
-    events = [event for event in executors.run(here, here.plan.jobs(), 1) if event.kind != "doing"]
+    events = [event for event in steps.run(here, here.plan.jobs(), LocalExecutor(here, 1)) if event.kind != "doing"]
     told = [(event.kind, event.stage, str(event.job.defense), str(event.job.attack)) for event in events]
     assert told[:2] == [("started", "protect", "none", "none"), ("finished", "protect", "none", "none")]
     finished = [event for event in events if event.kind == "finished" and event.stage == "attack"]
     assert sum(len(event.records) for event in finished) == len(here.plan.cells)
-    again = list(executors.run(here, here.plan.jobs(), 1))
+    again = list(steps.run(here, here.plan.jobs(), LocalExecutor(here, 1)))
     assert sum(len(event.records) for event in again) == 0, "nothing is left to do"
 
 
@@ -241,7 +161,7 @@ def test_a_record_that_cannot_be_written_fails_its_own_cells_only(
         return fail(*given)
 
     monkeypatch.setattr(referee, "fail", unblocked)
-    for _ in executors.run(here, here.plan.jobs(), 1):
+    for _ in steps.run(here, here.plan.jobs(), LocalExecutor(here, 1)):
         pass
     found = found_in(here.store.results)
     assert {attack: record.status for (_, attack, *_), record in found.items()} == {
