@@ -46,7 +46,7 @@ def budget() -> int | None:
 
 
 def use(cache: Path, kind: str, key: str) -> None:
-    """Keep an artifact until the block of `until_end` around this call ends, or its process; nothing without a block."""
+    """Keep an artifact until the block of `until_end` around this call ends, or its process. Without one, nothing."""
     if not _blocks or any((cache, kind, key) in block for block in _blocks):
         return
     with _gate(cache):
