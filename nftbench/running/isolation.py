@@ -14,6 +14,7 @@ import os
 import resource
 import shutil
 import signal
+import socket
 import sys
 import tempfile
 import time
@@ -106,15 +107,36 @@ def documents(data: Path | None) -> tuple[Path, ...]:
 
 @contextlib.contextmanager
 def folder(store: Store) -> Iterator[Path]:
-    """A new folder for a child, in the cache, deleted afterwards. No other child can read it."""
+    """A new folder for a child, in the cache, deleted afterwards. No other child can read it.
+
+    Folders that killed processes of this machine have left are deleted too: each may hold a whole model.
+    """
     parent = store.cache / "exchange"
     parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    made = Path(tempfile.mkdtemp(dir=parent.resolve()))
+    here = f"{socket.gethostname()}."
+    for path in parent.glob(f"{here}*"):
+        if not _is_running(path.name.removeprefix(here).partition(".")[0]):
+            _delete(path)
+    made = Path(tempfile.mkdtemp(prefix=f"{here}{os.getpid()}.", dir=parent.resolve()))
     try:
         yield made
     finally:
-        _empty(made)
-        shutil.rmtree(made, ignore_errors=True)
+        _delete(made)
+
+
+def _is_running(process: str) -> bool:
+    try:
+        os.kill(int(process), 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, ValueError):  # another user's process, or another kind of folder
+        return True
+    return True
+
+
+def _delete(folder: Path) -> None:
+    _empty(folder)
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def run(

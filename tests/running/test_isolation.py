@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import shutil
 import signal
 import subprocess
@@ -288,6 +289,22 @@ class Code:
 def child(text: str, store: Store, limit: float) -> float:
     with isolation.folder(store) as folder:
         return isolation.run(attacking.perform, packing.pack(Code(text), folder), folder, store, limit=limit)
+
+
+def test_what_a_killed_process_left_for_its_child_is_deleted(tmp_path: Path) -> None:
+    store = Store(tmp_path / "results", tmp_path / "cache")
+    with subprocess.Popen([sys.executable, "-c", ""]) as ended:
+        ended.wait()
+    with isolation.folder(store) as first:
+        own = first.name.replace(f".{os.getpid()}.", f".{ended.pid}.")
+        left, elsewhere = first.with_name(own), first.with_name(f"another-machine.{ended.pid}.x")
+        for path in (left, elsewhere):
+            path.mkdir()
+            (path / "weights").write_bytes(b"large")
+        with isolation.folder(store):
+            assert first.exists(), "its process is running"
+            assert not left.exists()
+            assert elsewhere.exists(), "nobody here knows which processes run on another machine"
 
 
 STARTS_ANOTHER = """
