@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, runtime_checkable
 
 from nftbench.errors import NftbenchError
 from nftbench.terms import Adaptation, Knowledge, Optimizer, SplitName, Stage, TrainedWeights
@@ -245,6 +245,8 @@ class Outcome:
     """True where no trained point beats not training at all, after all extensions and retries."""
     retried: str | None = None
     """The change that kept training finite: float32, float64, clipped or head; None where none was needed."""
+    trained: str | None = None
+    """How a GPU trained the sweep's runs: `at once`, or `one by one` and why. None on the CPU and without a sweep."""
 
 
 @dataclass(frozen=True)
@@ -642,6 +644,15 @@ class Split(Protocol):
     def __len__(self) -> int: ...
     def batch(self, indices: Sequence[int]) -> Any:
         """These documents as the batch that `Task.loss`, `Task.features` and `Task.targets` take."""
+        ...
+
+
+@runtime_checkable
+class EvenSplit(Split, Protocol):
+    """A split that can give several batches in one shape, so that networks can be trained on them at once."""
+
+    def even_batches(self, several: Sequence[Sequence[int]]) -> Sequence[Any]:
+        """Equally many documents each as batches whose tensors agree in shape, with the losses that `batch` gives."""
         ...
 
 
