@@ -32,6 +32,7 @@ SECONDS = 570
 SHARES = {"tests": 0.15, "throughput": 0.3, "suite": 0.55}
 """The parts in their order, and what each may take of the time. What one leaves over goes to those after it."""
 BROUGHT_BACK = ("manifest.json", "records.jsonl.xz", "leaderboard.md")
+"""Of the suite's folder. With the logs and the table that makes 8 files, as many as come back from a lent machine."""
 REHEARSAL = [
     "pretraining.steps=4",
     "pretraining.warmup=1",
@@ -129,7 +130,8 @@ def suite(plan: Plan, limit: float) -> str:
             packed = call([*nftbench, verb, str(folder)], left, plan.out / "suite.txt", cache)
             said = said if said != "done" else packed
         whole = seed in complete_seeds(folder)
-        kept = plan.out / (SUITE if whole else f"{SUITE}-unfinished")
+        # Under another name, --add takes nothing that does not count.
+        kept = plan.out / (f"{SUITE}-rehearsal" if plan.rehearse else SUITE if whole else f"{SUITE}-unfinished")
         kept.mkdir(exist_ok=True)
         for name in BROUGHT_BACK:
             with contextlib.suppress(FileNotFoundError):
