@@ -28,7 +28,7 @@ def overview(plan: Plan, records: Mapping[str, Record], store: Store, workers: i
     lines = [
         f"{plan.suite.name}: {counted} in {store.results}; {len(plan.jobs())} jobs, each one attack on one release",
         *_skipped(plan.skips),
-        *_training(plan),
+        *training(plan),
         f"time: {forecast.time_line(plan, records, left, parameters, workers)}",
         f"memory: {estimate.memory_line(left, parameters, workers)}",
         f"disk: {estimate.disk_line(plan, store, left, parameters)}",
@@ -49,7 +49,7 @@ def _skipped(skips: Sequence[Skip]) -> list[str]:
     return [f"skipped: {', '.join(attacks)} against {names}: {reason}" for (names, reason), attacks in together.items()]
 
 
-def _training(plan: Plan) -> list[str]:
+def training(plan: Plan) -> list[str]:
     """How a GPU trains the runs of a sweep; nothing on the CPU, which trains them one by one."""
     if plan.device.kind == "cpu":
         return []

@@ -342,41 +342,27 @@ class Sweep:
         Raises:
             CannotStackError: the runs cannot be trained at once.
         """
-        longest = max(run.stops[-1] for run in runs)
-        stack = self.stack(runs, longest)
-        train, validation = self.task.split("train"), self.task.split("validation")
-        orders = {run.attack_seed: self.order(run.attack_seed) for run in runs}
+        stack = self.stack(runs, max(run.stops[-1] for run in runs))
+        validation, plain = self.task.split("validation"), self.attempt == "plain"
         points: dict[Run, list[Point]] = {run: [] for run in runs}
         losses: dict[Run, list[Tensor]] = {run: [] for run in runs}
         ended: dict[Run, Trained] = {}
         left, reached, steps, seconds = list(runs), 0, 0, 0.0
-        plain = self.attempt == "plain"
-
-        def batches() -> list[Any]:
-            """A batch for all networks if they share the order of data, else one for each."""
-            drawn = {seed: next(orders[seed]) for seed in dict.fromkeys(run.attack_seed for run in left)}
-            made = dict(zip(drawn, _even_batches(train, list(drawn.values())), strict=True))
-            return [made[run.attack_seed] for run in left] if len(made) > 1 else list(made.values())
-
         with seeded(_mix(self.trainer.seed, runs[0].attack_seed)), autocast(self.trainer.device, plain):
-            first = batches()
+            batches = self.batches_at_once(left)
+            first = next(batches)
             mixed = plain and self.trainer.device.autocast is not None
             stack.check(first, torch.bfloat16 if mixed else stack.weights.dtype)
+            batches = itertools.chain([first], batches)
             for stop in sorted({stop for run in runs for stop in run.stops}):
                 started = time.perf_counter()
-                stack.layers.train()
-                segment = []
-                for step in range(reached + 1, stop + 1):
-                    segment.append(stack.step(first if step == 1 else batches()))
-                    if time.monotonic() - self.started > self.trainer.budget.timeout:
-                        raise CellTimeoutError(f"more than {self.trainer.budget.timeout:g} s")
-                for run, column in zip(left, torch.stack(segment).T, strict=True) if segment else ():
-                    losses[run].append(column.float())
-                steps += len(segment) * len(left)
-                reached = stop
+                for run, column in zip(left, self.steps_at_once(stack, batches, stop - reached), strict=True):
+                    losses[run].append(column)
                 due = [(place, run) for place, run in enumerate(left) if stop in run.stops]
-                means = {run: float(torch.cat(losses.pop(run)).mean()) if losses[run] else None for _, run in due}
+                means = {run: float(torch.cat(losses[run]).mean()) if stop else None for _, run in due}
+                steps += (stop - reached) * len(left)
                 seconds += time.perf_counter() - started
+                reached = stop
                 for place, run in due:
                     losses[run] = []
                     row = stack.weights.detach()[place].clone()
@@ -389,15 +375,38 @@ class Sweep:
                     if len(points[run]) == len(run.stops):
                         ended[run] = Trained(points[run], functools.partial(stack.copy, row), measurement)
                 staying = [place for place, run in enumerate(left) if run not in ended]
-                if 0 < len(staying) < len(left):
-                    stack.keep(staying)
-                left = [left[place] for place in staying]
-                if not left:
+                if not staying:
                     break
+                if len(staying) < len(left):
+                    stack.keep(staying)
+                    left[:] = [left[place] for place in staying]
         self.steps += steps
         self.step_seconds += seconds
         self.without_graphs = self.without_graphs or stack.without_graphs
         return [ended[run] for run in runs]
+
+    def steps_at_once(self, stack: Stack, batches: Iterator[Sequence[Any]], count: int) -> Tensor:
+        """So many steps of a stack; the losses [networks, steps] before them.
+
+        Raises:
+            CellTimeoutError: the budget's seconds are used up.
+        """
+        stack.layers.train()
+        losses = torch.empty(count, len(stack.weights), device=stack.weights.device)
+        for index, batch in enumerate(itertools.islice(batches, count)):
+            losses[index] = stack.step(batch)
+            if time.monotonic() - self.started > self.trainer.budget.timeout:
+                raise CellTimeoutError(f"more than {self.trainer.budget.timeout:g} s")
+        return losses.T
+
+    def batches_at_once(self, runs: list[Run]) -> Iterator[Sequence[Any]]:
+        """Endless batches: one for all runs where they share the order of data, else one for each. Runs may end."""
+        train = self.task.split("train")
+        orders = {run.attack_seed: self.order(run.attack_seed) for run in runs}
+        while True:
+            drawn = {seed: next(orders[seed]) for seed in dict.fromkeys(run.attack_seed for run in runs)}
+            made = dict(zip(drawn, _even_batches(train, list(drawn.values())), strict=True))
+            yield [made[run.attack_seed] for run in runs] if len(made) > 1 else list(made.values())
 
     def stack(self, runs: Sequence[Run], longest: int) -> Stack:
         """The networks of these runs, with the learning rates of `longest` steps.

@@ -24,5 +24,6 @@ platforms=()
 for one in manylinux_2_28 manylinux_2_17 manylinux2014; do platforms+=(--platform "${one}_x86_64"); done
 $python -m pip download -q --no-deps --only-binary=:all: --python-version 3.12 --implementation cp "${platforms[@]}" \
   -d .whl $(pinned $compiled $plain)
+$python -m pip download -q --no-deps -d .whl httpx==0.28.1  # which the older huggingface-hub there imports
 $python -m pip wheel -q --no-deps -w .whl $(pinned $sources)
 du -sh .whl .data

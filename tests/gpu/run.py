@@ -92,7 +92,8 @@ def tests(plan: Plan, limit: float) -> str:
     """The tests marked `gpu`; in a rehearsal the same tests on the CPU."""
     marked = [] if plan.rehearse else ["-m", "gpu"]
     command = [sys.executable, "-P", "-m", "pytest", "-q", "-rs", "--durations=5", "-p", "no:benchmark", *marked]
-    return call([*command, "tests/gpu/test_gpu.py"], limit, plan.out / "tests.txt")
+    # Libraries of other versions than here may warn of anything.
+    return call([*command, "-W", "default", "tests/gpu/test_gpu.py"], limit, plan.out / "tests.txt")
 
 
 def throughput(plan: Plan, limit: float) -> str:

@@ -12,12 +12,14 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from nftbench.cli.overview import training
 from nftbench.contract import Model, Point
 from nftbench.data import loglikelihood
 from nftbench.data.loglikelihood import Encoded, Rows
 from nftbench.device import Device
 from nftbench.methods import adapters
-from nftbench.testing import ARCHITECTURES
+from nftbench.planning.plan import plan
+from nftbench.testing import ARCHITECTURES, tiny_suite
 from nftbench.training import stack as stacks, sweep as sweeps
 from nftbench.training.engine import Stepper
 from nftbench.training.stack import CannotStackError, Graphs, Stack
@@ -200,6 +202,35 @@ def test_a_sweep_on_a_gpu_is_stacked_and_says_so_and_on_the_cpu_it_is_not(monkey
     assert called[0] == len(BUDGET.learning_rates["adamw"])
     outcome = sweep(Trainer(0, BUDGET, Device("cuda")), model(), Parity(), optimizer="muon")
     assert outcome.trained == "one by one: muon does not treat each weight alone"
+
+
+STACKED = """
+import dataclasses
+
+@dataclass(frozen=True)
+class Stacked(Attack):
+    \"\"\"Says that its sweep was trained at once.\"\"\"
+
+    def adapt(self, prepared, task, context):
+        return dataclasses.replace(context.sweep(prepared.model, task), trained="at once")
+"""
+
+
+def test_a_record_s_provenance_says_how_a_gpu_trained_the_sweep(
+    plugin: Callable[[str, str], Any], workspace: Callable[..., Any], run_all: Callable[..., dict[Any, Any]]
+) -> None:
+    plugin("stacked", STACKED)
+    records = {attack: one for (_, attack, _, _), one in run_all(workspace(attacks=["full", "stacked"])).items()}
+    assert records["stacked"].status == "ok", records["stacked"].reason
+    assert records["stacked"].provenance["training"] == "at once"
+    assert "training" not in records["full"].provenance
+
+
+def test_a_plan_for_a_gpu_says_which_attacks_are_stacked() -> None:
+    suite = tiny_suite(attacks=["none", "full", "full[optimizer=muon]", "full[optimizer=sgd]"])
+    assert training(plan(suite)) == []
+    (line,) = training(plan(suite, device=Device("cuda")))
+    assert line.endswith("; one by one in any case: full[optimizer=muon]")
 
 
 def test_a_stack_keeps_to_the_time_limit() -> None:
