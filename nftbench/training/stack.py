@@ -136,7 +136,9 @@ class Stack:
             index = self._alone.index(network)
             weights = list(_trained(network).values())
             value = self.loss(network, batches[index if len(batches) > 1 else 0])
-            found = torch.autograd.grad(value, weights, allow_unused=True, materialize_grads=True)
+            found = torch.autograd.grad(value, weights, allow_unused=True)
+            if any(gradient is None for gradient in found):  # torch.optim leaves them alone, and here they would decay
+                raise CannotStackError("some trained weights do not influence the loss")
             own = torch.cat([gradient.flatten() for gradient in found])
             for what, one, other in (
                 ("loss", value.detach(), losses.detach()[index]),

@@ -348,11 +348,12 @@ class Sweep:
         losses: dict[Run, list[Tensor]] = {run: [] for run in runs}
         ended: dict[Run, Trained] = {}
         left, reached, steps, seconds = list(runs), 0, 0, 0.0
-        with seeded(_mix(self.trainer.seed, runs[0].attack_seed)), autocast(self.trainer.device, plain):
+        with seeded(_mix(self.trainer.seed, runs[0].attack_seed)):
             batches = self.batches_at_once(left)
             first = next(batches)
             mixed = plain and self.trainer.device.autocast is not None
-            stack.check(first, torch.bfloat16 if mixed else stack.weights.dtype)
+            with autocast(self.trainer.device, plain):
+                stack.check(first, torch.bfloat16 if mixed else stack.weights.dtype)
             batches = itertools.chain([first], batches)
             for stop in sorted({stop for run in runs for stop in run.stops}):
                 started = time.perf_counter()
@@ -366,7 +367,11 @@ class Sweep:
                 for place, run in due:
                     losses[run] = []
                     row = stack.weights.detach()[place].clone()
-                    measurement = self.task.evaluate(stack.network(row), validation)
+                    network = stack.network(row)
+                    with autocast(
+                        self.trainer.device, plain
+                    ):  # for each, because it keeps rounded weights until its end
+                        measurement = self.task.evaluate(network, validation)
                     self.higher_is_better = measurement.higher_is_better
                     rate = run.learning_rate if stop else 0.0
                     points[run].append(_point(measurement, rate, stop, means[run], run.attack_seed))
@@ -394,7 +399,8 @@ class Sweep:
         stack.layers.train()
         losses = torch.empty(count, len(stack.weights), device=stack.weights.device)
         for index, batch in enumerate(itertools.islice(batches, count)):
-            losses[index] = stack.step(batch)
+            with autocast(self.trainer.device, self.attempt == "plain"):
+                losses[index] = stack.step(batch)
             if time.monotonic() - self.started > self.trainer.budget.timeout:
                 raise CellTimeoutError(f"more than {self.trainer.budget.timeout:g} s")
         return losses.T

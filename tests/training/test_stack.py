@@ -157,6 +157,20 @@ def test_training_at_once_is_reproducible_and_leaves_release_and_random_state_al
         assert same(one.network(), other.network())
 
 
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("lora", [False, True])
+def test_networks_are_stacked_in_bfloat16_as_a_gpu_computes(
+    architecture: str, lora: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Device, "autocast", "bfloat16")  # torch has this arithmetic on the CPU too
+    adapter = (lambda network, seed: adapters.lora(network, 2, 4.0)) if lora else None
+    here = at_once(model=model(architecture), adapter=adapter)
+    for run, ended in zip(RUNS, here.at_once(RUNS), strict=True):
+        expected = here.trajectory(run.learning_rate, run.attack_seed, run.stops)[0]
+        for one, other in zip(ended.points, expected, strict=True):
+            assert one.loss == pytest.approx(other.loss, rel=2e-2)
+
+
 @pytest.mark.parametrize("attempt", ["plain", "float64", "clipped", "head"])
 def test_every_attempt_of_a_sweep_can_be_stacked(attempt: str) -> None:
     assert_as_alone(at_once(attempt=attempt), RUNS)
@@ -267,6 +281,11 @@ def other_parts(network: PreTrainedModel, attack_seed: int) -> nn.Module:
     return network
 
 
+def with_a_spare(network: PreTrainedModel, attack_seed: int) -> nn.Module:
+    network.transformer.h[0].spare = nn.Linear(2, 2)
+    return network
+
+
 def mixed(network: PreTrainedModel, attack_seed: int) -> nn.Module:
     network.transformer.ln_f.bias.data = network.transformer.ln_f.bias.data.double()
     return network
@@ -278,6 +297,7 @@ def mixed(network: PreTrainedModel, attack_seed: int) -> nn.Module:
         (hooked, "the network has hooks"),
         (half_frozen, "the networks differ in weights that are not trained"),
         (other_parts, "the networks train different weights"),
+        (with_a_spare, "some trained weights do not influence the loss"),
     ],
 )
 def test_networks_that_cannot_be_stacked_are_trained_one_by_one(adapter: Any, why: str) -> None:
