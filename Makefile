@@ -76,9 +76,9 @@ golden: $(READY)
 bench: $(READY)
 	$(RUN) pytest -q -s tests/benchmarks
 
+# Tests, throughput and one seed on a GPU, within ten minutes. GPU='--part tests' chooses a part.
 gpu: $(READY)
-	$(RUN) nftbench run wiki --device cuda --jobs 1 --data $(DATA)
-	NFTBENCH_DEVICE=cuda $(RUN) pytest -q -s tests/benchmarks -k throughput
+	$(PYTHON) -P tests/gpu/run.py --data $(DATA) $(GPU)
 
 # What can be made again; .venv and runs/ stay.
 clean:

@@ -245,6 +245,8 @@ class Outcome:
     """True where no trained point beats not training at all, after all extensions and retries."""
     retried: str | None = None
     """The change that kept training finite: float32, float64, clipped or head; None where none was needed."""
+    trained: str | None = None
+    """How a GPU trained the sweep's runs: `at once`, or `one by one` and why. None on the CPU and without a sweep."""
 
 
 @dataclass(frozen=True)
@@ -654,6 +656,15 @@ class PartedBatch(Protocol):
 
         The sum over parts of the share times `Task.loss` is `Task.loss` of the whole batch.
         """
+        ...
+
+
+@runtime_checkable
+class EvenSplit(Split, Protocol):
+    """A split that can give several batches in one shape, so that networks can be trained on them at once."""
+
+    def even_batches(self, several: Sequence[Sequence[int]]) -> Sequence[Any]:
+        """Equally many documents each as batches whose tensors agree in shape, with the losses that `batch` gives."""
         ...
 
 

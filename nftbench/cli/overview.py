@@ -28,6 +28,7 @@ def overview(plan: Plan, records: Mapping[str, Record], store: Store, workers: i
     lines = [
         f"{plan.suite.name}: {counted} in {store.results}; {len(plan.jobs())} jobs, each one attack on one release",
         *_skipped(plan.skips),
+        *training(plan),
         f"time: {forecast.time_line(plan, records, left, parameters, workers)}",
         f"memory: {estimate.memory_line(left, parameters, workers)}",
         f"disk: {estimate.disk_line(plan, store, left, parameters, workers)}",
@@ -46,6 +47,17 @@ def _skipped(skips: Sequence[Skip]) -> list[str]:
     for (attack, reason), names in against.items():
         together.setdefault((", ".join(dict.fromkeys(names)), reason), []).append(attack)
     return [f"skipped: {', '.join(attacks)} against {names}: {reason}" for (names, reason), attacks in together.items()]
+
+
+def training(plan: Plan) -> list[str]:
+    """How a GPU trains the runs of a sweep; nothing on the CPU, which trains them one by one."""
+    if plan.device.kind == "cpu":
+        return []
+    from nftbench.training.stack import ELEMENTWISE
+
+    alone = [str(spec) for spec, facts in plan.attacks.items() if facts.optimizer not in (None, *ELEMENTWISE)]
+    line = "training: a sweep's runs at once, or one by one where a network cannot be stacked; provenance.training says"
+    return [line + (f"; one by one in any case: {', '.join(alone)}" if alone else "")]
 
 
 def _table(name: str, cells: Sequence[tuple[str, bool]]) -> Table:

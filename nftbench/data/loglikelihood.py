@@ -27,6 +27,11 @@ MIN_SHARING_GAIN = 1.1
 PASS_OVERHEAD = 256
 """The cost, in tokens, of the two forward passes that each prefix length needs if prefixes are shared."""
 
+EVEN_LENGTH = 16
+"""Rows of batches in one shape are padded to a multiple of this many tokens."""
+IGNORED = -100
+"""The target that PyTorch's cross-entropy leaves out by default."""
+
 
 class CannotShareError(Exception):
     """The network's cache is not a plain cache of keys and values, so that prefixes cannot be shared."""
@@ -174,6 +179,7 @@ class Rows:
 
     def __init__(self, encoded: Sequence[Encoded], max_length: int) -> None:
         sequences = [(one.context + one.continuation)[-(max_length + 1) :] for one in encoded]
+        self.max_length = max_length
         self.tokens = np.array([token for sequence in sequences for token in sequence])
         self.lengths = np.array([len(sequence) - 1 for sequence in sequences])
         self.answers = np.array([len(one.continuation) for one in encoded])
@@ -192,6 +198,34 @@ class Rows:
         first = int((lengths - answers).min())
         parts = (torch.from_numpy(part) for part in (rows, columns - first, targets))
         return Batch(torch.from_numpy(ids), len(positions) - first, *parts)
+
+    def even_batches(self, several: Sequence[Sequence[int]]) -> list[Batch]:
+        """Batches of these sequences, each with equally many, in one shape that few others are trained in.
+
+        Rows are padded to a multiple of `EVEN_LENGTH` tokens, and all positions are kept. Missing answers' tokens are
+        `IGNORED`, as cross-entropy ignores them.
+        """
+        batches = [self.batch(indices) for indices in several]
+        longest = max(batch.ids.shape[1] for batch in batches)
+        length = max(longest, min(-(-longest // EVEN_LENGTH) * EVEN_LENGTH, self.max_length))
+        count = len(several[0])
+        answers = -(-max(len(batch.rows) for batch in batches) // count) * count
+        # As many answers as positions would be taken for an answer at every position.
+        answers += answers == count * length
+        return [_padded(batch, length, answers) for batch in batches]
+
+
+def _padded(batch: Batch, length: int, answers: int) -> Batch:
+    """A batch of rows of this length, all of whose positions are kept, with so many answers' tokens."""
+    width = batch.ids.shape[1]
+    more = (0, answers - len(batch.rows))
+    return Batch(
+        nn.functional.pad(batch.ids, (0, length - width)),
+        length,
+        nn.functional.pad(batch.rows, more),
+        nn.functional.pad(batch.columns + width - batch.kept, more),
+        nn.functional.pad(batch.targets, more, value=IGNORED),
+    )
 
 
 def loss(network: nn.Module, batch: Batch) -> Tensor:

@@ -62,6 +62,10 @@ class TextSplit:
         """The chosen documents with their right answers, for training."""
         return self._rows.batch(indices)
 
+    def even_batches(self, several: Sequence[Sequence[int]]) -> Sequence[Batch]:
+        """Batches of these documents, each with equally many, in one shape."""
+        return self._rows.even_batches(several)
+
     def prepare(self) -> None:
         """Encode training rows for the training split and requests for the others. The rest is encoded when needed."""
         _ = self._rows if self.name == "train" else self._passes

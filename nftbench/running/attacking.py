@@ -95,6 +95,7 @@ class Found:
     at_edge: bool
     stuck: bool
     retried: str | None
+    trained: str | None
     ledger: Ledger
     """What `adapt` spent outside its sweeps."""
     seconds: float
@@ -212,6 +213,7 @@ def _attack_one(plugin: Attack, prepared: Prepared, goal: Goal, context: Attacke
         at_edge=outcome.at_edge,
         stuck=outcome.stuck,
         retried=outcome.retried,
+        trained=outcome.trained,
         ledger=given.ledger,
         seconds=time.monotonic() - begun,
     )

@@ -233,6 +233,8 @@ class Referee:
             peak_memory_bytes=max(found.cost.peak_memory_bytes, before.peak_memory_bytes, given.peak_memory_bytes),
         )
         record = self.blank(cell, found.seconds + time.monotonic() - begun, goal.task.documents())
+        if found.trained is not None:
+            record = dataclasses.replace(record, provenance={**record.provenance, "training": found.trained})
         if not finite:
             record = dataclasses.replace(record, reason="the attacked model's score or loss is not finite")
         return self.write(

@@ -3,15 +3,19 @@
 With a linear warm-up and then a constant learning rate, one run per learning rate is enough. It is evaluated at each
 duration, where its weights are exactly those of a separate run of that duration. A learning rate that decays needs a
 separate run for each duration.
+
+On the CPU runs are trained one after another, on a GPU at once where that is possible (`stack.py`). Both give the same
+points, up to the order of summation.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -19,7 +23,20 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from nftbench.contract import Adapter, Candidates, Cost, Mask, Measurement, Model, Outcome, PartedBatch, Point, Task
+from nftbench.contract import (
+    Adapter,
+    Candidates,
+    Cost,
+    EvenSplit,
+    Mask,
+    Measurement,
+    Model,
+    Outcome,
+    PartedBatch,
+    Point,
+    Split,
+    Task,
+)
 from nftbench.device import Device
 from nftbench.errors import NftbenchError
 from nftbench.models.copies import copied
@@ -28,6 +45,7 @@ from nftbench.suites.schema import Budget
 from nftbench.terms import Optimizer
 from nftbench.training.costs import step_cost
 from nftbench.training.engine import Stepper, autocast, shuffled, warmed
+from nftbench.training.stack import CannotStackError, Stack
 from nftbench.training.trainer import CellTimeoutError, Trainer
 
 Side = Literal["low", "high"]
@@ -39,6 +57,24 @@ AVERAGED = 0.25
 weight averaging (Izmailov et al. 2018, arXiv:1803.05407) at every step; the share is our choice."""
 COLLATED = 8
 """The number of batches that are collated at a time."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training run of a sweep. It is evaluated after each number of steps in `stops`, of which the last ends it."""
+
+    learning_rate: float
+    attack_seed: int
+    stops: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A run that has ended: the points of all its stops, and what its network is and scored at the last one reached."""
+
+    points: list[Point]
+    network: Callable[[], nn.Module]
+    measurement: Measurement
 
 
 class NonFiniteError(Exception):
@@ -81,6 +117,8 @@ def sweep(
         raise NftbenchError(f"budget.learning_rates has no grid for {optimizer!r}")
     trainer.ledger.begin_sweep()
     run = Sweep(dataclasses.replace(trainer, budget=budget), model, task, adapter, gradient_mask, optimizer)
+    if trainer.device.kind == "cuda":
+        run.serial = None
     grid = [rate * lr_scale for rate in budget.learning_rates[optimizer]]
     finite: tuple[Attempt, list[Point], bool] | None = None
     for attempt in attempts(model, trainer.device):
@@ -193,26 +231,29 @@ class Sweep:
     steps: int = 0
     step_seconds: float = 0.0
     higher_is_better: bool = True
+    serial: str | None = "on the CPU"
+    """Why runs are trained one after another; None where they are trained at once."""
+    without_graphs: str | None = None
+    """Why runs that were trained at once had no CUDA graphs; None where they had, and without a GPU."""
 
     def search(self, grid: Sequence[float]) -> tuple[list[Point], bool]:
         """The points of all learning rates, and whether the best one still lies at an edge after extension."""
-        curve: list[Point] = []
-        for index, rate in enumerate(grid):
-            stops = self.trainer.budget.durations if index == 0 else self.trainer.budget.durations[1:]
-            curve += self.points(rate, stops)
+        durations = self.trainer.budget.durations
+        curve = self.points([(rate, durations if index == 0 else durations[1:]) for index, rate in enumerate(grid)])
         if all(point.score is None for point in curve):
             return curve, False
         rates = list(grid)
         added = {"low": 0, "high": 0}
         while sides := [side for side in self.sides(curve) if added[side] < self.trainer.budget.extension]:
+            new = []
             for side in sides:
                 added[side] += 1
                 if side == "low":
                     rates.insert(0, rates[0] * rates[0] / rates[1])
                 else:
                     rates.append(rates[-1] * rates[-1] / rates[-2])
-                new = rates[0] if side == "low" else rates[-1]
-                curve += self.points(new, self.trainer.budget.durations[1:])
+                new.append(rates[0] if side == "low" else rates[-1])
+            curve += self.points([(rate, durations[1:]) for rate in new])
         return curve, edge(curve, self.higher_is_better) is not None
 
     def sides(self, curve: Sequence[Point]) -> tuple[Side, ...]:
@@ -230,24 +271,26 @@ class Sweep:
         """
         picked = best(curve, self.higher_is_better)
         restarts: list[Point] = []
-        winner: tuple[Point, nn.Module, Measurement] | None = None
-        for attack_seed in range(1, self.trainer.budget.restarts + 1) if picked.step else ():
-            (point,), network, measurement = self.trajectory(picked.learning_rate, attack_seed, (picked.step,))
+        winner: tuple[Point, Trained] | None = None
+        seeds = range(1, self.trainer.budget.restarts + 1) if picked.step else ()
+        again = [Run(picked.learning_rate, attack_seed, (picked.step,)) for attack_seed in seeds]
+        for ended in self.trained(again):
+            (point,) = ended.points
             restarts.append(point)
             if best([picked, *restarts], self.higher_is_better) is point:
-                winner = point, network, measurement
+                winner = point, ended
         if winner is None:
             # The sweep keeps no network, because a copy at each improvement would be in memory all along. Its run is
             # deterministic and is repeated here.
-            (point,), network, measurement = self.trajectory(picked.learning_rate, 0, (picked.step,))
-            winner = point, network, measurement
-        point, network, validation = winner
+            (ended,) = self.trained([Run(picked.learning_rate, 0, (picked.step,))])
+            winner = ended.points[0], ended
+        point, ended = winner
         cost = step_cost(
             self.network(0), lambda net: self.stepper(net, picked.learning_rate, 1), self.loss_of_first_batch
         )
         return Outcome(
-            network=network,
-            validation=validation,
+            network=ended.network(),
+            validation=ended.measurement,
             picked=point,
             curve=tuple(curve),
             restarts=tuple(restarts),
@@ -260,12 +303,151 @@ class Sweep:
             at_edge=at_edge,
             stuck=picked.step == 0,
             retried=None if self.attempt == "plain" else self.attempt,
+            trained=self.trained_how,
         )
 
-    def points(self, learning_rate: float, stops: Sequence[int]) -> list[Point]:
-        """The points of one learning rate at each duration."""
-        runs = [(stop,) for stop in stops] if self.trainer.budget.decay else [tuple(stops)]
-        return [point for run in runs for point in self.trajectory(learning_rate, 0, run)[0]]
+    def points(self, wanted: Sequence[tuple[float, Sequence[int]]]) -> list[Point]:
+        """The points of learning rates, each at its durations."""
+        decay = self.trainer.budget.decay
+        runs = [
+            Run(rate, 0, stops)
+            for rate, durations in wanted
+            for stops in ([(stop,) for stop in durations] if decay else [tuple(durations)])
+        ]
+        found = []
+        for ended in self.trained(runs):
+            found += ended.points
+            del ended  # its network, before the next one is trained
+        return found
+
+    def trained(self, runs: Sequence[Run]) -> Iterator[Trained]:
+        """Train these runs: all at once on a GPU where that is possible, else one after another."""
+        if self.serial is None and runs:
+            try:
+                yield from self.at_once(runs)
+            except CannotStackError as error:
+                self.serial = str(error)
+            else:
+                return
+        for run in runs:
+            yield self.alone(run)
+
+    def alone(self, run: Run) -> Trained:
+        """Train one run."""
+        points, network, measurement = self.trajectory(run.learning_rate, run.attack_seed, run.stops)
+        return Trained(points, lambda: network, measurement)
+
+    def at_once(self, runs: Sequence[Run]) -> list[Trained]:
+        """What `trajectory` gives for each run, from a stack of all their networks.
+
+        Raises:
+            CannotStackError: the runs cannot be trained at once.
+        """
+        stack = self.stack(runs, max(run.stops[-1] for run in runs))
+        validation, plain = self.task.split("validation"), self.attempt == "plain"
+        points: dict[Run, list[Point]] = {run: [] for run in runs}
+        losses: dict[Run, list[Tensor]] = {run: [] for run in runs}
+        ended: dict[Run, Trained] = {}
+        left, reached, steps, seconds = list(runs), 0, 0, 0.0
+        with seeded(_mix(self.trainer.seed, runs[0].attack_seed)):
+            batches = self.batches_at_once(left)
+            first = next(batches)
+            mixed = plain and self.trainer.device.autocast is not None
+            with autocast(self.trainer.device, plain):
+                stack.check(first, torch.bfloat16 if mixed else stack.weights.dtype)
+            batches = itertools.chain([first], batches)
+            for stop in sorted({stop for run in runs for stop in run.stops}):
+                started = time.perf_counter()
+                for run, column in zip(left, self.steps_at_once(stack, batches, stop - reached), strict=True):
+                    losses[run].append(column)
+                due = [(place, run) for place, run in enumerate(left) if stop in run.stops]
+                means = {run: float(torch.cat(losses[run]).mean()) if stop else None for _, run in due}
+                steps += (stop - reached) * len(left)
+                seconds += time.perf_counter() - started
+                reached = stop
+                for place, run in due:
+                    losses[run] = []
+                    row = stack.weights.detach()[place].clone()
+                    network = stack.network(row)
+                    # For each network anew, because it keeps rounded copies of weights until its end.
+                    with autocast(self.trainer.device, plain):
+                        measurement = self.task.evaluate(network, validation)
+                    self.higher_is_better = measurement.higher_is_better
+                    rate = run.learning_rate if stop else 0.0
+                    points[run].append(_point(measurement, rate, stop, means[run], run.attack_seed))
+                    if points[run][-1].score is None:
+                        points[run] += _unreached(run, stop)
+                    if len(points[run]) == len(run.stops):
+                        ended[run] = Trained(points[run], functools.partial(stack.copy, row), measurement)
+                staying = [place for place, run in enumerate(left) if run not in ended]
+                if not staying:
+                    break
+                if len(staying) < len(left):
+                    stack.keep(staying)
+                    left[:] = [left[place] for place in staying]
+        self.steps += steps
+        self.step_seconds += seconds
+        self.without_graphs = self.without_graphs or stack.without_graphs
+        return [ended[run] for run in runs]
+
+    def steps_at_once(self, stack: Stack, batches: Iterator[Sequence[Any]], count: int) -> Tensor:
+        """So many steps of a stack; the losses [networks, steps] before them.
+
+        Raises:
+            CellTimeoutError: the budget's seconds are used up.
+        """
+        stack.layers.train()
+        losses = torch.empty(count, len(stack.weights), device=stack.weights.device)
+        for index, batch in enumerate(itertools.islice(batches, count)):
+            with autocast(self.trainer.device, self.attempt == "plain"):
+                losses[index] = stack.step(batch)
+            if time.monotonic() - self.started > self.trainer.budget.timeout:
+                raise CellTimeoutError(f"more than {self.trainer.budget.timeout:g} s")
+        return losses.T
+
+    def batches_at_once(self, runs: list[Run]) -> Iterator[Sequence[Any]]:
+        """Endless batches: one for all runs where they share the order of data, else one for each. Runs may end."""
+        train = self.task.split("train")
+        orders = {run.attack_seed: self.order(run.attack_seed) for run in runs}
+        while True:
+            drawn = {seed: next(orders[seed]) for seed in dict.fromkeys(run.attack_seed for run in runs)}
+            made = dict(zip(drawn, _even_batches(train, list(drawn.values())), strict=True))
+            yield [made[run.attack_seed] for run in runs] if len(made) > 1 else list(made.values())
+
+    def stack(self, runs: Sequence[Run], longest: int) -> Stack:
+        """The networks of these runs, with the learning rates of `longest` steps.
+
+        Raises:
+            CannotStackError: they cannot be trained at once.
+        """
+        if self.trainer.budget.average:
+            raise CannotStackError("the weights are averaged")
+        if self.trainer.budget.tokens_at_once is not None:
+            raise CannotStackError("batches are trained on in parts")
+        networks = {run.attack_seed: self.network(run.attack_seed).train() for run in runs}
+        factors = [(run, self.factor(run.stops[-1])) for run in runs]
+        rates = [
+            [run.learning_rate * factor(step) if step <= run.stops[-1] else 0.0 for run, factor in factors]
+            for step in range(1, longest + 1)
+        ]
+        return Stack(
+            [networks[run.attack_seed] for run in runs],
+            self.task.loss,
+            self.optimizer,
+            torch.tensor(rates, dtype=torch.float64).view(longest, len(runs)),
+            weight_decay=self.trainer.budget.weight_decay,
+            clip=self.clip,
+            mask=self.mask,
+        )
+
+    @property
+    def trained_how(self) -> str | None:
+        """How runs were trained on a GPU: at once, or one by one and why. None on the CPU."""
+        if self.trainer.device.kind == "cpu":
+            return None
+        if self.serial is not None:
+            return f"one by one: {self.serial}"
+        return "at once" + (f", without CUDA graphs: {self.without_graphs}" if self.without_graphs else "")
 
     def trajectory(
         self, learning_rate: float, attack_seed: int, stops: Sequence[int]
@@ -304,8 +486,7 @@ class Sweep:
                 self.higher_is_better = measurement.higher_is_better
                 points.append(_point(measurement, learning_rate if stop else 0.0, stop, train_loss, attack_seed))
                 if points[-1].score is None:
-                    left = [end for end in stops if end > stop]
-                    points += [Point(learning_rate, end, None, None, None, attack_seed) for end in left]
+                    points += _unreached(Run(learning_rate, attack_seed, tuple(stops)), stop)
                     break
         network.zero_grad()  # whoever keeps the network keeps no gradients
         return points, evaluated.eval(), measurement
@@ -331,24 +512,31 @@ class Sweep:
 
     def stepper(self, network: nn.Module, learning_rate: float, last: int) -> Stepper:
         """The optimizer: linear warm-up, then a constant rate or, with `budget.decay`, one that falls to 0."""
-        warmup, decay = self.trainer.budget.warmup, self.trainer.budget.decay
-        if decay:  # in a run shorter than the warm-up the rate would never decay
-            warmup = min(warmup, last // 2)
-        clip = CLIPPED if self.attempt in ("clipped", "head") else self.trainer.budget.clip
         return Stepper(
             network,
             self.optimizer,
             learning_rate,
-            factor=lambda step: warmed(step, warmup, last if decay else None),
+            factor=self.factor(last),
             weight_decay=self.trainer.budget.weight_decay,
-            clip=clip,
+            clip=self.clip,
             mask=self.mask,
         )
 
+    def factor(self, last: int) -> Callable[[int], float]:
+        """The multiple of the learning rate at each step, counted from 1, in a run of `last` steps."""
+        warmup, decay = self.trainer.budget.warmup, self.trainer.budget.decay
+        if decay:  # in a run shorter than the warm-up the rate would never decay
+            warmup = min(warmup, last // 2)
+        return lambda step: warmed(step, warmup, last if decay else None)
+
+    @property
+    def clip(self) -> float | None:
+        """The largest norm of a gradient."""
+        return CLIPPED if self.attempt in ("clipped", "head") else self.trainer.budget.clip
+
     def batches(self, attack_seed: int) -> Iterator[Any]:
         """Endless training batches, in the order of the attack seed."""
-        train = self.task.split("train")
-        order = shuffled(len(train), self.trainer.budget.batch, _mix(self.trainer.seed, attack_seed))
+        train, order = self.task.split("train"), self.order(attack_seed)
         while True:
             # Collating directly after a step takes eight times as long, because the step empties the CPU's caches.
             yield from [train.batch(indices) for indices in itertools.islice(order, COLLATED)]
@@ -362,6 +550,10 @@ class Sweep:
                 loss = self.task.loss(network, part)
             yield loss if share == 1.0 else loss * share
 
+    def order(self, attack_seed: int) -> Iterator[list[int]]:
+        """The documents of endless training batches, by their indices."""
+        return shuffled(len(self.task.split("train")), self.trainer.budget.batch, _mix(self.trainer.seed, attack_seed))
+
     def loss_of_first_batch(self, network: nn.Module) -> Iterator[Tensor]:
         """The loss on the first batch, in the precision of the trajectories, to count the cost of a step."""
         return self.losses(network, next(self.batches(0)))
@@ -370,6 +562,18 @@ class Sweep:
 def _mix(seed: int, attack_seed: int) -> int:
     """One seed for a pair of base seed and attack seed. Every base seed is attacked with the same attack seeds."""
     return seed * 1009 + attack_seed
+
+
+def _unreached(run: Run, stop: int) -> list[Point]:
+    """The points of a run's stops after one at which its score is not finite."""
+    return [Point(run.learning_rate, end, None, None, None, run.attack_seed) for end in run.stops if end > stop]
+
+
+def _even_batches(split: Split, several: Sequence[Sequence[int]]) -> Sequence[Any]:
+    """Batches of these documents, in one shape if the split can do that."""
+    if isinstance(split, EvenSplit):
+        return split.even_batches(several)
+    return [split.batch(indices) for indices in several]
 
 
 def _point(measurement: Measurement, rate: float, step: int, train_loss: float | None, attack_seed: int) -> Point:

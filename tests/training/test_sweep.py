@@ -236,7 +236,7 @@ def test_a_sweep_s_learning_rates_are_hugging_face_s(warmup: int, last: int, dec
 
 def test_a_decaying_rate_takes_a_run_of_its_own_for_each_duration() -> None:
     here = under_way(Parity(), BUDGET.model_copy(update={"decay": True}))
-    points = here.points(1e-2, (0, 3, 8))
+    points = here.points([(1e-2, (0, 3, 8))])
     assert here.steps == 3 + 8
     alone = [point for stop in (0, 3, 8) for point in here.trajectory(1e-2, 0, (stop,))[0]]
     assert points == alone

@@ -1,0 +1,465 @@
+"""Networks that are trained at once take the steps that each would take alone; what cannot be stacked is not."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from nftbench.cli.overview import training
+from nftbench.contract import Model, Point
+from nftbench.data import loglikelihood
+from nftbench.data.loglikelihood import Encoded, Rows
+from nftbench.device import Device
+from nftbench.methods import adapters
+from nftbench.planning.plan import plan
+from nftbench.testing import ARCHITECTURES, tiny_suite
+from nftbench.training import stack as stacks, sweep as sweeps
+from nftbench.training.engine import Stepper
+from nftbench.training.stack import CannotStackError, Graphs, Stack
+from nftbench.training.sweep import CellTimeoutError, Run, sweep
+from nftbench.training.trainer import Trainer
+from tests.training.test_sweep import BUDGET, Parity, model, same, under_way, weights
+
+RUNS = (Run(3e-3, 0, (0, 2, 6)), Run(1e-2, 0, (2, 6)), Run(3e-2, 0, (2, 6)), Run(1e-2, 1, (6,)), Run(1e-2, 2, (6,)))
+"""A first rate, which is evaluated before training, two further ones, and two restarts."""
+
+
+def at_once(**changes: Any) -> sweeps.Sweep:
+    """A sweep on the CPU that trains its runs at once."""
+    return under_way(Parity(), changes.pop("budget", BUDGET), serial=None, **changes)
+
+
+def assert_same_points(found: Sequence[Point], expected: Sequence[Point]) -> None:
+    for one, other in zip(found, expected, strict=True):
+        assert dataclasses.replace(one, loss=None, train_loss=None) == dataclasses.replace(
+            other, loss=None, train_loss=None
+        )
+        for value, wanted in ((one.loss, other.loss), (one.train_loss, other.train_loss)):
+            assert value == (wanted if wanted is None else pytest.approx(wanted, rel=2e-4))
+
+
+def assert_as_alone(here: sweeps.Sweep, runs: Sequence[Run]) -> None:
+    """Points, measurements and networks of the runs in a stack against those of each alone."""
+    for run, ended in zip(runs, here.at_once(runs), strict=True):
+        points, network, measured = here.trajectory(run.learning_rate, run.attack_seed, run.stops)
+        assert_same_points(ended.points, points)
+        assert ended.measurement.value == measured.value
+        for name, weight in ended.network().state_dict().items():
+            # AdamW divides by the size of a gradient, so that rounding shows in weights with hardly any gradient.
+            torch.testing.assert_close(weight, network.state_dict()[name], rtol=2e-3, atol=5e-4, msg=name)
+
+
+# ------------------------------------------------------------------------------------------------------------- numbers
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+def test_runs_at_once_are_those_of_each_alone(architecture: str, optimizer: str) -> None:
+    assert_as_alone(at_once(model=model(architecture), optimizer=optimizer), RUNS)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"clip": None}, {"clip": 0.02}, {"weight_decay": 0.3}, {"warmup": 0}, {"decay": True}], ids=str
+)
+def test_a_budget_s_settings_hold_in_a_stack(changes: dict[str, Any]) -> None:
+    runs = RUNS[1:] if "decay" not in changes else [Run(1e-2, 0, (stop,)) for stop in (0, 2, 3, 7)]
+    # AdamW hardly depends on the length of a gradient.
+    here = at_once(budget=BUDGET.model_copy(update=changes), optimizer="sgd")
+    assert_as_alone(here, runs)
+    run = Run(1e-2, 0, (6,))
+    (plain,), (changed,) = at_once(optimizer="sgd").at_once([run]), here.at_once([run])
+    assert changed.points[0].loss != pytest.approx(plain.points[0].loss, rel=1e-5), "the setting changes something"
+
+
+def test_each_step_s_loss_is_that_of_a_stepper_in_float64() -> None:
+    """Twenty steps, to rounding."""
+    task, rates = Parity(), [1e-3, 1e-2, 3e-2]
+    here = under_way(task, attempt="float64", mask=None)
+    factor = here.factor(20)
+    stack = Stack(
+        [network := here.network(0).train()] * 3,
+        task.loss,
+        "adamw",
+        torch.tensor([[rate * factor(step) for rate in rates] for step in range(1, 21)], dtype=torch.float64),
+        weight_decay=0.1,
+        clip=0.5,
+    )
+    alone = [here.network(0).train() for _ in rates]
+    steppers = [
+        Stepper(one, "adamw", rate, factor=factor, weight_decay=0.1, clip=0.5)
+        for one, rate in zip(alone, rates, strict=True)
+    ]
+    batches = here.batches(0)
+    for _ in range(20):
+        batch = next(batches)
+        expected = [task.loss(one, batch) for one in alone]
+        found = stack.step([batch])
+        for stepper, loss in zip(steppers, expected, strict=True):
+            stepper.step(loss)
+        torch.testing.assert_close(found, torch.stack(expected).detach(), rtol=1e-7, atol=0)
+    for one, row in zip(alone, stack.weights.detach(), strict=True):
+        for name, weight in stack.network(row).named_parameters():
+            torch.testing.assert_close(weight, one.get_parameter(name), rtol=1e-6, atol=1e-9, msg=name)
+    assert stack.network(stack.weights[0]) is network
+
+
+def test_lora_updates_lie_side_by_side_on_one_base() -> None:
+    def adapter(network: PreTrainedModel, attack_seed: int) -> nn.Module:
+        return adapters.lora(network, 2, 4.0)
+
+    here = at_once(adapter=adapter)
+    assert_as_alone(here, RUNS)
+    stack = here.stack(RUNS, 6)
+    assert stack.weights.shape[1] < sum(weight.numel() for weight in here.model.network.parameters()) / 2
+    own = stack.layers.get_parameter("base_model.model.transformer.wte.weight")
+    stack.step([next(here.batches(0))])
+    assert torch.equal(own, here.model.network.get_parameter("transformer.wte.weight"))
+
+
+def test_weights_that_the_mask_holds_keep_every_bit() -> None:
+    release = model()
+    generator = torch.Generator().manual_seed(0)
+    mask = {name: torch.rand(one.shape, generator=generator) < 0.3 for name, one in release.network.named_parameters()}
+    here = at_once(model=release, mask=mask, budget=BUDGET.model_copy(update={"weight_decay": 0.1}))
+    assert_as_alone(here, RUNS)
+    for ended in here.at_once(RUNS):
+        for name, weight in ended.network().named_parameters():
+            before = release.network.get_parameter(name)
+            assert torch.equal(weight[~mask[name]], before[~mask[name]])
+
+
+def test_one_network_that_diverges_leaves_the_others_alone() -> None:
+    runs = [Run(1e-2, 0, (2, 4, 6)), Run(1e30, 0, (2, 4, 6)), Run(3e-2, 0, (2, 4, 6))]
+    here = at_once(budget=BUDGET.model_copy(update={"warmup": 0}))
+    calm, wild, warm = here.at_once(runs)
+    assert [point.score for point in wild.points] == [None] * 3
+    assert [point.step for point in wild.points] == [2, 4, 6]
+    assert here.steps == 6 + 2 + 6, "a run ends where its score is not finite"
+    for run, ended in ((runs[0], calm), (runs[2], warm)):
+        assert_same_points(ended.points, here.trajectory(run.learning_rate, 0, run.stops)[0])
+
+
+def test_training_at_once_is_reproducible_and_leaves_release_and_random_state_alone() -> None:
+    here, state = at_once(), torch.get_rng_state()
+    before = weights(here.model.network)
+    first, second = here.at_once(RUNS), here.at_once(RUNS)
+    assert torch.equal(state, torch.get_rng_state())
+    assert all(torch.equal(weight, before[name]) for name, weight in weights(here.model.network).items())
+    for one, other in zip(first, second, strict=True):
+        assert one.points == other.points
+        assert same(one.network(), other.network())
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("lora", [False, True])
+def test_networks_are_stacked_in_bfloat16_as_a_gpu_computes(
+    architecture: str, lora: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Device, "autocast", "bfloat16")  # torch has this arithmetic on the CPU too
+    adapter = (lambda network, seed: adapters.lora(network, 2, 4.0)) if lora else None
+    here = at_once(model=model(architecture), adapter=adapter)
+    for run, ended in zip(RUNS, here.at_once(RUNS), strict=True):
+        expected = here.trajectory(run.learning_rate, run.attack_seed, run.stops)[0]
+        for one, other in zip(ended.points, expected, strict=True):
+            assert one.loss == pytest.approx(other.loss, rel=2e-2)
+
+
+@pytest.mark.parametrize("attempt", ["plain", "float64", "clipped", "head"])
+def test_every_attempt_of_a_sweep_can_be_stacked(attempt: str) -> None:
+    assert_as_alone(at_once(attempt=attempt), RUNS)
+
+
+# --------------------------------------------------------------------------------------------------------------- sweep
+
+
+@pytest.mark.parametrize("changes", [{}, {"decay": True}, {"extension": 0}], ids=str)
+def test_a_stacked_sweep_has_the_grid_picks_and_cost_of_a_serial_one(changes: dict[str, Any]) -> None:
+    budget = BUDGET.model_copy(update=changes)
+    grid = budget.learning_rates["adamw"]
+    found = []
+    for serial in ("on the CPU", None):
+        here = under_way(Parity(), budget, serial=serial)
+        curve, at_edge = here.search(grid)
+        found.append((here, curve, here.outcome(curve, at_edge)))
+        assert here.serial == serial, "the stack was used to the end"
+    (one, curve, serial_outcome), (other, stacked_curve, outcome) = found
+    assert_same_points(stacked_curve, curve)
+    assert_same_points(outcome.restarts, serial_outcome.restarts)
+    assert_same_points([outcome.picked], [serial_outcome.picked])
+    assert (outcome.at_edge, outcome.stuck, outcome.retried) == (
+        serial_outcome.at_edge,
+        serial_outcome.stuck,
+        serial_outcome.retried,
+    )
+    assert other.steps == one.steps == outcome.cost.steps == serial_outcome.cost.steps
+    assert outcome.cost.step_flops == serial_outcome.cost.step_flops
+    assert outcome.validation == one.task.evaluate(outcome.network, one.task.split("validation"))
+
+
+def test_a_sweep_on_a_gpu_is_stacked_and_says_so_and_on_the_cpu_it_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    called: list[int] = []
+    at_once = sweeps.Sweep.at_once
+    monkeypatch.setattr(sweeps.Sweep, "at_once", lambda here, runs: (called.append(len(runs)), at_once(here, runs))[1])
+    assert sweep(Trainer(0, BUDGET), model(), Parity()).trained is None
+    assert called == []
+    monkeypatch.setattr(Device, "autocast", None)  # bfloat16 has too few digits for models of this size
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda: None)
+    outcome = sweep(Trainer(0, BUDGET, Device("cuda")), model(), Parity())  # the weights lie on the CPU
+    assert outcome.trained == "at once"
+    assert called[0] == len(BUDGET.learning_rates["adamw"])
+    outcome = sweep(Trainer(0, BUDGET, Device("cuda")), model(), Parity(), optimizer="muon")
+    assert outcome.trained == "one by one: muon does not treat each weight alone"
+
+
+STACKED = """
+import dataclasses
+
+@dataclass(frozen=True)
+class Stacked(Attack):
+    \"\"\"Says that its sweep was trained at once.\"\"\"
+
+    def adapt(self, prepared, task, context):
+        return dataclasses.replace(context.sweep(prepared.model, task), trained="at once")
+"""
+
+
+def test_a_record_s_provenance_says_how_a_gpu_trained_the_sweep(
+    plugin: Callable[[str, str], Any], workspace: Callable[..., Any], run_all: Callable[..., dict[Any, Any]]
+) -> None:
+    plugin("stacked", STACKED)
+    records = {attack: one for (_, attack, _, _), one in run_all(workspace(attacks=["full", "stacked"])).items()}
+    assert records["stacked"].status == "ok", records["stacked"].reason
+    assert records["stacked"].provenance["training"] == "at once"
+    assert "training" not in records["full"].provenance
+
+
+def test_a_plan_for_a_gpu_says_which_attacks_are_stacked() -> None:
+    suite = tiny_suite(attacks=["none", "full", "full[optimizer=muon]", "full[optimizer=sgd]"])
+    assert training(plan(suite)) == []
+    (line,) = training(plan(suite, device=Device("cuda")))
+    assert line.endswith("; one by one in any case: full[optimizer=muon]")
+
+
+def test_a_stack_keeps_to_the_time_limit() -> None:
+    with pytest.raises(CellTimeoutError):
+        at_once(budget=BUDGET.model_copy(update={"timeout": 1e-9})).at_once(RUNS)
+
+
+# ------------------------------------------------------------------------------------------------------ what is refused
+
+
+def refusal(here: sweeps.Sweep, runs: Sequence[Run] = RUNS) -> str:
+    """Why runs cannot be stacked. They are then trained one by one, as if nothing had been tried."""
+    with pytest.raises(CannotStackError) as error:
+        here.at_once(runs)
+    assert here.steps == 0
+    for run, ended in zip(runs, here.trained(runs), strict=True):
+        assert ended.points == here.trajectory(run.learning_rate, run.attack_seed, run.stops)[0]
+    assert here.serial == str(error.value)
+    return here.serial
+
+
+def hooked(network: PreTrainedModel, attack_seed: int) -> nn.Module:
+    network.transformer.ln_f.register_forward_hook(lambda *_: None)
+    return network
+
+
+def half_frozen(network: PreTrainedModel, attack_seed: int) -> nn.Module:
+    network.transformer.wte.requires_grad_(False).weight.data.add_(0.01 * attack_seed)
+    return network
+
+
+def other_parts(network: PreTrainedModel, attack_seed: int) -> nn.Module:
+    network.transformer.h[0].mlp.requires_grad_(attack_seed == 0)
+    return network
+
+
+def with_a_spare(network: PreTrainedModel, attack_seed: int) -> nn.Module:
+    network.transformer.h[0].spare = nn.Linear(2, 2)
+    return network
+
+
+def mixed(network: PreTrainedModel, attack_seed: int) -> nn.Module:
+    network.transformer.ln_f.bias.data = network.transformer.ln_f.bias.data.double()
+    return network
+
+
+@pytest.mark.parametrize(
+    ("adapter", "why"),
+    [
+        (hooked, "the network has hooks"),
+        (half_frozen, "the networks differ in weights that are not trained"),
+        (other_parts, "the networks train different weights"),
+        (with_a_spare, "some trained weights do not influence the loss"),
+    ],
+)
+def test_networks_that_cannot_be_stacked_are_trained_one_by_one(adapter: Any, why: str) -> None:
+    assert refusal(at_once(adapter=adapter)) == why
+
+
+def test_mixed_precision_of_weights_is_refused() -> None:
+    with pytest.raises(CannotStackError, match="differ in precision"):
+        at_once(adapter=mixed).stack(RUNS, 6)
+
+
+def test_averaged_weights_are_trained_one_by_one() -> None:
+    assert refusal(at_once(budget=BUDGET.model_copy(update={"average": True}))) == "the weights are averaged"
+
+
+def test_dropout_is_refused_because_each_network_would_draw_its_own() -> None:
+    runs = [Run(1e-2, 0, (2,)), Run(3e-2, 0, (2,))]
+    assert "random" in refusal(at_once(model=model(resid_pdrop=0.5)), runs)
+
+
+class Branching(Parity):
+    """A loss that depends on a number of the network in Python."""
+
+    def loss(self, network: nn.Module, batch: Any) -> Tensor:
+        value = super().loss(network, batch)
+        return value if float(value.detach()) > 0 else -value
+
+
+class Tilted(torch.autograd.Function):
+    """The identity, whose gradient in a stack is wrong."""
+
+    @staticmethod
+    def forward(value: Tensor) -> Tensor:
+        return value.clone()
+
+    @staticmethod
+    def setup_context(context: Any, inputs: Any, output: Any) -> None:
+        context.batched = False
+
+    @staticmethod
+    def backward(context: Any, gradient: Tensor) -> Tensor:
+        return gradient
+
+    @staticmethod
+    def vmap(info: Any, dims: Any, value: Tensor) -> Any:
+        return value.detach() + 0.5 * (value - value.detach()), dims[0]
+
+
+class Misleading(Parity):
+    def loss(self, network: nn.Module, batch: Any) -> Tensor:
+        found: Tensor = Tilted.apply(super().loss(network, batch))
+        return found
+
+
+class Restless(Parity):
+    """A loss that is another one with each call."""
+
+    def loss(self, network: nn.Module, batch: Any) -> Tensor:
+        self.scale += 1
+        return super().loss(network, batch) * self.scale
+
+
+@pytest.mark.parametrize(
+    ("task", "why"),
+    [
+        (Branching, "RuntimeError: vmap: .*item"),
+        (Misleading, "the gradient in a stack is another than alone"),
+        (Restless, "the loss in a stack is another than alone"),
+    ],
+)
+def test_losses_that_cannot_be_stacked_are_noticed_on_the_first_batch(task: type[Parity], why: str) -> None:
+    here = under_way(task(), serial=None)
+    with pytest.raises(CannotStackError, match=why):
+        here.at_once(RUNS[:3])
+    assert here.steps == 0
+
+
+def test_batches_of_different_shapes_are_refused() -> None:
+    here = at_once()
+    stack = here.stack(RUNS[3:], 6)
+    short = (torch.zeros(8, 3, dtype=torch.int64), torch.zeros(8, dtype=torch.int64))
+    with pytest.raises(CannotStackError, match="differ in shape"):
+        stack.step([next(here.batches(0)), short])
+
+
+# ---------------------------------------------------------------------------------------------------------- text tasks
+
+
+def rows(seed: int = 0, window: int = 24) -> Rows:
+    """Forty documents with one to three answers' tokens."""
+    draw = np.random.default_rng(seed)
+    words = lambda most: draw.integers(0, 50, draw.integers(1, most)).tolist()  # noqa: E731
+    return Rows([Encoded(words(20), words(4)) for _ in range(40)], window)
+
+
+def test_even_batches_agree_in_shape_and_have_the_same_losses() -> None:
+    split, network = rows(), model().network
+    several = [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11]]
+    even = split.even_batches(several)
+    shapes = {tuple(part.shape if isinstance(part, Tensor) else part for part in batch) for batch in even}
+    assert len(shapes) == 1
+    for indices, batch in zip(several, even, strict=True):
+        expected = loglikelihood.loss(network, split.batch(indices))
+        torch.testing.assert_close(loglikelihood.loss(network, batch), expected, rtol=1e-5, atol=0)
+
+
+def test_few_shapes_of_batches_arise_and_none_is_longer_than_the_window() -> None:
+    split = rows(window=20)
+    batches = [split.even_batches([range(start, start + 4)])[0] for start in range(36)]
+    assert {batch.ids.shape[1] for batch in batches} <= {16, 20}
+    assert all(batch.kept == batch.ids.shape[1] for batch in batches)
+
+
+def test_answers_at_every_position_stay_apart_from_padding() -> None:
+    """Where rows hold answers alone, as many answers' tokens as positions would be read in order."""
+    split = Rows([Encoded([1], [2] * 16), Encoded([1], [3] * 5)], 16)
+    (batch,) = split.even_batches([[0, 1]])
+    assert len(batch.rows) != batch.ids.numel()
+    network = model().network
+    expected = loglikelihood.loss(network, split.batch([0, 1]))
+    torch.testing.assert_close(loglikelihood.loss(network, batch), expected, rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("with_adapter", [False, True])
+def test_a_text_task_s_runs_and_restarts_are_stacked(workspace: Callable[..., Any], with_adapter: bool) -> None:
+    from nftbench.planning.specs import task_spec
+    from nftbench.running.workspace import load_task, make_corpus
+
+    here = workspace()
+    from nftbench.models import networks
+
+    built = networks.build(here.suite.model, make_corpus(here, 0).tokenizer, 0, "cpu")
+    task = load_task(here, task_spec("toy_topic"), 0, built)
+    adapter = (lambda network, seed: adapters.lora(network, 2, 4.0)) if with_adapter else None
+    run = sweeps.Sweep(Trainer(0, here.suite.budget), Model(built.network), task, adapter, serial=None)
+    assert_as_alone(run, RUNS)
+
+
+# -------------------------------------------------------------------------------------------------------------- graphs
+
+
+def test_on_the_cpu_no_step_is_recorded() -> None:
+    graphs, calls = Graphs(), []
+    structure: Any = stacks._Structure(None, (), True)  # type: ignore[arg-type]
+    for _ in range(5):
+        graphs.run(structure, [torch.zeros(2)], lambda inputs: calls.append(1) or inputs[0])
+    assert len(calls) == 5
+    assert graphs.refused is None
+
+
+def test_a_step_waits_for_no_number_of_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A CUDA graph can hold no step in which Python reads a tensor. On the CPU, reading is made an error here."""
+    here = at_once()
+    stack = here.stack(RUNS[:3], 6)
+    batch = next(here.batches(0))
+
+    def read(self: Tensor, *_: Any) -> Any:
+        raise AssertionError("a number was read")
+
+    for name in ("item", "__bool__", "__float__", "__int__", "tolist", "nonzero"):
+        monkeypatch.setattr(Tensor, name, read)
+    monkeypatch.setattr("transformers.masking_utils.is_tracing", lambda tensor=None: True)  # as while recording
+    found = stack.step([batch])
+    monkeypatch.undo()
+    torch.testing.assert_close(found, here.stack(RUNS[:3], 6).step([batch]), rtol=1e-5, atol=0)
