@@ -511,7 +511,7 @@ def _read(path: Path) -> Record:
     return _parsed(path, status.st_ino, status.st_mtime_ns, status.st_size)
 
 
-@functools.lru_cache(maxsize=8192)
+@functools.lru_cache(maxsize=65536)
 def _parsed(path: Path, inode: int, changed: int, size: int) -> Record:
     """The record in a file. It is cached as long as the file is unchanged, because a run reads each file twice."""
     return _adapter().validate_json(path.read_bytes())

@@ -158,10 +158,10 @@ def resume(folder: Path) -> Iterator[str]:
 
     content = json.loads(tiny_suite().model_dump_json(exclude_none=True))
     content |= {
-        "defenses": ["none", "early_stop[fraction=0.5]", "noise", "reinit", "narrow", "random_mask"],
-        "attacks": ["none", "scratch", "full", "lora", "lora[rank=4]", "head"],
+        "defenses": ["none", "early_stop[fraction=0.5]", *(f"noise[scale={place / 100}]" for place in range(1, 26))],
+        "attacks": ["none", "scratch", "full", "head", *(f"lora[rank={rank}]" for rank in range(1, 22))],
         "tasks": ["toy_topic", "toy_tone", "toy_agreement"],
-        "seeds": list(range(100)),
+        "seeds": list(range(5)),
     }
     path = folder / "many.yaml"
     path.write_text(yaml.safe_dump(content), encoding="utf-8")

@@ -47,7 +47,7 @@ class Idle(Attack):
 """
 CHANGES: dict[str, Any] = {
     "defenses": ["none", "early_stop", "random_mask"],
-    "attacks": ["none", *(f"idle[index={index}]" for index in range(1, 31))],
+    "attacks": ["none", *(f"idle[index={index}]" for index in range(1, 61))],
     "tasks": ["toy_topic", "toy_tone"],
     "seeds": [0, 1],
 }
@@ -92,19 +92,32 @@ class Faults:
 
     def __post_init__(self) -> None:
         self.runs = [self.run(), self.run()]
-        self.ended: list[str] = []
+        self.before = 0
 
     def run(self) -> subprocess.Popen[str]:
         process = start(self.results, self.cache, 2, CHANGES, expiry=EXPIRY, plugins=self.plugins)
         assert process.stdout is not None
         return process
 
+    def wait_for_progress(self) -> None:
+        """Wait until a record or a model has been made since the last time, and a moment more. Start what has ended."""
+        end = time.monotonic() + 60
+        while (made := self.made()) <= self.before and time.monotonic() < end:
+            for index, run in enumerate(self.runs):
+                if run.poll() is not None:
+                    self.clear(run)
+                    self.runs[index] = self.run()
+            time.sleep(0.02)
+        self.before = made
+        time.sleep(self.chance.uniform(0, 0.3))
+
+    def made(self) -> int:
+        kinds = ("corpora", "bases", "releases", "secrets", "protections")
+        artifacts = [path for kind in kinds for path in (self.cache / kind).glob("[!.]*")]
+        return len(files(self.results)) + len(artifacts)
+
     def strike(self) -> str:
         """Do something to one process of one run; returns what."""
-        for index, run in enumerate(self.runs):
-            if run.poll() is not None:
-                self.clear(run)
-                self.runs[index] = self.run()
         run = self.chance.choice(self.runs)
         kind = self.chance.choices(["any", "driver", "hang", "clock"], [70, 10, 10, 10])[0]
         if kind == "clock":
@@ -146,7 +159,7 @@ def test_a_hundred_faults_lose_and_double_nothing(expected: Cells, stubs: Path, 
     done: list[str] = []
     doubled: dict[str, bytes] = {}
     while len(done) < FAULTS:
-        time.sleep(faults.chance.uniform(0.1, 1.5))
+        faults.wait_for_progress()
         done.append(faults.strike())
         for name, content in files(results).items():
             if b'"status": "ok"' in content:
