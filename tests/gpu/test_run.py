@@ -152,11 +152,20 @@ def test_a_measurement_that_fails_leaves_a_line_and_the_next_one_follows(tmp_pat
     assert "| bad |  | failed | RuntimeError: no such kernel |" in path.read_text()
 
 
-@pytest.mark.parametrize("measurement", [throughput.sixteen_rates, throughput.sixteen_updates, throughput.fine_tuning])
+@pytest.mark.parametrize(
+    ("measurement", "count"),
+    [
+        (throughput.sixteen_rates, 3),
+        (throughput.sixteen_updates, 3),
+        (throughput.fine_tuning, 3),
+        (throughput.ceiling, 1),
+        (throughput.pretraining, 3),
+    ],
+)
 @pytest.mark.slow
-def test_every_measurement_runs(measurement: Callable[[Bench], Iterator[Line]]) -> None:
+def test_every_measurement_runs(measurement: Callable[[Bench], Iterator[Line]], count: int) -> None:
     lines = list(measurement(Bench(CPU, TINY)))
-    assert len(lines) == 3
+    assert len(lines) == count
     assert all(line.measured and "measured without" not in line.how for line in lines)
 
 
