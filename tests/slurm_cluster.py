@@ -53,7 +53,7 @@ def missing() -> str | None:
 
 
 @contextlib.contextmanager
-def cluster(folder: Path, cores: int = 2) -> Iterator[dict[str, str]]:
+def cluster(folder: Path) -> Iterator[dict[str, str]]:
     """Start a cluster; yields the environment variables that SLURM's commands need."""
     folder.mkdir(parents=True, exist_ok=True)
     for name in ("state", "spool"):
@@ -65,7 +65,14 @@ def cluster(folder: Path, cores: int = 2) -> Iterator[dict[str, str]]:
     host = socket.gethostname().partition(".")[0]
     controller, node = _free_ports(2)
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2**20 - 256
-    names = {"host": host, "controller": controller, "node": node, "cores": cores, "memory": memory, "folder": folder}
+    names = {
+        "host": host,
+        "controller": controller,
+        "node": node,
+        "cores": os.cpu_count(),
+        "memory": memory,
+        "folder": folder,
+    }
     (folder / "slurm.conf").write_text(SETTINGS.format(**names))
     environment = {"SLURM_CONF": str(folder / "slurm.conf")}
     started: list[subprocess.Popen[bytes]] = []

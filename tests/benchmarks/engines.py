@@ -1,6 +1,6 @@
 """What the command's own process spends on a run: with each engine, in a simulated large cluster, and on a resume.
 
-`python -P tests/benchmarks/engines.py PART …` prints a row of a table for each part: `simulation`, `local`, `ray`,
+`python tests/benchmarks/engines.py PART …` prints a row of a table for each part: `simulation`, `local`, `ray`,
 `slurm`, `resume`. Jobs are stubs that return at once; scheduling, processes, submission and display are real.
 """
 
@@ -142,7 +142,7 @@ def engine(folder: Path, name: str) -> Iterator[str]:
             sys.path.insert(0, str(Path(__file__).parents[2]))
             from tests import slurm_cluster
 
-            os.environ |= stack.enter_context(slurm_cluster.cluster(folder / "slurm", cores=4))
+            os.environ |= stack.enter_context(slurm_cluster.cluster(folder / "slurm"))
             slurm.Work = Nothing  # type: ignore[misc, assignment]
             executor = slurm.SlurmExecutor(workspace, slurm.Settings(), None, 1e8)
         spent, wall = drive(whole, executor, store)
