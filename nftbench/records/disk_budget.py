@@ -51,7 +51,7 @@ def use(cache: Path, kind: str, key: str) -> None:
     if not _blocks or any((cache, kind, key) in block for block in _blocks):
         return
     with _gate(cache):
-        own = leases.take(_locks(cache) / f"use-{kind}-{key}-{uuid.uuid4()}.lease", leases.EXPIRY)
+        own = leases.take(leases.file(cache, f"use-{kind}-{key}-{uuid.uuid4()}"), leases.EXPIRY)
         assert own is not None, "its name is new"
         _blocks[-1][cache, kind, key] = own
 
@@ -113,7 +113,7 @@ def delete_unshared(contents: Path) -> None:
 
 
 def _is_used(cache: Path, kind: str, key: str) -> bool:
-    uses = list(_locks(cache).glob(f"use-{kind}-{key}-*.lease"))
+    uses = list((cache / leases.FOLDER).glob(f"use-{kind}-{key}-*.lease"))
     leases.tidy(uses)
     return any(leases.holder(path, leases.EXPIRY) is not None for path in uses)
 
@@ -126,10 +126,4 @@ def _changed(path: Path) -> float:
 
 
 def _gate(cache: Path) -> AbstractContextManager[leases.Lease]:
-    return leases.held(_locks(cache) / "uses.lease", leases.EXPIRY)
-
-
-def _locks(cache: Path) -> Path:
-    folder = cache / ".locks"
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
+    return leases.held(leases.file(cache, "uses"), leases.EXPIRY)

@@ -28,6 +28,8 @@ from pathlib import Path
 
 from nftbench.errors import NftbenchError
 
+FOLDER = ".leases"
+"""The folder of all leases, in a folder of results and in the cache."""
 EXPIRY = 90.0
 """Seconds without a sign of life after which a holder is taken for dead. A file server may be slow for a while."""
 BEATS = 9
@@ -89,6 +91,11 @@ class Lease:
             if self.is_held():
                 self.path.unlink()
         os.close(self.handle)
+
+
+def file(root: Path, name: str) -> Path:
+    """The file of a lease on something in a folder of results, or in the cache."""
+    return root / FOLDER / f"{name}.lease"
 
 
 @contextlib.contextmanager

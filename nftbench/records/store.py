@@ -44,8 +44,8 @@ SHARED, LARGE = ("bases", "releases"), 1_000_000
 """Kinds of artifacts whose files of at least so many bytes are shared. All of them are public and have one mode."""
 PACK = "records.jsonl.xz"
 """The name of the pack in a folder of results."""
-LEASES, WORKERS = ".leases", ".workers"
-"""Folders of locks, and of what is sent to workers on other machines."""
+WORKERS = ".workers"
+"""The folder of what is sent to workers on other machines."""
 SETTLED = ("ok", "nonfinite")
 """Statuses of cells that are not run again."""
 
@@ -87,7 +87,7 @@ class Store:
     def private(self) -> tuple[Path, ...]:
         """What no plugin may read of the results folder: salt, locks, plans, and the scores of cells that have run."""
         return (
-            *(self.results / name for name in ("salt", LEASES, WORKERS, "records", self._pack.name)),
+            *(self.results / name for name in ("salt", leases.FOLDER, WORKERS, "records", self._pack.name)),
             *self.results.glob("leaderboard*"),
             *self.results.glob("defenses/*.md"),
         )
@@ -399,7 +399,7 @@ class Store:
         Raises:
             LostError: it was stopped for so long that another process has taken the lock.
         """
-        leases.confirm(_lease(self.cache, f"{kind}-{key}"))
+        leases.confirm(leases.file(self.cache, f"{kind}-{key}"))
 
     @contextlib.contextmanager
     def claim(self, key: str) -> Iterator[bool]:
@@ -426,7 +426,7 @@ class Store:
     def give_signs_of_life(self, name: str) -> None:
         """Hold a lease of this name in the results folder, from now until this process ends."""
         with contextlib.suppress(OSError):  # a full disk must not end a worker
-            leases.take(_lease(self.results, name), self.expiry)
+            leases.take(leases.file(self.results, name), self.expiry)
 
     def silent_workers(self, name: str) -> list[int]:
         """The numbers of the processes of this machine that hang: they hold leases whose names begin so, and live, but
@@ -456,7 +456,7 @@ class Store:
     def _take_beside_others(self, name: str) -> leases.Lease | None:
         """A lease in the results folder, which is waited for only while one process holds the folder alone."""
         while True:
-            lease = leases.take(_lease(self.results, name), self.expiry)
+            lease = leases.take(leases.file(self.results, name), self.expiry)
             if lease is None or leases.holder(self._alone, self.expiry) is None:
                 return lease
             lease.end()  # whoever wants the folder alone has asked first, or gives up because of this lease
@@ -465,16 +465,12 @@ class Store:
 
     @property
     def _alone(self) -> Path:
-        return _lease(self.results, "alone")
+        return leases.file(self.results, "alone")
 
     @contextlib.contextmanager
     def _held(self, root: Path, name: str) -> Iterator[leases.Lease]:
-        with leases.held(_lease(root, name), self.expiry) as lease:
+        with leases.held(leases.file(root, name), self.expiry) as lease:
             yield lease
-
-
-def _lease(root: Path, name: str) -> Path:
-    return root / LEASES / f"{name}.lease"
 
 
 def write_atomically(path: Path, content: bytes, mode: int = 0o644) -> None:

@@ -14,7 +14,7 @@ import pytest
 
 from nftbench.errors import NftbenchError
 from nftbench.records import leases
-from nftbench.records.store import LEASES, Store
+from nftbench.records.store import Store
 
 EXPIRY = 1.0
 
@@ -244,7 +244,7 @@ def test_many_processes_never_hold_one_lease_together(tmp_path: Path) -> None:
 
 def stolen(store: Store, name: str) -> None:
     """Do as a process does that finds the lease silent: put it aside and take it."""
-    path = store.cache / LEASES / f"{name}.lease"
+    path = store.cache / leases.FOLDER / f"{name}.lease"
     found = leases._look(path)
     assert found is not None
     assert leases._put_aside(path, found)
@@ -281,7 +281,7 @@ def test_confirming_says_who_lost_the_lock(tmp_path: Path) -> None:
 
 def test_packing_waits_for_the_dead_of_another_machine_and_for_nobody_else(tmp_path: Path) -> None:
     store = Store(tmp_path, tmp_path, expiry=EXPIRY)
-    path = tmp_path / LEASES / "run-of-another.lease"
+    path = tmp_path / leases.FOLDER / "run-of-another.lease"
     path.parent.mkdir()
     process = holder(path, machine="another machine")
     with pytest.raises(NftbenchError, match=f"process {process.pid}"), store.alone():

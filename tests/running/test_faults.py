@@ -23,7 +23,8 @@ import pytest
 from nftbench.cli import execution
 from nftbench.planning import registry
 from nftbench.planning.plan import plan
-from nftbench.records.store import LEASES, Store
+from nftbench.records import leases
+from nftbench.records.store import Store
 from nftbench.testing import tiny_suite
 from tests.conftest import PLUGIN
 from tests.running.driven import Cells, assert_same, files, finish, found_in, start
@@ -121,7 +122,7 @@ class Faults:
         run = self.chance.choice(self.runs)
         kind = self.chance.choices(["any", "driver", "hang", "clock"], [70, 10, 10, 10])[0]
         if kind == "clock":
-            for path in (self.results / LEASES).glob("*.lease"):
+            for path in (self.results / leases.FOLDER).glob("*.lease"):
                 moment = time.time() + self.chance.uniform(-1e8, 1e8)
                 with contextlib.suppress(FileNotFoundError):
                     os.utime(path, (moment, moment))
@@ -130,7 +131,7 @@ class Faults:
         if kind == "hang":  # a worker, which holds a lease of its own
             victims = [
                 int(path.stem.rpartition("-")[2])
-                for path in (self.results / LEASES).glob("worker-*.lease")
+                for path in (self.results / leases.FOLDER).glob("worker-*.lease")
                 if int(path.stem.rpartition("-")[2]) in victims
             ]
         if not victims:
@@ -185,10 +186,10 @@ def test_a_worker_that_hangs_is_ended_and_its_job_done_by_another(
     results = tmp_path / "results"
     run = start(results, tmp_path / "cache", 2, CHANGES, expiry=EXPIRY, plugins=[stubs])
     end = time.monotonic() + 600
-    while not any(path.name.startswith("jobs-") for path in (results / LEASES).glob("*.lease")):
+    while not any(path.name.startswith("jobs-") for path in (results / leases.FOLDER).glob("*.lease")):
         assert time.monotonic() < end
         time.sleep(0.01)
-    worker = next(iter((results / LEASES).glob("worker-*.lease")))
+    worker = next(iter((results / leases.FOLDER).glob("worker-*.lease")))
     number = int(worker.stem.rpartition("-")[2])
     os.kill(number, signal.SIGSTOP)
     finish(run, 1200)
