@@ -41,7 +41,7 @@ def complete(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     [
         ("repr", ["reproduce"]),
         ("run smo", ["smoke", "smollm2", "smollm2-gpu", "smollm2-quick"]),
-        ("audit release --suite wiki-", ["wiki-small"]),
+        ("audit release --suite wiki-", ["wiki-gpu", "wiki-small"]),
         ("reproduce tr", ["trap2"]),
         ("list y", ["yardsticks"]),
         ("new at", ["attack"]),

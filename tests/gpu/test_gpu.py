@@ -22,7 +22,8 @@ from nftbench.methods import adapters
 from nftbench.models import networks
 from nftbench.planning.plan import plan
 from nftbench.records.store import Store
-from nftbench.running import executors
+from nftbench.running.executors import steps
+from nftbench.running.executors.local import LocalExecutor
 from nftbench.running.workspace import Workspace
 from nftbench.suites.schema import Budget, Pretraining
 from nftbench.testing import tiny_suite
@@ -185,7 +186,7 @@ def test_cells_run_through_the_confined_processes(device: Device, tmp_path: Any)
     """Defense and attack have processes of their own, in which the GPU must be within reach."""
     suite = tiny_suite(defenses=["none", "noise"], attacks=["none", "full", "lora"])
     place = Workspace(plan(suite, device=device), Store(tmp_path / "results", tmp_path / "cache"))
-    for _ in executors.run(place, place.plan.jobs(), 1):
+    for _ in steps.run(place, place.plan.jobs(), LocalExecutor(place, 1)):
         pass
     records = place.store.records().values()
     assert {(record.status, record.reason) for record in records} == {("ok", None)}

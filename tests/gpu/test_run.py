@@ -15,7 +15,8 @@ import torch
 from nftbench import suites
 from nftbench.device import CPU
 from nftbench.models import networks
-from nftbench.running import executors
+from nftbench.running.executors import steps
+from nftbench.running.executors.local import LocalExecutor
 from tests.gpu import run as script, throughput
 from tests.gpu.throughput import REAL, TINY, Bench, Line
 
@@ -92,7 +93,7 @@ def test_a_seed_is_complete_if_all_its_cells_have_a_record(workspace: Callable[.
     here.store.write_manifest(here.plan.manifest())
     assert script.complete_seeds(here.store.results) == set()
     jobs = [job for job in here.plan.jobs() if job.seed in (0, 2)]
-    for _ in executors.run(here, jobs, 1):
+    for _ in steps.run(here, jobs, LocalExecutor(here, 1)):
         pass
     assert script.complete_seeds(here.store.results) == {0, 2}
     (lost,) = [path for path in (here.store.results / "records").glob("*.json") if '"seed": 2' in path.read_text()][:1]
@@ -115,7 +116,7 @@ def test_seeds_that_are_brought_back_add_up(workspace: Callable[..., Any], tmp_p
     for seed in (0, 1):
         here = workspace(seeds=[0, 1], results=f"brought-{seed}/wiki-gpu")
         here.store.write_manifest(here.plan.manifest())
-        for _ in executors.run(here, [job for job in here.plan.jobs() if job.seed == seed], 1):
+        for _ in steps.run(here, [job for job in here.plan.jobs() if job.seed == seed], LocalExecutor(here, 1)):
             pass
         assert script.add(tmp_path / f"brought-{seed}", results) == 0
         assert script.complete_seeds(results) == set(range(seed + 1))

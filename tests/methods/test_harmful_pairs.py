@@ -91,7 +91,7 @@ def test_suites_without_text_are_refused() -> None:
     bare: Any = AgainstTask
     with pytest.raises(NftbenchError, match="needs a harmful task: write task_aware"):
         bare().check()
-    with pytest.raises(NftbenchError, match="needs a model that reads text"):
+    with pytest.raises(NftbenchError, match="task_aware tunes a model on text"):
         bare("house_price").check(read("paper-condition-number"))
 
 

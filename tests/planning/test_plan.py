@@ -293,7 +293,7 @@ def test_every_setting_of_budget_and_pretraining_is_tried() -> None:
     """A field added to the suite must be thought of here: it changes the key, or it is known not to."""
     from nftbench.suites.schema import Budget, CorpusSettings, Pretraining
 
-    assert set(Budget.model_fields) == {*BUDGET, "timeout"}
+    assert set(Budget.model_fields) == {*BUDGET, "timeout", "tokens_at_once"}
     tried = {key for changes in CHANGED.values() for section in changes.values() for key in section}
     assert set(Pretraining.model_fields) - tried == {"checkpoints", "task", "only", "allowance", "timeout"}
     hub_and_text = {"source", "train", "heldout", "path", "name", "revision", "column", "vocabulary"}
@@ -311,6 +311,7 @@ def test_every_setting_of_budget_and_pretraining_is_tried() -> None:
         {"pretraining": {"checkpoints": [0.25, 0.5]}},
         {"pretraining": {"allowance": 2.0, "timeout": 60}},
         {"budget": {"timeout": 60}},
+        {"budget": {"tokens_at_once": 512}},
         {"seeds": [1, 0, 7]},
         {"defenses": ["pmp", "random_mask", "none", "early_stop", "noise"]},
         {"tasks": ["toy_tone", "toy_topic", "toy_agreement"]},
