@@ -53,6 +53,7 @@ CONTENTS = """
 :hidden:
 :caption: Use
 docs/suites
+docs/architectures
 docs/protocol
 docs/ci
 docs/exports
