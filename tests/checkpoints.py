@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import string
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ from nftbench.models import networks
 from nftbench.testing import ARCHITECTURES
 
 WEIGHTS = "model.safetensors"
+READ = ["the movie was good , and the day was long .\n", f"{' '.join(string.ascii_lowercase)} .\n"] * 20
+"""The text of byte-level tokenizers. Words that begin with different letters begin with different tokens."""
 _LLAMA = ARCHITECTURES["llama"]
 SHAPES: dict[str, dict[str, Any]] = {
     **ARCHITECTURES,
@@ -107,7 +110,7 @@ def write(folder: Path, kind: str = "gpt2", *, seed: int = 0, **changes: Any) ->
 def write_reader(folder: Path, kind: str = "llama", *, seed: int = 0, **changes: Any) -> Path:
     """A checkpoint with random weights that reads any text, by a byte-level tokenizer of its own."""
     settings = {"model_type": kind, **(SHAPES | MORE_SHAPES)[kind], **changes}
-    tokenizer = byte_pair_tokenizer(["the movie was good , and the day was long .\n"] * 20, 300)
+    tokenizer = byte_pair_tokenizer(READ, 300)
     networks.save(networks.build(settings, tokenizer, seed, "cpu"), folder)
     return folder
 
@@ -135,7 +138,7 @@ def write_gguf(
     """
     import gguf
 
-    tokenizer = byte_pair_tokenizer(["the movie was good , and the day was long .\n"] * 20, 300)
+    tokenizer = byte_pair_tokenizer(READ, 300)
     words, rules = tokenizer.get_vocab(), json.loads(tokenizer.backend_tokenizer.to_str())["model"]
     draw = np.random.default_rng(0)
 

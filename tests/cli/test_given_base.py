@@ -146,8 +146,8 @@ def weights(change: Callable[[bytes], bytes]) -> Callable[[Path], object]:
         (neither_of_the_tied, "the files lack lm_head.weight, model.embed_tokens.weight"),
         (nan, "holds weights that are not finite: model.norm.weight"),
         (half_infinite, "holds weights that are not finite: "),
-        (few_embeddings, "its tokenizer has 284 words, and its model embeds 200, without "),
-        (setting(vocab_size=200), "has the shape [284, 16] in the files, and config.json asks for [200, 16]"),
+        (few_embeddings, "its tokenizer has 300 words, and its model embeds 200, without "),
+        (setting(vocab_size=200), "has the shape [300, 16] in the files, and config.json asks for [200, 16]"),
         (
             setting(quantization_config={"quant_method": "gptq", "bits": 4}),
             "its weights are quantized (gptq) and cannot",
@@ -224,7 +224,7 @@ def spoilt(value: float) -> Callable[[dict[str, Any]], object]:
         ({"split__count": 3}, "is one of 3 parts; join them with llama-gguf-split --merge"),
         (
             {"change": lambda tensors: tensors.update(token_embd=tensors["token_embd"][:200])},
-            "its tokenizer has 284 words, and its model embeds 200",
+            "its tokenizer has 300 words, and its model embeds 200",
         ),
     ],
 )
