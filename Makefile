@@ -21,7 +21,7 @@ endif
 # -P: the folder nftbench/ here lacks the plugin folders, which only the installed package has inside.
 RUN := $(PYTHON) -P -m
 
-.PHONY: run test test-all check format-check lint types layers format schema tables docs golden bench gpu clean has-nftbench
+.PHONY: run test test-all check format-check lint types layers format schema architectures tables docs golden bench gpu clean has-nftbench
 
 run: $(READY) $(BASE)
 	$(RUN) nftbench run $(SUITE) $(FLAGS)
@@ -64,6 +64,10 @@ schema: $(READY)
 # The tables in the documents that are made from the code.
 tables: $(READY)
 	$(PYTHON) -P tests/reference.py
+
+# What the page of architectures says, found anew on a tiny model of each; it takes minutes.
+architectures: $(READY)
+	$(PYTHON) -P -c 'import sys; sys.path.append("."); from tests import architectures; architectures.write()'
 
 # The documentation site, in build/site. A warning, such as a broken link, is an error. -E reads every page anew: one that
 # is not read does not warn.

@@ -55,6 +55,7 @@ CONTENTS = """
 :caption: Use
 docs/verbs
 docs/suites
+docs/architectures
 docs/protocol
 docs/clusters
 docs/ci

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import inspect
 import itertools
+import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import fields
@@ -26,7 +27,13 @@ from nftbench.records import record
 from nftbench.suites import schema
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = (ROOT / "README.md", ROOT / "docs" / "verbs.md", ROOT / "docs" / "suites.md", ROOT / "results" / "README.md")
+PAGES = (
+    ROOT / "README.md",
+    ROOT / "docs" / "verbs.md",
+    ROOT / "docs" / "suites.md",
+    ROOT / "docs" / "architectures.md",
+    ROOT / "results" / "README.md",
+)
 RECORD = (
     record.Record,
     record.Row,
@@ -137,11 +144,66 @@ def in_yaml(field: Any) -> str:
     return yaml.safe_dump(value, default_flow_style=True).removesuffix("...\n").strip()
 
 
+# ------------------------------------------------------------------------------------------------------ architectures
+
+TRIED = ROOT / "tests" / "architectures.json"
+"""What was found on each architecture; `make architectures` writes it."""
+
+
+def works() -> str:
+    """A line for each architecture: what works there, and how much of the rest does."""
+    header = ("architecture", "`model_type`", "text", "gradients", "rewrite", "defenses", "attacks", "LoRA leaves out")
+    lines = []
+    for entry in tried():
+        found = entry["outcomes"]
+        checks = [short(found[name]) for name in ("reading", "gradients", "rewrite")]
+        methods = [all_but(found, kind) for kind in ("defense", "attack")]
+        left_out = found["out of LoRA's reach"]
+        names = ", ".join(f"`{name}`" for name in left_out.split(", ")) if left_out != "nothing" else "nothing"
+        lines.append((entry["name"], f"`{entry['model_type']}`", *checks, *methods, names))
+    return table(header, lines)
+
+
+def fails() -> str:
+    """A line for each reason why something does not work, with the architectures where it is so."""
+    where: dict[tuple[str, str], list[str]] = {}
+    for entry in tried():
+        for name, reason in entry["outcomes"].items():
+            if name != "out of LoRA's reach" and reason != "yes":
+                where.setdefault((named(name), reason), []).append(entry["name"])
+    lines = sorted(((name, ", ".join(places), reason) for (name, reason), places in where.items()))
+    return table(("what", "not on", "why"), lines)
+
+
+def tried() -> list[Any]:
+    found: list[Any] = json.loads(TRIED.read_text(encoding="utf-8"))
+    return found
+
+
+def short(reason: str) -> str:
+    return "yes" if reason == "yes" else "no"
+
+
+def all_but(found: dict[str, str], kind: str) -> str:
+    """How many methods of a kind work, and the names of those that do not."""
+    reasons = {name: reason for name, reason in found.items() if name.startswith(f"{kind} ")}
+    out = [named(name) for name, reason in reasons.items() if reason != "yes"]
+    return f"all {len(reasons)}" if not out else f"{len(reasons) - len(out)} of {len(reasons)}; not {', '.join(out)}"
+
+
+def named(name: str) -> str:
+    """`attack lora` as `lora` in code; checks of the referee are words."""
+    kind, _, method = name.partition(" ")
+    return f"`{method}`" if kind in ("attack", "defense") else name
+
+
 # -------------------------------------------------------------------------------------------------------------- pages
 
 TABLES: dict[str, Callable[[], str]] = {
     "verbs": verbs,
     "options": options,
+    "works": works,
+    "fails": fails,
     **{cls.__name__: partial(record_fields, cls) for cls in RECORD},
     **{model.__name__: partial(suite_keys, model) for model in SUITE},
 }

@@ -100,6 +100,7 @@ def _prepare(suite_name: str, selection: Selection, options: RunOptions, keep_sa
         whole = plan(salted, device=device, data=options.data, limit=selection.limit)
         from_outside = {spec.name for spec in whole.attacks if not registry.find("attacks", spec.name).is_trusted}
         whole = replace(whole, added=tuple(sorted(from_outside - listed)))
+        check_prompts(whole, store)
         select(whole)  # refuses filters that match nothing, before a salt is written
         return whole
 
@@ -192,7 +193,20 @@ def check_base(suite: Suite) -> None:
     if suite.given is not None:
         from nftbench.running import preflight  # which loads torch
 
-        preflight.check_base(suite)
+        if (note := preflight.check_base(suite)) is not None:
+            typer.echo(note)
+
+
+def check_prompts(whole: Plan, store: Store) -> None:
+    """Refuse a given base whose window is shorter than the prompts of the suite's tasks.
+
+    Raises:
+        NftbenchError: names the task.
+    """
+    if whole.suite.given is not None:
+        from nftbench.running import preflight
+
+        preflight.check_prompts(whole, store)
 
 
 def check_vocabulary(suite: Suite) -> None:

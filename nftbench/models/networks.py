@@ -34,7 +34,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.utils import logging as transformers_logging
 
 from nftbench.contract import Model
-from nftbench.errors import NftbenchError, suggest
+from nftbench.errors import NftbenchError, one_line, suggest
 from nftbench.models import architectures, gguf
 
 LOSS_TOLERANCE = 0.01
@@ -149,15 +149,34 @@ def is_large(network: nn.Module) -> bool:
     return sum(parameter.numel() for parameter in network.parameters()) > LARGE
 
 
-def is_causal(network: PreTrainedModel) -> bool:
-    """Whether the network reads text in one direction, as an encoder such as BERT does not."""
+def is_causal(config: PreTrainedConfig) -> bool:
+    """Whether networks of a configuration read text in one direction, as an encoder such as BERT does not."""
     from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING
 
-    config = network.config
     kind = type(config)
     if kind not in AutoModelForCausalLM._model_mapping or getattr(config, "is_encoder_decoder", False):
         return False
     return kind not in MODEL_FOR_MASKED_LM_MAPPING or bool(getattr(config, "is_decoder", False))
+
+
+def check_words(model: Model, name: str) -> None:
+    """Refuse a tokenizer with words that the network does not embed, which it would fail on.
+
+    Special words may lack an embedding, as Gemma 3's token for images does: text does not contain them.
+
+    Raises:
+        NftbenchError: says how many words there are.
+    """
+    tokenizer, embedded = model.tokenizer, model.network.get_input_embeddings().num_embeddings
+    assert tokenizer is not None
+    words, used = tokenizer.get_vocab(), {tokenizer.bos_token_id, tokenizer.eos_token_id}
+    special = {index for index, token in tokenizer.added_tokens_decoder.items() if token.special} - used
+    lost = [word for word, index in words.items() if index >= embedded and index not in special]
+    if lost:
+        raise NftbenchError(
+            f"{name}: its tokenizer has {len(words)} words, and its model embeds {embedded}, without {_listed(lost)}; "
+            "give the tokenizer that the model was trained with"
+        )
 
 
 def check_finite(network: nn.Module, name: str) -> None:
@@ -202,10 +221,10 @@ def load(
 
     Raises:
         NftbenchError: the model does not exist, has no safetensors weights, its files lack a tensor of its
-            architecture, or they are damaged.
+            architecture or hold one of another shape, or they or its tokenizer are damaged.
     """
     if local and gguf.is_file(path):
-        network, tokenizer = gguf.load(Path(path))
+        network, tokenizer = gguf.load(Path(path), device)
     else:
         network, tokenizer = _load_plain(path, device, local, attacker, dtype)
     for module in network.modules():
@@ -237,14 +256,31 @@ def _load_plain(
             local_files_only=local,
             device_map="meta" if device == "meta" else None,
             output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are named below
             experts_implementation="eager",  # the others cannot compute in float64, in which gradients are checked
         )
-        tokenizer = _tokenizer(path, local)
     except Exception as error:  # the errors of safetensors, json and the hub share no base class
         raise NftbenchError(f"{path}: cannot be loaded as a causal LM: {_first_line(error)}") from error
-    if found["missing_keys"]:  # transformers draws these at random
-        raise NftbenchError(f"{path}: the files lack {_listed(found['missing_keys'])}{_but(found['unexpected_keys'])}")
+    _check_complete(path, network, found)
+    try:
+        tokenizer = _tokenizer(path, local)
+    except Exception as error:  # so do those of tokenizers
+        raise NftbenchError(f"{path}: its tokenizer cannot be read: {one_line(str(error))}") from error
     return network, tokenizer
+
+
+def _check_complete(path: str | Path, network: PreTrainedModel, found: Mapping[str, Any]) -> None:
+    """Refuse files that do not hold all weights of the network: transformers draws missing ones at random."""
+    for name, held, asked in sorted(found["mismatched_keys"]):
+        raise NftbenchError(
+            f"{path}: {name} has the shape {list(held)} in the files, and config.json asks for {list(asked)}"
+        )
+    missing, head = set(found["missing_keys"]), network.get_output_embeddings()
+    if not missing:
+        return
+    of_head = {name for name, weight in network.named_parameters() if head is not None and weight is head.weight}
+    advice = "; if its head is tied to its embeddings, config.json has to say so" if missing <= of_head else ""
+    raise NftbenchError(f"{path}: the files lack {_listed(missing)}{_but(found['unexpected_keys'])}{advice}")
 
 
 def _check_folder(path: Path) -> None:
@@ -262,6 +298,34 @@ def _check_folder(path: Path) -> None:
             else ""
         )
         raise NftbenchError(f"{path}: has no weights in the safetensors format{advice}")
+    for file in weight_files(path):
+        if not file.is_file():
+            raise NftbenchError(f"{path}: its index names {file.name}, which is not there; download it again")
+        try:
+            with safe_open(file, framework="pt"):
+                pass
+        except Exception as error:  # safetensors raises errors of its own
+            raise NftbenchError(
+                f"{path}: {file.name} is damaged or incomplete; download it again ({_first_line(error)})"
+            ) from error
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files that hold a model's weights: `model.safetensors`, or the parts that its index names.
+
+    Raises:
+        NftbenchError: there is neither, or the index cannot be read.
+    """
+    whole, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    if whole.is_file():
+        return [whole]
+    if not index.is_file():
+        held = _listed(file.name for file in folder.glob("*.safetensors"))
+        raise NftbenchError(f"{folder}: holds {held}, and neither {whole.name} nor the index {index.name}")
+    try:
+        return [folder / name for name in sorted(set(json.loads(index.read_bytes())["weight_map"].values()))]
+    except (ValueError, LookupError, AttributeError, TypeError) as error:
+        raise NftbenchError(f"{folder}: {index.name} cannot be read: {_first_line(error)}") from error
 
 
 def _listed(names: Iterable[str]) -> str:
@@ -458,12 +522,12 @@ def _auto_class(config: Any) -> Any:
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    """The tokenizer of a model's folder, which it does not name.
+    """The tokenizer of a model's folder or GGUF file, which it does not name.
 
     Raises:
-        NftbenchError: the folder has none.
+        NftbenchError: there is none.
     """
-    tokenizer = _tokenizer(folder, local=True)
+    tokenizer = gguf.tokenizer(folder) if gguf.is_file(folder) else _tokenizer(folder, local=True)
     if tokenizer is None:
         raise NftbenchError(f"{folder}: has no tokenizer (tokenizer.json)")
     forget_path(tokenizer)

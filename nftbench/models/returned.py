@@ -42,6 +42,8 @@ def save(network: nn.Module, path: Path) -> None:
         network = network.get_base_model()  # which holds the adapter's layers
     if isinstance(network, PreTrainedModel) and network.supports_gradient_checkpointing:
         network.activation_checkpointing_disable()
+    for module in network.modules():  # how tensors were renamed when read: functions, which only saving to files needs
+        vars(module).pop("_weight_conversions", None)
     _make_plain(network)
     try:
         torch.save(network, path)

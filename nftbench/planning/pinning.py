@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from nftbench.errors import NftbenchError, one_line
+from nftbench.errors import NftbenchError
 from nftbench.records.identity import digest, file_hash
 from nftbench.suites.schema import GivenModel, Suite
 
@@ -33,7 +33,7 @@ def pinned(suite: Suite) -> Suite:
     if given is None:
         return suite
     if is_on_hub(given.path):
-        pin = {"revision": _commit(given)}
+        pin = {"revision": commit(given.path, given.revision)}
     else:
         if given.revision is not None:
             raise NftbenchError(f"model.revision is for models on the hub, and {given.path} is a file or a folder")
@@ -77,6 +77,15 @@ def is_on_hub(path: str) -> bool:
     return True
 
 
+def unanswered(repository: str, error: Exception) -> NftbenchError:
+    """What to say of a model that the hub has not given."""
+    reason = (str(error).strip() or type(error).__name__).split("\n", 1)[0]
+    return NftbenchError(
+        f"{repository}: the hub has not answered for it: {reason.rstrip('.')}; download it where there is network, "
+        f"with `hf download {repository}` (after `hf auth login` if access is granted on request), or give its folder"
+    )
+
+
 def content_hash(place: Path) -> str:
     """Hash of a GGUF file, or of the files of a folder that are read: their names and contents."""
     if place.is_file():
@@ -85,16 +94,20 @@ def content_hash(place: Path) -> str:
     return digest([[file.name, file_hash(file)] for file in files])
 
 
-def _commit(given: GivenModel) -> str:
-    """The commit of a model on the hub: asked there, or without network as the hub's own cache knows it."""
+def commit(path: str, revision: str | None) -> str:
+    """The commit of a model on the hub: asked there, or without network as the hub's own cache knows it.
+
+    Raises:
+        NftbenchError: neither knows it.
+    """
     import huggingface_hub
 
-    if given.revision is not None and re.fullmatch("[0-9a-f]{40}", given.revision):
-        return given.revision
+    if revision is not None and re.fullmatch("[0-9a-f]{40}", revision):
+        return revision
     try:
-        return str(huggingface_hub.HfApi().model_info(given.path, revision=given.revision).sha)
+        return str(huggingface_hub.HfApi().model_info(path, revision=revision).sha)
     except Exception as error:  # the errors of the hub and of its transport share no base class
-        kept = huggingface_hub.try_to_load_from_cache(given.path, "config.json", revision=given.revision)
+        kept = huggingface_hub.try_to_load_from_cache(path, "config.json", revision=revision)
         if isinstance(kept, str):
             return Path(kept).parent.name
-        raise NftbenchError(f"model.path: the hub has not answered for {given.path}: {one_line(str(error))}") from error
+        raise unanswered(path, error) from error

@@ -7,11 +7,12 @@ from pathlib import Path
 import torch
 
 from nftbench.device import CPU
-from nftbench.errors import NftbenchError, one_line
+from nftbench.errors import NftbenchError
 from nftbench.models import networks
 from nftbench.planning import pinning
 from nftbench.planning.keys import base_key
 from nftbench.records.store import Store
+from nftbench.running import hub
 from nftbench.suites.schema import GivenModel, Suite
 
 
@@ -36,21 +37,8 @@ def precision(given: GivenModel | None) -> torch.dtype:
 def _write(given: GivenModel, draft: Path) -> None:
     if given.sha256 is not None and pinning.content_hash(Path(given.path)) != given.sha256:
         raise NftbenchError(f"{given.path}: its files have changed since the run was planned")
-    model = networks.load(_fetched(given))
+    on_hub = given.sha256 is None
+    model = networks.load(hub.downloaded(given.path, str(given.revision)) if on_hub else given.path)
     networks.check_finite(model.network, given.path)
     model.network.to(precision(given))
     networks.save(model, draft)
-
-
-def _fetched(given: GivenModel) -> Path:
-    """The folder or file of the base on this machine."""
-    if given.sha256 is not None:
-        return Path(given.path)
-    import huggingface_hub
-
-    try:
-        return Path(
-            huggingface_hub.snapshot_download(given.path, revision=given.revision, allow_patterns=list(pinning.READ))
-        )
-    except Exception as error:  # the errors of the hub and of its transport share no base class
-        raise NftbenchError(f"{given.path}: cannot be downloaded: {one_line(str(error))}") from error

@@ -1,7 +1,7 @@
-"""What is known of a checkpoint before anything is trained: from its configuration and the headers of its weights.
+"""What is known of a checkpoint before anything is trained, and whether it suits a suite.
 
-A checkpoint on the hub is looked at through a skeleton, a folder with its small files and the headers of its weights.
-No weight is downloaded for that.
+Its configuration, tokenizer and the headers of its weights are looked at. A given base's weights on this machine are
+read tensor by tensor; none is downloaded for that.
 """
 
 from __future__ import annotations
@@ -10,25 +10,31 @@ import json
 import math
 import os
 import shutil
-import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from safetensors import safe_open
+from transformers import PreTrainedConfig
 
 from nftbench.data import chat
-from nftbench.data.lm_eval_tasks import window
+from nftbench.data.lm_eval_tasks import LoadedTextTask, window
 from nftbench.device import Device
 from nftbench.errors import NftbenchError
 from nftbench.models import gguf, networks
-from nftbench.planning import pinning
+from nftbench.planning import registry, task_files
+from nftbench.planning.plan import Plan
+from nftbench.planning.specs import task_spec
 from nftbench.records import disk_budget
+from nftbench.records.spec import Spec
+from nftbench.records.store import Store
+from nftbench.running import hub
+from nftbench.running.workspace import Workspace, forget_tasks, load_task
 from nftbench.suites.schema import Suite
 
-SMALL_FILES = ("*.json", "*.txt", "*.model", "*.jinja")
-"""Configuration and tokenizer, as patterns of file names."""
-PICKLED = (".bin", ".pt", ".pth", ".ckpt")
+SAMPLED = 64
+"""How many documents of a task are looked at, to see whether a window holds its prompts."""
+CUT = 0.1
+"""The largest share of prompts that may be longer than the window: real data have a few very long documents."""
 
 
 @dataclass(frozen=True)
@@ -50,18 +56,18 @@ def examine(place: str, revision: str | None = None) -> Checkpoint:
     """Look at a folder, a GGUF file or a hub id (`organisation/name`) without reading a weight.
 
     Raises:
-        NftbenchError: it is none of these, its architecture is unknown or no causal LM, it has no tokenizer, it is an
-            adapter, its weights are pickled, damaged or lack a tensor, or the hub cannot be asked.
+        NftbenchError: it is none of these, its architecture is unknown or no causal LM, it has no tokenizer or one with
+            more words than it embeds, it is an adapter or quantized, its weights are pickled, damaged or lack a tensor,
+            or the hub cannot be asked.
     """
-    if not pinning.is_on_hub(place):
-        return _examine(place, Path(place))
-    with tempfile.TemporaryDirectory(prefix="nftbench-") as folder:
-        fill_skeleton(place, Path(folder), revision)
-        return _examine(place, Path(folder))
+    with hub.files(place, revision) as files:
+        return _examine(place, files.path)
 
 
-def check_base(suite: Suite) -> None:
+def check_base(suite: Suite) -> str | None:
     """Refuse a given base on which every cell would fail.
+
+    Returns what is still to be checked, where its weights would have to be downloaded for that.
 
     Raises:
         NftbenchError: as in `examine`; or its weights are not finite, its window is shorter than a block of the
@@ -69,82 +75,125 @@ def check_base(suite: Suite) -> None:
     """
     given = suite.given
     if given is None:
-        return
-    found = examine(given.path, given.revision)
-    if found.window < suite.corpus.block:
-        raise NftbenchError(
-            f"{given.path} reads {found.window} tokens at once, and corpus.block is {suite.corpus.block}; set a "
-            "shorter block"
-        )
-    if Path(given.path).is_dir():
-        _check_finite(Path(given.path))
+        return None
+    with hub.files(given.path, given.revision) as files:
+        found = _examine(given.path, files.path)
+        if found.window < suite.corpus.block:
+            raise NftbenchError(
+                f"{given.path} reads {found.window} tokens at once, and corpus.block is {suite.corpus.block}; set a "
+                "shorter block"
+            )
         if given.apply_chat_template:
-            chat.check(networks.load_tokenizer(Path(given.path)), given.path)
+            chat.check(networks.load_tokenizer(files.path), given.path)
+        if not files.with_weights:
+            return f"{given.path}: its weights are not on this machine; once downloaded they must be finite"
+        _check_finite(files.path, given.path)
+    return None
+
+
+def check_prompts(plan: Plan, store: Store) -> None:
+    """Refuse a given base whose window is shorter than the prompts of the plan's text tasks.
+
+    lm-eval cuts the beginning of such a prompt, which often holds the instructions. Tasks are left out whose documents
+    would have to be downloaded.
+
+    Raises:
+        NftbenchError: names the task; or a task cannot be read by the model's tokenizer.
+    """
+    given = plan.suite.given
+    if given is None:
+        return
+    suite = plan.suite
+    listed = dict.fromkeys(map(task_spec, (*suite.tasks, *suite.benign, *suite.utility)))
+    tasks = [task for task in listed if _is_here(task, plan)]
+    part = Workspace(replace(plan, limit=min(plan.limit or SAMPLED, SAMPLED)), store)
+    with hub.files(given.path, given.revision) as files:
+        model = networks.load(files.path, "meta")
+        for task in tasks:
+            loaded = load_task(part, task, suite.seeds[0], model)
+            if isinstance(loaded, LoadedTextTask):
+                _check_lengths(given.path, task, loaded, window(model))
+    forget_tasks()  # they hold few documents
+
+
+def _is_here(task: Spec, plan: Plan) -> bool:
+    """Whether the task is a text task whose documents are generated, or lie on this machine."""
+    path = registry.find("tasks", task.name).path
+    if path is None or path.suffix != ".yaml":
+        return False
+    settings = task_files.settings(path)
+    return bool(settings.get("custom_dataset")) or bool(task_files.data_files(plan.data, settings))
+
+
+def _check_lengths(place: str, name: Spec, task: LoadedTextTask, longest: int) -> None:
+    split = task.split("train" if task.trainable else "test")
+    encoded = split.encoder.encode([pair for document in split.documents for pair in document.pairs])
+    lengths = sorted(len(one.context) + len(one.continuation) - 1 for one in encoded)  # the last token is not read
+    cut = sum(length > longest for length in lengths) / len(lengths)
+    if cut > CUT:
+        raise NftbenchError(
+            f"{place} reads {longest} tokens at once, and {cut:.0%} of the prompts of {name} are longer, up to "
+            f"{lengths[-1]}; choose a base with a longer window or a task with shorter prompts"
+        )
 
 
 def _examine(place: str, path: Path) -> Checkpoint:
     if gguf.is_file(path):
-        header = gguf.header(path)
+        header, config = gguf.header(path), gguf.config(path)
+        _check_causal(config, place)
         return Checkpoint(place, header.architecture, header.parameters, header.words, header.window)
     if not (path / "config.json").is_file() and not (path / "adapter_config.json").is_file():
         raise NftbenchError(f"{place!r} holds no model: it lacks a config.json")
     try:
+        _check_plain(path)
         model = networks.load(path, "meta")
     except NftbenchError as error:
         raise NftbenchError(str(error).replace(str(path), place)) from error
     if model.tokenizer is None:
-        raise NftbenchError(f"{place!r} has no tokenizer (tokenizer.json)")
-    if not networks.is_causal(model.network):
-        kind = model.network.config.model_type
-        raise NftbenchError(f"{place!r} is no causal LM: {kind} reads text in both directions")
+        raise NftbenchError(
+            f"{place!r} has no tokenizer (tokenizer.json); save the one that it was trained with into the folder"
+        )
+    _check_causal(model.network.config, place)
+    networks.check_words(model, place)
     parameters = sum(parameter.numel() for parameter in model.network.parameters())
     return Checkpoint(place, model.network.config.model_type, parameters, len(model.tokenizer), window(model))
 
 
-def _check_finite(folder: Path) -> None:
-    for path in sorted(folder.glob("*.safetensors")):
-        with safe_open(path, framework="pt") as file:
-            for name in file.keys():  # noqa: SIM118 (a file is no mapping)
-                tensor = file.get_tensor(name)
-                if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
-                    raise NftbenchError(f"{folder}: holds weights that are not finite: {name} in {path.name}")
-
-
-def fill_skeleton(repository: str, folder: Path, revision: str | None = None) -> None:
-    """Fill a folder with a hub model's small files and the headers of its weights. The weights are holes.
-
-    Raises:
-        NftbenchError: the hub cannot be reached, or has no such model.
-    """
-    import huggingface_hub
-
-    hub = huggingface_hub.HfApi()
-    try:
-        names = [item.rfilename for item in hub.model_info(repository, revision=revision).siblings or []]
-        huggingface_hub.snapshot_download(
-            repository, revision=revision, local_dir=folder, allow_patterns=list(SMALL_FILES)
+def _check_causal(config: PreTrainedConfig, place: str) -> None:
+    if not networks.is_causal(config):
+        raise NftbenchError(
+            f"{place!r} is no causal LM: {config.model_type} reads text in both directions; give a model that "
+            "AutoModelForCausalLM is for"
         )
-        for name in names:
-            if name.endswith(".safetensors") and "/" not in name:
-                _write_holes(folder / name, hub.parse_safetensors_file_metadata(repository, name, revision=revision))
-            elif name.endswith(PICKLED) and "/" not in name:
-                (folder / name).touch()  # so that the message names it
-    except Exception as error:  # the errors of the hub, of its transport and of damaged headers share no base class
-        reason = (str(error).strip() or type(error).__name__).split("\n", 1)[0]
-        raise NftbenchError(f"{repository}: the hub has not answered for it: {reason}") from error
 
 
-def _write_holes(path: Path, header: Any) -> None:
-    """A safetensors file with this header, in which the weights take no space on disk."""
-    tensors = {
-        name: {"dtype": one.dtype, "shape": list(one.shape), "data_offsets": list(one.data_offsets)}
-        for name, one in header.tensors.items()
-    }
-    text = json.dumps({"__metadata__": header.metadata or {}, **tensors}).encode()
-    end = max((one["data_offsets"][1] for one in tensors.values()), default=0)
-    with path.open("wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
-        file.truncate(8 + len(text) + end)
+def _check_plain(folder: Path) -> None:
+    """Refuse quantized weights, which cannot be trained, before transformers asks for the package that made them."""
+    path = folder / "config.json"
+    try:
+        settings = json.loads(path.read_bytes()) if path.is_file() else {}
+    except ValueError:
+        return  # transformers says what is wrong
+    quantized = settings.get("quantization_config") if isinstance(settings, dict) else None
+    if quantized:
+        method = quantized.get("quant_method", "unknown") if isinstance(quantized, dict) else "unknown"
+        raise NftbenchError(
+            f"{folder}: its weights are quantized ({method}) and cannot be trained; take the checkpoint that it was "
+            "made from, or save what dequantize() gives"
+        )
+
+
+def _check_finite(place: Path, name: str) -> None:
+    """Read the weights of a folder or GGUF file tensor by tensor."""
+    if gguf.is_file(place):
+        gguf.check_finite(place)
+        return
+    for path in networks.weight_files(place):
+        with safe_open(path, framework="pt") as file:
+            for tensor_name in file.keys():  # noqa: SIM118 (a file is no mapping)
+                tensor = file.get_tensor(tensor_name)
+                if tensor.is_floating_point() and not bool(tensor.float().isfinite().all()):
+                    raise NftbenchError(f"{name}: holds weights that are not finite: {tensor_name} in {path.name}")
 
 
 # ---------------------------------------------------------------------------------------------------- memory and disk

@@ -557,11 +557,10 @@ def _probe(
     corpus = owner.corpus
     if model.tokenizer is None:
         raise NftbenchError("the release has no tokenizer")
-    words = model.network.get_input_embeddings().num_embeddings
-    if words < len(model.tokenizer):
-        raise NftbenchError(f"the release embeds {words} words, its tokenizer has {len(model.tokenizer)}")
+    networks.check_words(model, "the release")
+    words = min(len(model.tokenizer), model.network.get_input_embeddings().num_embeddings)
     is_large = networks.is_large(model.network)
-    tokens = text_of(corpus, len(model.tokenizer), str(workspace.device))[: 1 if is_large else None]
+    tokens = text_of(corpus, words, str(workspace.device))[: 1 if is_large else None]
     block, half = tokens.shape[1], tokens.shape[1] // 2
     prompts = (
         [prompt for some in texts.prompts.values() for prompt in some[: 1 if is_large else PROBED] if len(prompt) > 1]
@@ -583,8 +582,8 @@ def _probe(
 
     with torch.no_grad():
         logits = model.network(input_ids=tokens).logits
-    if logits.shape[-1] < len(model.tokenizer) or logits.shape[:2] != tokens.shape:
-        raise NftbenchError(f"the release gives logits of shape {tuple(logits.shape)} for {len(model.tokenizer)} words")
+    if logits.shape[-1] < words or logits.shape[:2] != tokens.shape:
+        raise NftbenchError(f"the release gives logits of shape {tuple(logits.shape)} for {words} words")
     return loss, _differs(model.tokenizer, corpus)
 
 

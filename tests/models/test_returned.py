@@ -14,9 +14,10 @@ from torch import nn
 from torch.nn.utils import parametrizations
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
-from nftbench.models import returned
+from nftbench.models import networks, returned
 from nftbench.models.prefixed import Prefixed
 from nftbench.models.prompted import Prompted
+from tests import checkpoints
 
 IDS = torch.tensor([[5, 3, 8, 2]])
 
@@ -79,3 +80,13 @@ def test_a_network_is_the_same_after_its_journey(
         returned.save(network, tmp_path / "network")
         found = returned.load(tmp_path / "network", release, "cpu").eval()
         assert torch.allclose(found(input_ids=IDS).logits, expected, atol=1e-6)
+
+
+def test_a_network_whose_tensors_were_renamed_when_it_was_read_comes_back(tmp_path: Path) -> None:
+    """As those of a mixture of experts are, which lie in one file by expert and in the network in one tensor."""
+    network = networks.load(checkpoints.write(tmp_path / "mixtral", "mixtral")).network
+    with torch.no_grad():
+        before = network(input_ids=IDS).logits
+        returned.save(copy.deepcopy(network), tmp_path / "network.pt")
+        after = returned.load(tmp_path / "network.pt", network, "cpu")(input_ids=IDS).logits
+    assert torch.equal(before, after)
