@@ -51,7 +51,6 @@ MORE_SHAPES: dict[str, dict[str, Any]] = {
     "bloom": {"hidden_size": 16, "n_layer": 1, "n_head": 2},
     "qwen3_moe": {
         **_LLAMA,
-        "head_dim": 8,
         "num_experts": 2,
         "num_experts_per_tok": 1,
         "moe_intermediate_size": 16,
