@@ -112,7 +112,7 @@ def shell(tmp_path: Path) -> Shell:
         if not shutil.which(name):
             pytest.skip(f"no {name} is installed")
         asked = [name, "-c", script]
-        done = subprocess.run(asked, capture_output=True, text=True, check=True, env=variables, timeout=60)
+        done = subprocess.run(asked, capture_output=True, text=True, check=True, env=variables, timeout=300)
         return done.stdout
 
     return shell
