@@ -115,23 +115,13 @@ def take(path: Path, expiry: float) -> Lease | None:
     """The lease, held by this process from now on; None if another holds it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     for _ in range(2):
-        try:
-            handle = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o644)
-        except FileExistsError:
-            found = _look(path)
-            if found is not None and not (_is_over(path, found, expiry) and _put_aside(path, found)):
-                return None
-            continue  # the file is gone now
-        try:
-            content = f"{_machine() if _lock(handle) else ''}\n{platform.node()} process {os.getpid()} {uuid.uuid4()}"
-            os.write(handle, content.encode())
-        except BaseException:  # as when the disk is full
-            path.unlink(missing_ok=True)
-            os.close(handle)
-            raise
-        lease = Lease(path, content, handle, expiry)
-        _heart.add(lease)
-        return lease
+        found = _look(path)
+        if found is not None and not (_is_over(path, found, expiry) and _put_aside(path, found)):
+            return None
+        lease = _make(path, expiry)
+        if lease is not None:
+            _heart.add(lease)
+            return lease
     return None
 
 
@@ -181,6 +171,47 @@ def tidy(paths: Iterable[Path]) -> None:
         found = _look(path)
         if found is not None and found.holder_lives is False:
             _put_aside(path, found)
+
+
+# ---------------------------------------------------------------------------------------------------- making a lease
+
+
+def _make(path: Path, expiry: float) -> Lease | None:
+    """The lease, unless its file is there already.
+
+    The file is locked and written under another name first. Of a file that is still empty nobody could tell whether its
+    holder lives.
+    """
+    draft = path.with_name(f"{path.name}.{uuid.uuid4()}")
+    handle = os.open(draft, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o644)
+    try:
+        content = f"{_machine() if _lock(handle) else ''}\n{platform.node()} process {os.getpid()} {uuid.uuid4()}"
+        os.write(handle, content.encode())
+        _link(draft, path)
+    except FileExistsError:  # another process was faster
+        os.close(handle)
+        return None
+    except BaseException:  # as when the disk is full
+        os.close(handle)
+        raise
+    finally:
+        draft.unlink(missing_ok=True)
+    return Lease(path, content, handle, expiry)
+
+
+def _link(draft: Path, path: Path) -> None:
+    """Give a file another name, under which there is none.
+
+    Raises:
+        FileExistsError: there is one.
+    """
+    try:
+        os.link(draft, path)
+    except FileExistsError:
+        raise
+    except OSError:  # this file system has no hard links: the name is taken first, by an empty file
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL, 0o644))
+        draft.replace(path)
 
 
 # ------------------------------------------------------------------------------------------------- looking at a lease

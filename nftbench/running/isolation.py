@@ -14,10 +14,10 @@ import os
 import resource
 import shutil
 import signal
-import socket
 import sys
 import tempfile
 import time
+import uuid
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing import forkserver, resource_tracker
@@ -28,6 +28,7 @@ from typing import Any, Literal
 
 from nftbench.errors import NftbenchError, one_line
 from nftbench.planning import registry
+from nftbench.records import leases
 from nftbench.records.store import Store
 from nftbench.running import landlock, seccomp
 
@@ -109,29 +110,25 @@ def documents(data: Path | None) -> tuple[Path, ...]:
 def folder(store: Store) -> Iterator[Path]:
     """A new folder for a child, in the cache, deleted afterwards. No other child can read it.
 
-    Folders that killed processes of this machine have left are deleted too: each may hold a whole model.
+    Folders that killed processes have left are deleted too: each may hold a whole model.
     """
     parent = store.cache / "exchange"
     parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    here = f"{socket.gethostname()}."
-    for path in parent.glob(f"{here}*"):
-        if not _is_running(path.name.removeprefix(here).partition(".")[0]):
-            _delete(path)
-    made = Path(tempfile.mkdtemp(prefix=f"{here}{os.getpid()}.", dir=parent.resolve()))
-    try:
-        yield made
-    finally:
-        _delete(made)
 
+    def lease(folder: Path) -> Path:
+        return leases.file(store.cache, f"exchange-{folder.name}")
 
-def _is_running(process: str) -> bool:
-    try:
-        os.kill(int(process), 0)
-    except ProcessLookupError:
-        return False
-    except (PermissionError, ValueError):  # another user's process, or another kind of folder
-        return True
-    return True
+    for left in parent.iterdir():
+        if (dead := leases.take(lease(left), store.expiry)) is not None:
+            _delete(left)
+            dead.end()
+    made = parent.resolve() / str(uuid.uuid4())
+    with leases.held(lease(made), store.expiry):
+        made.mkdir(mode=0o700)
+        try:
+            yield made
+        finally:
+            _delete(made)
 
 
 def _delete(folder: Path) -> None:

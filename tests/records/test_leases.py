@@ -177,6 +177,19 @@ def test_a_full_disk_leaves_no_lease(path: Path, monkeypatch: pytest.MonkeyPatch
     assert seconds_until_free(path) < 1
 
 
+def test_a_file_system_may_lack_hard_links(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def none(*_: object) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", none)
+    lease = leases.take(path, EXPIRY)
+    assert lease is not None
+    lease.confirm()
+    assert leases.take(path, EXPIRY) is None
+    lease.end()
+    assert list(path.parent.iterdir()) == []
+
+
 def test_where_there_is_no_flock_the_time_decides(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(leases, "_lock", lambda *_, **__: False)
     lease = leases.take(path, EXPIRY)
@@ -193,8 +206,7 @@ from nftbench.records import leases
 
 folder, chance = Path(sys.argv[1]), random.Random(int(sys.argv[2]))
 while not (folder / "over").exists():
-    # Who is killed between making the file and naming its machine in it is not known to be dead before the expiry.
-    lease = leases.take(folder / "job.lease", 20)
+    lease = leases.take(folder / "job.lease", 600)
     if lease is None:
         time.sleep(0.001)
         continue

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import multiprocessing
-import os
 import shutil
 import signal
 import subprocess
@@ -291,16 +290,33 @@ def child(text: str, store: Store, limit: float) -> float:
         return isolation.run(attacking.perform, packing.pack(Code(text), folder), folder, store, limit=limit)
 
 
+KILLED = """
+import os, sys
+from pathlib import Path
+from nftbench.records import leases
+from nftbench.records.store import Store
+from nftbench.running import isolation
+
+place, machine = Path(sys.argv[1]), sys.argv[2]
+if machine:
+    leases._machine = lambda: machine
+with isolation.folder(Store(place / "results", place / "cache")) as folder:
+    (folder / "weights").write_bytes(b"large")
+    print(folder, flush=True)
+    os._exit(1)
+"""
+
+
 def test_what_a_killed_process_left_for_its_child_is_deleted(tmp_path: Path) -> None:
+    def killed(machine: str = "") -> Path:
+        """The folder that a process leaves, on a machine of this name if one is given."""
+        words = [sys.executable, "-P", "-c", KILLED, str(tmp_path), machine]
+        return Path(subprocess.run(words, capture_output=True, text=True, check=False).stdout.strip())
+
     store = Store(tmp_path / "results", tmp_path / "cache")
-    with subprocess.Popen([sys.executable, "-c", ""]) as ended:
-        ended.wait()
     with isolation.folder(store) as first:
-        own = first.name.replace(f".{os.getpid()}.", f".{ended.pid}.")
-        left, elsewhere = first.with_name(own), first.with_name(f"another-machine.{ended.pid}.x")
-        for path in (left, elsewhere):
-            path.mkdir()
-            (path / "weights").write_bytes(b"large")
+        elsewhere, left = killed("another machine"), killed()
+        assert all((path / "weights").exists() for path in (left, elsewhere))
         with isolation.folder(store):
             assert first.exists(), "its process is running"
             assert not left.exists()
