@@ -120,6 +120,8 @@ def judge(suite: Suite, run: Run) -> Finding:
 
 def _weakness(sham: Sham, own: Collection[str]) -> str | None:
     """What the benchmark owes to luck, or to a flag, about a sham that it does not take for a defense."""
+    if sham.reasons and sham.excess is not None and sham.excess.low > 0:
+        return f"{sham.row}: unranked, or its excess would be {interval(sham.excess)}: {'; '.join(sham.reasons)}"
     if any(attack in own for attack in sham.breakers):
         return None
     if sham.breakers:

@@ -62,6 +62,14 @@ def test_a_sham_with_an_excess_by_the_suites_own_attacks_is_a_failure_whatever_e
     assert found.notes == ("loud: broken by lora alone, which the suite does not run",)
 
 
+def test_an_excess_that_a_flag_alone_keeps_from_the_ranking_is_noted() -> None:
+    found = judged({"bright": (40.0, 0.0)}, utility=1.2)
+    assert found.failures == ()
+    (note,) = found.notes
+    assert note.startswith("bright: unranked, or its excess would be 3")
+    assert "it was trained on more than the undefended model" in note
+
+
 def test_what_nothing_breaks_is_noted_with_what_holds_it_down() -> None:
     trivial = drawn.trivial(0.15)
     found = judged({"slow": (trivial.suppression, trivial.suppression)}, utility=0.6)
@@ -69,7 +77,8 @@ def test_what_nothing_breaks_is_noted_with_what_holds_it_down() -> None:
     assert found.notes == ("slow: no attack breaks it, and it loses utility",)
     incomplete = judged({"torn": (40.0, 40.0)}, lost="torn/full/1")
     assert incomplete.failures == ()
-    assert incomplete.notes[0].startswith("torn: no attack breaks it; a flag alone unranks it: incomplete: torn × full")
+    assert incomplete.notes[0].startswith("torn: unranked, or its excess would be 3")
+    assert "]: incomplete: torn × full" in incomplete.notes[0]
     assert "cells have no result" in incomplete.notes[1]
 
 
