@@ -26,17 +26,19 @@ CHIPS = {
     "holds at a cost": "unsure",
     "loses": "bad",
     "refuted": "bad",
-    "unrank": "bad",
+    "not ranked": "bad",
     "cannot tell": "unsure",
     "not shown": "unsure",
     "untested": "unsure",
-    "warn": "unsure",
+    "warning": "unsure",
     "note": "plain",
     "no headroom": "bad",
 }
 """The looks of a cell that is one of these words, or begins with one before a bracket."""
 SHADES = 8
 """Steps of colour in the heat map."""
+FIGURES = re.compile(r"[-\d.,e+×>≤%\[\]() –]*")
+"""A number with its interval, which no line may break."""
 FIRST = re.compile(r"^[(>≤ ]*(-?\d+(?:\.\d+)?(?:e[+-]?\d+)?)")
 
 
@@ -53,6 +55,11 @@ class Cell:
     """The place in the page where this row is described."""
     chip: str | None = None
     shade: int | None = None
+
+    @property
+    def breaks(self) -> bool:
+        """Whether the text may be broken into lines where the table is wide."""
+        return not FIGURES.fullmatch(self.text)
 
 
 @dataclass(frozen=True)
