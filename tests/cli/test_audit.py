@@ -77,7 +77,7 @@ def test_an_audit_ends_in_a_card_that_agrees_with_the_leaderboard(call: Call) ->
         assert f"| {name} | {shown} | " in card
     for attack in ("full", "scratch"):
         assert re.search(rf"^\| {attack} \| nothing", card, re.MULTILINE)
-    for text in ("noise", "quantize 4", "twin", "tiny: 17 of 17 results", "nftbench audit protected"):
+    for text in ("noise", "quantize[bits=4]", "twin", "tiny: 17 of 17 results", "nftbench audit protected"):
         assert text in card
         assert text in page
 

@@ -1,9 +1,10 @@
 // Sorting and filters (DataTables), pictures (ECharts), tabs, and sections that open when something links to them.
 "use strict";
 
-const dark = matchMedia("(prefers-color-scheme: dark)");
 const STAR = "M10 0L13 7L20 7.6L14.6 12.2L16.2 19L10 15.3L3.8 19L5.4 12.2L0 7.6L7 7Z";
 const SVG = "http://www.w3.org/2000/svg";
+// The page's own colours, which follow when it turns dark or is printed.
+const color = Object.fromEntries(["text", "soft", "line", "page", "panel", "shade"].map((name) => [name, `var(--${name})`]));
 const boards = [...document.querySelectorAll(".board")];
 
 for (const board of boards) {
@@ -14,11 +15,10 @@ for (const board of boards) {
   board.draw = () => {
     if (!board.hidden) pictures.forEach((draw) => draw());
   };
-  dark.addEventListener("change", board.draw);
 }
 let width = innerWidth;
 addEventListener("resize", () => {
-  if (width === innerWidth) return; // a phone's address bar comes and goes
+  if (width === innerWidth || matchMedia("print").matches) return; // a phone's address bar comes and goes
   width = innerWidth;
   boards.forEach((board) => board.draw());
 });
@@ -82,12 +82,7 @@ function rowFilter(board, tables) {
   return show;
 }
 
-function colors() {
-  const style = getComputedStyle(document.documentElement);
-  return Object.fromEntries(["text", "soft", "line", "page", "panel", "shade"].map((name) => [name, style.getPropertyValue(`--${name}`).trim()]));
-}
-
-function base(color, narrow) {
+function base(narrow) {
   return {
     animation: false, // a picture is whole at once, also when it is printed
     textStyle: { color: color.text, fontFamily: "system-ui, sans-serif" },
@@ -102,7 +97,7 @@ function base(color, narrow) {
   };
 }
 
-function axis(color, name, more) {
+function axis(name, more) {
   return {
     type: "value",
     name,
@@ -157,7 +152,6 @@ function metricChoice(views, choose) {
 }
 
 function frontier(view, reference, hidden, narrow) {
-  const color = colors();
   const points = view.points.filter((one) => !hidden.has(one.label));
   const curves = view.curves.filter((one) => !hidden.has(familyName(one)));
   const series = curves.flatMap((curve) => {
@@ -195,9 +189,9 @@ function frontier(view, reference, hidden, narrow) {
     data: [{ value: [100, 0], name: reference, row: reference, words: { kind: "the undefended model" } }],
   });
     return {
-    ...base(color, narrow),
-    xAxis: axis(color, narrow ? "utility kept, %" : `utility kept, %: ${view.metric}`, { nameGap: 30, min: left, max: right }),
-    yAxis: axis(color, "suppression, points", { nameGap: narrow ? 28 : 40, min: low, max: high }),
+    ...base(narrow),
+    xAxis: axis(narrow ? "utility kept, %" : `utility kept, %: ${view.metric}`, { nameGap: 30, min: left, max: right }),
+    yAxis: axis("suppression, points", { nameGap: narrow ? 28 : 40, min: low, max: high }),
     series,
   };
 }
@@ -223,7 +217,7 @@ function intervals(point, left, right) {
  * name. The first rows choose first.
  */
 function names(chart, view, hidden, narrow, filter) {
-  const color = colors(), size = narrow ? 11 : 12, high = size * 1.3, pen = make("canvas").getContext("2d");
+  const size = narrow ? 11 : 12, high = size * 1.3, pen = make("canvas").getContext("2d");
   const pixel = (at) => chart.convertToPixel({ xAxisIndex: 0, yAxisIndex: 0 }, at);
   const points = view.points.filter((one) => !hidden.has(one.label));
   const curves = view.curves.filter((one) => !hidden.has(familyName(one)));
@@ -308,7 +302,6 @@ function marked(one) {
 }
 
 function budget(rows, narrow) {
-  const color = colors();
   const series = rows.map((one) => {
     const every = Math.max(1, Math.floor(one.points.length / 6)), own = one.look.color || color.text;
     return {
@@ -319,22 +312,23 @@ function budget(rows, narrow) {
       data: one.points.map((value, index) => ({ value, symbol: marked(one) && index % every === 0 ? `path://${one.look.mark}` : "none" })),
     };
   });
-  const shared = base(color, narrow);
+  const shared = base(narrow);
   return {
     ...shared,
     tooltip: { ...shared.tooltip, trigger: "axis", formatter: spent },
-    xAxis: axis(color, "FLOPs spent on one task", { type: "log", nameGap: 30, min: "dataMin", max: "dataMax", axisLabel: { color: color.soft, formatter: power, hideOverlap: true } }),
-    yAxis: axis(color, narrow ? "best score so far" : "best score so far, points (validation)", { nameGap: narrow ? 28 : 40, scale: true }),
+    xAxis: axis("FLOPs spent on one task", { type: "log", nameGap: 30, min: "dataMin", max: "dataMax", axisLabel: { color: color.soft, formatter: power, hideOverlap: true } }),
+    yAxis: axis(narrow ? "best score so far" : "best score so far, points (validation)", { nameGap: narrow ? 28 : 40, scale: true }),
     series,
   };
 }
 
-/** A function that draws a picture anew, as `fill` does, with the colours and the width that the page has then. */
+/** A function that draws a picture anew, as `fill` does, at the width that its place has then. */
 function canvas(place, fill) {
   return () => {
     const before = echarts.getInstanceByDom(place);
     if (before) before.dispose();
     fill(echarts.init(place, null, { renderer: "svg" }), place.clientWidth < 560);
+    place.querySelector("svg").setAttribute("viewBox", `0 0 ${place.clientWidth} ${place.clientHeight}`); // on paper it is narrower
   };
 }
 
