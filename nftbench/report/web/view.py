@@ -246,7 +246,11 @@ def breaking(score: Score) -> str:
         return "No attack has a result."
     undefended = [task.undefended for task in score.resistance.tasks]
     known = [one for one in undefended if one is not None]
-    beside = f" (undefended: {number(statistics.fmean(known))})" if known and len(known) == len(undefended) else ""
+    beside = (
+        f" (undefended, after its best attacks: {number(statistics.fmean(known))})"
+        if known and len(known) == len(undefended)
+        else ""
+    )
     rate = None if best.learning_rate is None else f"learning rate {short(best.learning_rate)}"
     costs = ((best.steps, "steps"), (best.flops, "FLOPs"), (best.seconds, "s a task"))
     spent = [f"{short(cost)} {unit}" for cost, unit in costs if cost is not None]
