@@ -229,13 +229,13 @@ def _text(place: Place, names: Mapping[str, str]) -> str:
 def _label(axes: Axes, labels: Sequence[tuple[Place, str]]) -> None:
     """Write each label beside its point: at the nearest of many places where it covers least of what is drawn.
 
-    The highest point chooses first. A label that stands away from its point gets a line to it.
+    The points of most utility, which crowd at 100 %, choose first. A label that stands away from its point gets a line to it.
     """
     frame, pixels = axes.get_window_extent(), axes.figure.dpi / 72
     ends = (axes.transData.transform((one.x, one.taken.value)) for one, _ in labels)
     points = [(float(x), float(y)) for x, y in ends]
     drawn = [(*_around(point, 5 * pixels), STRUCK) for point in points] + _drawn(axes, [one for one, _ in labels])
-    for index in sorted(range(len(labels)), key=lambda one: -points[one][1]):
+    for index in sorted(range(len(labels)), key=lambda one: points[one], reverse=True):
         one, words = labels[index]
         text = axes.annotate(
             words,
