@@ -229,7 +229,8 @@ def _text(place: Place, names: Mapping[str, str]) -> str:
 def _label(axes: Axes, labels: Sequence[tuple[Place, str]]) -> None:
     """Write each label beside its point: at the nearest of many places where it covers least of what is drawn.
 
-    The points of most utility, which crowd at 100 %, choose first. A label that stands away from its point gets a line to it.
+    The points of most utility, which crowd at 100 %, choose first. A label that stands away from its point gets a line
+    to it.
     """
     frame, pixels = axes.get_window_extent(), axes.figure.dpi / 72
     ends = (axes.transData.transform((one.x, one.taken.value)) for one, _ in labels)
