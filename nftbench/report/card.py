@@ -99,8 +99,7 @@ def card(board: Leaderboard, manifest: Manifest, records: Sequence[Record], subj
         facts=_facts(board, subject, records),
         tables=tuple((table, note) for table, note in shown if table.rows),
         doubts=tuple(
-            doubt.replace(twin.defense, "the undefended twin").replace(score.defense, "the release")
-            for doubt in (*board.problems, *(flag.message for flag in score.flags))
+            _named(doubt, score, twin) for doubt in (*board.problems, *(flag.message for flag in score.flags))
         ),
         limits=_limits(manifest),
         command=one_line(command),
@@ -178,11 +177,23 @@ def _numbers(score: Score, twin: Score) -> Table:
         ("score before any attack", interval(here.unattacked), interval(there.unattacked)),
         ("score after the best attack", interval(here.attacked), interval(there.attacked)),
         ("taken from the attacker", suppression, UNKNOWN),
-        ("taken beyond trivial changes of the twin", interval(score.excess.interval), UNKNOWN),
+        ("taken beyond trivial changes of the twin", _beyond(score, twin), UNKNOWN),
         ("utility kept, %", interval(score.utility.retention, 100), "100.0"),
         *_costs(score, twin),
     ]
     return Table("In numbers", ("", "release", "undefended twin"), tuple(rows))
+
+
+def _beyond(score: Score, twin: Score) -> str:
+    """The excess, or why there is none."""
+    if score.excess.interval is None and score.excess.reason:
+        return f"not known: {_named(score.excess.reason, score, twin)}"
+    return interval(score.excess.interval)
+
+
+def _named(text: str, score: Score, twin: Score) -> str:
+    """The text with words in place of the specifications of both rows."""
+    return text.replace(twin.defense, "the undefended twin").replace(score.defense, "the release")
 
 
 def _costs(score: Score, twin: Score) -> list[tuple[str, str, str]]:
@@ -214,7 +225,7 @@ def _tried(score: Score, twin: Score) -> Table:
             short(one.steps),
             short(one.seconds),
             short(None if one.memory is None else one.memory / 1e6),
-            f"{one.cells - one.failed} of {one.cells}",
+            "; ".join([f"{one.cells - one.failed} of {one.cells}", *one.faults]),
         )
         for one in score.attacks
     )
@@ -231,8 +242,8 @@ def has(attack: AttackRow) -> str:
 
 def _controls(board: Leaderboard, score: Score) -> Table:
     """The release among the trivial changes of its twin, sorted by what is kept of utility."""
-    doses = [(family, one) for family, scores in order.doses(board).items() for one in scores]
-    rows = [("the release", score), *((f"{family} {_dose(one.defense)}", one) for family, one in doses)]
+    doses = [one for scores in order.doses(board).values() for one in scores]
+    rows = [("the release", score), *((one.defense, one) for one in doses)]
     rows.sort(key=lambda row: -(row[1].utility.retention.value if row[1].utility.retention else 0.0))
     return Table(
         "Against trivial changes of the twin",
@@ -247,10 +258,6 @@ def _controls(board: Leaderboard, score: Score) -> Table:
             for label, one in rows
         ),
     )
-
-
-def _dose(defense: str) -> str:
-    return str(dict(Spec.parse(defense).parameters).get("dose", ""))
 
 
 def _tasks(board: Leaderboard, score: Score) -> Table:
@@ -281,11 +288,17 @@ def _facts(board: Leaderboard, subject: Subject, records: Sequence[Record]) -> t
         ("release", subject.release),
         ("undefended twin", subject.reference),
         ("model", f"{subject.architecture}, {subject.parameters / 1e6:.3g} M parameters"),
-        ("suite", f"{board.suite}: {board.origin.records} of {board.origin.planned} results"),
+        ("suite", f"{board.suite}: {_results(board, records)}"),
         ("cost", f"{short(seconds / 60)} minutes of one worker in all"),
         ("date", last[:10] or UNKNOWN),
         ("made with", ", ".join(f"{name} {version}" for name, version in versions.items()) or UNKNOWN),
     )
+
+
+def _results(board: Leaderboard, records: Sequence[Record]) -> str:
+    """How many of the planned cells have a result; a cell that failed has a record and no result."""
+    failed = sum(record.status != "ok" for record in records)
+    return f"{len(records) - failed} of {board.origin.planned} results{f', {failed} failed' if failed else ''}"
 
 
 def _limits(manifest: Manifest) -> tuple[str, ...]:

@@ -115,7 +115,7 @@ def budget(board: Leaderboard) -> Figure | None:
         xscale="log",
         xlabel="FLOPs spent on one task: attack after attack, the cheapest first, preparation included",
         ylabel="best score so far, points (validation)",
-        title=plain(f"{board.suite}: what an attacker reaches for what they spend ({board.rules.ranking})"),
+        title=plain(f"{board.suite}: what an attacker who has {board.rules.ranking} reaches for what they spend"),
     )
     handles, words = axes.get_legend_handles_labels()
     once = dict(zip(reversed(words), reversed(handles), strict=True))  # training from scratch beside several references

@@ -1,8 +1,8 @@
 """The picture of the score: fine-tuning suppressed against utility kept, with the curves of the trivial defenses.
 
 Utility is the mean over the metrics. The excess is a row's height above the curve of the family that binds, drawn as a
-bar from the curve to the point. Where a single metric binds, the excess is less than this height: the label has the
-number and names the metric.
+bar from the curve to the point. Where a single metric binds, the excess is less than this height: the bar is a thin
+dashed line, and the label has the number and names the metric.
 """
 
 from __future__ import annotations
@@ -15,9 +15,13 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
+from matplotlib.collections import LineCollection
+from matplotlib.container import Container, ErrorbarContainer
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
 from numpy.typing import NDArray
 
 from nftbench.report import order, styles
@@ -34,10 +38,20 @@ UNDEFENDED: Mapping[str, Any] = {
     **{"marker": "*", "color": "white", "markeredgecolor": "black", "markeredgewidth": 1.2},
     **{"markersize": 14, "linestyle": ""},
 }
+BAR: Mapping[str, Any] = {"linewidth": 4.5, "alpha": 0.5, "solid_capstyle": "butt"}
+"""The excess, where it is the distance that the picture shows."""
+OTHER_METRIC: Mapping[str, Any] = {"linewidth": 1.2, "linestyle": ":"}
+"""The distance in the picture, where the excess is measured on another metric."""
+REACHED, REACHED_DOWN_TO = "0.95", -1e3
+"""The colour of what trivial defenses reach, from their curves down to below every picture."""
 COVERED = 1e3
 """The price of a pixel of another label that a label covers; it is higher than that of anything else."""
-CROSSED = 20.0
+CROSSED = 500.0
 """The same for the line from another label to its point."""
+STRUCK = 50.0
+"""The same for lines and marks: a label stands far from its point rather than on one."""
+MISTAKEN = 1e3
+"""The price of a place that is nearer to another point than to the label's own."""
 DPI = 160
 """Pixels per inch, of the layout as of the file: letters are not equally wide at another resolution."""
 NEAR = 14
@@ -120,6 +134,7 @@ def _panel(
     for curve in curves:
         look = families[curve.family]
         x, y = zip(*path(curve), strict=True)
+        axes.fill_between(x, y, y2=REACHED_DOWN_TO, color=REACHED, linewidth=0, zorder=0.1)
         axes.plot(x, y, color=look.color, linestyle=look.line, linewidth=1.6, label=_plain(curve.family), zorder=2)
         _, kept, taken = zip(*curve.doses, strict=True)
         marks: dict[str, Any] = {"color": look.color, "marker": look.marker, "markersize": 4, "linestyle": ""}
@@ -133,9 +148,7 @@ def _panel(
                 [one.x] * 2,
                 [_foot(one, curves), height],
                 color=look.color,
-                linewidth=4.5,
-                alpha=0.4,
-                solid_capstyle="butt",
+                **(BAR if one.score.excess.metric == MEAN else OTHER_METRIC),
                 label=f"excess of {_plain(one.score.defense)}",
                 zorder=3,
             )
@@ -170,11 +183,11 @@ def _frame(axes: Axes, curves: Sequence[Curve], places: Sequence[Place]) -> None
     y = [0.0, *(one.taken.value for one in places), *(taken for curve in curves for _, _, taken in curve.doses)]
     y += [_foot(one, curves) for one in places if one.score.excess.interval]
     margin = 2 + 0.16 * (max(y) - min(y))
-    axes.set_xlim(max(LEFT, min(x) - 6), min(RIGHT, max(x) + 8))
-    axes.set_ylim(min(y) - margin, max(y) + margin)
+    axes.set_xlim(max(LEFT, min(x) - 6), min(RIGHT, max(x) + 14))
+    axes.set_ylim(min(y) - 1.6 * margin, max(y) + margin)  # names of rows that take nothing stand below them
 
 
-def _legend(families: Mapping[str, Style]) -> list[Line2D]:
+def _legend(families: Mapping[str, Style]) -> list[Artist | Container]:
     trivial = [
         Line2D(
             [],
@@ -187,15 +200,17 @@ def _legend(families: Mapping[str, Style]) -> list[Line2D]:
         )
         for family, look in families.items()
     ]
-    bar = (
-        [Line2D([], [], color="0.5", linewidth=4.5, alpha=0.4, label="excess; in points beside the name")]
-        if families
-        else []
-    )
+    measured: list[Artist] = [
+        Patch(color=REACHED, label="what trivial defenses reach"),
+        Line2D([], [], color="0.5", label="excess: from the line to the defense", **BAR),
+        Line2D([], [], color="0.5", label="less excess on another metric: see the name", **OTHER_METRIC),
+    ]
+    middle = Line2D([], [], color="black", marker="o", linestyle="", markersize=5)
+    ends = LineCollection([[(0, 0), (1, 0)], [(0, 0), (0, 1)]], colors="black", linewidths=0.8)
     return [
         *trivial,
-        Line2D([], [], color="black", marker="o", linestyle="", markersize=5, label="defense, with 95 % intervals"),
-        *bar,
+        *(measured if families else []),
+        ErrorbarContainer((middle, (), (ends,)), has_xerr=True, has_yerr=True, label="defense, with 95 % intervals"),
         Line2D([], [], label="undefended", **UNDEFENDED),
     ]
 
@@ -214,12 +229,14 @@ def _text(place: Place, names: Mapping[str, str]) -> str:
 def _label(axes: Axes, labels: Sequence[tuple[Place, str]]) -> None:
     """Write each label beside its point: at the nearest of many places where it covers least of what is drawn.
 
-    The highest point chooses first. A label that stands away from its point gets a line to it.
+    The points of most utility, which crowd at 100 %, choose first. A label that stands away from its point gets a line
+    to it.
     """
     frame, pixels = axes.get_window_extent(), axes.figure.dpi / 72
-    points = [tuple(axes.transData.transform((one.x, one.taken.value))) for one, _ in labels]
-    drawn = [(*_around(point, 5 * pixels), 4.0) for point in points] + _drawn(axes, [one for one, _ in labels])
-    for index in sorted(range(len(labels)), key=lambda one: -points[one][1]):
+    ends = (axes.transData.transform((one.x, one.taken.value)) for one, _ in labels)
+    points = [(float(x), float(y)) for x, y in ends]
+    drawn = [(*_around(point, 5 * pixels), STRUCK) for point in points] + _drawn(axes, [one for one, _ in labels])
+    for index in sorted(range(len(labels)), key=lambda one: points[one], reverse=True):
         one, words = labels[index]
         text = axes.annotate(
             words,
@@ -237,15 +254,17 @@ def _label(axes: Axes, labels: Sequence[tuple[Place, str]]) -> None:
         boxes = np.array(drawn)
         best: tuple[float, tuple[float, float], float] | None = None
         for distance, angle in itertools.product(
-            (7.0, 14.0, 24.0, 36.0, 50.0, 66.0, 84.0, 105.0, 130.0), range(0, 360, 15)
+            (7.0, 10.0, 14.0, 19.0, 24.0, 36.0, 50.0, 66.0, 84.0, 105.0, 130.0), range(0, 360, 15)
         ):
             dx = math.cos(math.radians(angle)) * (distance * pixels + size.width / 2)
             dy = math.sin(math.radians(angle)) * (distance * pixels + size.height / 2)
             box = _box((x + dx, y + dy), size.width / 2, size.height / 2)
             inside = frame.x0 <= box[0] and box[2] <= frame.x1 and frame.y0 <= box[1] and box[3] <= frame.y1
+            others = [_apart(other, box) for place, other in enumerate(points) if place != index]
             cost = distance + (0 if inside else 1e6) + _price([box], boxes)
+            cost += MISTAKEN * (min(others, default=math.inf) <= _apart((x, y), box))
             if distance > NEAR:
-                cost += 10 * _price(_along((x, y), (x + dx, y + dy), 1), boxes[boxes[:, 4] >= CROSSED])
+                cost += _price(_along((x, y), (x + dx, y + dy), 1), boxes[boxes[:, 4] >= CROSSED])
             if best is None or cost < best[0]:
                 best = (cost, (dx, dy), distance)
         assert best is not None
@@ -278,14 +297,13 @@ def _drawn(axes: Axes, places: Sequence[Place]) -> list[tuple[float, float, floa
         (down,), (up,) = _bars(one.taken)
         x, y = one.x, one.taken.value
         for start, end in (pixels([(x - left, y), (x + right, y)]), pixels([(x, y - down), (x, y + up)])):
-            found += [(*box, 1.0) for box in _along(start, end, 3)]
+            found += [(*box, STRUCK) for box in _along(start, end, 3)]
     for line in axes.get_lines():
         ends = pixels(np.asarray(line.get_xydata()))
-        price = 1.5 if str(line.get_label()).startswith("excess of") else 0.5
         if line.get_linestyle() == "None":
-            found += [(*_around(end, 4), price) for end in ends]
+            found += [(*_around(end, 4), STRUCK) for end in ends]
         else:
-            found += [(*box, price) for pair in itertools.pairwise(ends) for box in _along(*pair, 3)]
+            found += [(*box, STRUCK) for pair in itertools.pairwise(ends) for box in _along(*pair, 3)]
     return found
 
 
@@ -297,6 +315,12 @@ def _along(start: tuple[float, float], end: tuple[float, float], reach: float) -
         _around((start[0] + share * (end[0] - start[0]), start[1] + share * (end[1] - start[1])), reach)
         for share in shares
     ]
+
+
+def _apart(point: tuple[float, float], box: Box) -> float:
+    """The distance between a point and a box."""
+    (x, y), (x0, y0, x1, y1) = point, box
+    return math.hypot(max(x0 - x, 0, x - x1), max(y0 - y, 0, y - y1))
 
 
 def _around(point: tuple[float, float], reach: float) -> Box:

@@ -57,7 +57,9 @@ class Style:
 
 SCRATCH = Style(INK, dash=DOTTED)
 """Training from scratch, which is no row."""
-FAMILIES = (Style("0.25"), Style("0.45", "s", DASHED), Style("0.3", "^", DASH_DOT), Style("0.55", "D", DOTTED))
+FAMILIES = tuple(
+    itertools.starmap(Style, zip(("0.25", "0.45", "0.3", "0.55", "0.35", "0.5", "0.4"), MARKERS, DASHES, strict=True))
+)
 """Families of trivial defenses are grey, and differ in marks and dashes; colours are for defenses."""
 
 

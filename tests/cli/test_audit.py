@@ -72,12 +72,12 @@ def test_an_audit_ends_in_a_card_that_agrees_with_the_leaderboard(call: Call) ->
     answer = re.findall(r"^\*\*(.*)\*\*$", card, re.MULTILINE)[0]
     assert row["verdict"] in answer
     assert answer in out
-    for name, value in (("score after the best attack", row["attacked"]), ("utility kept, %", row["retention"])):
-        shown = "–" if value is None else f"{value['value'] * (100 if '%' in name else 1):.1f}"
+    for name, value in (("score after the best attack", row["attacked"]), ("utility kept, %", row["utility_percent"])):
+        shown = "–" if value is None else f"{value['value']:.1f}"
         assert f"| {name} | {shown} | " in card
     for attack in ("full", "scratch"):
         assert re.search(rf"^\| {attack} \| nothing", card, re.MULTILINE)
-    for text in ("noise", "quantize 4", "twin", "tiny: 17 of 17 results", "nftbench audit protected"):
+    for text in ("noise", "quantize[bits=4]", "twin", "tiny: 17 of 17 results", "nftbench audit protected"):
         assert text in card
         assert text in page
 

@@ -17,6 +17,7 @@ from nftbench.scoring.cost_to_break import Multiple
 from nftbench.scoring.intervals import Interval
 from nftbench.scoring.scores import ClaimTest, Excess, Resistance, Score, TaskScore, Utility
 from nftbench.scoring.table import Table
+from nftbench.suites.schema import Family
 from nftbench.terms import Verdict
 from tests import factories
 
@@ -83,6 +84,44 @@ def test_costs_are_multiples_of_the_twins_only_where_attacks_gain_on_the_twin(
     assert ("attacker's steps to 50 % of the twin's gain", "3×", "1×") in rows or not known
     assert ("1×" in {cell for row in rows for cell in row}) is known
     assert any("no attack is shown to gain on the twin" in row[1] for row in rows) is not known
+
+
+def test_a_trivial_change_of_the_twin_is_named_with_its_dose() -> None:
+    doses = ("noise[scale=0.02]", "noise[scale=0.3]")
+    records = [*factories.suite(), *(one for dose in doses for one in factories.sweep(dose, factories.STOPPED))]
+    board = factories.scored(records, ladder={"noise": Family(doses=doses)})
+    release = next(one for one in board.scores if one.defense == "pmp")
+    named = [row[0] for row in cards._controls(board, release).rows]
+    assert sorted(named) == [*doses, "the release"]
+
+
+def test_a_cell_that_failed_is_no_result() -> None:
+    records = factories.suite()
+    broken = [factories.failed(one, "oom") if index < 2 else one for index, one in enumerate(records)]
+    assert cards._results(factories.scored(records), records) == f"{len(records)} of {len(records)} results"
+    said = cards._results(factories.scored(broken), broken)
+    assert said == f"{len(records) - 2} of {len(records)} results, 2 failed"
+
+
+def test_an_attack_that_failed_says_why() -> None:
+    records = factories.suite()
+    [first, *_] = [one for one in records if (one.defense, one.attack) == ("pmp", "full")]
+    board = factories.scored([factories.failed(one) if one is first else one for one in records])
+    release, twin = (next(one for one in board.scores if one.defense == name) for name in ("pmp", "none"))
+    [results] = [row[-1] for row in cards._tried(release, twin).rows if row[0] == "full"]
+    assert results.startswith("9 of 10; 1 × failed")
+    assert "boom" in results
+
+
+def test_an_excess_that_is_not_known_says_why() -> None:
+    blank = dataclasses.replace(
+        score("untested"), excess=Excess(reason="no utility metric on which twin is above the floor")
+    )
+    twin = dataclasses.replace(score("untested"), defense="twin")
+    [said] = [
+        row[1] for row in cards._numbers(blank, twin).rows if row[0] == "taken beyond trivial changes of the twin"
+    ]
+    assert said == "not known: no utility metric on which the undefended twin is above the floor"
 
 
 def test_the_model_index_is_read_by_the_hubs_own_library() -> None:

@@ -326,8 +326,23 @@ def test_each_format_holds_every_row_and_no_draft_is_left(board: Leaderboard, tm
 
 def test_latex_shows_defenses_without_a_rank_below_a_rule() -> None:
     tex = latex_file.text(scored(suite(1)))
-    assert r"\midrule" + "\n-- & pmp & 20.0 & 30.0 & 100.0 & minimal\\_pairs 100.0 & " in tex
+    assert r"\midrule" + "\n-- & pmp & 20.0 & 30.0 & 100.0 & cannot tell & " in tex
     assert tex.count("early") == 1
+
+
+def test_latex_sets_a_minus_and_no_hyphen_before_a_number() -> None:
+    records = [*suite(), *sweep("better", (0.85, 0.87, 0.89, 0.86, 0.88))]
+    tex = latex_file.text(replace(scored(records), labels={"better": "a-1"}))
+    [line] = [line for line in tex.splitlines() if "a-1" in line]
+    assert line.split(" & ")[3].startswith("$-$5.0 {[}")
+
+
+def test_every_line_of_latex_has_as_many_cells_as_columns(board: Leaderboard) -> None:
+    tex = latex_file.text(board)
+    [columns] = re.findall(r"\\begin\{tabular\}\{([lr]+)\}", tex)
+    lines = [line for line in tex.splitlines() if line.endswith(r"\\")]
+    assert len(lines) == 1 + len(board.scores)
+    assert {len(re.findall(r"(?<!\\)&", line)) + 1 for line in lines} == {len(columns)}
 
 
 def test_writing_again_replaces_whole_files(board: Leaderboard, tmp_path: Path) -> None:

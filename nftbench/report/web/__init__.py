@@ -10,9 +10,11 @@ from __future__ import annotations
 import base64
 import functools
 import hashlib
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from nftbench.report.labels import NAMED
 from nftbench.report.web.charts import charts
 from nftbench.report.web.view import views
 from nftbench.scoring.leaderboard import Leaderboard
@@ -20,6 +22,9 @@ from nftbench.scoring.leaderboard import Leaderboard
 HERE = Path(__file__).parent
 SCRIPTS = ("vendored/datatables-3.1.5.min.js", "vendored/echarts-6.1.0.common.min.js", "page.js")
 """In the order in which they run."""
+
+PARTS = re.compile(r"(?<=[\[,=])(?=[a-z])")
+"""Where a specification may be broken into lines."""
 
 
 def text(boards: Sequence[tuple[Leaderboard, str]]) -> str:
@@ -39,7 +44,9 @@ def text(boards: Sequence[tuple[Leaderboard, str]]) -> str:
     environment.policies["json.dumps_kwargs"] = {"sort_keys": False}  # what is said of a point has an order
     # Raw HTML in the Markdown is escaped: the guides of side tables are text too.
     markdown = MarkdownIt("commonmark", {"html": False})
+    environment.filters["breakable"] = lambda source: Markup("<wbr>").join(PARTS.split(source))
     environment.filters["markdown"] = lambda source: Markup(markdown.render(source))
+    environment.globals["named"] = NAMED
     shown = views(boards)
     return environment.get_template("index.html").render(
         views=shown,

@@ -26,17 +26,19 @@ CHIPS = {
     "holds at a cost": "unsure",
     "loses": "bad",
     "refuted": "bad",
-    "unrank": "bad",
+    "not ranked": "bad",
     "cannot tell": "unsure",
     "not shown": "unsure",
     "untested": "unsure",
-    "warn": "unsure",
+    "warning": "unsure",
     "note": "plain",
     "no headroom": "bad",
 }
 """The looks of a cell that is one of these words, or begins with one before a bracket."""
 SHADES = 8
 """Steps of colour in the heat map."""
+FIGURES = re.compile(r"[-\d.,e+×>≤%\[\]() –]*")
+"""A number with its interval, which no line may break."""
 FIRST = re.compile(r"^[(>≤ ]*(-?\d+(?:\.\d+)?(?:e[+-]?\d+)?)")
 
 
@@ -53,6 +55,11 @@ class Cell:
     """The place in the page where this row is described."""
     chip: str | None = None
     shade: int | None = None
+
+    @property
+    def breaks(self) -> bool:
+        """Whether the text may be broken into lines where the table is wide."""
+        return not FIGURES.fullmatch(self.text)
 
 
 @dataclass(frozen=True)
@@ -239,7 +246,11 @@ def breaking(score: Score) -> str:
         return "No attack has a result."
     undefended = [task.undefended for task in score.resistance.tasks]
     known = [one for one in undefended if one is not None]
-    beside = f" (undefended: {number(statistics.fmean(known))})" if known and len(known) == len(undefended) else ""
+    beside = (
+        f" (undefended, after its best attacks: {number(statistics.fmean(known))})"
+        if known and len(known) == len(undefended)
+        else ""
+    )
     rate = None if best.learning_rate is None else f"learning rate {short(best.learning_rate)}"
     costs = ((best.steps, "steps"), (best.flops, "FLOPs"), (best.seconds, "s a task"))
     spent = [f"{short(cost)} {unit}" for cost, unit in costs if cost is not None]
