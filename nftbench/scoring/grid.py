@@ -54,6 +54,7 @@ class Grid:
     rows: Mapping[str, Row]
     seeds: Mapping[str, tuple[int, ...]]
     tasks: tuple[str, ...]
+    """The tasks that are scored. Benign ones are attacked as well, and do not count."""
     metrics: tuple[str, ...]
     """Utility tasks."""
     ranking: Knowledge
@@ -233,7 +234,7 @@ def arrange(
     expected = _implied(held) if wanted is None else _whole(wanted, held, {*initialisations, *_doses(ladder)})
     unlike = unpaired(held)
     problems += [f"{defense}: {reason}" for (defense, _), reason in unlike.items()]
-    metrics = {record.task for record in held if record.role == "utility"}
+    metrics, benign = ({record.task for record in held if record.role == role} for role in ("utility", "benign"))
     attacked = {cell.task for cell in expected if cell.attack != NONE}
     grid = Grid(
         records=found,
@@ -245,7 +246,7 @@ def arrange(
             defense: tuple(sorted({cell.seed for cell in expected if cell.defense == defense}))
             for defense in {cell.defense for cell in expected}
         },
-        tasks=tuple(sorted((attacked or {cell.task for cell in expected}) - metrics)),
+        tasks=tuple(sorted((attacked or {cell.task for cell in expected}) - metrics - benign)),
         metrics=tuple(sorted(metrics)),
         ranking=ranking,
         ladder=ladder,

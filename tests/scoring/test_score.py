@@ -598,6 +598,7 @@ def test_rows_that_are_planned_on_fewer_tasks_lack_nothing() -> None:
     board = scored(records, planned=[CellId.of(one) for one in records], initialisations=["twin"])
     assert of(board, "pmp").standing.group == "ranked"
     assert all(one.incomplete == () for one in board.scores)
+    assert of(board, "pmp").resistance == of(scored(suite()), "pmp").resistance, "benign tasks do not count"
 
 
 def lora(values: dict[str, float]) -> list[Record]:
