@@ -184,7 +184,7 @@ def _resolution(doses: Sequence[Dose]) -> Table:
 
 
 def draw(doses: Sequence[Dose], suite: Suite, folder: Path) -> Path:
-    """Suppression against the share of the metric that each row keeps least of, family by family: `dose.png`."""
+    """Suppression against the mean share of utility that each row keeps, family by family: `dose.png`."""
     import matplotlib as mpl
 
     mpl.use("Agg")  # no display: figures are files
@@ -195,7 +195,7 @@ def draw(doses: Sequence[Dose], suite: Suite, folder: Path) -> Path:
     figure, axes = plt.subplots(figsize=(6.4, 4.2))
     _families(axes, doses, sns.color_palette("colorblind"))
     axes.set(
-        xlabel="utility: % of the undefended model, least metric of the row",
+        xlabel="utility: % of the undefended model, mean over the metrics",
         ylabel="suppression: points taken from the best attack",
         title=f"{suite.name}: what trivial defenses keep and take",
     )

@@ -8,8 +8,8 @@ from __future__ import annotations
 import functools
 import itertools
 import math
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
@@ -54,6 +54,7 @@ class Grid:
     rows: Mapping[str, Row]
     seeds: Mapping[str, tuple[int, ...]]
     tasks: tuple[str, ...]
+    """The tasks that are scored. Benign ones are attacked as well, and do not count."""
     metrics: tuple[str, ...]
     """Utility tasks."""
     ranking: Knowledge
@@ -230,10 +231,10 @@ def arrange(
     if len(held) < len(ordered):
         problems.append(f"{len(ordered) - len(held)} records outside the plan are left out")
     found = {CellId.of(record): record for record in held}
-    expected = _implied(held) if wanted is None else wanted
+    expected = _implied(held) if wanted is None else _whole(wanted, held, {*initialisations, *_doses(ladder)})
     unlike = unpaired(held)
     problems += [f"{defense}: {reason}" for (defense, _), reason in unlike.items()]
-    metrics = {record.task for record in held if record.role == "utility"}
+    metrics, benign = ({record.task for record in held if record.role == role} for role in ("utility", "benign"))
     attacked = {cell.task for cell in expected if cell.attack != NONE}
     grid = Grid(
         records=found,
@@ -245,7 +246,7 @@ def arrange(
             defense: tuple(sorted({cell.seed for cell in expected if cell.defense == defense}))
             for defense in {cell.defense for cell in expected}
         },
-        tasks=tuple(sorted((attacked or {cell.task for cell in expected}) - metrics)),
+        tasks=tuple(sorted((attacked or {cell.task for cell in expected}) - metrics - benign)),
         metrics=tuple(sorted(metrics)),
         ranking=ranking,
         ladder=ladder,
@@ -300,6 +301,31 @@ def _implied(records: Sequence[Record]) -> frozenset[CellId]:
         cells |= {CellId(defense, attack, task, seed) for attack in attacks for task in tasks for seed in seeds}
         cells |= {CellId(defense, NONE, task, seed) for task in metrics for seed in seeds}
     return frozenset(cells)
+
+
+def _whole(planned: frozenset[CellId], records: Sequence[Record], fewer: Collection[str]) -> frozenset[CellId]:
+    """The plan, and the cells that it lacks: an attack on a row belongs on every seed of the row, and on every task on
+    which its reference is attacked by it.
+
+    Folders that were merged can leave such holes, and a row would look stronger for lacking a cell. `fewer` are rows
+    that are measured on fewer tasks than their reference on purpose.
+    """
+    references = {record.defense: record.row.reference for record in records if record.defense not in fewer}
+    seeds: dict[str, set[int]] = defaultdict(set)
+    tasks: dict[tuple[str, str], set[str]] = defaultdict(set)
+    for cell in planned:
+        seeds[cell.defense].add(cell.seed)
+        tasks[cell.defense, cell.attack].add(cell.task)
+    return planned | {
+        CellId(defense, attack, task, seed)
+        for (defense, attack), own in tasks.items()
+        for task in own | tasks.get((references.get(defense, defense), attack), set())
+        for seed in seeds[defense]
+    }
+
+
+def _doses(ladder: Mapping[str, Family]) -> set[str]:
+    return {dose for family in ladder.values() for dose in family.doses}
 
 
 def _fault(record: Record) -> str | None:

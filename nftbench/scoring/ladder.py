@@ -78,7 +78,7 @@ def _unusable(
         return f"no trivial defense of the ladder is measured against {reference}"
     if not metrics:
         return f"no utility metric on which {reference} is above the floor"
-    absent = [f"{dose}: not in the plan" for dose in doses if dose not in grid.seeds]
+    absent = [f"{row}: not in the plan" for row in (*doses, *grid.initialisations) if row not in grid.seeds]
     needed = {*doses, *initialisations(grid, reference), *(set(grid.initialisations) - grid.rows.keys())}
     absent += [
         f"{cell}: {fault}"

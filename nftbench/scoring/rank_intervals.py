@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from nftbench.scoring.intervals import beats_zero, holm, mean
+from nftbench.scoring.intervals import beats_zero, gap_by_seed, holm
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,6 @@ def rank_intervals(rows: Sequence[Mapping[int, float]]) -> list[RankInterval]:
 
 
 def _p(first: Mapping[int, float], second: Mapping[int, float]) -> float:
-    """One-sided p of `first` not lying above `second`, paired by seed."""
-    seeds = sorted(first.keys() & second.keys())
-    return mean([round(first[seed] - second[seed], 9) for seed in seeds]).p
+    """One-sided p of `first` not lying above `second`, paired by seed; 1 where they share no seed."""
+    gap = gap_by_seed(first, second)
+    return gap.p if gap else 1.0

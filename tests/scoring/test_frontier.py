@@ -219,3 +219,5 @@ def test_ranks_are_told_apart_only_where_seeds_agree() -> None:
     assert rank_intervals([clear, middle, vague]) == [RankInterval(1, 2), RankInterval(2, 3), RankInterval(1, 3)]
     assert rank_intervals([clear]) == [RankInterval(1, 1)]
     assert rank_intervals([clear, dict(clear)]) == [RankInterval(1, 2), RankInterval(1, 2)]
+    later = {seed + 10: value for seed, value in middle.items()}  # of another folder, which was merged
+    assert rank_intervals([clear, later]) == [RankInterval(1, 2), RankInterval(1, 2)]

@@ -223,6 +223,11 @@ def test_a_missing_utility_of_a_dose_or_an_initialisation_is_missed_too(row: str
     assert of(board).excess.reason == f"the ladder is incomplete: {row} × none on tone, seed 0: missing"
 
 
+def test_an_initialisation_that_is_not_planned_is_missed_as_well() -> None:
+    left = [one for one in drawn.records(ROWS, np.random.default_rng(1)) if one.defense != "twin[index=2]"]
+    assert of(drawn.board(left)).excess.reason == "the ladder is incomplete: twin[index=2]: not in the plan"
+
+
 def test_an_initialisation_without_attacks_is_no_row_and_its_utility_counts() -> None:
     records = drawn.records({"pmp": Truth(9.0)}, np.random.default_rng(2))
     board = drawn.board(records)

@@ -579,6 +579,28 @@ def test_a_missing_cell_makes_the_row_incomplete() -> None:
     assert (board.origin.records, board.origin.planned) == (len(left), len(planned))
 
 
+@pytest.mark.parametrize("seeds", [{4}, set(range(5))], ids=["one seed", "a whole task"])
+def test_a_cell_that_the_plan_itself_lacks_is_missing(seeds: set[int]) -> None:
+    """Folders that were merged may leave such holes. On a task without attacks only those from scratch would count."""
+    gone = {CellId("pmp", "full", "topic", seed) for seed in seeds}
+    left = [one for one in suite() if CellId.of(one) not in gone]
+    pmp = of(scored(left, planned=[CellId.of(one) for one in left]), "pmp")
+    assert pmp.standing.group == "unranked"
+    assert pmp.incomplete == tuple(f"{cell}: missing" for cell in sorted(gone))
+
+
+def test_rows_that_are_planned_on_fewer_tasks_lack_nothing() -> None:
+    """Initialisations are attacked on no task, and doses on no benign one."""
+    benign = [record("none", "full", "benign", seed, 0.8, role="benign") for seed in range(5)]
+    benign += [record("pmp", "full", "benign", seed, 0.8, role="benign") for seed in range(5)]
+    twin = [one for one in sweep("twin", [0.8] * 5) if one.role == "utility"]
+    records = [*suite(), *benign, *(replace(one, row=row("twin", trivial=True)) for one in twin)]
+    board = scored(records, planned=[CellId.of(one) for one in records], initialisations=["twin"])
+    assert of(board, "pmp").standing.group == "ranked"
+    assert all(one.incomplete == () for one in board.scores)
+    assert of(board, "pmp").resistance == of(scored(suite()), "pmp").resistance, "benign tasks do not count"
+
+
 def lora(values: dict[str, float]) -> list[Record]:
     return [
         record(defense, "lora", task, seed, value)
