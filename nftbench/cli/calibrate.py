@@ -82,6 +82,8 @@ def calibrate(
         result = chosen.again(proved, proof, [calibration.Run.read(folder, store.cache) for folder in finished])
     else:
         derived = chosen.derive(proved, parts("--defenses", defenses) or added, parts("--attacks", attacks))
+        # A proof may go on in a copy of another proof's folder: most of their cells are the same.
+        execution.check_folder(store, derived.name, [f"{proved.name}-{other}" for other in calibration.PROOFS])
         execution.check_corpus(derived, options.data)
         whole, salt = plan_with_salt(
             derived,

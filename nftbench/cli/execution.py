@@ -87,6 +87,7 @@ def _prepare(suite_name: str, selection: Selection, options: RunOptions, keep_sa
         if plugin.is_trusted:
             typer.echo(f"{plugin}: the referee runs its code, with your rights")
     store = open_store(options.out, suite.name)
+    check_folder(store, suite.name)
     ask_apart(store, options.data)
     typer.echo(f"{suite.name}: planning; {store.contents()} in {store.results}")
 
@@ -117,6 +118,26 @@ def open_store(out: Path | None, name: str) -> Store:
     from nftbench.records.store import Store, default_cache
 
     return Store(out or Path("runs") / name, default_cache())
+
+
+def check_folder(store: Store, name: str, kin: Collection[str] = ()) -> None:
+    """Refuse a folder of results that belongs to another suite: its plan would be replaced.
+
+    Args:
+        name: the suite that is to be run.
+        kin: other suites in whose folders it may go on.
+
+    Raises:
+        NftbenchError: names the folder's suite.
+    """
+    before = store.earlier_manifest()
+    if before is None or before.suite.name in {name, *kin}:
+        return
+    own = before.suite.name
+    raise NftbenchError(
+        f"{store.results}: holds the suite {own}, and this is {name}: choose another folder with --out, or run {own} "
+        f"there (for the same suite under a new name, add --set name={own})"
+    )
 
 
 def ask_apart(store: Store, data: Path | None) -> None:
