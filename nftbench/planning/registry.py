@@ -36,7 +36,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args, get_origin, 
 import yaml
 
 from nftbench.contract import Attack, Claim, Defense, Task, Yardstick
-from nftbench.errors import NftbenchError, suggest
+from nftbench.errors import NftbenchError, suggest, wrong
 from nftbench.records.spec import Spec, split
 
 if TYPE_CHECKING:
@@ -104,10 +104,7 @@ def add_file(path: str | Path) -> list[Plugin]:
     source = path / "__init__.py" if path.is_dir() else path
     if not source.is_file():
         raise NftbenchError(f"--plugin {source}: no such file")
-    try:
-        kinds = _kinds(source)
-    except (SyntaxError, UnicodeDecodeError) as error:
-        raise NftbenchError(f"--plugin {path}: {error}") from None
+    kinds = kinds_in(source)
     if not kinds:
         methods = ", ".join(_METHOD.values())
         raise NftbenchError(
@@ -128,6 +125,20 @@ def add_file(path: str | Path) -> list[Plugin]:
             )
         _added[plugin.kind, plugin.name] = plugin
     return added
+
+
+def kinds_in(path: Path) -> list[Kind]:
+    """The kinds of plugins in a file, which is parsed but not imported.
+
+    Raises:
+        NftbenchError: it cannot be parsed. The message begins with file and line.
+    """
+    try:
+        return _kinds(path)
+    except SyntaxError as error:
+        raise NftbenchError(f"{path}:{error.lineno or 1}: this is not Python: {error.msg}") from None
+    except ValueError as error:  # other bytes than UTF-8, or a zero byte
+        raise NftbenchError(f"{path}: this is not text in UTF-8: {error}") from None
 
 
 def check_readable(plugins: Iterable[Plugin], data: Path | None) -> None:
@@ -237,7 +248,7 @@ def create(kind: Kind, text: str) -> Any:
     except ValidationError as error:
         problem = error.errors()[0]
         key = ".".join(str(part) for part in problem["loc"])
-        message = problem["msg"].removeprefix("Value error, ")
+        message = wrong(problem)
         if problem["type"] == "string_type" and len(problem["loc"]) == 1:
             message = f"{problem['input']!r} is no text; write {key}='{problem['input']}'"
         raise NftbenchError(f"{text!r}: {key + ': ' if key else ''}{message}") from None
@@ -379,7 +390,6 @@ def _entry_points(kind: Kind, search_path: tuple[str, ...]) -> tuple[EntryPoint,
 
 
 def _kinds(path: Path) -> list[Kind]:
-    """The kinds of plugins in a file, which is parsed but not imported."""
     return _kinds_of(path, path.stat().st_mtime_ns)
 
 

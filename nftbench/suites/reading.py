@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any, get_args
@@ -11,8 +12,11 @@ from typing import Any, get_args
 import yaml
 from pydantic import ValidationError
 
-from nftbench.errors import NftbenchError, suggest
+from nftbench.errors import NftbenchError, suggest, wrong
 from nftbench.suites.schema import Suite
+
+Problem = Mapping[str, Any]
+"""One of pydantic's errors."""
 
 
 def names() -> list[str]:
@@ -42,21 +46,37 @@ def read(name_or_path: str, changes: Sequence[str] = ()) -> Suite:
         raise NftbenchError(f"{source}: not YAML{_unquoted(text, error)}: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict):
         raise NftbenchError(f"{source}: a suite is a mapping of keys, this is {type(content).__name__}")
+    changed = copy.deepcopy(content)
     for change in changes:
-        _apply(content, change)
-    return parse(content, source, [change.partition("=")[0] for change in changes])
+        _apply(changed, change)
+    problems = _problems(changed)
+    if changes and problems:
+        old = [(problem["loc"], problem["type"]) for problem in _problems(content)]
+        named = ["--set" if (one["loc"], one["type"]) not in old else source for one in problems]
+        raise NftbenchError(_explained(zip(named, problems, strict=True)))
+    return parse(changed, source)
 
 
-def parse(content: Mapping[str, Any], source: str = "suite", changed: Sequence[str] = ()) -> Suite:
-    """The suite in a mapping, as read from YAML. `changed` are the keys that `--set` gave.
+def parse(content: Mapping[str, Any], source: str = "suite") -> Suite:
+    """The suite in a mapping, as read from YAML.
 
     Raises:
-        NftbenchError: a key is unknown or its value is wrong. The message names every such key, and `source` or --set.
+        NftbenchError: a key is unknown or its value is wrong. The message names `source` and every such key, unknown
+            ones first.
     """
     try:
         return Suite.model_validate(content)
     except ValidationError as error:
-        raise NftbenchError("; ".join(_explain(source, problem, changed) for problem in error.errors())) from None
+        raise NftbenchError(_explained((source, problem) for problem in error.errors())) from None
+
+
+def _problems(content: Mapping[str, Any]) -> list[Problem]:
+    """What is wrong with a suite."""
+    try:
+        Suite.model_validate(content)
+    except ValidationError as error:
+        return list(error.errors())
+    return []
 
 
 def _shipped() -> Any:
@@ -97,15 +117,22 @@ def _apply(content: dict[str, Any], change: str) -> None:
         raise NftbenchError(f"--set {change!r}: the value is not YAML{_unquoted(value, error)}") from None
 
 
+UNKNOWN = "extra_forbidden"
+"""Pydantic's type of the error about an unknown key."""
 _SEVERAL = {"seeds": ", or seeds=[0, 1, 2, 3, 4] for five base seeds"}
 
 
-def _explain(source: str, problem: Mapping[str, Any], changed: Sequence[str]) -> str:
+def _explained(problems: Iterable[tuple[str, Problem]]) -> str:
+    """The message for errors of pydantic, each with its source. Unknown keys come first: others may follow from them."""
+    first = sorted(problems, key=lambda one: one[1]["type"] != UNKNOWN)
+    return "; ".join(_explain(source, problem) for source, problem in first)
+
+
+def _explain(source: str, problem: Problem) -> str:
     """The message for one error of pydantic, with a similar key if a key is unknown."""
     keys = [str(part) for part in problem["loc"] if part != "[key]"]
     where = ".".join(keys) or "suite"
-    source = "--set" if any(f"{where}.".startswith(f"{key}.") for key in changed) else source
-    if problem["type"] == "extra_forbidden":
+    if problem["type"] == UNKNOWN:
         section: Any = Suite
         for part in problem["loc"][:-1]:
             field = section.model_fields.get(part)
@@ -115,5 +142,4 @@ def _explain(source: str, problem: Mapping[str, Any], changed: Sequence[str]) ->
         return f"{source}: unknown key {where!r}{suggest(keys[-1], list(section.model_fields))}"
     if problem["type"] == "tuple_type":
         return f"{source}: {where}: write a list, as in {where}=[{problem['input']}]{_SEVERAL.get(where, '')}"
-    message = problem["msg"].removeprefix("Value error, ")
-    return f"{source}: {where}: {message[:1].lower()}{message[1:]}"
+    return f"{source}: {where}: {wrong(problem)}"

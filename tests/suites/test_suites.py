@@ -223,3 +223,45 @@ def test_several_problems_are_all_named() -> None:
     message = refused({"taks": [], "seeds": []})
     assert "taks" in message
     assert "seeds" in message
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ("budget.restarts=many", "--set: budget.restarts: must be a whole number, and is 'many'"),
+        ("budget.restarts=0", "--set: budget.restarts: must be above 0, and is 0"),
+        ("budget.clip=[1]", "--set: budget.clip: must be a number, and is [1]"),
+        ("budget.decay=perhaps", "--set: budget.decay: must be true or false, and is 'perhaps'"),
+        ("about=5", "--set: about: must be a text, and is 5"),
+        ("attacks=full", "--set: attacks: write a list, as in attacks=[full]"),
+        ("attacks=[]", "--set: attacks: must hold 1 or more, and is []"),
+        ("corpus.source=toyy", "--set: corpus.source: must be 'toy', 'text', 'hub' or 'none', and is 'toyy'"),
+        ("budget=5", "--set: budget: must be a section of keys and values, and is 5"),
+        ("pretraining={}", "--set: pretraining.steps: is missing"),
+        ("model={path: 5}", "--set: model: path: must be a text, and is 5; it stands beside path"),
+        ("budget.restart=5", "--set: unknown key 'budget.restart'; did you mean 'restarts'?"),
+        ("budgt.restarts=5", "--set: unknown key 'budgt'; did you mean 'budget'?"),
+        ("pretraining.warmup=999", "--set: suite: pretraining.warmup 999 is longer than the 4 steps"),
+    ],
+)
+def test_a_wrong_change_is_told_in_one_plain_sentence_that_blames_the_change(
+    change: str, expected: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(yaml.safe_dump(content()))
+    with pytest.raises(NftbenchError) as caught:
+        suites.read(str(path), [change])
+    assert str(caught.value) == expected
+
+
+def test_unknown_keys_come_first_and_each_error_names_its_source(tmp_path: Path) -> None:
+    """What a file has wrong itself is not blamed on `--set`."""
+    path = tmp_path / "mine.yaml"
+    path.write_text(yaml.safe_dump(content(seeds=[-1], taks=["toy_topic"])))
+    with pytest.raises(NftbenchError) as caught:
+        suites.read(str(path), ["budget.restarts=x"])
+    assert str(caught.value) == (
+        f"{path}: unknown key 'taks'; did you mean 'tasks'?; "
+        "--set: budget.restarts: must be a whole number, and is 'x'; "
+        f"{path}: seeds.0: must be 0 or more, and is -1"
+    )
