@@ -62,7 +62,7 @@ def calibrate(
 ) -> None:
     """Prove that a suite's tasks can tell models apart; with `--proof`, that it finds real effects and no others."""
     from nftbench import calibration, suites
-    from nftbench.cli import execution
+    from nftbench.cli import execution, local_data
     from nftbench.cli.salt import plan_with_salt
     from nftbench.planning import registry
     from nftbench.planning.plan import plan
@@ -84,7 +84,7 @@ def calibrate(
         derived = chosen.derive(proved, parts("--defenses", defenses) or added, parts("--attacks", attacks))
         # A proof may go on in a copy of another proof's folder: most of their cells are the same.
         execution.check_folder(store, derived.name, [f"{proved.name}-{other}" for other in calibration.PROOFS])
-        execution.check_corpus(derived, options.data)
+        local_data.check(derived, options.data)
         whole, salt = plan_with_salt(
             derived,
             store,

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from nftbench.cli import heartbeat
+from nftbench.cli import heartbeat, local_data
 from nftbench.cli.console import console
 from nftbench.cli.options import RunOptions, Selection
 from nftbench.errors import NftbenchError
@@ -80,7 +80,6 @@ def _prepare(suite_name: str, selection: Selection, options: RunOptions, keep_sa
     device = available_device(options.device)
     names, seeds, shard = selection.names(), selection.base_seeds(), selection.share()
     suite = suites.read(suite_name, options.suite_changes())
-    check_corpus(suite, options.data)
     added = [plugin for file in options.plugin or () for plugin in registry.add_file(file)]
     registry.check_readable(added, options.data)
     for plugin in added:
@@ -106,6 +105,7 @@ def _prepare(suite_name: str, selection: Selection, options: RunOptions, keep_sa
         return whole
 
     suite = _with_additions(suite, added, names)
+    local_data.check(suite, options.data)
     check_vocabulary(suite)
     check_base(suite)
     whole, salt = plan_with_salt(suite, store, planned, keep=keep_salt)
@@ -188,21 +188,6 @@ def available_device(text: str) -> Device:
                 f"--device {text}: torch {torch.__version__} sees {torch.cuda.device_count()} CUDA devices"
             )
     return device
-
-
-def check_corpus(suite: Suite, data: Path | None) -> None:
-    """Refuse a suite whose local pre-training text is missing: every cell would fail.
-
-    Raises:
-        NftbenchError: there is no --data, or no file in it matches.
-    """
-    if suite.corpus.source != "text":
-        return
-    if data is None:
-        raise NftbenchError(f"{suite.name}: its pre-training text is local: give the folder with --data")
-    for pattern in (suite.corpus.train, suite.corpus.heldout):
-        if pattern is not None and not any(data.glob(pattern)):
-            raise NftbenchError(f"{suite.name}: corpus: no file matches {data / pattern}")
 
 
 def check_base(suite: Suite) -> None:

@@ -252,8 +252,8 @@ def create(kind: Kind, text: str) -> Any:
         if problem["type"] == "string_type" and len(problem["loc"]) == 1:
             message = f"{problem['input']!r} is no text; write {key}='{problem['input']}'"
         raise NftbenchError(f"{text!r}: {key + ': ' if key else ''}{message}") from None
-    for wrong in property_problems(kind, plugin):
-        raise NftbenchError(f"{found}: {wrong}")
+    for said in property_problems(kind, plugin):
+        raise NftbenchError(f"{found}: {said}")
     return plugin
 
 

@@ -123,9 +123,17 @@ _SEVERAL = {"seeds": ", or seeds=[0, 1, 2, 3, 4] for five base seeds"}
 
 
 def _explained(problems: Iterable[tuple[str, Problem]]) -> str:
-    """The message for errors of pydantic, each with its source. Unknown keys come first: others may follow from them."""
+    """The message for errors of pydantic, each with its source. Unknown keys come first: others may follow from them.
+
+    A list with a wrong item counts as too short for pydantic, which says nothing beside the item itself.
+    """
     first = sorted(problems, key=lambda one: one[1]["type"] != UNKNOWN)
-    return "; ".join(_explain(source, problem) for source, problem in first)
+    above = {one["loc"][:length] for _, one in first for length in range(len(one["loc"]))}
+    return "; ".join(
+        _explain(source, problem)
+        for source, problem in first
+        if problem["type"] != "too_short" or problem["loc"] not in above
+    )
 
 
 def _explain(source: str, problem: Problem) -> str:

@@ -241,7 +241,7 @@ def test_several_problems_are_all_named() -> None:
         ("model={path: 5}", "--set: model: path: must be a text, and is 5; it stands beside path"),
         ("budget.restart=5", "--set: unknown key 'budget.restart'; did you mean 'restarts'?"),
         ("budgt.restarts=5", "--set: unknown key 'budgt'; did you mean 'budget'?"),
-        ("pretraining.warmup=999", "--set: suite: pretraining.warmup 999 is longer than the 4 steps"),
+        ("pretraining.warmup=999", "--set: suite: pretraining.warmup 999 is longer than the 20 steps"),
     ],
 )
 def test_a_wrong_change_is_told_in_one_plain_sentence_that_blames_the_change(
