@@ -411,10 +411,14 @@ def _run_jobs(
     after_seed: Callable[[int], None],
 ) -> None:
     """Run the jobs and show their progress, with the leaderboard so far, which begins from `records`."""
+    from nftbench.cli import stopping
     from nftbench.cli.progress import display
     from nftbench.running.executors import steps
     from nftbench.running.workspace import Workspace
 
+    planned = {cell.key for cell in work.part.cells}
+    done = planned & records.keys()
+    stopping.tell(len(done), len(planned))
     so_far, left = dict(records), Counter(job.seed for job in jobs)
 
     def leaderboard(new: Sequence[Record]) -> Leaderboard:
@@ -427,6 +431,8 @@ def _run_jobs(
         for event in steps.run(workspace, jobs, executor):
             show(event)
             if event.kind == "finished" and event.stage == "attack":
+                done |= {record.key for record in event.records}
+                stopping.tell(len(done), len(planned))
                 left[event.job.seed] -= 1
                 if not left[event.job.seed] and left.total():
                     after_seed(event.job.seed)
@@ -490,6 +496,7 @@ def rank(records: Mapping[str, Record], manifest: Manifest, seeds: Collection[in
         claims=manifest.claims,
         skips=manifest.skips,
         added=manifest.added,
+        left_out=manifest.left_out,
     )
     problems = (*board.problems, PUBLIC_SALT) if manifest.public_salt else board.problems
     counted_cells = count([cell.key for cell in (*manifest.cells, *manifest.readings) if cell.seed in counted], records)

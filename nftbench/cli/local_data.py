@@ -1,4 +1,4 @@
-"""Whether the folder of --data holds what a suite reads. Without this look, a run would fail only when it comes to it."""
+"""Whether the folder of --data holds what a suite reads. Without this look, a run would fail hours later."""
 
 from __future__ import annotations
 

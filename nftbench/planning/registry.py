@@ -227,6 +227,26 @@ def find(kind: Kind, name: str) -> Plugin:
     return Plugin("tasks", name, "lm-eval", path)
 
 
+def written_against(defense: str) -> tuple[str, ...]:
+    """The names of nftbench's own attacks whose files say in `against` that they were written against this defense."""
+    own = (plugin for plugin in available("attacks").values() if plugin.is_trusted and plugin.path is not None)
+    return tuple(plugin.name for plugin in own if plugin.path and defense in _against(plugin.path))
+
+
+@functools.cache
+def _against(path: Path) -> frozenset[str]:
+    """The texts in a class attribute `against`. The file is not imported: for all, that takes seconds."""
+    classes = [node for node in ast.parse(path.read_text(encoding="utf-8")).body if isinstance(node, ast.ClassDef)]
+    values = [
+        item.value
+        for cls in classes
+        for item in cls.body
+        if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name) and item.target.id == "against"
+    ]
+    parts = (node for value in values if value is not None for node in ast.walk(value))
+    return frozenset(node.value for node in parts if isinstance(node, ast.Constant) and isinstance(node.value, str))
+
+
 def create(kind: Kind, text: str) -> Any:
     """A plugin object from a spec. Its parameters are checked by the types of its dataclass fields.
 

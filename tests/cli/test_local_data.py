@@ -18,7 +18,9 @@ DOCUMENTS = "one two three\nfour\n<|endoftext|>\nfive six seven eight\n<|endofte
 
 
 def rows(count: int = 2) -> str:
-    return "".join(json.dumps({"sentence": f"word {index}", "text": "x", "label": index}) + "\n" for index in range(count))
+    return "".join(
+        json.dumps({"sentence": f"word {index}", "text": "x", "label": index}) + "\n" for index in range(count)
+    )
 
 
 @pytest.fixture
@@ -62,14 +64,14 @@ def test_a_whole_folder_passes(suite: suites.Suite, data: Path) -> None:
 @pytest.mark.parametrize(
     ("spoil", "expected"),
     [
-        (lambda data: (data / "text/heldout.txt").write_text("one\ntwo\n"), "text/heldout*: the held-out text needs two "),
-        (lambda data: (data / "text/heldout.txt").write_text(DOCUMENTS.split("five")[0]), "a line <|endoftext|> ends a"),
+        (lambda data: (data / "text/heldout.txt").write_text("one\ntwo\n"), "text/heldout*: the held-out text needs"),
+        (lambda data: (data / "text/heldout.txt").write_text(DOCUMENTS.split("five")[0]), "a line <|endoftext|> ends"),
         (lambda data: (data / "text/heldout.txt").write_text(""), "text/heldout.txt is empty"),
         (lambda data: (data / "text/train.txt").write_text(""), "text/train.txt is empty"),
         (lambda data: (data / "text/train.txt").unlink(), "no file matches "),
         (lambda data: (data / "text/heldout.txt").rename(data / "text/heldout.txt.xz"), "cannot be read"),
         (lambda data: (data / "blimp/BLiMP.zip").unlink(), "blimp: is empty; the data of task blimp should be in it"),
-        (lambda data: (data / "agnews/train.jsonl").rename(data / "agnews/tarin.jsonl"), "task ag_news reads its split "),
+        (lambda data: (data / "agnews/train.jsonl").rename(data / "agnews/tarin.jsonl"), "task ag_news reads its "),
         (lambda data: (data / "glue/sst2/validation.jsonl").unlink(), "task sst2 reads its split 'validation' there"),
         (lambda data: (data / "glue/sst2").rename(data / "sst2"), "glue/sst2: no such folder; the data of task "),
     ],
@@ -87,7 +89,9 @@ def test_local_text_needs_the_folder(suite: suites.Suite) -> None:
     assert said(suite, None).endswith("its pre-training text is local: give the folder with --data")
 
 
-def test_a_plan_ends_where_the_run_would(suite: suites.Suite, data: Path, call: Callable[..., tuple[int, str, str]]) -> None:
+def test_a_plan_ends_where_the_run_would(
+    suite: suites.Suite, data: Path, call: Callable[..., tuple[int, str, str]]
+) -> None:
     (data / "text/heldout.txt").write_text("one\ntwo\n")
     changes = [f"corpus={suite.corpus.model_dump_json()}", "corpus.block=32"]
     words = [word for change in changes for word in ("--set", change)]

@@ -147,9 +147,7 @@ def test_a_file_that_cannot_be_parsed_is_told_at_once_with_its_line(
     Path("bad.yaml").write_text("task: mine\ntest_split: [a\n")
     words = "import sys; from nftbench.cli import main; code = main(sys.argv[1:]); print(code, 'torch' in sys.modules)"
     for name, expected in {"bad.py": "bad.py:2: this is not Python: invalid syntax", "bad.yaml": "line 3"}.items():
-        ended = subprocess.run(
-            [sys.executable, "-c", words, "check", name], capture_output=True, text=True, check=True
-        )
+        ended = subprocess.run([sys.executable, "-c", words, "check", name], capture_output=True, text=True, check=True)
         assert ended.stdout == "2 False\n"
         assert expected in ended.stderr
         assert ended.stderr.count("\n") == 1

@@ -413,3 +413,11 @@ def test_a_wrong_parameter_is_told_with_its_value_and_what_is_allowed(spec: str,
     with pytest.raises(NftbenchError) as caught:
         registry.create("attacks", spec)
     assert str(caught.value) == expected
+
+
+def test_the_attacks_against_a_defense_are_those_whose_classes_say_so() -> None:
+    """They are read from the files, which must not say it in another way."""
+    classes = {name: registry.load(plugin) for name, plugin in registry.available("attacks").items()}
+    for defense in registry.available("defenses"):
+        expected = tuple(name for name, cls in classes.items() if defense in cls.against)
+        assert registry.written_against(defense) == expected
