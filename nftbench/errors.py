@@ -20,6 +20,13 @@ def one_line(text: str) -> str:
     return " ".join("".join(letter if letter.isprintable() else " " for letter in text).split())[:LONGEST]
 
 
+def yaml_problem(error: Exception) -> str:
+    """What is wrong with a YAML file, and in which line, from an error of the package yaml."""
+    mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
+    said = str(problem or error)
+    return one_line(f"line {mark.line + 1}: {said}" if mark is not None else said)
+
+
 def suggest(name: str, known: Sequence[str]) -> str:
     """The end of a message about an unknown name: `; did you mean …?` with the most similar known name.
 

@@ -88,6 +88,8 @@ def _prepare(suite_name: str, selection: Selection, options: RunOptions, keep_sa
     store = open_store(options.out, suite.name)
     check_folder(store, suite.name)
     ask_apart(store, options.data)
+    suite = _with_additions(suite, added, names)
+    local_data.check(suite, options.data)
     typer.echo(f"{suite.name}: planning; {store.contents()} in {store.results}")
 
     def select(whole: Plan) -> Plan:
@@ -104,8 +106,6 @@ def _prepare(suite_name: str, selection: Selection, options: RunOptions, keep_sa
         select(whole)  # refuses filters that match nothing, before a salt is written
         return whole
 
-    suite = _with_additions(suite, added, names)
-    local_data.check(suite, options.data)
     check_vocabulary(suite)
     check_base(suite)
     whole, salt = plan_with_salt(suite, store, planned, keep=keep_salt)

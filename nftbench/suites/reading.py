@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from importlib import resources
@@ -12,7 +13,7 @@ from typing import Any, get_args
 import yaml
 from pydantic import ValidationError
 
-from nftbench.errors import NftbenchError, suggest, wrong
+from nftbench.errors import NftbenchError, suggest, wrong, yaml_problem
 from nftbench.suites.schema import Suite
 
 Problem = Mapping[str, Any]
@@ -43,7 +44,9 @@ def read(name_or_path: str, changes: Sequence[str] = ()) -> Suite:
     try:
         content = yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise NftbenchError(f"{source}: not YAML{_unquoted(text, error)}: {' '.join(str(error).split())}") from None
+        raise NftbenchError(f"{source}: not YAML{_unquoted(text, error)}: {yaml_problem(error)}") from None
+    if content is None:
+        raise NftbenchError(f"{source}: is empty; docs/suites.md lists the keys of a suite")
     if not isinstance(content, dict):
         raise NftbenchError(f"{source}: a suite is a mapping of keys, this is {type(content).__name__}")
     changed = copy.deepcopy(content)
@@ -104,9 +107,9 @@ _SPEC = re.compile(r"""(?<!["'\w])\w+\[[^\[\]]*=[^\[\]]*\]""")
 
 def _apply(content: dict[str, Any], change: str) -> None:
     key, separator, value = change.partition("=")
-    if not separator:
-        raise NftbenchError(f"--set {change!r}: write key=value")
     *sections, last = key.split(".")
+    if not separator or not all((*sections, last)):
+        raise NftbenchError(f"--set {change!r}: write key=value, as in budget.restarts=5")
     for section in sections:
         content = content.setdefault(section, {})
         if not isinstance(content, dict):
@@ -119,6 +122,11 @@ def _apply(content: dict[str, Any], change: str) -> None:
 
 UNKNOWN = "extra_forbidden"
 """Pydantic's type of the error about an unknown key."""
+_FORMS = {
+    "name": "letters, digits, blanks and - . _, the first a letter or a digit",
+    "salt": "one word, without blanks",
+}
+"""In words, the patterns that texts must match."""
 _SEVERAL = {"seeds": ", or seeds=[0, 1, 2, 3, 4] for five base seeds"}
 
 
@@ -129,14 +137,12 @@ def _explained(problems: Iterable[tuple[str, Problem]]) -> str:
     """
     first = sorted(problems, key=lambda one: one[1]["type"] != UNKNOWN)
     above = {one["loc"][:length] for _, one in first for length in range(len(one["loc"]))}
-    return "; ".join(
-        _explain(source, problem)
-        for source, problem in first
-        if problem["type"] != "too_short" or problem["loc"] not in above
-    )
+    told = [one for one in first if one[1]["type"] != "too_short" or one[1]["loc"] not in above]
+    by_source = itertools.groupby(told, key=lambda one: one[0])
+    return "; ".join(f"{source}: {'; '.join(_explain(one) for _, one in group)}" for source, group in by_source)
 
 
-def _explain(source: str, problem: Problem) -> str:
+def _explain(problem: Problem) -> str:
     """The message for one error of pydantic, with a similar key if a key is unknown."""
     keys = [str(part) for part in problem["loc"] if part != "[key]"]
     where = ".".join(keys) or "suite"
@@ -147,7 +153,10 @@ def _explain(source: str, problem: Problem) -> str:
             if field is not None:  # otherwise an index into a list of sections, or a name in a mapping of sections
                 annotation = field.annotation
                 section = next((one for one in get_args(annotation) if hasattr(one, "model_fields")), annotation)
-        return f"{source}: unknown key {where!r}{suggest(keys[-1], list(section.model_fields))}"
+        return f"unknown key {where!r}{suggest(keys[-1], list(section.model_fields))}"
     if problem["type"] == "tuple_type":
-        return f"{source}: {where}: write a list, as in {where}=[{problem['input']}]{_SEVERAL.get(where, '')}"
-    return f"{source}: {where}: {wrong(problem)}"
+        example = f", as in {where}=[{problem['input']}]" if problem["input"] is not None else ""
+        return f"{where}: write a list{example}{_SEVERAL.get(where, '')}"
+    if problem["type"] == "string_pattern_mismatch" and where in _FORMS:
+        return f"{where}: must be {_FORMS[where]}, and is {problem['input']!r}"
+    return f"{where}: {wrong(problem)}"
