@@ -108,7 +108,9 @@ def read(path: Path) -> Manifest:
     except FileNotFoundError:
         raise NftbenchError(f"{path.parent}: no results here ({path.name} is missing)") from None
     except ValueError as error:
-        raise NftbenchError(f"{path}: not JSON: {error}") from None
+        raise NftbenchError(
+            f"{path}: damaged ({error}); restore it from a copy, or delete it and run the suite again"
+        ) from None
     return parsed(content, str(path))
 
 
