@@ -1,9 +1,10 @@
-"""The exception for bad input, and what its messages are made of: similar names, and texts of plugins in one line."""
+"""The exception for bad input, and what its messages are made of: similar names, wrong values, texts in one line."""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 
 class NftbenchError(ValueError):
@@ -19,6 +20,13 @@ def one_line(text: str) -> str:
     return " ".join("".join(letter if letter.isprintable() else " " for letter in text).split())[:LONGEST]
 
 
+def yaml_problem(error: Exception) -> str:
+    """What is wrong with a YAML file, and in which line, from an error of the package yaml."""
+    mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
+    said = str(problem or error)
+    return one_line(f"line {mark.line + 1}: {said}" if mark is not None else said)
+
+
 def suggest(name: str, known: Sequence[str]) -> str:
     """The end of a message about an unknown name: `; did you mean …?` with the most similar known name.
 
@@ -28,3 +36,40 @@ def suggest(name: str, known: Sequence[str]) -> str:
     if near:
         return f"; did you mean {near[0]!r}?"
     return f"; known: {', '.join(sorted(known))}" if known else ""
+
+
+def wrong(problem: Mapping[str, Any]) -> str:
+    """What is wrong with a value, as in `must be a whole number, and is 'two'`.
+
+    Args:
+        problem: one of the errors of pydantic's `ValidationError`.
+    """
+    kind, bounds = str(problem["type"]), problem.get("ctx") or {}
+    said = str(problem["msg"]).removeprefix("Value error, ")
+    if kind == "missing":
+        return "is missing"
+    if kind not in _ALLOWED:  # such as a text of nftbench or of a plugin
+        return said[:1].lower() + said[1:]
+    return f"must {_ALLOWED[kind].format(**bounds)}, and is {one_line(repr(problem['input']))[:80]}"
+
+
+_WHOLE, _LIST, _SECTION = "be a whole number", "be a list", "be a section of keys and values"
+_ALLOWED = {
+    **dict.fromkeys(("int_type", "int_parsing", "int_from_float", "int_parsing_size"), _WHOLE),
+    **dict.fromkeys(("float_type", "float_parsing"), "be a number"),
+    "finite_number": "be a finite number",
+    **dict.fromkeys(("bool_type", "bool_parsing"), "be true or false"),
+    "string_type": "be a text",
+    **dict.fromkeys(("tuple_type", "list_type", "set_type", "frozen_set_type"), _LIST),
+    **dict.fromkeys(("dict_type", "model_type", "model_attributes_type"), _SECTION),
+    "literal_error": "be {expected}",
+    "greater_than": "be above {gt:g}",
+    "greater_than_equal": "be {ge:g} or more",
+    "less_than": "be below {lt:g}",
+    "less_than_equal": "be {le:g} or less",
+    "too_short": "hold {min_length} or more",
+    "too_long": "hold {max_length} or fewer",
+    "string_too_short": "have {min_length} or more characters",
+    "string_too_long": "have {max_length} or fewer characters",
+}
+"""By pydantic's type of an error: what a value must do."""

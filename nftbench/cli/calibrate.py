@@ -62,7 +62,7 @@ def calibrate(
 ) -> None:
     """Prove that a suite's tasks can tell models apart; with `--proof`, that it finds real effects and no others."""
     from nftbench import calibration, suites
-    from nftbench.cli import execution
+    from nftbench.cli import execution, local_data
     from nftbench.cli.salt import plan_with_salt
     from nftbench.planning import registry
     from nftbench.planning.plan import plan
@@ -76,13 +76,15 @@ def calibrate(
     store = execution.open_store(options.out, f"{proved.name}-{proof}")
     execution.ask_apart(store, options.data)
     if isinstance(chosen, calibration.Read):
-        folders = finished or chosen.folders(proved.name)
+        folders = finished or _usual_folders(chosen, proof, suite, proved.name)
         result = chosen.judge([calibration.Run.read(folder, store.cache) for folder in folders])
     elif finished:
         result = chosen.again(proved, proof, [calibration.Run.read(folder, store.cache) for folder in finished])
     else:
         derived = chosen.derive(proved, parts("--defenses", defenses) or added, parts("--attacks", attacks))
-        execution.check_corpus(derived, options.data)
+        # A proof may go on in a copy of another proof's folder: most of their cells are the same.
+        execution.check_folder(store, derived.name, [f"{proved.name}-{other}" for other in calibration.PROOFS])
+        local_data.check(derived, options.data)
         whole, salt = plan_with_salt(
             derived,
             store,
@@ -96,6 +98,23 @@ def calibrate(
     for path in paths:
         typer.echo(path)
     raise typer.Exit(0 if result.valid else BAD_CELLS)
+
+
+def _usual_folders(reads: Read, proof: str, suite: str, name: str) -> list[Path]:
+    """The folders of the finished runs that a proof reads. The suite is given as on the command line, and by its name.
+
+    Raises:
+        NftbenchError: one of them is not there; the message says what makes it.
+    """
+    folders = reads.folders(name)
+    for folder, other in zip(folders, reads.proofs or ("",), strict=True):
+        if not (folder / "manifest.json").exists():
+            verb = f"calibrate {suite} --proof {other}" if other else f"run {suite}"
+            raise NftbenchError(
+                f"{folder}: no results here, and --proof {proof} reads them; nftbench {verb} makes them, or name "
+                "another folder with --from"
+            )
+    return folders
 
 
 def _plugin_files(folder: Path | None) -> list[str]:

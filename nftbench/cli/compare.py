@@ -87,7 +87,10 @@ def compare(
     out: Annotated[
         list[Path] | None,
         typer.Option(
-            "--out", metavar="FILE", help="File for the format at the same place; repeatable. Default: print."
+            "--out",
+            metavar="FILE",
+            dir_okay=False,
+            help="File for the format at the same place; repeatable. Default: print.",
         ),
     ] = None,
 ) -> None:

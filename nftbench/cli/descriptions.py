@@ -25,6 +25,8 @@ def describe(name: str) -> str:
     Raises:
         NftbenchError: nothing has this name; the message suggests the nearest one.
     """
+    if "[" in name:
+        raise NftbenchError(f"info {name!r}: give the name alone, without parameters: {name.partition('[')[0]}")
     texts = [_plugin(plugins[name]) for kind in KINDS if name in (plugins := registry.available(kind))]
     if name in suites.names() or name.endswith((".yaml", ".yml")):
         texts.append(_suite(name))

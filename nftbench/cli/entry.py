@@ -94,13 +94,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except NftbenchError as error:
             complain(str(error))
             return BAD_INPUT
-        except OSError as error:  # without its number, which says nothing
-            complain(f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error))
+        except OSError as error:
+            complain(_of_system(error))
             return BAD_INPUT
         except typer.TyperException as error:
-            complain(error.format_message())
+            complain(error.format_message().replace(": Value error, ", ": "))
             return BAD_INPUT
     return int(code or 0)
+
+
+def _of_system(error: OSError) -> str:
+    """The system's error without its number, which says nothing."""
+    if isinstance(error, FileExistsError | NotADirectoryError) and error.filename is not None:
+        return f"{error.filename}: a folder is needed here, and a file is in its place"
+    return f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error)
 
 
 def _show_warning(

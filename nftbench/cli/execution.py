@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from nftbench.cli import heartbeat
+from nftbench.cli import heartbeat, local_data
 from nftbench.cli.console import console
 from nftbench.cli.options import RunOptions, Selection
 from nftbench.errors import NftbenchError
@@ -80,14 +80,16 @@ def _prepare(suite_name: str, selection: Selection, options: RunOptions, keep_sa
     device = available_device(options.device)
     names, seeds, shard = selection.names(), selection.base_seeds(), selection.share()
     suite = suites.read(suite_name, options.suite_changes())
-    check_corpus(suite, options.data)
     added = [plugin for file in options.plugin or () for plugin in registry.add_file(file)]
     registry.check_readable(added, options.data)
     for plugin in added:
         if plugin.is_trusted:
             typer.echo(f"{plugin}: the referee runs its code, with your rights")
     store = open_store(options.out, suite.name)
+    check_folder(store, suite.name)
     ask_apart(store, options.data)
+    suite = _with_additions(suite, added, names)
+    local_data.check(suite, options.data)
     typer.echo(f"{suite.name}: planning; {store.contents()} in {store.results}")
 
     def select(whole: Plan) -> Plan:
@@ -104,7 +106,6 @@ def _prepare(suite_name: str, selection: Selection, options: RunOptions, keep_sa
         select(whole)  # refuses filters that match nothing, before a salt is written
         return whole
 
-    suite = _with_additions(suite, added, names)
     check_vocabulary(suite)
     check_base(suite)
     whole, salt = plan_with_salt(suite, store, planned, keep=keep_salt)
@@ -117,6 +118,26 @@ def open_store(out: Path | None, name: str) -> Store:
     from nftbench.records.store import Store, default_cache
 
     return Store(out or Path("runs") / name, default_cache())
+
+
+def check_folder(store: Store, name: str, kin: Collection[str] = ()) -> None:
+    """Refuse a folder of results that belongs to another suite: its plan would be replaced.
+
+    Args:
+        name: the suite that is to be run.
+        kin: other suites in whose folders it may go on.
+
+    Raises:
+        NftbenchError: names the folder's suite.
+    """
+    before = store.earlier_manifest()
+    if before is None or before.suite.name in {name, *kin}:
+        return
+    own = before.suite.name
+    raise NftbenchError(
+        f"{store.results}: holds the suite {own}, and this is {name}: choose another folder with --out, or run {own} "
+        f"there (for the same suite under a new name, add --set name={own})"
+    )
 
 
 def ask_apart(store: Store, data: Path | None) -> None:
@@ -167,21 +188,6 @@ def available_device(text: str) -> Device:
                 f"--device {text}: torch {torch.__version__} sees {torch.cuda.device_count()} CUDA devices"
             )
     return device
-
-
-def check_corpus(suite: Suite, data: Path | None) -> None:
-    """Refuse a suite whose local pre-training text is missing: every cell would fail.
-
-    Raises:
-        NftbenchError: there is no --data, or no file in it matches.
-    """
-    if suite.corpus.source != "text":
-        return
-    if data is None:
-        raise NftbenchError(f"{suite.name}: its pre-training text is local: give the folder with --data")
-    for pattern in (suite.corpus.train, suite.corpus.heldout):
-        if pattern is not None and not any(data.glob(pattern)):
-            raise NftbenchError(f"{suite.name}: corpus: no file matches {data / pattern}")
 
 
 def check_base(suite: Suite) -> None:
@@ -405,10 +411,14 @@ def _run_jobs(
     after_seed: Callable[[int], None],
 ) -> None:
     """Run the jobs and show their progress, with the leaderboard so far, which begins from `records`."""
+    from nftbench.cli import stopping
     from nftbench.cli.progress import display
     from nftbench.running.executors import steps
     from nftbench.running.workspace import Workspace
 
+    planned = {cell.key for cell in work.part.cells}
+    done = planned & records.keys()
+    stopping.tell(len(done), len(planned))
     so_far, left = dict(records), Counter(job.seed for job in jobs)
 
     def leaderboard(new: Sequence[Record]) -> Leaderboard:
@@ -421,6 +431,8 @@ def _run_jobs(
         for event in steps.run(workspace, jobs, executor):
             show(event)
             if event.kind == "finished" and event.stage == "attack":
+                done |= {record.key for record in event.records}
+                stopping.tell(len(done), len(planned))
                 left[event.job.seed] -= 1
                 if not left[event.job.seed] and left.total():
                     after_seed(event.job.seed)
@@ -484,6 +496,7 @@ def rank(records: Mapping[str, Record], manifest: Manifest, seeds: Collection[in
         claims=manifest.claims,
         skips=manifest.skips,
         added=manifest.added,
+        left_out=manifest.left_out,
     )
     problems = (*board.problems, PUBLIC_SALT) if manifest.public_salt else board.problems
     counted_cells = count([cell.key for cell in (*manifest.cells, *manifest.readings) if cell.seed in counted], records)

@@ -22,6 +22,15 @@ WITHOUT = ("--force",)
 """Options that the command for going on lacks, because they would begin again."""
 
 _before: list[Callable[[], None]] = []
+_kept = ""
+"""What of the work is kept, in words; empty for a command that has not begun a run."""
+
+
+def tell(done: int, cells: int) -> None:
+    """Say how many of the cells of a run are done, for the line of a signal."""
+    global _kept
+    none = "no cell is done yet; models that are done are kept"
+    _kept = f"; {f'finished cells are kept, {done} of {cells} so far' if done else none}"
 
 
 def before_the_end(action: Callable[[], None]) -> None:
@@ -61,7 +70,7 @@ def _stop(command: str, number: int, _frame: Any) -> None:
         with contextlib.suppress(Exception):
             action()
     name = "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
-    line = f"nftbench: stopped by {name}; every finished cell is kept. To go on: {command}\n"
+    line = f"nftbench: stopped by {name}{_kept}. To go on: {command}\n"
     with contextlib.suppress(OSError, ValueError):  # the terminal may be gone
         if sys.stdout.isatty():
             os.write(sys.stdout.fileno(), SHOW_CURSOR + b"\n")

@@ -62,6 +62,11 @@ class Line:
     """The smallest drop that this test finds with 80 % power; None where it finds none."""
     paired: bool = False
 
+    @property
+    def moved(self) -> bool:
+        """Whether the change is at least the smallest that matters, whatever a test says of it."""
+        return bool(self.better) and abs(self.better or 0.0) >= self.min_drop
+
 
 @dataclass(frozen=True)
 class SideFacts:
@@ -251,14 +256,19 @@ def _judged(tested: Sequence[_Tested], alpha: float) -> list[Line]:
         assert line.better is not None
         called = verdict(one.found, line.better, 1.0 if p is None else p, limit, (line.min_drop, alpha))
         detectable = limit if math.isfinite(limit) else None
-        lines.append(replace(line, verdict=called, p_holm=p, detectable=detectable, why=_why(called, one.found)))
-    return sorted(lines, key=lambda line: (ORDER.index(line.verdict), line.row, line.metric))
+        line = replace(line, verdict=called, p_holm=p, detectable=detectable)
+        lines.append(replace(line, why=_why(line, one.found)))
+    return sorted(lines, key=lambda line: (ORDER.index(line.verdict), not line.moved, line.row, line.metric))
 
 
-def _why(called: Verdict, found: Difference) -> str:
+def _why(line: Line, found: Difference) -> str:
+    called = line.verdict
     if not found.tested:
         return "a change of the excess is not tested: suppression and retention are" if called != "held" else ""
     seeds = f"{found.seeds} base seed{'s' * (found.seeds != 1)}"
+    if called == "underpowered" and line.moved:
+        way = "worse" if line.better is not None and line.better < 0 else "better"
+        return f"{way} by what matters or more, which {seeds} cannot test"
     if called == "underpowered":
         return f"a drop that matters could be missed: {seeds}, {'paired' if found.paired else 'not paired'}"
     return "large enough to matter, but it may be chance" if called == "suspect" else ""

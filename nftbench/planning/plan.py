@@ -135,11 +135,22 @@ class Plan:
             skips=self.skips,
             added=self.added,
             added_defenses=tuple(sorted(filter(_is_added, {spec.name for spec in self.defenses}))),
+            left_out=self._left_out(),
             labels={str(spec): one.label for spec, one in self.defenses.items() if one.label is not None},
             device=str(self.device),
             limit=self.limit,
             command=command,
         )
+
+    def _left_out(self) -> dict[str, tuple[str, ...]]:
+        """As in the manifest."""
+        pairs = {(cell.defense.name, cell.attack.name) for cell in self.cells}
+        found = {name: registry.written_against(name) for name in {spec.name for spec in self.defenses}}
+        return {
+            name: attacks
+            for name, attacks in sorted(found.items())
+            if attacks and not any((name, attack) in pairs for attack in attacks)
+        }
 
 
 def _is_added(defense: str) -> bool:

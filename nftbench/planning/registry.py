@@ -36,7 +36,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args, get_origin, 
 import yaml
 
 from nftbench.contract import Attack, Claim, Defense, Task, Yardstick
-from nftbench.errors import NftbenchError, suggest
+from nftbench.errors import NftbenchError, suggest, wrong
 from nftbench.records.spec import Spec, split
 
 if TYPE_CHECKING:
@@ -104,10 +104,7 @@ def add_file(path: str | Path) -> list[Plugin]:
     source = path / "__init__.py" if path.is_dir() else path
     if not source.is_file():
         raise NftbenchError(f"--plugin {source}: no such file")
-    try:
-        kinds = _kinds(source)
-    except (SyntaxError, UnicodeDecodeError) as error:
-        raise NftbenchError(f"--plugin {path}: {error}") from None
+    kinds = kinds_in(source)
     if not kinds:
         methods = ", ".join(_METHOD.values())
         raise NftbenchError(
@@ -128,6 +125,20 @@ def add_file(path: str | Path) -> list[Plugin]:
             )
         _added[plugin.kind, plugin.name] = plugin
     return added
+
+
+def kinds_in(path: Path) -> list[Kind]:
+    """The kinds of plugins in a file, which is parsed but not imported.
+
+    Raises:
+        NftbenchError: it cannot be parsed. The message begins with file and line.
+    """
+    try:
+        return _kinds(path)
+    except SyntaxError as error:
+        raise NftbenchError(f"{path}:{error.lineno or 1}: this is not Python: {error.msg}") from None
+    except ValueError as error:  # other bytes than UTF-8, or a zero byte
+        raise NftbenchError(f"{path}: this is not text in UTF-8: {error}") from None
 
 
 def check_readable(plugins: Iterable[Plugin], data: Path | None) -> None:
@@ -216,6 +227,26 @@ def find(kind: Kind, name: str) -> Plugin:
     return Plugin("tasks", name, "lm-eval", path)
 
 
+def written_against(defense: str) -> tuple[str, ...]:
+    """The names of nftbench's own attacks whose files say in `against` that they were written against this defense."""
+    own = (plugin for plugin in available("attacks").values() if plugin.is_trusted and plugin.path is not None)
+    return tuple(plugin.name for plugin in own if plugin.path and defense in _against(plugin.path))
+
+
+@functools.cache
+def _against(path: Path) -> frozenset[str]:
+    """The texts in a class attribute `against`. The file is not imported: for all, that takes seconds."""
+    classes = [node for node in ast.parse(path.read_text(encoding="utf-8")).body if isinstance(node, ast.ClassDef)]
+    values = [
+        item.value
+        for cls in classes
+        for item in cls.body
+        if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name) and item.target.id == "against"
+    ]
+    parts = (node for value in values if value is not None for node in ast.walk(value))
+    return frozenset(node.value for node in parts if isinstance(node, ast.Constant) and isinstance(node.value, str))
+
+
 def create(kind: Kind, text: str) -> Any:
     """A plugin object from a spec. Its parameters are checked by the types of its dataclass fields.
 
@@ -237,12 +268,12 @@ def create(kind: Kind, text: str) -> Any:
     except ValidationError as error:
         problem = error.errors()[0]
         key = ".".join(str(part) for part in problem["loc"])
-        message = problem["msg"].removeprefix("Value error, ")
+        message = wrong(problem)
         if problem["type"] == "string_type" and len(problem["loc"]) == 1:
             message = f"{problem['input']!r} is no text; write {key}='{problem['input']}'"
         raise NftbenchError(f"{text!r}: {key + ': ' if key else ''}{message}") from None
-    for wrong in property_problems(kind, plugin):
-        raise NftbenchError(f"{found}: {wrong}")
+    for said in property_problems(kind, plugin):
+        raise NftbenchError(f"{found}: {said}")
     return plugin
 
 
@@ -379,7 +410,6 @@ def _entry_points(kind: Kind, search_path: tuple[str, ...]) -> tuple[EntryPoint,
 
 
 def _kinds(path: Path) -> list[Kind]:
-    """The kinds of plugins in a file, which is parsed but not imported."""
     return _kinds_of(path, path.stat().st_mtime_ns)
 
 

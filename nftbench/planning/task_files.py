@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from nftbench.errors import NftbenchError
+from nftbench.errors import NftbenchError, yaml_problem
 
 READERS = ("json", "csv", "parquet", "text", "arrow")
 """Values of `dataset_path` that `datasets` reads as file formats. Tasks that use them name their files themselves."""
@@ -64,12 +64,17 @@ def _read(path: Path) -> tuple[Mapping[str, Any], frozenset[str]]:
 
 @functools.lru_cache(maxsize=256)
 def _parsed(path: Path, changed: int, size: int) -> tuple[Mapping[str, Any], frozenset[str]]:
-    text = path.read_text(encoding="utf-8")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise NftbenchError(f"{path}: this is not text in UTF-8: {error}") from None
     modules = re.findall(r"""!function\s+["']?([\w.]+)\.\w+""", text)
     try:
-        content = yaml.load(text, _WithoutFunctions) or {}
+        content = yaml.load(text, _WithoutFunctions)
     except yaml.YAMLError as error:
-        raise NftbenchError(f"{path}: {' '.join(str(error).split())}") from None
+        raise NftbenchError(f"{path}: not YAML: {yaml_problem(error)}") from None
+    if content is None:
+        raise NftbenchError(f"{path}: is empty")
     if not isinstance(content, dict):
         raise NftbenchError(f"{path}: no mapping of keys to values")
     for key in content:

@@ -72,6 +72,8 @@ class Manifest:
     """The names of attacks that the suite's own file does not list, and that do not come with nftbench."""
     added_defenses: tuple[str, ...] = ()
     """The names of defenses that do not come with nftbench."""
+    left_out: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """By name of a defense: attacks of nftbench that were written against it, none of which the plan has against it."""
     labels: Mapping[str, str] = field(default_factory=dict)
     """What defenses call themselves in tables and pictures, by row. The suite's own labels come first."""
     command: str = ""
@@ -106,7 +108,9 @@ def read(path: Path) -> Manifest:
     except FileNotFoundError:
         raise NftbenchError(f"{path.parent}: no results here ({path.name} is missing)") from None
     except ValueError as error:
-        raise NftbenchError(f"{path}: not JSON: {error}") from None
+        raise NftbenchError(
+            f"{path}: damaged ({error}); restore it from a copy, or delete it and run the suite again"
+        ) from None
     return parsed(content, str(path))
 
 

@@ -162,6 +162,8 @@ class _Plan:
     def _refusal(self, source: Source) -> str:
         """Why a source's plan cannot be joined with this one; empty where it can."""
         ours, theirs = self.manifest, source.manifest
+        if ours.suite.name != theirs.suite.name:
+            return f"it holds the suite {theirs.suite.name}, and {self.first.name} the suite {ours.suite.name}"
         one, other = (plan.suite.model_dump(mode="json", exclude=OWN) for plan in (ours, theirs))
         if keys := list(differing(one, other)):
             return f"other settings of the suite: {', '.join(keys)}"

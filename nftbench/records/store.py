@@ -279,11 +279,19 @@ class Store:
     # ---------------------------------------------------------------------------------------------------------- salt
 
     def salt(self) -> str | None:
-        """The folder's salt; None if it has none yet."""
+        """The folder's salt; None if it has none yet.
+
+        Raises:
+            NftbenchError: its file is empty. Anybody would know such a salt.
+        """
+        path = self.results / "salt"
         try:
-            return (self.results / "salt").read_text(encoding="utf-8").strip()
+            found = path.read_text(encoding="utf-8").strip()
         except FileNotFoundError:
             return None
+        if not found:
+            raise NftbenchError(f"{path}: is empty; restore it, or delete it to draw another salt and run all again")
+        return found
 
     def keep_salt(self, text: str) -> str:
         """The folder's salt. If it has none yet, it is `text` from now on: of several processes, the first one wins."""

@@ -17,7 +17,7 @@ from nftbench.scoring.table import interval, number
 
 MOST = 4
 """Rows of a defense, variants of an attack, and reasons that a paragraph describes at most."""
-SAID = frozenset({"preliminary", "not_adaptive", "incomplete", "no_effect", "utility"})
+SAID = frozenset({"preliminary", "not_adaptive", "left_out", "incomplete", "no_effect", "utility"})
 """Flags whose advice the paragraph gives in words of its own, or whose number it gives already."""
 
 

@@ -92,6 +92,9 @@ EXPLANATIONS: dict[str, Explanation] = {
         "the release computes by code of its own", "release it in an architecture of transformers or nftbench"
     ),
     "tokenizer": Explanation("the release changes the tokenizer", "release it with the base's tokenizer"),
+    "left_out": Explanation(
+        "the suite lacks the attacks of nftbench that were written against this defense", "run them: `--attacks NAME`"
+    ),
     "not_adaptive": Explanation(
         "no attack was written against this defense", "write one and list it in the suite: docs/plugins.md shows how"
     ),

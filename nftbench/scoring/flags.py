@@ -58,6 +58,8 @@ class RowEvidence:
     """Attacks that its reference was given and the row was not."""
     p: float | None
     """Of an excess of zero or less, Holm-adjusted over the defenses; None where it has no interval."""
+    left_out: Sequence[str] = ()
+    """Attacks of nftbench that were written against the defense, where the plan has none of them."""
 
     @property
     def protections(self) -> list[Protection]:
@@ -428,9 +430,19 @@ def _tokenizer(row: RowEvidence) -> str | None:
     return "the release's tokenizer reads otherwise than the base's, which could be put back"
 
 
+@_flag("left_out", "note", on=["defense"])
+def _left_out(row: RowEvidence) -> str | None:
+    if row.score.by_knowledge.adaptive or not row.left_out:
+        return None
+    return (
+        f"not adaptively attacked: nftbench has attacks that were written against this defense "
+        f"({', '.join(row.left_out)}), and the suite runs none of them"
+    )
+
+
 @_flag("not_adaptive", "note", on=["defense"])
 def _not_adaptive(row: RowEvidence) -> str | None:
-    if row.score.by_knowledge.adaptive:
+    if row.score.by_knowledge.adaptive or row.left_out:
         return None
     return "not adaptively attacked: no attack that the suite lists was written against this defense and ran to its end"
 

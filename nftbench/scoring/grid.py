@@ -65,6 +65,8 @@ class Grid:
 
     added: Attacks = frozenset()
     """Attacks that the suite does not list, from outside nftbench: they count against defenses alone."""
+    left_out: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    """By name of a defense: attacks of nftbench that were written against it, where the plan has none of them."""
 
     # ------------------------------------------------------------------------------------------------ sets of attacks
 

@@ -9,6 +9,7 @@ from types import MappingProxyType
 from typing import TypeVar
 
 from nftbench.records.record import CellId, Record
+from nftbench.records.spec import Spec
 from nftbench.scoring import flags
 from nftbench.scoring.added_attacks import AddedAttack, added_attacks
 from nftbench.scoring.budget_curve import BudgetCurve, budget_curves
@@ -26,6 +27,7 @@ from nftbench.scoring.verdicts import judged, ranked, with_side_verdict, with_st
 from nftbench.suites.schema import Family, PaperClaim
 
 NO_LADDER: Mapping[str, Family] = MappingProxyType({})
+NO_ATTACKS: Mapping[str, Sequence[str]] = MappingProxyType({})
 AnyTable = TypeVar("AnyTable", bound=SideTable)
 
 
@@ -99,6 +101,7 @@ def score(
     claims: Sequence[PaperClaim] = (),
     skips: Sequence[Sequence[str]] = (),
     added: Sequence[str] = (),
+    left_out: Mapping[str, Sequence[str]] = NO_ATTACKS,
     side_tables: Sequence[type[SideTable]] = SIDE_TABLES,
 ) -> Leaderboard:
     """Score every row of a suite and rank those that may be ranked.
@@ -108,10 +111,12 @@ def score(
     description of itself, and `claims` are its papers' claims. `planned` names the cells that should have records;
     without it, they are inferred from the records. `skips` are (defense, attack, reason) of attacks that were not
     planned. `added` names the attacks that came from outside suite and nftbench: they count against defenses alone, and
-    not on the rows that these are compared with. `side_tables` are the tables to show beside the ranking.
+    not on the rows that these are compared with. `left_out` names, by defense, nftbench's attacks that were written
+    against it, where the plan has none of them. `side_tables` are the tables to show beside the ranking.
     """
     readings = [record for record in records if record.role == "yardstick"]
     grid, problems = arrange(records, planned, frozenset(ranking), ladder, initialisations, added)
+    grid = replace(grid, left_out=left_out)
     versions = _version_problems(list(grid.records.values()))
     room = [row for reference in sorted(grid.references()) for row in headroom(grid, reference)]
     tasks = {
@@ -262,6 +267,7 @@ def _evidence(
         if on_ladder
         else sorted((grid.attacks_on(row.reference) - grid.attacks_on(score.defense)) & applied),
         p=p,
+        left_out=grid.left_out.get(Spec.parse(score.defense).name, ()),
     )
 
 

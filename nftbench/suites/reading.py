@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
+import itertools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any, get_args
@@ -11,8 +13,11 @@ from typing import Any, get_args
 import yaml
 from pydantic import ValidationError
 
-from nftbench.errors import NftbenchError, suggest
+from nftbench.errors import NftbenchError, suggest, wrong, yaml_problem
 from nftbench.suites.schema import Suite
+
+Problem = Mapping[str, Any]
+"""One of pydantic's errors."""
 
 
 def names() -> list[str]:
@@ -39,24 +44,42 @@ def read(name_or_path: str, changes: Sequence[str] = ()) -> Suite:
     try:
         content = yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise NftbenchError(f"{source}: not YAML{_unquoted(text, error)}: {' '.join(str(error).split())}") from None
+        raise NftbenchError(f"{source}: not YAML{_unquoted(text, error)}: {yaml_problem(error)}") from None
+    if content is None:
+        raise NftbenchError(f"{source}: is empty; docs/suites.md lists the keys of a suite")
     if not isinstance(content, dict):
         raise NftbenchError(f"{source}: a suite is a mapping of keys, this is {type(content).__name__}")
+    changed = copy.deepcopy(content)
     for change in changes:
-        _apply(content, change)
-    return parse(content, source, [change.partition("=")[0] for change in changes])
+        _apply(changed, change)
+    problems = _problems(changed)
+    if changes and problems:
+        old = [(problem["loc"], problem["type"]) for problem in _problems(content)]
+        named = ["--set" if (one["loc"], one["type"]) not in old else source for one in problems]
+        raise NftbenchError(_explained(zip(named, problems, strict=True)))
+    return parse(changed, source)
 
 
-def parse(content: Mapping[str, Any], source: str = "suite", changed: Sequence[str] = ()) -> Suite:
-    """The suite in a mapping, as read from YAML. `changed` are the keys that `--set` gave.
+def parse(content: Mapping[str, Any], source: str = "suite") -> Suite:
+    """The suite in a mapping, as read from YAML.
 
     Raises:
-        NftbenchError: a key is unknown or its value is wrong. The message names every such key, and `source` or --set.
+        NftbenchError: a key is unknown or its value is wrong. The message names `source` and every such key, unknown
+            ones first.
     """
     try:
         return Suite.model_validate(content)
     except ValidationError as error:
-        raise NftbenchError("; ".join(_explain(source, problem, changed) for problem in error.errors())) from None
+        raise NftbenchError(_explained((source, problem) for problem in error.errors())) from None
+
+
+def _problems(content: Mapping[str, Any]) -> list[Problem]:
+    """What is wrong with a suite."""
+    try:
+        Suite.model_validate(content)
+    except ValidationError as error:
+        return list(error.errors())
+    return []
 
 
 def _shipped() -> Any:
@@ -84,9 +107,9 @@ _SPEC = re.compile(r"""(?<!["'\w])\w+\[[^\[\]]*=[^\[\]]*\]""")
 
 def _apply(content: dict[str, Any], change: str) -> None:
     key, separator, value = change.partition("=")
-    if not separator:
-        raise NftbenchError(f"--set {change!r}: write key=value")
     *sections, last = key.split(".")
+    if not separator or not all((*sections, last)):
+        raise NftbenchError(f"--set {change!r}: write key=value, as in budget.restarts=5")
     for section in sections:
         content = content.setdefault(section, {})
         if not isinstance(content, dict):
@@ -97,23 +120,43 @@ def _apply(content: dict[str, Any], change: str) -> None:
         raise NftbenchError(f"--set {change!r}: the value is not YAML{_unquoted(value, error)}") from None
 
 
+UNKNOWN = "extra_forbidden"
+"""Pydantic's type of the error about an unknown key."""
+_FORMS = {
+    "name": "letters, digits, blanks and - . _, the first a letter or a digit",
+    "salt": "one word, without blanks",
+}
+"""In words, the patterns that texts must match."""
 _SEVERAL = {"seeds": ", or seeds=[0, 1, 2, 3, 4] for five base seeds"}
 
 
-def _explain(source: str, problem: Mapping[str, Any], changed: Sequence[str]) -> str:
+def _explained(problems: Iterable[tuple[str, Problem]]) -> str:
+    """The message for errors of pydantic, each with its source. Unknown keys come first: others may follow from them.
+
+    A list with a wrong item counts as too short for pydantic, which says nothing beside the item itself.
+    """
+    first = sorted(problems, key=lambda one: one[1]["type"] != UNKNOWN)
+    above = {one["loc"][:length] for _, one in first for length in range(len(one["loc"]))}
+    told = [one for one in first if one[1]["type"] != "too_short" or one[1]["loc"] not in above]
+    by_source = itertools.groupby(told, key=lambda one: one[0])
+    return "; ".join(f"{source}: {'; '.join(_explain(one) for _, one in group)}" for source, group in by_source)
+
+
+def _explain(problem: Problem) -> str:
     """The message for one error of pydantic, with a similar key if a key is unknown."""
     keys = [str(part) for part in problem["loc"] if part != "[key]"]
     where = ".".join(keys) or "suite"
-    source = "--set" if any(f"{where}.".startswith(f"{key}.") for key in changed) else source
-    if problem["type"] == "extra_forbidden":
+    if problem["type"] == UNKNOWN:
         section: Any = Suite
         for part in problem["loc"][:-1]:
             field = section.model_fields.get(part)
             if field is not None:  # otherwise an index into a list of sections, or a name in a mapping of sections
                 annotation = field.annotation
                 section = next((one for one in get_args(annotation) if hasattr(one, "model_fields")), annotation)
-        return f"{source}: unknown key {where!r}{suggest(keys[-1], list(section.model_fields))}"
+        return f"unknown key {where!r}{suggest(keys[-1], list(section.model_fields))}"
     if problem["type"] == "tuple_type":
-        return f"{source}: {where}: write a list, as in {where}=[{problem['input']}]{_SEVERAL.get(where, '')}"
-    message = problem["msg"].removeprefix("Value error, ")
-    return f"{source}: {where}: {message[:1].lower()}{message[1:]}"
+        example = f", as in {where}=[{problem['input']}]" if problem["input"] is not None else ""
+        return f"{where}: write a list{example}{_SEVERAL.get(where, '')}"
+    if problem["type"] == "string_pattern_mismatch" and where in _FORMS:
+        return f"{where}: must be {_FORMS[where]}, and is {problem['input']!r}"
+    return f"{where}: {wrong(problem)}"

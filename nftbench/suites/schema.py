@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_serializer, field_validator, model_validator
 
+from nftbench.errors import wrong
 from nftbench.terms import Knowledge, Optimizer
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -319,9 +320,8 @@ class Suite(_Section):
                 GivenModel.model_validate(model)
             except ValidationError as error:
                 problem = error.errors()[0]
-                raise ValueError(
-                    f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}; it stands beside path"
-                ) from None
+                place = ".".join(map(str, problem["loc"]))
+                raise ValueError(f"{place}: {wrong(problem)}; it stands beside path") from None
         elif "model_type" not in model:
             raise ValueError("needs model_type (gpt2, llama, qwen3, …), or the path of a checkpoint")
         return model

@@ -136,7 +136,10 @@ def test_the_verb_says_which_file_or_proof_is_missing(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert main(["calibrate", "small", "--proof", "attacks"]) == 2
-    assert "runs/small: no results here" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert said.startswith("nftbench: runs/small: no results here, and --proof attacks reads them; nftbench run small ")
+    assert main(["calibrate", "small", "--proof", "power"]) == 2
+    assert "nftbench calibrate small --proof null makes them, or name another folder" in capsys.readouterr().err
     assert main(["calibrate", "small", "--proof", "attack"]) == 2
     assert "did you mean 'attacks'?" in capsys.readouterr().err
     Path("manifest.json").write_text("{}")

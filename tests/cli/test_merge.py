@@ -61,6 +61,17 @@ def test_what_is_left_out_is_said_and_fails(call: Call) -> None:
     )
 
 
+def test_another_suite_is_named(call: Call) -> None:
+    folder(Path("a"), FOUND, PLAN)
+    other = [replace(one, key=f"x{one.key[1:]}") for one in FOUND]
+    folder(Path("b"), other, manifest(other, name="other"))
+    code, _, complaint = call("merge", "a", "b", "--out", "c")
+    assert code == 1
+    assert complaint == (
+        f"nftbench: b: {len(FOUND)} of {len(FOUND)} records left out: it holds the suite other, and a the suite tiny\n"
+    )
+
+
 def test_damaged_files_are_named_and_stay(call: Call) -> None:
     store = Store(folder(Path("a"), FOUND, PLAN), Path())
     victim = store.path(FOUND[0])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -134,3 +136,18 @@ def test_what_is_written_takes_part_in_a_run(call: Call, tmp_path: Path) -> None
     code, again, _ = call("report", "runs/tiny")
     assert "The added defense truncate." in again
     assert "What would strengthen the evidence: more base seeds: 1 of the 5" in " ".join(again.split())
+
+
+def test_a_file_that_cannot_be_parsed_is_told_at_once_with_its_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a process of its own, which must not wait for torch."""
+    monkeypatch.chdir(tmp_path)
+    Path("bad.py").write_text("x = 1\ndef f(:\n")
+    Path("bad.yaml").write_text("task: mine\ntest_split: [a\n")
+    words = "import sys; from nftbench.cli import main; code = main(sys.argv[1:]); print(code, 'torch' in sys.modules)"
+    for name, expected in {"bad.py": "bad.py:2: this is not Python: invalid syntax", "bad.yaml": "line 3"}.items():
+        ended = subprocess.run([sys.executable, "-c", words, "check", name], capture_output=True, text=True, check=True)
+        assert ended.stdout == "2 False\n"
+        assert expected in ended.stderr
+        assert ended.stderr.count("\n") == 1

@@ -202,3 +202,13 @@ def test_the_leaderboard_so_far_scores_complete_seeds_alone(call: Call) -> None:
     assert (board.origin.records, board.origin.planned) == (sum(cell.seed == 0 for cell in manifest.cells),) * 2
     assert all(not one.incomplete for one in board.scores)
     assert any(one.incomplete for one in execution.rank(begun, manifest).scores)
+
+
+def test_an_empty_salt_is_refused(call: Call) -> None:
+    """Everybody could generate the grammars that it stands for."""
+    FOLDER.mkdir(parents=True)
+    (FOLDER / "salt").write_text("\n")
+    code, _, err = call("plan", "tiny.yaml")
+    assert code == 2
+    assert err.startswith(f"nftbench: {FOLDER}/salt: is empty; restore it, or delete it")
+    assert (FOLDER / "salt").read_text() == "\n"

@@ -186,6 +186,10 @@ def test_help_without_a_verb(words: list[str], call: Call) -> None:
         (["run", "smal"], "no suite named 'smal'; did you mean 'small'?"),
         (["run", "nowhere.yaml"], "nowhere.yaml: no such suite file"),
         (["list", "defences"], "did you mean 'defenses'?"),
+        (["info", "lora[rank=2]"], "give the name alone, without parameters: lora"),
+        (["check", "bytes.yaml"], "bytes.yaml: this is not text in UTF-8"),
+        (["compare", ".", ".", "--out", "."], "file '.' is a directory"),
+        (["run", "tiny.yaml", "--out", "tiny.yaml/x"], "tiny.yaml/x/salt: a folder is needed here, and a file is in"),
         (["info", "pmpp"], "nothing is named 'pmpp'; did you mean 'pmp'?"),
         (
             ["run", "tiny.yaml", "--defenses", "erly_stop"],
@@ -244,6 +248,7 @@ def test_help_without_a_verb(words: list[str], call: Call) -> None:
 )
 def test_bad_input_is_one_line_and_changes_nothing(call: Call, tiny: str, words: list[str], said: str) -> None:
     write_plugin(Path(), "unstaged", MINE.replace("stage", "stages"))
+    Path("bytes.yaml").write_bytes(b"x: \xff\n")
     code, out, err = call(*words)
     assert code == 2
     assert all(line.startswith(("tiny: planning;", "tiny.yaml: reading the suite")) for line in out.splitlines())

@@ -291,6 +291,10 @@ def test_fewer_than_three_seeds_judge_nothing(count: int) -> None:
     found = compare(run(few), run(few | {"pmp": WORSE[:count]}), Settings())
     assert set(verdicts(found).values()) == {"underpowered"}
     assert found.exit_code == 3
+    moved = [line for line in found.lines if line.moved]
+    assert [(line.row, line.metric) for line in moved] == [("pmp", "suppression")]
+    assert found.lines[0] == moved[0], "what moved stands first"
+    assert moved[0].why.startswith("worse by what matters or more, which ")
 
 
 @pytest.mark.parametrize(

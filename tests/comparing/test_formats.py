@@ -143,3 +143,18 @@ def test_a_suspect_row_fails_a_case_only_where_it_fails_the_gate() -> None:
         found = compare(run({"pmp": PMP}), run({"pmp": scattered}), replace(asked, fail_on=fail_on))
         assert found.outcome == "suspect"
         assert ElementTree.fromstring(text("junit", found)).get("failures") == count == str(found.exit_code)
+
+
+@pytest.mark.parametrize(("count", "why"), [(1, "one base seed gives no interval"), (2, "two base seeds are too few")])
+@pytest.mark.parametrize("name", ["table", "markdown", "github"])
+def test_too_few_seeds_are_told_with_what_to_do_and_what_moved(name: str, count: int, why: str) -> None:
+    sides = [run({"pmp": scores[:count], "random_mask": MASK[:count]}) for scores in (PMP, WORSE)]
+    found = compare(*sides, Settings())
+    for only_changed in (True, False):
+        said = html.unescape(re.sub(r"\s+", " ", text(name, found, only_changed)).replace("\\", ""))
+        assert "NOTHING CAN BE JUDGED: 4 underpowered" in said
+        assert f"4 lines have both sides, but {why}" in said
+        assert "run both with at least 3, as with --set 'seeds=[0, 1, 2]'." in said
+        assert "Moved by --min-drop or more, without a verdict: pmp suppression -10" in said
+        if name != "github":
+            assert ("random_mask" in said) != only_changed

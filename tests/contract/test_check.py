@@ -97,7 +97,7 @@ def broken(kind: str, path: Path) -> dict[str, str]:
         ("1 / 0\n" + DEFENSE, "it can be imported", "line 7 of mine.py: ZeroDivisionError: division by zero"),
         ("raise SystemExit(3)\n" + DEFENSE, "it can be imported", "line 7 of mine.py: SystemExit: 3"),
         ("import nowhere\n" + DEFENSE, "it can be imported", "line 7 of mine.py: ModuleNotFoundError"),
-        ("def f(:\n" + DEFENSE, "`--plugin` takes the file", "line 7"),
+        ("def f(:\n" + DEFENSE, "`--plugin` takes the file", "mine.py:7: this is not Python: invalid syntax"),
         ("x = 1\n", "`--plugin` takes the file", NO_PLUGIN),
         (DEFENSE.replace("(frozen=True)", ""), "Mine is a frozen dataclass", "write `@dataclass(frozen=True)`"),
         (DEFENSE.replace("(Defense)", ""), "Mine derives from nftbench.Defense", "write `class Mine(Defense):`"),

@@ -617,3 +617,9 @@ def test_an_attack_may_not_be_built_on_itself_or_indirectly_on_one_that_knows_mo
     plugin("high", knows("high", uses=("low",)))
     with pytest.raises(NftbenchError, match="low: it is built on 'authorized', which also knows secret"):
         plan(suite(attacks=["none", "high"]))
+
+
+def test_the_manifest_names_attacks_against_a_defense_that_the_suite_lacks() -> None:
+    lacking = plan(tiny_suite(defenses=["none", "random_mask", "early_stop"])).manifest()
+    assert lacking.left_out == {"random_mask": ("heal", "mask_recovery")}
+    assert plan(tiny_suite(defenses=["none", "random_mask"], attacks=["none", "heal"])).manifest().left_out == {}

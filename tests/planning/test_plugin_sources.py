@@ -283,13 +283,15 @@ def test_a_function_may_lie_in_a_module_that_can_be_imported(
     ("content", "message"),
     [
         ("include: mine.yaml\n", "includes itself"),
-        ("include: [\n", "while parsing"),
+        ("include: [\n", "not YAML: line 2: "),
         ("- a\n", "no mapping"),
+        ("", "is empty"),
+        ("x: \udcff\n", "this is not text in UTF-8"),
     ],
 )
 def test_a_text_task_that_cannot_be_read_is_refused(
     content: str, message: str, text: Callable[[], str], tmp_path: Path
 ) -> None:
-    (tmp_path / "common.yaml").write_text(content)
+    (tmp_path / "common.yaml").write_text(content, errors="surrogateescape")
     with pytest.raises(NftbenchError, match=rf"\.yaml: .*{message}"):
         text()

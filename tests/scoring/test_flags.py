@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -374,6 +375,17 @@ def test_a_defense_without_an_attack_of_its_own_is_noted() -> None:
     assert raised(suite())["not_adaptive"].severity == "note"
     assert "not_adaptive" in raised(changed(suite(), "pmp", "full", against=("trap2",)))
     assert "not_adaptive" not in raised(suite(), "early_stop")
+
+
+def test_attacks_of_nftbench_against_a_defense_that_the_suite_lacks_are_named() -> None:
+    """They are no reason to write one."""
+    lacking: dict[str, Any] = {"left_out": {"pmp": ["heal", "mask_recovery"]}}
+    flags = {flag.name: flag for flag in of(scored(suite(), **lacking)).flags}
+    assert "not_adaptive" not in flags
+    assert flags["left_out"].severity == "note"
+    assert "(heal, mask_recovery), and the suite runs none of them" in flags["left_out"].message
+    found = {flag.name for flag in of(scored(adaptive(), **lacking)).flags}
+    assert not found & {"left_out", "not_adaptive"}
 
 
 def test_changed_configuration_is_noted() -> None:

@@ -99,7 +99,10 @@ def test_every_shipped_suite_can_be_read(name: str) -> None:
             {"claims": [{**CLAIM, "minus": {"row": ["none"], "read": "score"}}]},
             "unknown key 'claims.0.minus.row'; did you mean 'rows'?",
         ),
-        ({"name": "../elsewhere"}, "name: "),
+        (
+            {"name": "../elsewhere"},
+            "name: must be letters, digits, blanks and - . _, the first a letter or a digit, and",
+        ),
         ({"seeds": []}, "seeds: "),
         ({"seeds": [0, 1, 0]}, "seeds: 0 is listed twice"),
         ({"seeds": [-1]}, "seeds.0: "),
@@ -117,7 +120,7 @@ def test_every_shipped_suite_can_be_read(name: str) -> None:
         ({"ladder_attacks": ["full", "full"]}, "ladder_attacks: full is listed twice"),
         ({"initialisations": 0}, "initialisations: "),
         ({"salt": ""}, "salt: "),
-        ({"salt": "two words"}, "salt: "),
+        ({"salt": "two words"}, "salt: must be one word, without blanks, and is 'two words'"),
         ({"corpus": {**TEXT}, "salt": "public"}, "salt is for the toy language, and corpus.source is text"),
         ({"ranking": ["methods"]}, "ranking"),
         ({"corpus": {"source": "text"}}, "corpus: source text needs train, heldout, vocabulary"),
@@ -188,6 +191,9 @@ def test_changes_replace_settings_of_the_file(tmp_path: Path) -> None:
     [
         ("budget.timeot=5", "unknown key 'budget.timeot'; did you mean 'timeout'?"),
         ("seeds", "write key=value"),
+        ("=5", "write key=value"),
+        ("budget..restarts=5", "write key=value"),
+        ("seeds=", "seeds: write a list, or seeds=[0, 1"),
         ("name.x=1", "'name' is not a section"),
         ("seeds=[1", "the value is not YAML"),
         ("budget=7", "budget: "),
@@ -200,6 +206,19 @@ def test_bad_changes_are_refused(change: str, expected: str, tmp_path: Path) -> 
         suites.read(str(path), [change])
     assert expected in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_file_is_named_once_and_the_line_of_an_error_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    for text, expected in {
+        "name: mine\n": f"{path}: model: is missing; pretraining: is missing; ",
+        "name: mine\nseeds: [0\n": f"{path}: not YAML: line 3: expected ',' or ']', but got ",
+        "": f"{path}: is empty; ",
+    }.items():
+        path.write_text(text)
+        with pytest.raises(NftbenchError) as caught:
+            suites.read(str(path))
+        assert str(caught.value).startswith(expected)
 
 
 @pytest.mark.parametrize("text", ["[1, 2", "- a\n- b\n", "", "just words", "!!python/object:os.system {}", "\x00\xff"])
@@ -223,3 +242,45 @@ def test_several_problems_are_all_named() -> None:
     message = refused({"taks": [], "seeds": []})
     assert "taks" in message
     assert "seeds" in message
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ("budget.restarts=many", "--set: budget.restarts: must be a whole number, and is 'many'"),
+        ("budget.restarts=0", "--set: budget.restarts: must be above 0, and is 0"),
+        ("budget.clip=[1]", "--set: budget.clip: must be a number, and is [1]"),
+        ("budget.decay=perhaps", "--set: budget.decay: must be true or false, and is 'perhaps'"),
+        ("about=5", "--set: about: must be a text, and is 5"),
+        ("attacks=full", "--set: attacks: write a list, as in attacks=[full]"),
+        ("attacks=[]", "--set: attacks: must hold 1 or more, and is []"),
+        ("corpus.source=toyy", "--set: corpus.source: must be 'toy', 'text', 'hub' or 'none', and is 'toyy'"),
+        ("budget=5", "--set: budget: must be a section of keys and values, and is 5"),
+        ("pretraining={}", "--set: pretraining.steps: is missing"),
+        ("model={path: 5}", "--set: model: path: must be a text, and is 5; it stands beside path"),
+        ("budget.restart=5", "--set: unknown key 'budget.restart'; did you mean 'restarts'?"),
+        ("budgt.restarts=5", "--set: unknown key 'budgt'; did you mean 'budget'?"),
+        ("pretraining.warmup=999", "--set: suite: pretraining.warmup 999 is longer than the 20 steps"),
+    ],
+)
+def test_a_wrong_change_is_told_in_one_plain_sentence_that_blames_the_change(
+    change: str, expected: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(yaml.safe_dump(content()))
+    with pytest.raises(NftbenchError) as caught:
+        suites.read(str(path), [change])
+    assert str(caught.value) == expected
+
+
+def test_unknown_keys_come_first_and_each_error_names_its_source(tmp_path: Path) -> None:
+    """What a file has wrong itself is not blamed on `--set`."""
+    path = tmp_path / "mine.yaml"
+    path.write_text(yaml.safe_dump(content(seeds=[-1], taks=["toy_topic"], initialisations=0)))
+    with pytest.raises(NftbenchError) as caught:
+        suites.read(str(path), ["budget.restarts=x"])
+    assert str(caught.value) == (
+        f"{path}: unknown key 'taks'; did you mean 'tasks'?; initialisations: must be above 0, and is 0; "
+        "--set: budget.restarts: must be a whole number, and is 'x'; "
+        f"{path}: seeds.0: must be 0 or more, and is -1"
+    )

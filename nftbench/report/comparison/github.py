@@ -11,7 +11,8 @@ LEVELS = {"regressed": "error", "missing": "error", "suspect": "warning"}
 def text(comparison: Comparison, only_changed: bool = False) -> str:
     """The commands, and last a notice with the answer. Annotations are few: GitHub shows ten of each kind."""
     found = [_annotation(line) for line in comparison.lines if line.verdict in LEVELS]
-    headline = _data(f"{lines.headline(comparison)} {lines.sight(comparison)}")
+    said = (lines.headline(comparison), lines.untested(comparison), lines.sight(comparison))
+    headline = _data(" ".join(filter(None, said)))
     return "\n".join([*found, f"::notice title=nftbench compare::{headline}"]) + "\n"
 
 

@@ -7,21 +7,43 @@ from collections.abc import Callable, Mapping
 
 from nftbench.comparing import Comparison, Line
 from nftbench.comparing.verdicts import UNCHANGED
-from nftbench.scoring.intervals import Interval
+from nftbench.scoring.intervals import PRELIMINARY_SEEDS, Interval
 from nftbench.scoring.table import UNKNOWN, Table, interval, number, short
 
 HEADER = ("verdict", "row", "metric", "base", "new", "change", "p (Holm)", "sees drops from", "why")
 
 
 def shown(comparison: Comparison, only_changed: bool) -> tuple[Line, ...]:
-    """The lines of a report."""
-    return tuple(line for line in comparison.lines if not (only_changed and line.verdict in UNCHANGED))
+    """The lines of a report. A change that matters is shown even where nothing can be said of it."""
+    return tuple(
+        line for line in comparison.lines if not (only_changed and line.verdict in UNCHANGED and not line.moved)
+    )
 
 
 def headline(comparison: Comparison) -> str:
     """The answer in one sentence: the outcome, and how many lines have each verdict."""
     counts = ", ".join(f"{count} {name}" for name, count in comparison.counts.items()) or "no row to compare"
-    return f"{comparison.outcome.upper()}: {counts}"
+    answer: str = comparison.outcome
+    if comparison.outcome == "nothing comparable" and comparison.counts.get("underpowered"):
+        answer = "nothing can be judged"  # what could be compared is there
+    return f"{answer.upper()}: {counts}"
+
+
+def untested(comparison: Comparison) -> str:
+    """What is to be known of underpowered lines: that seeds are too few and what to do, and which of them moved."""
+    lines = [line for line in comparison.lines if line.verdict == "underpowered" and line.difference is not None]
+    few = [line.difference.count for line in lines if line.difference and line.difference.count < PRELIMINARY_SEEDS]
+    moved = [f"{line.row} {line.metric} {change(line)}" for line in lines if line.moved]
+    said = []
+    if few:
+        why = "one base seed gives no interval" if max(few) == 1 else "two base seeds are too few for a test"
+        said.append(
+            f"{len(few)} lines have both sides, but {why}: run both with at least {PRELIMINARY_SEEDS}, as with "
+            "--set 'seeds=[0, 1, 2]'."
+        )
+    if moved:
+        said.append(f"Moved by --min-drop or more, without a verdict: {'; '.join(moved)}.")
+    return " ".join(said)
 
 
 def sight(comparison: Comparison) -> str:

@@ -29,6 +29,7 @@ def text(comparison: Comparison, only_changed: bool = False) -> str:
     return markdown.joined(
         [
             f"{marker(comparison)}\n{alert}",
+            markdown.escaped(lines.untested(comparison)),
             markdown.section(lines.table(comparison, only_changed), "###"),
             markdown.escaped(lines.sight(comparison)),
             markdown.escaped(lines.test(comparison)),

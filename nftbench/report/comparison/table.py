@@ -19,5 +19,6 @@ def text(comparison: Comparison, only_changed: bool = False) -> str:
     drawn = io.StringIO()
     if shown.rows:
         Console(file=drawn, width=WIDTH).print(terminal.plain(shown, whole=("verdict", "change")))
-    parts = [lines.headline(comparison), drawn.getvalue().rstrip(), lines.sight(comparison), lines.test(comparison)]
+    answer = [lines.headline(comparison), lines.untested(comparison)]
+    parts = [*answer, drawn.getvalue().rstrip(), lines.sight(comparison), lines.test(comparison)]
     return "\n".join(part for part in (*parts, *(f"Note: {note}" for note in comparison.notes)) if part) + "\n"
