@@ -115,8 +115,10 @@ class Forecast:
         """
         ended = [self.left[key] for key in keys if key in self.left]
         measured, together = dict(self.measured), sum(map(self.seconds, ended))
-        for step in ended if seconds is not None and together else ():
-            measured[step.kind] = [*measured.get(step.kind, ()), (seconds * self.seconds(step) / together, step)]
+        if seconds is not None and together:
+            for step in ended:
+                share = seconds * self.seconds(step) / together
+                measured[step.kind] = [*measured.get(step.kind, ()), (share, step)]
         return Forecast({key: step for key, step in self.left.items() if key not in keys}, measured)
 
 
