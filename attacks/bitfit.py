@@ -18,6 +18,9 @@ LR_SCALE = 10.0
 """Vectors alone need higher learning rates. On toy_topic (suite `small`, 100 steps) the best rate of GPT-2 is 0.0015
 for all weights and 0.015 for the biases. For a Llama of that size it is 0.004 for all weights and 0.1 for the gains.
 Ten times the suite's grid covers both, and the sweep extends it at the edges."""
+CHOOSING = ("correction_bias", "expert_bias")
+"""Endings of the names of biases that only choose which experts read a token, as in DeepSeek-V3. The loss has no
+gradient in them."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +32,8 @@ class Bitfit(Attack):
 
 
 def _vectors_only(network: PreTrainedModel, attack_seed: int) -> PreTrainedModel:
-    vectors = {name: weight for name, weight in network.named_parameters() if weight.ndim == 1}
+    trainable = ((name, weight) for name, weight in network.named_parameters() if not name.endswith(CHOOSING))
+    vectors = {name: weight for name, weight in trainable if weight.ndim == 1}
     biases = [weight for name, weight in vectors.items() if name.endswith("bias")]
     if not vectors:
         raise NftbenchError("bitfit: the network has neither biases nor norms with a gain")

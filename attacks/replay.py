@@ -7,6 +7,7 @@ as in LAMOL (Sun et al. 2020, https://arxiv.org/abs/1909.03329, section 3). No o
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,6 +16,9 @@ from transformers import PreTrainedModel
 from nftbench import Attack, AttackerContext, Model, NftbenchError, Outcome, Prepared, Release, Task
 from nftbench.methods import seeded
 from nftbench.methods.with_text import WithText
+
+MEMORIES = ("past_key_values", "cache_params")
+"""What transformers calls that which a network keeps of the text so far: keys and values, or the states of Mamba."""
 
 
 @dataclass(frozen=True)
@@ -61,10 +65,10 @@ def written(network: PreTrainedModel, first: int, count: int, length: int) -> Te
     """
     network.eval()
     tokens = torch.full((count, 1), first, device=network.device)
-    cache = None
+    memory: dict[str, Any] = {}
     while tokens.shape[1] < length:
-        output = network(input_ids=tokens if cache is None else tokens[:, -1:], past_key_values=cache, use_cache=True)
-        cache = output.past_key_values
+        output = network(input_ids=tokens[:, -1:] if memory else tokens, use_cache=True, **memory)
+        memory = {name: output[name] for name in MEMORIES if name in output}
         drawn = torch.multinomial(output.logits[:, -1].float().softmax(-1), 1)
         tokens = torch.cat([tokens, drawn], 1)
     return tokens

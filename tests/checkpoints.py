@@ -101,7 +101,7 @@ MORE_SHAPES: dict[str, dict[str, Any]] = {
 
 def write(folder: Path, kind: str = "gpt2", *, seed: int = 0, **changes: Any) -> Path:
     """A checkpoint with random weights and the tokenizer of the toy language; `changes` are of its configuration."""
-    settings = {"model_type": kind, **SHAPES[kind], **changes}
+    settings = {"model_type": kind, **(SHAPES | MORE_SHAPES)[kind], **changes}
     networks.save(networks.build(settings, word_tokenizer(Grammar(0).words()), seed, "cpu"), folder)
     return folder
 

@@ -465,12 +465,6 @@ def _executor(work: Work, options: RunOptions, workspace: Workspace, count: int)
 # ---------------------------------------------------------------------------------------------------- rank, publish
 
 
-def complete_seeds(records: Mapping[str, Record], manifest: Manifest) -> set[int]:
-    """The base seeds of which every planned cell has a record, whatever its status."""
-    cells = manifest.cells
-    return {cell.seed for cell in cells} - {cell.seed for cell in cells if cell.key not in records}
-
-
 def name_left_out(store: Store, manifest: Manifest) -> None:
     """Say in one line how many records of the folder belong to no cell of the plan, and that they do not count."""
     from nftbench.records.unplanned import unplanned

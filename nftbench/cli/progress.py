@@ -23,6 +23,7 @@ from nftbench.records.record import Record
 from nftbench.records.store import SETTLED
 from nftbench.report import order, terminal
 from nftbench.report.labels import of
+from nftbench.running import activity
 from nftbench.running.estimate import duration
 from nftbench.running.executors.protocol import Stage
 from nftbench.running.executors.steps import Event
@@ -68,10 +69,28 @@ class Running:
     """By the monotonic clock."""
     words: str = ""
     """What its worker says that it does."""
+    said: float = 0.0
+    """When its worker said so."""
+    waited: float = 0.0
+    """For how many seconds it waited for other processes before that."""
 
     def __str__(self) -> str:
         words = f"{self.words}, " if self.words else ""
         return f"{_title(self.stage, self.job)} ({words}{duration(time.monotonic() - self.started)})"
+
+    @property
+    def waits(self) -> bool:
+        """Whether another process makes what it needs."""
+        return self.words == activity.WAITS
+
+    def says(self, words: str, now: float) -> None:
+        """Take what its worker does from now on."""
+        self.waited += now - self.said if self.waits else 0.0
+        self.words, self.said = words, now
+
+    def worked(self, now: float) -> float:
+        """For how many seconds it has run without waiting."""
+        return now - self.started - self.waited - (now - self.said if self.waits else 0.0)
 
 
 class Progress:
@@ -100,20 +119,21 @@ class Progress:
             self.running[key] = Running(event.stage, event.job, now)
             return 0.0
         if event.kind == "doing":
-            self.running[key].words = event.words
+            self.running[key].says(event.words, now)
             return 0.0
         step = self.running.pop(key, None)
-        seconds = now - step.started if step else None  # None for a job whose release could not be made
-        base = base_step(event.job.seed)
-        if event.stage == "protect" and base in self.forecast.left:  # the first release of a seed makes its base
-            self.forecast = self.forecast.after(base, seconds).after(key, None)
-        else:
-            self.forecast = self.forecast.after(key, seconds)
+        # Not measured: a job whose release could not be made, and a step that waited until another process had done it.
+        measured = step.worked(now) if step and not step.waits else None
+        if event.stage == "protect":  # the first release of a seed makes its base, or waits until it is made
+            base = base_step(event.job.seed)
+            made = step is not None and not step.waited and not step.waits
+            self.forecast = self.forecast.after([key, base] if made else [base], measured if made else None)
+        self.forecast = self.forecast.after([key], measured)
         if event.stage == "attack":
             failed = sum(record.status not in SETTLED for record in event.records)
             self.failed += failed
             self.done += len(event.job.cells) - failed
-        return seconds or 0.0
+        return now - step.started if step else 0.0
 
     def seconds_left(self) -> float:
         """The estimated time until the run is over. It is not estimated more often than it may take time."""
@@ -129,7 +149,7 @@ class Progress:
         for key, step in list(self.running.items()):  # a copy, because the run goes on while this is shown
             base = base_step(step.job.seed)
             makes_base = step.stage == "protect" and base in self.forecast.left
-            spent[base if makes_base else key] = now - step.started
+            spent[base if makes_base else key] = step.worked(now)
         return self.forecast.total(self.workers, spent)
 
     def outlook(self) -> str:

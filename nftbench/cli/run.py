@@ -99,6 +99,7 @@ def _run(
     Of several shares, the one that ends last publishes.
     """
     from nftbench.cli import execution
+    from nftbench.records.count import complete_seeds
     from nftbench.report import terminal
 
     store = work.store
@@ -110,7 +111,7 @@ def _run(
             return
         manifest = store.manifest()
         records = store.planned(manifest)
-        leaderboard = execution.rank(records, manifest, {seed, *execution.complete_seeds(records, manifest)})
+        leaderboard = execution.rank(records, manifest, {seed, *complete_seeds(manifest, records)})
         execution.publish(leaderboard, records, store.results, command)
         typer.echo(f"seed {seed} is complete; the leaderboard so far, also in {store.results}:")
         console().print(terminal.ranking(leaderboard))

@@ -191,11 +191,16 @@ def check_finite(network: nn.Module, name: str) -> None:
 
 
 def untrained(network: PreTrainedModel, seed: int) -> PreTrainedModel:
-    """Make a network of the same architecture, precision and device, with weights drawn from `seed`."""
+    """Make a network of the same architecture, precision and device, with weights drawn from `seed`.
+
+    It has the same parameters: where `network` was loaded for an attacker, saved buffers are parameters here too.
+    """
     config = type(network.config).from_dict(network.config.to_dict())
     config._attn_implementation = network.config._attn_implementation
     with seeded(seed):
         fresh = type(network)(config)
+    if dict(fresh.named_parameters()).keys() != dict(network.named_parameters()).keys():
+        _make_all_trainable(fresh)
     return fresh.to(device=network.device, dtype=network.dtype)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
+from nftbench.records.manifest import Manifest
 from nftbench.records.record import Record
 from nftbench.records.store import SETTLED
 
@@ -33,3 +34,9 @@ def count(keys: Collection[str], records: Mapping[str, Record]) -> Count:
     """Count the cells that have these keys."""
     found = [records[key] for key in keys if key in records]
     return Count(len(keys), len(found), sum(record.status in SETTLED for record in found))
+
+
+def complete_seeds(manifest: Manifest, recorded: Collection[str]) -> set[int]:
+    """The base seeds of which every planned cell has a record, whatever its status; `recorded` are keys of records."""
+    cells = [*manifest.cells, *manifest.readings]
+    return {cell.seed for cell in cells} - {cell.seed for cell in cells if cell.key not in recorded}

@@ -401,6 +401,10 @@ class Store:
         with self._held(self.cache, f"{kind}-{key}"):
             yield
 
+    def is_locked(self, kind: str, key: str) -> bool:
+        """Whether a process holds the artifact's lock, as far as this one knows."""
+        return leases.holder(leases.file(self.cache, f"{kind}-{key}"), self.expiry) is not None
+
     def confirm(self, kind: str, key: str) -> None:
         """Make sure that this process still holds the artifact's lock.
 

@@ -14,6 +14,8 @@ from multiprocessing.connection import Connection
 
 LONGEST = 200
 """Characters of a message's words. A pipe takes 512 bytes, and on Linux 4096, whole or not at all."""
+WAITS = "waits for another process"
+"""What a process says while another one makes what it needs."""
 OFTEN = 1.0
 """The shortest time, in seconds, between two messages about the steps of one training run."""
 

@@ -93,12 +93,12 @@ def remaining(plan: Plan, store: Store, settled: set[str]) -> Left:
 
 
 def memory_line(left: Left, parameters: int, workers: int) -> str:
-    """An estimate of the memory that all workers need together, if each attacks the largest release."""
+    """An estimate of the memory of all workers together, and of each, if each attacks the largest release."""
     if not left.cells:
         return "nothing is left to run"
-    size = memory_bytes(left, parameters, workers) / 1e9
+    size, each = (memory_bytes(left, parameters, count) / 1e9 for count in (workers, 1))
     largest = _largest(left, parameters)
-    many = f"{workers} worker{'s' * (workers > 1)}"
+    many = f"{workers} workers, {each:.2g} GB each" if workers > 1 else "1 worker"
     return f"about {size:.2g} GB with {many}, for a model of {largest / 1e6:.3g} M parameters"
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import statistics
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -106,14 +106,20 @@ class Forecast:
         ]
         return max([sum(each) / workers, *each])
 
-    def after(self, key: str, seconds: float | None) -> Forecast:
-        """The forecast once a step has ended, which took so long; None where its time was not measured."""
-        if key not in self.left:
-            return self
-        step, measured = self.left[key], dict(self.measured)
-        if seconds is not None:
-            measured[step.kind] = [*measured.get(step.kind, ()), (seconds, step)]
-        return Forecast({other: one for other, one in self.left.items() if other != key}, measured)
+    def after(self, keys: Collection[str], seconds: float | None) -> Forecast:
+        """The forecast once steps have ended that took so long together; None where their time was not measured.
+
+        Of several steps, each is taken to have had the share of the time that was expected of it. The first release of
+        a seed makes the base on its way, and the two cannot be told apart: of a given base, whose files are only read,
+        it would otherwise seem that reading takes as long as all checks of a release.
+        """
+        ended = [self.left[key] for key in keys if key in self.left]
+        measured, together = dict(self.measured), sum(map(self.seconds, ended))
+        if seconds is not None and together:
+            for step in ended:
+                share = seconds * self.seconds(step) / together
+                measured[step.kind] = [*measured.get(step.kind, ()), (share, step)]
+        return Forecast({key: step for key, step in self.left.items() if key not in keys}, measured)
 
 
 def base_step(seed: int) -> str:

@@ -21,9 +21,8 @@ logits."""
 LOGIT_COPIES = 3
 """Logits, their log-softmax, and their gradient."""
 CHECKED_TOKENS = 12_000
-"""Tokens of forward passes that cost as much as the referee's checks of one large release. The gradient check
-alone took 48 CPU-seconds on SmolLM2-135M with three lengths of differences, of which two are left; reading plain text
-adds to it."""
+"""Tokens of forward passes that cost as much as the referee's checks of one large release. The gradient check alone
+took 19 CPU-seconds on a Llama of SmolLM2's shape with 163 million parameters; reading plain text adds to it."""
 
 
 def checkpoint(given: GivenModel) -> Checkpoint:

@@ -60,6 +60,8 @@ def base_folder(workspace: Workspace, seed: int, fraction: float = 1.0) -> Path:
     # One run gives the base and every checkpoint that the suite names; any other fraction needs its own run.
     wanted = sorted({steps, *(step_at(recipe, kept) for kept in recipe.checkpoints), recipe.steps} - {0})
     while (folder := workspace.store.artifact("bases", f"{key}-{steps}")) is None:
+        if workspace.store.is_locked("runs", key):
+            activity.tell(activity.WAITS)
         # Where the lock is lost, another process pre-trains the base now, and it is waited for.
         with workspace.store.lock("runs", key), contextlib.suppress(LostError):
             missing = [step for step in wanted if workspace.store.artifact("bases", f"{key}-{step}") is None]

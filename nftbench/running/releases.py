@@ -45,7 +45,7 @@ from nftbench.models import networks
 from nftbench.planning import code_origin, registry
 from nftbench.planning.plan import Job
 from nftbench.records.spec import Spec
-from nftbench.running import failures, given_base, isolation, plain_text, protecting
+from nftbench.running import activity, failures, given_base, isolation, plain_text, protecting
 from nftbench.running.owner import Owner, Recipe, base_folder, base_seconds, kept_bases
 from nftbench.running.plain_text import PlainTexts
 from nftbench.running.protecting import ADAPTER, OPENED, text_of
@@ -95,6 +95,8 @@ def make_release(workspace: Workspace, spec: Spec, seed: int, key: str) -> Path:
     def has_all_parts() -> bool:
         return all(store.artifact(kind, key) is not None for kind in kinds)
 
+    if store.is_locked("releases", key):
+        activity.tell(activity.WAITS)
     if not has_all_parts():  # secret or protection is missing or damaged: all parts are made together
         store.discard("releases", key, unless=has_all_parts)
     found = store.artifact("releases", key)

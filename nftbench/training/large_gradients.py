@@ -19,8 +19,8 @@ STEP_SIZES = (1e-4, 1e-3)
 """Lengths of the finite differences; the one that agrees best counts. Shorter ones drown in the rounding of norms that
 always compute in float32, such as Llama's; over longer ones the loss is not linear. SmolLM2-135M reads 2e-4, in 2.6 GB;
 all that `costs.gradient_error` tries on it reads the same, in 12 GB."""
-CHUNK = 2**22
-"""Weights that are changed at once."""
+CHUNK = 2**16
+"""Weights that are changed at once. In float64 they take half a megabyte, which fits into a core's cache."""
 
 
 def gradient_error(network: nn.Module, loss: Callable[[nn.Module], Tensor], seed: int) -> float:
@@ -32,17 +32,17 @@ def gradient_error(network: nn.Module, loss: Callable[[nn.Module], Tensor], seed
     Afterwards the network is as it was.
     """
     parameters = list(network.train().requires_grad_(True).parameters())
+    directions = [list(_signs(network, seed, number)) for number in range(DIRECTIONS)]
+    least = [_least(weight.detach()) for weight in parameters]
     gradients = torch.autograd.grad(loss(network), parameters, allow_unused=True, materialize_grads=True)
-    derivatives = [
-        sum(
-            float((gradient.double() * sign * _scale(weight.detach())).sum())
-            for gradient, sign, weight in zip(gradients, _signs(network, seed, number), parameters, strict=True)
-        )
-        for number in range(DIRECTIONS)
-    ]
+    derivatives = [0.0] * DIRECTIONS
+    for gradient, weight, smallest, *signs in zip(gradients, parameters, least, *directions, strict=True):
+        scaled = gradient.double().mul_(weight.detach().abs().double().add_(smallest))
+        for number, sign in enumerate(signs):
+            derivatives[number] += float((scaled * sign).sum())
     del gradients
     typical = math.sqrt(sum(value * value for value in derivatives) / DIRECTIONS)
-    differences = _differences(network, loss, parameters, seed)
+    differences = _differences(network, loss, parameters, directions, least)
     errors = [
         min(_relative(derivative, difference, typical) for difference in along)
         for derivative, along in zip(derivatives, differences, strict=True)
@@ -52,7 +52,11 @@ def gradient_error(network: nn.Module, loss: Callable[[nn.Module], Tensor], seed
 
 @torch.no_grad()
 def _differences(
-    network: nn.Module, loss: Callable[[nn.Module], Tensor], parameters: Sequence[nn.Parameter], seed: int
+    network: nn.Module,
+    loss: Callable[[nn.Module], Tensor],
+    parameters: Sequence[nn.Parameter],
+    directions: Sequence[Sequence[Tensor]],
+    least: Sequence[float],
 ) -> list[list[float]]:
     """Central differences of the loss in float64: for each direction one of each length."""
     weights = [parameter.data for parameter in parameters]
@@ -60,14 +64,13 @@ def _differences(
     network.eval().double()
     found = []
     try:
-        for number in range(DIRECTIONS):
-            signs = list(_signs(network, seed, number))
+        for signs in directions:
             along = []
             for size in STEP_SIZES:
                 values = []
                 for step in (size, -size):
-                    for parameter, weight, sign in zip(parameters, weights, signs, strict=True):
-                        _move(parameter.data, weight, sign, step)
+                    for parameter, weight, sign, smallest in zip(parameters, weights, signs, least, strict=True):
+                        _move(parameter.data, weight, sign, smallest, step)
                     values.append(float(loss(network)))
                 along.append((values[0] - values[1]) / (2 * size))
             found.append(along)
@@ -77,16 +80,12 @@ def _differences(
     return found
 
 
-def _move(target: Tensor, weight: Tensor, sign: Tensor, step: float) -> None:
-    """Write weight + step · sign · scale to `target`, a part at a time."""
-    least = _least(weight)
+def _move(target: Tensor, weight: Tensor, sign: Tensor, least: float, step: float) -> None:
+    """Write weight + step · sign · (|weight| + least) to `target`, a part at a time."""
     flat = (target.view(-1), weight.reshape(-1), sign.view(-1))
     for own, before, up in zip(*(torch.split(one, CHUNK) for one in flat), strict=True):
-        torch.add(before.double(), (before.abs().double() + least) * up, alpha=step, out=own)
-
-
-def _scale(weight: Tensor) -> Tensor:
-    return weight.abs().double() + _least(weight)
+        own.copy_(before)
+        own.add_(own.abs().add_(least).mul_(up), alpha=step)
 
 
 def _least(weight: Tensor) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from transformers.pytorch_utils import Conv1D
 from nftbench.contract import Model, Prepared, TaskContext
 from nftbench.errors import NftbenchError
 from nftbench.methods import adapters
+from nftbench.models import networks
 from nftbench.models.architectures import dlr
 from nftbench.models.networks import build, seeded
 from nftbench.planning import registry
@@ -191,6 +193,16 @@ def test_bitfit_trains_the_biases_or_where_there_are_none_the_gains(kind: str) -
     assert scale == 10
     if not biases:
         assert all("norm" in name for name in moved)
+
+
+def test_bitfit_leaves_out_biases_that_only_choose_experts(tmp_path: Path) -> None:
+    """An attacker's DeepSeek-V3 has them among its parameters; without other biases the gains are trained."""
+    network = networks.load(checkpoints.write(tmp_path, "deepseek_v3"), attacker=True).network
+    vectors = {name for name, weight in network.named_parameters() if weight.ndim == 1}
+    gains = {name for name in vectors if "norm" in name}
+    assert vectors - gains == {"model.layers.1.mlp.gate.e_score_correction_bias"}
+    moved, _ = moved_by("bitfit", network)
+    assert moved == gains
 
 
 def test_a_network_without_vectors_is_refused() -> None:

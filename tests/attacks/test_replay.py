@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from importlib import import_module
+from itertools import product
 from types import SimpleNamespace
 from typing import Any
 
@@ -21,15 +22,14 @@ from nftbench.models.networks import seeded
 from nftbench.planning import registry
 from nftbench.testing import ARCHITECTURES, FirstWord, attack_inputs, task_context, temporary_workspace, tiny_suite
 from nftbench.training.engine import Stepper
+from tests import checkpoints
 
 replay = import_module("nftbench.attacks.replay")
-
-each_architecture = pytest.mark.parametrize("kind", list(ARCHITECTURES))
 
 
 def base(kind: str, **changes: Any) -> PreTrainedModel:
     """A network with unequal word probabilities; those of a fresh one are nearly equal."""
-    settings = {"model_type": kind, **ARCHITECTURES[kind], "vocab_size": 12, **changes}
+    settings = {"model_type": kind, **(checkpoints.SHAPES | checkpoints.MORE_SHAPES)[kind], "vocab_size": 12, **changes}
     network = networks.build(settings, None, 0, "cpu").network
     generator = torch.Generator().manual_seed(1)
     for weight in network.parameters():
@@ -49,8 +49,9 @@ def released(spec: str, kind: str = "gpt2") -> tuple[Attack, Release, Any, Any]:
 # ------------------------------------------------------------------------------------------------------------ the text
 
 
-@each_architecture
-@pytest.mark.parametrize("locked", [False, True])
+@pytest.mark.parametrize(
+    ("kind", "locked"), [*product(ARCHITECTURES, [False, True]), *product(["mamba", "mamba2", "falcon_h1"], [False])]
+)
 def test_each_token_is_drawn_given_all_tokens_before_it(kind: str, locked: bool) -> None:
     """The same random draws without a cache: one pass over the whole text for each token."""
     network = dlr.lock(base(kind), 2).eval() if locked else base(kind)

@@ -15,6 +15,7 @@ from nftbench.planning.plan import Job
 from nftbench.records.count import Count
 from nftbench.records.record import Cell, Record
 from nftbench.records.spec import Spec
+from nftbench.running import activity
 from nftbench.running.executors.steps import Event
 from nftbench.running.forecast import Forecast, Step, base_step
 from nftbench.scoring import Leaderboard
@@ -117,20 +118,62 @@ def test_the_time_left_is_there_from_the_start_and_follows_what_is_measured(cloc
     assert state.seconds_left() == pytest.approx(max((100 + 2 * 10 + 4 * 10) / 2, 100))
     for event in events(clock, "protect", JOBS[0], 50.0):  # it makes the base on its way
         state.add(event)
-    # half of what was predicted, so that all others are expected to take half, too
-    assert state.seconds_left() == pytest.approx((10 + 4 * 10) / 2 / 2)
+    # of 110 s predicted for both, so that all others are expected to take as much less, too
+    assert state.seconds_left() == pytest.approx((10 + 4 * 10) * (50 / 110) / 2)
     ok = factories.record("none", "none", "topic", 0, 1)
     for event in events(clock, "attack", JOBS[0], 40.0, [ok, ok]):
         state.add(event)
     assert (state.done, state.failed) == (2, 0)
     # attack `none` took 40 s, and so `full` is expected to take as long; releases still take half
-    assert state.seconds_left() == pytest.approx((3 * 40 + 10 * 50 / 100) / 2, rel=0.2)
+    assert state.seconds_left() == pytest.approx((3 * 40 + 10 * 50 / 110) / 2)
     state.add(Event("started", "attack", JOBS[2]))
     before = state.seconds_left()
     clock[0] += 30
     assert state.seconds_left() == pytest.approx(before - 15)
     clock[0] += 1000
     assert state.seconds_left() >= progress_of().forecast.seconds(Step("attack", "none", 1.0))
+
+
+RECORDED = (
+    (173.97, "started", ""),
+    (181.60, "doing", "makes the text of seed 0"),
+    (184.16, "doing", "protects the model"),
+    (195.34, "doing", "examines the release"),
+    (548.41, "finished", ""),
+)
+"""Seconds of the first release of a run on a given base of 5 million parameters, on a machine with much other work. Its
+worker read the base, which takes no time, and checked the release."""
+
+
+def test_a_base_that_is_only_read_does_not_make_all_else_seem_slow(clock: list[float]) -> None:
+    """1.4 s are predicted for the base and 2.5 s for a release. Other releases cannot take longer than both have."""
+    steps = {job.release: Step("protect", str(job.defense), 2.5) for job in JOBS}
+    state = progress.Progress(Count(8, 0, 0), Forecast({base_step(0): Step("base", "", 1.4), **steps}), len(JOBS), 1)
+    for moment, kind, words in RECORDED:
+        clock[0] = moment
+        state.add(Event(kind, "protect", JOBS[0], words=words))  # type: ignore[arg-type]
+    took = RECORDED[-1][0] - RECORDED[0][0]
+    assert state.seconds_left() == pytest.approx(took * 2.5 / (1.4 + 2.5))
+    assert state.seconds_left() < took
+
+
+def test_waiting_for_another_process_is_no_work(clock: list[float]) -> None:
+    """Two runs share a cache. This one waits 400 s for the base, and 300 s until a release has been made."""
+    state = progress_of()
+    state.add(Event("started", "protect", JOBS[0]))
+    state.add(Event("doing", "protect", JOBS[0], words=activity.WAITS))
+    clock[0] += 400
+    assert state.seconds_left() == pytest.approx(100 + 2 * 10 + 4 * 10)
+    state.add(Event("doing", "protect", JOBS[0], words="protects the model"))
+    clock[0] += 5
+    state.add(Event("finished", "protect", JOBS[0]))
+    # 5 s for a release of 10, and nothing is known about bases
+    assert state.seconds_left() == pytest.approx((10 + 4 * 10) / 2)
+    state.add(Event("started", "protect", JOBS[2]))
+    state.add(Event("doing", "protect", JOBS[2], words=activity.WAITS))
+    clock[0] += 300
+    assert state.add(Event("finished", "protect", JOBS[2])) == 300
+    assert state.seconds_left() == pytest.approx(4 * 10 / 2)
 
 
 def test_a_job_whose_release_failed_has_no_time_of_its_own(clock: list[float]) -> None:

@@ -15,6 +15,7 @@ from nftbench.cli.execution import PUBLIC_SALT
 from nftbench.cli.salt import plan_with_salt
 from nftbench.errors import NftbenchError
 from nftbench.planning.plan import Plan, plan
+from nftbench.records.count import complete_seeds
 from nftbench.records.store import Store
 from nftbench.suites.schema import Suite
 from nftbench.testing import tiny_suite
@@ -197,7 +198,7 @@ def test_the_leaderboard_so_far_scores_complete_seeds_alone(call: Call) -> None:
     records = store.planned(manifest)
     late = next(cell.key for cell in manifest.cells if cell.seed == 1)
     begun = {key: record for key, record in records.items() if key != late}
-    assert execution.complete_seeds(begun, manifest) == {0}
+    assert complete_seeds(manifest, begun) == {0}
     board = execution.rank(begun, manifest, {0})
     assert (board.origin.records, board.origin.planned) == (sum(cell.seed == 0 for cell in manifest.cells),) * 2
     assert all(not one.incomplete for one in board.scores)

@@ -130,7 +130,7 @@ def suite(plan: Plan, limit: float) -> str:
             left = max(limit - (time.monotonic() - begun), 1.0)
             packed = call([*nftbench, verb, str(folder)], left, plan.out / "suite.txt", cache)
             said = said if said != "done" else packed
-        whole = seed in complete_seeds(folder)
+        whole = seed in seeds_in(folder)
         # Under another name, --add takes nothing that does not count.
         kept = plan.out / (f"{SUITE}-rehearsal" if plan.rehearse else SUITE if whole else f"{SUITE}-unfinished")
         kept.mkdir(exist_ok=True)
@@ -172,23 +172,22 @@ def call(command: Sequence[str], limit: float, log: Path, environment: Mapping[s
 # --------------------------------------------------------------------------------------------------------------- seeds
 
 
-def complete_seeds(folder: Path) -> set[int]:
-    """The seeds of a folder of results all of whose cells have a record."""
+def seeds_in(folder: Path) -> set[int]:
+    """The complete seeds of a folder of results; none where there is no manifest."""
+    from nftbench.records.count import complete_seeds
     from nftbench.records.store import Store, default_cache
 
     if not (folder / "manifest.json").exists():
         return set()
     store = Store(folder, default_cache())
-    manifest, recorded = store.manifest(), store.records().keys()
-    cells = [*manifest.cells, *manifest.readings]
-    return {cell.seed for cell in cells} - {cell.seed for cell in cells if cell.key not in recorded}
+    return complete_seeds(store.manifest(), store.records())
 
 
 def next_seed(folder: Path) -> int | None:
     """The suite's first seed that a folder of results lacks; None if it holds them all."""
     from nftbench import suites
 
-    done = complete_seeds(folder)
+    done = seeds_in(folder)
     return next((seed for seed in suites.read(SUITE).seeds if seed not in done), None)
 
 
@@ -209,7 +208,7 @@ def add(brought: Path, results: Path = RESULTS) -> int:
         if results.is_dir():
             results.rename(Path(temporary) / "before")
         merged.rename(results)
-    print(f"{results}: seeds {', '.join(map(str, sorted(complete_seeds(results))))}")
+    print(f"{results}: seeds {', '.join(map(str, sorted(seeds_in(results))))}")
     return 0
 
 

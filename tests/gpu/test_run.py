@@ -89,23 +89,23 @@ def test_without_a_gpu_nothing_is_run(capsys: pytest.CaptureFixture[str], monkey
 
 def test_a_seed_is_complete_if_all_its_cells_have_a_record(workspace: Callable[..., Any], tmp_path: Path) -> None:
     here = workspace(seeds=[0, 1, 2], tasks=["toy_topic"])
-    assert script.complete_seeds(here.store.results) == set()
+    assert script.seeds_in(here.store.results) == set()
     here.store.write_manifest(here.plan.manifest())
-    assert script.complete_seeds(here.store.results) == set()
+    assert script.seeds_in(here.store.results) == set()
     jobs = [job for job in here.plan.jobs() if job.seed in (0, 2)]
     for _ in steps.run(here, jobs, LocalExecutor(here, 1)):
         pass
-    assert script.complete_seeds(here.store.results) == {0, 2}
+    assert script.seeds_in(here.store.results) == {0, 2}
     (lost,) = [path for path in (here.store.results / "records").glob("*.json") if '"seed": 2' in path.read_text()][:1]
     lost.unlink()
-    assert script.complete_seeds(here.store.results) == {0}
+    assert script.seeds_in(here.store.results) == {0}
 
 
 @pytest.mark.parametrize(("done", "following"), [(set(), 0), ({0, 1}, 2), ({1}, 0), ({0, 1, 2, 3, 4}, None)])
 def test_the_next_seed_is_the_first_that_lacks(
     monkeypatch: pytest.MonkeyPatch, done: set[int], following: int | None
 ) -> None:
-    monkeypatch.setattr(script, "complete_seeds", lambda folder: done)
+    monkeypatch.setattr(script, "seeds_in", lambda folder: done)
     assert script.next_seed(Path("results")) == following
 
 
@@ -119,11 +119,11 @@ def test_seeds_that_are_brought_back_add_up(workspace: Callable[..., Any], tmp_p
         for _ in steps.run(here, [job for job in here.plan.jobs() if job.seed == seed], LocalExecutor(here, 1)):
             pass
         assert script.add(tmp_path / f"brought-{seed}", results) == 0
-        assert script.complete_seeds(results) == set(range(seed + 1))
+        assert script.seeds_in(results) == set(range(seed + 1))
     assert (results / "records.jsonl.xz").exists()
     assert (results / "leaderboard.md").exists()
     assert script.add(tmp_path / "nothing", results) == 2
-    assert script.complete_seeds(results) == {0, 1}
+    assert script.seeds_in(results) == {0, 1}
 
 
 def test_the_suite_is_as_small_as_a_loan_of_a_gpu_wants_and_can_be_ranked() -> None:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from nftbench.errors import NftbenchError
+from nftbench.methods import estimators
 from nftbench.models import networks
 from nftbench.running.releases import _check_published
 from tests import checkpoints
@@ -89,3 +90,15 @@ def test_an_extra_tensor_is_found(name: str | None, kind: str, tmp_path: Path) -
     checkpoints.edit(tmp_path, lambda held: {**held, name: torch.ones(3)})
     with pytest.raises(NftbenchError, match=f"a tensor that its architecture lacks: {name}"):
         _check_published(tmp_path, networks.load(tmp_path))
+
+
+def test_an_untrained_network_has_the_parameters_of_the_one_that_it_is_made_for(tmp_path: Path) -> None:
+    """DeepSeek-V3 keeps the biases that choose experts as buffers, and an attacker has them among the parameters."""
+    folder = checkpoints.write(tmp_path, "deepseek_v3")
+    for attacker in (False, True):
+        network = networks.load(folder, attacker=attacker).network
+        names = dict(network.named_parameters()).keys()
+        assert any(name.endswith("correction_bias") for name in names) == attacker
+        fresh = networks.untrained(network, 1)
+        assert dict(fresh.named_parameters()).keys() == names
+        assert set(estimators.likelihood(network, fresh)) == names

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import multiprocessing
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection
 from types import SimpleNamespace
 
 import pytest
 
-from nftbench.running import activity
+from nftbench.planning.keys import base_key
+from nftbench.running import activity, referee
+from nftbench.running.workspace import Workspace
 
 
 @pytest.fixture
@@ -54,3 +57,31 @@ def test_without_a_pipe_nothing_is_said(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(activity, "_here", activity._Teller())
     activity.begin("protect abc")
     activity.tell("protects the model")
+
+
+@pytest.mark.parametrize("kind", ["releases", "runs"])
+def test_a_worker_says_that_it_waits_until_another_process_has_made_what_it_needs(
+    kind: str, heard: Connection, workspace: Callable[..., Workspace]
+) -> None:
+    here = workspace(defenses=["none"], fresh=True)
+    (job,) = [job for job in here.plan.jobs() if job.seed == 0 and str(job.attack) == "none"]
+    key = job.release if kind == "releases" else base_key(here.suite, 0, None, here.device)[:32]
+    taken, said = threading.Event(), list[str]()
+
+    def make() -> None:
+        """Another run, which holds the lock until this one waits for it."""
+        with here.store.lock(kind, key):
+            taken.set()
+            while activity.WAITS not in said and heard.poll(300):
+                said.extend(words for _, words in activity.hear(heard))
+
+    other = threading.Thread(target=make)
+    other.start()
+    assert taken.wait(300)
+    referee.protect(here, job)
+    other.join()
+    assert said[-1] == activity.WAITS
+    assert "protects the model" not in said
+    after = [words for _, words in activity.hear(heard)]
+    assert "protects the model" in after
+    assert activity.WAITS not in after

@@ -89,13 +89,20 @@ def test_what_is_not_measured_is_as_much_slower_as_what_is() -> None:
     release = Step("protect", "pmp", 10.0)
     found = Forecast({"full": slow, "lora": other, "pmp": release})
     assert [found.seconds(step) for step in (slow, other, release)] == [12.0, 6.0, 10.0]
-    found = found.after("full", 36.0)
+    found = found.after(["full"], 36.0)
     assert "full" not in found.left
     assert [found.seconds(step) for step in (slow, other, release)] == [36.0, 18.0, 30.0]
-    found = found.after("pmp", 5.0)  # of its own stage alone
+    found = found.after(["pmp"], 5.0)  # of its own stage alone
     assert found.seconds(other) == 18.0
     assert found.seconds(release) == 5.0
-    assert found.after("lora", None).total(1) == 0.0
+    assert found.after(["lora"], None).total(1) == 0.0
+
+
+def test_steps_that_ended_together_share_their_time_as_was_expected() -> None:
+    base, release, job = Step("base", "", 2.0), Step("protect", "none", 28.0), Step("attack", "lora", 10.0, 3)
+    found = Forecast({"base": base, "none": release, "lora": job}).after(["base", "none", "of another run"], 90.0)
+    assert list(found.left) == ["lora"]
+    assert [found.seconds(step) for step in (base, release, job)] == [6.0, 84.0, 90.0]
 
 
 def test_many_workers_do_not_shorten_the_longest_step() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,11 @@ from nftbench.models import networks
 from nftbench.planning import pinning
 from nftbench.planning.plan import Plan, plan
 from nftbench.records import disk_budget
+from nftbench.records.record import Cell
 from nftbench.records.spec import Spec
 from nftbench.records.store import Store
 from nftbench.running import estimate, preflight, releases
+from nftbench.running.given_estimate import step_bytes
 from nftbench.running.workspace import Workspace, load_task, make_corpus
 from nftbench.suites.schema import Suite
 from nftbench.testing import tiny_suite
@@ -325,3 +328,38 @@ def test_the_disk_that_a_plan_expects_is_what_a_run_takes(base: Path, tmp_path: 
     }
     assert expected == 4 * 3 * size, "the base, noise and prune; the release of none is the base"
     assert sum(written.values()) == pytest.approx(expected, rel=0.5)
+
+
+SMOLLM2 = {
+    "model_type": "llama",
+    "hidden_size": 576,
+    "intermediate_size": 1536,
+    "num_hidden_layers": 30,
+    "num_attention_heads": 9,
+    "num_key_value_heads": 3,
+    "vocab_size": 49152,
+}
+"""The shape of SmolLM2-135M. With a head that is not tied it has 163 million parameters."""
+
+
+@pytest.mark.parametrize(
+    ("copies", "tokens", "measured"),
+    [
+        # The attack's process peaked at 5.2 GB in two steps of AdamW; its worker holds the release beside it, 1.0 GB.
+        (estimate.COPIES, 256, 6.2e9),
+        # The check of the release's gradients peaked at 3.1 GB, in the worker itself.
+        (estimate.CHECKED_COPIES, 160, 3.1e9),
+    ],
+)
+def test_memory_is_within_a_factor_of_two_of_what_was_measured_for_each_worker_and_for_all(
+    copies: int, tokens: int, measured: float, tmp_path: Path
+) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(SMOLLM2))
+    cell = Cell(Spec("none"), Spec("full"), Spec("toy_topic"), 0, "key", "release")
+    left = estimate.Left((cell,), (), (), step_bytes=step_bytes(given(tmp_path), tokens), copies=copies)
+    for workers in (1, 2):
+        assert measured / 2 < estimate.memory_bytes(left, 162_826_560, workers) / workers < 2 * measured
+    each, both = (f"{estimate.memory_bytes(left, 162_826_560, workers) / 1e9:.2g} GB" for workers in (1, 2))
+    size = "for a model of 163 M parameters"
+    assert estimate.memory_line(left, 162_826_560, 1) == f"about {each} with 1 worker, {size}"
+    assert estimate.memory_line(left, 162_826_560, 2) == f"about {both} with 2 workers, {each} each, {size}"

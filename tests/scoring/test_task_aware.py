@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from nftbench.contract import Claim, Protection
+from nftbench.contract import Claim, OwnerLedger, Protection, Spent
 from nftbench.records.record import Record
 from nftbench.records.spec import Spec
 from nftbench.scoring.grid import Grid, arrange
@@ -188,6 +188,28 @@ def test_untested_where_seeds_cells_or_told_tasks_are_missing() -> None:
     others: Scores = {place: values for place, values in UNDEFENDED.items() if place[0] in (RIDGE, FULL)}
     (immune,) = _lines(_rows("none", others), _rows("immune", plain, CLAIM, (TOLD,)))
     assert (immune.claim, immune.adaptive) == ("untested", "refuted")
+
+
+def test_what_the_defense_spent_is_beside_what_the_suite_allows() -> None:
+    """That of the base seed with most steps; nothing of older records, and a dash for no limit."""
+
+    def spent(steps: int, allowed: Spent) -> Protection:
+        return Protection(1000, 1.0, ledger=OwnerLedger(Spent(steps, 32 * steps, 1000), allowed))
+
+    def shown(protections: Sequence[Protection | None]) -> tuple[str, ...]:
+        records = [
+            replace(one, protection=protections[one.seed]) if one.attack == "none" else one
+            for one in _rows("immune", IMMUNE, CLAIM, (TOLD,))
+        ]
+        table = TaskAware.of(SuiteEvidence(_grid(_rows("none", UNDEFENDED), records), {})).tables()[0]
+        assert table.header == ("defense", "told", "steps / allowed", "tokens / allowed", "its claim", "all probes")
+        return table.rows[0]
+
+    limits = Spent(1000, 32_000, 1250)
+    most = [spent(steps, limits) for steps in (900, 1600, 1500)]
+    assert shown(most) == ("immune", TOLD, "1,600 / 1,000", "51,200 / 32,000", "holds", "refuted")
+    assert shown([spent(900, Spent())] * 3)[2:4] == ("900 / –", "28,800 / –")
+    assert shown([None] * 3)[2:4] == ("–", "–")
 
 
 def test_only_defenses_that_are_told_tasks_and_have_a_claim_are_in_the_table() -> None:

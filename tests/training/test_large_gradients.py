@@ -61,6 +61,15 @@ def test_what_differs_between_training_and_evaluation_is_found(network: nn.Modul
     assert large_gradients.gradient_error(TwoFaced(), loss, 0) > 0.1
 
 
+def test_weights_are_moved_part_by_part_as_in_one_piece() -> None:
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(3, large_gradients.CHUNK + 5, generator=generator)
+    sign = torch.randint(-1, 2, weight.shape, generator=generator, dtype=torch.int8)
+    target = torch.empty(weight.shape, dtype=torch.float64)
+    large_gradients._move(target, weight, sign, 1e-6, -1e-3)
+    assert torch.equal(target, torch.add(weight.double(), (weight.double().abs() + 1e-6) * sign, alpha=-1e-3))
+
+
 def test_the_referee_takes_it_for_large_networks_alone(network: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
     from nftbench.running import releases
 

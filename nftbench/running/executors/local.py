@@ -27,7 +27,7 @@ from nftbench.records import leases
 from nftbench.records.record import Record
 from nftbench.running import activity, isolation
 from nftbench.running.executors import worker
-from nftbench.running.executors.protocol import LISTEN_SECONDS, News, Stage, Step
+from nftbench.running.executors.protocol import LISTEN_SECONDS, News, Stage, Step, name_of
 
 if TYPE_CHECKING:
     from nftbench.running.workspace import Workspace
@@ -151,7 +151,7 @@ class LocalExecutor:
 
 
 def _perform(stage: Stage, job: Job) -> Records:
-    activity.begin(Step((0, 0, 0), stage, job).name)
+    activity.begin(name_of(stage, job))
     return worker.perform(_given[0], stage, job)
 
 

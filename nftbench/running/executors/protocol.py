@@ -25,7 +25,12 @@ class Step:
 
     @property
     def name(self) -> str:
-        return f"{self.stage} {self.job.key}"
+        return name_of(self.stage, self.job)
+
+
+def name_of(stage: Stage, job: Job) -> str:
+    """The name of a step, by which its worker says what it does."""
+    return f"{stage} {job.key}"
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,8 @@
 """Task-aware defenses: suppression on the tasks that they were given, on held-out tasks, and on benign tasks.
 
 Such a defense knows the tasks that it should resist, so that it would be unfair to rank it among the others. The table
-shows each attack separately. A claim about gradient descent on a linear probe is shown beside other solvers of the same
-probe, other precisions, and fine-tuning of all weights.
+shows each attack separately, and what the defense spent. A claim about gradient descent on a linear probe is shown
+beside other solvers of the same probe, other precisions, and fine-tuning of all weights.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal, get_args
 
-from nftbench.contract import Claim
+from nftbench.contract import Claim, OwnerLedger
 from nftbench.records.record import Row
 from nftbench.records.spec import Spec
 from nftbench.scoring.flags import at_their_best
@@ -26,6 +26,8 @@ Group = Literal["told", "held_out", "benign"]
 GROUPS: tuple[Group, ...] = get_args(Group)
 ADAPTATIONS = ("linear_probe", "finetuning")
 """The kinds of attacks in the claims of this table. Merging has a table of its own."""
+SPENT = ("steps", "tokens")
+"""What is shown of the ledger."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,8 @@ class AwareRow:
     """The attacked tasks of each group; a group may be empty."""
     attacks: tuple[AttackScores, ...]
     """Attack `none` first, then those of the claim, then the rest."""
+    ledger: OwnerLedger | None = None
+    """What the defense spent and what the suite allows, at the base seed with most steps. Older records lack it."""
     claim: Verdict = "untested"
     """The verdict against the attacks that the claim is about."""
     adaptive: Verdict = "untested"
@@ -103,7 +107,14 @@ class TaskAware(SideTable):
 
     def tables(self) -> tuple[Table, ...]:
         verdicts = tuple(
-            (one.defense, ", ".join(one.tasks["told"]) or UNKNOWN, one.claim, one.adaptive) for one in self.rows
+            (
+                one.defense,
+                ", ".join(one.tasks["told"]) or UNKNOWN,
+                *(_spent(one.ledger, name) for name in SPENT),
+                one.claim,
+                one.adaptive,
+            )
+            for one in self.rows
         )
         losses = tuple(
             (
@@ -116,7 +127,11 @@ class TaskAware(SideTable):
             for one in row.attacks
         )
         return (
-            Table("Task-aware defenses", ("defense", "told", "its claim", "all probes"), verdicts),
+            Table(
+                "Task-aware defenses",
+                ("defense", "told", *(f"{name} / allowed" for name in SPENT), "its claim", "all probes"),
+                verdicts,
+            ),
             Table(
                 "Suppression by task-aware defenses",
                 ("defense", "attack", "claimed", "told tasks", "held-out tasks", "benign tasks"),
@@ -140,7 +155,21 @@ def _row(grid: Grid, defense: str, claim: Claim) -> AwareRow:
         for attack in sorted(_tried(grid, defense))
     ]
     ordered = sorted(scores, key=lambda one: (one.attack != NONE, not one.claimed))
-    return AwareRow(defense, row, tasks, tuple(ordered))
+    return AwareRow(defense, row, tasks, tuple(ordered), _ledger(grid, defense))
+
+
+def _ledger(grid: Grid, defense: str) -> OwnerLedger | None:
+    protections = (record.protection for record in grid.records.values() if record.defense == defense)
+    ledgers = [found.ledger for found in protections if found is not None and found.ledger is not None]
+    return max(ledgers, key=lambda one: (one.spent.steps, one.spent.tokens), default=None)
+
+
+def _spent(ledger: OwnerLedger | None, name: str) -> str:
+    """`1,600 / 800`: spent, and allowed; a dash for what is not known or not limited."""
+    if ledger is None:
+        return UNKNOWN
+    allowed = getattr(ledger.allowed, name)
+    return f"{getattr(ledger.spent, name):,} / {f'{allowed:,}' if allowed else UNKNOWN}"
 
 
 def _tasks(grid: Grid, row: Row) -> dict[Group, tuple[str, ...]]:
