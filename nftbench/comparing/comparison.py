@@ -257,17 +257,19 @@ def _judged(tested: Sequence[_Tested], alpha: float) -> list[Line]:
         called = verdict(one.found, line.better, 1.0 if p is None else p, limit, (line.min_drop, alpha))
         detectable = limit if math.isfinite(limit) else None
         line = replace(line, verdict=called, p_holm=p, detectable=detectable)
-        lines.append(replace(line, why=_why(line, one.found)))
+        lines.append(replace(line, why=_why(line, one.found, alpha)))
     return sorted(lines, key=lambda line: (ORDER.index(line.verdict), not line.moved, line.row, line.metric))
 
 
-def _why(line: Line, found: Difference) -> str:
+def _why(line: Line, found: Difference, alpha: float) -> str:
     called = line.verdict
     if not found.tested:
         return "a change of the excess is not tested: suppression and retention are" if called != "held" else ""
     seeds = f"{found.seeds} base seed{'s' * (found.seeds != 1)}"
+    way = "worse" if line.better is not None and line.better < 0 else "better"
+    if not line.moved and line.p_holm is not None and line.p_holm <= alpha:
+        return f"{way}, and not by chance, but by less than --min-drop"
     if called == "underpowered" and line.moved:
-        way = "worse" if line.better is not None and line.better < 0 else "better"
         return f"{way} by what matters or more, which {seeds} cannot test"
     if called == "underpowered":
         return f"a drop that matters could be missed: {seeds}, {'paired' if found.paired else 'not paired'}"

@@ -64,6 +64,8 @@ def test_the_other_way_round_it_improved() -> None:
 def test_a_drop_below_the_smallest_that_matters_is_none() -> None:
     found = compare(run(ROWS), run(ROWS | {"pmp": WORSE}), replace(SUPPRESSION, min_drop=("15",)))
     assert of_rows(found)["pmp"] == "held"
+    (why,) = {line.why for line in found.lines if line.row == "pmp"}
+    assert why == "worse, and not by chance, but by less than --min-drop"
 
 
 def test_a_large_drop_that_may_be_chance_is_suspect() -> None:
