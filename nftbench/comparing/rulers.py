@@ -34,14 +34,11 @@ def ladder_difference(base: Side, new: Side) -> str | None:
 
 
 def same_grammars(base: Side, new: Side) -> bool:
-    """Whether a base seed has the same grammar of the toy language on both sides: a salt that the suite itself writes.
-
-    Other salts belong to a folder, and a baseline does not name them.
-    """
+    """Whether a base seed has the same grammar of the toy language on both sides: the same salt, known on both."""
     if not (isinstance(base, Recorded) and isinstance(new, Recorded)):
         return False
-    one, other = base.manifest.suite, new.manifest.suite
-    return one.salt is not None and (one.salt, one.corpus) == (other.salt, other.corpus)
+    one, other = base.manifest, new.manifest
+    return one.salt is not None and (one.salt, one.suite.corpus) == (other.salt, other.suite.corpus)
 
 
 def notes(base: Side, new: Side) -> Iterator[str]:

@@ -49,10 +49,11 @@ def records(
 
 
 def manifest(found: Sequence[Record], **changes: Any) -> Manifest:
-    """The plan of exactly these records."""
+    """The plan of exactly these records. As a run leaves it, the suite in it has no salt."""
     suite = tiny_suite(**{"name": "tiny", **changes})
     cells = tuple(PlannedCell(*CellId.of(one), one.key) for one in found)
-    return Manifest(suite=suite, cells=cells, ladder=LADDER)
+    bare, public = suite.model_copy(update={"salt": None}), suite.salt is not None
+    return Manifest(suite=bare, salt=suite.salt, public_salt=public, cells=cells, ladder=LADDER)
 
 
 def side(found: Sequence[Record], planned: Sequence[Record] | None = None, **changes: Any) -> Recorded:
