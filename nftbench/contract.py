@@ -663,8 +663,25 @@ class PartedBatch(Protocol):
 class EvenSplit(Split, Protocol):
     """A split that can give several batches in one shape, so that networks can be trained on them at once."""
 
-    def even_batches(self, several: Sequence[Sequence[int]]) -> Sequence[Any]:
-        """Equally many documents each as batches whose tensors agree in shape, with the losses that `batch` gives."""
+    def even_batches(self, several: Sequence[Sequence[int]], *, packed: bool) -> Sequence[Any]:
+        """Equally many documents each as batches whose tensors agree in shape, with the losses that `batch` gives.
+
+        With `packed` a row may hold several documents, which takes less padding, and which not every network can read.
+        """
+        ...
+
+
+OfEach = Callable[["Callable[[nn.Module], tuple[Tensor, ...]]", int], "tuple[Tensor, ...]"]
+"""Computes a function of a network for several networks: `(function, networks at once)` to the function's tensors, each
+with a first dimension for the networks. The function changes nothing, and reads no number of a tensor."""
+
+
+@runtime_checkable
+class EachSplit(Split, Protocol):
+    """A split on which several networks of one architecture can be scored at once."""
+
+    def evaluate_each(self, of_each: OfEach) -> Sequence[Measurement]:
+        """For each network what `Task.evaluate` gives for it on this split, up to rounding."""
         ...
 
 

@@ -56,7 +56,10 @@ def training(plan: Plan) -> list[str]:
     from nftbench.training.stack import ELEMENTWISE
 
     alone = [str(spec) for spec, facts in plan.attacks.items() if facts.optimizer not in (None, *ELEMENTWISE)]
-    line = "training: a sweep's runs at once, or one by one where a network cannot be stacked; provenance.training says"
+    line = (
+        "training: a sweep's runs at once, with steps as CUDA graphs, or one by one where a network cannot be stacked; "
+        "provenance.training says which"
+    )
     return [line + (f"; one by one in any case: {', '.join(alone)}" if alone else "")]
 
 

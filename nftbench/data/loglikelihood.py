@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedTokenizerBase
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
+from nftbench.contract import OfEach
 from nftbench.errors import NftbenchError
 
 MIN_SHARING_GAIN = 1.1
@@ -29,6 +30,10 @@ PASS_OVERHEAD = 256
 
 EVEN_LENGTH = 16
 """Rows of batches in one shape are padded to a multiple of this many tokens."""
+MOST_PADDING = 0.15
+"""Documents are packed if more than this share of the tokens would be padding in rows as long as the longest one."""
+PACKED_LENGTH = 128
+"""Rows that hold several documents are a multiple of this many tokens long. Longer rows waste more of the attention."""
 IGNORED = -100
 """The target that PyTorch's cross-entropy leaves out by default."""
 
@@ -150,6 +155,9 @@ class Batch(NamedTuple):
 
     `kept` is how many of the last positions need logits. Among these positions, (`rows`, `columns`) [tokens] predict
     the tokens `targets` [tokens].
+
+    If a row holds several documents, `positions` [batch, length] counts each token's place in its document from 0.
+    Tokens attend to their own document alone.
     """
 
     ids: Tensor
@@ -157,6 +165,7 @@ class Batch(NamedTuple):
     rows: Tensor
     columns: Tensor
     targets: Tensor
+    positions: Tensor | None = None
 
     def parts(self, tokens: int) -> Iterator[tuple[float, Batch]]:
         """Batches of at most so many tokens, or of one row, each with its share of all targets."""
@@ -199,20 +208,72 @@ class Rows:
         parts = (torch.from_numpy(part) for part in (rows, columns - first, targets))
         return Batch(torch.from_numpy(ids), len(positions) - first, *parts)
 
-    def even_batches(self, several: Sequence[Sequence[int]]) -> list[Batch]:
+    def even_batches(self, several: Sequence[Sequence[int]], *, packed: bool) -> list[Batch]:
         """Batches of these sequences, each with equally many, in one shape that few others are trained in.
 
-        Rows are padded to a multiple of `EVEN_LENGTH` tokens, and all positions are kept. Missing answers' tokens are
-        `IGNORED`, as cross-entropy ignores them.
+        Rows are padded to a multiple of `EVEN_LENGTH` tokens, or to the longest sequence of all. With `packed`, and if
+        lengths vary, they hold several sequences and are a multiple of `PACKED_LENGTH` long. All positions are kept.
+        Missing answers' tokens are `IGNORED`, as cross-entropy ignores them.
         """
+        if packed and self.lengths.mean() < (1 - MOST_PADDING) * self.lengths.max():
+            return self._packed_batches(several)
         batches = [self.batch(indices) for indices in several]
         longest = max(batch.ids.shape[1] for batch in batches)
-        length = max(longest, min(-(-longest // EVEN_LENGTH) * EVEN_LENGTH, self.max_length))
+        length = min(-(-longest // EVEN_LENGTH) * EVEN_LENGTH, int(self.lengths.max()))
         count = len(several[0])
-        answers = -(-max(len(batch.rows) for batch in batches) // count) * count
-        # As many answers as positions would be taken for an answer at every position.
-        answers += answers == count * length
+        answers = _even_count(max(len(batch.rows) for batch in batches), count, count * length)
         return [_padded(batch, length, answers) for batch in batches]
+
+    def _packed_batches(self, several: Sequence[Sequence[int]]) -> list[Batch]:
+        longest = max(int(self.lengths[list(indices)].max()) for indices in several)
+        length = -(-longest // PACKED_LENGTH) * PACKED_LENGTH
+        filled = [self._filled_rows(indices, length) for indices in several]
+        count = max(map(len, filled))
+        most = max(int(self.answers[list(indices)].sum()) for indices in several)
+        answers = _even_count(most, len(several[0]), count * length)
+        return [self._packed(rows, count, length, answers) for rows in filled]
+
+    def _filled_rows(self, indices: Sequence[int], length: int) -> list[list[int]]:
+        """Rows of sequences with at most `length` tokens in sum: the longest first, each into the first with room."""
+        rows: list[list[int]] = []
+        left: list[int] = []
+        for index in sorted(indices, key=lambda index: -int(self.lengths[index])):
+            size = int(self.lengths[index])
+            place = next((place for place, room in enumerate(left) if room >= size), len(rows))
+            if place == len(rows):
+                rows.append([])
+                left.append(length)
+            rows[place].append(index)
+            left[place] -= size
+        return rows
+
+    def _packed(self, filled: Sequence[Sequence[int]], count: int, length: int, answers: int) -> Batch:
+        """A batch of `count` rows with these sequences. A token of padding is a document of its own."""
+        ids, positions = np.zeros((2, count, length), dtype=np.int64)
+        rows, columns, targets = np.zeros((3, answers), dtype=np.int64)
+        targets[:] = IGNORED
+        done = 0
+        for row, indices in enumerate(filled):
+            start = 0
+            for index in indices:
+                size, own = int(self.lengths[index]), int(self.answers[index])
+                tokens = self.tokens[self.offsets[index] :][: size + 1]
+                ids[row, start : start + size] = tokens[:-1]
+                positions[row, start : start + size] = np.arange(size)
+                start, end = start + size, done + own
+                rows[done:end], columns[done:end], targets[done:end] = row, np.arange(start - own, start), tokens[-own:]
+                done = end
+        parts = (torch.from_numpy(part) for part in (rows, columns, targets, positions))
+        return Batch(torch.from_numpy(ids), length, *parts)
+
+
+def _even_count(most: int, multiple: int, positions: int) -> int:
+    """How many answers' tokens batches are given that have at most so many: few different numbers.
+
+    As many answers as positions would be taken for an answer at every position.
+    """
+    count = -(-most // multiple) * multiple
+    return count + (count == positions)
 
 
 def _padded(batch: Batch, length: int, answers: int) -> Batch:
@@ -232,7 +293,20 @@ def loss(network: nn.Module, batch: Batch) -> Tensor:
     """Mean negative log-likelihood of the answers' tokens, in nats per token."""
     device = _device(network)
     ids, rows, columns, targets = (part.to(device) for part in (batch.ids, batch.rows, batch.columns, batch.targets))
-    return nn.functional.cross_entropy(_at_least_float32(_logits_at(network, ids, batch.kept, rows, columns)), targets)
+    apart = {} if batch.positions is None else _apart(batch.positions.to(device))
+    logits = _logits_at(network, ids, batch.kept, rows, columns, **apart)
+    return nn.functional.cross_entropy(_at_least_float32(logits), targets)
+
+
+def _apart(positions: Tensor) -> dict[str, Tensor]:
+    """What keeps the documents of a row apart: their tokens' positions, and a mask of the tokens that each sees.
+
+    The mask [batch, 1, length, length] is causal and block-diagonal. transformers finds packed documents by positions
+    alone, too, but reads numbers to do so, which a stack and a CUDA graph cannot.
+    """
+    documents = (positions == 0).cumsum(1)
+    mask = (documents[:, :, None] == documents[:, None, :]).tril()
+    return {"position_ids": positions, "attention_mask": mask[:, None]}
 
 
 def features(network: nn.Module, batch: Batch) -> Tensor:
@@ -276,17 +350,23 @@ class ForwardPass:
     tail: ForwardPass | None = None
     parents: Tensor | None = None
 
+    @property
+    def with_tail(self) -> tuple[ForwardPass, ...]:
+        return (self,) if self.tail is None else (self, self.tail)
+
 
 @dataclass(frozen=True)
 class Passes:
     """The forward passes that score all requests of a split.
 
-    `offsets` [requests] is the first slot of each request, and `size` the number of slots.
+    `offsets` [requests] is the first slot of each request, and `size` the number of slots. `vocabulary` is the number
+    of logits at one position.
     """
 
     forwards: tuple[ForwardPass, ...]
     offsets: np.ndarray[Any, np.dtype[np.int64]]
     size: int
+    vocabulary: int
 
 
 class Likelihoods(NamedTuple):
@@ -346,7 +426,7 @@ class PassPlanner:
             shared = sum(_computed(row) for row in split) + PASS_OVERHEAD * passes
             if sum(len(row.tokens) for row in whole) > MIN_SHARING_GAIN * shared:
                 rows = split
-        return Passes(tuple(self._forwards(rows)), offsets, int(counts.sum()))
+        return Passes(tuple(self._forwards(rows)), offsets, int(counts.sum()), self.vocabulary)
 
     def _whole(self, requests: Sequence[tuple[Encoded, int]]) -> list[_Row]:
         """One row for each distinct input. Choices that differ in their last token only share one input."""
@@ -386,7 +466,7 @@ class PassPlanner:
 
     def _chunks(self, rows: Sequence[_Row]) -> Iterator[list[_Row]]:
         most_tokens = _token_budget(self.device)
-        most_logits = 2**25 if self.device.type == "cpu" else 2**28
+        most_logits = _logit_budget(self.device)
         chunk: list[_Row] = []
         size, first = 0, self.max_length
         for row in rows:  # sorted by length
@@ -432,9 +512,48 @@ def loglikelihoods(network: nn.Module, passes: Passes) -> Likelihoods:
     """
     with _evaluating(network):
         parts = [part for forward in passes.forwards for part in _score(network, forward)]
-    slots = torch.cat([slots for slots, _, _ in parts]).cpu().numpy()
-    tokens = torch.cat([values for _, values, _ in parts]).cpu().numpy()[np.argsort(slots)]
-    greedy = torch.cat([greedy for _, _, greedy in parts]).cpu().numpy()[np.argsort(slots)]
+    slots, values, greedy = (torch.cat(column).cpu().numpy() for column in zip(*parts, strict=True))
+    return _by_request(slots, values, greedy, passes)
+
+
+def likelihoods_of_each(of_each: OfEach, passes: Passes) -> list[Likelihoods]:
+    """What `loglikelihoods` gives for each of several networks, which are computed at once.
+
+    A pass over several networks holds no more tokens and logits than one over a single network may. Logits are computed
+    at the scored positions alone, except where prefixes are shared.
+
+    Raises:
+        CannotShareError: the passes share prefixes, and the networks' cache does not allow that.
+    """
+
+    def scored(forward: ForwardPass, network: nn.Module) -> tuple[Tensor, Tensor]:
+        with _evaluating(network):
+            parts = _score(network, forward) if forward.tail else [_marked(network, forward)]
+            _, values, greedy = zip(*parts, strict=True)
+        return torch.cat(values), torch.cat(greedy)
+
+    parts = [
+        of_each(functools.partial(scored, forward), _networks_at_once(forward, passes.vocabulary))
+        for forward in passes.forwards
+    ]
+    slots = torch.cat([part.slots for forward in passes.forwards for part in forward.with_tail]).cpu().numpy()
+    values, greedy = (torch.cat(column, dim=1).cpu().numpy() for column in zip(*parts, strict=True))
+    return [_by_request(slots, *own, passes) for own in zip(values, greedy, strict=True)]
+
+
+def _networks_at_once(forward: ForwardPass, vocabulary: int) -> int:
+    """How many networks may compute a pass at once."""
+    device, parts = forward.ids.device, forward.with_tail
+    prefixes = 0 if forward.parents is None else len(forward.parents) * forward.ids.shape[1]  # one copy for each tail
+    tokens = prefixes + sum(part.ids.numel() for part in parts)
+    positions = sum(len(part.ids) * part.kept for part in parts) if forward.tail else len(forward.targets)
+    return max(1, min(_token_budget(device) // tokens, _logit_budget(device) // (positions * vocabulary)))
+
+
+def _by_request(slots: Any, values: Any, greedy: Any, passes: Passes) -> Likelihoods:
+    """The likelihoods of requests from those of their tokens, which are stored in `slots` [tokens]."""
+    order = np.argsort(slots)
+    tokens, greedy = values[order], greedy[order]
     return Likelihoods(np.add.reduceat(tokens, passes.offsets), np.logical_and.reduceat(greedy, passes.offsets))
 
 
@@ -481,6 +600,17 @@ def _pick(logits: Tensor, forward: ForwardPass) -> tuple[Tensor, Tensor, Tensor]
     return slots, values, logits.argmax(-1)[rows, columns] == targets
 
 
+def _marked(network: nn.Module, forward: ForwardPass) -> tuple[Tensor, Tensor, Tensor]:
+    """What `_score` gives for a pass without a tail, from logits at the scored positions alone."""
+    device = _device(network)
+    ids, rows, columns, targets = (
+        part.to(device) for part in (forward.ids, forward.rows, forward.columns, forward.targets)
+    )
+    logits = _at_least_float32(_gathered(network, ids, forward.kept, rows, columns))
+    values = logits.gather(1, targets[:, None])[:, 0] - logits.logsumexp(-1)
+    return forward.slots, values, logits.argmax(-1) == targets
+
+
 def _is_shareable(cache: Any) -> bool:
     """Whether a cache holds plain keys and values. Recurrent and quantized states cannot be copied from row to row."""
     return isinstance(cache, DynamicCache) and all(
@@ -500,7 +630,7 @@ def logits_at_end(network: nn.Module, ids: Tensor, kept: int) -> Tensor:
     return logits[:, -kept:]
 
 
-def _logits_at(network: nn.Module, ids: Tensor, kept: int, rows: Tensor, columns: Tensor) -> Tensor:
+def _logits_at(network: nn.Module, ids: Tensor, kept: int, rows: Tensor, columns: Tensor, **options: Tensor) -> Tensor:
     """Logits [tokens, vocabulary] at (`rows`, `columns`) of the last `kept` positions.
 
     The head is given the hidden states of these positions only. In rows of different lengths the answers lie far apart,
@@ -508,6 +638,11 @@ def _logits_at(network: nn.Module, ids: Tensor, kept: int, rows: Tensor, columns
     """
     if len(rows) == ids.shape[0] * kept:
         return logits_at_end(network, ids, kept).flatten(0, 1)
+    return _gathered(network, ids, kept, rows, columns, **options)
+
+
+def _gathered(network: nn.Module, ids: Tensor, kept: int, rows: Tensor, columns: Tensor, **options: Tensor) -> Tensor:
+    """What `_logits_at` gives, for positions in any order, of which some may be equal."""
 
     def gather(_: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
         hidden, *rest = inputs
@@ -516,7 +651,7 @@ def _logits_at(network: nn.Module, ids: Tensor, kept: int, rows: Tensor, columns
     head = getattr(_inner(network), "get_output_embeddings", lambda: None)()
     handle = head.register_forward_pre_hook(gather) if head is not None else None
     try:
-        logits: Tensor = _call(network, ids, kept, use_cache=False).logits
+        logits: Tensor = _call(network, ids, kept, use_cache=False, **options).logits
     finally:
         if handle is not None:
             handle.remove()
@@ -544,6 +679,11 @@ def _parameters(function: Callable[..., Any]) -> frozenset[str]:
 def _token_budget(device: torch.device) -> int:
     """Most tokens in one pass: few on a CPU, so that activations fit its cache; many on a GPU, to fill its kernels."""
     return 2048 if device.type == "cpu" else 32768
+
+
+def _logit_budget(device: torch.device) -> int:
+    """Most logits of one pass, which take 128 MB on a CPU and 1 GB on a GPU."""
+    return 2**25 if device.type == "cpu" else 2**28
 
 
 def _at_least_float32(logits: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from nftbench.contract import Measurement, Split, Task, TaskContext
+from nftbench.contract import Measurement, OfEach, Split, Task, TaskContext
 from nftbench.data import loglikelihood
 from nftbench.data.loglikelihood import Batch, Encoded, Encoder, Likelihoods, Pair, Passes, PassPlanner, Rows
 from nftbench.errors import NftbenchError
@@ -62,9 +62,9 @@ class TextSplit:
         """The chosen documents with their right answers, for training."""
         return self._rows.batch(indices)
 
-    def even_batches(self, several: Sequence[Sequence[int]]) -> Sequence[Batch]:
+    def even_batches(self, several: Sequence[Sequence[int]], *, packed: bool) -> Sequence[Batch]:
         """Batches of these documents, each with equally many, in one shape."""
-        return self._rows.even_batches(several)
+        return self._rows.even_batches(several, packed=packed)
 
     def prepare(self) -> None:
         """Encode training rows for the training split and requests for the others. The rest is encoded when needed."""
@@ -85,6 +85,14 @@ class TextSplit:
             return loglikelihood.loglikelihoods(network, self._passes)
         except loglikelihood.CannotShareError:
             return loglikelihood.loglikelihoods(network, self._unshared_passes)
+
+    def evaluate_each(self, of_each: OfEach) -> Sequence[Measurement]:
+        """What `LoadedTextTask.evaluate` gives for each of several networks, up to rounding."""
+        try:
+            found = loglikelihood.likelihoods_of_each(of_each, self._passes)
+        except loglikelihood.CannotShareError:
+            found = loglikelihood.likelihoods_of_each(of_each, self._unshared_passes)
+        return [self.scorer.measure(self, one) for one in found]
 
     def responses(self, likelihoods: Likelihoods) -> list[tuple[tuple[float, bool], ...]]:
         """The likelihoods in lm-eval's format: for each document a (log-likelihood, greedy) pair for each request."""

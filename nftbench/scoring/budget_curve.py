@@ -135,21 +135,24 @@ def _stages(record: Record, total: float) -> list[Reached]:
     The FLOPs include the preparation.
     """
     cost, higher = record.cost or Cost(), record.validation is None or record.validation.higher_is_better
-    rates = {point.learning_rate for point in record.curve if point.step}
-    longest = {one: max(point.step for point in record.curve if point.learning_rate == one) for one in rates}
+    longest: dict[float, int] = {}
+    by_step: dict[int, list[Point]] = {}
+    for point in record.curve:
+        by_step.setdefault(point.step, []).append(point)
+        if point.step:
+            longest[point.learning_rate] = max(longest.get(point.learning_rate, 0), point.step)
     restarts = sum(point.step for point in record.restarts)
     sweep = (total - cost.preparation_flops) * (1 - restarts / cost.steps if cost.steps else 0.0)
     trained = sum(longest.values())
     stages = []
-    for step in sorted({point.step for point in record.curve}):
+    for step in sorted(by_step):
         share = sum(min(step, most) for most in longest.values()) / trained if trained else 1.0
-        read = [point for point in record.curve if point.step == step]
-        stages.append(Reached(cost.preparation_flops + share * sweep, _best(read, higher)))
+        stages.append(Reached(cost.preparation_flops + share * sweep, _best(by_step[step], higher)))
     after = [record.validation.value] if record.validation else []
     last = max([_best(record.restarts, higher), *(in_points(value, higher) for value in after)])
     return [*stages, Reached(total, last)]
 
 
 def _best(points: Iterable[Point], higher: bool) -> float:
-    scores = (in_points(point.score, higher) for point in points if point.score is not None)
-    return max((score for score in scores if math.isfinite(score)), default=-math.inf)
+    scores = [point.score for point in points if point.score is not None and math.isfinite(point.score)]
+    return max([in_points(score, higher) for score in scores], default=-math.inf)

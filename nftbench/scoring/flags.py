@@ -370,13 +370,15 @@ def _restarts(row: RowEvidence) -> str | None:
     The sweep's own run is a candidate beside the restarts, so the scores do not suffer. But other attackers may. Some
     cells of the undefended model are brittle, too.
     """
-    from scipy.stats import fisher_exact  # light commands do without scipy
-
     own, reference = _restarted(row.records), _restarted(row.reference)
     far = [record for record in own if _behind(record) > FRAGILE]
+    if not far or not reference:
+        return None
+    from scipy.stats import fisher_exact  # takes a second to import, and few boards need it
+
     usual = [record for record in reference if _behind(record) > FRAGILE]
     counts = [[len(far), len(own) - len(far)], [len(usual), len(reference) - len(usual)]]
-    if not far or not reference or fisher_exact(counts, alternative="greater").pvalue >= CHANCE:
+    if fisher_exact(counts, alternative="greater").pvalue >= CHANCE:
         return None
     worst = max(far, key=_behind)
     return (

@@ -77,7 +77,7 @@ class Grid:
         """
         return frozenset(
             attack
-            for attack in {cell.attack for cell in self.expected}
+            for attack in self._expected_attacks
             if attack not in self.attacks
             or (
                 knowledge - {"secret"} >= set(self.attacks[attack].knowledge)
@@ -197,6 +197,10 @@ class Grid:
     @functools.cached_property
     def _preferences(self) -> Mapping[CellId, tuple[float, float, float, str]]:
         return {cell: preference(record) for cell, record in self.records.items()}
+
+    @functools.cached_property
+    def _expected_attacks(self) -> Attacks:
+        return frozenset(cell.attack for cell in self.expected)
 
     @functools.cached_property
     def _attacks_by_defense(self) -> Mapping[str, Attacks]:

@@ -272,7 +272,7 @@ def _evidence(
 
 
 def _records(grid: Grid, defense: str) -> list[Record]:
-    return [record for cell, record in sorted(grid.records.items()) if cell.defense == defense]
+    return [grid.records[cell] for cell in sorted(cell for cell in grid.records if cell.defense == defense)]
 
 
 def _best(grid: Grid, defense: str, tasks: Sequence[str], attacks: Attacks) -> list[Record]:

@@ -1,15 +1,18 @@
-"""Several networks trained at once, as one network whose trained weights have a further dimension.
+"""Several networks trained and scored at once, as one network whose trained weights have a further dimension.
 
 A small network leaves a GPU waiting for its next kernel. In a stack each kernel serves all networks: `torch.func.vmap`
 computes their losses from one call of the network. Weights that are not trained, such as those beneath LoRA, are there
-once. The optimizer is elementwise, so that each network has a learning rate of its own. Gradients are clipped for each
-network. The numbers are those of training one by one, up to the order of summation.
+once. PyTorch's fused optimizer updates each network by its own learning rate. Gradients are clipped for each network.
+The numbers are those of training one by one, up to the order of summation.
+
+Steps are recorded as CUDA graphs and not compiled: the confined process of an attack may start no compiler.
 """
 
 from __future__ import annotations
 
 import contextlib
 import copy
+import math
 import warnings
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -19,10 +22,12 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.optim.adamw import adamw
+from torch.optim.sgd import sgd
 from torch.utils import _pytree as trees
 from transformers import PreTrainedModel
 
-from nftbench.contract import Mask
+from nftbench.contract import EachSplit, Mask, Measurement, OfEach
 from nftbench.terms import Optimizer
 
 Loss = Callable[[nn.Module, Any], Tensor]
@@ -34,8 +39,8 @@ MOMENTUM = 0.9
 ELEMENTWISE: tuple[Optimizer, ...] = ("adamw", "sgd")
 """The optimizers that treat each weight alone. Muon treats a matrix as a whole."""
 MOST_DIFFERENCE = {torch.float64: 1e-6, torch.float32: 1e-3, torch.bfloat16: 0.05}
-"""Largest relative distance between a stack's first losses and gradients and those of its networks alone, by the
-precision of the arithmetic. Rounding stays far below it."""
+"""Largest relative distance between a stack's first losses, gradients and scores and those of its networks alone, by
+the precision of the arithmetic. Rounding stays far below it."""
 WARM_UP = 3
 """Steps on batches of one shape before such a step is recorded as a CUDA graph."""
 MOST_GRAPHS = 8
@@ -81,14 +86,17 @@ class Stack:
         rows = {network: self._row(network) for network in dict.fromkeys(networks)}
         self._alone = tuple(networks)
         self.weights = torch.stack([rows[network] for network in networks]).requires_grad_()
-        self.rates = rates.to(self.weights)
+        # On a GPU the fused optimizer reads its rate in this precision, whatever that of the weights is.
+        self.rates = rates.to(self.weights.device, torch.float32 if self.weights.is_cuda else torch.float64)
         self.first = torch.zeros_like(self.weights, requires_grad=False)
         self.second = torch.zeros_like(self.weights, requires_grad=False) if optimizer == "adamw" else None
         self.count = torch.zeros((), dtype=torch.int64, device=self.weights.device)
-        self.decay = self._each(lambda name, shape: torch.full(shape, weight_decay * (len(shape) > 1)))
+        self.weight_decay = weight_decay
+        self.matrices = sum(shape.numel() for shape in self.shapes.values() if len(shape) > 1)
         self.free = None if mask is None else self._each(lambda name, _: mask[name]).bool()
         self.start = None if mask is None else self.weights.detach().clone()
-        self._wrapped = _Loss(self.layers, loss)
+        self._wrapped = _Applied(self.layers)
+        self._scored = False
         self._configs = {id(one): one for one in map(_config, self.layers.modules()) if one is not None}.values()
         self._graphs = Graphs()
 
@@ -115,27 +123,23 @@ class Stack:
         except torch.OutOfMemoryError as error:
             raise CannotStackError(f"no memory for {len(self.weights)} networks at once") from error
 
-    def check(self, batches: Sequence[Any], arithmetic: torch.dtype) -> None:
+    def check(self, batches: Sequence[Any], alone: Sequence[Any], arithmetic: torch.dtype) -> None:
         """Compare the losses and gradients of the first step with those of each network alone.
+
+        `alone` has for each of the `batches` the same documents as a network is trained on alone.
 
         Raises:
             CannotStackError: they differ, or the network or its loss cannot be computed for several networks at once.
         """
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("error")  # an operation without a batched form would be slow, and only warns
-                leaves, structure = self._leaves(batches)
-                losses = self._losses(self.weights, leaves, structure)
-                (gradients,) = torch.autograd.grad(losses.sum(), self.weights)
-        except CannotStackError:
-            raise
-        except Exception as error:  # whatever a network does that vmap cannot follow
-            raise CannotStackError(f"{type(error).__name__}: {' '.join(str(error).split())[:200]}") from error
+        with _refusing():
+            leaves, structure = self._leaves(batches)
+            losses = self._losses(self.weights, leaves, structure)
+            (gradients,) = torch.autograd.grad(losses.sum(), self.weights)
         most = MOST_DIFFERENCE[arithmetic]
         for network in dict.fromkeys(self._alone):
             index = self._alone.index(network)
             weights = list(_trained(network).values())
-            value = self.loss(network, batches[index if len(batches) > 1 else 0])
+            value = self.loss(network, alone[index if len(alone) > 1 else 0])
             found = torch.autograd.grad(value, weights, allow_unused=True)
             if any(gradient is None for gradient in found):  # torch.optim leaves them alone, and here they would decay
                 raise CannotStackError("some trained weights do not influence the loss")
@@ -151,44 +155,125 @@ class Stack:
 
     def _losses(self, weights: Tensor, inputs: Sequence[Tensor], structure: _Structure) -> Tensor:
         """The losses [networks] on batches as `_leaves` gives them."""
+
+        def loss(network: nn.Module, *tensors: Tensor) -> Tensor:
+            return self.loss(network, structure.batch(tensors))
+
+        losses: Tensor = self._of_each(weights, loss, inputs, None if structure.shared else 0)
+        return losses
+
+    def _of_each(
+        self,
+        weights: Tensor,
+        function: Callable[..., Any],
+        inputs: Sequence[Tensor] = (),
+        dimension: int | None = None,
+        at_once: int | None = None,
+    ) -> Any:
+        """A function of a network and inputs for networks with these trained weights [networks, weights].
+
+        `dimension` is that of the networks in each input; None where all networks share the inputs. So many networks
+        are computed `at_once`; None for all.
+        """
         parts = torch.split(weights, [shape.numel() for shape in self.shapes.values()], dim=1)
         named = {
             f"network.{name}": part.view(len(weights), *shape)
             for (name, shape), part in zip(self.shapes.items(), parts, strict=True)
         }
 
-        def one(own: dict[str, Tensor], *tensors: Tensor) -> Tensor:
-            result: Tensor = functional_call(self._wrapped, own, (structure.batch(tensors),))
-            return result
+        def one(own: dict[str, Tensor], *tensors: Tensor) -> Any:
+            return functional_call(self._wrapped, own, (function, *tensors))
 
-        dims = (0, *[None if structure.shared else 0] * len(inputs))
+        dims = (0, *[dimension] * len(inputs))
         with _attention(weights.device), _no_padding(self._configs):
-            losses: Tensor = vmap(one, in_dims=dims, randomness="error")(named, *inputs)
-        return losses
+            return vmap(one, in_dims=dims, randomness="error", chunk_size=at_once)(named, *inputs)
 
     @torch.no_grad()
     def _update(self, gradients: Tensor) -> None:
         """Take a step down the gradients [networks, weights], as `engine.Stepper` does for one network."""
         if self.free is not None:
-            gradients = gradients * self.free
+            gradients.mul_(self.free)
         if self.clip is not None:
             norms = gradients.norm(dim=1, keepdim=True)
-            gradients = gradients * (self.clip / (norms + 1e-6)).clamp(max=1.0)
+            gradients.mul_((self.clip / (norms + 1e-6)).clamp(max=1.0))
         rates = self.rates.index_select(0, self.count.view(1)).view(-1, 1)
-        self.count += 1
+        decaying = self.weights[:, : self.matrices]
         if self.second is None:
-            self.first.mul_(MOMENTUM).add_(gradients + self.decay * self.weights)
-            self.weights.sub_(rates * self.first)
+            gradients[:, : self.matrices].add_(decaying, alpha=self.weight_decay)
         else:
-            # The powers are taken in float64, as in torch.optim: 1 - 0.999 has few digits in float32.
-            corrections = [1 - beta ** self.count.double() for beta in BETAS]
-            self.first.lerp_(gradients, 1 - BETAS[0])
-            self.second.mul_(BETAS[1]).addcmul_(gradients, gradients, value=1 - BETAS[1])
-            scale = (self.second.sqrt() / corrections[1].sqrt().to(rates)).add_(EPSILON)
-            self.weights.mul_(1 - rates * self.decay)
-            self.weights.sub_(rates / corrections[0].to(rates) * (self.first / scale))
+            decaying.mul_(1 - rates * self.weight_decay)
+        steps = self.count.float().repeat(len(rates))  # the optimizer counts in place, and each network for itself
+        for place, rate in enumerate(rates.view(-1).unbind()):
+            self._take_step(place, gradients, rate, steps)
+        self.count += 1
         if self.free is not None and self.start is not None:
             self.weights.copy_(torch.where(self.free, self.weights, self.start))
+
+    def _take_step(self, place: int, gradients: Tensor, rate: Tensor, steps: Tensor) -> None:
+        """PyTorch's fused step of one network's weights. The rate is a tensor, as a CUDA graph needs it."""
+        weights, gradient, first = [self.weights[place]], [gradients[place]], [self.first[place]]
+        if self.second is None:
+            sgd(
+                weights,
+                gradient,
+                [*first],
+                fused=True,
+                lr=rate,  # type: ignore[arg-type]  # SGD itself passes tensors, too
+                weight_decay=0.0,
+                momentum=MOMENTUM,
+                dampening=0.0,
+                nesterov=False,
+                maximize=False,
+            )
+        else:
+            adamw(
+                weights,
+                gradient,
+                first,
+                [self.second[place]],
+                [],
+                [steps[place]],
+                fused=True,
+                lr=rate,
+                weight_decay=0.0,
+                beta1=BETAS[0],
+                beta2=BETAS[1],
+                eps=EPSILON,
+                amsgrad=False,
+                maximize=False,
+            )
+
+    # ------------------------------------------------------------------------------------------------------- scoring
+
+    def of_each(self, rows: Tensor) -> OfEach:
+        """Computes functions of the networks with these trained weights [networks, weights], without gradients."""
+
+        @torch.no_grad()
+        def compute(function: Callable[[nn.Module], tuple[Tensor, ...]], at_once: int) -> tuple[Tensor, ...]:
+            found: tuple[Tensor, ...] = self._of_each(rows, function, at_once=at_once)
+            return found
+
+        return compute
+
+    def scores(
+        self, rows: Tensor, split: EachSplit, alone: Callable[[nn.Module], Measurement], arithmetic: torch.dtype
+    ) -> Sequence[Measurement]:
+        """The scores on a split of networks with these trained weights [networks, weights].
+
+        The first time, a finite one is compared with what `alone` says of the same network.
+
+        Raises:
+            CannotStackError: it differs, or the split cannot score several networks at once.
+        """
+        with _refusing():
+            found = split.evaluate_each(self.of_each(rows))
+        known = [place for place, one in enumerate(found) if math.isfinite(one.value if one.loss is None else one.loss)]
+        if not self._scored and known:
+            place = known[0]
+            if not _alike(found[place], alone(self.network(rows[place])), MOST_DIFFERENCE[arithmetic]):
+                raise CannotStackError("a score in a stack is another than alone")
+            self._scored = True
+        return found
 
     # ------------------------------------------------------------------------------------------------------ networks
 
@@ -247,11 +332,11 @@ class Stack:
         """
         flat = [trees.tree_flatten(batch) for batch in batches]
         structure = _Structure(
-            flat[0][1], tuple(None if isinstance(x, Tensor) else x for x in flat[0][0]), len(flat) == 1
+            flat[0][1], tuple(... if isinstance(x, Tensor) else x for x in flat[0][0]), len(flat) == 1
         )
         several = [[leaf for leaf in leaves if isinstance(leaf, Tensor)] for leaves, _ in flat]
         for (leaves, spec), tensors in zip(flat, several, strict=True):
-            plain = tuple(None if isinstance(leaf, Tensor) else leaf for leaf in leaves)
+            plain = tuple(... if isinstance(leaf, Tensor) else leaf for leaf in leaves)
             shapes = [one.shape for one in tensors]
             if (spec, plain, shapes) != (structure.spec, structure.plain, [one.shape for one in several[0]]):
                 raise CannotStackError("the networks' batches differ in shape")
@@ -259,16 +344,15 @@ class Stack:
         return [_moved(part, self.weights.device) for part in parts], structure
 
 
-class _Loss(nn.Module):
-    """A network's loss as a module, so that `functional_call` can put other weights into it."""
+class _Applied(nn.Module):
+    """A function of a network as a module, so that `functional_call` can put other weights into the network."""
 
-    def __init__(self, network: nn.Module, loss: Loss) -> None:
+    def __init__(self, network: nn.Module) -> None:
         super().__init__()
         self.network = network
-        self.loss = loss
 
-    def forward(self, batch: Any) -> Tensor:
-        return self.loss(self.network, batch)
+    def forward(self, function: Callable[..., Any], *inputs: Tensor) -> Any:
+        return function(self.network, *inputs)
 
 
 class _Structure:
@@ -277,14 +361,14 @@ class _Structure:
     def __init__(self, spec: trees.TreeSpec, plain: tuple[Any, ...], shared: bool) -> None:
         self.spec = spec
         self.plain = plain
-        """The parts of a batch in their order, with None for each tensor."""
+        """The parts of a batch in their order, with `...` for each tensor."""
         self.shared = shared
         """Whether all networks are trained on one batch."""
 
     def batch(self, tensors: Sequence[Tensor]) -> Any:
         """A batch with these tensors."""
         waiting = iter(tensors)
-        return trees.tree_unflatten([next(waiting) if one is None else one for one in self.plain], self.spec)
+        return trees.tree_unflatten([next(waiting) if one is ... else one for one in self.plain], self.spec)
 
 
 class Graphs:
@@ -334,8 +418,35 @@ class Graphs:
         return graph, own, result
 
 
+@contextlib.contextmanager
+def _refusing() -> Iterator[None]:
+    """Turn whatever happens in a network that vmap cannot follow into a CannotStackError."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # an operation without a batched form would be slow, and only warns
+            yield
+    except CannotStackError:
+        raise
+    except Exception as error:
+        raise CannotStackError(f"{type(error).__name__}: {' '.join(str(error).split())[:200]}") from error
+
+
+def _alike(one: Measurement, other: Measurement, most: float) -> bool:
+    """Whether two measurements of one network agree, in their loss if they have one.
+
+    The distance is relative, or absolute below 1, because rounding moves a small loss by much of itself. A score may
+    differ by a few documents whose choices are almost equally likely.
+    """
+    if (one.metric, one.count) != (other.metric, other.count) or (one.loss is None) != (other.loss is None):
+        return False
+    value, expected = (one.value, other.value) if one.loss is None or other.loss is None else (one.loss, other.loss)
+    return abs(value - expected) <= most * max(1.0, abs(expected))
+
+
 def _trained(network: nn.Module) -> dict[str, nn.Parameter]:
-    return {name: weight for name, weight in network.named_parameters() if weight.requires_grad}
+    """The weights that are trained: first the matrices, then the vectors, which have no weight decay."""
+    named = [(name, weight) for name, weight in network.named_parameters() if weight.requires_grad]
+    return dict(sorted(named, key=lambda pair: pair[1].ndim < 2))
 
 
 def _rest(network: nn.Module) -> list[Tensor]:

@@ -27,6 +27,7 @@ from nftbench.contract import (
     Adapter,
     Candidates,
     Cost,
+    EachSplit,
     EvenSplit,
     Mask,
     Measurement,
@@ -235,6 +236,10 @@ class Sweep:
     """Why runs are trained one after another; None where they are trained at once."""
     without_graphs: str | None = None
     """Why runs that were trained at once had no CUDA graphs; None where they had, and without a GPU."""
+    padded: str | None = None
+    """Why the documents of runs that were trained at once were padded; None where they were packed into rows."""
+    scored_alone: str | None = None
+    """Why networks that were trained at once were scored one by one; None where they were scored at once."""
 
     def search(self, grid: Sequence[float]) -> tuple[list[Point], bool]:
         """The points of all learning rates, and whether the best one still lies at an edge after extension."""
@@ -344,18 +349,13 @@ class Sweep:
             CannotStackError: the runs cannot be trained at once.
         """
         stack = self.stack(runs, max(run.stops[-1] for run in runs))
-        validation, plain = self.task.split("validation"), self.attempt == "plain"
+        validation = self.task.split("validation")
         points: dict[Run, list[Point]] = {run: [] for run in runs}
         losses: dict[Run, list[Tensor]] = {run: [] for run in runs}
         ended: dict[Run, Trained] = {}
         left, reached, steps, seconds = list(runs), 0, 0, 0.0
         with seeded(_mix(self.trainer.seed, runs[0].attack_seed)):
-            batches = self.batches_at_once(left)
-            first = next(batches)
-            mixed = plain and self.trainer.device.autocast is not None
-            with autocast(self.trainer.device, plain):
-                stack.check(first, torch.bfloat16 if mixed else stack.weights.dtype)
-            batches = itertools.chain([first], batches)
+            batches = self.checked_batches(stack, left)
             for stop in sorted({stop for run in runs for stop in run.stops}):
                 started = time.perf_counter()
                 for run, column in zip(left, self.steps_at_once(stack, batches, stop - reached), strict=True):
@@ -365,20 +365,16 @@ class Sweep:
                 steps += (stop - reached) * len(left)
                 seconds += time.perf_counter() - started
                 reached = stop
-                for place, run in due:
+                rows = stack.weights.detach()[[place for place, _ in due]]
+                for (_, run), row, measurement in zip(due, rows, self.scores(stack, rows, validation), strict=True):
                     losses[run] = []
-                    row = stack.weights.detach()[place].clone()
-                    network = stack.network(row)
-                    # For each network anew, because it keeps rounded copies of weights until its end.
-                    with autocast(self.trainer.device, plain):
-                        measurement = self.task.evaluate(network, validation)
                     self.higher_is_better = measurement.higher_is_better
                     rate = run.learning_rate if stop else 0.0
                     points[run].append(_point(measurement, rate, stop, means[run], run.attack_seed))
                     if points[run][-1].score is None:
                         points[run] += _unreached(run, stop)
                     if len(points[run]) == len(run.stops):
-                        ended[run] = Trained(points[run], functools.partial(stack.copy, row), measurement)
+                        ended[run] = Trained(points[run], functools.partial(stack.copy, row.clone()), measurement)
                 staying = [place for place, run in enumerate(left) if run not in ended]
                 if not staying:
                     break
@@ -389,6 +385,29 @@ class Sweep:
         self.step_seconds += seconds
         self.without_graphs = self.without_graphs or stack.without_graphs
         return [ended[run] for run in runs]
+
+    def scores(self, stack: Stack, rows: Tensor, validation: Split) -> Sequence[Measurement]:
+        """The scores of a stack's networks with these trained weights: at once if possible, else one after another."""
+
+        def alone(network: nn.Module) -> Measurement:
+            # For each network anew, because it keeps rounded copies of weights until its end.
+            with autocast(self.trainer.device, self.attempt == "plain"):
+                return self.task.evaluate(network, validation)
+
+        if len(rows) > 1 and self.scored_alone is None:
+            try:
+                if not isinstance(validation, EachSplit):
+                    raise CannotStackError("the task scores one network at a time")
+                with autocast(self.trainer.device, self.attempt == "plain"):
+                    return stack.scores(rows, validation, alone, self.arithmetic(stack))
+            except CannotStackError as error:
+                self.scored_alone = str(error)
+        return [alone(stack.network(row)) for row in rows]
+
+    def arithmetic(self, stack: Stack) -> torch.dtype:
+        """The precision that a stack's networks are computed in."""
+        mixed = self.attempt == "plain" and self.trainer.device.autocast is not None
+        return torch.bfloat16 if mixed else stack.weights.dtype
 
     def steps_at_once(self, stack: Stack, batches: Iterator[Sequence[Any]], count: int) -> Tensor:
         """So many steps of a stack; the losses [networks, steps] before them.
@@ -405,13 +424,36 @@ class Sweep:
                 raise CellTimeoutError(f"more than {self.trainer.budget.timeout:g} s")
         return losses.T
 
+    def checked_batches(self, stack: Stack, runs: list[Run]) -> Iterator[Sequence[Any]]:
+        """Batches for a stack, of which the first gives it the losses and gradients that each network has alone.
+
+        Raises:
+            CannotStackError: it gives others.
+        """
+        train = self.task.split("train")
+        seeds = list(dict.fromkeys(run.attack_seed for run in runs))
+        plain = {seed: train.batch(next(self.order(seed))) for seed in seeds}
+        alone = [plain[run.attack_seed] for run in runs] if len(seeds) > 1 else list(plain.values())
+        while True:
+            batches = self.batches_at_once(runs)
+            first = next(batches)
+            try:
+                with autocast(self.trainer.device, self.attempt == "plain"):
+                    stack.check(first, alone, self.arithmetic(stack))
+            except CannotStackError as error:
+                if self.padded is not None or not isinstance(train, EvenSplit):
+                    raise
+                self.padded = str(error)
+            else:
+                return itertools.chain([first], batches)
+
     def batches_at_once(self, runs: list[Run]) -> Iterator[Sequence[Any]]:
         """Endless batches: one for all runs where they share the order of data, else one for each. Runs may end."""
         train = self.task.split("train")
         orders = {run.attack_seed: self.order(run.attack_seed) for run in runs}
         while True:
             drawn = {seed: next(orders[seed]) for seed in dict.fromkeys(run.attack_seed for run in runs)}
-            made = dict(zip(drawn, _even_batches(train, list(drawn.values())), strict=True))
+            made = dict(zip(drawn, _even_batches(train, list(drawn.values()), self.padded is None), strict=True))
             yield [made[run.attack_seed] for run in runs] if len(made) > 1 else list(made.values())
 
     def stack(self, runs: Sequence[Run], longest: int) -> Stack:
@@ -447,7 +489,12 @@ class Sweep:
             return None
         if self.serial is not None:
             return f"one by one: {self.serial}"
-        return "at once" + (f", without CUDA graphs: {self.without_graphs}" if self.without_graphs else "")
+        exceptions = {
+            "without CUDA graphs": self.without_graphs,
+            "padded": self.padded,
+            "scored one by one": self.scored_alone,
+        }
+        return ", ".join(["at once", *(f"{what}: {why}" for what, why in exceptions.items() if why)])
 
     def trajectory(
         self, learning_rate: float, attack_seed: int, stops: Sequence[int]
@@ -569,10 +616,10 @@ def _unreached(run: Run, stop: int) -> list[Point]:
     return [Point(run.learning_rate, end, None, None, None, run.attack_seed) for end in run.stops if end > stop]
 
 
-def _even_batches(split: Split, several: Sequence[Sequence[int]]) -> Sequence[Any]:
+def _even_batches(split: Split, several: Sequence[Sequence[int]], packed: bool) -> Sequence[Any]:
     """Batches of these documents, in one shape if the split can do that."""
     if isinstance(split, EvenSplit):
-        return split.even_batches(several)
+        return split.even_batches(several, packed=packed)
     return [split.batch(indices) for indices in several]
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import itertools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -17,6 +18,8 @@ import torch
 from torch import nn
 
 from nftbench.contract import Model
+from nftbench.data import loglikelihood
+from nftbench.data.loglikelihood import PassPlanner
 from nftbench.device import CPU, Device
 from nftbench.methods import adapters
 from nftbench.models import networks
@@ -31,7 +34,7 @@ from nftbench.training import costs, engine, stack as stacks
 from nftbench.training.engine import Stepper
 from nftbench.training.sweep import Run, Sweep, sweep
 from nftbench.training.trainer import Trainer
-from tests.gpu.throughput import Answers, gpt2
+from tests.gpu.throughput import LENGTH, Answers, gpt2
 
 GPU = pytest.param(
     Device("cuda"),
@@ -173,9 +176,25 @@ def test_graphs_change_no_loss(device: Device, monkeypatch: pytest.MonkeyPatch) 
             assert found.train_loss == pytest.approx(expected.train_loss, rel=1e-2)
 
 
+@pytest.mark.parametrize("adapter", [None, lora], ids=["full", "lora"])
+def test_scores_at_once_are_those_of_each_network(device: Device, adapter: Any) -> None:
+    here = sweeping(device, adapter, attempt="float32")
+    stack = here.stack(RUNS, 5)
+    for batch in itertools.islice(here.batches_at_once(list(RUNS)), 5):
+        stack.step(batch)
+    rows = stack.weights.detach()
+    passes = PassPlanner(LENGTH, VOCABULARY, rows.device).plan(Answers(VOCABULARY).encoded, share=True)
+    found = loglikelihood.likelihoods_of_each(stack.of_each(rows), passes)
+    for row, likelihoods in zip(rows, found, strict=True):
+        expected = loglikelihood.loglikelihoods(stack.network(row), passes)
+        assert likelihoods.values == pytest.approx(expected.values, rel=1e-3)
+    assert len({one.values.tobytes() for one in found}) == len(RUNS), "networks differ"
+
+
 def test_a_sweep_says_how_it_was_trained(device: Device) -> None:
     outcome = sweep(Trainer(0, BUDGET, device), Model(network(device)), Answers(VOCABULARY))
-    assert outcome.trained == (None if device.kind == "cpu" else "at once")
+    at_once = "at once, scored one by one: the task scores one network at a time"
+    assert outcome.trained == (None if device.kind == "cpu" else at_once)
     assert all(math.isfinite(point.train_loss) for point in outcome.curve if point.train_loss is not None)
 
 

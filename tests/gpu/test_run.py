@@ -158,6 +158,7 @@ def test_a_measurement_that_fails_leaves_a_line_and_the_next_one_follows(tmp_pat
     [
         (throughput.sixteen_rates, 3),
         (throughput.sixteen_updates, 3),
+        (throughput.sixteen_scores, 2),
         (throughput.fine_tuning, 3),
         (throughput.ceiling, 1),
         (throughput.pretraining, 3),

@@ -30,7 +30,7 @@ from torch import Tensor, nn
 
 from nftbench.contract import Measurement, Model, Task
 from nftbench.data import loglikelihood
-from nftbench.data.loglikelihood import Batch, Encoded, Rows
+from nftbench.data.loglikelihood import Batch, Encoded, Passes, PassPlanner, Rows
 from nftbench.device import Device
 from nftbench.methods import adapters
 from nftbench.models import networks
@@ -109,6 +109,8 @@ WARMUP, DECAY = 2, 0.01
 """Steps of linear warm-up, and the weight decay of matrices, in fine-tuning."""
 DOCUMENTS, LENGTH = 32, 32
 """In a batch of fine-tuning, and tokens of the longest: about a thousand tokens a step."""
+VALIDATED = 100
+"""Documents of a small validation split, as in `smollm2-gpu`. All 512 are scored as well."""
 
 
 @dataclass(frozen=True)
@@ -173,18 +175,25 @@ class Documents:
     def batch(self, indices: Sequence[int]) -> Batch:
         return self.rows.batch(indices)
 
-    def even_batches(self, several: Sequence[Sequence[int]]) -> Sequence[Batch]:
-        return self.rows.even_batches(several)
+    def even_batches(self, several: Sequence[Sequence[int]], *, packed: bool) -> Sequence[Batch]:
+        return self.rows.even_batches(several, packed=packed)
 
 
 class Answers(Task):
-    """A text task of random documents with one answer's token each, whose evaluation costs nothing."""
+    """A text task of random documents with one answer's token each, whose evaluation costs nothing.
+
+    `encoded` has each document with two answers to choose from, the right one first, for whoever wants to score them.
+    """
 
     def __init__(self, vocabulary: int) -> None:
         draw = np.random.default_rng(0)
         lengths = draw.integers(LENGTH // 2, LENGTH, 512)
         texts = [draw.integers(0, vocabulary, length + 1).tolist() for length in lengths]
-        self.train = Documents(Rows([Encoded(text[:-1], text[-1:]) for text in texts], LENGTH))
+        right = [Encoded(text[:-1], text[-1:]) for text in texts]
+        self.train = Documents(Rows(right, LENGTH))
+        self.encoded = [
+            answer for one in right for answer in (one, Encoded(one.context, [(one.continuation[0] + 1) % vocabulary]))
+        ]
 
     def split(self, name: Any) -> Any:
         return self.train
@@ -337,9 +346,38 @@ def stacked(bench: Bench, what: str, network: Any, adapter: Any) -> Iterator[Lin
         )
 
 
+def sixteen_scores(bench: Bench) -> Iterator[Line]:
+    """Validation of sixteen networks of a sweep."""
+    network = bench.build(bench.sizes.small, LENGTH)
+    sweep, runs = sweeping(bench, network, RATES)
+    stack = sweep.stack(runs, 1)
+    rows = stack.weights.detach()
+    planner = PassPlanner(LENGTH, bench.sizes.vocabulary, network.device)
+    for documents in (VALIDATED, len(sweep.task.encoded) // 2):
+        passes = planner.plan(sweep.task.encoded[: 2 * documents], share=True)
+
+        def at_once(passes: Passes = passes) -> None:
+            with engine.autocast(bench.device):
+                loglikelihood.likelihoods_of_each(stack.of_each(rows), passes)
+
+        def one_by_one(passes: Passes = passes) -> None:
+            for row in rows:
+                with engine.autocast(bench.device):
+                    loglikelihood.loglikelihoods(stack.network(row), passes)
+
+        found = bench.turns({"at once": at_once, "one by one": one_by_one})
+        yield Line(
+            f"validation of {RATES} networks of {millions(network)}: one by one over at once, time",
+            "",
+            str(ratio(found["one by one"], found["at once"])),
+            f"{documents} documents with two answers each; at once {1000 * statistics.median(found['at once']):.1f} ms",
+        )
+
+
 MEASUREMENTS: Sequence[Callable[[Bench], Iterator[Line]]] = (
     sixteen_rates,
     sixteen_updates,
+    sixteen_scores,
     fine_tuning,
     ceiling,
     pretraining,
