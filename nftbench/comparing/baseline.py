@@ -27,12 +27,13 @@ MAGIC = b"\xfd7zXZ\x00"
 
 
 def frozen(manifest: Manifest, records: Sequence[Record], origin: Origin) -> bytes:
-    """The content of a baseline file. It names a public salt alone: by it seeds are paired with those of another run."""
+    """The content of a baseline file. Of salts it names a public one alone, by which seeds of two runs are paired."""
+    salt = manifest.salt if manifest.public_salt else None
     header = {
         "baseline": FORMAT,
         "suite": manifest.suite.name,
         **TypeAdapter(dict[str, Any]).dump_python(asdict(origin), mode="json"),
-        "manifest": manifests.plain(replace(manifest, salt=manifest.salt if manifest.public_salt else None, command="")),
+        "manifest": manifests.plain(replace(manifest, salt=salt, command="")),
     }
     kept = [_slim(record) for record in records if record.role != "yardstick"]
     return pack.encode([header, *_records().dump_python(kept, mode="json", exclude_defaults=True)])

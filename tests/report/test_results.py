@@ -37,9 +37,10 @@ PROOFS = [
 def of_today(request: pytest.FixtureRequest) -> None:
     """Skip folders of the former protocol, and proofs that read one: they are to be made again."""
     folder: Path = request.getfixturevalue("folder")
-    reads = {"attacks": "standard", "spread": "standard", "power": "small-null"}.get(folder.name.rpartition("-")[2])
+    read = {"attacks": ["standard"], "spread": ["standard"], "power": ["small-null", "small-oracle"]}
     try:
-        Store(RESULTS / (reads or folder.name), folder).manifest()
+        for name in read.get(folder.name.rpartition("-")[2], [folder.name]):
+            Store(RESULTS / name, folder).manifest()
     except NftbenchError as error:
         pytest.skip(str(error))
 

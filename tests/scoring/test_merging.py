@@ -44,7 +44,7 @@ def records(merged: Sequence[float] = MERGED, plain: Sequence[float] = PLAIN) ->
 
 
 def grid(found: Sequence[Record]) -> Grid:
-    return arrange(found, [CellId.of(one) for one in found], RANKING, 0.95)[0]
+    return arrange(found, [CellId.of(one) for one in found], RANKING)[0]
 
 
 def lines(found: Sequence[Record], **doubts: frozenset[str]) -> tuple[MergingRow, ...]:
