@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings, strategies
 
-from nftbench.comparing import Comparison, Settings, compare
+from nftbench.comparing import Comparison, Settings, baseline, compare
 from nftbench.comparing.sides import Recorded
 from nftbench.errors import NftbenchError
 from nftbench.records.record import Record
@@ -168,6 +168,14 @@ def test_what_a_grammar_does_to_both_machines_cancels() -> None:
 def test_a_salt_that_no_suite_names_pairs_nothing(salts: tuple[str | None, str | None], paired: bool) -> None:
     base, new = side(records(ROWS), salt=salts[0]), on_another_machine(ROWS, salt=salts[1])
     assert {line.paired for line in compare(base, new, SUPPRESSION).lines} == {paired}
+
+
+@pytest.mark.parametrize(("public", "named"), [(True, "s"), (False, None)])
+def test_a_baseline_names_a_public_salt_and_no_drawn_one(public: bool, named: str | None) -> None:
+    one = run(ROWS)
+    plan = replace(one.manifest, salt="s", public_salt=public)
+    again, *_ = baseline.thawed(baseline.frozen(plan, one.records, one.origin), "it")
+    assert again.salt == named
 
 
 @pytest.mark.parametrize("kept", [[0, 1, 2], [1, 2, 3, 4, 9]])

@@ -251,10 +251,11 @@ def test_other_versions_of_libraries_are_marked() -> None:
 
 
 def test_the_salt_stays_as_private_as_it_was() -> None:
-    packed = replace(PLAN, salt="s")
-    assert merge([source(FOUND), source(FOUND)]).manifest.salt is None
-    assert merge([source(FOUND), source(FOUND)]).salt == "s"
-    assert merge([source(FOUND), source(FOUND, packed)]).manifest.salt == "s"
-    assert merge([source(FOUND, salt=None), source(FOUND)]).salt == "s"
-    public = replace(PLAN, salt="s", public_salt=True)
-    assert merge([source(FOUND), source(FOUND, public)]).manifest.public_salt
+    drawn = replace(PLAN, salt=None, public_salt=False)
+    packed = replace(drawn, salt="s")
+    assert merge([source(FOUND, drawn), source(FOUND, drawn)]).manifest.salt is None
+    assert merge([source(FOUND, drawn), source(FOUND, drawn)]).salt == "s"
+    assert merge([source(FOUND, drawn), source(FOUND, packed)]).manifest.salt == "s"
+    assert merge([source(FOUND, drawn, salt=None), source(FOUND, drawn)]).salt == "s"
+    public = replace(packed, public_salt=True)
+    assert merge([source(FOUND, drawn), source(FOUND, public)]).manifest.public_salt
