@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -27,17 +26,16 @@ def check(
     """Check plugin files on tiny models, and say what to change where one breaks the contract."""
     from nftbench.cli import workers
     from nftbench.planning import registry, task_files
-
-    for file in files:  # before the import of torch, which takes seconds
-        path = Path(file.partition("[")[0])
-        source = path / "__init__.py" if path.is_dir() else path
-        if source.suffix == ".py" and source.is_file():
-            registry.kinds_in(source)
-        elif source.suffix == ".yaml" and source.is_file():
-            task_files.settings(source)
-    from nftbench.testing.file import check_file, plugin_path
+    from nftbench.planning.plugin_paths import plugin_path
 
     paths = [plugin_path(file) for file in files]  # all are refused before the first is checked
+    for path in paths:  # before the import of torch, which takes seconds
+        if path.suffix == ".yaml":
+            task_files.settings(path)
+        else:
+            registry.kinds_in(path / "__init__.py" if path.is_dir() else path)
+    from nftbench.testing.file import check_file
+
     workers.start_server()
     broken = 0
     for file, path in zip(files, paths, strict=True):

@@ -73,8 +73,9 @@ def _check_tasks(suite: Suite, data: Path) -> None:
 
 def _check_splits(task: str, folder: Path, settings: Mapping[str, Any], *, trained: bool) -> None:
     """Look for a file of each split that the task uses, as in `train.jsonl.xz`."""
-    names = [path.name for path in folder.iterdir() if path.is_file()]
-    if not names:
+    from nftbench.planning import task_files
+
+    if not any(path.is_file() for path in folder.iterdir()):
         raise NftbenchError(f"{folder}: is empty; the data of task {task} should be in it")
     if settings.get("custom_dataset"):
         return  # a function of the task reads the folder, and says which file it lacks
@@ -83,8 +84,8 @@ def _check_splits(task: str, folder: Path, settings: Mapping[str, Any], *, train
     held_out = isinstance(metadata, dict) and metadata.get("held_out") is not None
     wanted = {train if held_out else settings.get("test_split") or settings.get("validation_split")}
     for split in sorted(filter(None, wanted | ({train} if trained else set()))):
-        if not any(name.startswith(f"{split}.") for name in names):
+        if task_files.split_file(folder, split) is None:
             raise NftbenchError(
-                f"{folder}: task {task} reads its split {split!r} there, and no file is named {split}.jsonl, or .json, "
-                ".csv, .txt (each also with .xz or .gz) or .parquet"
+                f"{folder}: task {task} reads its split {split!r} there, and no file is named {split} with one of the "
+                f"endings {', '.join(task_files.SUFFIXES)}"
             )

@@ -20,11 +20,6 @@ import pandas as pd
 from nftbench.errors import NftbenchError
 from nftbench.planning import task_files
 
-SUFFIXES = (
-    *(suffix + packed for suffix in (".jsonl", ".json", ".csv", ".txt") for packed in ("", ".xz", ".gz")),
-    ".parquet",
-)
-
 
 @dataclass(frozen=True)
 class Documents:
@@ -74,9 +69,10 @@ def read(folder: Path, split: str) -> datasets.Dataset:
     Raises:
         NftbenchError: the file is missing, truncated, or not in the format that its suffix says.
     """
-    path = _file(folder, split)
+    path = task_files.split_file(folder, split)
     if path is None:
-        raise NftbenchError(f"{folder / split}.*: no file for split {split!r}; looked for {', '.join(SUFFIXES)}")
+        endings = ", ".join(task_files.SUFFIXES)
+        raise NftbenchError(f"{folder / split}.*: no file for split {split!r}; looked for {endings}")
     try:
         if path.suffix == ".parquet":
             return datasets.Dataset.from_pandas(pd.read_parquet(path), preserve_index=False)
@@ -91,7 +87,7 @@ def read(folder: Path, split: str) -> datasets.Dataset:
 def _local(folder: Path, config: Mapping[str, Any], splits: Sequence[str], scored: str) -> Documents:
     """Documents from local files. Without a test file, `metadata.held_out` of the training file is held out instead."""
     share = (config.get("metadata") or {}).get("held_out")
-    if share is None or _file(folder, scored) is not None:
+    if share is None or task_files.split_file(folder, scored) is not None:
         return Documents(datasets.DatasetDict({split: read(folder, split) for split in splits}), str(folder))
     train = config["training_split"]
     # A constant seed: the test split belongs to the task and is the same for every base seed.
@@ -100,10 +96,6 @@ def _local(folder: Path, config: Mapping[str, Any], splits: Sequence[str], score
     found = {split: read(folder, split) for split in splits if split not in (train, scored)}
     found |= {scored: whole.select(np.sort(order[:count])), train: whole.select(np.sort(order[count:]))}
     return Documents(datasets.DatasetDict(found), str(folder), share)
-
-
-def _file(folder: Path, split: str) -> Path | None:
-    return next((path for suffix in SUFFIXES if (path := folder / f"{split}{suffix}").is_file()), None)
 
 
 def _open(path: Path) -> IO[str]:

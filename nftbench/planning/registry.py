@@ -229,8 +229,11 @@ def find(kind: Kind, name: str) -> Plugin:
 
 def written_against(defense: str) -> tuple[str, ...]:
     """The names of nftbench's own attacks whose files say in `against` that they were written against this defense."""
-    own = (plugin for plugin in available("attacks").values() if plugin.is_trusted and plugin.path is not None)
-    return tuple(plugin.name for plugin in own if plugin.path and defense in _against(plugin.path))
+    return tuple(
+        plugin.name
+        for plugin in available("attacks").values()
+        if plugin.is_trusted and plugin.path is not None and defense in _against(plugin.path)
+    )
 
 
 @functools.cache

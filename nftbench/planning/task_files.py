@@ -14,6 +14,11 @@ import yaml
 
 from nftbench.errors import NftbenchError, yaml_problem
 
+SUFFIXES = (
+    *(suffix + packed for suffix in (".jsonl", ".json", ".csv", ".txt") for packed in ("", ".xz", ".gz")),
+    ".parquet",
+)
+"""Endings of the files that hold a split, as in `train.jsonl.xz`."""
 READERS = ("json", "csv", "parquet", "text", "arrow")
 """Values of `dataset_path` that `datasets` reads as file formats. Tasks that use them name their files themselves."""
 
@@ -111,6 +116,11 @@ def find(data: Path | None, config: Mapping[str, Any]) -> Path | None:
     if own is not None and Path(own).exists():
         return None
     raise NftbenchError(f"{folders[-1]}: no such folder; the data of task {config.get('task')} should be in it")
+
+
+def split_file(folder: Path, split: str) -> Path | None:
+    """The file in a task's folder that holds a split; None if there is none."""
+    return next((path for suffix in SUFFIXES if (path := folder / f"{split}{suffix}").is_file()), None)
 
 
 def data_files(data: Path | None, config: Mapping[str, Any]) -> list[Path]:

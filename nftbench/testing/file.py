@@ -23,12 +23,12 @@ from pathlib import Path
 from nftbench.device import CPU
 from nftbench.errors import NftbenchError
 from nftbench.planning import registry
+from nftbench.planning.plugin_paths import plugin_path, split_path
 from nftbench.planning.registry import Kind, Plugin
 from nftbench.records.store import Store, default_cache
 from nftbench.running import isolation
 from nftbench.testing.attack import check_attack
 from nftbench.testing.defense import check_defense
-from nftbench.testing.form import split_path
 from nftbench.testing.promises import Promise, examined, promise, works
 from nftbench.testing.task import check_task
 from nftbench.testing.yardstick import check_yardstick
@@ -50,20 +50,6 @@ class Examined:
     @property
     def broken(self) -> tuple[Promise, ...]:
         return tuple(one for one in self.promises if one.problem)
-
-
-def plugin_path(given: str) -> Path:
-    """The file or folder of a plugin in a command line, where parameters in brackets may follow.
-
-    Raises:
-        NftbenchError: there is no such file, or it is neither a Python nor a YAML file.
-    """
-    path = split_path(given)[0] or Path(given.partition("[")[0])
-    if not (path.is_file() or (path / "__init__.py").is_file()):
-        raise NftbenchError(f"{path}: no such file, nor a folder with an `__init__.py`")
-    if path.is_file() and path.suffix not in (".py", ".yaml"):
-        raise NftbenchError(f"{path}: a plugin is a Python file, or a text task in a YAML file")
-    return path
 
 
 def check_file(given: str, data: Path | None = None) -> Iterator[Examined]:

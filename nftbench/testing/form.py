@@ -11,6 +11,7 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from nftbench.planning import facts, registry
+from nftbench.planning.plugin_paths import split_path
 from nftbench.planning.registry import Kind, Plugin
 from nftbench.records.spec import Spec
 from nftbench.testing.promises import promise, source_of, works
@@ -68,16 +69,6 @@ def named(kind: Kind, given: str | Path) -> Iterator[Spec]:
         one = kind.removesuffix("s")
         promise(kind in names, f"the file holds a {one} plugin", f"it holds {' and '.join(names)}", essential=True)
         yield Spec.parse(names[kind] + text)
-
-
-def split_path(given: str | Path) -> tuple[Path | None, str]:
-    """A file or folder and the parameters in brackets after it; of text that names neither, None and the text."""
-    if isinstance(given, Path):
-        return given, ""
-    place, bracket, rest = given.partition("[")
-    path = Path(place)
-    is_path = path.suffix in (".py", ".yaml") or len(path.parts) > 1 or (path / "__init__.py").is_file()
-    return (path, bracket + rest) if is_path else (None, given)
 
 
 def _created(kind: Kind, spec: Spec) -> Any:

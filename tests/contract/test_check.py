@@ -10,8 +10,9 @@ import pytest
 
 from nftbench.errors import LONGEST
 from nftbench.planning import registry
+from nftbench.planning.plugin_paths import plugin_path
 from nftbench.testing import BrokenPromiseError, check_attack, check_defense, check_task
-from nftbench.testing.file import check_file, plugin_path
+from nftbench.testing.file import check_file
 from nftbench.testing.promises import Promise, examined, promise, works
 from tests.conftest import PLUGIN
 

@@ -12,32 +12,21 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.text import Annotation
 
-from nftbench.records.record import CellId
 from nftbench.report import figures
 from nftbench.report.frontier_figure import frontier
 from nftbench.report.frontier_path import path
-from nftbench.scoring import Leaderboard, score
+from nftbench.scoring import Leaderboard
 from nftbench.scoring.frontier import MEAN
 from nftbench.scoring.scores import Curve, Score
-from tests.factories import RANKING, scored, suite
+from tests.factories import scored, suite
 from tests.scoring import drawn
 from tests.scoring.drawn import Truth, kept
 
-TRUTHS = {
-    "pmp[steps=200]": Truth(20.0, kept(0.25)),
-    "pmp[steps=200,complement=released]": Truth(21.0, kept(0.25)),
-    "oracle": Truth(24.0, np.array([0.999, 1, 1, 1, 1, 1, 1])),
-    "mask": Truth(0.5),
-    "destroyer": Truth(12.0, np.array([1, 1, 1, 0, 1, 1, 1])),
-    "wreck": Truth(-1.0, np.array([-3, 0.2, 0.4, 0.5, 0.3, 0.2, 0.1])),
-}
+TRUTHS = {**drawn.CROWD, "wreck": Truth(-1.0, np.array([-3, 0.2, 0.4, 0.5, 0.3, 0.2, 0.1]))}
 
 
 def board_of(truths: Mapping[str, Truth]) -> Leaderboard:
-    records = drawn.records(truths, np.random.default_rng(5))
-    cells = [CellId.of(one) for one in records]
-    settings = {"ladder": drawn.LADDER, "initialisations": drawn.INITIALISATIONS}
-    return score(records, ranking=RANKING, planned=cells, **settings)
+    return drawn.board(drawn.records(truths, np.random.default_rng(5)))
 
 
 @pytest.fixture(scope="module")

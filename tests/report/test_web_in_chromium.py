@@ -11,26 +11,18 @@ from typing import Any
 import numpy as np
 import pytest
 
-from nftbench.records.record import CellId
 from nftbench.report import styles, web
-from nftbench.scoring import Leaderboard, score
+from nftbench.scoring import Leaderboard
 from nftbench.scoring.budget_curve import BudgetCurve
 from nftbench.scoring.intervals import Interval
 from nftbench.scoring.scores import Flag
 from tests import chromium
-from tests.factories import COST, RANKING, curve, scored, scratch, suite, sweep
+from tests.factories import COST, curve, scored, scratch, suite, sweep
 from tests.scoring import drawn
 from tests.scoring.drawn import Truth, kept
 
 pytestmark = chromium.NEEDED
-TRUTHS = {
-    "pmp[steps=200]": Truth(20.0, kept(0.25)),
-    "pmp[steps=200,complement=released]": Truth(21.0, kept(0.25)),
-    "oracle": Truth(24.0, np.array([0.999, 1, 1, 1, 1, 1, 1])),
-    "mask": Truth(0.5),
-    "destroyer": Truth(12.0, np.array([1, 1, 1, 0, 1, 1, 1])),
-    "wreck": Truth(1.0, kept(0.1)),
-}
+TRUTHS = {**drawn.CROWD, "wreck": Truth(1.0, kept(0.1))}
 EVIL = "evil[word=<img src=x onerror=document.title=1>]"
 
 
@@ -66,9 +58,7 @@ def opened(browser: Any, boards: list[tuple[Leaderboard, str]], tmp_path: Path) 
 @pytest.fixture(scope="module")
 def crowd(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The page of a board with a ladder of trivial defenses, rows that stand close together, and budget curves."""
-    records = drawn.records(TRUTHS, np.random.default_rng(5))
-    settings = {"ladder": drawn.LADDER, "initialisations": drawn.INITIALISATIONS}
-    board = score(records, ranking=RANKING, planned=[CellId.of(one) for one in records], **settings)
+    board = drawn.board(drawn.records(TRUTHS, np.random.default_rng(5)))
     flops = tuple(10.0**power for power in range(3, 12))
     reached = tuple(Interval(30.0 + index) for index in range(len(flops)))
     budgets = tuple(BudgetCurve(name, flops, reached) for name in ("mask", "oracle", "none", "scratch"))

@@ -125,6 +125,16 @@ def records(
     return found
 
 
+CROWD = {
+    "pmp[steps=200]": Truth(20.0, kept(0.25)),
+    "pmp[steps=200,complement=released]": Truth(21.0, kept(0.25)),
+    "oracle": Truth(24.0, np.array([0.999, 1, 1, 1, 1, 1, 1])),
+    "mask": Truth(0.5),
+    "destroyer": Truth(12.0, np.array([1, 1, 1, 0, 1, 1, 1])),
+}
+"""Rows for a picture: two that stand close together, one with an effect, one without, one that loses a metric."""
+
+
 def board(found: list[Record]) -> Leaderboard:
     """The leaderboard of records that are all that was planned."""
     planned = [CellId.of(one) for one in found]
