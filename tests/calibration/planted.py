@@ -71,9 +71,10 @@ class Obeying(Attack):
         return context.attack(self.attack).prepare(release, context)
 
     def adapt(self, prepared: Prepared, task: Task, context: AttackerContext) -> Outcome:
-        defense = context.defense
-        hurried: Any = Hurried(context, 1 - defense.withheld) if isinstance(defense, Planted) else context
-        return context.attack(self.attack).adapt(prepared, task, hurried)
+        # A description of the defense, with its parameters and without its class.
+        withheld = getattr(context.defense, "withheld", None)
+        heeding: Any = context if withheld is None else Hurried(context, 1 - withheld)
+        return context.attack(self.attack).adapt(prepared, task, heeding)
 
     def _plugin(self) -> Attack:
         found: Attack = registry.create("attacks", self.attack)

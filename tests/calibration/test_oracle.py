@@ -13,7 +13,8 @@ import pytest
 from nftbench.calibration import oracle
 from nftbench.calibration.proof import Finding, Run
 from nftbench.errors import NftbenchError
-from nftbench.planning import registry
+from nftbench.planning import facts, registry
+from nftbench.planning.facts import Described
 from nftbench.planning.plan import plan
 from nftbench.records.record import CellId
 from nftbench.testing import check_attack, check_defense, tiny_suite
@@ -51,7 +52,7 @@ def test_attackers_do_without_the_steps_that_the_defense_withholds(
 ) -> None:
     asked: list[Any] = []
     context = SimpleNamespace(
-        defense=registry.create("defenses", defense),
+        defense=Described(facts.defense(defense)),  # as an attacker is given it in a run
         budget=SimpleNamespace(durations=(0, 25, 80), warmup=10, clip=1.0, decay=False, average=False),
         attack=lambda spec: registry.create("attacks", spec),
         sweep=lambda *inputs, **settings: asked.append((inputs, settings)),
