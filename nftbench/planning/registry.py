@@ -17,7 +17,7 @@ import importlib.util
 import re
 import sys
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from importlib.machinery import (
     EXTENSION_SUFFIXES,
@@ -251,6 +251,30 @@ def _against(path: Path) -> frozenset[str]:
     ]
     parts = (node for value in values if value is not None for node in ast.walk(value))
     return frozenset(node.value for node in parts if isinstance(node, ast.Constant) and isinstance(node.value, str))
+
+
+def defaults(kind: Kind, name: str) -> Mapping[str, Any]:
+    """The defaults of a plugin's parameters that its file writes as plain values, by parameter.
+
+    The file is not imported, so that a report can ask. Of an unknown plugin, and one without a file, nothing is known.
+    """
+    plugin = available(kind).get(name)
+    if plugin is None or plugin.path is None or plugin.is_text:
+        return {}
+    return _defaults(plugin.path, _METHOD[kind])
+
+
+@functools.cache
+def _defaults(path: Path, method: str) -> Mapping[str, Any]:
+    found = {}
+    for cls in ast.parse(path.read_text(encoding="utf-8")).body:
+        if not isinstance(cls, ast.ClassDef) or method not in [getattr(item, "name", "") for item in cls.body]:
+            continue
+        for item in cls.body:
+            if isinstance(item, ast.AnnAssign) and item.value and "ClassVar" not in ast.unparse(item.annotation):
+                with contextlib.suppress(ValueError):  # another expression than a plain value
+                    found[ast.unparse(item.target)] = ast.literal_eval(item.value)
+    return found
 
 
 def create(kind: Kind, text: str) -> Any:

@@ -177,7 +177,8 @@ def _unchecked(row: RowEvidence) -> str | None:
 
 @_flag("unexamined", "unrank", misleading=True)
 def _unexamined(row: RowEvidence) -> str | None:
-    """What the flags `gradient`, `prompts`, `costume`, `tokenizer`, `own_code` and `ledger` are about is not ruled out."""
+    """Without these facts the flags `gradient`, `prompts`, `costume`, `tokenizer`, `own_code` and `ledger` cannot be
+    raised, and the release may do what they are about."""
     examined = {record.seed for record in row.records if record.protection}
     measured = {record.seed for record in row.records if record.attack == NONE and record.status == "ok"}
     if not (lost := sorted(measured - examined)):

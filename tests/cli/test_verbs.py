@@ -244,7 +244,7 @@ def test_help_without_a_verb(words: list[str], call: Call) -> None:
         (["pack", "tiny.yaml"], "'tiny.yaml' is a file"),
         (["run", "tiny.yaml", "--out", "tiny.yaml"], "'tiny.yaml' is a file"),
         (["run", "tiny.yaml", "--cache", "tiny.yaml"], "'tiny.yaml' is a file"),
-        (["plan", "tiny.yaml", "--plugin", "unstaged.py"], "stage: is missing, and must be 'pretrain' or 'posttrain'"),
+        (["plan", "tiny.yaml", "--plugin", "unstaged.py"], "no such attribute; did you mean 'stage'?"),
     ],
 )
 def test_bad_input_is_one_line_and_changes_nothing(call: Call, tiny: str, words: list[str], said: str) -> None:

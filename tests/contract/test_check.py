@@ -138,7 +138,7 @@ def test_a_name_that_is_taken_is_told(tmp_path: Path) -> None:
         (
             ATTACK.replace("frozenset()", "frozenset({'metod'})"),
             "its class attributes",
-            "knowledge: each item must be 'method', 'data'",
+            "knowledge: an item must be 'method', 'data'",
         ),
         (ATTACK.replace("frozenset()", "{'data'}"), "its class attributes", "write for example `knowledge: ClassVar"),
         (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -272,9 +273,9 @@ def test_a_class_that_is_no_plugin_is_refused(text: str, expected: str, plugin: 
         ("defenses", "trivial = 'no'", "trivial: must be True or False, and is 'no'"),
         ("defenses", "keeps_secret = 1", "keeps_secret: must be True or False, and is 1"),
         ("defenses", "claims = 'secret'", "claims: must be an object of the class Claim, and is 'secret'"),
-        ("defenses", "claims = Claim(frozenset({'metod'}))", "claims.knowledge: each item must be 'method', 'data', "),
+        ("defenses", "claims = Claim(frozenset({'metod'}))", "claims.knowledge: an item must be 'method', 'data', "),
         ("defenses", "claims = Claim(adaptation='lora')", "claims.adaptation: must be 'finetuning', "),
-        ("attacks", "knowledge = frozenset({'metod'})", "knowledge: each item must be 'method', 'data', "),
+        ("attacks", "knowledge = frozenset({'metod'})", "knowledge: an item must be 'method', 'data', "),
         ("attacks", "knowledge = {'method'}", "knowledge: must be a frozenset, and is {'method'}"),
         ("attacks", "knowledge = property(lambda self: 'method')", "knowledge: must be a frozenset, and is 'method'"),
         ("attacks", "adaptation = 'finetunning'", "adaptation: must be 'finetuning', "),
@@ -311,9 +312,8 @@ def test_a_defense_without_a_stage_is_refused(plugin: WriteFile) -> None:
 def test_a_misspelt_class_attribute_is_refused(
     kind: registry.Kind, attribute: str, meant: str, plugin: WriteFile
 ) -> None:
-    path = plugin(
-        "mine", re.sub(rf"    {meant}: .*\n", "", source(kind)).replace("    def ", f"    {attribute}\n    def ")
-    )
+    without = re.sub(rf"    {meant}: .*\n", "", source(kind))
+    path = plugin("mine", without.replace("    def ", f"    {attribute}\n    def "))
     name = attribute.split(":")[0].split(" ")[0]
     found = refusal(kind, "mine")
     assert found.startswith(f"{kind} 'mine' ({path}): {name}: nftbench.")
@@ -321,8 +321,8 @@ def test_a_misspelt_class_attribute_is_refused(
 
 
 def test_an_attribute_with_a_name_of_its_own_is_no_misspelling(plugin: WriteFile) -> None:
-    own = "    stages = 3\n    claim_of_paper = 'none'\n    labels: tuple[str, ...] = ('a', 'b')\n    def claim(self): pass\n"
-    plugin("mine", source("defenses").replace("    def ", f"{own}    def ", 1))
+    own = ("stages = 3", "claim_of_paper = ''", "labels: tuple[str, ...] = ('a', 'b')", "def claim(self): pass", "")
+    plugin("mine", source("defenses").replace("    def ", "    " + "\n    ".join(own) + "def ", 1))
     assert registry.create("defenses", "mine").labels == ("a", "b")
 
 

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import fields, replace
+
 import pytest
 from hypothesis import given, settings, strategies as st
 
+from nftbench.planning import registry
 from nftbench.records.spec import Spec
-from nftbench.report.labels import labels
+from nftbench.report.labels import labels, of
+from nftbench.suites.schema import Family
+from tests.factories import STOPPED, scored, suite, sweep
 
 
 @pytest.mark.parametrize(
@@ -38,6 +43,28 @@ def test_a_given_label_is_used_unless_another_row_has_it() -> None:
     assert labels(rows, {"pmp[radius=1]": "PMP", "absent": "mask"})["pmp[radius=1]"] == "PMP"
     assert labels(rows, {"pmp[radius=1]": "mask"})["pmp[radius=1]"] == "pmp · 1"
     assert labels(rows, {"pmp[radius=1]": "PMP", "pmp[radius=2]": "PMP"}) == labels(rows)
+
+
+def test_a_dose_of_the_ladder_says_the_number_that_it_leaves_to_the_default() -> None:
+    doses = ("noise", "noise[scale=0.2]")
+    ladder = {"noise": Family(doses=doses), "narrow": Family(doses=("narrow",))}
+    rows = [one for row in (*doses, "narrow", "dlr_lock", "dlr_lock[depth=1]") for one in sweep(row, STOPPED)]
+    board = scored([*suite(), *rows], ladder=ladder)
+    found = of(board)
+    scale = registry.create("defenses", "noise").scale
+    assert [found[row] for row in doses] == [f"noise · {scale:g}", "noise · 0.2"]
+    assert found["narrow"] == "narrow"  # nothing to tell it from
+    assert found["dlr_lock"] == "dlr_lock"  # no dose
+    assert of(replace(board, labels={"noise": "a little noise"}))["noise"] == "a little noise"
+
+
+@pytest.mark.parametrize("kind", ["defenses", "attacks", "tasks"])
+def test_defaults_read_from_a_file_are_those_of_the_class(kind: registry.Kind) -> None:
+    for name, plugin in registry.available(kind).items():
+        found = registry.defaults(kind, name)
+        own = {} if plugin.is_text else {field.name: field.default for field in fields(registry.load(plugin))}
+        assert {key: own[key] for key in found} == dict(found)
+        assert {key for key, value in own.items() if isinstance(value, float)} <= found.keys()
 
 
 NAMES = st.sampled_from(["pmp", "dlr_lock", "none", "pmp · x"])

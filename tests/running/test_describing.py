@@ -200,7 +200,7 @@ REFUSED = {
     "not frozen": (DEFENSE.replace("(frozen=True)", ""), "Mine is not a frozen dataclass"),
     "wrong attribute": (
         DEFENSE.replace('"posttrain"', "None"),
-        "stage: must be 'pretrain' or 'posttrain', and is None",
+        "stage: must be 'pretrain' or 'posttrain', and",
     ),
     "wrong parameter": (
         "import pathlib\n" + DEFENSE.replace("float = 0.5", "pathlib.Path = pathlib.Path('x')"),
