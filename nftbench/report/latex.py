@@ -18,8 +18,8 @@ NUMBER = "r@{}l"
 COLUMNS = {"#": "r", "defense": "l", "excess": NUMBER, "suppression": NUMBER, "utility %": NUMBER, "claim": "l"}
 """The columns, each with its alignment."""
 ABOUT = (
-    "% Needs the package booktabs. \\input{leaderboard} fits an article in one column; where labels are long, the package",
-    "% graphicx makes it fit: \\resizebox{\\linewidth}{!}{\\input{leaderboard}}.",
+    "% Needs the package booktabs. \\input{leaderboard} fits an article in one column. Where labels are long, graphicx",
+    "% makes it fit: \\resizebox{\\linewidth}{!}{\\input{leaderboard}}.",
     "% Excess and suppression are in points; 95 % intervals are in brackets. leaderboard.csv has every column.",
 )
 ESCAPES = {
@@ -84,7 +84,7 @@ def _note(scores: Sequence[Score]) -> list[str]:
     """The line below the table about claims with a star; none where no claim has one."""
     claims = [score.row.claim for score in scores if score.row.claim is not None and score.claim.verdict is not None]
     ways = sorted({claim.adaptation.replace("_", " ") for claim in claims} - {"finetuning"})
-    said = f"* a claim about {' or '.join(ways)}, and not about fine-tuning"
+    said = f"* its claim is about adapting the release by {' or '.join(ways)}, and not by fine-tuning"
     width = sum(1 + (alignment == NUMBER) for alignment in COLUMNS.values())
     return [f"\\multicolumn{{{width}}}{{@{{}}l}}{{{said}}} \\\\"] if ways else []
 

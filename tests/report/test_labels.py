@@ -10,8 +10,7 @@ from hypothesis import given, settings, strategies as st
 from nftbench.planning import registry
 from nftbench.records.spec import Spec
 from nftbench.report.labels import labels, of
-from nftbench.suites.schema import Family
-from tests.factories import STOPPED, scored, suite, sweep
+from tests.factories import scored, suite
 
 
 @pytest.mark.parametrize(
@@ -47,9 +46,9 @@ def test_a_given_label_is_used_unless_another_row_has_it() -> None:
 
 def test_a_dose_of_the_ladder_says_the_number_that_it_leaves_to_the_default() -> None:
     doses = ("noise", "noise[scale=0.2]")
-    ladder = {"noise": Family(doses=doses), "narrow": Family(doses=("narrow",))}
-    rows = [one for row in (*doses, "narrow", "dlr_lock", "dlr_lock[depth=1]") for one in sweep(row, STOPPED)]
-    board = scored([*suite(), *rows], ladder=ladder)
+    board = scored(suite())
+    others = tuple(replace(board.scores[0], defense=row) for row in ("dlr_lock", "dlr_lock[depth=1]"))
+    board = replace(board, scores=others, ladder={"noise": doses, "narrow": ("narrow",)})
     found = of(board)
     scale = registry.create("defenses", "noise").scale
     assert [found[row] for row in doses] == [f"noise · {scale:g}", "noise · 0.2"]
