@@ -108,7 +108,11 @@ def broken(kind: str, path: Path) -> dict[str, str]:
         (DEFENSE.replace("float", "'flaot'"), "its parameters have types", "strength: 'flaot' is no type"),
         (DEFENSE.replace("1.0", "'much'"), "its parameters have types", "strength: its default must be a number"),
         (DEFENSE + DEFENSE.replace("Mine", "Other"), "it can be imported", "needs one class with the method 'protect'"),
-        (DEFENSE.replace("strength: float", "label: ClassVar").replace("1.0", "'<b>'"), "it answers", "label is '<b>'"),
+        (
+            DEFENSE.replace("strength: float", "label: ClassVar").replace("1.0", "'<b>'"),
+            "it answers",
+            "'<b>' is no label",
+        ),
         (ATTACK, "the file holds a defense plugin", "it holds attacks"),
     ],
 )
