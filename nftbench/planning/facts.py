@@ -45,8 +45,8 @@ def _parameter(value: Any) -> Any:
 def _label(text: str) -> str:
     if not LABEL.fullmatch(text):
         raise ValueError(
-            f"{text!r} is no label, which has at most 40 characters: letters A to Z, digits, brackets, and single spaces "
-            "or + - . / between"
+            f"{text!r} is no label, which has at most 40 characters: letters A to Z, digits, brackets, single spaces "
+            "and + - . / between"
         )
     return text
 
