@@ -38,19 +38,27 @@ def suggest(name: str, known: Sequence[str]) -> str:
     return f"; known: {', '.join(sorted(known))}" if known else ""
 
 
-def wrong(problem: Mapping[str, Any]) -> str:
+def wrong(problem: Mapping[str, Any], words: Mapping[str, str] | None = None) -> str:
     """What is wrong with a value, as in `must be a whole number, and is 'two'`.
 
     Args:
         problem: one of the errors of pydantic's `ValidationError`.
+        words: what a value must do, by pydantic's type of an error; `IN_CODE` for a value that Python code gives.
     """
-    kind, bounds = str(problem["type"]), problem.get("ctx") or {}
-    said = str(problem["msg"]).removeprefix("Value error, ")
-    if kind == "missing":
+    if problem["type"] == "missing":
         return "is missing"
-    if kind not in _ALLOWED:  # such as a text of nftbench or of a plugin
-        return said[:1].lower() + said[1:]
-    return f"must {_ALLOWED[kind].format(**bounds)}, and is {one_line(repr(problem['input']))[:80]}"
+    said = must(problem, words)
+    known = problem["type"] in (words or _ALLOWED)
+    return f"{said}, and is {one_line(repr(problem['input']))[:80]}" if known else said
+
+
+def must(problem: Mapping[str, Any], words: Mapping[str, str] | None = None) -> str:
+    """What a value must do, as in `must be a whole number`; arguments as of `wrong`."""
+    rule = (words or _ALLOWED).get(str(problem["type"]))
+    if rule is not None:
+        return f"must {rule.format(**(problem.get('ctx') or {}))}"
+    said = str(problem["msg"]).removeprefix("Value error, ")  # such as a text of nftbench or of a plugin
+    return said[:1].lower() + said[1:]
 
 
 _WHOLE, _LIST, _SECTION = "be a whole number", "be a list", "be a section of keys and values"
@@ -73,3 +81,13 @@ _ALLOWED = {
     "string_too_long": "have {max_length} or fewer characters",
 }
 """By pydantic's type of an error: what a value must do."""
+IN_CODE = _ALLOWED | {
+    **dict.fromkeys(("bool_type", "bool_parsing"), "be True or False"),
+    "string_type": "be a string",
+    "tuple_type": "be a tuple",
+    "set_type": "be a set",
+    "frozen_set_type": "be a frozenset",
+    **dict.fromkeys(("is_instance_of",), "be an object of the class {class}"),
+    **dict.fromkeys(("dataclass_type", "dataclass_exact_type"), "be an object of the class {class_name}"),
+}
+"""The same for a value that Python code gives."""

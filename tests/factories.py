@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from nftbench.contract import Claim, Cost, Measurement, Point
+from nftbench.contract import Claim, Cost, Measurement, Point, Protection
 from nftbench.records.record import Record, Row
 from nftbench.records.spec import Spec
 from nftbench.scoring import Leaderboard, score
@@ -44,7 +44,7 @@ TRAINED_WEIGHTS: Mapping[str, TrainedWeights] = {
 
 
 def record(defense: str, attack: str, task: str, seed: int, value: float, **changes: Any) -> Record:
-    """An ok record whose validation score equals its test score."""
+    """An ok record whose validation score equals its test score, and where nothing is odd about the release."""
     trains = attack != "none"
     plain = Record(
         key=f"{defense}/{attack}/{task}/{seed}",
@@ -64,6 +64,7 @@ def record(defense: str, attack: str, task: str, seed: int, value: float, **chan
         validation=measurement(value),
         attacked=measurement(value),
         picked=Point(0.1, 100 if trains else 0, value, None),
+        protection=None if trains else Protection(1000, 1.0),
         provenance=VERSIONS,
     )
     return replace(plain, **changes)
@@ -71,7 +72,7 @@ def record(defense: str, attack: str, task: str, seed: int, value: float, **chan
 
 def failed(one: Record, status: str = "failed") -> Record:
     """The record of the same cell if it had failed."""
-    return replace(one, status=status, reason="boom", validation=None, attacked=None, picked=None)
+    return replace(one, status=status, reason="boom", validation=None, attacked=None, picked=None, protection=None)
 
 
 def curve(*scores: float, rate: float = 0.1) -> tuple[Point, ...]:

@@ -5,11 +5,13 @@ Each verb imports what it needs when it is called, so that `--help` and `list` l
 
 from __future__ import annotations
 
+import contextlib
 import io
+import os
 import shlex
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Annotated, TextIO
 
 import typer
@@ -87,7 +89,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             stream.reconfigure(errors="replace")  # a terminal in latin-1 has no character for a table's lines
     if "--install-completion" in words:
         completion.mend_zsh()
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), _same_environment():
         warnings.showwarning = _show_warning
         try:
             code = app(words, prog_name="nftbench", standalone_mode=False, obj=shlex.join(["nftbench", *words]))
@@ -101,6 +103,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
             complain(error.format_message().replace(": Value error, ", ": "))
             return BAD_INPUT
     return int(code or 0)
+
+
+@contextlib.contextmanager
+def _same_environment() -> Iterator[None]:
+    """Give the environment its variables back after the block: `--cache` sets one for workers, and another command line
+    in this process must not find it."""
+    before = dict(os.environ)
+    try:
+        yield
+    finally:
+        for name in os.environ.keys() - before.keys():
+            del os.environ[name]
+        os.environ.update(before)
 
 
 def _of_system(error: OSError) -> str:

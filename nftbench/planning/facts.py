@@ -16,7 +16,7 @@ from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_type_hints
 from pydantic import AfterValidator, Field, TypeAdapter, ValidationError
 
 from nftbench.contract import Attack, Claim, Defense, Model, OwnerContext, Protected
-from nftbench.errors import NftbenchError, one_line
+from nftbench.errors import IN_CODE, NftbenchError, one_line, wrong
 from nftbench.planning import registry
 from nftbench.planning.registry import Kind, Plugin
 from nftbench.records.spec import Spec
@@ -45,7 +45,8 @@ def _parameter(value: Any) -> Any:
 def _label(text: str) -> str:
     if not LABEL.fullmatch(text):
         raise ValueError(
-            "a label has at most 40 characters: letters A to Z, digits, brackets, and single spaces or + - . / between"
+            f"{text!r} is no label, which has at most 40 characters: letters A to Z, digits, brackets, single spaces "
+            "and + - . / between"
         )
     return text
 
@@ -293,8 +294,7 @@ def _parsed(question: Callable[[Any, Any], Answer], answer: bytes) -> Answer:
         problem = error.errors()[0]
         asked = [question.__name__.strip("_")] if question not in (_defense, _attack) else []
         place = ".".join(map(str, (*asked, *problem["loc"])))
-        value = f" is {problem['input']!r}" if problem["type"] != "json_invalid" else ""
-        raise NftbenchError(one_line(f"{place}{value}: {_lowered(problem['msg'])}")) from None
+        raise NftbenchError(one_line(f"{place}: {wrong(problem, IN_CODE)}")) from None
 
 
 def ask_here(kind: Kind, plugin: Any) -> None:
@@ -330,7 +330,3 @@ def _listed(value: Any) -> Any:
 @functools.cache
 def _reader(question: Callable[[Any, Any], Answer]) -> TypeAdapter[Answer]:
     return TypeAdapter(get_type_hints(question, include_extras=True)["return"])
-
-
-def _lowered(message: str) -> str:
-    return message[:1].lower() + message[1:]

@@ -14,7 +14,6 @@ import contextlib
 import functools
 import importlib
 import importlib.util
-import inspect
 import re
 import sys
 import warnings
@@ -31,16 +30,20 @@ from importlib.machinery import (
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from types import CodeType, ModuleType
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal, get_args
 
 import yaml
 
-from nftbench.contract import Attack, Claim, Defense, Task, Yardstick
+from nftbench.contract import Attack, Defense, Task, Yardstick
 from nftbench.errors import NftbenchError, suggest, wrong
+from nftbench.planning.class_problems import (
+    attribute_problems,
+    checker,
+    of_dataclass,
+    parameter_problems,
+    property_problems,
+)
 from nftbench.records.spec import Spec, split
-
-if TYPE_CHECKING:
-    from pydantic import TypeAdapter
 
 Kind = Literal["defenses", "attacks", "tasks", "yardsticks"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -250,6 +253,30 @@ def _against(path: Path) -> frozenset[str]:
     return frozenset(node.value for node in parts if isinstance(node, ast.Constant) and isinstance(node.value, str))
 
 
+def defaults(kind: Kind, name: str) -> Mapping[str, Any]:
+    """The defaults of a plugin's parameters that its file writes as plain values, by parameter.
+
+    The file is not imported, so that a report can ask. Of an unknown plugin, and one without a file, nothing is known.
+    """
+    plugin = available(kind).get(name)
+    if plugin is None or plugin.path is None or plugin.is_text:
+        return {}
+    return _defaults(plugin.path, _METHOD[kind])
+
+
+@functools.cache
+def _defaults(path: Path, method: str) -> Mapping[str, Any]:
+    found = {}
+    for cls in ast.parse(path.read_text(encoding="utf-8")).body:
+        if not isinstance(cls, ast.ClassDef) or method not in [getattr(item, "name", "") for item in cls.body]:
+            continue
+        for item in cls.body:
+            if isinstance(item, ast.AnnAssign) and item.value and "ClassVar" not in ast.unparse(item.annotation):
+                with contextlib.suppress(ValueError):  # another expression than a plain value
+                    found[ast.unparse(item.target)] = ast.literal_eval(item.value)
+    return found
+
+
 def create(kind: Kind, text: str) -> Any:
     """A plugin object from a spec. Its parameters are checked by the types of its dataclass fields.
 
@@ -267,25 +294,21 @@ def create(kind: Kind, text: str) -> Any:
             raise NftbenchError(f"{text!r}: {spec.name} has no parameter {key!r}{suggest(key, known)}")
     parameters = {key: _as_list(cls, key, value) for key, value in spec.parameters}
     try:
-        plugin = _checker(cls).validate_python(parameters)  # type: ignore[arg-type]  # mypy: classes are no Hashable
+        plugin = checker(cls).validate_python(parameters)  # type: ignore[arg-type]  # mypy: classes are no Hashable
     except ValidationError as error:
         problem = error.errors()[0]
         key = ".".join(str(part) for part in problem["loc"])
+        if problem["type"] == "missing":
+            raise NftbenchError(
+                f"{found}: {key}: has no default; name it, as in {spec.name}[{key}=…], or give it one in the class"
+            ) from None
         message = wrong(problem)
         if problem["type"] == "string_type" and len(problem["loc"]) == 1:
             message = f"{problem['input']!r} is no text; write {key}='{problem['input']}'"
         raise NftbenchError(f"{text!r}: {key + ': ' if key else ''}{message}") from None
-    for said in property_problems(kind, plugin):
+    for said in property_problems(PROTOCOLS[kind], plugin):
         raise NftbenchError(f"{found}: {said}")
     return plugin
-
-
-@functools.cache
-def _checker(kind: Any) -> TypeAdapter[Any]:
-    """The validator of a class or type, cached because building it takes a thousand times as long as using it."""
-    from pydantic import TypeAdapter
-
-    return TypeAdapter(kind)
 
 
 def spec_of(name: str, plugin: Any) -> Spec:
@@ -309,20 +332,22 @@ def load(plugin: Plugin) -> type[Any]:
 
     Raises:
         NftbenchError: this process may not import it, importing it fails, its class is not a frozen dataclass that
-            derives from its protocol, or a class attribute is missing or has another type than the protocol says.
+            derives from its protocol, or an attribute or a parameter of it is wrong.
     """
     if not may_import(plugin):
         raise NftbenchError(f"{plugin}: it was added, and only a process of its own may import it")
     try:
         cls = imported(plugin)
     except Exception as error:
-        raise NftbenchError(f"{plugin}: {type(error).__name__}: {error}") from error
+        raise NftbenchError(f"{plugin}: {of_dataclass(error) or f'{type(error).__name__}: {error}'}") from error
     protocol = PROTOCOLS[plugin.kind]
     if protocol not in cls.__mro__:
-        raise NftbenchError(f"{plugin}: derive from nftbench.{protocol.__name__}")
+        raise NftbenchError(f"{plugin}: {cls.__name__} must derive from nftbench.{protocol.__name__}")
     if not is_frozen_dataclass(cls):
-        raise NftbenchError(f"{plugin}: {cls.__name__} is not a frozen dataclass")
-    for problem in attribute_problems(plugin.kind, cls):
+        raise NftbenchError(
+            f"{plugin}: {cls.__name__} is not a frozen dataclass; write `@dataclass(frozen=True)` above it"
+        )
+    for problem in (*attribute_problems(protocol, cls), *parameter_problems(cls)):
         raise NftbenchError(f"{plugin}: {problem}")
     return cls
 
@@ -343,44 +368,6 @@ def imported(plugin: Plugin) -> type[Any]:
 def is_frozen_dataclass(cls: type[Any]) -> bool:
     """Whether a class is a dataclass whose objects cannot be changed."""
     return is_dataclass(cls) and bool(cls.__dataclass_params__.frozen)  # type: ignore[attr-defined]
-
-
-def attribute_problems(kind: Kind, cls: type[Any]) -> Iterator[str]:
-    """For each class attribute with another type than the protocol says: its name, its value, and what is expected."""
-    for name, its_kind in _attributes(PROTOCOLS[kind]).items():
-        value = inspect.getattr_static(cls, name, None)
-        if not isinstance(value, property) and name not in {field.name for field in fields(cls)}:
-            yield from _value_problems(name, its_kind, value)
-
-
-def property_problems(kind: Kind, plugin: Any) -> Iterator[str]:
-    """The same for attributes that the class computes, which only an object has."""
-    for name, its_kind in _attributes(PROTOCOLS[kind]).items():
-        if isinstance(inspect.getattr_static(type(plugin), name, None), property):
-            yield from _value_problems(name, its_kind, getattr(plugin, name))
-
-
-def _attributes(protocol: type[Any]) -> Mapping[str, Any]:
-    """The attributes of a protocol, or the fields of a class, with their types. Properties have that of their value."""
-    types = {
-        name: get_args(kind)[0] if get_origin(kind) is ClassVar else kind
-        for name, kind in get_type_hints(protocol).items()
-    }
-    properties = {name: item.fget for name, item in vars(protocol).items() if isinstance(item, property)}
-    return types | {name: get_type_hints(getter)["return"] for name, getter in properties.items()}
-
-
-def _value_problems(name: str, kind: Any, value: Any) -> Iterator[str]:
-    from pydantic import ValidationError
-
-    try:
-        _checker(kind).validate_python(value, strict=True)
-    except ValidationError as error:
-        expected = error.errors()[0]["msg"]
-        yield f"{name} is {value!r}: {expected[:1].lower()}{expected[1:]}"
-    if isinstance(value, Claim):  # pydantic takes an object of a class without looking into it
-        for part, its_kind in _attributes(Claim).items():
-            yield from _value_problems(f"{name}.{part}", its_kind, getattr(value, part))
 
 
 def _candidates(kind: Kind) -> Iterator[Plugin]:

@@ -14,6 +14,7 @@ from nftbench.records.record import Record
 from nftbench.records.spec import Spec
 from nftbench.report import order, row_tables, tables
 from nftbench.report.exports import model_index
+from nftbench.report.labels import of
 from nftbench.report.markdown import commands, escaped, items, joined, one_line, section
 from nftbench.scoring.cost_to_break import SHARES
 from nftbench.scoring.intervals import PRELIMINARY_SEEDS, RANKED_SEEDS
@@ -243,7 +244,8 @@ def has(attack: AttackRow) -> str:
 def _controls(board: Leaderboard, score: Score) -> Table:
     """The release among the trivial changes of its twin, sorted by what is kept of utility."""
     doses = [one for scores in order.doses(board).values() for one in scores]
-    rows = [("the release", score), *((one.defense, one) for one in doses)]
+    names = of(board)
+    rows = [("the release", score), *((names[one.defense], one) for one in doses)]
     rows.sort(key=lambda row: -(row[1].utility.retention.value if row[1].utility.retention else 0.0))
     return Table(
         "Against trivial changes of the twin",

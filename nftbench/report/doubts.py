@@ -38,6 +38,10 @@ EXPLANATIONS: dict[str, Explanation] = {
     "unchecked": Explanation(
         "the release's gradients could not be checked", "return a network that also computes in float64"
     ),
+    "unexamined": Explanation(
+        "what was found about the release is missing from its records",
+        "delete these records, or take a new folder, and run the suite again",
+    ),
     "prompts": Explanation(
         "the release reads prompts worse than other text", "do not let the release depend on how a text begins"
     ),

@@ -2,8 +2,9 @@
 
 The label of `pmp[discovery_steps=200]` is `pmp`. Rows of one plugin are told apart by as few parameters as possible:
 `pmp[complement=released,discovery_steps=200]` beside it is `pmp · released`, and `dlr_lock[depth=1,…]` beside another
-depth is `dlr_lock · depth 1`. A plugin may call itself something else, which then stands in the place of its name; the
-suite may set the whole label.
+depth is `dlr_lock · depth 1`. Doses of the ladder also say what they leave to a default: `noise` beside
+`noise[scale=0.2]` is `noise · 0.1`. A plugin may call itself something else, which then stands in the place of its
+name; the suite may set the whole label.
 """
 
 from __future__ import annotations
@@ -13,12 +14,15 @@ import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from types import MappingProxyType
+from typing import Any
 
+from nftbench.planning import registry
 from nftbench.records.spec import Spec
 from nftbench.scoring.leaderboard import Leaderboard
 from nftbench.scoring.table import Table
 
 NONE_GIVEN: Mapping[str, str] = MappingProxyType({})
+NO_DEFAULTS: Mapping[str, Mapping[str, Any]] = MappingProxyType({})
 SEPARATOR = " · "
 RESEMBLING = str.maketrans("015i", "olsl")
 RESERVED = ("undefended", "reference")
@@ -31,7 +35,24 @@ def of(board: Leaderboard) -> dict[str, str]:
     """The label of every row of a leaderboard. The suite's own labels come first, then those of plugins."""
     rows = dict.fromkeys([score.defense for score in board.scores])
     rows |= dict.fromkeys(row for doses in board.ladder.values() for row in doses)
-    return labels(list(rows), board.labels, board.own_labels)
+    return labels(list(rows), board.labels, board.own_labels, _defaults(board.ladder))
+
+
+def _defaults(ladder: Mapping[str, Sequence[str]]) -> dict[str, dict[str, Any]]:
+    """By dose of the ladder: its plugin's defaults of the parameters that only other doses of this plugin name."""
+    given = {row: dict(Spec.parse(row).parameters) for rows in ladder.values() for row in rows}
+    names = {row: Spec.parse(row).name for row in given}
+    named: dict[str, set[str]] = {}
+    for row, parameters in given.items():
+        named.setdefault(names[row], set()).update(parameters)
+    return {
+        row: {
+            key: value
+            for key, value in registry.defaults("defenses", names[row]).items()
+            if key in named[names[row]] - parameters.keys()
+        }
+        for row, parameters in given.items()
+    }
 
 
 def shown(table: Table, names: Mapping[str, str]) -> Table:
@@ -45,7 +66,10 @@ def shown(table: Table, names: Mapping[str, str]) -> Table:
 
 
 def labels(
-    rows: Sequence[str], given: Mapping[str, str] = NONE_GIVEN, own: Mapping[str, str] = NONE_GIVEN
+    rows: Sequence[str],
+    given: Mapping[str, str] = NONE_GIVEN,
+    own: Mapping[str, str] = NONE_GIVEN,
+    defaults: Mapping[str, Mapping[str, Any]] = NO_DEFAULTS,
 ) -> dict[str, str]:
     """The label of each row, by its specification. No two rows have the same one; the order of `rows` is irrelevant.
 
@@ -54,10 +78,11 @@ def labels(
             used.
         own: what plugins call themselves, by specification of the row. It takes the place of the plugin's name. One
             that could be taken for a row of another plugin is not used.
+        defaults: by specification, parameters that it leaves out and whose values its label may say all the same.
     """
     names = {row: Spec.parse(row).name for row in rows}
     heads = names | {row: label for row, label in own.items() if row in names}
-    while imitating := _imitating(found := _with_heads(heads, names), heads, names, given):
+    while imitating := _imitating(found := _with_heads(heads, names, defaults), heads, names, given):
         heads |= {row: names[row] for row in imitating}
     wanted = {_same(row): label for row, label in given.items()}
     chosen = {row: wanted.get(_same(row), label) for row, label in found.items()}
@@ -69,12 +94,16 @@ def labels(
     return {row: row for row in rows}  # a plugin's name is another's label
 
 
-def _with_heads(heads: Mapping[str, str], names: Mapping[str, str]) -> dict[str, str]:
+def _with_heads(
+    heads: Mapping[str, str], names: Mapping[str, str], defaults: Mapping[str, Mapping[str, Any]]
+) -> dict[str, str]:
     """The label of each row with the head in front: what tells apart the rows of one plugin with the same head."""
     alike: dict[tuple[str, str], list[str]] = {}
     for row in sorted(heads):
         alike.setdefault((names[row], heads[row]), []).append(row)
-    return {row: label for (_, head), rows in alike.items() for row, label in _of_one_plugin(head, rows).items()}
+    return {
+        row: label for (_, head), rows in alike.items() for row, label in _of_one_plugin(head, rows, defaults).items()
+    }
 
 
 def _imitating(
@@ -110,11 +139,12 @@ def _same(row: str) -> Spec:
     return Spec(spec.name, tuple(sorted(spec.parameters, key=lambda item: item[0])))
 
 
-def _of_one_plugin(name: str, rows: Sequence[str]) -> dict[str, str]:
+def _of_one_plugin(name: str, rows: Sequence[str], defaults: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
     """The labels of rows that differ in parameters alone, by the shortest of three ways that tells them apart."""
+    values = {row: dict(Spec.parse(row).parameters) | dict(defaults.get(row, {})) for row in rows}
     parameters = {
-        row: {key: str(Spec("", ((key, value),)))[len(key) + 2 : -1] for key, value in Spec.parse(row).parameters}
-        for row in rows
+        row: {key: str(Spec("", ((key, value),)))[len(key) + 2 : -1] for key, value in own.items()}
+        for row, own in values.items()
     }
     keys = _telling(list(parameters.values()))
     alone = len({key for one in parameters.values() for key in one}) == 1

@@ -150,9 +150,10 @@ def _attacks(score: Score) -> str:
 def _ladder(board: Leaderboard, command: str) -> str:
     """The page of all doses: for each family its doses side by side, then every attack on each."""
     parts = ["# The ladder of trivial defenses", f"[{_title(board)}](../leaderboard.md)", ABOUT_LADDER.rstrip()]
+    names = of(board)
     for family, scores in order.doses(board).items():
-        parts += [f"## {escaped(family)}", section(row_tables.doses(scores), "###")]
-        parts += [section(tables.utility(scores), "###")]
+        parts += [f"## {escaped(family)}", section(shown(row_tables.doses(scores), names), "###")]
+        parts += [section(shown(tables.utility(scores), names), "###")]
         for score in scores:
             attacks, doubts = section(row_tables.attacks(score), "####"), section(tables.row_flags(score), "####")
             reason = score.excess.reason if score.excess.reason not in board.problems else None

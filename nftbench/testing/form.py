@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from nftbench.planning import facts, registry
+from nftbench.planning import class_problems, facts, registry
 from nftbench.planning.plugin_paths import split_path
 from nftbench.planning.registry import Kind, Plugin
 from nftbench.records.spec import Spec
@@ -104,12 +104,19 @@ def _check_class(kind: Kind, cls: type[Any]) -> None:
         "write `@dataclass(frozen=True)` above it",
         essential=True,
     )
-    problems = list(registry.attribute_problems(kind, cls))
-    fixes = dict.fromkeys(FIXES.get(problem.split(" is ")[0].split(".")[0]) for problem in problems)
+    problems = list(class_problems.attribute_problems(protocol, cls))
+    fixes = dict.fromkeys(FIXES.get(problem.split(":")[0].split(".")[0]) for problem in problems)
     promise(
         not problems,
         f"its class attributes have the types that nftbench.{protocol.__name__} gives them",
         "; ".join(filter(None, [*problems, *fixes])),
+        essential=True,
+    )
+    problems = list(class_problems.parameter_problems(cls))
+    promise(
+        not problems,
+        "its parameters have types, and defaults of these types",
+        "; ".join(problems),
         essential=True,
     )
 
@@ -126,7 +133,7 @@ def _check_values(kind: Kind, plugin: Any) -> None:
         again = TypeAdapter(type(plugin)).validate_python(registry.parameters(plugin))
     promise(again == plugin, "its parameters create it again", "two objects with the same parameters are not equal")
     with works("it answers what a plan asks it", source_of(plugin)):
-        for problem in registry.property_problems(kind, plugin):
+        for problem in class_problems.property_problems(registry.PROTOCOLS[kind], plugin):
             promise(False, "it answers what a plan asks it", problem, essential=True)
         facts.ask_here(kind, plugin)
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nftbench.errors import NftbenchError, one_line
+from nftbench.planning import class_problems
 
 
 class BrokenPromiseError(AssertionError):
@@ -80,14 +81,14 @@ def works(statement: str, source: Path | None = None) -> Iterator[None]:
 
 def described(error: BaseException, source: Path | None) -> str:
     """An error in one line, with the last line of a plugin's own code that it came through."""
-    kind = "" if isinstance(error, NftbenchError) else f"{type(error).__name__}: "
+    plain = str(error) if isinstance(error, NftbenchError) else class_problems.of_dataclass(error)
     own = [
         frame
         for frame in traceback.extract_tb(error.__traceback__)
         if source is not None and Path(frame.filename).resolve().is_relative_to(source)
     ]
     place = f"line {own[-1].lineno} of {Path(own[-1].filename).name}: " if own else ""
-    return one_line(f"{place}{kind}{error}")
+    return one_line(place + (plain or f"{type(error).__name__}: {error}"))
 
 
 def source_of(plugin: object) -> Path | None:

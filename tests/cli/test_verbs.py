@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import yaml
 
+from nftbench.cli import execution
 from nftbench.cli.execution import FIGURES
 from nftbench.planning import registry
 from nftbench.records.identity import digest
@@ -243,7 +244,7 @@ def test_help_without_a_verb(words: list[str], call: Call) -> None:
         (["pack", "tiny.yaml"], "'tiny.yaml' is a file"),
         (["run", "tiny.yaml", "--out", "tiny.yaml"], "'tiny.yaml' is a file"),
         (["run", "tiny.yaml", "--cache", "tiny.yaml"], "'tiny.yaml' is a file"),
-        (["plan", "tiny.yaml", "--plugin", "unstaged.py"], "stage is None: input should be 'pretrain' or 'posttrain'"),
+        (["plan", "tiny.yaml", "--plugin", "unstaged.py"], "no such attribute; did you mean 'stage'?"),
     ],
 )
 def test_bad_input_is_one_line_and_changes_nothing(call: Call, tiny: str, words: list[str], said: str) -> None:
@@ -279,6 +280,19 @@ def test_plan_counts_cells_and_says_what_is_skipped(
     assert "no records yet" in out
     assert re.search(r"│ full +│ +0 │ +2 │", out)
     assert not Path("runs").exists()
+
+
+@pytest.mark.parametrize("size", ["20GB", "much"])
+def test_a_cache_is_that_of_one_command_line_alone(
+    size: str, call: Call, tiny: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("NFTBENCH_CACHE_SIZE", raising=False)
+    before = dict(os.environ)
+    seen: list[str] = []
+    monkeypatch.setattr(execution, "check_base", lambda suite: seen.append(os.environ["NFTBENCH_CACHE"]))
+    call("plan", tiny, "--cache", "other", "--cache-size", size)
+    assert seen == ([str(Path("other").resolve())] if size == "20GB" else [])
+    assert dict(os.environ) == before
 
 
 def test_plan_goes_by_records_where_there_are_some(call: Call, tiny: str) -> None:

@@ -82,9 +82,10 @@ def broken(kind: str, path: Path) -> dict[str, str]:
 @pytest.mark.parametrize(
     ("text", "statement", "problem"),
     [
-        (DEFENSE.replace("stage:", "stages:"), "its class attributes", "stage is None: input should be 'pretrain' or"),
+        (DEFENSE.replace("stage:", "stages:"), "its class attributes", "no such attribute; did you mean 'stage'?"),
+        (DEFENSE.replace("stage:", "stages:"), "its class attributes", "stage: is missing, and must be 'pretrain' or"),
         (DEFENSE.replace("stage:", "stages:"), "its class attributes", 'write `stage: ClassVar[Stage] = "posttrain"`'),
-        (DEFENSE.replace("posttrain", "pre-train"), "its class attributes", "stage is 'pre-train': input should be"),
+        (DEFENSE.replace("posttrain", "pre-train"), "its class attributes", "stage: must be 'pretrain' or"),
         (
             DEFENSE.replace("return Protected(model)", "pass"),
             "protect returns Protected",
@@ -102,10 +103,16 @@ def broken(kind: str, path: Path) -> dict[str, str]:
         ("x = 1\n", "`--plugin` takes the file", NO_PLUGIN),
         (DEFENSE.replace("(frozen=True)", ""), "Mine is a frozen dataclass", "write `@dataclass(frozen=True)`"),
         (DEFENSE.replace("(Defense)", ""), "Mine derives from nftbench.Defense", "write `class Mine(Defense):`"),
-        (DEFENSE.replace("= 1.0", "= None or [1]"), "it can be imported", "mutable default"),
-        (DEFENSE.replace("float = 1.0", "float"), "it can be created as mine", "strength"),
+        (DEFENSE.replace("= 1.0", "= None or [1]"), "it can be imported", "its default is a list, which"),
+        (DEFENSE.replace("float = 1.0", "float"), "it can be created as mine", "strength: has no default; name it"),
+        (DEFENSE.replace("float", "'flaot'"), "its parameters have types", "strength: 'flaot' is no type"),
+        (DEFENSE.replace("1.0", "'much'"), "its parameters have types", "strength: its default must be a number"),
         (DEFENSE + DEFENSE.replace("Mine", "Other"), "it can be imported", "needs one class with the method 'protect'"),
-        (DEFENSE.replace("strength: float", "label: ClassVar").replace("1.0", "'<b>'"), "it answers", "label is '<b>'"),
+        (
+            DEFENSE.replace("strength: float", "label: ClassVar").replace("1.0", "'<b>'"),
+            "it answers",
+            "'<b>' is no label",
+        ),
         (ATTACK, "the file holds a defense plugin", "it holds attacks"),
     ],
 )
@@ -135,7 +142,7 @@ def test_a_name_that_is_taken_is_told(tmp_path: Path) -> None:
         (
             ATTACK.replace("frozenset()", "frozenset({'metod'})"),
             "its class attributes",
-            "input should be 'method', 'data'",
+            "knowledge: an item must be 'method', 'data'",
         ),
         (ATTACK.replace("frozenset()", "{'data'}"), "its class attributes", "write for example `knowledge: ClassVar"),
         (

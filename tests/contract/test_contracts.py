@@ -295,7 +295,7 @@ BAD_ATTACKS = [
     (Idles(), "trains is True, and adapt took 0 steps"),
     (Freezes(), "training changes the undefended model"),
     (Trains(), "trains is False"),
-    (Knows(), r"knowledge is frozenset\(\{'everything'\}\): input should be 'method'"),
+    (Knows(), r"knowledge: an item must be 'method'"),
     (Greedy(), "public text needs 'data'"),
     (Explodes(), "the attacked weights are finite"),
 ]

@@ -527,9 +527,7 @@ def test_model_without_tokenizer_is_an_error(model: Model) -> None:
         TextTask(FOLDER / f"{TOY[0]}.yaml").load(Context(dataclasses.replace(model, tokenizer=None)))
 
 
-def test_toy_documents_are_written_once(model: Model, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("NFTBENCH_CACHE", str(cache))  # a command with --cache in an earlier test has set another
-
+def test_toy_documents_are_written_once(model: Model, cache: Path) -> None:
     def written() -> dict[Path, int]:
         return {path: path.stat().st_mtime_ns for path in cache.rglob("*") if path.is_file()}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -267,23 +268,23 @@ def test_a_class_that_is_no_plugin_is_refused(text: str, expected: str, plugin: 
 @pytest.mark.parametrize(
     ("kind", "attribute", "expected"),
     [
-        ("defenses", "stage = None", "stage is None: input should be 'pretrain' or 'posttrain'"),
-        ("defenses", "stage = 'pre-train'", "stage is 'pre-train': input should be 'pretrain' or 'posttrain'"),
-        ("defenses", "trivial = 'no'", "trivial is 'no': input should be a valid boolean"),
-        ("defenses", "keeps_secret = 1", "keeps_secret is 1: input should be a valid boolean"),
-        ("defenses", "claims = 'secret'", "claims is 'secret': "),
-        ("defenses", "claims = Claim(frozenset({'metod'}))", "claims.knowledge is frozenset({'metod'}): "),
-        ("defenses", "claims = Claim(adaptation='lora')", "claims.adaptation is 'lora': "),
-        ("attacks", "knowledge = frozenset({'metod'})", "knowledge is frozenset({'metod'}): "),
-        ("attacks", "knowledge = {'method'}", "knowledge is {'method'}: input should be a valid frozenset"),
-        ("attacks", "knowledge = property(lambda self: 'method')", "knowledge is 'method': "),
-        ("attacks", "adaptation = 'finetunning'", "adaptation is 'finetunning': input should be 'finetuning', "),
-        ("attacks", "against = 'pmp'", "against is 'pmp': input should be a valid frozenset"),
-        ("attacks", "trains = None", "trains is None: input should be a valid boolean"),
-        ("attacks", "optimizer = 'adam'", "optimizer is 'adam': input should be 'adamw', 'sgd' or 'muon'"),
-        ("attacks", "trained_weights = 'most'", "trained_weights is 'most': "),
-        ("tasks", "trainable = 'yes'", "trainable is 'yes': input should be a valid boolean"),
-        ("tasks", "trainable = property(lambda self: None)", "trainable is None: input should be a valid boolean"),
+        ("defenses", "stage = None", "stage: must be 'pretrain' or 'posttrain', and is None"),
+        ("defenses", "stage = 'pre-train'", "stage: must be 'pretrain' or 'posttrain', and is 'pre-train'"),
+        ("defenses", "trivial = 'no'", "trivial: must be True or False, and is 'no'"),
+        ("defenses", "keeps_secret = 1", "keeps_secret: must be True or False, and is 1"),
+        ("defenses", "claims = 'secret'", "claims: must be an object of the class Claim, and is 'secret'"),
+        ("defenses", "claims = Claim(frozenset({'metod'}))", "claims.knowledge: an item must be 'method', 'data', "),
+        ("defenses", "claims = Claim(adaptation='lora')", "claims.adaptation: must be 'finetuning', "),
+        ("attacks", "knowledge = frozenset({'metod'})", "knowledge: an item must be 'method', 'data', "),
+        ("attacks", "knowledge = {'method'}", "knowledge: must be a frozenset, and is {'method'}"),
+        ("attacks", "knowledge = property(lambda self: 'method')", "knowledge: must be a frozenset, and is 'method'"),
+        ("attacks", "adaptation = 'finetunning'", "adaptation: must be 'finetuning', "),
+        ("attacks", "against = 'pmp'", "against: must be a frozenset, and is 'pmp'"),
+        ("attacks", "trains = None", "trains: must be True or False, and is None"),
+        ("attacks", "optimizer = 'adam'", "optimizer: must be 'adamw', 'sgd' or 'muon', and is 'adam'"),
+        ("attacks", "trained_weights = 'most'", "trained_weights: must be "),
+        ("tasks", "trainable = 'yes'", "trainable: must be True or False, and is 'yes'"),
+        ("tasks", "trainable = property(lambda self: None)", "trainable: must be True or False, and is None"),
     ],
 )
 def test_a_class_attribute_of_another_type_is_refused(
@@ -294,8 +295,60 @@ def test_a_class_attribute_of_another_type_is_refused(
 
 
 def test_a_defense_without_a_stage_is_refused(plugin: WriteFile) -> None:
-    plugin("mine", source("defenses").replace("stage", "stages"))
-    assert "stage is None: input should be 'pretrain' or 'posttrain'" in refusal("defenses", "mine")
+    plugin("mine", source("defenses").replace("stage", "phase"))
+    assert "stage: is missing, and must be 'pretrain' or 'posttrain'" in refusal("defenses", "mine")
+
+
+@pytest.mark.parametrize(
+    ("kind", "attribute", "meant"),
+    [
+        ("defenses", "stages = 'posttrain'", "stage"),
+        ("defenses", "claim: ClassVar = Claim()", "claims"),
+        ("defenses", "trivail = True", "trivial"),
+        ("attacks", "knowlege = property(lambda self: frozenset())", "knowledge"),
+        ("attacks", "knowlege = frozenset()", "knowledge"),
+    ],
+)
+def test_a_misspelt_class_attribute_is_refused(
+    kind: registry.Kind, attribute: str, meant: str, plugin: WriteFile
+) -> None:
+    without = re.sub(rf"    {meant}: .*\n", "", source(kind))
+    path = plugin("mine", without.replace("    def ", f"    {attribute}\n    def "))
+    name = attribute.split(":")[0].split(" ")[0]
+    found = refusal(kind, "mine")
+    assert found.startswith(f"{kind} 'mine' ({path}): {name}: nftbench.")
+    assert found.endswith(f" has no such attribute; did you mean {meant!r}?")
+
+
+def test_an_attribute_with_a_name_of_its_own_is_no_misspelling(plugin: WriteFile) -> None:
+    own = ("stages = 3", "claim_of_paper = ''", "labels: tuple[str, ...] = ('a', 'b')", "def claim(self): pass", "")
+    plugin("mine", source("defenses").replace("    def ", "    " + "\n    ".join(own) + "def ", 1))
+    assert registry.create("defenses", "mine").labels == ("a", "b")
+
+
+@pytest.mark.parametrize(
+    ("parameter", "expected"),
+    [
+        ("x: 'flaot' = 0.5", "x: 'flaot' is no type of a parameter; write one such as float, str"),
+        ("x: [int] = 3", "is no type of a parameter"),
+        ("x: 0.5 = 0.5", "x: '0.5' is no type of a parameter"),
+        ("x: 'float(' = 0.5", "x: 'float(' is no type of a parameter"),
+        ("x: float = 'much'", "x: its default must be a number, and is 'much'"),
+        ("x: tuple[int, ...] = 3", "x: its default must be a tuple, and is 3"),
+        ("x: bool = 'perhaps'", "x: its default must be True or False, and is 'perhaps'"),
+        ("x: float", "x: has no default; name it, as in mine[x=…], or give it one in the class"),
+        ("x: float = 1.0\n    y: int", "y: has no default and stands below a parameter with one; give it a default"),
+        ("x: list[int] = []", "x: its default is a list, which can be changed; write a tuple, as in `= (1, 2)`"),
+    ],
+)
+def test_a_parameter_without_a_right_type_or_default_is_refused(
+    parameter: str, expected: str, plugin: WriteFile
+) -> None:
+    path = plugin("mine", source("defenses").replace("    def ", f"    {parameter}\n    def ", 1))
+    found = refusal("defenses", "mine")
+    assert expected in found
+    assert found.startswith(f"defenses 'mine' ({path}): ")
+    assert not re.search(r"pydantic|https?:|\n|Error", found)
 
 
 @pytest.fixture

@@ -87,12 +87,12 @@ def test_costs_are_multiples_of_the_twins_only_where_attacks_gain_on_the_twin(
 
 
 def test_a_trivial_change_of_the_twin_is_named_with_its_dose() -> None:
-    doses = ("noise[scale=0.02]", "noise[scale=0.3]")
+    doses = ("noise[scale=0.02]", "noise", "noise[scale=0.3]")
     records = [*factories.suite(), *(one for dose in doses for one in factories.sweep(dose, factories.STOPPED))]
     board = factories.scored(records, ladder={"noise": Family(doses=doses)})
     release = next(one for one in board.scores if one.defense == "pmp")
     named = [row[0] for row in cards._controls(board, release).rows]
-    assert sorted(named) == [*doses, "the release"]
+    assert sorted(named) == ["noise · 0.02", "noise · 0.1", "noise · 0.3", "the release"]
 
 
 def test_a_cell_that_failed_is_no_result() -> None:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import fields, replace
+
 import pytest
 from hypothesis import given, settings, strategies as st
 
+from nftbench.planning import registry
 from nftbench.records.spec import Spec
-from nftbench.report.labels import labels
+from nftbench.report.labels import labels, of
+from tests.factories import scored, suite
 
 
 @pytest.mark.parametrize(
@@ -38,6 +42,28 @@ def test_a_given_label_is_used_unless_another_row_has_it() -> None:
     assert labels(rows, {"pmp[radius=1]": "PMP", "absent": "mask"})["pmp[radius=1]"] == "PMP"
     assert labels(rows, {"pmp[radius=1]": "mask"})["pmp[radius=1]"] == "pmp · 1"
     assert labels(rows, {"pmp[radius=1]": "PMP", "pmp[radius=2]": "PMP"}) == labels(rows)
+
+
+def test_a_dose_of_the_ladder_says_the_number_that_it_leaves_to_the_default() -> None:
+    doses = ("noise", "noise[scale=0.2]")
+    board = scored(suite())
+    others = tuple(replace(board.scores[0], defense=row) for row in ("dlr_lock", "dlr_lock[depth=1]"))
+    board = replace(board, scores=others, ladder={"noise": doses, "narrow": ("narrow",)})
+    found = of(board)
+    scale = registry.create("defenses", "noise").scale
+    assert [found[row] for row in doses] == [f"noise · {scale:g}", "noise · 0.2"]
+    assert found["narrow"] == "narrow"  # nothing to tell it from
+    assert found["dlr_lock"] == "dlr_lock"  # no dose
+    assert of(replace(board, labels={"noise": "a little noise"}))["noise"] == "a little noise"
+
+
+@pytest.mark.parametrize("kind", ["defenses", "attacks", "tasks"])
+def test_defaults_read_from_a_file_are_those_of_the_class(kind: registry.Kind) -> None:
+    for name, plugin in registry.available(kind).items():
+        found = registry.defaults(kind, name)
+        own = {} if plugin.is_text else {field.name: field.default for field in fields(registry.load(plugin))}
+        assert {key: own[key] for key in found} == dict(found)
+        assert {key for key, value in own.items() if isinstance(value, float)} <= found.keys()
 
 
 NAMES = st.sampled_from(["pmp", "dlr_lock", "none", "pmp · x"])

@@ -7,6 +7,8 @@ import io
 import json
 import math
 import re
+import shutil
+import subprocess
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -25,7 +27,7 @@ from nftbench.scoring.flags import CHECKS
 from nftbench.scoring.intervals import Interval
 from nftbench.scoring.table import interval, number
 from nftbench.suites.schema import Family
-from tests.factories import COST, TASKS, curve, failed, record, scored, scratch, suite, sweep
+from tests.factories import COST, DEFENDED, STOPPED, TASKS, curve, failed, record, scored, scratch, suite, sweep
 from tests.pages import rows
 from tests.schema import BOARD_PATH, board_text
 
@@ -138,7 +140,7 @@ def test_one_page_holds_all_doses_of_the_ladder() -> None:
     found = pages.rows(board_of([*suite(), *sweep("ladder", (0.6,) * 5)], {"weak": 0.78, "strong": 0.6}), COMMAND)
     assert sorted(found) == ["early_stop.md", "ladder-2.md", "ladder.md", "none.md", "pmp.md"]  # a defense named so
     ladder = found["ladder.md"]
-    assert [row[0] for row in rows(ladder, "Doses")] == ["early_stop[dose=weak]", "early_stop[dose=strong]"]
+    assert [row[0] for row in rows(ladder, "Doses")] == ["early_stop · weak", "early_stop · strong"]
     assert "full" in {row[0] for row in rows(ladder.partition("### early_stop[dose=strong]")[2], "Attacks")}
 
 
@@ -317,17 +319,16 @@ def test_each_format_holds_every_row_and_no_draft_is_left(board: Leaderboard, tm
     assert content["scores"][3]["utility_percent"]["value"] == pytest.approx(90)
     tex = paths[3].read_text()
     assert tex.startswith("% Needs the package booktabs.")
-    assert "\n\\begin{tabular}{rl" in tex
+    assert "\n\\begin{tabular}{@{}rl" in tex
     cells = [line for line in tex.splitlines() if line.endswith(r"\\")]
-    assert all(line.count(" & ") == 7 for line in cells)
-    assert cells[1].startswith("1 {[}1--1{]} & pmp & 20.0")
+    assert cells[1].startswith("1 {[}1--1{]} & pmp & 20.0 & $_{[")
     assert tex.count(r"\midrule") == 3  # above the ranked row, the row without a rank, and the controls
     assert [line.split(" & ")[1] for line in cells[1:]] == ["pmp", "random\\_mask", "none", "early\\_stop"]
 
 
 def test_latex_shows_defenses_without_a_rank_below_a_rule() -> None:
     tex = latex_file.text(scored(suite(1)))
-    assert r"\midrule" + "\n-- & pmp & 20.0 & 30.0 & 100.0 & cannot tell & " in tex
+    assert r"\midrule" + "\n-- & pmp & 20.0 & & 30.0 & & 100.0 & & untested \\\\" in tex
     assert tex.count("early") == 1
 
 
@@ -335,15 +336,41 @@ def test_latex_sets_a_minus_and_no_hyphen_before_a_number() -> None:
     records = [*suite(), *sweep("better", (0.85, 0.87, 0.89, 0.86, 0.88))]
     tex = latex_file.text(replace(scored(records), labels={"better": "a-1"}))
     [line] = [line for line in tex.splitlines() if "a-1" in line]
-    assert line.split(" & ")[3].startswith("$-$5.0 {[}")
+    assert line.split(" & ")[4:6] == ["$-$5.0", "$_{[-5.0,\\,-5.0]}$"]
 
 
 def test_every_line_of_latex_has_as_many_cells_as_columns(board: Leaderboard) -> None:
     tex = latex_file.text(board)
-    [columns] = re.findall(r"\\begin\{tabular\}\{([lr]+)\}", tex)
-    lines = [line for line in tex.splitlines() if line.endswith(r"\\")]
-    assert len(lines) == 1 + len(board.scores)
-    assert {len(re.findall(r"(?<!\\)&", line)) + 1 for line in lines} == {len(columns)}
+    [columns] = re.findall(r"\\begin\{tabular\}\{(.+)\}", tex)
+    width = len(columns.replace("@{}", ""))
+    heading, *lines = [line for line in tex.splitlines() if line.endswith(r"\\")]
+    assert len(lines) == len(board.scores)
+    assert {len(re.findall(r"(?<!\\)&", line)) + 1 for line in lines} == {width}
+    assert len(re.findall(r"(?<!\\)&", heading)) + 1 + heading.count(r"\multicolumn{2}") == width
+
+
+def test_latex_says_which_claims_are_not_about_fine_tuning() -> None:
+    merging = sweep("better", DEFENDED, claim=Claim(frozenset({"base"}), "merging"))
+    tex = latex_file.text(scored([*suite(), *merging]))
+    [starred] = [line for line in tex.splitlines() if line.endswith("* \\\\")]
+    assert " & better & " in starred
+    assert "* its claim is about adapting the release by merging, and not by fine-tuning" in tex
+
+
+@pytest.mark.skipif(shutil.which("pdflatex") is None, reason="needs pdflatex of texlive-latex-recommended")
+@pytest.mark.parametrize("labels", [{}, {"pmp": "a_b&c%{d}\\[x=1] ~^#$"}])
+def test_latex_compiles_and_fits_an_article(labels: dict[str, str], tmp_path: Path) -> None:
+    merging = sweep("dlr_lock[depth=1]", DEFENDED, claim=Claim(frozenset({"base"}), "merging"))
+    board = replace(scored([*suite(), *merging, *sweep("dlr_lock", STOPPED)]), labels=labels)
+    (tmp_path / "leaderboard.tex").write_text(latex_file.text(board))
+    (tmp_path / "article.tex").write_text(
+        r"\documentclass{article}\usepackage{booktabs}\begin{document}\noindent\input{leaderboard}\end{document}"
+    )
+    words = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "article.tex"]
+    ended = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert ended.returncode == 0, ended.stdout
+    assert "Overfull" not in ended.stdout
+    assert "Underfull" not in ended.stdout
 
 
 def test_writing_again_replaces_whole_files(board: Leaderboard, tmp_path: Path) -> None:

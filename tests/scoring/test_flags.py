@@ -17,6 +17,7 @@ from tests.factories import (
     TASKS,
     UNDEFENDED,
     curve,
+    failed,
     measurement,
     record,
     row,
@@ -140,6 +141,24 @@ def test_gradients_that_cannot_be_checked_are_a_doubt() -> None:
     flag = raised(records)["unchecked"]
     assert (flag.severity, flag.message) == ("warn", "its gradients could not be checked: no float64")
     assert of(scored(records)).standing.group == "ranked"
+
+
+def test_a_row_whose_release_no_record_describes_unranks() -> None:
+    bare = changed(adaptive(), "pmp", "none", protection=None)
+    flag = raised(bare)["unexamined"]
+    assert flag.severity == "unrank"
+    assert "the release at seeds 0, 1, 2, 3, 4, so" in flag.message
+    assert of(scored(bare)).standing.group == "unranked"
+    assert of(scored(bare)).claim.verdict == "untested"
+    described = Protection(1000, 1.0)
+    at_one = [replace(one, protection=described) if one.attack == "none" and one.seed != 3 else one for one in bare]
+    assert "the release at seed 3, so" in raised(at_one)["unexamined"].message
+    by_another_cell = [
+        replace(one, protection=described) if (one.attack, one.task) == ("none", "topic") else one for one in bare
+    ]
+    assert "unexamined" not in raised(by_another_cell)
+    failing = [failed(one) if one.attack == "none" else one for one in adaptive()]
+    assert "unexamined" not in raised(failing)  # its cells are missing, which is said elsewhere
 
 
 USUAL = {"text": 2.5, "passages": 2.6, "prompts of topic": 7.9, "beginning of topic": 0.3}
