@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from nftbench import Model
 from nftbench.models import networks
+from nftbench.planning import registry
 from nftbench.scoring.flags import GRADIENT_ERROR
 from nftbench.testing import ARCHITECTURES
 from nftbench.training import costs, large_gradients
@@ -36,6 +39,20 @@ def test_honest_gradients_pass_and_every_bit_is_as_before(network: nn.Module) ->
     assert all(
         torch.equal(tensor, after[name]) and tensor.dtype == after[name].dtype for name, tensor in before.items()
     )
+
+
+def test_a_strongly_curved_loss_is_not_taken_for_wrong_gradients(network: nn.Module) -> None:
+    """Factors of very different sizes: over the usual steps the loss is far from linear."""
+    defense = registry.create("defenses", "specdef[alpha=1e5,k=4]")
+    curved = defense.protect(Model(network, None), SimpleNamespace(seed=0)).release.network
+    probe = large_gradients._Probe(curved, loss, 0)
+    derivatives = probe.derivatives()
+    with probe.in_float64():
+        assert large_gradients._worst(derivatives, probe.differences(large_gradients.STEP_SIZES)) > 0.1
+    assert large_gradients.gradient_error(curved, loss, 0) < GRADIENT_ERROR
+    for parameter in curved.parameters():
+        parameter.register_hook(lambda gradient: 0.5 * gradient)
+    assert large_gradients.gradient_error(curved, loss, 0) > 0.4
 
 
 @pytest.mark.parametrize(("factor", "least"), [(0.0, 0.5), (-1.0, 0.9), (0.5, 0.2), (float("nan"), costs.MAX_ERROR)])
