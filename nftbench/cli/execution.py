@@ -269,13 +269,16 @@ def carry_out(
 
     `after_seed` is called with each base seed whose cells are all done, unless it is the last one.
     """
+    from nftbench.records.store import planned
+
     store, suite = work.store, work.whole.suite
     manifest = work.whole.manifest(command)
     # Keep imported objects out of collections while records are read: walking all of torch takes a quarter second.
     gc.freeze()
     with heartbeat.still(f"{suite.name}: reading records"):
-        records = store.planned(manifest)
-        name_left_out(store, manifest)
+        found = store.records()
+        records = planned(found, manifest)
+        name_left_out(store, found, manifest)
         compare_sources(records, store)
         compare_hardware(records.values(), work.part.device)
         jobs = _open_jobs(work.part, records)
@@ -465,11 +468,11 @@ def _executor(work: Work, options: RunOptions, workspace: Workspace, count: int)
 # ---------------------------------------------------------------------------------------------------- rank, publish
 
 
-def name_left_out(store: Store, manifest: Manifest) -> None:
-    """Say in one line how many records of the folder belong to no cell of the plan, and that they do not count."""
+def name_left_out(store: Store, records: Mapping[str, Record], manifest: Manifest) -> None:
+    """Say in one line how many of the folder's records belong to no cell of the plan, and that they do not count."""
     from nftbench.records.unplanned import unplanned
 
-    if found := str(unplanned(store.records().values(), manifest)):
+    if found := str(unplanned(records.values(), manifest)):
         typer.echo(f"records in {store.results} that do not count: {found} (nftbench merge adds another folder's)")
 
 
