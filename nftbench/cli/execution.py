@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -273,9 +274,7 @@ def carry_out(
 
     store, suite = work.store, work.whole.suite
     manifest = work.whole.manifest(command)
-    # Keep imported objects out of collections while records are read: walking all of torch takes a quarter second.
-    gc.freeze()
-    with heartbeat.still(f"{suite.name}: reading records"):
+    with heartbeat.still(f"{suite.name}: reading records"), _uncollected():
         found = store.records()
         records = planned(found, manifest)
         name_left_out(store, found, manifest)
@@ -291,6 +290,18 @@ def carry_out(
     _say_isolation()
     _run_jobs(work, jobs, options, manifest, records, progress, after_seed)
     return store.planned(manifest)
+
+
+@contextlib.contextmanager
+def _uncollected() -> Iterator[None]:
+    """Without garbage collections; and no later one looks at what is there in the end: modules, and thousands of
+    records, which stay as long as the process. Walking all of torch alone takes a quarter second."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 def _counted(work: Work, records: Mapping[str, Record]) -> str:
