@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -269,13 +270,14 @@ def carry_out(
 
     `after_seed` is called with each base seed whose cells are all done, unless it is the last one.
     """
+    from nftbench.records.store import planned
+
     store, suite = work.store, work.whole.suite
     manifest = work.whole.manifest(command)
-    # Keep imported objects out of collections while records are read: walking all of torch takes a quarter second.
-    gc.freeze()
-    with heartbeat.still(f"{suite.name}: reading records"):
-        records = store.planned(manifest)
-        name_left_out(store, manifest)
+    with heartbeat.still(f"{suite.name}: reading records"), _uncollected():
+        found = store.records()
+        records = planned(found, manifest)
+        name_left_out(store, found, manifest)
         compare_sources(records, store)
         compare_hardware(records.values(), work.part.device)
         jobs = _open_jobs(work.part, records)
@@ -288,6 +290,18 @@ def carry_out(
     _say_isolation()
     _run_jobs(work, jobs, options, manifest, records, progress, after_seed)
     return store.planned(manifest)
+
+
+@contextlib.contextmanager
+def _uncollected() -> Iterator[None]:
+    """Without garbage collections; and no later one looks at what is there in the end: modules, and thousands of
+    records, which stay as long as the process. Walking all of torch alone takes a quarter second."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 def _counted(work: Work, records: Mapping[str, Record]) -> str:
@@ -465,11 +479,11 @@ def _executor(work: Work, options: RunOptions, workspace: Workspace, count: int)
 # ---------------------------------------------------------------------------------------------------- rank, publish
 
 
-def name_left_out(store: Store, manifest: Manifest) -> None:
-    """Say in one line how many records of the folder belong to no cell of the plan, and that they do not count."""
+def name_left_out(store: Store, records: Mapping[str, Record], manifest: Manifest) -> None:
+    """Say in one line how many of the folder's records belong to no cell of the plan, and that they do not count."""
     from nftbench.records.unplanned import unplanned
 
-    if found := str(unplanned(store.records().values(), manifest)):
+    if found := str(unplanned(records.values(), manifest)):
         typer.echo(f"records in {store.results} that do not count: {found} (nftbench merge adds another folder's)")
 
 

@@ -77,16 +77,17 @@ def report(
 def _again(folder: Path) -> tuple[Leaderboard, str, list[Path]]:
     """Rank one folder, write its reports and show its tables; the leaderboard, its command and what was written."""
     from nftbench.cli import execution
-    from nftbench.records.store import Store, default_cache
+    from nftbench.records.store import Store, default_cache, planned
     from nftbench.report import terminal
 
     store = Store(folder, default_cache())
     manifest = store.manifest()
-    records = store.planned(manifest)
+    found = store.records()
+    records = planned(found, manifest)
     leaderboard = execution.rank(records, manifest)
     command = manifest.command or f"nftbench report {shlex.quote(str(folder))}"
     paths = execution.publish(leaderboard, records, folder, command, redraw=True)  # before anything can fail to print
     console().print(terminal.summary(leaderboard))
-    execution.name_left_out(store, manifest)
+    execution.name_left_out(store, found, manifest)
     execution.compare_sources(records, store)
     return leaderboard, command, paths

@@ -28,14 +28,16 @@ def plan(suite: SuiteName, selection: Selection, options: RunOptions) -> None:
 
     work = execution.prepare(suite, selection.in_array(), options, keep_salt=False)
     from nftbench.cli.overview import overview  # after the line that planning prints, because it loads torch
+    from nftbench.records.store import planned
 
-    records = work.store.planned(work.whole.manifest())
+    manifest, found = work.whole.manifest(), work.store.records()
+    records = planned(found, manifest)
     execution.compare_hardware(records.values(), work.part.device)
     count = execution.worker_count(work, options, records)
     console().print(overview(work.part, records, work.store, count))
     if work.salt is not None and work.salt.drawn:
         typer.echo("salt: not drawn yet; the keys of cells will depend on it")
-    execution.name_left_out(work.store, work.whole.manifest())
+    execution.name_left_out(work.store, found, manifest)
     execution.compare_sources(records, work.store)
 
 

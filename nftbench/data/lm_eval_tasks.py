@@ -1,4 +1,4 @@
-"""Text tasks: each is a `Task` made from an lm-eval YAML file. Only this module imports lm_eval.
+"""Text tasks: each is a `Task` made from an lm-eval YAML file. Only this module and `window` import lm_eval.
 
 Documents are rendered and metrics computed by lm-eval's own functions, and only the forward passes are ours. Every
 score can therefore be checked by running lm-eval on the saved release.
@@ -26,15 +26,15 @@ from lm_eval.api.registry import METRIC_REGISTRY
 from lm_eval.api.task import ConfigurableTask
 from lm_eval.config.task import TaskConfig
 from lm_eval.defaults import DEFAULT_OTHER_SEED
-from lm_eval.models.utils import resolve_max_length
 from lm_eval.tasks._yaml_loader import load_yaml
 from torch import Tensor, nn
 
-from nftbench.contract import Measurement, Model, Split, Task, TaskContext
+from nftbench.contract import Measurement, Split, Task, TaskContext
 from nftbench.data import chat, loglikelihood, sources
 from nftbench.data.grammar import grammar_of
 from nftbench.data.loglikelihood import Batch, Encoder, Pair, PassPlanner
 from nftbench.data.splits import Document, Indices, Scorer, TextSplit
+from nftbench.data.window import window
 from nftbench.errors import NftbenchError, suggest
 from nftbench.terms import SplitName
 
@@ -58,11 +58,6 @@ lm_eval.utils.env.from_string = functools.lru_cache(maxsize=256)(lm_eval.utils.e
 
 
 # -------------------------------------------------------------------------------------------------------------- tasks
-
-
-def window(model: Model) -> int:
-    """The model's window in lm-eval: the most tokens of one input."""
-    return int(resolve_max_length(model.network.config, model.tokenizer))
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ from __future__ import annotations
 from nftbench.data import grammar
 from nftbench.data.corpus import pack
 from nftbench.data.grammar import Grammar, grammar_of
-from nftbench.data.lm_eval_tasks import window
 from nftbench.data.splits import BlockSplit, BlockTask, LoadedBlocks
+from nftbench.data.window import window
 from nftbench.models import updates
 from nftbench.models.architectures import dlr, two_layer
 from nftbench.models.architectures.linear import LinearModel

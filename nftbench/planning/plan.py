@@ -104,15 +104,22 @@ class Plan:
         if cell.task in self._yardsticks:
             return "yardstick"
         measured = not self.attacks[cell.attack].trains
-        if str(cell.task) in _specs(self.suite.utility) and (
-            measured or str(cell.task) not in _specs(self.suite.benign)
-        ):
+        benign = cell.task in self._benign
+        if cell.task in self._utility and (measured or not benign):
             return "utility"
-        return "benign" if str(cell.task) in _specs(self.suite.benign) else "ranked"
+        return "benign" if benign else "ranked"
 
     def row(self, defense: Spec) -> Row:
         """What scoring needs to know about a defense."""
         return self.rows[defense]
+
+    @functools.cached_property
+    def _utility(self) -> frozenset[Spec]:
+        return frozenset(map(task_spec, self.suite.utility))
+
+    @functools.cached_property
+    def _benign(self) -> frozenset[Spec]:
+        return frozenset(map(task_spec, self.suite.benign))
 
     @functools.cached_property
     def _yardsticks(self) -> frozenset[Spec]:
@@ -392,10 +399,6 @@ def _claims(suite: Suite, cells: list[Cell]) -> tuple[PaperClaim, ...]:
         )
         for claim in suite.claims
     )
-
-
-def _specs(texts: tuple[str, ...]) -> list[str]:
-    return [str(task_spec(text)) for text in texts]
 
 
 def _rows(suite: Suite) -> dict[Spec, _RowRole]:

@@ -374,19 +374,27 @@ def _candidates(kind: Kind) -> Iterator[Plugin]:
     package = importlib.util.find_spec(f"nftbench.{kind}")
     folders = package.submodule_search_locations if package is not None else None
     for folder in folders or ():
-        for entry in sorted(Path(folder).iterdir()):
-            if entry.name.startswith(("_", ".")):
-                continue
-            path = entry if entry.suffix in (".py", ".yaml") else entry / "__init__.py"
-            try:
-                if path.is_file() and kind in _kinds(path):
-                    yield Plugin(kind, _name(path), "nftbench", path)
-            except (SyntaxError, UnicodeDecodeError) as error:
-                warnings.warn(f"{path}: left out: {error}", stacklevel=2)
+        yield from _in_folder(kind, Path(folder), Path(folder).stat().st_mtime_ns)
     for entry_point in _entry_points(kind, tuple(sys.path)):
         distribution = entry_point.dist.name if entry_point.dist is not None else entry_point.value
         yield Plugin(kind, entry_point.name, distribution, entry_point=entry_point)
     yield from (plugin for (its_kind, _), plugin in _added.items() if its_kind == kind)
+
+
+@functools.cache
+def _in_folder(kind: Kind, folder: Path, changed: int) -> tuple[Plugin, ...]:
+    """nftbench's own plugins of a kind. Cached while no file comes or goes: a plan looks for thousands of names."""
+    found = []
+    for entry in sorted(folder.iterdir()):
+        if entry.name.startswith(("_", ".")):
+            continue
+        path = entry if entry.suffix in (".py", ".yaml") else entry / "__init__.py"
+        try:
+            if path.is_file() and kind in _kinds(path):
+                found.append(Plugin(kind, _name(path), "nftbench", path))
+        except (SyntaxError, UnicodeDecodeError) as error:
+            warnings.warn(f"{path}: left out: {error}", stacklevel=2)
+    return tuple(found)
 
 
 def _name(source: Path) -> str:

@@ -19,6 +19,10 @@ class Spec:
     parameters: tuple[tuple[str, Any], ...] = ()
 
     def __str__(self) -> str:
+        return self._text
+
+    @functools.cached_property  # asked for many times for each of thousands of cells, and a text in it takes YAML
+    def _text(self) -> str:
         if not self.parameters:
             return self.name
         return f"{self.name}[{','.join(f'{key}={_value_text(value)}' for key, value in self.parameters)}]"

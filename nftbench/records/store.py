@@ -60,6 +60,12 @@ def settled(cells: Collection[Cell], records: Mapping[str, Record]) -> set[str]:
     return {cell.key for cell in cells if cell.key in records and records[cell.key].status in SETTLED}
 
 
+def planned(records: Mapping[str, Record], manifest: Manifest) -> dict[str, Record]:
+    """Those of the records that a manifest names, by key."""
+    keys = manifest.keys
+    return {key: record for key, record in records.items() if key in keys}
+
+
 @dataclass(frozen=True)
 class Packed:
     """The outcome of packing a results folder."""
@@ -129,8 +135,7 @@ class Store:
 
     def planned(self, manifest: Manifest) -> dict[str, Record]:
         """The records that a manifest names, by key. The folder may hold others, of earlier settings."""
-        keys = manifest.keys
-        return {key: record for key, record in self.records().items() if key in keys}
+        return planned(self.records(), manifest)
 
     def contents(self) -> str:
         """A short text on how many records the folder holds. The pack is named but not opened, which saves time."""

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from nftbench.contract import Corpus, Model
-from nftbench.data.lm_eval_tasks import LoadedTextTask, window
+from nftbench.data.lm_eval_tasks import LoadedTextTask
+from nftbench.data.window import window
 from nftbench.errors import NftbenchError
 from nftbench.models import networks
 from nftbench.planning.specs import task_spec

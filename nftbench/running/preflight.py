@@ -17,7 +17,8 @@ from safetensors import safe_open
 from transformers import PreTrainedConfig
 
 from nftbench.data import chat
-from nftbench.data.lm_eval_tasks import LoadedTextTask, window
+from nftbench.data.lm_eval_tasks import LoadedTextTask
+from nftbench.data.window import window
 from nftbench.device import Device
 from nftbench.errors import NftbenchError
 from nftbench.models import gguf, networks

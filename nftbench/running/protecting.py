@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from nftbench.contract import Corpus, Defense, Model, Protected, Series, Task
-from nftbench.data.lm_eval_tasks import window
+from nftbench.data.window import window
 from nftbench.device import Device
 from nftbench.errors import NftbenchError
 from nftbench.models import networks, updates

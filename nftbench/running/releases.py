@@ -38,7 +38,7 @@ from nftbench.contract import (
 )
 from nftbench.data import loglikelihood
 from nftbench.data.corpus import tokenization_rules
-from nftbench.data.lm_eval_tasks import window
+from nftbench.data.window import window
 from nftbench.errors import NftbenchError
 from nftbench.methods import symmetries
 from nftbench.models import networks

@@ -14,7 +14,8 @@ from transformers import PreTrainedTokenizerBase
 from nftbench.contract import Corpus, Model, Split, Task, WrappedTask
 from nftbench.data import corpus
 from nftbench.data.corpus import Held, Texts
-from nftbench.data.lm_eval_tasks import LoadedTextTask, TextTask, window
+from nftbench.data.lm_eval_tasks import LoadedTextTask, TextTask
+from nftbench.data.window import window
 from nftbench.device import Device
 from nftbench.errors import NftbenchError
 from nftbench.models import networks

@@ -136,23 +136,24 @@ def _stages(record: Record, total: float) -> list[Reached]:
     """
     cost, higher = record.cost or Cost(), record.validation is None or record.validation.higher_is_better
     longest: dict[float, int] = {}
-    by_step: dict[int, list[Point]] = {}
+    best: dict[int, float] = {}
     for point in record.curve:
-        by_step.setdefault(point.step, []).append(point)
+        best[point.step] = max(best.get(point.step, -math.inf), _score(point, higher))
         if point.step:
             longest[point.learning_rate] = max(longest.get(point.learning_rate, 0), point.step)
     restarts = sum(point.step for point in record.restarts)
     sweep = (total - cost.preparation_flops) * (1 - restarts / cost.steps if cost.steps else 0.0)
     trained = sum(longest.values())
     stages = []
-    for step in sorted(by_step):
+    for step in sorted(best):
         share = sum(min(step, most) for most in longest.values()) / trained if trained else 1.0
-        stages.append(Reached(cost.preparation_flops + share * sweep, _best(by_step[step], higher)))
-    after = [record.validation.value] if record.validation else []
-    last = max([_best(record.restarts, higher), *(in_points(value, higher) for value in after)])
+        stages.append(Reached(cost.preparation_flops + share * sweep, best[step]))
+    after = [in_points(record.validation.value, higher)] if record.validation else []
+    last = max([-math.inf, *(_score(point, higher) for point in record.restarts), *after])
     return [*stages, Reached(total, last)]
 
 
-def _best(points: Iterable[Point], higher: bool) -> float:
-    scores = [point.score for point in points if point.score is not None and math.isfinite(point.score)]
-    return max([in_points(score, higher) for score in scores], default=-math.inf)
+def _score(point: Point, higher: bool) -> float:
+    """In points; minus infinity where there is none."""
+    found = point.score
+    return in_points(found, higher) if found is not None and math.isfinite(found) else -math.inf
