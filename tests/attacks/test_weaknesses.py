@@ -16,7 +16,7 @@ import pytest
 FOLDER = Path(__file__).parent / "weaknesses"
 WITHSTANDS = [
     *(("drowned", attack) for attack in ("full", "lora", "head", "layers", "bitfit")),
-    ("drowned[size=200]", "full"),
+    ("drowned[size=500]", "full"),
     ("blurred", "full"),
     ("blurred", "full_data"),
 ]
@@ -30,7 +30,7 @@ BREAKS = [
     ("drowned", "pipeline"),
     ("drowned", "interpolate"),
     ("drowned", "difference"),
-    ("drowned[size=200]", "long"),
+    ("drowned[size=500]", "long"),
     ("blurred", "heal"),
 ]
 LITTLE = 0.15

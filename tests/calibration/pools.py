@@ -14,9 +14,12 @@ from tests.scoring import drawn
 MODELS = ("none", *drawn.INITIALISATIONS, "twin[index=4]")
 
 
-def records(seed: int, seeds: int = 7, noise: float = 1.0) -> list[Record]:
-    """Undefended models that differ by chance alone, of weights of their own. `noise` multiplies that of utility."""
-    truths = dict.fromkeys(MODELS[1:], drawn.Truth(0.0))
+def records(seed: int, seeds: int = 7, noise: float = 1.0, taken: float = 0.0) -> list[Record]:
+    """Undefended models that differ by chance alone, of weights of their own.
+
+    `noise` multiplies that of utility. `taken`: points that attackers truly get less from all but the reference.
+    """
+    truths = dict.fromkeys(MODELS[1:], drawn.Truth(taken))
     found = drawn.records(truths, np.random.default_rng(seed), seeds=seeds, noise=noise)
     return [replace(one, release_sha256=f"{one.defense}{one.seed}") for one in found]
 

@@ -114,11 +114,20 @@ def written(run: Run, folder: Path) -> None:
 
 
 @pytest.mark.slow
-def test_null_is_judged_again_and_power_is_read_from_both_runs(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(("taken", "valid"), [(-6.0, True), (6.0, False)])
+def test_null_is_judged_again_and_the_exit_code_is_its_verdict(tiny: Path, taken: float, valid: bool) -> None:
+    """Models that are far easier to attack than the reference are no false positives; far harder ones are."""
+    written(run_of(records(0, noise=0.005, taken=taken)), tiny / "runs/tiny-null")
+    assert main(["calibrate", "tiny.yaml", "--proof", "null", "--from", "runs/tiny-null"]) == (0 if valid else 1)
+    found = read("null")
+    assert found["valid"] is valid
+    assert {one["seeds"] for one in found["shares"]} == {3, 5}  # type: ignore[attr-defined]
+
+
+@pytest.mark.slow
+def test_power_is_read_from_both_runs(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
     written(run_of(records(0, noise=0.005)), tiny / "runs/tiny-null")
     written(oracle_run(weak=2.0, strong=12.0), tiny / "runs/tiny-oracle")
-    assert main(["calibrate", "tiny.yaml", "--proof", "null", "--from", "runs/tiny-null"]) == 0
-    assert {one["seeds"] for one in read("null")["shares"]} == {3, 5}  # type: ignore[attr-defined]
     assert main(["calibrate", "tiny.yaml", "--proof", "power"]) == 0
     assert {one["row"] for one in read("power")["detections"]} == {"weak", "strong"}  # type: ignore[attr-defined]
     assert main(["calibrate", "tiny.yaml", "--proof", "power", "--from", "runs/tiny-null"]) == 2
