@@ -23,7 +23,7 @@ def answer(board: Leaderboard) -> str:
 def sentences(board: Leaderboard) -> list[str]:
     """The parts of the paragraph, each about one question; one that has no answer is left out."""
     names = of(board)
-    parts = [_ranking(board, names), _unranked(board, names), _claims(board, names), _broken(board, names)]
+    parts = [_ranking(board, names), _unranked(board, names), _claims(board, names), _ends(board, names)]
     return [part for part in parts if part]
 
 
@@ -63,10 +63,10 @@ def _claims(board: Leaderboard, names: Mapping[str, str]) -> str:
     return f"No claim holds. {words[0].upper()}{words[1:]}."
 
 
-def _broken(board: Leaderboard, names: Mapping[str, str]) -> str:
-    """For each defense the attack that reaches most by itself, and where the best attack of each task ends."""
+def _ends(board: Leaderboard, names: Mapping[str, str]) -> str:
+    """Where the best attack of each task ends on each defense, and which attack reaches most by itself."""
     ends = {
-        one.defense: f"{names[one.defense]} by {one.recipes.best} ({number(one.resistance.attacked.value)} points)"
+        one.defense: f"{names[one.defense]} {number(one.resistance.attacked.value)} (most by {one.recipes.best})"
         for one in order.defenses(board)
         if one.recipes.best and one.resistance.attacked
     }
@@ -74,8 +74,8 @@ def _broken(board: Leaderboard, names: Mapping[str, str]) -> str:
         return ""
     known = [one for one in board.scores if one.kind == "reference" and one.resistance.attacked]
     undefended = [f"{number(one.resistance.attacked.value)}" for one in known if one.resistance.attacked]
-    beside = f", where the undefended model ends at {undefended[0]}" if len(undefended) == 1 else ""
-    return f"What breaks them, and where the best attacks end: {listed(ends.values())}{beside}."
+    beside = f"; the undefended model {undefended[0]}" if len(undefended) == 1 else ""
+    return f"Where the best attacks end, in points: {listed(ends.values())}{beside}."
 
 
 def _excess(score: Score) -> str:

@@ -431,13 +431,13 @@ def test_infinite_ends_of_intervals_become_null() -> None:
 
 
 def test_the_answer_comes_first(board: Leaderboard) -> None:
-    """Who is ranked where, what it costs, what the claim is worth and what breaks it, before any table."""
+    """Who is ranked where, what it costs, what the claim is worth and where attacks end, before any table."""
     first = pages.leaderboard(board, COMMAND).splitlines()[2]
     assert first.startswith("pmp is the only ranked defense: its excess over trivial defenses is 20.0 [")
     assert "it keeps 100.0 [100.0, 100.0] % of utility. Not ranked: random_mask." in first
     assert "Claims that hold: pmp" in first
-    assert "pmp by full (52.0 points) and random_mask by full (75.4 points)" in first
-    assert first.endswith(", where the undefended model ends at 82.0.")
+    assert "in points: pmp 52.0 (most by full) and random_mask 75.4 (most by full)" in first
+    assert first.endswith("; the undefended model 82.0.")
     console = Console(file=io.StringIO(), width=2000, color_system=None)
     console.print(terminal.summary(board))
     assert console.file.getvalue().startswith("pmp is the only ranked defense")  # type: ignore[attr-defined]
