@@ -81,6 +81,14 @@ def test_light_modules_load_nothing_heavy(statement: str) -> None:
     assert loaded.strip() == ""
 
 
+def test_what_plugins_are_built_of_loads_no_data_sets() -> None:
+    """Every plan imports plugins, also one that finds nothing left to run."""
+    names = "{'lm_eval', 'datasets', 'pandas', 'sklearn', 'peft'}"
+    code = f"import sys, nftbench.methods; print(*({names} & sys.modules.keys()))"
+    loaded = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, check=True).stdout
+    assert loaded.strip() == ""
+
+
 @pytest.mark.slow
 def test_the_wheel_holds_nftbench_alone(tmp_path: Path) -> None:
     source = tmp_path / "source"  # building in the checkout would leave build/ and an egg-info there
