@@ -38,7 +38,11 @@ class Quadratic:
 def quadratic() -> Quadratic:
     generator = torch.Generator().manual_seed(0)
     root, slope = torch.randn(6, 6, generator=generator).double(), torch.randn(6, generator=generator).double()
-    return Quadratic(root @ root.mT, slope, nn.Linear(2, 2).double())
+    layer = nn.Linear(2, 2).double()
+    with torch.no_grad():  # the same weights whatever ran before in this process
+        for weight in layer.parameters():
+            weight.copy_(torch.randn(weight.shape, generator=generator))
+    return Quadratic(root @ root.mT, slope, layer)
 
 
 @pytest.mark.parametrize(("strength", "distance"), [(5.0, 0.1), (0.3, 2.0)])
