@@ -87,7 +87,7 @@ IN_CODE = _ALLOWED | {
     "tuple_type": "be a tuple",
     "set_type": "be a set",
     "frozen_set_type": "be a frozenset",
-    **dict.fromkeys(("is_instance_of",), "be an object of the class {class}"),
+    "is_instance_of": "be an object of the class {class}",
     **dict.fromkeys(("dataclass_type", "dataclass_exact_type"), "be an object of the class {class_name}"),
 }
 """The same for a value that Python code gives."""

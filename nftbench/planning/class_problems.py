@@ -20,6 +20,8 @@ from nftbench.errors import IN_CODE, must, wrong
 if TYPE_CHECKING:
     from pydantic import TypeAdapter
 
+Class = Any
+"""A class. mypy says of `type` that it cannot be hashed, which a cache needs."""
 ALIKE = 0.8
 """How similar a name must be to an attribute's to count as misspelt, as difflib measures it: `claim` and `claims` have
 0.91, `scale` and `scope` 0.6."""
@@ -35,7 +37,7 @@ def checker(kind: Any) -> TypeAdapter[Any]:
     return TypeAdapter(kind)
 
 
-def attribute_problems(protocol: type[Any], cls: type[Any]) -> Iterator[str]:
+def attribute_problems(protocol: Class, cls: type[Any]) -> Iterator[str]:
     """For each class attribute that is misspelt, missing or of another type than the protocol says: what it must be."""
     yield from _misspelt(protocol, cls)
     for name, kind in _attributes(protocol).items():
@@ -44,7 +46,7 @@ def attribute_problems(protocol: type[Any], cls: type[Any]) -> Iterator[str]:
             yield from _value_problems(name, kind, value)
 
 
-def property_problems(protocol: type[Any], plugin: Any) -> Iterator[str]:
+def property_problems(protocol: Class, plugin: Any) -> Iterator[str]:
     """The same for attributes that only an object has: those that the class computes, and fields."""
     own = {field.name for field in fields(plugin)}
     for name, kind in _attributes(protocol).items():
@@ -92,7 +94,7 @@ def _type(cls: type[Any], field: Field[Any]) -> Any:
     return get_type_hints(alone, include_extras=True)[field.name]
 
 
-def _misspelt(protocol: type[Any], cls: type[Any]) -> Iterator[str]:
+def _misspelt(protocol: Class, cls: type[Any]) -> Iterator[str]:
     """Each class attribute of the plugin's own that is called almost like one of the protocol's, and has no effect."""
     own = {name: value for base in cls.__mro__ if base not in protocol.__mro__ for name, value in vars(base).items()}
     absent = sorted(_attributes(protocol).keys() - own.keys())
@@ -104,7 +106,8 @@ def _misspelt(protocol: type[Any], cls: type[Any]) -> Iterator[str]:
             yield f"{name}: nftbench.{protocol.__name__} has no such attribute; did you mean {near!r}?"
 
 
-def _attributes(protocol: type[Any]) -> Mapping[str, Any]:
+@functools.cache
+def _attributes(protocol: Class) -> Mapping[str, Any]:
     """The attributes of a protocol, or the fields of a class, with their types. Properties have that of their value."""
     types = {
         name: get_args(kind)[0] if get_origin(kind) is ClassVar else kind

@@ -40,18 +40,17 @@ def of(board: Leaderboard) -> dict[str, str]:
 
 def _defaults(ladder: Mapping[str, Sequence[str]]) -> dict[str, dict[str, Any]]:
     """By dose of the ladder: its plugin's defaults of the parameters that only other doses of this plugin name."""
-    given = {row: dict(Spec.parse(row).parameters) for rows in ladder.values() for row in rows}
-    names = {row: Spec.parse(row).name for row in given}
+    doses = {row: Spec.parse(row) for rows in ladder.values() for row in rows}
     named: dict[str, set[str]] = {}
-    for row, parameters in given.items():
-        named.setdefault(names[row], set()).update(parameters)
+    for spec in doses.values():
+        named.setdefault(spec.name, set()).update(dict(spec.parameters))
     return {
         row: {
             key: value
-            for key, value in registry.defaults("defenses", names[row]).items()
-            if key in named[names[row]] - parameters.keys()
+            for key, value in registry.defaults("defenses", spec.name).items()
+            if key in named[spec.name] - dict(spec.parameters).keys()
         }
-        for row, parameters in given.items()
+        for row, spec in doses.items()
     }
 
 

@@ -37,7 +37,7 @@ def gradient_error(network: nn.Module, loss: Callable[[nn.Module], Tensor], seed
     It is the largest |a - f| / max(|a|, |f|, |g|) over random directions, as in `costs.gradient_error`: a is the
     derivative along a direction by autograd, f that by central differences, and |g| the root mean square of a. A
     direction changes each weight up or down, by an equal share of its size, but for the rows of `costs.padding_rows`.
-    The gradients are of float32. Where they are in `DOUBT`, those of float64 take their place, and a distance of both
+    The gradients are of float32. Beyond an error of `DOUBT` those of float64 take their place, and a distance of both
     above `costs.FLOAT32_TOLERANCE` counts as an error, too. Afterwards the network is as it was.
     """
     probe = _Probe(network, loss, seed)
@@ -89,17 +89,17 @@ class _Probe:
         """Central differences of the loss in evaluation mode: for each direction one of each size."""
         self.network.eval()
         found = [[self._difference(signs, size) for size in sizes] for signs in self.directions]
-        self._move(self.directions[0], 0.0)
+        self._move_all(self.directions[0], 0.0)
         return found
 
     def _difference(self, signs: Sequence[Tensor], size: float) -> float:
         values = []
         for step in (size, -size):
-            self._move(signs, step)
+            self._move_all(signs, step)
             values.append(float(self.loss(self.network)))
         return (values[0] - values[1]) / (2 * size)
 
-    def _move(self, signs: Sequence[Tensor], step: float) -> None:
+    def _move_all(self, signs: Sequence[Tensor], step: float) -> None:
         """Set the weights to those at a distance of `step` from their own, along a direction."""
         for parameter, weight, sign, least in zip(self.parameters, self.weights, signs, self.least, strict=True):
             _move(parameter.data, weight, sign, least, step)
