@@ -10,6 +10,7 @@ The score is the ranking's own: the functions of `nftbench.scoring` on numbers b
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -46,8 +47,12 @@ class Fake:
 
     def raised(self, points: float) -> Fake:
         """The fake if it took so many points more. No curve depends on that, so the whole interval moves as far."""
-        excess = Interval(
-            self.excess.value + points, self.excess.low + points, self.excess.high + points, self.excess.count
+        excess = replace(
+            self.excess,
+            value=self.excess.value + points,
+            low=self.excess.low + points,
+            high=self.excess.high + points,
+            p=math.nan,
         )
         by_seed = {seed: height + points for seed, height in self.by_seed.items()}
         return replace(self, excess=excess, by_seed=by_seed, planted=self.planted + points)

@@ -20,11 +20,14 @@ def list_(
             autocompletion=completion.kind,
         ),
     ] = None,
+    plugin: Plugins = None,
 ) -> None:
     """List the defenses, attacks, tasks, yardsticks and suites."""
-    from nftbench.planning.registry import KINDS
+    from nftbench.planning import registry
 
-    kinds = (*KINDS, "suites")
+    for file in plugin or ():
+        registry.add_file(file)
+    kinds = (*registry.KINDS, "suites")
     if kind is not None and kind not in kinds:
         raise NftbenchError(f"list {kind}: no such kind{suggest(kind, kinds)}")
     for which in [kind] if kind is not None else kinds:

@@ -424,9 +424,13 @@ def _run_jobs(
     progress: Progress,
     after_seed: Callable[[int], None],
 ) -> None:
-    """Run the jobs and show their progress, with the leaderboard so far, which begins from `records`."""
+    """Run the jobs and show their progress, with the leaderboard so far, which begins from `records`.
+
+    It is that of the complete base seeds, once there is one: a seed that has only begun leaves no row an excess.
+    """
     from nftbench.cli import stopping
     from nftbench.cli.progress import display
+    from nftbench.records.count import complete_seeds
     from nftbench.running.executors import steps
     from nftbench.running.workspace import Workspace
 
@@ -437,7 +441,7 @@ def _run_jobs(
 
     def leaderboard(new: Sequence[Record]) -> Leaderboard:
         so_far.update((record.key, record) for record in new)
-        return rank(so_far, manifest)
+        return rank(so_far, manifest, complete_seeds(manifest, so_far) or None)
 
     workspace = Workspace(work.whole, work.store, manifest.command, options.trust_code)
     executor = _executor(work, options, workspace, progress.workers)

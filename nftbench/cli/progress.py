@@ -1,6 +1,7 @@
 """The progress of a run: a live panel on a terminal, plain lines elsewhere.
 
-Both say how many cells are done, what runs now, when it will be over, and who leads.
+Both say how many cells are done, what runs now and when it will be over. The panel holds the leaderboard so far; a log
+gets one after each base seed.
 """
 
 from __future__ import annotations
@@ -21,20 +22,16 @@ from nftbench.planning.plan import Job
 from nftbench.records.count import Count
 from nftbench.records.record import Record
 from nftbench.records.store import SETTLED
-from nftbench.report import order, terminal
-from nftbench.report.labels import of
+from nftbench.report import terminal
 from nftbench.running import activity
 from nftbench.running.estimate import duration
 from nftbench.running.executors.protocol import Stage
 from nftbench.running.executors.steps import Event
 from nftbench.running.forecast import Forecast, about, base_step
 from nftbench.scoring import Leaderboard
-from nftbench.scoring.table import number
 
 BOARD_SECONDS = 5.0
 """The shortest time between two updates of the live leaderboard."""
-LEADER_SECONDS = 300.0
-"""The shortest time between two lines about the leader where there is no terminal."""
 BOARD_SHARE = 0.02
 """The largest share of the time that is spent on scoring the leaderboard so far, or on estimating the time left."""
 
@@ -48,15 +45,14 @@ ScoreSoFar = Callable[[Sequence[Record]], Leaderboard]
 @contextlib.contextmanager
 def display(progress: Progress, score: ScoreSoFar, console: Console) -> Iterator[Callable[[Event], None]]:
     """Show a run; yields the function that takes the run's events."""
-    so_far = _SoFar(score)
     if console.is_terminal:
-        panel = _Panel(progress, so_far, console)
+        panel = _Panel(progress, _SoFar(score), console)
         # transient: the verb prints the last leaderboard when the run is over
         with Live(get_renderable=panel.render, console=console, refresh_per_second=2, transient=True):
             yield panel.add
         return
     with heartbeat.doing(lambda: f"{progress.head()} {progress.now()}") as heart:
-        yield lambda event: _print(progress, so_far, heart, event)
+        yield lambda event: _print(progress, heart, event)
 
 
 @dataclass
@@ -178,8 +174,8 @@ class _SoFar:
         self.new: list[Record] = []
         self.next = time.monotonic()
 
-    def add(self, records: Sequence[Record], rest: float) -> Leaderboard | None:
-        """Take new records; the leaderboard if it is time for it, at most every `rest` seconds."""
+    def add(self, records: Sequence[Record]) -> Leaderboard | None:
+        """Take new records; the leaderboard if it is time for it."""
         self.new += records
         if not self.new or time.monotonic() < self.next:
             return None
@@ -187,7 +183,7 @@ class _SoFar:
         board = self.score(self.new)
         self.new = []
         ended = time.monotonic()
-        self.next = ended + max(rest, (ended - started) / BOARD_SHARE)
+        self.next = ended + max(BOARD_SECONDS, (ended - started) / BOARD_SHARE)
         return board
 
 
@@ -205,7 +201,7 @@ class _Panel:
             return
         if any(record.status != "ok" for record in event.records):
             self.console.print(Text(_line(self.progress, event, seconds)))
-        board = self.so_far.add(event.records, BOARD_SECONDS)
+        board = self.so_far.add(event.records)
         if board is not None:
             self.ranking = terminal.ranking(board)
 
@@ -221,28 +217,11 @@ class _Panel:
         return Group(Text(f"{progress.head()} {so_far}", style="bold"), running, self.ranking)
 
 
-def _print(progress: Progress, so_far: _SoFar, heart: heartbeat.Heartbeat, event: Event) -> None:
+def _print(progress: Progress, heart: heartbeat.Heartbeat, event: Event) -> None:
     seconds = progress.add(event)
     # a release that is in the cache already takes no time and needs no line
     if event.kind == "finished" and (event.stage == "attack" or seconds >= 1):
         heart.say(_line(progress, event, seconds))
-        board = so_far.add(event.records, LEADER_SECONDS)
-        if board is not None:
-            heart.say(leader(board))
-
-
-def leader(board: Leaderboard) -> str:
-    """Who leads, in one line."""
-    ranked = [one for one in order.defenses(board) if one.standing.rank == 1]
-    if not ranked:
-        return "leader so far: none, because no defense has all results that a rank needs"
-    names = of(board)
-    said = [
-        f"{names[one.defense]}, excess {number(one.excess.interval.value)} points"
-        for one in ranked
-        if one.excess.interval
-    ]
-    return f"leader so far: {'; '.join(said)}"
 
 
 def _line(progress: Progress, event: Event, seconds: float) -> str:

@@ -18,7 +18,7 @@ from nftbench.scoring.cost_to_break import cost_to_break
 from nftbench.scoring.frontier import mean_share
 from nftbench.scoring.grid import NONE, Grid, arrange
 from nftbench.scoring.headroom import headroom
-from nftbench.scoring.intervals import Interval, mean
+from nftbench.scoring.intervals import CONFIDENCE, Interval, mean
 from nftbench.scoring.points import final, points
 from nftbench.scoring.resistance import attacked_by_row
 from nftbench.scoring.utility import reached, scales, shares, usable
@@ -267,6 +267,7 @@ def _interval(value: Any) -> Interval | None:
         -math.inf if low is None else low,
         math.inf if high is None else high,
         int(value.get("count", 1)),
+        confidence=value.get("confidence", CONFIDENCE),
     )
 
 

@@ -83,7 +83,7 @@ def card(board: Leaderboard, manifest: Manifest, records: Sequence[Record], subj
     twin = _row(board, score.row.reference)
     verdict = score.claim.verdict or "untested"
     shown = (
-        (_numbers(score, twin), "Points of the tasks' scores, means over tasks and seeds with 95 % intervals."),
+        (_numbers(score, twin), "Points, means over tasks and seeds with 95 % intervals; that of the excess is 98 %."),
         (
             _controls(board, score),
             "Anyone could make these from the twin in a minute, so a protection has to beat them.",

@@ -20,7 +20,8 @@ COLUMNS = {"#": "r", "defense": "l", "excess": NUMBER, "suppression": NUMBER, "u
 ABOUT = (
     "% Needs the package booktabs. \\input{leaderboard} fits an article in one column. Where labels are long, graphicx",
     "% makes it fit: \\resizebox{\\linewidth}{!}{\\input{leaderboard}}.",
-    "% Excess and suppression are in points; 95 % intervals are in brackets. leaderboard.csv has every column.",
+    "% Excess and suppression are in points; 95 % intervals are in brackets, of the excess 98 %. leaderboard.csv has",
+    "% every column.",
 )
 ESCAPES = {
     "\\": r"\textbackslash{}",

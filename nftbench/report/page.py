@@ -18,8 +18,8 @@ from nftbench.scoring.side_tables import Position, SideTable
 from nftbench.scoring.table import UNKNOWN, Table, interval
 
 GUIDE = """\
-- A number is a mean over base seeds with its 95 % interval (Student's t, differences paired by seed). Scores are in
-  points: an accuracy of 0.83 is 83.0; where lower is better they are counted negative.
+- A number is a mean over base seeds with its 95 % interval (Student's t, differences paired by seed); that of an excess
+  is 98 %. Scores are in points: an accuracy of 0.83 is 83.0; where lower is better they are counted negative.
 - **suppression**: what the best attack on the undefended model scores, less what the best attack on this row scores.
   The best is picked on validation, scored on test; {scratch}. *(partial)* is
   by those attacks alone that this row and the undefended model both have so far; the missing ones may be stronger.

@@ -80,7 +80,6 @@ def test_elsewhere_than_on_a_terminal_each_finished_step_is_a_line(
         ):
             show(event)
     lines = capsys.readouterr().out.splitlines()
-    leader = lines.pop(2)
     assert [line.partition("] ")[2] for line in lines] == [
         "pmp release seed 0: 1 min 15 s",
         "none none seed 0: 2 tasks, ok, 4.0 s",
@@ -93,7 +92,6 @@ def test_elsewhere_than_on_a_terminal_each_finished_step_is_a_line(
         "[3/8 cells done, 1 failed",
         "[5/8 cells done, 1 failed",
     ]
-    assert leader.startswith("leader so far: ")
 
 
 def test_a_log_that_is_silent_says_what_runs(clock: list[float], capsys: pytest.CaptureFixture[str]) -> None:
@@ -209,12 +207,6 @@ def test_on_a_terminal_a_panel_shows_what_runs_and_the_leaderboard(clock: list[f
     assert "14.0 s so far" in shown
     assert "pmp full seed 0 (attacks the release, 3.0 s)" in shown
     assert "holds" in shown  # the verdict on pmp, in the ranking
-
-
-def test_the_leader_is_one_line() -> None:
-    said = progress.leader(board(()))
-    assert said.startswith("leader so far: ")
-    assert "\n" not in said
 
 
 @pytest.mark.parametrize(

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import yaml
 
-from nftbench.cli import execution
+from nftbench.cli import execution, progress
 from nftbench.cli.execution import PUBLIC_SALT
 from nftbench.cli.salt import plan_with_salt
 from nftbench.errors import NftbenchError
 from nftbench.planning.plan import Plan, plan
 from nftbench.records.count import complete_seeds
 from nftbench.records.store import Store
+from nftbench.running.executors.steps import Event
 from nftbench.suites.schema import Suite
 from nftbench.testing import tiny_suite
 
@@ -203,6 +205,25 @@ def test_the_leaderboard_so_far_scores_complete_seeds_alone(call: Call) -> None:
     assert (board.origin.records, board.origin.planned) == (sum(cell.seed == 0 for cell in manifest.cells),) * 2
     assert all(not one.incomplete for one in board.scores)
     assert any(one.incomplete for one in execution.rank(begun, manifest).scores)
+
+
+def test_the_live_leaderboard_keeps_its_rows_while_the_next_seed_runs(
+    call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    boards = []
+
+    @contextlib.contextmanager
+    def watched(_: object, score: progress.ScoreSoFar, __: object) -> Iterator[Callable[[Event], None]]:
+        yield lambda event: boards.append(score(event.records)) if event.records else None
+
+    monkeypatch.setattr(progress, "display", watched)
+    call("run", "tiny.yaml")
+    both = len(store().manifest().cells)
+    planned = [board.origin.planned for board in boards]
+    assert planned[0] == planned[-1] == both  # no seed is complete, and all are
+    assert both // 2 in planned
+    for board in boards:
+        assert board.origin.planned == both or all(not one.incomplete for one in board.scores)
 
 
 def test_an_empty_salt_is_refused(call: Call) -> None:

@@ -137,7 +137,7 @@ def oracle(records: Sequence[Record]) -> dict[str, Any]:
                 heights.append(taken[row] - w * climb[j] - (1 - w) * climb[j + 1] + slope * lost * (own.mean() < 1))
         every = np.array(heights)
         means, errors = every.mean(axis=1), every.std(axis=1, ddof=1) / math.sqrt(count)
-        found[row] = (means.min(), (means - stats.t.ppf(0.975, count - 1) * errors).min(), every[means.argmin()])
+        found[row] = (means.min(), (means - stats.t.ppf(0.99, count - 1) * errors).min(), every[means.argmin()])
     return found
 
 
@@ -424,7 +424,7 @@ def test_the_upper_end_is_never_below_that_of_the_binding_curve(number: int) -> 
 
 def test_the_upper_end_is_the_median_of_the_curves_near_the_least() -> None:
     least, near, far = (dict(enumerate(one)) for one in ((1.0, 2.0, 3.0), (0.0, 3.0, 6.0), (21.0, 22.0, 23.0)))
-    reach = stats.t.ppf(0.975, 2) / math.sqrt(3)
+    reach = stats.t.ppf(0.99, 2) / math.sqrt(3)
     assert smallest([least]).high == pytest.approx(2 + reach)
     assert smallest([least, far]).high == pytest.approx(2 + reach)  # it lies higher beyond doubt
     assert smallest([least, near, far]).high == pytest.approx(3 + 3 * reach)

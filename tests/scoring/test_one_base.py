@@ -7,7 +7,7 @@ import pytest
 from numpy.typing import NDArray
 
 from nftbench.scoring.frontier import Family, Row, excess
-from nftbench.scoring.intervals import beats_zero, difference
+from nftbench.scoring.intervals import difference, has_effect
 from tests.scoring.drawn import BEST, DOSES, METRICS, MODEL, SCRATCH, Truth, trivial
 
 Scores = NDArray[np.float64]
@@ -92,15 +92,15 @@ def board(truth: Truth, generator: np.random.Generator, spread: float) -> tuple[
 
 @pytest.mark.slow
 def test_without_variation_between_protections_null_fakes_stay_rare() -> None:
-    """The attacks' draws alone carry the test: models on the curve are taken for defenses in at most 2.5 %."""
+    """The attacks' draws alone carry the test: models on the curve are taken for defenses in at most 1 %."""
     generator = np.random.default_rng(1)
     fakes = [Truth(0.0), trivial(0.6), trivial(0.2, "early_stop")]
     found = [board(fakes[run % len(fakes)], generator, 1.0)[0] for run in range(300)]
-    assert np.mean([beats_zero(p) for p in found]) <= 0.025
+    assert np.mean([has_effect(p) for p in found]) <= 0.01
 
 
 @pytest.mark.slow
 def test_a_defense_that_takes_four_points_is_found_on_one_base() -> None:
     generator = np.random.default_rng(2)
     found = [board(Truth(4.0), generator, 1.0)[0] for _ in range(60)]
-    assert np.mean([beats_zero(p) for p in found]) >= 0.8
+    assert np.mean([has_effect(p) for p in found]) >= 0.8

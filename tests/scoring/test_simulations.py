@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from nftbench.scoring.frontier import MEAN, Family, Row, excess
-from nftbench.scoring.intervals import beats_zero
+from nftbench.scoring.intervals import has_effect
 from nftbench.scoring.rank_intervals import rank_intervals
 from nftbench.scoring.scores import Excess
 from nftbench.scoring.utility_badge import MetricUtility, badge
@@ -67,7 +67,7 @@ def but(**shares: float) -> Shares:
 
 def found(every: Sequence[Mapping[str, Excess]], row: str) -> float:
     """In what share of runs the row has an effect, by itself."""
-    return float(np.mean([beats_zero(one[row].interval.p) for one in every if one[row].interval is not None]))
+    return float(np.mean([has_effect(one[row].interval.p) for one in every if one[row].interval is not None]))
 
 
 # ------------------------------------------------------------------------------------------------- null fakes, cheaters

@@ -35,4 +35,6 @@ def _entry(name: str, unit: str, value: Interval, score: Score) -> dict[str, str
     if math.isfinite(value.low) and math.isfinite(value.high):
         entry["range"] = f"± {number((value.high - value.low) / 2, 3)}"
     badge = f", utility: {score.utility.badge}" if score.utility.badge else ""
-    return entry | {"extra": f"{value.count} base seed{'s' * (value.count > 1)}, 95 % interval{badge}"}
+    return entry | {
+        "extra": f"{value.count} base seed{'s' * (value.count > 1)}, {value.confidence:.0%} interval{badge}"
+    }

@@ -23,7 +23,7 @@ from nftbench.report.exports.results import Results
 from nftbench.report.json import written
 from nftbench.report.labels import of
 from nftbench.report.page import file_names
-from nftbench.scoring.intervals import CONFIDENCE, Interval, in_percent
+from nftbench.scoring.intervals import Interval, in_percent
 from nftbench.scoring.scores import Score, TaskScore
 
 SCHEMA = "0.3.0"
@@ -188,7 +188,7 @@ def _score(value: Interval, method: str) -> dict[str, Any]:
     uncertainty: dict[str, Any] = {"num_samples": value.count}
     if math.isfinite(value.low) and math.isfinite(value.high):
         ends = {"lower": value.low, "upper": value.high}
-        uncertainty["confidence_interval"] = {**ends, "confidence_level": CONFIDENCE, "method": method}
+        uncertainty["confidence_interval"] = {**ends, "confidence_level": value.confidence, "method": method}
     return {"score": value.value, "uncertainty": uncertainty}
 
 

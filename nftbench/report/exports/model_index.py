@@ -32,7 +32,7 @@ def text(model: str, suite: str, score: Score, command: str) -> str:
     """YAML with the key `model-index`; empty where no number is known.
 
     `nftbench.attacked_score` and `nftbench.suppression` are in points, `nftbench.utility_kept` is in percent. An
-    interval is that of 95 % over seeds.
+    interval is that of 95 % over seeds, of the excess 98 %.
     """
     from huggingface_hub import EvalResult, ModelCardData
 
