@@ -118,6 +118,13 @@ def test_list_of_one_kind(call: Call) -> None:
     assert listed(out) == set(registry.available("attacks"))
 
 
+def test_list_has_added_plugins(call: Call, tmp_path: Path) -> None:
+    path = write_plugin(tmp_path, "mine", MINE)
+    _, out, _ = call("list", "defenses", "--plugin", path)
+    assert "mine" in listed(out)
+    assert "mine.py" in next(line for line in out.splitlines() if line.startswith("  mine"))
+
+
 @pytest.mark.parametrize(
     ("words", "packages"), [(["--help"], set()), (["list"], {"pydantic", "pydantic_core", "yaml"})]
 )
