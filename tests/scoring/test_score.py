@@ -706,7 +706,7 @@ def test_scores_without_variance_are_ranked_and_judged() -> None:
     board = scored([*scratch([0.4] * 5), *(one for row, value in values.items() for one in sweep(row, (value,) * 5))])
     assert of(board, "pmp").claim.verdict == "refuted"
     assert of(board, "mask").claim.verdict == "holds"
-    assert of(board, "pmp").excess.interval == Interval(0.0, 0.0, 0.0, 5, 1.0)
+    assert of(board, "pmp").excess.interval == Interval(0.0, 0.0, 0.0, 5, 1.0, confidence=0.98)
     assert [of(board, name).standing.rank for name in ("mask", "pmp")] == [1, 2]
 
 
