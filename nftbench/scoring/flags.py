@@ -14,7 +14,7 @@ from nftbench.contract import Protection
 from nftbench.records.record import Record
 from nftbench.scoring.frontier import MEAN
 from nftbench.scoring.grid import NONE
-from nftbench.scoring.intervals import RANKED_SEEDS, Interval, beats_zero, has_effect, holm, p_above
+from nftbench.scoring.intervals import EXCESS_CONFIDENCE, RANKED_SEEDS, Interval, beats_zero, holm, p_above
 from nftbench.scoring.points import in_points
 from nftbench.scoring.scores import Flag, Headroom, Kind, Score, Severity
 
@@ -320,7 +320,7 @@ def _preliminary(row: RowEvidence) -> str | None:
 @_flag("no_effect", "note")
 def _no_effect(row: RowEvidence) -> str | None:
     excess = row.score.excess
-    if row.p is None or has_effect(row.p) or excess.interval is None:
+    if row.p is None or beats_zero(row.p, EXCESS_CONFIDENCE) or excess.interval is None:
         return None
     found = excess.interval
     return (

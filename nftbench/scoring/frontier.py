@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-from nftbench.scoring.intervals import EFFECT_CONFIDENCE, Interval, mean, one_sided_reach
+from nftbench.scoring.intervals import EXCESS_CONFIDENCE, Interval, mean, one_sided_reach
 from nftbench.scoring.scores import Excess
 
 BySeed = Mapping[int, float]
@@ -131,7 +131,7 @@ def smallest(heights: Sequence[BySeed]) -> Interval:
     Taken is the median upper end of the curves that a t test, paired by seed, cannot tell from the least. The rest lie
     higher, and their upper ends would say nothing. tests/scoring/test_simulations.py measures that it covers.
     """
-    least, intervals = heights[0], [mean(list(one.values()), EFFECT_CONFIDENCE) for one in heights]
+    least, intervals = heights[0], [mean(list(one.values()), EXCESS_CONFIDENCE) for one in heights]
     near = [
         interval
         for one, interval in zip(heights, intervals, strict=True)

@@ -9,7 +9,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 
-from nftbench.scoring.intervals import PRELIMINARY_SEEDS, RANKED_SEEDS, has_effect, holm
+from nftbench.scoring.intervals import EXCESS_CONFIDENCE, PRELIMINARY_SEEDS, RANKED_SEEDS, beats_zero, holm
 from nftbench.scoring.rank_intervals import rank_intervals
 from nftbench.scoring.scores import Score, Standing
 from nftbench.scoring.side_tables import SideTable
@@ -51,7 +51,7 @@ def verdict(score: Score, adjusted_p: float) -> Verdict:
     chosen on documents of their own, so this is one test and not one for each attack.
     """
     excess, suppression = score.claim.excess, score.claim.suppression
-    if excess is not None and has_effect(adjusted_p):
+    if excess is not None and beats_zero(adjusted_p, EXCESS_CONFIDENCE):
         doubted = any(flag.severity == "unrank" or flag.name == "claim" for flag in score.flags)
         if doubted or not score.claim.covered:
             return "untested"

@@ -7,7 +7,7 @@ import pytest
 from numpy.typing import NDArray
 
 from nftbench.scoring.frontier import Family, Row, excess
-from nftbench.scoring.intervals import difference, has_effect
+from nftbench.scoring.intervals import EXCESS_CONFIDENCE, beats_zero, difference
 from tests.scoring.drawn import BEST, DOSES, METRICS, MODEL, SCRATCH, Truth, trivial
 
 Scores = NDArray[np.float64]
@@ -96,11 +96,11 @@ def test_without_variation_between_protections_null_fakes_stay_rare() -> None:
     generator = np.random.default_rng(1)
     fakes = [Truth(0.0), trivial(0.6), trivial(0.2, "early_stop")]
     found = [board(fakes[run % len(fakes)], generator, 1.0)[0] for run in range(300)]
-    assert np.mean([has_effect(p) for p in found]) <= 0.01
+    assert np.mean([beats_zero(p, EXCESS_CONFIDENCE) for p in found]) <= 0.01
 
 
 @pytest.mark.slow
 def test_a_defense_that_takes_four_points_is_found_on_one_base() -> None:
     generator = np.random.default_rng(2)
     found = [board(Truth(4.0), generator, 1.0)[0] for _ in range(60)]
-    assert np.mean([has_effect(p) for p in found]) >= 0.8
+    assert np.mean([beats_zero(p, EXCESS_CONFIDENCE) for p in found]) >= 0.8
