@@ -549,7 +549,8 @@ def _probe(
     It is the loss on held-out text and on prompts of the ranked tasks: a release may compute something else there.
 
     Raises:
-        NftbenchError: the release's logits have the wrong shape, or its context is shorter than a block of its text.
+        NftbenchError: the release's logits have the wrong shape, or its context is shorter than a block of its text or
+            than a prompt that its reference can read.
     """
     pretraining_task = workspace.suite.pretraining.task
     if pretraining_task is not None:
@@ -569,8 +570,10 @@ def _probe(
         if texts
         else []
     )
-    if window(model) < block:
-        raise NftbenchError(f"the release reads {window(model)} tokens at once, a block of its text has {block}")
+    longest = max((len(prompt) for some in texts.prompts.values() for prompt in some), default=0) if texts else 0
+    for name, length in (("a block of its text", block), ("a prompt of its tasks", longest)):
+        if window(model) < length:  # what it cannot read would be cut from the documents of whoever fine-tunes it
+            raise NftbenchError(f"the release reads {window(model)} tokens at once, {name} has {length}")
 
     def loss(network: nn.Module) -> torch.Tensor:
         with networks.seeded(0):  # the same dropout in every call

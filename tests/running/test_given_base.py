@@ -307,6 +307,26 @@ def test_a_chat_template_that_hides_the_prompts_is_seen_and_undone(
     assert found["none", "none"] == found["none", "full"] != "[user]\n"
 
 
+def test_a_release_that_says_it_reads_less_than_the_prompts_is_refused(
+    base: Path, tmp_path: Path, plugin: Callable[[str, str], Path]
+) -> None:
+    """With rotary positions this number changes nothing but where documents are cut."""
+    plugin(
+        "short_sighted",
+        "@dataclass(frozen=True)\n"
+        "class ShortSighted(Defense):\n"
+        '    stage: ClassVar = "posttrain"\n\n'
+        "    def protect(self, model, context):\n"
+        "        model.network.config.max_position_embeddings = context.corpus.train.shape[1]\n"
+        "        return Protected(model)\n",
+    )
+    suite = given(base, defenses=["none", "short_sighted"], tasks=["toy_tone"], seeds=[0], corpus={"block": 16})
+    here = workspace(plan(suite), tmp_path)
+    name = Spec.parse("short_sighted")
+    with pytest.raises(NftbenchError, match=r"reads 16 tokens at once, a prompt of its tasks has \d\d"):
+        releases.make_release(here, name, 0, here.plan.releases["short_sighted", 0])
+
+
 @pytest.mark.parametrize("path", ["nowhere", "a/b/c", "./missing/folder", "missing.gguf"])
 def test_a_path_that_leads_nowhere_is_refused(path: str) -> None:
     with pytest.raises(NftbenchError, match="is neither a folder nor a hub id"):
