@@ -99,7 +99,8 @@ def load_task(workspace: Workspace, spec: Spec, seed: int, model: Model) -> Task
     Raises:
         NftbenchError: the task cannot be loaded, or all choices of its questions have the same tokens.
     """
-    plan, reader = workspace.plan, None
+    plan = workspace.plan
+    reader: list[Any] | None = None
     if model.tokenizer is not None:
         reader = [_vocabulary(model.tokenizer), window(model), chat.rules(plan.suite, model.tokenizer)]
     wanted = digest(str(spec), seed, reader, str(workspace.device), plan.limit, plan.data, _data_settings(plan))
