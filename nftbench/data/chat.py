@@ -4,13 +4,21 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
+from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
 from nftbench.errors import NftbenchError, one_line
+from nftbench.suites.schema import Suite
 
 Message = dict[str, str]
 """`role` and `content`."""
+
+
+def rules(suite: Suite, tokenizer: PreTrainedTokenizerBase) -> Any:
+    """The template by which a suite puts prompts to a tokenizer's model, as a JSON value; None if it uses none."""
+    asked = suite.given is not None and suite.given.apply_chat_template
+    return tokenizer.chat_template if asked else None
 
 
 def check(tokenizer: PreTrainedTokenizerBase, name: str) -> None:

@@ -154,6 +154,9 @@ class _Plan:
             readings=_in_order((*ours.readings, *(cell for cell in theirs.readings if cell.key in kept)), suite.seeds),
             skips=tuple(dict.fromkeys((*ours.skips, *theirs.skips))),
             added=tuple(sorted({*ours.added, *theirs.added})),
+            added_defenses=tuple(sorted({*ours.added_defenses, *theirs.added_defenses})),
+            left_out={**theirs.left_out, **ours.left_out},
+            labels={**theirs.labels, **ours.labels},
         )
         self.salt = self.salt or source.salt
         self.records += [record for record in source.records if record.key in kept]

@@ -97,7 +97,7 @@ def _missing(score: Score) -> Iterator[str]:
     counts = [one.count for one in (score.resistance.suppression, score.excess.interval) if one]
     if counts and min(counts) < RANKED_SEEDS:
         yield f"more base seeds: {min(counts)} of the {RANKED_SEEDS} that a rank takes are there"
-    elif score.excess.interval and score.excess.interval.low <= 0 <= score.excess.interval.high:
+    elif score.excess.interval and score.excess.interval.high >= 0 and _has_no_effect(score):
         yield "more base seeds, because its excess may be zero"
     if score.kind == "defense" and not score.by_knowledge.adaptive:
         yield "an attack written against it (`nftbench new attack`, with its name in `against`)"
@@ -110,6 +110,11 @@ def _missing(score: Score) -> Iterator[str]:
     for flag in score.flags:
         if flag.severity != "note" and flag.name not in SAID:
             yield f"an answer to the doubt that {EXPLANATIONS[flag.name].meaning} ({EXPLANATIONS[flag.name].advice})"
+
+
+def _has_no_effect(score: Score) -> bool:
+    """As the rules have it: corrected for the number of defenses, which the interval is not."""
+    return any(flag.name == "no_effect" for flag in score.flags)
 
 
 # ----------------------------------------------------------------------------------------------------------- an attack

@@ -36,7 +36,7 @@ from nftbench.contract import (
     Task,
     Update,
 )
-from nftbench.data import loglikelihood
+from nftbench.data import chat, loglikelihood
 from nftbench.data.corpus import tokenization_rules
 from nftbench.data.window import window
 from nftbench.errors import NftbenchError
@@ -50,7 +50,7 @@ from nftbench.running.owner import Owner, Recipe, base_folder, base_seconds, kep
 from nftbench.running.plain_text import PlainTexts
 from nftbench.running.protecting import ADAPTER, OPENED, text_of
 from nftbench.running.workspace import Workspace, load_task, make_corpus
-from nftbench.suites.schema import Budget, Pretraining
+from nftbench.suites.schema import Budget, Pretraining, Suite
 from nftbench.training import large_gradients
 from nftbench.training.costs import gradient_error
 
@@ -549,7 +549,8 @@ def _probe(
     It is the loss on held-out text and on prompts of the ranked tasks: a release may compute something else there.
 
     Raises:
-        NftbenchError: the release's logits have the wrong shape, or its context is shorter than a block of its text.
+        NftbenchError: the release's logits have the wrong shape, or its context is shorter than a block of its text or
+            than a prompt that its reference can read.
     """
     pretraining_task = workspace.suite.pretraining.task
     if pretraining_task is not None:
@@ -569,8 +570,10 @@ def _probe(
         if texts
         else []
     )
-    if window(model) < block:
-        raise NftbenchError(f"the release reads {window(model)} tokens at once, a block of its text has {block}")
+    longest = max((len(prompt) for some in texts.prompts.values() for prompt in some), default=0) if texts else 0
+    for name, length in (("a block of its text", block), ("a prompt of its tasks", longest)):
+        if window(model) < length:  # what it cannot read would be cut from the documents of whoever fine-tunes it
+            raise NftbenchError(f"the release reads {window(model)} tokens at once, {name} has {length}")
 
     def loss(network: nn.Module) -> torch.Tensor:
         with networks.seeded(0):  # the same dropout in every call
@@ -586,7 +589,7 @@ def _probe(
         logits = model.network(input_ids=tokens).logits
     if logits.shape[-1] < words or logits.shape[:2] != tokens.shape:
         raise NftbenchError(f"the release gives logits of shape {tuple(logits.shape)} for {words} words")
-    return loss, _differs(model.tokenizer, corpus)
+    return loss, _differs(model.tokenizer, corpus, workspace.suite)
 
 
 def _prompts_loss(network: nn.Module, prompts: Sequence[Sequence[int]]) -> torch.Tensor:
@@ -597,14 +600,19 @@ def _prompts_loss(network: nn.Module, prompts: Sequence[Sequence[int]]) -> torch
     return nn.functional.cross_entropy(logits.double(), ids[:, 1:][real[:, 1:]])
 
 
-def _differs(tokenizer: PreTrainedTokenizerBase, corpus: Corpus) -> bool:
-    """Whether a tokenizer has other words or rules than the corpus's, or encodes some text in another way."""
+def _differs(tokenizer: PreTrainedTokenizerBase, corpus: Corpus, suite: Suite) -> bool:
+    """Whether a tokenizer has other words or rules than the corpus's, or encodes some text in another way.
+
+    A template through which the suite puts its prompts is a rule too: it could hide them.
+    """
     usual = corpus.tokenizer
-    if tokenization_rules(tokenizer) != tokenization_rules(usual):
+    own, expected = ([tokenization_rules(one), chat.rules(suite, one)] for one in (tokenizer, usual))
+    if own != expected:
         return True
     beginnings = [usual.decode(block[: 2 + index % len(block)]) for index, block in enumerate(corpus.heldout[:64])]
     texts = [*sorted(usual.get_vocab()), *beginnings]
-    own, expected = (loglikelihood.Encoder(one, 0) for one in (tokenizer, usual))
+    encoders = [loglikelihood.Encoder(one, 0) for one in (tokenizer, usual)]
     return any(
-        own.tokens(texts, special=special) != expected.tokens(texts, special=special) for special in (True, False)
+        encoders[0].tokens(texts, special=special) != encoders[1].tokens(texts, special=special)
+        for special in (True, False)
     )

@@ -12,7 +12,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from nftbench.contract import Corpus, Model, Split, Task, WrappedTask
-from nftbench.data import corpus
+from nftbench.data import chat, corpus
 from nftbench.data.corpus import Held, Texts
 from nftbench.data.lm_eval_tasks import LoadedTextTask, TextTask
 from nftbench.data.window import window
@@ -99,11 +99,11 @@ def load_task(workspace: Workspace, spec: Spec, seed: int, model: Model) -> Task
     Raises:
         NftbenchError: the task cannot be loaded, or all choices of its questions have the same tokens.
     """
-    vocabulary = _vocabulary(model.tokenizer) if model.tokenizer is not None else ""
-    plan, length = workspace.plan, window(model) if model.tokenizer is not None else None
-    wanted = digest(
-        str(spec), seed, vocabulary, length, str(workspace.device), plan.limit, plan.data, _data_settings(plan)
-    )
+    plan = workspace.plan
+    reader: list[Any] | None = None
+    if model.tokenizer is not None:
+        reader = [_vocabulary(model.tokenizer), window(model), chat.rules(plan.suite, model.tokenizer)]
+    wanted = digest(str(spec), seed, reader, str(workspace.device), plan.limit, plan.data, _data_settings(plan))
     if wanted not in _tasks:
         if len(_tasks) >= 16:
             _tasks.pop(next(iter(_tasks)))
@@ -188,5 +188,4 @@ _vocabularies: weakref.WeakKeyDictionary[PreTrainedTokenizerBase, tuple[int, str
 def _data_settings(plan: Plan) -> list[Any]:
     """The parts of a suite that a loaded task depends on."""
     suite = plan.suite
-    chat = suite.given.apply_chat_template if suite.given is not None else None
-    return [suite.salt, suite.corpus.model_dump(), suite.budget.model_dump(), chat]
+    return [suite.salt, suite.corpus.model_dump(), suite.budget.model_dump()]

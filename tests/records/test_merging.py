@@ -105,6 +105,16 @@ def test_defenses_of_two_runs_on_the_same_base_models_are_joined() -> None:
     assert (whole.left_out, whole.notes) == ((), ())
 
 
+def test_what_a_plan_says_about_its_defenses_stays_with_them() -> None:
+    """Or a defense would lose by a merge that nobody ran the attacks that were written against it."""
+    own = replace(PLAN, added_defenses=("pmp",), left_out={"pmp": ("heal",)}, labels={"pmp": "Masks"})
+    for folders in ([source(FOUND), source(FOUND, own)], [source(FOUND, own), source(FOUND)]):
+        joined = merge(folders).manifest
+        assert joined.added_defenses == own.added_defenses
+        assert joined.left_out == own.left_out
+        assert joined.labels == own.labels
+
+
 def test_seeds_of_two_machines_are_joined() -> None:
     there = records(ROWS, base="other", provenance=THERE)
     whole = merge([source(at(0, 1)), source(at(2, 3, 4, of=there), name="b")])

@@ -12,7 +12,8 @@ from rich.console import Console
 from nftbench.report import page, terminal, web
 from nftbench.report.authors import paragraphs
 from nftbench.scoring import Leaderboard
-from nftbench.scoring.intervals import difference
+from nftbench.scoring.intervals import EFFECT_CONFIDENCE, Interval, difference
+from nftbench.scoring.scores import Excess, Flag
 from tests.factories import DEFENDED, TASKS, UNDEFENDED, failed, record, scored, suite, sweep
 
 COMMAND = "nftbench report runs/tiny"
@@ -62,6 +63,16 @@ def test_few_seeds_and_missing_cells_are_what_would_strengthen_it() -> None:
     assert "mine has no rank: " in said
     assert "No attack on it has a result that counts." in said
     assert "cells without a result, first mine × full on pairs, seed 0: failed (boom)" in said
+
+
+def test_an_effect_that_the_correction_takes_away_needs_more_seeds() -> None:
+    """The interval of one row lies above zero, and not after Holm's correction over all defenses."""
+    board = board_with_defense()
+    alone = Excess(Interval(3.0, 0.1, 5.9, 5, 0.009, EFFECT_CONFIDENCE))
+    for flags, asked in (((), False), ((Flag("no_effect", "note", "no effect"),), True)):
+        scores = [replace(one, excess=alone, flags=flags) if one.defense == "mine" else one for one in board.scores]
+        (said,) = paragraphs(replace(board, scores=tuple(scores)))
+        assert ("more base seeds, because its excess may be zero" in said) == asked
 
 
 def test_an_attack_against_it_is_not_asked_for_twice() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from nftbench.records.spec import Spec
 from nftbench.records.store import Store
 from nftbench.running import estimate, preflight, releases
 from nftbench.running.given_estimate import step_bytes
+from nftbench.running.referee import Referee
 from nftbench.running.workspace import Workspace, load_task, make_corpus
 from nftbench.suites.schema import Suite
 from nftbench.testing import tiny_suite
@@ -266,6 +268,63 @@ def test_a_chat_template_surrounds_the_prompts(base: Path, tmp_path: Path) -> No
     )
     contexts = [task.split("test").documents[0].pairs[0].context for task in (plain, chat)]  # type: ignore[attr-defined]
     assert contexts[1] == f"[user] {contexts[0]}\n[me] "
+
+
+CHATS = "{% for one in messages %}[{{ one.role }}] {{ one.content }}\n{% endfor %}"
+MUTE = "{% for one in messages %}[{{ one.role }}]\n{% endfor %}"
+"""A template that shows no content, and so hides every prompt from whoever fine-tunes the release."""
+
+
+def test_a_chat_template_that_hides_the_prompts_is_seen_and_undone(
+    base: Path, tmp_path: Path, plugin: Callable[[str, str], Path]
+) -> None:
+    model = networks.load(base)
+    assert model.tokenizer is not None
+    model.tokenizer.chat_template = CHATS
+    model.tokenizer.save_pretrained(base)
+    plugin(
+        "mute",
+        "@dataclass(frozen=True)\n"
+        "class Mute(Defense):\n"
+        '    stage: ClassVar = "posttrain"\n\n'
+        "    def protect(self, model, context):\n"
+        f"        model.tokenizer.chat_template = {MUTE!r}\n"
+        "        return Protected(model)\n",
+    )
+    suite = given(base, defenses=["none", "mute"], attacks=["none", "full"], seeds=[0])
+    here = workspace(plan(suite.model_copy(update={"model": {**suite.model, "apply_chat_template": True}})), tmp_path)
+    found = {}
+    for job in here.plan.jobs():
+        folder = releases.make_release(here, job.defense, job.seed, job.release)
+        opened = Referee(here, job).with_readable_text(releases.open_release(here, folder))
+        protection = releases.load_protection(here, job.release)
+        assert protection is not None
+        assert protection.tokenizer_changed == (str(job.defense) == "mute")
+        task = load_task(here, Spec.parse("toy_topic"), 0, opened)
+        found[str(job.defense), str(job.attack)] = task.split("test").documents[0].pairs[0].context  # type: ignore[attr-defined]
+    assert found["mute", "full"] == found["none", "full"]
+    assert found["mute", "none"] == "[user]\n", "what only measures takes the release as it is published"
+    assert found["none", "none"] == found["none", "full"] != "[user]\n"
+
+
+def test_a_release_that_says_it_reads_less_than_the_prompts_is_refused(
+    base: Path, tmp_path: Path, plugin: Callable[[str, str], Path]
+) -> None:
+    """With rotary positions this number changes nothing but where documents are cut."""
+    plugin(
+        "short_sighted",
+        "@dataclass(frozen=True)\n"
+        "class ShortSighted(Defense):\n"
+        '    stage: ClassVar = "posttrain"\n\n'
+        "    def protect(self, model, context):\n"
+        "        model.network.config.max_position_embeddings = context.corpus.train.shape[1]\n"
+        "        return Protected(model)\n",
+    )
+    suite = given(base, defenses=["none", "short_sighted"], tasks=["toy_tone"], seeds=[0], corpus={"block": 16})
+    here = workspace(plan(suite), tmp_path)
+    name = Spec.parse("short_sighted")
+    with pytest.raises(NftbenchError, match=r"reads 16 tokens at once, a prompt of its tasks has \d\d"):
+        releases.make_release(here, name, 0, here.plan.releases["short_sighted", 0])
 
 
 @pytest.mark.parametrize("path", ["nowhere", "a/b/c", "./missing/folder", "missing.gguf"])

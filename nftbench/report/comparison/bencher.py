@@ -1,6 +1,7 @@
 """NEW's numbers in the Bencher Metric Format (https://bencher.dev/docs/reference/bencher-metric-format/).
 
-A benchmark for each row, with a measure for each metric: points, multiples, seconds or bytes, with the 95 % interval.
+A benchmark for each row, with a measure for each metric: points, multiples, seconds or bytes, with the 95 % interval;
+that of an excess is 98 %.
 """
 
 from __future__ import annotations
