@@ -286,7 +286,7 @@ def test_plan_reads_a_gguf_file_once_for_each_thing_in_it(
     """A reading takes 18 seconds where the tokenizer has 262,144 words."""
     import gguf
 
-    read = []
+    read: list[Any] = []
 
     class Counted(gguf.GGUFReader):  # type: ignore[misc]
         def __init__(self, *args: Any) -> None:
