@@ -67,11 +67,15 @@ def is_on_hub(path: str) -> bool:
     """Whether a path names a model of the hub and nothing on this machine.
 
     Raises:
-        NftbenchError: it names neither.
+        NftbenchError: it names neither, or a file of another kind.
     """
     place = Path(path)
     if place.is_dir() or (place.is_file() and place.suffix == GGUF):
         return False
+    if place.is_file():
+        raise NftbenchError(
+            f"{path!r} is a file whose name does not end in {GGUF}; give a folder or a GGUF file, its parts joined"
+        )
     if HUB_ID.fullmatch(path) is None or path.endswith(GGUF):
         raise NftbenchError(f"{path!r} is neither a folder nor a hub id (organisation/name), nor a GGUF file")
     return True

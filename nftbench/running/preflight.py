@@ -22,7 +22,7 @@ from nftbench.data.window import window
 from nftbench.device import Device
 from nftbench.errors import NftbenchError
 from nftbench.models import gguf, networks
-from nftbench.planning import registry, task_files
+from nftbench.planning import pinning, registry, task_files
 from nftbench.planning.plan import Plan
 from nftbench.planning.specs import task_spec
 from nftbench.records import disk_budget
@@ -66,7 +66,7 @@ def examine(place: str, revision: str | None = None) -> Checkpoint:
 
 
 def check_base(suite: Suite) -> str | None:
-    """Refuse a given base on which every cell would fail.
+    """Refuse a given base that is not the one that the suite pins, or on which every cell would fail.
 
     Returns what is still to be checked, where its weights would have to be downloaded for that.
 
@@ -77,6 +77,8 @@ def check_base(suite: Suite) -> str | None:
     given = suite.given
     if given is None:
         return None
+    if given.sha256 is not None:
+        pinning.pinned(suite)  # before its weights are read
     with hub.files(given.path, given.revision) as files:
         found = _examine(given.path, files.path)
         if found.window < suite.corpus.block:

@@ -28,7 +28,7 @@ A release whose loss curves strongly needs it: its derivatives are large, float3
 over shorter steps alone. SpecDef's factors of 1e4 on SmolLM2-135M read 0.23 at the first look and 4e-4 then."""
 SHORT_STEP_SIZES = (1e-7, 1e-6, 1e-5)
 CHUNK = 2**16
-"""Weights that are changed at once. In float64 they take half a megabyte, which fits into a core's cache."""
+"""Weights that are read or changed at once. In float64 they take half a megabyte, which fits into a core's cache."""
 
 
 def gradient_error(network: nn.Module, loss: Callable[[nn.Module], Tensor], seed: int) -> float:
@@ -68,9 +68,10 @@ class _Probe:
         gradients = torch.autograd.grad(value, self.parameters, allow_unused=True, materialize_grads=True)
         found = [0.0] * DIRECTIONS
         for gradient, weight, least, *signs in zip(gradients, self.weights, self.least, *self.directions, strict=True):
-            scaled = gradient.double().mul_(weight.abs().double().add_(least))
-            for number, sign in enumerate(signs):
-                found[number] += float((scaled * sign).sum())
+            for slope, before, *ups in _pieces(gradient, weight, *signs):
+                scaled = slope.double().mul_(before.abs().double().add_(least))
+                for number, up in enumerate(ups):
+                    found[number] += float((scaled * up).sum())
         return found
 
     @contextmanager
@@ -116,10 +117,14 @@ def _worst(derivatives: Sequence[float], differences: Sequence[Sequence[float]])
 
 def _move(target: Tensor, weight: Tensor, sign: Tensor, least: float, step: float) -> None:
     """Write weight + step · sign · (|weight| + least) to `target`, a part at a time."""
-    flat = (target.view(-1), weight.reshape(-1), sign.view(-1))
-    for own, before, up in zip(*(torch.split(one, CHUNK) for one in flat), strict=True):
+    for own, before, up in _pieces(target.view(-1), weight, sign):
         own.copy_(before)
         own.add_(own.abs().add_(least).mul_(up), alpha=step)
+
+
+def _pieces(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Tensors of one shape, a part of each at a time: in float64 a large vocabulary's embedding takes gigabytes."""
+    return zip(*(torch.split(one.reshape(-1), CHUNK) for one in tensors), strict=True)
 
 
 def _least(weight: Tensor) -> float:

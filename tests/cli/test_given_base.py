@@ -17,7 +17,8 @@ import pytest
 import torch
 import yaml
 
-from nftbench.models import networks
+from nftbench.errors import NftbenchError
+from nftbench.models import gguf as gguf_files, networks
 from nftbench.testing import tiny_suite
 from tests import checkpoints
 
@@ -277,6 +278,57 @@ def test_a_whole_gguf_file_is_planned_and_read_as_float32(call: Call, tmp_path: 
     assert again.network.config.model_type == "llama"
     assert again.tokenizer is not None
     assert again.tokenizer.decode(again.tokenizer("the long day").input_ids) == "the long day"
+
+
+def test_plan_reads_a_gguf_file_once_for_each_thing_in_it(
+    call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A reading takes 18 seconds where the tokenizer has 262,144 words."""
+    import gguf
+
+    read: list[Any] = []
+
+    class Counted(gguf.GGUFReader):  # type: ignore[misc]
+        def __init__(self, *args: Any) -> None:
+            read.append(args)
+            super().__init__(*args)
+
+    write_suite()
+    file = checkpoints.write_gguf(tmp_path / "base.gguf")
+    monkeypatch.setattr(gguf, "GGUFReader", Counted)
+    assert call("plan", "tiny.yaml", "--model", str(file))[::2] == (0, "")
+    assert len(read) <= 4  # header, configuration, weights, tokenizer
+
+
+def test_a_part_of_a_gguf_file_is_not_looked_for_on_the_hub(
+    call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its path may look like a hub id."""
+    monkeypatch.chdir(tmp_path)
+    write_suite()
+    Path("models").mkdir()
+    Path("models/base.gguf.part00").write_bytes(checkpoints.write_gguf(tmp_path / "base.gguf").read_bytes()[:2000])
+    code, _, err = call("plan", "tiny.yaml", "--model", "models/base.gguf.part00")
+    assert (code, len(err.splitlines())) == (2, 1)
+    assert "is a file whose name does not end in .gguf" in err
+
+
+def test_another_pin_is_said_before_weights_are_read(call: Call, tmp_path: Path) -> None:
+    write_suite()
+    file = checkpoints.write_gguf(tmp_path / "base.gguf", change=spoilt(math.nan))
+    code, _, err = call("plan", "tiny.yaml", "--model", str(file), "--set", f"model.sha256={'a' * 64}")
+    assert (code, len(err.splitlines())) == (2, 1)
+    assert "and the suite asks for aaa" in err
+
+
+def test_a_gguf_file_that_has_changed_is_read_again(tmp_path: Path) -> None:
+    file = checkpoints.write_gguf(tmp_path / "base.gguf")
+    assert gguf_files.config(file).vocab_size == 300
+    gguf_files.config(file).vocab_size = 1
+    assert gguf_files.config(file).vocab_size == 300
+    checkpoints.write_gguf(file, general__type="adapter")
+    with pytest.raises(NftbenchError, match="holds a part of a model"):
+        gguf_files.config(file)
 
 
 # -------------------------------------------------------------------------------------------------------------- the hub

@@ -16,6 +16,7 @@ from nftbench.planning import registry
 from nftbench.scoring.flags import GRADIENT_ERROR
 from nftbench.testing import ARCHITECTURES
 from nftbench.training import costs, large_gradients
+from tests.allocated import peak_bytes
 
 TOKENS = torch.arange(24).reshape(2, 12)
 
@@ -85,6 +86,14 @@ def test_weights_are_moved_part_by_part_as_in_one_piece() -> None:
     target = torch.empty(weight.shape, dtype=torch.float64)
     large_gradients._move(target, weight, sign, 1e-6, -1e-3)
     assert torch.equal(target, torch.add(weight.double(), (weight.double().abs() + 1e-6) * sign, alpha=-1e-3))
+
+
+def test_derivatives_of_a_large_embedding_take_no_copies_of_it() -> None:
+    """As of Gemma 3 270M: 168 of its 268 million weights embed words."""
+    embedding = nn.Embedding(20_000, 64)
+    probe = large_gradients._Probe(embedding, lambda network: network(TOKENS).square().sum(), 0)
+    gradient = 4 * embedding.weight.numel()
+    assert peak_bytes(probe.derivatives) < 1.5 * gradient + 64 * large_gradients.CHUNK
 
 
 def test_the_referee_takes_it_for_large_networks_alone(network: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
