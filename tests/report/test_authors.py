@@ -12,7 +12,7 @@ from rich.console import Console
 from nftbench.report import page, terminal, web
 from nftbench.report.authors import paragraphs
 from nftbench.scoring import Leaderboard
-from nftbench.scoring.intervals import EFFECT_CONFIDENCE, Interval, difference
+from nftbench.scoring.intervals import EXCESS_CONFIDENCE, Interval, difference
 from nftbench.scoring.scores import Excess, Flag
 from tests.factories import DEFENDED, TASKS, UNDEFENDED, failed, record, scored, suite, sweep
 
@@ -68,7 +68,7 @@ def test_few_seeds_and_missing_cells_are_what_would_strengthen_it() -> None:
 def test_an_effect_that_the_correction_takes_away_needs_more_seeds() -> None:
     """The interval of one row lies above zero, and not after Holm's correction over all defenses."""
     board = board_with_defense()
-    alone = Excess(Interval(3.0, 0.1, 5.9, 5, 0.009, EFFECT_CONFIDENCE))
+    alone = Excess(Interval(3.0, 0.1, 5.9, 5, 0.009, EXCESS_CONFIDENCE))
     for flags, asked in (((), False), ((Flag("no_effect", "note", "no effect"),), True)):
         scores = [replace(one, excess=alone, flags=flags) if one.defense == "mine" else one for one in board.scores]
         (said,) = paragraphs(replace(board, scores=tuple(scores)))
