@@ -9,15 +9,19 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from torch import nn
 
+from nftbench import Outcome, Point
 from nftbench.calibration import oracle
 from nftbench.calibration.proof import Finding, Run
 from nftbench.errors import NftbenchError
-from nftbench.planning import facts, registry
-from nftbench.planning.facts import Described
+from nftbench.planning import registry
 from nftbench.planning.plan import plan
 from nftbench.records.record import CellId
 from nftbench.testing import check_attack, check_defense, tiny_suite
+from tests.calibration.planted import worse
+from tests.factories import measurement
 from tests.scoring import drawn
 
 FILE = Path(__file__).parent / "planted.py"
@@ -39,29 +43,22 @@ def test_both_are_plugins_as_any(cache: Path) -> None:
     check_attack("planted[attack=lora]")
 
 
-@pytest.mark.parametrize(
-    ("defense", "durations", "warmup"),
-    [
-        ("planted[withheld=0.3]", (18, 56), 10),
-        ("planted[withheld=0.9]", (2, 8), 4),
-        ("planted[withheld=0.999]", (1,), 0),
-    ],
-)
-def test_attackers_do_without_the_steps_that_the_defense_withholds(
-    defense: str, durations: tuple[int, ...], warmup: int
-) -> None:
-    asked: list[Any] = []
-    context = SimpleNamespace(
-        defense=Described(facts.defense(defense)),  # as an attacker is given it in a run
-        budget=SimpleNamespace(durations=(0, 25, 80), warmup=10, clip=1.0, decay=False, average=False),
-        attack=lambda spec: registry.create("attacks", spec),
-        sweep=lambda *inputs, **settings: asked.append((inputs, settings)),
+@pytest.mark.parametrize("points", [4.0, 20.0])
+def test_attackers_give_away_the_points_that_the_defense_asks_for(points: float, run_all: Any, workspace: Any) -> None:
+    """Their own attack on a weak network: so much noise that a score falls from 100 % to as many points fewer."""
+    network = nn.Linear(64, 2, bias=False)
+    inputs = torch.randn(4000, 64, generator=torch.Generator().manual_seed(1))
+    truth = network(inputs).argmax(1)
+    task = SimpleNamespace(
+        split=lambda name: {"validation": inputs}[name],
+        evaluate=lambda one, split: measurement(float((one(split).argmax(1) == truth).float().mean())),
     )
-    registry.create("attacks", "planted").adapt(SimpleNamespace(model="model"), "task", context)
-    ((inputs, settings),) = asked
-    assert inputs == ("model", "task")
-    assert (settings["durations"], settings["warmup"]) == (durations, warmup)
-    assert settings["clip"] == 1.0
+    before = Outcome(network, measurement(1.0), Point(1e-3, 1, 1.0, 0.0))
+    after = worse(before, task, points)
+    assert after.validation is not None
+    assert after.validation.value == pytest.approx(1 - points / 100, abs=0.01)
+    assert task.evaluate(after.network, inputs) == after.validation
+    assert task.evaluate(network, inputs).value == 1.0  # the network itself stays
 
 
 def test_other_defenses_are_attacked_as_ever(workspace: Callable[..., Any], run_all: Any) -> None:
@@ -82,11 +79,9 @@ def test_the_attacker_knows_the_method_and_what_its_attack_knows() -> None:
 
 @pytest.mark.slow
 def test_the_effect_is_real_and_grows_with_the_strength(attacked: Callable[..., Any]) -> None:
-    ends = [
-        attacked(row, "planted").attacked.value for row in ("none", "planted[withheld=0.8]", "planted[withheld=0.97]")
-    ]
+    ends = [attacked(row, "planted").attacked.value for row in ("none", "planted[points=8]", "planted[points=24]")]
     assert ends[0] > ends[1] > ends[2]
-    assert ends[0] - ends[2] > 0.2
+    assert ends[0] - ends[2] > 0.15
 
 
 # --------------------------------------------------------------------------------------------------------- the judge
@@ -126,10 +121,10 @@ def test_a_strength_that_pays_with_utility_is_a_failure() -> None:
 
 
 def test_the_derived_suite_has_the_ladder_and_attackers_who_know_all_that_is_claimed(cache: object) -> None:
-    rows = ["planted[withheld=0.25]", "planted[withheld=0.50]"]
+    rows = ["planted[points=3]", "planted[points=6.0]"]
     suite = tiny_suite(attacks=["full", "heal"], ladder=LADDER, ladder_attacks=["full", "heal"], initialisations=2)
     derived = oracle.derive(suite, rows, OBEYING)
-    assert derived.defenses == ("none", "planted[withheld=0.25]", "planted")
+    assert derived.defenses == ("none", "planted[points=3]", "planted")
     assert derived.ranking == {"method", "data"}
     assert derived.seeds == (0, 1, 2, 3, 4)
     assert derived.attacks == ("none", "scratch", *OBEYING)

@@ -94,14 +94,14 @@ def test_shams_are_run_and_judged_and_a_second_call_runs_nothing(
     assert main(["calibrate", "tiny.yaml", "--proof", "shams", "--shams", "elsewhere"]) == 2
 
 
-WORDS = ["--proof", "oracle", "--plugin", str(ORACLE), "--defenses", "planted[withheld=0.25],planted", "--jobs", "1"]
+WORDS = ["--proof", "oracle", "--plugin", str(ORACLE), "--defenses", "planted[points=3],planted", "--jobs", "1"]
 WORDS += ["--attacks", "planted[attack=heal]"]
 
 
 @pytest.mark.slow
 def test_the_oracle_is_run_and_judged(tiny: Path) -> None:
     main(["calibrate", "tiny.yaml", *WORDS])
-    assert [one["row"] for one in read("oracle")["grades"]] == ["planted[withheld=0.25]", "planted"]  # type: ignore[attr-defined]
+    assert [one["row"] for one in read("oracle")["grades"]] == ["planted[points=3]", "planted"]  # type: ignore[attr-defined]
 
 
 def written(run: Run, folder: Path) -> None:
