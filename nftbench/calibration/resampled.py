@@ -52,7 +52,7 @@ class Fake:
             value=self.excess.value + points,
             low=self.excess.low + points,
             high=self.excess.high + points,
-            p=math.nan,
+            p=math.nan,  # that of each curve is not kept
         )
         by_seed = {seed: height + points for seed, height in self.by_seed.items()}
         return replace(self, excess=excess, by_seed=by_seed, planted=self.planted + points)

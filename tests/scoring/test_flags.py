@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -383,6 +384,16 @@ def test_no_effect_is_corrected_for_the_number_of_rows() -> None:
     records = suite(5, defended=weak)
     assert "no_effect" not in raised(records)
     assert "no_effect" in raised([*records, *sweep("mask", [value - 0.001 * (i % 2) for i, value in enumerate(weak)])])
+
+
+@pytest.mark.parametrize(("gaps", "verdict"), [((2, 5, 6, 6, 11), "holds"), ((1, 4, 6, 6, 13), "not shown")])
+def test_an_effect_takes_one_per_cent(gaps: Sequence[int], verdict: str) -> None:
+    """One-sided p is 0.7 and 1.9 %: at 2.5 % too many undefended models would be taken for defenses."""
+    weak = [stopped - gap / 100 for stopped, gap in zip(STOPPED, gaps, strict=True)]
+    found = of(scored(suite(5, defended=weak)))
+    assert found.claim.verdict == verdict
+    assert found.excess.interval is not None
+    assert (found.excess.interval.low > 0) == (verdict == "holds")
 
 
 def test_one_seed_does_not_tell_whether_there_is_an_effect() -> None:

@@ -35,6 +35,5 @@ def _entry(name: str, unit: str, value: Interval, score: Score) -> dict[str, str
     if math.isfinite(value.low) and math.isfinite(value.high):
         entry["range"] = f"± {number((value.high - value.low) / 2, 3)}"
     badge = f", utility: {score.utility.badge}" if score.utility.badge else ""
-    return entry | {
-        "extra": f"{value.count} base seed{'s' * (value.count > 1)}, {value.confidence:.0%} interval{badge}"
-    }
+    seeds = f"{value.count} base seed{'s' * (value.count > 1)}"
+    return entry | {"extra": f"{seeds}, {100 * value.confidence:.0f} % interval{badge}"}
