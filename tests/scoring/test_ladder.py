@@ -171,7 +171,7 @@ def test_excess_and_ranks_are_those_of_an_independent_implementation(number: int
         order = sorted(range(len(others)), key=lambda at: p_values[at])
         told: list[str] = []
         for step, at in enumerate(order):  # Holm: stop at the first that cannot be told apart
-            if p_values[at] * (len(others) - step) > 0.05:
+            if p_values[at] * (len(others) - step) > 0.02:
                 break
             told.append(others[at])
         better = sum(heights[other].mean() > heights[one.defense].mean() for other in told)
