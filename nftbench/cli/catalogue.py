@@ -25,8 +25,7 @@ def list_(
     """List the defenses, attacks, tasks, yardsticks and suites."""
     from nftbench.planning import registry
 
-    for file in plugin or ():
-        registry.add_file(file)
+    _add(plugin)
     kinds = (*registry.KINDS, "suites")
     if kind is not None and kind not in kinds:
         raise NftbenchError(f"list {kind}: no such kind{suggest(kind, kinds)}")
@@ -34,6 +33,13 @@ def list_(
         lines = _names(which)
         width = max((len(name) for name, _ in lines), default=0)
         typer.echo("\n".join([which, *(f"  {name:{width}}  {about}".rstrip() for name, about in lines)]))
+
+
+def _add(files: Plugins) -> None:
+    from nftbench.planning import registry
+
+    for file in files or ():
+        registry.add_file(file)
 
 
 def _names(kind: str) -> list[tuple[str, str]]:
@@ -65,7 +71,6 @@ def info(
     from nftbench.cli import descriptions
     from nftbench.planning import registry
 
-    for file in plugin or ():
-        registry.add_file(file)
+    _add(plugin)
     with registry.importing_added():
         typer.echo(descriptions.describe(name))

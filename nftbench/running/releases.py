@@ -606,13 +606,12 @@ def _differs(tokenizer: PreTrainedTokenizerBase, corpus: Corpus, suite: Suite) -
     A template through which the suite puts its prompts is a rule too: it could hide them.
     """
     usual = corpus.tokenizer
-    own, expected = ([tokenization_rules(one), chat.rules(suite, one)] for one in (tokenizer, usual))
-    if own != expected:
+    own_rules, usual_rules = ([tokenization_rules(one), chat.rules(suite, one)] for one in (tokenizer, usual))
+    if own_rules != usual_rules:
         return True
     beginnings = [usual.decode(block[: 2 + index % len(block)]) for index, block in enumerate(corpus.heldout[:64])]
     texts = [*sorted(usual.get_vocab()), *beginnings]
-    encoders = [loglikelihood.Encoder(one, 0) for one in (tokenizer, usual)]
+    own, expected = (loglikelihood.Encoder(one, 0) for one in (tokenizer, usual))
     return any(
-        encoders[0].tokens(texts, special=special) != encoders[1].tokens(texts, special=special)
-        for special in (True, False)
+        own.tokens(texts, special=special) != expected.tokens(texts, special=special) for special in (True, False)
     )
