@@ -1,6 +1,7 @@
 """How long what is left of a run takes: predicted from the settings, and corrected by what has been measured.
 
-The time of a run is that of its steps: base models to pre-train, releases to make, and jobs. What has been measured of
+The time of a run is that of its steps: base models to pre-train, releases to make, and jobs. The constants are of one
+machine, and on another's CPU its speed is measured (speed.py). What has been measured of
 a kind of step, such as the jobs of one attack, replaces what was predicted for it. Kinds of which nothing is measured
 yet are taken to be as much slower or faster than predicted as the measured ones.
 """
@@ -16,6 +17,7 @@ from typing import Literal
 from nftbench.planning.plan import Job, Plan
 from nftbench.records.record import Record
 from nftbench.records.spec import Spec
+from nftbench.running import speed
 from nftbench.running.estimate import FILLED, FORWARD_FLOPS, LARGE, TRAIN_FLOPS, Left, duration
 from nftbench.suites.schema import Suite
 
@@ -146,10 +148,7 @@ def time_line(plan: Plan, records: Mapping[str, Record], left: Left, parameters:
     if measured:
         return f"{about(expected, workers)}, as {measured} releases and jobs of its records took"
     flops = sum(step.flops for step in expected.left.values())
-    stated = (
-        f"steps × tokens × parameters make {flops:.2g} FLOPs, and each of {len(expected.left)} steps {STEP_SECONDS} s"
-    )
-    return f"{about(expected, workers)}; no records yet: {stated}"
+    return f"{about(expected, workers)}; no records yet: steps × tokens × parameters make {flops:.2g} FLOPs"
 
 
 def about(expected: Forecast, workers: int) -> str:
@@ -220,10 +219,16 @@ class _Predictor:
 
     def made(self, stage: Stage, name: str, size: int, operations: float, units: int = 1) -> Step:
         """The step of one worker that takes so many FLOPs for each of a model's `size` parameters."""
-        gain = LARGE_GAIN if self.plan.device.kind == "cpu" and size > LARGE else 1.0
-        flops = operations * size
-        seconds = STEP_SECONDS + flops / (THROUGHPUT[self.plan.device.kind] * gain)
-        return Step(stage, name, seconds / units, units, flops)
+        flops, throughput = operations * size, THROUGHPUT[self.plan.device.kind]
+        if self.plan.device.kind == "cpu":
+            large = size > LARGE
+            throughput *= (LARGE_GAIN if large else 1.0) / speed.slowness(large=large)
+        return Step(stage, name, (self.overhead + flops / throughput) / units, units, flops)
+
+    @property
+    def overhead(self) -> float:
+        """What each release and each job takes on this machine beside training and evaluation."""
+        return STEP_SECONDS * speed.slowness(large=False)
 
     def measured(self, records: Iterable[Record]) -> dict[tuple[Stage, str], list[tuple[float, Step]]]:
         """What records say of the plan's steps: seconds of a job's cells, of its preparation, of a defense."""
@@ -237,13 +242,13 @@ class _Predictor:
             job = jobs[key]
             # A record's seconds begin after the preparation, which all cells of a job share.
             prepared = max((one.cost.preparation_seconds for one in group if one.cost), default=0.0)
-            seconds = STEP_SECONDS + prepared + sum(one.provenance["seconds"] for one in group)
+            seconds = self.overhead + prepared + sum(one.provenance["seconds"] for one in group)
             step = self.job(replace(job, cells=job.cells[: len(group)]))
             found.setdefault(step.kind, []).append((seconds, step))
             protection = next((one.protection for one in group if one.protection), None)
             if protection is not None:
                 release = self.release(job.defense)
-                found.setdefault(release.kind, []).append((STEP_SECONDS + protection.seconds, release))
+                found.setdefault(release.kind, []).append((self.overhead + protection.seconds, release))
         return found
 
 

@@ -366,11 +366,12 @@ def test_figures_are_drawn_where_scores_changed_or_one_is_missing(call: Call, ti
     assert drawn()["frontier.png"] > second["frontier.png"]
 
 
-def test_a_checkpoint_is_estimated_by_its_own_size(tmp_path: Path, call: Call) -> None:
+def test_a_checkpoint_is_estimated_by_its_own_size(tmp_path: Path, call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is given is not pre-trained, and the suite's own model, a thousand times smaller, says nothing about it."""
     from nftbench.planning.plan import plan
-    from nftbench.running import estimate, forecast
+    from nftbench.running import estimate, forecast, speed
 
+    monkeypatch.setattr(speed, "slowness", lambda *, large: 1.0)
     given = checkpoints.write(tmp_path / "given", n_embd=256, n_layer=4, n_head=4)
     parameters, nothing = (given / checkpoints.WEIGHTS).stat().st_size / 4, Store(tmp_path / "none", tmp_path / "none")
     suite = tiny_suite(defenses=[f"checkpoint[path={given}]"], attacks=["none", "full"])
