@@ -1,7 +1,7 @@
 """How much slower this machine's processor is than the one on which the forecast's constants were measured.
 
-Processors differ by more than the factor of two within which a plan is to be right: an AMD EPYC of 2017 takes three times
-as long for a step of the small network, and four times as long for a product of large matrices.
+Processors differ by more than the factor of two within which a plan is to be right: an AMD EPYC of 2017 takes three
+times as long for a step of the small network, and four times as long for a product of large matrices.
 """
 
 from __future__ import annotations
@@ -64,7 +64,8 @@ def _training_step() -> Callable[[], object]:
 
     def step() -> None:
         optimizer.zero_grad()
-        nn.functional.cross_entropy(network(tokens).flatten(0, 1), tokens.flatten()).backward()
+        loss = nn.functional.cross_entropy(network(tokens).flatten(0, 1), tokens.flatten())
+        loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
 
     return step

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import pytest
@@ -30,7 +31,7 @@ def test_the_fastest_round_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     def work() -> None:
         now[0] += next(pauses)
 
-    monkeypatch.setattr(speed.time, "thread_time", lambda: now[0])
+    monkeypatch.setattr(time, "thread_time", lambda: now[0])
     assert speed._fastest(work, 2) == 3.0
 
 
