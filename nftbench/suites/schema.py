@@ -210,13 +210,14 @@ class Quantity(_Section):
     """One or more defenses of the suite. The number is the mean over them."""
     read: str
     """`score`: the score after the best attack, in points; `gain`: that score minus the unattacked score; `kept`: the
-    part of the release's lead over the reference that is left after the attack; `utility`: percent of the reference's;
-    or a value of a yardstick, as in `rir.rir_ridge`."""
+    part of the release's lead over the reference that is left after the attack; `utility`: percent of the reference's,
+    as on the leaderboard; or a value of a yardstick, as in `rir.rir_ridge`."""
     attacks: tuple[str, ...] = ()
     """Attacks, of which the one that is best on validation is used. Empty: all attacks of the main ranking that use the
     release."""
     tasks: tuple[str, ...] = ()
-    """Tasks over which the mean is taken. Empty: all ranked tasks, or for `utility` all its metrics."""
+    """Tasks over which the mean is taken. Empty: all ranked tasks, or for `utility` all metrics of which the reference
+    knows something."""
 
 
 class PaperClaim(_Section):

@@ -30,7 +30,7 @@ def reading(defense: str, seed: int, **values: float) -> Record:
 
 
 def examined(records: list[Record], **claim: Any) -> ClaimResult:
-    grid, _ = arrange(records, None, RANKING, 0.95)
+    grid, _ = arrange(records, None, RANKING)
     readings = [one for one in records if one.role == "yardstick"]
     (found,) = examine([PaperClaim.model_validate({"says": "so", **claim})], grid, readings)
     return found
@@ -77,6 +77,25 @@ def test_utility_in_percent_of_the_reference() -> None:
     assert found.measured is not None
     assert found.measured.value == pytest.approx(100 * 0.4 / 0.5)
     assert found.outcome == "holds"
+
+
+def test_utility_is_the_leaderboards_and_leaves_out_what_the_reference_does_not_know() -> None:
+    """Around chance a share is noise: here the reference has 1 point of it, and the row 30."""
+    rows = [*sweep("none", (0.8,) * COUNT), *sweep("pmp", (0.8,) * COUNT, utility=0.65)]
+    unknown = [
+        replace(record(name, "none", "agreement", seed, value, role="utility", validation=None), row=row(name))
+        for name, values in {"none": (0.26, 0.24, 0.25), "pmp": (0.55, 0.25, 0.25)}.items()
+        for seed, value in enumerate(values)
+    ]
+    found = examined([*rows, *unknown], read={"rows": ["pmp"], "read": "utility"}, below=95)
+    assert found.measured is not None
+    assert found.measured.value == pytest.approx(100 * 0.4 / 0.5)
+    kept = next(one for one in scored([*rows, *unknown]).scores if one.defense == "pmp").utility.retention
+    assert kept is not None
+    assert found.measured.value == pytest.approx(100 * kept.value)
+    named = examined([*rows, *unknown], read={"rows": ["pmp"], "read": "utility", "tasks": ["agreement"]})
+    assert named.measured is None
+    assert "none knows nothing of a metric" in str(named.reason)
 
 
 def test_readings_of_yardsticks_and_their_ratio() -> None:

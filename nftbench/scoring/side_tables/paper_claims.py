@@ -13,11 +13,12 @@ from typing import Any, ClassVar, Literal
 
 from nftbench.records.record import Record
 from nftbench.records.spec import Spec
+from nftbench.scoring.frontier import mean_share
 from nftbench.scoring.grid import NONE, Attacks, Grid
 from nftbench.scoring.intervals import Interval, gap_by_seed, mean_by_seed
 from nftbench.scoring.side_tables.protocol import Position, SideTable, SuiteEvidence
 from nftbench.scoring.table import UNKNOWN, Table, precise
-from nftbench.scoring.utility import reached, scales, shares
+from nftbench.scoring.utility import reached, scales, shares, usable
 from nftbench.suites.schema import PaperClaim, Quantity
 
 ClaimStatus = Literal["holds", "does not hold", "not distinguishable", "measured", "not measured"]
@@ -148,7 +149,7 @@ class _Numbers:
         if row not in self.grid.rows:
             return {}
         if quantity.read == "utility":
-            return self.utility(row, quantity.tasks or self.grid.metrics)
+            return self.utility(row, quantity.tasks)
         return self.attacked(row, quantity)
 
     def reading(self, row: str, yardstick: str, name: str) -> BySeed:
@@ -160,13 +161,18 @@ class _Numbers:
             if record.reading is not None and name in record.reading.values
         }
 
-    def utility(self, row: str, metrics: Sequence[str]) -> BySeed:
-        """The share of the reference's utility that is kept, in percent; the mean over metrics."""
-        known = scales(self.grid, self.grid.rows[row].reference)
-        chosen = {metric: known[metric] for metric in metrics if metric in known}
-        kept = list(shares(reached(self.grid, row, chosen), chosen).values())
-        seeds = kept[0].keys() if len(chosen) == len(metrics) and kept else ()
-        return {seed: statistics.fmean(100 * by_seed[seed] for by_seed in kept) for seed in seeds}
+    def utility(self, row: str, named: Sequence[str]) -> BySeed:
+        """The share of the reference's utility that is kept, in percent: the leaderboard's mean, or that over the named
+        metrics.
+
+        A metric of which the reference knows nothing has no share.
+        """
+        known = usable(scales(self.grid, self.grid.rows[row].reference))
+        if not known.keys() >= set(named):
+            return {}
+        chosen = {metric: known[metric] for metric in named} if named else known
+        kept = {metric: own for metric, own in shares(reached(self.grid, row, chosen), chosen).items() if own}
+        return {seed: 100 * share for seed, share in mean_share(kept).items()}
 
     def attacked(self, row: str, quantity: Quantity) -> BySeed:
         """The quantity after the best attack; means over tasks, at the seeds that have them all."""
@@ -214,7 +220,8 @@ class _Numbers:
         if row not in grid.rows:
             return f"no records of {row}"
         if quantity.read == "utility":
-            return f"no utility of {row} and of {grid.rows[row].reference} at the same seed"
+            reference = grid.rows[row].reference
+            return f"{row} and {reference} share no seed with utility, or {reference} knows nothing of a metric"
         if faults := self._faults(row, quantity):
             return faults[0] + (f", and {len(faults) - 1} more" if faults[1:] else "")
         attacks = self._attacks(quantity)
