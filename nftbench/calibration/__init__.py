@@ -1,14 +1,14 @@
 """Proofs that the benchmark finds defenses that work, and takes nothing else for one. See docs/validity.md.
 
-Each proof is one file. Most derive a suite from another one, run it, and judge its records; `power`, `attacks` and
-`spread` read the records of finished runs.
+Each proof is one file. Most derive a suite from another one, run it, and judge its records; `power`, `attacks`,
+`spread` and `order` read the records of finished runs.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
-from nftbench.calibration import attacks, calibration, dose, null, oracle, power, shams, spread
+from nftbench.calibration import attacks, calibration, dose, null, oracle, order, power, shams, spread
 from nftbench.calibration.proof import Finding, Measured, Read, Run
 from nftbench.calibration.report import report, write
 from nftbench.errors import NftbenchError, suggest
@@ -24,6 +24,7 @@ PROOFS: Mapping[str, Measured | Read] = {
     "power": Read(power.judge, ("null", "oracle")),
     "attacks": Read(attacks.judge),
     "spread": Read(spread.judge),
+    "order": Read(order.judge),
 }
 
 

@@ -26,7 +26,7 @@ def calibrate(
         typer.Option(
             "--proof",
             metavar="NAME",
-            help="`calibration`, `null`, `dose`, `shams`, `oracle`, `power`, `attacks` or `spread`.",
+            help="`calibration`, `null`, `dose`, `shams`, `oracle`, `power`, `attacks`, `spread` or `order`.",
         ),
     ] = "calibration",
     defenses: Annotated[
@@ -55,7 +55,7 @@ def calibrate(
         typer.Option(
             "--from",
             metavar="DIR",
-            help="Judge this finished run and run nothing; repeatable, because `power` reads two.",
+            help="Judge this finished run and run nothing; repeatable, because `power` and `order` read two.",
             autocompletion=completion.folder,
         ),
     ] = None,
