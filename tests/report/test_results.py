@@ -37,7 +37,12 @@ PROOFS = [
 def of_today(request: pytest.FixtureRequest) -> None:
     """Skip folders of the former protocol, and proofs that read one: they are to be made again."""
     folder: Path = request.getfixturevalue("folder")
-    read = {"attacks": ["standard"], "spread": ["standard"], "power": ["small-null", "small-oracle"]}
+    read = {
+        "attacks": ["standard"],
+        "spread": ["standard"],
+        "power": ["small-null", "small-oracle"],
+        "order": ["small", "standard"],
+    }
     try:
         for name in read.get(folder.name.rpartition("-")[2], [folder.name]):
             Store(RESULTS / name, folder).manifest()
