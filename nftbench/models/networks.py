@@ -250,6 +250,7 @@ def _load_plain(
         _check_folder(Path(path))
     try:
         config = AutoConfig.from_pretrained(path, trust_remote_code=False, local_files_only=local)
+        config._attn_implementation = None  # whoever loads a model chooses, and a name can be that of code on the hub
         if attacker:
             _disable_dropout(config)
         network, found = _auto_class(config).from_pretrained(

@@ -43,7 +43,7 @@ from nftbench.planning.class_problems import (
     parameter_problems,
     property_problems,
 )
-from nftbench.records.spec import Spec, split
+from nftbench.records.spec import RESERVED, Spec, look, split
 
 Kind = Literal["defenses", "attacks", "tasks", "yardsticks"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -90,6 +90,8 @@ class Plugin:
         return (ast.get_docstring(ast.parse(text)) or "").split("\n", 1)[0]
 
 
+NAME = re.compile(r"[A-Za-z0-9_.-]+")
+"""What an added plugin may be named: other alphabets have letters that look like these, and blanks may not be seen."""
 FROM_FILE = "nftbench_plugin_"
 """What the names of modules of --plugin files begin with."""
 _added: dict[tuple[Kind, str], Plugin] = {}
@@ -100,7 +102,7 @@ def add_file(path: str | Path) -> list[Plugin]:
 
     Raises:
         NftbenchError: the file does not exist, cannot be parsed, contains no plugin, or contains a plugin that judges
-            beside one that is judged, or the name is already used.
+            beside one that is judged, or the name is already used, or looks like one that is.
     """
     path = Path(path).resolve()
     path = path.parent if path.name == "__init__.py" else path
@@ -126,8 +128,19 @@ def add_file(path: str | Path) -> list[Plugin]:
                 f"two {plugin.kind} are named {plugin.name!r}: from {known.origin} and from {path}; rename the file, "
                 "after which the plugin is named"
             )
+        if problem := _poor_name(plugin, available(plugin.kind).values()):
+            raise NftbenchError(f"--plugin {path}: {problem}; rename the file, after which the plugin is named")
         _added[plugin.kind, plugin.name] = plugin
     return added
+
+
+def _poor_name(plugin: Plugin, others: Iterable[Plugin]) -> str | None:
+    """Why an added plugin must not be named so: in tables a reader would take its rows for another's."""
+    if not NAME.fullmatch(plugin.name):
+        return f"the name {plugin.name!a} has other signs than the letters A to Z, digits, _ - and ."
+    alike = {"".join(look(name)): name for name in (*RESERVED, *(one.name for one in others if one != plugin))}
+    other = alike.get("".join(look(plugin.name)))
+    return f"the name {plugin.name!r} looks like {other!r}" if other is not None else None
 
 
 def kinds_in(path: Path) -> list[Kind]:
@@ -200,6 +213,9 @@ def available(kind: Kind) -> dict[str, Plugin]:
         other = plugins.setdefault(plugin.name, plugin)
         if other != plugin:
             raise NftbenchError(f"two {kind} are named {plugin.name!r}: from {other.origin} and from {plugin.origin}")
+    for plugin in plugins.values():
+        if plugin.entry_point is not None and (problem := _poor_name(plugin, plugins.values())):
+            raise NftbenchError(f"{kind} from {plugin.origin}: {problem}")
     return dict(sorted(plugins.items()))
 
 

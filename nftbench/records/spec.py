@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import functools
+import unicodedata
 from dataclasses import dataclass
 from typing import Any
 
 import yaml
 
 from nftbench.errors import NftbenchError
+
+RESEMBLING = str.maketrans("015i", "olsl")
+RESERVED = ("undefended", "reference")
+"""What no plugin may call itself, so that no defense passes for the undefended model."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +61,12 @@ class Spec:
             except yaml.YAMLError:
                 raise NftbenchError(f"{text!r}: {value!r} is not a YAML value; quote it") from None
         return cls(name, tuple(parameters))
+
+
+def look(text: str) -> list[str]:
+    """The words of a text as a reader sees them at a glance: no case, and signs like the letters that they resemble."""
+    plain = unicodedata.normalize("NFKC", text).casefold().translate(RESEMBLING).replace("rn", "m")
+    return "".join(letter if letter.isalnum() else " " for letter in plain).split()
 
 
 def split(text: str, separator: str = ",") -> list[str]:

@@ -91,11 +91,19 @@ class Store:
 
     @property
     def private(self) -> tuple[Path, ...]:
-        """What no plugin may read of the results folder: salt, locks, plans, and the scores of cells that have run."""
+        """What no plugin may read of the results folder: salt, locks, plans, and the scores of cells that have run.
+
+        Of the folders beside it salts and plans are private too. A folder that was copied, as for a proof that goes on
+        in it, or that others were merged into, has their salt.
+        """
+        top, names = self.results.resolve(), ("salt", leases.FOLDER, WORKERS, "records", self._pack.name)
+        pages = {path.stem for kind in ("md", "html") for path in top.glob(f"*.{kind}")}
         return (
-            *(self.results / name for name in ("salt", leases.FOLDER, WORKERS, "records", self._pack.name)),
-            *self.results.glob("leaderboard*"),
-            *self.results.glob("defenses/*.md"),
+            *(self.results / name for name in names),
+            *(path for path in top.glob("*") if path.stem in pages or path.suffix in (".png", ".svg")),
+            *top.glob("leaderboard*"),
+            *top.glob("defenses/*.md"),
+            *(path for name in ("salt", WORKERS) for path in top.parent.glob(f"*/{name}")),
         )
 
     # ------------------------------------------------------------------------------------------------------- records

@@ -10,23 +10,19 @@ name; the suite may set the whole label.
 from __future__ import annotations
 
 import itertools
-import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
 
 from nftbench.planning import registry
-from nftbench.records.spec import Spec
+from nftbench.records.spec import RESERVED, Spec, look
 from nftbench.scoring.leaderboard import Leaderboard
 from nftbench.scoring.table import Table
 
 NONE_GIVEN: Mapping[str, str] = MappingProxyType({})
 NO_DEFAULTS: Mapping[str, Mapping[str, Any]] = MappingProxyType({})
 SEPARATOR = " · "
-RESEMBLING = str.maketrans("015i", "olsl")
-RESERVED = ("undefended", "reference")
-"""What no plugin may call itself, so that no defense passes for the undefended model."""
 NAMED = frozenset({"defense", "control", "dose", "reference"})
 """Columns of tables whose cells are rows of the leaderboard."""
 
@@ -115,21 +111,15 @@ def _imitating(
     said: dict[str, set[str]] = {word: {""} for word in RESERVED}
     for row, label in found.items():
         for text in (label, heads[row], names[row], row):
-            said.setdefault("".join(_look(text)), set()).add(names[row])
+            said.setdefault("".join(look(text)), set()).add(names[row])
     for row, label in given.items():
-        said.setdefault("".join(_look(label)), set()).add(Spec.parse(row).name)
+        said.setdefault("".join(look(label)), set()).add(Spec.parse(row).name)
 
     def looks_like_another(row: str, text: str) -> bool:
-        beginnings = itertools.accumulate(_look(text))  # `PMP (official)` begins as `pmp` does
+        beginnings = itertools.accumulate(look(text))  # `PMP (official)` begins as `pmp` does
         return any(said.get(beginning, set()) - {names[row]} for beginning in beginnings)
 
     return [row for row in own if looks_like_another(row, found[row]) or looks_like_another(row, heads[row])]
-
-
-def _look(text: str) -> list[str]:
-    """The words of a text as a reader sees them at a glance: no case, and signs like the letters that they resemble."""
-    plain = unicodedata.normalize("NFKC", text).casefold().translate(RESEMBLING).replace("rn", "m")
-    return "".join(letter if letter.isalnum() else " " for letter in plain).split()
 
 
 def _same(row: str) -> Spec:

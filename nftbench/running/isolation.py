@@ -100,10 +100,17 @@ def kind() -> Literal["landlock", "process"]:
 
 
 def documents(data: Path | None) -> tuple[Path, ...]:
-    """The folders with data sets, whose test documents and scored text plugins must not read; `data` is `--data`."""
-    import datasets  # here, because it takes a second
+    """The folders with data sets, whose test documents and scored text plugins must not read; `data` is `--data`.
 
-    return (Path(datasets.config.HF_DATASETS_CACHE), *([data] if data is not None else []))
+    The package `datasets` keeps what it has prepared in a cache of its own, and what it downloads in that of the hub,
+    beside models. The folder without a name is never there: because of it, none that is downloaded later is seen.
+    """
+    import datasets  # here, because it takes a second
+    from huggingface_hub import constants
+
+    hub = Path(constants.HF_HUB_CACHE)
+    downloaded = (hub / "datasets--", *hub.glob("datasets--*"), Path(constants.HF_XET_CACHE))
+    return (Path(datasets.config.HF_DATASETS_CACHE), *downloaded, *([data] if data is not None else []))
 
 
 @contextlib.contextmanager

@@ -1,8 +1,11 @@
-"""How a release reads text without the token that begins a document.
+"""How a release reads text without the token that begins a document, and text that is cut off.
 
 Packed held-out text and whole sentences contain that token, and the prompts of most tasks do not. A release could look
 for it, and compute nothing useful where it is missing: utility would be kept, and no attack could learn a task. The
 referee therefore reads passages without special tokens, and the ranked tasks' prompts without their answers.
+
+Running text is scored at each word with all later words in the input, and a prompt has none after its last word. A
+release that looks at later words, or at how many there are, would predict text from itself.
 """
 
 from __future__ import annotations
@@ -29,6 +32,8 @@ FEWER = 16
 """A large network reads one in so many of these."""
 SHORTEST = 4
 """Tokens of the shortest passage."""
+CUTS = 8
+"""At how many places held-out blocks are cut off, each block at one of them."""
 ROWS = 32
 """Texts in one forward pass; large networks, whose vocabularies are large too, read one in `FEWER`."""
 
@@ -91,6 +96,23 @@ def read(network: nn.Module, texts: PlainTexts) -> dict[str, float]:
     return found
 
 
+@torch.no_grad()
+def read_ahead(network: nn.Module, texts: PlainTexts) -> float:
+    """How far later words move the predictions on text, in bits: 0 for a network that reads in one direction.
+
+    It is the mean Kullback-Leibler divergence between the prediction at a place of a block and that at the same place
+    of the block cut off there.
+    """
+    total, count = 0.0, 0
+    for number in range(CUTS):
+        for batch in _batches(network, texts.blocks[number::CUTS]):
+            ids, _ = padded(batch)
+            cut = max(1, ids.shape[1] * (number + 1) // (CUTS + 1))
+            whole, alone = (_log2(network, some, slice(cut - 1, cut)) for some in (ids, ids[:, :cut]))
+            total, count = total + float(_apart(whole, alone).sum()), count + len(ids)
+    return total / count
+
+
 def padded(texts: Texts) -> tuple[Tensor, Tensor]:
     """Token ids [texts, longest], padded on the right with zeros, and where they are not padding."""
     longest = max(map(len, texts))
@@ -138,14 +160,18 @@ def _divergence(network: nn.Module, texts: Texts, beginning: int) -> float:
     total, count = 0.0, 0
     for batch in _batches(network, texts):
         (ids, real), (begun, _) = padded(batch), padded([[beginning, *text] for text in batch])
-        first, second = _log2(network, begun)[:, 1:], _log2(network, ids)
-        divergence = torch.where(first.exp2() > 0, first.exp2() * (first - second), 0.0).sum(-1).cpu()
+        divergence = _apart(_log2(network, begun)[:, 1:], _log2(network, ids)).cpu()
         total, count = total + float(divergence[real].sum()), count + int(real.sum())
     return total / count
 
 
-def _log2(network: nn.Module, ids: Tensor) -> Tensor:
-    """Log-probabilities [rows, positions, vocabulary] to base 2, in float64."""
+def _apart(first: Tensor, second: Tensor) -> Tensor:
+    """The divergence of the second from the first of two log-probabilities [..., vocabulary], in bits."""
+    return torch.where(first.exp2() > 0, first.exp2() * (first - second), 0.0).sum(-1)
+
+
+def _log2(network: nn.Module, ids: Tensor, at: slice = slice(None)) -> Tensor:
+    """Log-probabilities [rows, positions, vocabulary] to base 2 at these positions, in float64."""
     device = next(network.parameters()).device
-    logits: Tensor = network.eval()(input_ids=ids.to(device)).logits
+    logits: Tensor = network.eval()(input_ids=ids.to(device)).logits[:, at]
     return logits.double().log_softmax(-1) / torch.log(torch.tensor(2.0, dtype=torch.float64, device=device))

@@ -72,6 +72,8 @@ MOST_SETTINGS = 10_000
 secret mask of the `small` model would take 11,000."""
 MODES = 1e-3
 """Relative tolerance for calling the loss in training mode and in evaluation the same."""
+AHEAD = 0.1
+"""Most bits by which later words may move a release's predictions, beyond those of its reference."""
 PROBED = 8
 """Prompts of each ranked task on which the gradients are checked."""
 PATIENCE = 5.0
@@ -140,16 +142,26 @@ def _start_sha256(workspace: Workspace, spec: Spec, seed: int) -> str | None:
     return networks.tensors_sha256(base_folder(workspace, seed))
 
 
-def open_release(workspace: Workspace, folder: Path, dtype: torch.dtype | None = None) -> Model:
-    """A release as attackers open it: every weight can be trained. Its precision is the suite's unless one is named.
+def open_release(workspace: Workspace, folder: Path) -> Model:
+    """A release as attackers open it, in the suite's precision: every weight can be trained.
 
     Code of the owner's own is replaced by an architecture of transformers or nftbench, where one reads text with the
     same weights as well.
     """
     opened = folder / OPENED
     place = opened if opened.is_dir() else folder
-    precision = dtype or given_base.precision(workspace.suite.given)
+    precision = given_base.precision(workspace.suite.given)
     return networks.load(place, str(workspace.device), attacker=True, dtype=precision)
+
+
+def open_to_examine(workspace: Workspace, folder: Path) -> Model:
+    """The weights of `open_release`, to compute with in float32.
+
+    A release's files may hold more digits than the suite's precision has, and compute something else with them.
+    """
+    found = open_release(workspace, folder)
+    found.network.float()
+    return found
 
 
 def needs_own_code(folder: Path) -> bool:
@@ -340,7 +352,7 @@ def _publish(
     if (mask is not None) != workspace.plan.defenses[spec].keeps_secret:
         returned = "no secret" if mask is None else "a secret"
         raise NftbenchError(f"keeps_secret is {mask is None}, and protect returned {returned}")
-    opened = open_release(workspace, folder, torch.float32)
+    opened = open_to_examine(workspace, folder)
     if (folder / OPENED).is_dir():
         _check_release(opened, mask)
         published = opened
@@ -475,6 +487,7 @@ def _examine(
     error, unchecked = _checked_gradients(opened.network, loss, workspace.seed_of("probe", seed))
     # Read again: a large reference must not be in memory while gradients are checked.
     reference = _reference_model(workspace, spec, seed) or opened
+    _check_direction(opened.network, reference.network, texts)
     readings = [plain_text.read(one.network, texts) if texts else {} for one in (opened, reference)]
     before = _settings(owner)
     ignored = {"_name_or_path", "transformers_version", "architectures", "dtype"}
@@ -506,7 +519,7 @@ def _reference_model(workspace: Workspace, spec: Spec, seed: int) -> Model | Non
     """The release of the reference row; None where the row is its own reference, or that release cannot be made."""
     reference, key = workspace.reference(spec, seed)
     folder = workspace.store.artifact("releases", key) if reference != spec and key is not None else None
-    return open_release(workspace, folder, torch.float32) if folder is not None else None
+    return open_to_examine(workspace, folder) if folder is not None else None
 
 
 def _plain_texts(workspace: Workspace, seed: int, opened: Model, reference: Model) -> PlainTexts | None:
@@ -526,6 +539,21 @@ def _check_modes(network: nn.Module, loss: Callable[[nn.Module], torch.Tensor]) 
     trained, evaluated = (float(loss(network.train(training))) for training in (True, False))
     if not math.isclose(trained, evaluated, rel_tol=MODES):
         raise NftbenchError(f"the release's loss is {trained:.4f} in training mode and {evaluated:.4f} in evaluation")
+
+
+def _check_direction(network: nn.Module, reference: nn.Module, texts: PlainTexts | None) -> None:
+    """Refuse a release that reads ahead: its predictions depend on the words that follow, or on how many do.
+
+    A configuration can ask for that in many architectures of transformers. Running text would then be predicted from
+    itself, so that utility seems kept, and whoever trains the release on text would teach it to copy.
+    """
+    if texts is None:
+        return
+    moved = plain_text.read_ahead(network, texts)
+    if not moved <= AHEAD:
+        moved -= plain_text.read_ahead(reference, texts)
+    if not moved <= AHEAD:
+        raise NftbenchError(f"the release reads ahead: later words move its predictions by {moved:.2g} bits")
 
 
 def _checked_gradients(

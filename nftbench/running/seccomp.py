@@ -23,6 +23,11 @@ REFUSED: dict[str, tuple[int | None, int | None]] = {
     # Processes: they could outlive this one, and their processor time could go uncounted.
     "fork": (57, None),
     "vfork": (58, None),
+    # Other processes, for which Landlock knows no rule: their priorities, and signals on Linux before 6.12.
+    "setpriority": (141, 140),
+    "ioprio_set": (251, 30),
+    "tkill": (200, 130),
+    "pidfd_send_signal": (424, 424),
     # What these make stays when the process ends, for the next one to find; Landlock allows them on all files.
     "shmget": (29, 194),
     "semget": (64, 190),
@@ -52,6 +57,18 @@ IDLE: dict[str, tuple[int | None, int | None]] = {
     "fchownat": (260, 54),
 }
 """System calls that succeed and change nothing. Landlock allows them on all files, and copying a file needs them."""
+OF_ITSELF: dict[str, tuple[int, int]] = {
+    "kill": (62, 129),
+    "tgkill": (234, 131),
+    "rt_sigqueueinfo": (129, 138),
+    "rt_tgsigqueueinfo": (297, 240),
+    "prlimit64": (302, 261),
+    "sched_setparam": (142, 118),
+    "sched_setscheduler": (144, 119),
+    "sched_setattr": (314, 274),
+}
+"""System calls that fail where their first argument is neither this process nor 0. The limits of the process from which
+plugins are forked would be those of all later ones."""
 CLONE, CLONE3 = (56, 220), (435, 435)
 CLONE_THREAD = 0x10000
 X32 = 0x40000000
@@ -76,7 +93,7 @@ def confine() -> None:
     Raises:
         OSError: the system refuses.
     """
-    filters = _filters(*_ARCHITECTURES[platform.machine()])
+    filters = _filters(*_ARCHITECTURES[platform.machine()], os.getpid())
     code = ctypes.create_string_buffer(b"".join(filters))
     program = ctypes.create_string_buffer(struct.pack("HxxxxxxQ", len(filters), ctypes.addressof(code)))
     libc = ctypes.CDLL(None, use_errno=True)
@@ -87,7 +104,7 @@ def confine() -> None:
     _check(libc.prctl(SET_SECCOMP, FILTER, ctypes.addressof(program), 0, 0))
 
 
-def _filters(column: int, architecture: int) -> list[bytes]:
+def _filters(column: int, architecture: int, own: int) -> list[bytes]:
     """The filter's steps. It looks at a call's architecture (at byte 4), number (0) and first argument (16)."""
     denied = FAIL | errno.EACCES
     steps = [_step(LOAD, 4), _step(EQUAL, architecture, 1, 0), _step(RETURN, denied)]
@@ -99,6 +116,9 @@ def _filters(column: int, architecture: int) -> list[bytes]:
     }
     for number, result in results.items():
         steps += [_step(EQUAL, number, 0, 1), _step(RETURN, result)] if number is not None else []
+    for number in (numbers[column] for numbers in OF_ITSELF.values()):
+        steps += [_step(EQUAL, number, 0, 5), _step(LOAD, 16), _step(EQUAL, 0, 2, 0), _step(EQUAL, own, 1, 0)]
+        steps += [_step(RETURN, denied), _step(RETURN, ALLOW)]
     steps += [_step(EQUAL, CLONE[column], 0, 3), _step(LOAD, 16), _step(ANY_BIT, CLONE_THREAD, 1, 0)]
     return [*steps, _step(RETURN, denied), _step(RETURN, ALLOW)]
 

@@ -19,7 +19,7 @@ from nftbench.data.window import window
 from nftbench.device import Device
 from nftbench.errors import NftbenchError
 from nftbench.models import networks
-from nftbench.planning import registry
+from nftbench.planning import registry, task_files
 from nftbench.planning.keys import corpus_key
 from nftbench.planning.plan import Plan
 from nftbench.records.identity import digest
@@ -57,8 +57,19 @@ class Workspace:
 
     @property
     def documents(self) -> tuple[Path, ...]:
-        """The folders with data sets, whose test documents and scored text plugins must not read."""
-        return isolation.documents(self.plan.data)
+        """The folders and files with data sets, whose test documents and scored text plugins must not read.
+
+        Files that a task names by itself, and text for which there is no --data, may lie anywhere.
+        """
+        suite, data = self.suite, self.plan.data
+        told = (name for defense in self.plan.defenses.values() for name in defense.told)
+        names = {Spec.parse(text).name for text in (*suite.tasks, *suite.benign, *suite.utility, *told)}
+        plugins = [registry.find("tasks", name) for name in sorted(names)]
+        paths = [plugin.path for plugin in plugins if plugin.is_text and plugin.path is not None]
+        files = [file for path in paths for file in task_files.data_files(data, task_files.settings(path))]
+        patterns = filter(None, (suite.corpus.train, suite.corpus.heldout) if suite.corpus.source == "text" else ())
+        files += [file for pattern in patterns for file in (data or Path()).glob(pattern)]
+        return (*isolation.documents(data), *files)
 
     def reference(self, defense: Spec, seed: int) -> tuple[Spec, str | None]:
         """The row that a defense is compared with, and the key of its release; None where the plan has none."""

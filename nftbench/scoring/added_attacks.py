@@ -20,8 +20,7 @@ class Addition:
     alone: Interval | None
     """Where the added attack ends by itself; None where a cell of it has no result."""
     adds: Interval | None
-    """How much further the best of both end than the best of the catalogue, paired by seed. Attacks are chosen by the
-    split `selection` and scored on the test split, so it may lie a little below zero. None on a reference."""
+    """How much further the best of both end than the best of the catalogue, paired by seed. None on a reference."""
 
 
 @dataclass(frozen=True)

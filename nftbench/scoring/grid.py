@@ -17,7 +17,7 @@ from nftbench.contract import Measurement
 from nftbench.records.record import CellId, Record, Row
 from nftbench.records.spec import Spec
 from nftbench.scoring.pairing import unpaired
-from nftbench.scoring.points import BestAttacks, mean_points, points, preference
+from nftbench.scoring.points import BestAttacks, final, mean_points, points, preference
 from nftbench.suites.schema import Family
 from nftbench.terms import KNOWLEDGE, Adaptation, TrainedWeights
 
@@ -93,9 +93,11 @@ class Grid:
         """Attacks that ignore the release and know nothing else: the floor of what an attacker reaches.
 
         An attack that ignores the release but is given public text is no floor. It is the control of attacks that
-        prepare on the same text.
+        prepare on the same text. Nor is an added attack: on a task where it ends above the undefended model, no
+        defense would be scored.
         """
-        return frozenset(attack for attack in self.ignoring_release() if not self.attacks[attack].knowledge)
+        alone = self.ignoring_release() - self.added
+        return frozenset(attack for attack in alone if not self.attacks[attack].knowledge)
 
     def by_owner(self) -> Attacks:
         """The owner's own fine-tuning, which uses the secret."""
@@ -147,9 +149,28 @@ class Grid:
         if candidates is None:
             return None
         return {
-            seed: tuple(self.records[max(cells, key=self._preferences.__getitem__)] for cells in by_task)
-            for seed, by_task in candidates.items()
+            seed: tuple(self.records[self._best(cells)] for cells in by_task) for seed, by_task in candidates.items()
         }
+
+    def _best(self, cells: Sequence[CellId]) -> CellId:
+        """The cell of the best attack on validation.
+
+        An added attack takes the place of the catalogue's best only where it ends further on the test split, too. Its
+        author may know documents by which the referee chooses, if they are public: an attack that knows them by heart,
+        and nothing else, would push better ones out.
+        """
+        best = max(cells, key=self._preferences.__getitem__)
+        listed = [cell for cell in cells if cell.attack not in self.added]
+        if not listed or best in listed:
+            return best
+        usual = max(listed, key=self._preferences.__getitem__)
+        least = points(final(self.records[usual]))
+        further = [
+            cell
+            for cell in cells
+            if self._preferences[cell] > self._preferences[usual] and points(final(self.records[cell])) > least
+        ]
+        return max(further, key=self._preferences.__getitem__, default=usual)
 
     def best_finetuning(self, defense: str, tasks: Sequence[str], attacks: Attacks) -> BestAttacks | None:
         """As `best_attacks`; None also where no attack fine-tunes this release, since nothing was tried then."""

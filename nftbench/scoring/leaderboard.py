@@ -260,8 +260,9 @@ def _evidence(
         score,
         records=_records(grid, score.defense),
         reference=_records(grid, row.reference),
-        best=_best(grid, score.defense, tasks, ranking) if known else [],
-        best_claimed=_best(grid, score.defense, tasks, claimed_attacks(grid, row)) if known else [],
+        # Nor does it raise a doubt, by saying of itself that it was not at its best. It can only lower the score.
+        best=_best(grid, score.defense, tasks, ranking - grid.added) if known else [],
+        best_claimed=_best(grid, score.defense, tasks, claimed_attacks(grid, row) - grid.added) if known else [],
         headroom=[one for one in room if one.reference == score.defense],
         skipped=[]  # a dose is given few attacks by the suite
         if on_ladder

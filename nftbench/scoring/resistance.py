@@ -160,10 +160,14 @@ def adaptive(grid: Grid, defense: str) -> tuple[str, ...]:
 
 
 def recipes(grid: Grid, defense: str, tasks: Sequence[str]) -> Recipes:
-    """Single attacks: the best one, other optimizers of the same one, a part of the weights against all of them."""
+    """Single attacks: the best one, other optimizers of the same one, a part of the weights against all of them.
+
+    Added attacks are compared with no others: they may be strong on this row alone, and call themselves what they like.
+    """
     attacks = grid.within(grid.ranking) - grid.ignoring_release() - {NONE}
     best, scores = _best_recipe(grid, defense, tasks, attacks)
     _, undefended = _best_recipe(grid, grid.rows[defense].reference, tasks, attacks)
+    attacks -= grid.added
     longer, usual = _ahead(grid, defense, tasks, attacks, ("all_longer",), ("all",))
     return Recipes(
         best=best,

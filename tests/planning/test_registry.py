@@ -474,3 +474,25 @@ def test_the_attacks_against_a_defense_are_those_whose_classes_say_so() -> None:
     for defense in registry.available("defenses"):
         expected = tuple(name for name, cls in classes.items() if defense in cls.against)
         assert registry.written_against(defense) == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "problem"),
+    [
+        ("pm\u0440", "the name 'pm\\u0440' has other signs than the letters A to Z"),
+        ("pmp\u200b", "has other signs"),
+        ("pmp (official)", "has other signs"),
+        ("PMP", "the name 'PMP' looks like 'pmp'"),
+        ("Iox", "looks like 'lox'"),
+        ("undefended", "looks like 'undefended'"),
+    ],
+)
+def test_a_plugin_has_no_name_that_could_be_taken_for_another(name: str, problem: str, tmp_path: Path) -> None:
+    """Its rows would pass for those of the other one."""
+    path = tmp_path / f"{name}.py"
+    path.write_text(source("defenses"))
+    with registry.added(), pytest.raises(NftbenchError, match=re.escape(problem)):
+        registry.add_file(path)
+    path = path.rename(tmp_path / "pmp-2.py")
+    with registry.added(path) as (plugin,):
+        assert plugin.name == "pmp-2"

@@ -5,22 +5,32 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
-from transformers import BertConfig, BertLMHeadModel
+from transformers import (
+    BertConfig,
+    BertLMHeadModel,
+    GemmaConfig,
+    GemmaForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    PreTrainedModel,
+)
 
 from nftbench.errors import NftbenchError
 from nftbench.models import networks
 from nftbench.records.store import Store
 from nftbench.running import attacking, failures, isolation, packing, releases
+from nftbench.running.plain_text import PlainTexts, read_ahead
 
 apart = pytest.mark.skipif(isolation.kind() != "landlock", reason="this system cannot confine a process")
 
 WAYS_OUT = """
-import socket, subprocess, threading
+import resource, socket, subprocess, threading
 from multiprocessing import forkserver
 
 def server():
@@ -40,6 +50,10 @@ ways = {
     "shared memory": lambda: Path("/dev/shm/nftbench-left").write_text("x"),
     "an attribute": lambda: os.setxattr(__file__, "user.left", b"x"),
     "the times of files": lambda: os.utime(__file__),
+    "the parent's limits": lambda: resource.prlimit(os.getppid(), resource.RLIMIT_CORE, (0, 0)),
+    "the parent's priority": lambda: os.setpriority(os.PRIO_PROCESS, os.getppid(), os.nice(0)),
+    "the parent's scheduling": lambda: os.sched_setscheduler(os.getppid(), os.SCHED_OTHER, os.sched_param(0)),
+    "signals": lambda: os.kill(os.getppid(), 0),
     "the parent's memory": lambda: Path(f"/proc/{os.getppid()}/maps").read_text(),
     "the parent's variables": lambda: Path(f"/proc/{os.getppid()}/environ").read_bytes(),
 }
@@ -149,6 +163,62 @@ def test_a_release_leads_to_no_other_files(tmp_path: Path, change: Callable[[Pat
     change(tmp_path)
     with pytest.raises(NftbenchError, match=message):
         releases._check_files(tmp_path)
+
+
+GPT2 = {"vocab_size": 32, "n_embd": 16, "n_layer": 1, "n_head": 2}
+GEMMA = {"vocab_size": 32, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "head_dim": 8} | {
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+}
+READS_AHEAD: dict[str, Callable[[], PreTrainedModel]] = {
+    "is_causal": lambda: GPT2LMHeadModel(GPT2Config(**GPT2, is_causal=False)),
+    "use_bidirectional_attention": lambda: GemmaForCausalLM(GemmaConfig(**GEMMA, use_bidirectional_attention=True)),
+}
+"""Networks whose configuration asks them to read in both directions, by the setting that does."""
+
+
+@pytest.mark.parametrize("setting", READS_AHEAD)
+def test_a_release_that_reads_ahead_is_refused(setting: str, tmp_path: Path) -> None:
+    """It predicts running text from itself, so that it seems to keep utility."""
+    network = READS_AHEAD[setting]()
+    for weight in network.parameters():  # untrained weights are so small that words hardly matter
+        nn.init.normal_(weight)
+    network.save_pretrained(tmp_path)
+    ahead = networks.load(tmp_path, attacker=True).network
+    path = tmp_path / "config.json"
+    path.write_text(
+        json.dumps({name: value for name, value in json.loads(path.read_text()).items() if name != setting})
+    )
+    honest = networks.load(tmp_path, attacker=True).network
+    texts = PlainTexts(torch.randint(32, (64, 24), generator=torch.Generator().manual_seed(0)).tolist(), [], {}, None)
+    assert read_ahead(honest, texts) < 1e-6
+    releases._check_direction(honest, honest, texts)
+    releases._check_direction(ahead, ahead, texts)  # a base may read in both directions
+    with pytest.raises(NftbenchError, match="reads ahead: later words move its predictions by"):
+        releases._check_direction(ahead, honest, texts)
+
+
+def test_a_release_is_examined_as_it_is_attacked(tmp_path: Path) -> None:
+    """In sixteen bits weights may cancel that in the files' precision do not."""
+    network = GPT2LMHeadModel(GPT2Config(**GPT2))
+    nn.init.constant_(network.lm_head.weight, 1.001)
+    network.save_pretrained(tmp_path)
+    here: Any = SimpleNamespace(suite=SimpleNamespace(given=SimpleNamespace(dtype="bfloat16")), device="cpu")
+    attacked, examined = (open_it(here, tmp_path) for open_it in (releases.open_release, releases.open_to_examine))
+    weights = [model.network.get_output_embeddings().weight for model in (attacked, examined)]
+    assert [weight.dtype for weight in weights] == [torch.bfloat16, torch.float32]
+    assert torch.equal(weights[0].float(), weights[1])
+    assert not torch.equal(network.lm_head.weight, weights[1])
+
+
+def test_a_release_does_not_choose_the_code_of_its_attention(tmp_path: Path) -> None:
+    """By such a name transformers fetches code from the hub, or computes in one precision alone."""
+    GPT2LMHeadModel(GPT2Config(**GPT2)).save_pretrained(tmp_path)
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"attn_implementation": "eager"}))
+    assert networks.load(tmp_path).network.config._attn_implementation == "sdpa"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"attn_implementation": "somebody/attention"}))
+    assert networks.load(tmp_path).network.config._attn_implementation == "sdpa"
 
 
 def test_a_release_trains_as_it_is_evaluated(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from huggingface_hub import constants
 
 from nftbench import scoring
 from nftbench.errors import LONGEST, NftbenchError
@@ -46,6 +47,7 @@ class Mine(Attack):
 """
 PATCHES = """
 import torch
+from huggingface_hub import constants
 import nftbench.scoring
 from nftbench.planning import facts, registry
 from nftbench.running import referee
@@ -163,11 +165,18 @@ def test_the_code_that_runs_is_the_source_and_no_compiled_file_beside_it(add: Wr
 
 
 @pytest.mark.skipif(isolation.kind() != "landlock", reason="the system cannot hide folders")
-def test_a_plugin_finds_neither_salt_nor_cache_nor_data(add: WriteFile, store: Store, tmp_path: Path) -> None:
+def test_a_plugin_finds_neither_salt_nor_cache_nor_data(
+    add: WriteFile, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    downloaded = tmp_path / "hub" / "datasets--sst2"
+    downloaded.mkdir(parents=True)
     (tmp_path / "data").mkdir()
+    (tmp_path / "copied").mkdir()
     (store.results / "records").mkdir()
-    kept = [store.results / name for name in ("salt", "records/full.json", "leaderboard.json")]
-    secrets = [*kept, store.cache / "told", tmp_path / "data" / "test.csv"]
+    names = ("salt", "records/full.json", "leaderboard.json", "index.html", "dose.md", "dose.json", "../copied/salt")
+    kept = [store.results / name for name in names]
+    secrets = [*kept, store.cache / "told", tmp_path / "data" / "test.csv", downloaded / "test.parquet"]
     for path in secrets:
         path.write_text("secret")
     written = store.cache / "written"
@@ -185,7 +194,7 @@ FOUND += (tried(lambda: pathlib.Path({str(written)!r}).write_text("x")),)
 """
     check = "\n    def check(self, suite):\n        raise NftbenchError(f'the salt is {suite.salt}')\n"
     add("spy", look + DEFENSE.replace('("a", "b")', "FOUND") + check)
-    assert facts.defense("spy").parameters["names"] == ("PermissionError",) * 6
+    assert facts.defense("spy").parameters["names"] == ("PermissionError",) * 11
     assert not written.exists()
     with pytest.raises(NftbenchError, match=r"^the salt is None$"):
         plan(tiny_suite(defenses=["spy"]))

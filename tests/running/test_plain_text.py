@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from nftbench.running.owner import make_base
-from nftbench.running.plain_text import SHORTEST, PlainTexts, collect, padded, read
+from nftbench.running.plain_text import SHORTEST, PlainTexts, collect, padded, read, read_ahead
 from nftbench.running.workspace import Workspace, make_corpus
 
 
@@ -50,6 +50,22 @@ def test_bits_are_counted_for_each_token_but_the_first() -> None:
 
 def test_a_beginning_that_changes_nothing_moves_nothing() -> None:
     assert read(Bigram(), texts(prompts={"topic": [[0, 1], [1]]}))["beginning of topic"] == pytest.approx(0, abs=1e-9)
+
+
+class Peeking(Bigram):
+    """Knows nothing of what comes next where something does."""
+
+    def forward(self, input_ids: Tensor) -> Any:
+        logits = super().forward(input_ids).logits.clone()
+        logits[:, :-1] = 0.0
+        return SimpleNamespace(logits=logits)
+
+
+def test_later_words_that_change_predictions_are_measured_by_their_divergence() -> None:
+    blocks = [[0] * 9, [0] * 9]
+    assert read_ahead(Bigram(), texts(blocks=blocks)) == pytest.approx(0, abs=1e-9)
+    expected = math.log2(1 / 3) - (math.log2(0.5) + 2 * math.log2(0.25)) / 3
+    assert read_ahead(Peeking(), texts(blocks=blocks)) == pytest.approx(expected)
 
 
 def test_a_beginning_that_changes_predictions_is_measured_by_their_divergence() -> None:

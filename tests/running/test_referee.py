@@ -542,7 +542,9 @@ def test_a_task_whose_documents_have_one_class_fails_with_a_reason(
     )
     plugin("unused", "class Unused(Task):\n    def evaluate(self): ...\n")
     registry.add_file(path)
-    records = run_all(workspace(tasks=["toy_topic", "flat"], attacks=["none", "full"]))
+    here = workspace(tasks=["toy_topic", "flat"], attacks=["none", "full"])
+    assert {tmp_path / "train.jsonl", tmp_path / "test.jsonl"} <= set(here.documents), "no plugin may read them"
+    records = run_all(here)
     for (_, _, task, _), record in records.items():
         assert (record.status == "failed") == (task == "flat")
         assert task != "flat" or "one class only" in (record.reason or "")

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,6 +25,7 @@ from nftbench.terms import Knowledge
 from tests import factories
 from tests.factories import (
     COST,
+    DEFENDED,
     TASKS,
     curve,
     failed,
@@ -987,3 +989,47 @@ def test_an_added_attack_covers_no_claim_and_removes_no_doubt() -> None:
     missing = [one for one in records if (one.defense, one.attack) != ("pmp", "rewritten")]
     planned = [CellId.of(one) for one in records]
     assert of(scored(missing, planned=planned, added=["rewritten"]), "pmp").claim.verdict == "untested"
+
+
+def beside_the_suite(attack: str, by: float, **changes: Any) -> list[Record]:
+    """Cells of an attack on `pmp` that ends `by` above `full`, on both splits unless `changes` say otherwise."""
+    return [
+        record("pmp", attack, task, seed, value + by, **changes)
+        for task in TASKS
+        for seed, value in enumerate(DEFENDED)
+    ]
+
+
+def test_an_added_attack_pushes_no_better_one_out() -> None:
+    """If data are public, its author may know the documents by which the referee chooses, and cram these alone."""
+    crammed = beside_the_suite("crammed", -0.2, validation=measurement(0.99))
+    alone, beside = (of(scored(some, added=["crammed"]), "pmp") for some in (suite(), [*suite(), *crammed]))
+    assert beside.excess == alone.excess
+    assert beside.claim == alone.claim
+    assert of(scored([*suite(), *crammed]), "pmp").resistance.attacked != alone.resistance.attacked, "the test can fail"
+
+
+OF_ITSELF: Mapping[str, Mapping[str, Any]] = {
+    "edge": {"at_edge": True},
+    "head_alone": {"retried": "head"},
+    "part": {"trained_weights": "part"},
+}
+
+
+@pytest.mark.parametrize("doubt", OF_ITSELF)
+def test_what_an_added_attack_says_of_itself_takes_no_rank(doubt: str) -> None:
+    """Its author could take the ranks of all other defenses."""
+    records = [*suite(), *beside_the_suite("mine", 0.05, **OF_ITSELF[doubt])]
+    row = of(scored(records, added=["mine"]), "pmp")
+    assert row.standing.group == "ranked"
+    assert row.excess.interval.value == pytest.approx(of(scored(suite()), "pmp").excess.interval.value - 5)
+    assert doubt in {flag.name for flag in of(scored(records), "pmp").flags}, "the test can fail"
+
+
+def test_an_added_attack_leaves_out_no_task() -> None:
+    """It may train from scratch for as long as it likes. Where nothing else does, it would be the floor."""
+    records = [one for one in suite() if one.attack != "scratch"]
+    longer = [record("none", "mine", task, seed, 0.95, uses_release=False) for task in TASKS for seed in range(5)]
+    board = scored([*records, *longer], added=["mine"])
+    assert [one.kept for one in board.headroom] == [True] * len(TASKS)
+    assert not any(one.kept for one in scored([*records, *longer]).headroom), "the test can fail"
