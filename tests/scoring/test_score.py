@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import random
 from collections.abc import Mapping, Sequence
@@ -496,18 +497,22 @@ def test_one_more_attack_never_raises_the_cost_to_break(
                cost=replace(COST, preparation_steps=extra))
         for climb, extra in defended
     ]  # fmt: skip
-    best = max(0.3, *(value / 100 for climb in undefended for value in climb))
-    target = 30 + 0.5 * (100 * best - 30)
+    # in points as the scores have them: 100 · 0.58 is a little less than 58
+    reach, own = ([[100 * (value / 100) for value in climb] for climb in climbs]
+                   for climbs in (undefended, [climb for climb, _ in defended]))  # fmt: skip
+    best = max(30.0, *itertools.chain(*reach))
+    target = 30 + 0.5 * (best - 30)
     fewer: Multiple | None = None
     for count in range(1, len(mine) + 1):
         found = cost_to_break(theirs, mine[:count], 30.0, 0.5).get("steps")
-        if best <= 0.3:
+        if best <= 30:
             assert found is None
             continue
         # by hand: the least preparation + steps among the attacks that get there
-        firsts = [10 * (1 + next(i for i, v in enumerate(c) if v >= target)) for c in undefended if max(c) >= target]
+        firsts = [10 * (1 + next(i for i, v in enumerate(c) if v >= target)) for c in reach if max(c) >= target]
         costs = [extra + 10 * (1 + next(i for i, v in enumerate(climb) if v >= target))
-                 for climb, extra in defended[:count] if max(climb) >= target]  # fmt: skip
+                 for climb, (_, extra) in zip(own[:count], defended[:count], strict=True)
+                 if max(climb) >= target]  # fmt: skip
         spent = costs or [extra + 10 * len(climb) for climb, extra in defended[:count]]
         wanted = (min(costs) if costs else max(spent)) / min(firsts)
         assert found == Multiple(pytest.approx(wanted), censored=not costs)  # type: ignore[arg-type]
