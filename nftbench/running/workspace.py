@@ -62,7 +62,7 @@ class Workspace:
 
     def reference(self, defense: Spec, seed: int) -> tuple[Spec, str | None]:
         """The row that a defense is compared with, and the key of its release; None where the plan has none."""
-        name = self.plan.row(defense).reference
+        name = self.plan.rows[defense].reference
         return Spec.parse(name), self.plan.releases.get((name, seed))
 
 
