@@ -55,9 +55,10 @@ def report(
     from nftbench.cli import execution
     from nftbench.records.store import write_atomically
     from nftbench.report import web
-    from nftbench.report.exports import trackers
 
     if log_to is not None:
+        from nftbench.report.exports import trackers
+
         trackers.check(log_to)
     boards, paths = [], []
     for folder in folders:

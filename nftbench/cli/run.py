@@ -52,9 +52,10 @@ def run(
     """Run a suite, or what is left of it, and rank its defenses."""
     from nftbench.cli import execution
     from nftbench.report import terminal
-    from nftbench.report.exports import trackers
 
     if log_to is not None:
+        from nftbench.report.exports import trackers
+
         trackers.check(log_to)
     work = execution.prepare(suite, selection.in_array(), options)
     if force:
