@@ -127,8 +127,7 @@ class _Plan:
         fits = [
             cell
             for cell in (*theirs.cells, *theirs.readings)
-            if known.get(cell.id, cell.key) == cell.key
-            and (cell.id in known or edited.isdisjoint(_plugins(cell).values()))
+            if known.get(cell.id, cell.key) == cell.key and (cell.id in known or not _uses(cell, edited))
         ]
         lost = {cell.key for cell in (*theirs.cells, *theirs.readings)} - {cell.key for cell in fits}
         if lost:
@@ -218,17 +217,16 @@ def _edited(ours: Iterable[Record], theirs: Iterable[Record]) -> set[str]:
 def _sources(records: Iterable[Record]) -> dict[str, set[str]]:
     found: dict[str, set[str]] = defaultdict(set)
     for record in records:
-        names = _plugins(record)
+        specs = {"defense": record.defense, "attack": record.attack, "task": record.task, "yardstick": record.task}
         for part, digest in (record.provenance.get("sources") or {}).items():
-            if part in names:
-                found[names[part]].add(digest)
+            if part in specs:
+                found[f"{part} {Spec.parse(specs[part]).name}"].add(digest)
     return found
 
 
-def _plugins(cell: Record | PlannedCell) -> dict[str, str]:
-    """The plugins that a cell may have, by the part that each plays; each as `attack lora`."""
+def _uses(cell: PlannedCell, plugins: set[str]) -> bool:
     parts = {"defense": cell.defense, "attack": cell.attack, "task": cell.task, "yardstick": cell.task}
-    return {part: f"{part} {Spec.parse(text).name}" for part, text in parts.items()}
+    return any(f"{part} {Spec.parse(text).name}" in plugins for part, text in parts.items())
 
 
 # ------------------------------------------------------------------------------------------------------------- records
