@@ -45,8 +45,9 @@ def _stock_task(name: str) -> str:
 
 
 def _plugin(plugin: Plugin) -> str:
-    if plugin.path is not None and plugin.path.suffix == ".yaml":
-        return _section(f"task {plugin.name}", [plugin.path.read_text(encoding="utf-8"), f"file: {plugin.path}"])
+    if plugin.text_file is not None:
+        text = plugin.text_file.read_text(encoding="utf-8")
+        return _section(f"task {plugin.name}", [text, f"file: {plugin.text_file}"])
     cls = registry.load(plugin)
     module = sys.modules[cls.__module__]
     parts = [

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from nftbench.cli import heartbeat, local_data
-from nftbench.cli.console import console
+from nftbench.cli.console import complain, console
 from nftbench.cli.options import RunOptions, Selection
 from nftbench.errors import NftbenchError
 
@@ -277,8 +277,7 @@ def carry_out(
     with heartbeat.still(f"{suite.name}: reading records"), _uncollected():
         found = store.records()
         records = planned(found, manifest)
-        name_left_out(store, found, manifest)
-        compare_sources(records, store)
+        tell_origin(store, found, manifest)
         compare_hardware(records.values(), work.part.device)
         jobs = _open_jobs(work.part, records)
         progress = _progress(work, options, jobs, records) if jobs else None
@@ -356,15 +355,6 @@ def compare_hardware(records: Iterable[Record], device: Device) -> None:
     note = other_hardware(records, hardware(device))
     if note is not None:
         typer.echo(note)
-
-
-def compare_sources(records: Mapping[str, Record], store: Store) -> None:
-    """Say in one line how many of these cells come from other code than today's."""
-    from nftbench.planning import code_origin
-
-    line = code_origin.comparison(records.values(), store.cache)
-    if line is not None:
-        typer.echo(line)
 
 
 def _open_jobs(part: Plan, records: Mapping[str, Record]) -> list[Job]:
@@ -483,12 +473,17 @@ def _executor(work: Work, options: RunOptions, workspace: Workspace, count: int)
 # ---------------------------------------------------------------------------------------------------- rank, publish
 
 
-def name_left_out(store: Store, records: Mapping[str, Record], manifest: Manifest) -> None:
-    """Say in one line how many of the folder's records belong to no cell of the plan, and that they do not count."""
+def tell_origin(store: Store, records: Mapping[str, Record], manifest: Manifest) -> None:
+    """Say how many of a folder's records belong to no cell of the plan, so that they do not count; and how many of the
+    others come from other code than today's."""
+    from nftbench.planning import code_origin
+    from nftbench.records.store import planned
     from nftbench.records.unplanned import unplanned
 
     if found := str(unplanned(records.values(), manifest)):
         typer.echo(f"records in {store.results} that do not count: {found} (nftbench merge adds another folder's)")
+    if line := code_origin.comparison(planned(records, manifest).values(), store.cache):
+        typer.echo(line)
 
 
 def rank(records: Mapping[str, Record], manifest: Manifest, seeds: Collection[int] | None = None) -> Leaderboard:
@@ -522,17 +517,21 @@ def rank(records: Mapping[str, Record], manifest: Manifest, seeds: Collection[in
     )
 
 
-def failed_claims(leaderboard: Leaderboard) -> list[str]:
-    """Each claim that fails, in words: a paper's that does not hold or is not measured, a defense's that is refuted."""
+def claims_fail(boards: Iterable[Leaderboard]) -> bool:
+    """Whether a paper's claim does not hold or is not measured, or a defense's is refuted. One line names these."""
     from nftbench.scoring.side_tables.paper_claims import PaperClaims
 
-    papers = [
-        f"{one.claim.says}: {one.outcome}"
-        for one in leaderboard.side_table(PaperClaims).rows
-        if one.outcome in ("does not hold", "not distinguishable", "not measured")
-    ]
-    rows = [f"{one.defense}: its claim is refuted" for one in leaderboard.scores if one.claim.verdict == "refuted"]
-    return papers + rows
+    failed = []
+    for board in boards:
+        failed += [
+            f"{one.claim.says}: {one.outcome}"
+            for one in board.side_table(PaperClaims).rows
+            if one.outcome in ("does not hold", "not distinguishable", "not measured")
+        ]
+        failed += [f"{one.defense}: its claim is refuted" for one in board.scores if one.claim.verdict == "refuted"]
+    if failed:
+        complain(f"{len(failed)} claim{'s' * (len(failed) > 1)} fail{'s' * (len(failed) == 1)}: {'; '.join(failed)}")
+    return bool(failed)
 
 
 def publish(
@@ -575,10 +574,3 @@ def export(folder: Path, formats: Iterable[str] = (), log_to: Tracker | None = N
         trackers.log(results, log_to)
         typer.echo(f"{folder}: logged with {log_to}")
     return paths
-
-
-def check_tracker(name: Tracker) -> None:
-    """Refuse, before any work, a tracker that is not installed."""
-    from nftbench.report.exports import trackers
-
-    trackers.check(name)

@@ -62,10 +62,10 @@ def _check_tasks(suite: Suite, data: Path) -> None:
 
     attacked = {task_spec(text).name for text in (*suite.tasks, *suite.benign)}
     for name in dict.fromkeys(task_spec(text).name for text in (*suite.tasks, *suite.benign, *suite.utility)):
-        plugin = registry.find("tasks", name)
-        if plugin.path is None or not plugin.is_text:
+        path = registry.find("tasks", name).text_file
+        if path is None:
             continue
-        settings = task_files.settings(plugin.path)
+        settings = task_files.settings(path)
         folder = task_files.find(data, settings)
         if folder is not None:
             _check_splits(name, folder, settings, trained=name in attacked)

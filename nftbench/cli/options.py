@@ -199,8 +199,6 @@ SaltText = Annotated[
         "says that the salt was public. Default: the folder's own, drawn at random.",
     ),
 ]
-
-
 TrustCode = Annotated[
     bool,
     typer.Option(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from nftbench.cli import completion
-from nftbench.cli.console import BAD_CELLS, complain, console
+from nftbench.cli.console import BAD_CELLS, console
 from nftbench.cli.options import FailOnClaims, LogTo
 
 if TYPE_CHECKING:
@@ -57,7 +57,9 @@ def report(
     from nftbench.report import web
 
     if log_to is not None:
-        execution.check_tracker(log_to)
+        from nftbench.report.exports import trackers
+
+        trackers.check(log_to)
     boards, paths = [], []
     for folder in folders:
         board, command, written = _again(folder)
@@ -69,8 +71,7 @@ def report(
         paths.append(html / "index.html")
     for path in paths:
         typer.echo(path)
-    if fail_on_claims and (failed := [text for board, _ in boards for text in execution.failed_claims(board)]):
-        complain(f"{len(failed)} claim{'s' * (len(failed) > 1)} fail{'s' * (len(failed) == 1)}: {'; '.join(failed)}")
+    if fail_on_claims and execution.claims_fail(board for board, _ in boards):
         raise typer.Exit(BAD_CELLS)
 
 
@@ -88,6 +89,5 @@ def _again(folder: Path) -> tuple[Leaderboard, str, list[Path]]:
     command = manifest.command or f"nftbench report {shlex.quote(str(folder))}"
     paths = execution.publish(leaderboard, records, folder, command, redraw=True)  # before anything can fail to print
     console().print(terminal.summary(leaderboard))
-    execution.name_left_out(store, found, manifest)
-    execution.compare_sources(records, store)
+    execution.tell_origin(store, found, manifest)
     return leaderboard, command, paths

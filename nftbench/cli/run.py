@@ -37,8 +37,7 @@ def plan(suite: SuiteName, selection: Selection, options: RunOptions) -> None:
     console().print(overview(work.part, records, work.store, count))
     if work.salt is not None and work.salt.drawn:
         typer.echo("salt: not drawn yet; the keys of cells will depend on it")
-    execution.name_left_out(work.store, found, manifest)
-    execution.compare_sources(records, work.store)
+    execution.tell_origin(work.store, found, manifest)
 
 
 def run(
@@ -55,7 +54,9 @@ def run(
     from nftbench.report import terminal
 
     if log_to is not None:
-        execution.check_tracker(log_to)
+        from nftbench.report.exports import trackers
+
+        trackers.check(log_to)
     work = execution.prepare(suite, selection.in_array(), options)
     if force:
         work.store.forget([cell.key for cell in work.part.cells])
@@ -134,8 +135,7 @@ def _run(
         typer.echo(path)
     execution.export(store.results, log_to=log_to)
     code = _exit_code(work, records)
-    if fail_on_claims and (failed := execution.failed_claims(leaderboard)):
-        complain(f"{len(failed)} claim{'s' * (len(failed) > 1)} fail{'s' * (len(failed) == 1)}: {'; '.join(failed)}")
+    if fail_on_claims and execution.claims_fail([leaderboard]):
         code = BAD_CELLS
     raise typer.Exit(code)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 from nftbench.comparing import metrics as known, rulers, samples
 from nftbench.comparing.differences import Difference, between
@@ -85,7 +85,7 @@ class Comparison:
     new: SideFacts
     settings: Settings
     lines: tuple[Line, ...]
-    notes: tuple[str, ...] = field(default=())
+    notes: tuple[str, ...] = ()
 
     @property
     def suite(self) -> str:

@@ -20,7 +20,7 @@ from nftbench.scoring.grid import NONE, Grid, arrange
 from nftbench.scoring.headroom import headroom
 from nftbench.scoring.intervals import CONFIDENCE, Interval, mean
 from nftbench.scoring.points import final, points
-from nftbench.scoring.resistance import attacked_by_row
+from nftbench.scoring.resistance import attacked_by_row, broken
 from nftbench.scoring.utility import reached, scales, shares, usable
 
 BREAKING_SHARE, BREAKING_UNIT = 0.5, "flops"
@@ -171,16 +171,9 @@ def _breaking(grid: Grid, row: str, tasks: Sequence[str]) -> dict[int, float]:
     A budget that was too small counts as its own size, so that a difference is never larger than what was seen. A seed
     is left out where a multiple may be lower than its value.
     """
-    reference, attacks = grid.rows[row].reference, grid.within(grid.ranking) - {NONE}
-    starts = grid.best_attacks(reference, tasks, frozenset({NONE})) or {}
-    before, after = (grid.candidates(one, tasks, attacks) for one in (reference, row))
     found = {}
-    for seed in starts.keys() & before.keys() & after.keys():
-        each = [
-            cost_to_break(one, other, points(start.validation), BREAKING_SHARE).get(BREAKING_UNIT)
-            for start, one, other in zip(starts[seed], before[seed], after[seed], strict=True)
-            if start.validation is not None
-        ]
+    for seed, units in broken(grid, row, tasks).items():
+        each = [cost_to_break(*unit, BREAKING_SHARE).get(BREAKING_UNIT) for unit in units]
         sure = [100 * math.log(one.value) for one in each if one is not None and not one.at_most and one.value > 0]
         if sure and len(sure) == len(tasks):
             found[seed] = statistics.fmean(sure)

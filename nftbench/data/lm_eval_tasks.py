@@ -170,11 +170,6 @@ class LoadedTextTask(TextTask):
         return self.provenance
 
 
-def loglikelihoods(network: nn.Module, split: TextSplit) -> list[tuple[tuple[float, bool], ...]]:
-    """The documents' responses in lm-eval's format: the log-likelihood of each choice, and whether it is greedy."""
-    return split.responses(split.likelihoods(network))
-
-
 # ----------------------------------------------------------------------------------------------------- lm-eval's tasks
 
 

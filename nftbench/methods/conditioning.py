@@ -38,12 +38,6 @@ def covariance(inputs: Tensor) -> Tensor:
     return inputs.mT @ inputs
 
 
-def hessian(theta: Tensor, covariance: Tensor) -> Tensor:
-    """The Hessian H(theta) = theta^T K theta [D, D] (Eq. 9), made exactly symmetric."""
-    product = theta.mT @ covariance @ theta
-    return (product + product.mT) / 2
-
-
 def condition_number(features: Tensor) -> float:
     """The condition number kappa = s_max / s_min of H = F^T F by Eq. 1, for features F [N, D], in float64.
 
@@ -134,74 +128,6 @@ def _spread(values: Tensor) -> Tensor:
     return (values.square() - values[-1].square()).sum() / (2 * len(values))
 
 
-# ------------------------------------------------------------------------------------------------------- step bounds
-
-
-class StepBounds(NamedTuple):
-    """For each regularizer R the largest eta at which theta - eta K^-1 dR/dtheta changes kappa as in Theorem 4.3."""
-
-    well: float
-    ill: float
-
-
-def step_bounds(hessian: Tensor) -> StepBounds:
-    """The step sizes below which a step on R_well lowers kappa(H) and a step on R_ill raises it.
-
-    K and theta must have full rank. The bounds are our own derivation, because the paper's do not hold as printed (see
-    `published_step_bounds`). Without K^-1 in the step there is no such bound.
-
-    Let D be the size of H, a = 1 - 1/D and G = dR/dH. The step is theta' = theta - 2 eta theta G, because K^-1 cancels
-    the K of Theorem 4.2. G is a function of H and commutes with it. Therefore H' = (I - 2 eta G) H (I - 2 eta G) has
-    the eigenvectors of H and the eigenvalues s_i' = s_i (1 - 2 eta g_i)^2, where g_i are the eigenvalues of G.
-
-    R_well: g_1 = a s_1, and g_i = -s_i / D for the others, which grow and keep their order. kappa falls under two
-    conditions. The first is s_1' >= s_D', hence eta <= (s_1^½ - s_D^½) / (2 (a s_1^(3/2) + s_D^(3/2) / D)). The second
-    is s_2' < s_1, hence eta < D (s_1^½ - s_2^½) / (2 s_2^(3/2)), which is the paper's second term.
-
-    R_ill: let d = ||H||_F^2 / (2 D) - s_D^2 / 2. Then g_D = a s_D / d^2, and g_i = -s_i / (D d^2) for the others, which
-    grow. s_D falls and reaches zero at 2 eta g_D = 1, hence eta < d^2 / (2 a s_D). Below this bound kappa rises with
-    eta, without limit. (Up to twice the bound s_D still ends below its old value. But H loses a rank on the way, and
-    Eq. 1 no longer counts that eigenvalue.)
-
-    Raises:
-        NftbenchError: H has fewer than two features or lacks full rank.
-    """
-    values = _eigenvalues(hessian)
-    size, first, second, last = len(values), values[0], values[1], values[-1]
-    most = 1 - 1 / size
-    ordered = (math.sqrt(first) - math.sqrt(last)) / (2 * (most * first**1.5 + last**1.5 / size))
-    below = (math.sqrt(first) - math.sqrt(second)) * size / (2 * second**1.5)
-    spread = sum(value**2 - last**2 for value in values) / (2 * size)
-    return StepBounds(min(ordered, below), spread**2 / (2 * most * last))
-
-
-def _eigenvalues(hessian: Tensor) -> list[float]:
-    """All eigenvalues, largest first. Raise NftbenchError if the theorem does not apply."""
-    values = torch.linalg.eigvalsh(hessian).flip(0)
-    if len(values) < 2 or rank(values, len(values)) < len(values):
-        raise NftbenchError("step bounds need a Hessian of at least two features and full rank")
-    found: list[float] = values.tolist()
-    return found
-
-
-def published_step_bounds(hessian: Tensor) -> StepBounds:
-    """The bounds of Theorem 4.3 as printed, for comparison only.
-
-    They were read from an extracted text of the paper, in which formulas may be damaged:
-
-    eta_P < min(1 / ((1 - 1/D) s_1), ((s_1 s_2)^½ - s_2) / (2 s_2^2 / D)),
-    eta_H < (||H||_F^2 / (2 k) - s_k^2 / 2)^2 / (1 - 2 s_k / k).
-
-    The first bound is too large. At half of its first term s_1' is 0, so that kappa is infinite instead of lower. The
-    second bound mixes units (s_k and 1) and is negative for s_k > k / 2.
-    """
-    values = _eigenvalues(hessian)
-    size, first, second, last = len(values), values[0], values[1], values[-1]
-    spread = sum(value**2 - last**2 for value in values) / (2 * size)
-    well = min(1 / ((1 - 1 / size) * first), (math.sqrt(first * second) - second) * size / (2 * second**2))
-    return StepBounds(well, spread**2 / (1 - 2 * last / size))
-
-
 # --------------------------------------------------------------------------------------------------- preconditioning
 
 
@@ -227,7 +153,7 @@ def preconditioned(tensor: Tensor, covariance: Tensor, *, ridge: float = 0.0) ->
 
     Applied to a layer's weight W = theta^T [n, D] with C = K, it gives exactly K^-1 dR/dtheta. Applied to the features
     F [N, D] of a deep network with C = F^T F, it gives dR/dF (F^T F)^-1, as the paper describes for networks without a
-    theta. If F = X theta, the latter step is -2 eta theta^-T G instead of the theorem's -2 eta theta G (`step_bounds`).
+    theta. If F = X theta, the latter step is -2 eta theta^-T G with G = dR/dH, instead of Theorem 4.3's -2 eta theta G.
     Both are equal for orthogonal theta; otherwise the theorem guarantees nothing.
 
     Raises:

@@ -197,8 +197,7 @@ def _training_data(suite: Suite, specs: tuple[str, ...], data: Path | None, sour
 
 def _task_data(task: Spec, data: Path | None) -> list[str]:
     """Hashes of the local files that a task reads. A revision on the hub is part of the task's own source."""
-    plugin = registry.find("tasks", task.name)
-    if not plugin.is_text:
+    path = registry.find("tasks", task.name).text_file
+    if path is None:
         return [registry.create("tasks", str(task)).fingerprint(data)]
-    assert plugin.path is not None
-    return [file_hash(file) for file in task_files.data_files(data, task_files.settings(plugin.path))]
+    return [file_hash(file) for file in task_files.data_files(data, task_files.settings(path))]

@@ -109,10 +109,6 @@ class Plan:
             return "utility"
         return "benign" if benign else "ranked"
 
-    def row(self, defense: Spec) -> Row:
-        """What scoring needs to know about a defense."""
-        return self.rows[defense]
-
     @functools.cached_property
     def _utility(self) -> frozenset[Spec]:
         return frozenset(map(task_spec, self.suite.utility))

@@ -38,7 +38,7 @@ class Source:
     @classmethod
     def of(cls, plugin: Plugin) -> Source:
         """The plugin with its source as it is now."""
-        settings = task_files.files(plugin.path) if plugin.is_text and plugin.path is not None else ()
+        settings = task_files.files(plugin.text_file) if plugin.text_file is not None else ()
         files = sorted({*own_files(plugin), *settings})
         return cls(plugin, source_digest(plugin), methods(plugin), tuple(map(_stamp, files)))
 
@@ -62,7 +62,7 @@ def source_digest(plugin: Plugin) -> str:
     The paths of the files do not change it. The digest of a text task is of its settings and its functions' files.
     """
     digests = sorted(file_digest(path) for path in own_files(plugin))
-    settings = [task_files.settings(plugin.path)] if plugin.is_text and plugin.path is not None else []
+    settings = [task_files.settings(plugin.text_file)] if plugin.text_file is not None else []
     return digest(*settings, [one for one in digests if one != identity.NO_CODE])
 
 
@@ -104,9 +104,8 @@ def file_digest(path: Path) -> str:
 
 def _first_files(plugin: Plugin) -> Iterator[tuple[Path, str]]:
     """The plugin's file, or all files of its folder, with the names of their modules."""
-    if plugin.is_text:
-        assert plugin.path is not None
-        for folder, module in task_files.functions(plugin.path):
+    if plugin.text_file is not None:
+        for folder, module in task_files.functions(plugin.text_file):
             path = _below((folder,), module.split(".")) or located(module)
             if path is not None:
                 yield path, path.stem

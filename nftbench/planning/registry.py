@@ -74,9 +74,9 @@ class Plugin:
         return self.kind in JUDGES or (self.origin == "nftbench" and self.entry_point is None)
 
     @property
-    def is_text(self) -> bool:
-        """Whether it is a text task, which is a YAML file."""
-        return self.path is not None and self.path.suffix == ".yaml"
+    def text_file(self) -> Path | None:
+        """The YAML file of a text task; None for every other plugin."""
+        return self.path if self.path is not None and self.path.suffix == ".yaml" else None
 
     @property
     def about(self) -> str:
@@ -84,7 +84,7 @@ class Plugin:
         if self.path is None:
             return f"(from {self.origin})"
         text = self.path.read_text(encoding="utf-8")
-        if self.is_text:
+        if self.text_file is not None:
             first = text.split("\n", 1)[0]
             return first.removeprefix("#").strip() if first.startswith("#") else ""
         return (ast.get_docstring(ast.parse(text)) or "").split("\n", 1)[0]
@@ -227,7 +227,7 @@ def added_files() -> tuple[str, ...]:
 def import_module(name: str) -> None:
     """Import the plugin of `add_file` whose module has this name, if there is one, so that its classes are there."""
     for (_, known), plugin in _added.items():
-        if name.partition(".")[0] == f"{FROM_FILE}{known}" and not plugin.is_text and may_import(plugin):
+        if name.partition(".")[0] == f"{FROM_FILE}{known}" and plugin.text_file is None and may_import(plugin):
             _import(plugin)
 
 
@@ -248,49 +248,43 @@ def find(kind: Kind, name: str) -> Plugin:
 
 def written_against(defense: str) -> tuple[str, ...]:
     """The names of nftbench's own attacks whose files say in `against` that they were written against this defense."""
+    written = {name: _written(plugin) for name, plugin in available("attacks").items() if plugin.is_trusted}
+    values = {name: parts["against"][1] for name, parts in written.items() if "against" in parts}
     return tuple(
-        plugin.name
-        for plugin in available("attacks").values()
-        if plugin.is_trusted and plugin.path is not None and defense in _against(plugin.path)
+        name
+        for name, value in values.items()
+        if any(isinstance(node, ast.Constant) and node.value == defense for node in ast.walk(value))
     )
-
-
-@functools.cache
-def _against(path: Path) -> frozenset[str]:
-    """The texts in a class attribute `against`. The file is not imported: for all, that takes seconds."""
-    classes = [node for node in ast.parse(path.read_text(encoding="utf-8")).body if isinstance(node, ast.ClassDef)]
-    values = [
-        item.value
-        for cls in classes
-        for item in cls.body
-        if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name) and item.target.id == "against"
-    ]
-    parts = (node for value in values if value is not None for node in ast.walk(value))
-    return frozenset(node.value for node in parts if isinstance(node, ast.Constant) and isinstance(node.value, str))
 
 
 def defaults(kind: Kind, name: str) -> Mapping[str, Any]:
     """The defaults of a plugin's parameters that its file writes as plain values, by parameter.
 
-    The file is not imported, so that a report can ask. Of an unknown plugin, and one without a file, nothing is known.
+    Of an unknown plugin, and one without a file, nothing is known.
     """
-    plugin = available(kind).get(name)
-    if plugin is None or plugin.path is None or plugin.is_text:
-        return {}
-    return _defaults(plugin.path, _METHOD[kind])
+    plugin, found = available(kind).get(name), {}
+    for key, (annotation, value) in (_written(plugin) if plugin is not None else {}).items():
+        if "ClassVar" not in annotation:
+            with contextlib.suppress(ValueError):  # another expression than a plain value
+                found[key] = ast.literal_eval(value)
+    return found
 
 
 @functools.cache
-def _defaults(path: Path, method: str) -> Mapping[str, Any]:
-    found = {}
-    for cls in ast.parse(path.read_text(encoding="utf-8")).body:
-        if not isinstance(cls, ast.ClassDef) or method not in [getattr(item, "name", "") for item in cls.body]:
-            continue
-        for item in cls.body:
-            if isinstance(item, ast.AnnAssign) and item.value and "ClassVar" not in ast.unparse(item.annotation):
-                with contextlib.suppress(ValueError):  # another expression than a plain value
-                    found[ast.unparse(item.target)] = ast.literal_eval(item.value)
-    return found
+def _written(plugin: Plugin) -> Mapping[str, tuple[str, ast.expr]]:
+    """By attribute that the plugin's class gives a value: its annotation, and the value, as the file writes them.
+
+    The file is not imported, so that a report can ask; and for all attacks, that would take seconds.
+    """
+    if plugin.path is None or plugin.text_file is not None:
+        return {}
+    return {
+        ast.unparse(item.target): (ast.unparse(item.annotation), item.value)
+        for cls in ast.parse(plugin.path.read_text(encoding="utf-8")).body
+        if isinstance(cls, ast.ClassDef) and _METHOD[plugin.kind] in [getattr(item, "name", "") for item in cls.body]
+        for item in cls.body
+        if isinstance(item, ast.AnnAssign) and item.value is not None
+    }
 
 
 def create(kind: Kind, text: str) -> Any:

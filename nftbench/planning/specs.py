@@ -30,7 +30,7 @@ def task_spec(text: str) -> Spec:
         NftbenchError: the task or a parameter is unknown, or a value is wrong.
     """
     spec = Spec.parse(text)
-    if not registry.find("tasks", spec.name).is_text:
+    if registry.find("tasks", spec.name).text_file is None:
         return canonical("tasks", text)
     for key, _ in spec.parameters:
         if key not in TEXT_PARAMETERS:

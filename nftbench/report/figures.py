@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 
 from nftbench.records.record import Record
 from nftbench.report import order, styles
-from nftbench.report.frontier_figure import DPI, frontier
+from nftbench.report.frontier_figure import DPI, frontier, plain
 from nftbench.report.labels import of
 from nftbench.scoring.leaderboard import Leaderboard
 from nftbench.terms import OF_UPDATES
@@ -87,13 +87,9 @@ def attacks(board: Leaderboard, records: Sequence[Record]) -> Figure | None:
 def budget(board: Leaderboard) -> Figure | None:
     """The best validation score so far (points) against FLOPs spent, over the whole catalogue: a line for each row, and
     for training from scratch."""
-    kinds = {score.defense: score.kind for score in order.without_ladder(board)}
-    doses = {score.defense for scores in order.doses(board).values() for score in scores}
-    places = {defense: index for index, defense in enumerate(kinds)}
-    curves = [curve for curve in board.budgets if curve.defense not in doses]
+    kinds, curves = {score.defense: score.kind for score in board.scores}, order.budgets(board)
     if not curves:
         return None
-    curves.sort(key=lambda curve: places.get(curve.defense, len(places)))
     names, looks = of(board), styles.of(board)
     figure, axes = plt.subplots(figsize=(7.2, max(4.4, 0.5 + 0.19 * len(curves))))
     for curve in curves:
@@ -128,8 +124,3 @@ def budget(board: Leaderboard) -> Figure | None:
         frameon=False,
     )
     return figure
-
-
-def plain(text: str) -> str:
-    """The text as it is: a dollar sign would begin a formula."""
-    return text.replace("$", r"\$")

@@ -95,11 +95,11 @@ def frontier(board: Leaderboard) -> Figure | None:
     for axes, (reference, places) in zip(grid.flat, panels.items(), strict=False):
         curves = [one for one in board.frontier if (one.reference, one.metric) == (reference, MEAN)]
         _panel(axes, curves, places, families, rows)
-        axes.set_xlabel(f"utility kept, %: mean over the metrics{f' of {_plain(reference)}' if several else ''}")
+        axes.set_xlabel(f"utility kept, %: mean over the metrics{f' of {plain(reference)}' if several else ''}")
     for axes in grid[:, 0]:
         axes.set_ylabel("suppression, points")
     title = f"{board.suite}: what defenses take from the best attack, beyond trivial defenses that keep as much"
-    figure.suptitle(_plain(title), fontsize=10)
+    figure.suptitle(plain(title), fontsize=10)
     for axes in grid.flat[len(panels) :]:
         axes.set_axis_off()
         axes.legend(handles=_legend(families), loc="center", fontsize=9, frameon=False)
@@ -135,7 +135,7 @@ def _panel(
         look = families[curve.family]
         x, y = zip(*path(curve), strict=True)
         axes.fill_between(x, y, y2=REACHED_DOWN_TO, color=REACHED, linewidth=0, zorder=0.1)
-        axes.plot(x, y, color=look.color, linestyle=look.line, linewidth=1.6, label=_plain(curve.family), zorder=2)
+        axes.plot(x, y, color=look.color, linestyle=look.line, linewidth=1.6, label=plain(curve.family), zorder=2)
         _, kept, taken = zip(*curve.doses, strict=True)
         marks: dict[str, Any] = {"color": look.color, "marker": look.marker, "markersize": 4, "linestyle": ""}
         axes.plot([100 * one for one in kept], taken, zorder=2, **marks)
@@ -149,7 +149,7 @@ def _panel(
                 [_foot(one, curves), height],
                 color=look.color,
                 **(BAR if one.score.excess.metric == MEAN else OTHER_METRIC),
-                label=f"excess of {_plain(one.score.defense)}",
+                label=f"excess of {plain(one.score.defense)}",
                 zorder=3,
             )
         axes.errorbar(
@@ -196,7 +196,7 @@ def _legend(families: Mapping[str, Style]) -> list[Artist | Container]:
             marker=look.marker,
             linestyle=look.line,
             markersize=4,
-            label=f"trivial defense: {_plain(family)}",
+            label=f"trivial defense: {plain(family)}",
         )
         for family, look in families.items()
     ]
@@ -223,7 +223,7 @@ def _text(place: Place, names: Mapping[str, str]) -> str:
         found += [f"{'+' * (excess.value > 0)}{number(excess.value)}"]
         found[-1] += f" by {metric} alone" if metric not in (MEAN, None) else ""
     found += [] if place.inside else [f"at {100 * place.kept.value:.0f} % utility"]
-    return _plain("\n".join(found))
+    return plain("\n".join(found))
 
 
 def _label(axes: Axes, labels: Sequence[tuple[Place, str]]) -> None:
@@ -339,6 +339,6 @@ def _bars(value: Interval, scale: float = 1.0) -> list[list[float]]:
     return [[scale * end if math.isfinite(end) else 0.0] for end in ends]
 
 
-def _plain(text: str) -> str:
+def plain(text: str) -> str:
     """The text as it is: a dollar sign would begin a formula."""
     return text.replace("$", r"\$")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from nftbench.scoring.budget_curve import BudgetCurve
 from nftbench.scoring.leaderboard import Leaderboard
 from nftbench.scoring.scores import Score
 from nftbench.scoring.table import UNKNOWN
@@ -43,6 +44,14 @@ def controls(board: Leaderboard) -> tuple[tuple[str, Score], ...]:
 def everything(board: Leaderboard) -> tuple[Score, ...]:
     """Every row: defenses, references, other controls, and the ladder family by family."""
     return (*defenses(board), *(score for _, score in controls(board)))
+
+
+def budgets(board: Leaderboard) -> list[BudgetCurve]:
+    """The budget curves of the rows off the ladder, in the order of `without_ladder`; then of training from scratch."""
+    on_ladder = {score.defense for rows in doses(board).values() for score in rows}
+    places = {score.defense: place for place, score in enumerate(without_ladder(board))}
+    shown = [curve for curve in board.budgets if curve.defense not in on_ladder]
+    return sorted(shown, key=lambda curve: places.get(curve.defense, len(places)))
 
 
 def placed(board: Leaderboard) -> tuple[Score, ...]:

@@ -156,7 +156,7 @@ def _new_artifacts(plan: Plan, left: Left, parameters: int) -> tuple[int, int]:
         return sum(left.size(spec, parameters) for spec, _ in left.releases), len(
             {*plan.suite.pretraining.checkpoints, 1.0}
         ) * len(left.bases)
-    changed = [spec for spec, _ in left.releases if plan.row(spec).reference != str(spec)]
+    changed = [spec for spec, _ in left.releases if plan.rows[spec].reference != str(spec)]
     return sum(left.size(spec, parameters) for spec in changed), len(left.bases)
 
 

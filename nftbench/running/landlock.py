@@ -52,15 +52,15 @@ def hide(hidden: Iterable[Path], *, readable: Iterable[Path] = (), writable: Ite
     every = (1 << RIGHTS[min(version(), max(RIGHTS))]) - 1
     read = EXECUTE | READ_FILE | READ_FOLDER
     attributes = struct.pack("QQQ", every, 0, SCOPES if version() >= 6 else 0)[: 8 if version() < 4 else 24]
-    rules = _checked(_call(CREATE_RULESET, attributes, len(attributes), 0))
+    rules = checked(_call(CREATE_RULESET, attributes, len(attributes), 0))
     try:
         for path in (*_beside(["/dev", *(str(path.resolve()) for path in hidden)]), *map(str, readable)):
             _allow(rules, path, read & every)
         devices = itertools.chain.from_iterable(Path("/dev").glob(pattern) for pattern in DEVICES)
         for path in map(str, (*writable, *devices)):
             _allow(rules, path, every)
-        _checked(_libc().prctl(NO_NEW_PRIVILEGES, 1, 0, 0, 0))
-        _checked(_call(RESTRICT_SELF, rules, 0))
+        checked(_libc().prctl(NO_NEW_PRIVILEGES, 1, 0, 0, 0))
+        checked(_call(RESTRICT_SELF, rules, 0))
     finally:
         os.close(rules)
 
@@ -90,7 +90,8 @@ def _allow(rules: int, path: str, rights: int) -> None:
         os.close(handle)
 
 
-def _checked(result: int) -> int:
+def checked(result: int) -> int:
+    """The result of a system call; a failed one is raised as OSError."""
     if result < 0:
         error = ctypes.get_errno()
         raise OSError(error, os.strerror(error))

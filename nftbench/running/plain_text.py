@@ -73,9 +73,11 @@ def collect(workspace: Workspace, seed: int, model: Model) -> PlainTexts:
             chosen = [context for context in itertools.islice(contexts, PROMPTS // share) if context]
             encoded = split.encoder.tokens(chosen)
             prompts[text] = [encoded[context][1 - window(model) :] for context in chosen]
-    beginning = model.tokenizer.bos_token_id if model.tokenizer.bos_token_id is not None else _end(model)
+    first, last = model.tokenizer.bos_token_id, model.tokenizer.eos_token_id
     blocks = (corpus.heldout % len(model.tokenizer)).tolist()
-    return PlainTexts(blocks[: BLOCKS // share], _passages(corpus)[: PASSAGES // share], prompts, beginning)
+    return PlainTexts(
+        blocks[: BLOCKS // share], _passages(corpus)[: PASSAGES // share], prompts, last if first is None else first
+    )
 
 
 def read(network: nn.Module, texts: PlainTexts) -> dict[str, float]:
@@ -118,12 +120,6 @@ def padded(texts: Texts) -> tuple[Tensor, Tensor]:
     longest = max(map(len, texts))
     ids = torch.tensor([[*text, *[0] * (longest - len(text))] for text in texts])
     return ids, torch.arange(longest) < torch.tensor([len(text) for text in texts])[:, None]
-
-
-def _end(model: Model) -> int | None:
-    assert model.tokenizer is not None
-    found: int | None = model.tokenizer.eos_token_id
-    return found
 
 
 def _passages(corpus: Corpus) -> list[list[int]]:

@@ -121,8 +121,8 @@ def check_prompts(plan: Plan, store: Store) -> None:
 
 def _is_here(task: Spec, plan: Plan) -> bool:
     """Whether the task is a text task whose documents are generated, or lie on this machine."""
-    path = registry.find("tasks", task.name).path
-    if path is None or path.suffix != ".yaml":
+    path = registry.find("tasks", task.name).text_file
+    if path is None:
         return False
     settings = task_files.settings(path)
     return bool(settings.get("custom_dataset")) or bool(task_files.data_files(plan.data, settings))

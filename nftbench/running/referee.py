@@ -314,7 +314,7 @@ class Referee:
             attack=str(cell.attack),
             task=str(cell.task),
             seed=cell.seed,
-            row=workspace.plan.row(cell.defense),
+            row=workspace.plan.rows[cell.defense],
             role=workspace.plan.role(cell),
             knowledge=tuple(sorted(self.attack.knowledge)),
             adaptation=self.attack.adaptation,

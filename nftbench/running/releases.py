@@ -137,7 +137,7 @@ def _reference_sha256(workspace: Workspace, spec: Spec, seed: int) -> str | None
 
 def _start_sha256(workspace: Workspace, spec: Spec, seed: int) -> str | None:
     """Hash of the base model that a defense changes; None for a defense that pre-trains an untrained model."""
-    if workspace.plan.row(spec).stage == "pretrain":
+    if workspace.plan.rows[spec].stage == "pretrain":
         return None
     return networks.tensors_sha256(base_folder(workspace, seed))
 

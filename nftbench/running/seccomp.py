@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import ctypes
 import errno
-import os
 import platform
 import struct
 import sys
 from pathlib import Path
+
+from nftbench.running.landlock import NO_NEW_PRIVILEGES, checked
 
 _ARCHITECTURES = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}
 """The column of an architecture below, and its number in the kernel."""
@@ -77,7 +78,7 @@ X32 = 0x40000000
 LOAD, EQUAL, AT_LEAST, ANY_BIT, RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
 ALLOW, FAIL = 0x7FFF0000, 0x00050000
 """Results of a filter; the number of an error is added to `FAIL`, and 0 is success."""
-SET_SECCOMP, FILTER, NO_NEW_PRIVILEGES = 22, 2, 38
+SET_SECCOMP, FILTER = 22, 2
 
 
 def available() -> bool:
@@ -99,9 +100,9 @@ def confine() -> None:
     libc = ctypes.CDLL(None, use_errno=True)
     libc.prctl.argtypes = [ctypes.c_int, *[ctypes.c_ulong] * 4]
     # Version 3 of the call's header, this thread; no effective, permitted or inheritable capability.
-    _check(libc.capset(struct.pack("Ii", 0x20080522, 0), bytes(24)))
-    _check(libc.prctl(NO_NEW_PRIVILEGES, 1, 0, 0, 0))
-    _check(libc.prctl(SET_SECCOMP, FILTER, ctypes.addressof(program), 0, 0))
+    checked(libc.capset(struct.pack("Ii", 0x20080522, 0), bytes(24)))
+    checked(libc.prctl(NO_NEW_PRIVILEGES, 1, 0, 0, 0))
+    checked(libc.prctl(SET_SECCOMP, FILTER, ctypes.addressof(program), 0, 0))
 
 
 def _filters(column: int, architecture: int, own: int) -> list[bytes]:
@@ -126,9 +127,3 @@ def _filters(column: int, architecture: int, own: int) -> list[bytes]:
 def _step(code: int, value: int, if_true: int = 0, if_false: int = 0) -> bytes:
     """One step: what it does, its operand, and how many steps it skips."""
     return struct.pack("HBBI", code, if_true, if_false, value)
-
-
-def _check(result: int) -> None:
-    if result < 0:
-        error = ctypes.get_errno()
-        raise OSError(error, os.strerror(error))

@@ -73,7 +73,7 @@ class Workspace:
 
     def reference(self, defense: Spec, seed: int) -> tuple[Spec, str | None]:
         """The row that a defense is compared with, and the key of its release; None where the plan has none."""
-        name = self.plan.row(defense).reference
+        name = self.plan.rows[defense].reference
         return Spec.parse(name), self.plan.releases.get((name, seed))
 
 
@@ -118,13 +118,8 @@ def load_task(workspace: Workspace, spec: Spec, seed: int, model: Model) -> Task
     if wanted not in _tasks:
         if len(_tasks) >= 16:
             _tasks.pop(next(iter(_tasks)))
-        plugin = registry.find("tasks", spec.name)
-        is_text = plugin.path is not None and plugin.path.suffix == ".yaml"
-        task: Task = (
-            TextTask(plugin.path, **dict(spec.parameters))
-            if is_text and plugin.path
-            else registry.create("tasks", str(spec))
-        )
+        path = registry.find("tasks", spec.name).text_file
+        task: Task = registry.create("tasks", str(spec)) if path is None else TextTask(path, **dict(spec.parameters))
         slim = Model(model.network, model.tokenizer)
         text = functools.partial(make_corpus, workspace, seed, "scored")
         context = TaskSetting(slim, seed, workspace.suite, plan.data, plan.limit, text)

@@ -64,10 +64,8 @@ def ratio(first: Sequence[float], second: Sequence[float]) -> Interval | None:
     below = mean(second)
     if count < 2 or below.low <= 0 <= below.high:
         return None
-    from scipy.special import stdtrit
-
     a, b = statistics.fmean(first), statistics.fmean(second)
-    scale = float(stdtrit(count - 1, (1 + CONFIDENCE) / 2)) ** 2 / count
+    scale = student_quantile((1 + CONFIDENCE) / 2, count - 1) ** 2 / count
     aa, bb = scale * statistics.variance(first), scale * statistics.variance(second)
     ab = scale * statistics.covariance(first, second)
     middle, lead = a * b - ab, b * b - bb
@@ -109,9 +107,9 @@ def student(value: float, error: float, freedom: float, count: int, confidence: 
     """Student's t interval of an estimate with this standard error; p is one-sided, against zero or less."""
     if error == 0:
         return Interval(value, value, value, count, 0.0 if value > 0 else 1.0, confidence)
-    from scipy.special import stdtr, stdtrit  # two thirds of this module's import time
+    from scipy.special import stdtr  # two thirds of this module's import time
 
-    reach = float(stdtrit(freedom, (1 + confidence) / 2)) * error
+    reach = student_quantile((1 + confidence) / 2, freedom) * error
     return Interval(value, value - reach, value + reach, count, float(stdtr(freedom, -value / error)), confidence)
 
 

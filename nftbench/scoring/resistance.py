@@ -5,6 +5,7 @@ Scores are in points. The base seed is the unit: tasks are averaged within a see
 
 from __future__ import annotations
 
+import itertools
 import math
 import statistics
 from collections import Counter
@@ -13,9 +14,9 @@ from dataclasses import replace
 
 from nftbench.records.record import CellId
 from nftbench.records.spec import Spec
-from nftbench.scoring.cost_to_break import Multiple, median_costs
+from nftbench.scoring.cost_to_break import Broken, Multiple, median_costs
 from nftbench.scoring.grid import NONE, Attacks, Grid, Knowledge, knowledge_name
-from nftbench.scoring.intervals import Interval, gap_by_seed, mean_by_seed, weakest
+from nftbench.scoring.intervals import Interval, average_by_seed, gap_by_seed, mean_by_seed, weakest
 from nftbench.scoring.points import BestAttacks, final, mean_points, points, preference
 from nftbench.scoring.scores import ByKnowledge, Partial, Recipes, Resistance, TaskScore
 from nftbench.terms import OF_UPDATES, TrainedWeights
@@ -63,14 +64,12 @@ def _suppression(grid: Grid, defense: str, tasks: Sequence[str], attacks: Attack
 
 def _task_score(grid: Grid, defense: str, task: str, attacks: Attacks) -> TaskScore:
     best, undefended = (grid.best_finetuning(row, [task], attacks) for row in (defense, grid.rows[defense].reference))
-    before = mean_by_seed(mean_points(grid.best_attacks(defense, [task], frozenset({NONE}))))
-    reference = mean_by_seed(mean_points(undefended))
     chosen = Counter(record.attack for (record,) in (best or {}).values())
     return TaskScore(
         task=task,
-        unattacked=before.value if before else None,
+        unattacked=average_by_seed(mean_points(grid.best_attacks(defense, [task], frozenset({NONE})))),
         attacked=mean_by_seed(mean_points(best)),
-        undefended=reference.value if reference else None,
+        undefended=average_by_seed(mean_points(undefended)),
         suppression=gap_by_seed(mean_points(undefended), mean_points(best)),
         attack=max(sorted(chosen), key=chosen.__getitem__) if chosen else None,
     )
@@ -242,15 +241,22 @@ def _beyond(own: Mapping[int, float], usual: Mapping[int, float]) -> Interval | 
 
 def costs(grid: Grid, defense: str, tasks: Sequence[str]) -> Mapping[str, Mapping[float, Multiple]]:
     """Cost to break by whichever attack trains; see `cost_to_break`."""
+    return median_costs(itertools.chain.from_iterable(broken(grid, defense, tasks).values()))
+
+
+def broken(grid: Grid, defense: str, tasks: Sequence[str]) -> dict[int, list[Broken]]:
+    """By seed: what the cost to break is computed from on each task."""
     reference, training = grid.rows[defense].reference, grid.within(grid.ranking) - {NONE}
     starts = grid.best_attacks(reference, tasks, frozenset({NONE})) or {}
     undefended, defended = (grid.candidates(row, tasks, training) for row in (reference, defense))
-    return median_costs(
-        (before, after, points(start.validation))
+    return {
+        seed: [
+            (before, after, points(start.validation))
+            for start, before, after in zip(starts[seed], undefended[seed], defended[seed], strict=True)
+            if start.validation is not None
+        ]
         for seed in sorted(starts.keys() & undefended.keys() & defended.keys())
-        for start, before, after in zip(starts[seed], undefended[seed], defended[seed], strict=True)
-        if start.validation is not None
-    )
+    }
 
 
 def authorized_gain(grid: Grid, defense: str, tasks: Sequence[str]) -> Interval | None:

@@ -80,10 +80,10 @@ def _check_on(plugin: Task, workspace: Workspace, source: Path | None) -> None:
 def _created(task: object) -> Iterator[Task]:
     if isinstance(task, str | Path):
         with named("tasks", task) as spec:
-            found = registry.find("tasks", spec.name)
-            if found.path is not None and found.is_text:
+            path = registry.find("tasks", spec.name).text_file
+            if path is not None:
                 with works("its parameters are those of a text task"):
-                    text = TypeAdapter(TextTask).validate_python({"path": found.path, **dict(spec.parameters)})
+                    text = TypeAdapter(TextTask).validate_python({"path": path, **dict(spec.parameters)})
                 yield text
                 return
     with well_formed("tasks", task) as plugin:

@@ -132,7 +132,7 @@ def gradient_error(network: nn.Module, loss: Callable[[nn.Module], Tensor], seed
         ]
         derivative = sum(float((gradient * step).sum()) for gradient, step in zip(double, steps, strict=True))
         differences = [_central_difference(network, loss, parameters, steps, size) for size in STEP_SIZES]
-        errors = [_relative_error(derivative, difference, typical) for difference in differences]
+        errors = [relative_error(derivative, difference, typical) for difference in differences]
         worst = max(worst, min(errors))
     return worst
 
@@ -175,7 +175,9 @@ def _norm(gradients: Iterable[Tensor], scales: list[Tensor]) -> float:
     return math.hypot(*(float((scale * one).norm()) for one, scale in zip(gradients, scales, strict=True)))
 
 
-def _relative_error(derivative: float, difference: float, typical: float) -> float:
+def relative_error(derivative: float, difference: float, typical: float) -> float:
+    """The distance of a derivative to a finite difference, relative to the largest of the two and of a typical
+    derivative; `MAX_ERROR` if one of them is not finite."""
     if not (math.isfinite(derivative) and math.isfinite(difference)):
         return MAX_ERROR
     largest = max(abs(derivative), abs(difference), typical)

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from nftbench.training.costs import FLOAT32_TOLERANCE, MAX_ERROR, SMALLEST, padding_rows
+from nftbench.training.costs import FLOAT32_TOLERANCE, MAX_ERROR, SMALLEST, padding_rows, relative_error
 
 DIRECTIONS = 2
 STEP_SIZES = (1e-4, 1e-3)
@@ -110,7 +110,7 @@ def _worst(derivatives: Sequence[float], differences: Sequence[Sequence[float]])
     """The largest relative error over directions, each by the difference that agrees best."""
     typical = math.sqrt(sum(value * value for value in derivatives) / len(derivatives))
     return max(
-        min(_relative(derivative, difference, typical) for difference in along)
+        min(relative_error(derivative, difference, typical) for difference in along)
         for derivative, along in zip(derivatives, differences, strict=True)
     )
 
@@ -140,10 +140,3 @@ def _signs(network: nn.Module, seed: int, number: int) -> Iterator[Tensor]:
         if parameter in padding:
             drawn[padding[parameter]] = 0
         yield drawn.to(parameter.device)
-
-
-def _relative(derivative: float, difference: float, typical: float) -> float:
-    if not (math.isfinite(derivative) and math.isfinite(difference)):
-        return MAX_ERROR
-    largest = max(abs(derivative), abs(difference), typical)
-    return abs(derivative - difference) / largest if largest else 0.0

@@ -110,10 +110,10 @@ def test_a_prompt_gives_the_likelihoods_of_the_text_written_out(architecture: st
     split = task.split("validation")
     assert isinstance(split, TextSplit)
     network = Prompted(model.network, examples, WINDOW)
-    found = [[value for value, _ in document] for document in lm_eval_tasks.loglikelihoods(network, split)]
+    found = [[value for value, _ in document] for document in split.responses(split.likelihoods(network))]
     expected = written_out(model.network, [*itertools.chain(*examples)], split)
     torch.testing.assert_close(torch.tensor(found), torch.tensor(expected), rtol=1e-4, atol=1e-4)
-    plain = [[value for value, _ in document] for document in lm_eval_tasks.loglikelihoods(model.network, split)]
+    plain = [[value for value, _ in document] for document in split.responses(split.likelihoods(model.network))]
     assert (torch.tensor(plain) - torch.tensor(found)).abs().max() > 0.1, "the prompt changes what the network says"
     assert task.evaluate(network, split) == task.evaluate(network, split)
 

@@ -129,7 +129,7 @@ def settled(whole: Plan, store: Store) -> int:
             attack=str(cell.attack),
             task=str(cell.task),
             seed=cell.seed,
-            row=whole.row(cell.defense),
+            row=whole.rows[cell.defense],
             knowledge=tuple(sorted(attack.knowledge)),
             status="ok",
             role=whole.role(cell),

@@ -120,7 +120,7 @@ def test_the_verb_reads_a_finished_run(
     store.write_manifest(whole.manifest(""))
     for cell in whole.cells:
         made = record(str(cell.defense), str(cell.attack), str(cell.task), cell.seed, 0.8, role=whole.role(cell))
-        store.write(replace(made, key=cell.key, row=whole.row(cell.defense)))
+        store.write(replace(made, key=cell.key, row=whole.rows[cell.defense]))
     monkeypatch.chdir(tmp_path)
     assert main(["calibrate", "small", "--proof", "attacks", "--from", "run"]) == 0
     assert "tiny-attacks: reported" in " ".join(capsys.readouterr().out.split())

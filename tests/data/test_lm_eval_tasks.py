@@ -127,7 +127,7 @@ def reference(model: Model, name: str, folder: Path, include: Path, **options: A
 def assert_agrees(task: lm_eval_tasks.LoadedTextTask, model: Model, expected: tuple[dict[str, Any], list[Any]]) -> None:
     results, responses = expected
     split = task.split("test")
-    found = lm_eval_tasks.loglikelihoods(model.network, split)
+    found = split.responses(split.likelihoods(model.network))
     assert len(found) == len(responses)
     for ours, theirs in zip(found, responses, strict=True):
         assert [value for value, _ in ours] == pytest.approx([value for value, _ in theirs], rel=1e-6, abs=1e-5)
@@ -266,9 +266,10 @@ def test_a_network_without_a_plain_cache_is_scored_whole(several: lm_eval_tasks.
         return output
 
     dropped: list[Any] = []
-    expected = lm_eval_tasks.loglikelihoods(model.network, several.split("test"))
+    split = several.split("test")
+    expected = split.responses(split.likelihoods(model.network))
     model.network.register_forward_hook(without_cache)
-    found = lm_eval_tasks.loglikelihoods(model.network, several.split("test"))
+    found = split.responses(split.likelihoods(model.network))
     assert any(cache is not None for cache in dropped), "sharing was tried"
     np.testing.assert_allclose(np.array(found), np.array(expected), atol=1e-5)
 
@@ -283,8 +284,8 @@ def test_peft_wrapper_is_scored_and_trained(several: lm_eval_tasks.LoadedTextTas
         shape("gpt2").network, LoraConfig(target_modules=["c_attn"], task_type="CAUSAL_LM", fan_in_fan_out=True)
     )
     # A fresh adapter changes nothing.
-    expected = lm_eval_tasks.loglikelihoods(plain, split)
-    np.testing.assert_allclose(np.array(lm_eval_tasks.loglikelihoods(lora, split)), np.array(expected), atol=1e-5)
+    expected, found = (split.responses(split.likelihoods(network)) for network in (plain, lora))
+    np.testing.assert_allclose(np.array(found), np.array(expected), atol=1e-5)
     batch = several.split("train").batch([3, 1, 4, 1, 5])
     loss = several.loss(lora.train(), batch)
     loss.backward()
@@ -319,7 +320,7 @@ def test_loss_is_the_answers_mean_over_tokens(kind: str, shape: Any, tmp_path: P
     task = TextTask(write_task(tmp_path)).load(Context(shape(kind)))
     train = task.split("train")
     indices = [7, 0, 21, 7]
-    found = lm_eval_tasks.loglikelihoods(network, train)
+    found = train.responses(train.likelihoods(network))
     gold = sum(found[i][train.documents[i].gold[0]][0] for i in indices)
     tokens = len(train.batch(indices).targets)
     assert task.loss(network, train.batch(indices)).item() == pytest.approx(-gold / tokens, abs=1e-5)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from nftbench.errors import NftbenchError
 from nftbench.methods import conditioning
-from nftbench.methods.conditioning import Features, StepBounds
+from nftbench.methods.conditioning import Features
 
 SEEDS = st.integers(0, 10_000)
 SIZES = st.integers(2, 8)
@@ -42,6 +42,12 @@ def _problem(seed: int, size: int) -> tuple[Tensor, Tensor]:
     inverse = torch.linalg.inv(theta)
     covariance = inverse.mT @ (axes * eigenvalues) @ axes.mT @ inverse
     return theta, (covariance + covariance.mT) / 2
+
+
+def _hessian(theta: Tensor, covariance: Tensor) -> Tensor:
+    """The Hessian H(theta) = theta^T K theta [D, D] (Eq. 9), made exactly symmetric."""
+    product = theta.mT @ covariance @ theta
+    return (product + product.mT) / 2
 
 
 def _rows(covariance: Tensor) -> Tensor:
@@ -142,7 +148,7 @@ def test_with_a_ridge_features_without_full_rank_have_a_largest_eigenvalue_and_n
 def test_gradients_in_theta_are_those_of_the_theorem(seed: int, size: int) -> None:
     """2 K theta (s_1 v_1 v_1^T - H / D), and of R_ill 2 K theta (s_k v_k v_k^T - H / k) R_ill^2 (Theorem 4.2)."""
     theta, covariance = _problem(seed, size)
-    matrix = conditioning.hessian(theta, covariance)
+    matrix = _hessian(theta, covariance)
     values, vectors = torch.linalg.eigh(matrix)
     spread = (values.square() - values[0].square()).sum() / (2 * size)
     for regularizer, at, scale in ((conditioning.probe_r_well, -1, 1.0), (conditioning.probe_r_ill, 0, spread**-2)):
@@ -154,12 +160,63 @@ def test_gradients_in_theta_are_those_of_the_theorem(seed: int, size: int) -> No
 # -------------------------------------------------------------------------------------------------------------- steps
 
 
+class _Bounds(NamedTuple):
+    """For each regularizer R the largest eta at which theta - eta K^-1 dR/dtheta changes kappa as in Theorem 4.3."""
+
+    well: float
+    ill: float
+
+
+def _bounds(hessian: Tensor) -> _Bounds:
+    """The step sizes below which a step on R_well lowers kappa(H) and a step on R_ill raises it, for H of full rank.
+
+    The bounds are our own derivation, because the paper's do not hold as printed (see `_published_bounds`). Without
+    K^-1 in the step there is no such bound.
+
+    Let D be the size of H, a = 1 - 1/D and G = dR/dH. The step is theta' = theta - 2 eta theta G, because K^-1 cancels
+    the K of Theorem 4.2. G is a function of H and commutes with it. Therefore H' = (I - 2 eta G) H (I - 2 eta G) has
+    the eigenvectors of H and the eigenvalues s_i' = s_i (1 - 2 eta g_i)^2, where g_i are the eigenvalues of G.
+
+    R_well: g_1 = a s_1, and g_i = -s_i / D for the others, which grow and keep their order. kappa falls under two
+    conditions. The first is s_1' >= s_D', hence eta <= (s_1^½ - s_D^½) / (2 (a s_1^(3/2) + s_D^(3/2) / D)). The second
+    is s_2' < s_1, hence eta < D (s_1^½ - s_2^½) / (2 s_2^(3/2)), which is the paper's second term.
+
+    R_ill: let d = ||H||_F^2 / (2 D) - s_D^2 / 2. Then g_D = a s_D / d^2, and g_i = -s_i / (D d^2) for the others, which
+    grow. s_D falls and reaches zero at 2 eta g_D = 1, hence eta < d^2 / (2 a s_D). Below this bound kappa rises with
+    eta, without limit. (Up to twice the bound s_D still ends below its old value. But H loses a rank on the way, and
+    Eq. 1 no longer counts that eigenvalue.)
+    """
+    values: list[float] = torch.linalg.eigvalsh(hessian).flip(0).tolist()
+    size, first, second, last = len(values), values[0], values[1], values[-1]
+    most = 1 - 1 / size
+    ordered = (math.sqrt(first) - math.sqrt(last)) / (2 * (most * first**1.5 + last**1.5 / size))
+    below = (math.sqrt(first) - math.sqrt(second)) * size / (2 * second**1.5)
+    spread = sum(value**2 - last**2 for value in values) / (2 * size)
+    return _Bounds(min(ordered, below), spread**2 / (2 * most * last))
+
+
+def _published_bounds(hessian: Tensor) -> _Bounds:
+    """The bounds of Theorem 4.3 as printed. They were read from an extracted text, in which formulas may be damaged:
+
+    eta_P < min(1 / ((1 - 1/D) s_1), ((s_1 s_2)^½ - s_2) / (2 s_2^2 / D)),
+    eta_H < (||H||_F^2 / (2 k) - s_k^2 / 2)^2 / (1 - 2 s_k / k).
+
+    The first bound is too large. At half of its first term s_1' is 0, so that kappa is infinite instead of lower. The
+    second bound mixes units (s_k and 1) and is negative for s_k > k / 2.
+    """
+    values: list[float] = torch.linalg.eigvalsh(hessian).flip(0).tolist()
+    size, first, second, last = len(values), values[0], values[1], values[-1]
+    spread = sum(value**2 - last**2 for value in values) / (2 * size)
+    well = min(1 / ((1 - 1 / size) * first), (math.sqrt(first * second) - second) * size / (2 * second**2))
+    return _Bounds(well, spread**2 / (1 - 2 * last / size))
+
+
 @given(SEEDS, SIZES, st.floats(0.001, 0.99))
 @settings(max_examples=100, deadline=None)
 def test_steps_within_the_bounds_move_the_condition_number(seed: int, size: int, share: float) -> None:
     theta, covariance = _problem(seed, size)
     before = _kappa(theta, covariance)
-    bounds = conditioning.step_bounds(conditioning.hessian(theta, covariance))
+    bounds = _bounds(_hessian(theta, covariance))
     gradient = conditioning.precondition(_gradient(conditioning.probe_r_well, theta, _rows(covariance)), covariance)
     assert _kappa(theta - share * bounds.well * gradient, covariance) < before
     gradient = conditioning.precondition(_gradient(conditioning.probe_r_ill, theta, _rows(covariance)), covariance)
@@ -170,27 +227,19 @@ def test_published_bound_of_the_first_part_is_too_wide() -> None:
     """H = diag(100, 1, 0.5): at half of the published bound the largest eigenvalue is gone."""
     theta = torch.eye(3, dtype=torch.float64)
     covariance = torch.diag(torch.tensor([100.0, 1.0, 0.5], dtype=torch.float64))
-    published = conditioning.published_step_bounds(covariance)
+    published = _published_bounds(covariance)
     assert published.well == pytest.approx(0.015)
     gradient = conditioning.precondition(_gradient(conditioning.probe_r_well, theta, _rows(covariance)), covariance)
-    halved = conditioning.hessian(theta - 0.5 * published.well * gradient, covariance)
+    halved = _hessian(theta - 0.5 * published.well * gradient, covariance)
     assert float(torch.linalg.eigvalsh(halved)[0]) == pytest.approx(0, abs=1e-9)
     assert _kappa(theta - 0.499 * published.well * gradient, covariance) > 1000  # it was 200, and should have fallen
-    assert conditioning.step_bounds(covariance).well < 0.5 * published.well
+    assert _bounds(covariance).well < 0.5 * published.well
 
 
 def test_published_bound_of_the_second_part_can_be_negative() -> None:
     covariance = torch.diag(torch.tensor([9.0, 4.0, 2.0], dtype=torch.float64))
-    assert conditioning.published_step_bounds(covariance).ill < 0
-    assert conditioning.step_bounds(covariance).ill > 0
-
-
-def test_bounds_are_scaled_by_the_hessian_as_the_step_needs() -> None:
-    """H -> c H makes G = dR_well/dH c times as large, and dR_ill/dH c^-3 times: bounds go with 1 / c and c^3."""
-    theta, covariance = _problem(3, 5)
-    matrix = conditioning.hessian(theta, covariance)
-    one, other = conditioning.step_bounds(matrix), conditioning.step_bounds(10 * matrix)
-    assert StepBounds(other.well * 10, other.ill / 1000) == pytest.approx(one, rel=1e-9)
+    assert _published_bounds(covariance).ill < 0
+    assert _bounds(covariance).ill > 0
 
 
 def test_the_inverse_on_the_other_side_is_another_step() -> None:
@@ -433,10 +482,6 @@ def test_matrices_without_an_inverse_are_refused() -> None:
         conditioning.precondition(gradient, gradient[:4])
     with pytest.raises(NftbenchError, match="ridge"):
         conditioning.precondition(gradient, short, ridge=-1.0)
-    with pytest.raises(NftbenchError, match="full rank"):
-        conditioning.step_bounds(short)
-    with pytest.raises(NftbenchError, match="at least two"):
-        conditioning.step_bounds(torch.ones(1, 1))
 
 
 def test_too_many_features_to_invert_name_the_memory() -> None:

@@ -149,8 +149,8 @@ def test_reference_rows_are_added_and_scratch_is_planned_once_for_each(tmp_path:
     audited = f"checkpoint[path={folders[0]},reference={folders[1]}]"
     found = plan(suite(defenses=["none", "pmp", audited], seeds=[0]))
     assert {str(cell.defense) for cell in found.cells} == {"none", "pmp", audited, twin}
-    assert found.row(Spec.parse(audited)).reference == twin
-    assert found.row(Spec.parse("pmp")).reference == "none"
+    assert found.rows[Spec.parse(audited)].reference == twin
+    assert found.rows[Spec.parse("pmp")].reference == "none"
     scratch = [
         place(cell)[0] for cell in found.cells if str(cell.attack) == "scratch" and str(cell.task) == "toy_topic"
     ]
@@ -159,7 +159,7 @@ def test_reference_rows_are_added_and_scratch_is_planned_once_for_each(tmp_path:
 
 def test_rows_hold_the_facts_that_scoring_needs() -> None:
     found = plan(suite())
-    rows = {name: found.row(Spec.parse(name)) for name in DEFENSES}
+    rows = {name: found.rows[Spec.parse(name)] for name in DEFENSES}
     assert [rows[name].trivial for name in DEFENSES] == [False, True, False, False]
     assert rows["pmp"].claim is not None
     assert rows["pmp"].claim.knowledge == {"method", "data"}
@@ -186,7 +186,7 @@ class Confider(Defense):
 
 def test_a_defense_that_names_tasks_is_told_them_and_is_task_aware(plugin: WriteFile) -> None:
     plugin("confider", CONFIDER)
-    row = plan(suite(defenses=["none", "confider"])).row(Spec.parse("confider"))
+    row = plan(suite(defenses=["none", "confider"])).rows[Spec.parse("confider")]
     assert (row.task_aware, row.told) == (True, ("toy_topic",))
 
 

@@ -61,7 +61,7 @@ def test_a_dose_of_the_ladder_says_the_number_that_it_leaves_to_the_default() ->
 def test_defaults_read_from_a_file_are_those_of_the_class(kind: registry.Kind) -> None:
     for name, plugin in registry.available(kind).items():
         found = registry.defaults(kind, name)
-        own = {} if plugin.is_text else {field.name: field.default for field in fields(registry.load(plugin))}
+        own = {} if plugin.text_file else {field.name: field.default for field in fields(registry.load(plugin))}
         assert {key: own[key] for key in found} == dict(found)
         assert {key for key, value in own.items() if isinstance(value, float)} <= found.keys()
 

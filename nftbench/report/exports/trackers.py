@@ -12,6 +12,7 @@ import io
 import json
 import math
 import os
+import re
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -175,14 +176,12 @@ def _mlflow(results: Results, folder: Path) -> None:
 
 def _plain(name: str) -> str:
     """A name in the characters that MLflow takes."""
-    return "".join(letter if letter.isalnum() or letter in "/_-. " else "-" for letter in name)
+    return re.sub(r"[^\w/. -]", "-", name)
 
 
 def _artifact(results: Results) -> str:
     """A name in the characters that trackers take."""
-    return "".join(
-        letter if letter.isalnum() or letter in "_-." else "-" for letter in f"nftbench-{results.board.suite}"
-    )
+    return re.sub(r"[^\w.-]", "-", f"nftbench-{results.board.suite}")
 
 
 _TRACKERS: Mapping[Tracker, Callable[[Results, Path], None]] = {"trackio": _trackio, "wandb": _wandb, "mlflow": _mlflow}

@@ -139,14 +139,8 @@ def _foot(family: str | None, kept: Interval, curves: Sequence[Curve]) -> float 
 
 
 def _budget(board: Leaderboard, labels: Mapping[str, str], rows: Mapping[str, Style]) -> list[dict[str, Any]]:
-    """A curve for each row off the ladder, and for training from scratch; the undefended model last."""
-    kinds: dict[str, str] = {score.defense: score.kind for score in order.without_ladder(board)}
-    doses = {score.defense for scores in order.doses(board).values() for score in scores}
-    places = {defense: index for index, defense in enumerate(kinds)}
-    curves = sorted(
-        (one for one in board.budgets if one.defense not in doses),
-        key=lambda one: places.get(one.defense, len(places)),
-    )
+    """A curve for each row off the ladder, and for training from scratch."""
+    kinds: dict[str, str] = {score.defense: score.kind for score in board.scores}
     return [
         {
             "row": one.defense,
@@ -155,5 +149,5 @@ def _budget(board: Leaderboard, labels: Mapping[str, str], rows: Mapping[str, St
             "look": _look(rows.get(one.defense, styles.SCRATCH)),
             "points": [(flops, score.value) for flops, score in zip(one.flops, one.scores, strict=True)],
         }
-        for one in curves
+        for one in order.budgets(board)
     ]
