@@ -64,9 +64,8 @@ class Workspace:
         suite, data = self.suite, self.plan.data
         told = (name for defense in self.plan.defenses.values() for name in defense.told)
         names = {Spec.parse(text).name for text in (*suite.tasks, *suite.benign, *suite.utility, *told)}
-        plugins = [registry.find("tasks", name) for name in sorted(names)]
-        paths = [plugin.path for plugin in plugins if plugin.is_text and plugin.path is not None]
-        files = [file for path in paths for file in task_files.data_files(data, task_files.settings(path))]
+        paths = [registry.find("tasks", name).text_file for name in sorted(names)]
+        files = [file for path in paths if path for file in task_files.data_files(data, task_files.settings(path))]
         patterns = filter(None, (suite.corpus.train, suite.corpus.heldout) if suite.corpus.source == "text" else ())
         files += [file for pattern in patterns for file in (data or Path()).glob(pattern)]
         return (*isolation.documents(data), *files)
