@@ -106,7 +106,8 @@ def add_file(path: str | Path) -> list[Plugin]:
     path = path.parent if path.name == "__init__.py" else path
     source = path / "__init__.py" if path.is_dir() else path
     if not source.is_file():
-        raise NftbenchError(f"--plugin {source}: no such file")
+        advice = "; write parameters into --defenses or --attacks" if source.name.endswith("]") else ""
+        raise NftbenchError(f"--plugin {source}: no such file{advice}")
     kinds = kinds_in(source)
     if not kinds:
         methods = ", ".join(_METHOD.values())

@@ -262,6 +262,7 @@ def test_help_without_a_verb(words: list[str], call: Call) -> None:
         (["run", "tiny.yaml", "--attacks", "authorized", "--defenses", "none"], "the defense keeps no secret"),
         (["run", "wiki-small"], "give the folder with --data"),
         (["run", "wiki-small", "--data", "."], "no file matches"),
+        (["run", "tiny.yaml", "--plugin", "unstaged.py[x=1]"], "no such file; write parameters into --defenses or "),
         (["run", "tiny.yaml", "--plugin", "a[1].py"], "a name holds no brackets and commas; rename it"),
         (["run", "tiny.yaml", "--out", "runs/\udcff"], "'runs/\\udcff': is not text in UTF-8"),
         (["report", "."], "manifest.json is missing"),

@@ -158,7 +158,7 @@ def test_bad_attacks_fail_and_say_why_while_other_attacks_go_on(
         "full": "ok",
     }
     assert records["none", "breaks", "toy_topic", 0].reason == "RuntimeError: first second (breaks.py:16)"
-    assert records["none", "interrupts", "toy_topic", 0].reason == "KeyboardInterrupt:  (interrupts.py:16)"
+    assert records["none", "interrupts", "toy_topic", 0].reason == "KeyboardInterrupt: (interrupts.py:16)"
 
 
 def test_an_attack_that_fails_on_one_task_keeps_its_other_cells(
