@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from nftbench.cli import completion
+from nftbench.cli.console import console
 from nftbench.cli.options import RunFolder
 from nftbench.errors import NftbenchError
 
@@ -118,15 +119,16 @@ def compare(
 def _write(comparison: Comparison, formats: list[Format], files: list[Path], only_changed: bool) -> None:
     """Write every format to its file, or print it; under GitHub Actions also the summary and annotations."""
     from nftbench.records.store import write_atomically
-    from nftbench.report.comparison import FORMATS
+    from nftbench.report.comparison import FORMATS, table
 
     for index, one in enumerate(formats):
-        text = FORMATS[one.value](comparison, only_changed)
         if index < len(files):
             files[index].parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(files[index], text.encode())
+            write_atomically(files[index], FORMATS[one.value](comparison, only_changed).encode())
+        elif one is Format.table:
+            typer.echo(table.text(comparison, only_changed, console().width), nl=False)
         else:
-            typer.echo(text, nl=False)
+            typer.echo(FORMATS[one.value](comparison, only_changed), nl=False)
     if summary := os.environ.get("GITHUB_STEP_SUMMARY"):
         with Path(summary).open("a", encoding="utf-8") as file:
             file.write(FORMATS["markdown"](comparison, only_changed))

@@ -89,6 +89,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             stream.reconfigure(errors="replace")  # a terminal in latin-1 has no character for a table's lines
     if "--install-completion" in words:
         completion.mend_zsh()
+    for word in words:
+        if not word.isascii() and word != word.encode(errors="replace").decode():
+            complain(f"{word!r}: is not text in UTF-8, as files with results are; choose another name")
+            return BAD_INPUT
     with warnings.catch_warnings(), _same_environment():
         warnings.showwarning = _show_warning
         try:
@@ -102,6 +106,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except typer.TyperException as error:
             complain(error.format_message().replace(": Value error, ", ": "))
             return BAD_INPUT
+        except SystemExit:  # typer and rich end so where nobody reads the output any longer
+            if arguments is None:
+                stopping.end_unread(words)
+            raise
     return int(code or 0)
 
 

@@ -44,8 +44,9 @@ def doing(words: Callable[[], str]) -> Iterator[Heartbeat]:
     heart, over = Heartbeat(), threading.Event()
 
     def beat() -> None:
-        while not over.wait(LOOK):
-            heart.beat(words)
+        with contextlib.suppress(OSError):  # nobody reads the output any longer: the block meets it where it prints
+            while not over.wait(LOOK):
+                heart.beat(words)
 
     thread = threading.Thread(target=beat, daemon=True)
     thread.start()

@@ -53,13 +53,15 @@ def report(
 ) -> None:
     """Rank the defenses again from the records in folders."""
     from nftbench.cli import execution
-    from nftbench.records.store import write_atomically
+    from nftbench.records.store import Store, default_cache, write_atomically
     from nftbench.report import web
 
     if log_to is not None:
         from nftbench.report.exports import trackers
 
         trackers.check(log_to)
+    for folder in folders:
+        Store(folder, default_cache()).manifest()  # all are refused before the first is written
     boards, paths = [], []
     for folder in folders:
         board, command, written = _again(folder)

@@ -63,14 +63,24 @@ def _again(words: Sequence[str]) -> str:
     return shlex.join([*program, *(word for word in words if word not in WITHOUT)])
 
 
+def end_unread(words: Sequence[str]) -> None:
+    """End this process as a signal does, if it is a run: nobody reads its output any longer, such as `head`."""
+    if _kept:
+        _end(_again(words), "stopped, because nobody reads its output any longer", signal.SIGPIPE)
+
+
 def _stop(command: str, number: int, _frame: Any) -> None:
+    name = "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
+    _end(command, f"stopped by {name}", number)
+
+
+def _end(command: str, why: str, number: int) -> None:
     for one in (signal.SIGINT, signal.SIGTERM):
         signal.signal(one, signal.SIG_IGN)
     for action in _before:
         with contextlib.suppress(Exception):
             action()
-    name = "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
-    line = f"nftbench: stopped by {name}{_kept}. To go on: {command}\n"
+    line = f"nftbench: {why}{_kept}. To go on: {command}\n"
     with contextlib.suppress(OSError, ValueError):  # the terminal may be gone
         if sys.stdout.isatty():
             os.write(sys.stdout.fileno(), SHOW_CURSOR + b"\n")

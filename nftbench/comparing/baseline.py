@@ -45,11 +45,12 @@ def thawed(content: bytes, name: str) -> tuple[Manifest, list[Record], Origin]:
     Raises:
         NftbenchError: the content is damaged, or no baseline of this version. The message begins with `name`.
     """
-    header, *lines = [json.loads(line) for line in pack.decode(content, name)] or [None]
+    advice = "make it anew with nftbench baseline FOLDER"
+    header, *lines = [json.loads(line) for line in pack.decode(content, name, advice)] or [None]
     if not isinstance(header, dict) or "baseline" not in header:
         raise NftbenchError(f"{name}: not a baseline; make one with nftbench baseline FOLDER")
     if header["baseline"] != FORMAT:
-        raise NftbenchError(f"{name}: a baseline of format {header['baseline']}, not {FORMAT}: make it anew")
+        raise NftbenchError(f"{name}: a baseline of format {header['baseline']}, not {FORMAT}; {advice}")
     manifest = manifests.parsed(header.get("manifest"), name)
     try:
         fields = {key: header[key] for key in Origin.__dataclass_fields__ if key in header}

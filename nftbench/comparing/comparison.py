@@ -133,6 +133,11 @@ def compare(base: Side, new: Side, settings: Settings) -> Comparison:
     names = _chosen(first, second, settings)
     lines = list(_lines(first, second, names, asked, settings, drops, _Rulers.of(base, new)))
     facts = [SideFacts(side.path, side.suite, side.origin) for side in (base, new)]
+    if base.path == new.path:
+        notes = [
+            f"BASE and NEW are both {base.path}, so nothing can differ; name the run before the change first",
+            *notes,
+        ]
     return Comparison(
         facts[0], facts[1], settings, tuple(_judged(lines, settings.alpha)), (*rulers.notes(base, new), *notes)
     )

@@ -550,4 +550,6 @@ def _tokenizer(path: str | Path, local: bool) -> PreTrainedTokenizerBase | None:
 
 
 def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).split("\n", 1)[0]
+    """What an error says first, with the cause where the line ends in a colon, as of transformers' checks."""
+    lines = (str(error).strip() or type(error).__name__).split("\n")
+    return " ".join(line.strip() for line in lines[: 2 if lines[0].endswith(":") else 1])

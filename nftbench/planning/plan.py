@@ -440,7 +440,7 @@ def _ladder_attacks(suite: Suite, attacks: Collection[Spec]) -> set[Spec]:
         return set(attacks)
     found = {canonical("attacks", text) for text in ("none", *suite.ladder_attacks)}
     for spec in sorted(map(str, found - set(attacks))):
-        raise NftbenchError(f"{suite.name}: ladder_attacks: {spec} is not among the suite's attacks")
+        raise NftbenchError(f"{suite.name}: ladder_attacks: {spec} is not among the suite's attacks; list it there too")
     return found
 
 

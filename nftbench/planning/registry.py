@@ -35,7 +35,7 @@ from typing import Any, Literal, get_args
 import yaml
 
 from nftbench.contract import Attack, Defense, Task, Yardstick
-from nftbench.errors import NftbenchError, suggest, wrong
+from nftbench.errors import NftbenchError, one_line, suggest, wrong
 from nftbench.planning.class_problems import (
     attribute_problems,
     checker,
@@ -86,8 +86,8 @@ class Plugin:
         text = self.path.read_text(encoding="utf-8")
         if self.text_file is not None:
             first = text.split("\n", 1)[0]
-            return first.removeprefix("#").strip() if first.startswith("#") else ""
-        return (ast.get_docstring(ast.parse(text)) or "").split("\n", 1)[0]
+            return one_line(first.removeprefix("#")) if first.startswith("#") else ""
+        return one_line((ast.get_docstring(ast.parse(text)) or "").split("\n", 1)[0])
 
 
 NAME = re.compile(r"[A-Za-z0-9_.-]+")
@@ -108,12 +108,17 @@ def add_file(path: str | Path) -> list[Plugin]:
     path = path.parent if path.name == "__init__.py" else path
     source = path / "__init__.py" if path.is_dir() else path
     if not source.is_file():
-        raise NftbenchError(f"--plugin {source}: no such file")
+        advice = "; write parameters into --defenses or --attacks" if source.name.endswith("]") else ""
+        raise NftbenchError(f"--plugin {source}: no such file{advice}")
     kinds = kinds_in(source)
     if not kinds:
         methods = ", ".join(_METHOD.values())
         raise NftbenchError(
             f"--plugin {path}: has no class with one of the methods {methods}; `nftbench new` writes a file with one"
+        )
+    if re.search(r"[\[\],]", _name(source)):
+        raise NftbenchError(
+            f"--plugin {path}: the plugin is named after its file, and a name holds no brackets and commas; rename it"
         )
     added = [Plugin(kind, _name(source), str(path), source) for kind in kinds]
     if len({plugin.is_trusted for plugin in added}) > 1:
@@ -348,7 +353,7 @@ def load(plugin: Plugin) -> type[Any]:
         raise NftbenchError(f"{plugin}: it was added, and only a process of its own may import it")
     try:
         cls = imported(plugin)
-    except Exception as error:
+    except BaseException as error:  # such as SystemExit, after which nothing would be said
         raise NftbenchError(f"{plugin}: {of_dataclass(error) or f'{type(error).__name__}: {error}'}") from error
     protocol = PROTOCOLS[plugin.kind]
     if protocol not in cls.__mro__:
@@ -423,9 +428,10 @@ def _kinds(path: Path) -> list[Kind]:
 
 @functools.cache
 def _kinds_of(path: Path, changed: int) -> list[Kind]:
+    text = path.read_text(encoding="utf-8")
     if path.suffix == ".yaml":
         return ["tasks"]
-    classes = [node for node in ast.parse(path.read_text(encoding="utf-8")).body if isinstance(node, ast.ClassDef)]
+    classes = [node for node in ast.parse(text).body if isinstance(node, ast.ClassDef)]
     public = [cls for cls in classes if not cls.name.startswith("_")]
     methods = {item.name for cls in public for item in cls.body if isinstance(item, ast.FunctionDef)}
     return [kind for kind in KINDS if _METHOD[kind] in methods]
@@ -509,7 +515,15 @@ def _as_list(cls: type[Any], key: str, value: Any) -> Any:
     if not annotation.startswith(("tuple", "list")) or isinstance(value, list):
         return value
     items = split(str(value), "+")
-    return items if annotation.startswith(("tuple[str", "list[str")) else [yaml.safe_load(item) for item in items]
+    return items if annotation.startswith(("tuple[str", "list[str")) else [_value(item) for item in items]
+
+
+def _value(text: str) -> Any:
+    """A YAML scalar; the text itself where it is none, for the check of types to refuse."""
+    try:
+        return yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError):
+        return text
 
 
 @functools.cache

@@ -76,7 +76,7 @@ def _parsed(path: Path, changed: int, size: int) -> tuple[Mapping[str, Any], fro
     modules = re.findall(r"""!function\s+["']?([\w.]+)\.\w+""", text)
     try:
         content = yaml.load(text, _WithoutFunctions)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date such as 2024-13-45
         raise NftbenchError(f"{path}: not YAML: {yaml_problem(error)}") from None
     if content is None:
         raise NftbenchError(f"{path}: is empty")

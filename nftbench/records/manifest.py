@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from pydantic import TypeAdapter, ValidationError
 
-from nftbench.errors import NftbenchError
+from nftbench.errors import NftbenchError, wrong
 from nftbench.records.record import CellId
 from nftbench.suites.schema import Family, PaperClaim, Suite
 
@@ -106,7 +106,8 @@ def read(path: Path) -> Manifest:
     try:
         content: Any = json.loads(path.read_bytes())
     except FileNotFoundError:
-        raise NftbenchError(f"{path.parent}: no results here ({path.name} is missing)") from None
+        missing = f"no results here ({path.name} is missing)" if path.parent.is_dir() else "no such folder"
+        raise NftbenchError(f"{path.parent}: {missing}") from None
     except ValueError as error:
         raise NftbenchError(
             f"{path}: damaged ({error}); restore it from a copy, or delete it and run the suite again"
@@ -131,7 +132,7 @@ def parsed(content: Any, name: str) -> Manifest:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "the whole file"
-        raise NftbenchError(f"{name}: not a manifest of nftbench: {where}: {first['msg']}") from None
+        raise NftbenchError(f"{name}: not a manifest of nftbench: {where}: {wrong(first)}") from None
 
 
 @functools.cache

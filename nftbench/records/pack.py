@@ -30,6 +30,9 @@ SHORTEST = 100
 PRESET = 6 | lzma.PRESET_EXTREME
 """Files are 6 % smaller than with the plain preset. Its dictionary of 8 MiB holds the text of 2,000 records."""
 
+ADVICE = "restore it from a copy, or delete it to compute its cells again"
+"""What to do about a damaged pack."""
+
 JsonObject = dict[str, Any]
 
 
@@ -48,7 +51,7 @@ def encode(records: Sequence[JsonObject]) -> bytes:
     return content
 
 
-def decode(content: bytes, name: str) -> list[bytes]:
+def decode(content: bytes, name: str, advice: str = ADVICE) -> list[bytes]:
     """The records in a pack's content, each as JSON text, in the order of the file.
 
     Raises:
@@ -59,7 +62,6 @@ def decode(content: bytes, name: str) -> list[bytes]:
     except NftbenchError:
         raise
     except (ValueError, LookupError, TypeError, lzma.LZMAError) as error:
-        advice = "restore it from a copy, or delete it to compute its cells again"
         raise NftbenchError(f"{name}: damaged ({type(error).__name__}: {error}); {advice}") from None
 
 

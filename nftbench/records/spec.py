@@ -58,7 +58,7 @@ class Spec:
                 raise NftbenchError(f"{text!r}: {key.strip()!r} is given twice")
             try:
                 parameters.append((key.strip(), yaml.safe_load(value)))
-            except yaml.YAMLError:
+            except (yaml.YAMLError, ValueError):  # ValueError: a date such as 2024-13-45
                 raise NftbenchError(f"{text!r}: {value!r} is not a YAML value; quote it") from None
         return cls(name, tuple(parameters))
 
@@ -121,5 +121,5 @@ def _is_plain(text: str) -> bool:
     places = (f"={text}", f"[={text}]")
     try:
         return bool(yaml.safe_load(text) == text and all(split(f"{place},x") == [place, "x"] for place in places))
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError):
         return False

@@ -51,8 +51,15 @@ SETTLED = ("ok", "nonfinite")
 
 
 def default_cache() -> Path:
-    """The folder of corpora, base models and releases: $NFTBENCH_CACHE, or else ~/.cache/nftbench."""
-    return Path(os.environ.get("NFTBENCH_CACHE") or Path.home() / ".cache" / "nftbench")
+    """The folder of corpora, base models and releases: $NFTBENCH_CACHE, or else ~/.cache/nftbench.
+
+    Raises:
+        NftbenchError: neither is there, as for a user of a container who has no home.
+    """
+    try:
+        return Path(os.environ.get("NFTBENCH_CACHE") or Path.home() / ".cache" / "nftbench")
+    except RuntimeError:
+        raise NftbenchError("this user has no home folder to cache models in; set NFTBENCH_CACHE to a folder") from None
 
 
 def settled(cells: Collection[Cell], records: Mapping[str, Record]) -> set[str]:
@@ -194,7 +201,7 @@ class Store:
                 yield path, found
                 continue
             warnings.warn(f"{path}: set aside: {found}", stacklevel=2)
-            with contextlib.suppress(FileNotFoundError):  # another run has renamed it
+            with contextlib.suppress(OSError):  # another run has renamed it, or the folder is only to be read
                 path.rename(path.with_suffix(".corrupt"))
 
     def _files(self) -> Iterator[tuple[Path, Record | str]]:
@@ -295,15 +302,17 @@ class Store:
         """The folder's salt; None if it has none yet.
 
         Raises:
-            NftbenchError: its file is empty. Anybody would know such a salt.
+            NftbenchError: its file holds no word. Anybody would know an empty salt.
         """
         path = self.results / "salt"
         try:
-            found = path.read_text(encoding="utf-8").strip()
+            found = path.read_text(encoding="utf-8", errors="replace").strip()
         except FileNotFoundError:
             return None
-        if not found:
-            raise NftbenchError(f"{path}: is empty; restore it, or delete it to draw another salt and run all again")
+        if found.split() != [found] or "\ufffd" in found or not found.isprintable():
+            raise NftbenchError(
+                f"{path}: is empty or damaged; restore it, or delete it to draw another salt and run all again"
+            )
         return found
 
     def keep_salt(self, text: str) -> str:
@@ -500,7 +509,11 @@ class Store:
 
 def write_atomically(path: Path, content: bytes, mode: int = 0o644) -> None:
     """Write a file so that readers see either the whole old file or the whole new one."""
-    handle, draft = tempfile.mkstemp(prefix=f".{path.name[:60]}.", dir=path.parent)
+    try:
+        handle, draft = tempfile.mkstemp(prefix=f".{path.name[:60]}.", dir=path.parent)
+    except OSError as error:
+        error.filename = str(path)  # the draft's name would say nothing to a user
+        raise
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(content)

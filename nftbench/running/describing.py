@@ -75,7 +75,7 @@ def perform(order: bytes, folder: Path) -> None:
     try:
         answer = facts.as_json(question, question(registry.create(kind, text), argument))
         (folder / ANSWER).write_bytes(answer)
-    except (Exception, SystemExit) as error:  # a plugin may raise anything
+    except BaseException as error:  # a plugin may raise anything, and Ctrl-C does not reach this process
         plugin = registry.find(kind, text.partition("[")[0])
         message = str(error) if isinstance(error, NftbenchError) else f"{plugin}: {type(error).__name__}: {error}"
         (folder / FAILED).write_text(json.dumps(message), encoding="utf-8")

@@ -51,7 +51,7 @@ def attempt(action: Callable[[], Any], file: Path) -> None:
     """Do something in a plugin's process. If it fails, its status and reason go to `file`, for `raise_written`."""
     try:
         action()
-    except (Exception, SystemExit) as error:  # a plugin may raise anything
+    except BaseException as error:  # a plugin may raise anything, and Ctrl-C does not reach this process
         file.write_text(json.dumps(status_of(error)), encoding="utf-8")
 
 

@@ -281,7 +281,7 @@ def _aside(
             registry.add_file(path)
         with registry.importing_added():
             function(*arguments)
-    except (Exception, SystemExit) as error:  # a plugin may raise anything
+    except BaseException as error:  # a plugin may raise anything, and Ctrl-C does not reach this process
         message = str(error) if isinstance(error, NftbenchError) else f"{type(error).__name__}: {error}"
     result.send_bytes(message.encode())
 
@@ -417,8 +417,10 @@ def _become(call: _Call) -> None:
             call.function((call.folder / "order").read_bytes(), call.folder)
         (call.folder / "returned").touch()
         code = 0
-    except BaseException:
+    except Exception:
         sys.excepthook(*sys.exc_info())
+    except BaseException as error:  # a plugin's, such as KeyboardInterrupt
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
     finally:
         sys.stdout.flush()
         sys.stderr.flush()

@@ -42,8 +42,8 @@ def read(name_or_path: str, changes: Sequence[str] = ()) -> Suite:
     else:
         raise NftbenchError(f"no suite named {name_or_path!r}{_hint(name_or_path)}")
     try:
-        content = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+        content = yaml.load(text, _KeysOnce)
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date such as 2024-13-45
         raise NftbenchError(f"{source}: not YAML{_unquoted(text, error)}: {yaml_problem(error)}") from None
     if content is None:
         raise NftbenchError(f"{source}: is empty; docs/suites.md lists the keys of a suite")
@@ -82,6 +82,18 @@ def _problems(content: Mapping[str, Any]) -> list[Problem]:
     return []
 
 
+class _KeysOnce(yaml.SafeLoader):
+    """Refuses a key that a section has twice, as YAML does. The package yaml would take the last one without a word."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+            if key.value in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"{key.value!r} is given twice", key.start_mark)
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
 def _shipped() -> Any:
     return resources.files("nftbench.suites")
 
@@ -94,7 +106,7 @@ def _hint(name: str) -> str:
     return f"; for a checkpoint, run a suite on it: nftbench run small --defenses '{spec}'"
 
 
-def _unquoted(text: str, error: yaml.YAMLError) -> str:
+def _unquoted(text: str, error: Exception) -> str:
     """A hint at a specification without quotes in the line of the error: its bracket would begin a list."""
     mark = getattr(error, "problem_mark", None)
     lines = text.splitlines()
@@ -116,7 +128,7 @@ def _apply(content: dict[str, Any], change: str) -> None:
             raise NftbenchError(f"--set {change!r}: {section!r} is not a section")
     try:
         content[last] = yaml.safe_load(value)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:
         raise NftbenchError(f"--set {change!r}: the value is not YAML{_unquoted(value, error)}") from None
 
 

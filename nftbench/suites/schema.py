@@ -360,7 +360,9 @@ class Suite(_Section):
         if self.corpus.source == "none":
             raise ValueError("a given base reads text, and corpus.source is none")
         if self.initialisations > 1:
-            raise ValueError(f"initialisations is {self.initialisations}, and a given base has one")
+            raise ValueError(
+                f"initialisations is {self.initialisations}, and a given base has one; set initialisations=1"
+            )
         return self
 
     @model_validator(mode="after")

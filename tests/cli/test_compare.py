@@ -97,6 +97,16 @@ def test_a_gate_may_be_told_never_to_fail(base: Path, capsys: pytest.CaptureFixt
     assert capsys.readouterr().out.startswith("REGRESSED")
 
 
+def test_a_run_compared_with_itself_says_so(base: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A gate that names one folder twice is always green."""
+    assert compared(base, base) == 0
+    assert "BASE and NEW are both base, so nothing can differ" in capsys.readouterr().out
+    assert main(["baseline", "base", "--out", "frozen.xz"]) == 0
+    capsys.readouterr()
+    assert compared("frozen.xz", base) == 0
+    assert "nothing can differ" not in capsys.readouterr().out
+
+
 def test_other_settings_end_with_three(base: Path) -> None:
     found = records(ROWS)
     new = folder(Path("new"), found, manifest(found, pretraining={"steps": 99, "warmup": 1}))
@@ -125,6 +135,7 @@ def test_what_is_no_result_is_refused_in_one_line(base: Path, capsys: pytest.Cap
             said = capsys.readouterr().err
             assert said.count("\n") == 1, said
             assert one in said
+            assert "delete it to compute" not in said, "a baseline is not computed cell by cell"
     assert main(["baseline", "nothing"]) == 2
     assert compared(base, base, "--out", "one", "--out", "two") == 2
     assert compared(base, base, "--min-drop", "much") == 2

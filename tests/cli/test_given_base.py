@@ -154,6 +154,7 @@ def weights(change: Callable[[bytes], bytes]) -> Callable[[Path], object]:
             "its weights are quantized (gptq) and cannot",
         ),
         (setting(model_type="martian"), "model type `martian`"),
+        (setting(hidden_size=15), "is not a multiple of the number of attention heads (2)"),
         (setting(max_position_embeddings=16), "reads 16 tokens at once, and corpus.block is 32; set a shorter block"),
         (lambda folder: (folder / "config.json").write_text("{"), "is not a valid JSON file"),
         (

@@ -42,3 +42,19 @@ def test_the_words_are_those_of_the_moment_and_end_with_the_block(
     assert list(dict.fromkeys(said)) == ["the first", "the second"]
     time.sleep(0.05)
     assert capsys.readouterr().out == ""
+
+
+def test_the_thread_is_silent_where_nobody_reads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its traceback would be all that a user of `nftbench run small | head -1` sees."""
+
+    def closed(line: str) -> None:
+        raise BrokenPipeError
+
+    died: list[object] = []
+    monkeypatch.setattr("threading.excepthook", died.append)
+    monkeypatch.setattr("typer.echo", closed)
+    for name in ("FIRST", "SILENCE", "LOOK"):
+        monkeypatch.setattr(heartbeat, name, 0.01)
+    with heartbeat.still("planning"):
+        time.sleep(0.1)
+    assert died == []

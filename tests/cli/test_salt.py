@@ -223,11 +223,12 @@ def test_the_live_leaderboard_keeps_its_rows_while_the_next_seed_runs(
     assert all(not one.incomplete for board in boards for one in board.scores)
 
 
-def test_an_empty_salt_is_refused(call: Call) -> None:
-    """Everybody could generate the grammars that it stands for."""
+@pytest.mark.parametrize("salt", [b"\n", b"\xff\xfe", b"\0\0\0", b"two words"])
+def test_a_salt_that_is_no_word_is_refused(salt: bytes, call: Call) -> None:
+    """Everybody could generate the grammars that an empty one stands for, and a damaged one is another salt."""
     FOLDER.mkdir(parents=True)
-    (FOLDER / "salt").write_text("\n")
+    (FOLDER / "salt").write_bytes(salt)
     code, _, err = call("plan", "tiny.yaml")
     assert code == 2
-    assert err.startswith(f"nftbench: {FOLDER}/salt: is empty; restore it, or delete it")
-    assert (FOLDER / "salt").read_text() == "\n"
+    assert err.startswith(f"nftbench: {FOLDER}/salt: is empty or damaged; restore it, or delete it")
+    assert (FOLDER / "salt").read_bytes() == salt

@@ -106,6 +106,24 @@ def test_the_line_says_what_is_kept(done: int, said: str, tmp_path: Path) -> Non
         assert said in process.communicate(timeout=60)[1]
 
 
+@pytest.mark.parametrize(("kept", "code"), [("", 1), ("stopping.tell(3, 9); ", 128 + signal.SIGPIPE)])
+def test_where_nobody_reads_a_run_says_how_to_go_on_and_other_verbs_are_silent(
+    kept: str, code: int, tmp_path: Path
+) -> None:
+    read, write = os.pipe()
+    os.close(read)
+    ends = f"import sys; from nftbench.cli import main, stopping; {kept}sys.exit(main())"
+    words = [sys.executable, "-c", ends, "list"]
+    done = subprocess.run(words, cwd=tmp_path, stdout=write, stderr=subprocess.PIPE, text=True)
+    os.close(write)
+    assert done.returncode == code
+    said = (
+        "nftbench: stopped, because nobody reads its output any longer; finished cells are kept, 3 of 9 so far. To go "
+    )
+    assert done.stderr.startswith(said) if kept else done.stderr == ""
+    assert done.stderr.count("\n") == bool(kept)
+
+
 def test_a_signal_that_is_ignored_stays_ignored(tmp_path: Path) -> None:
     """As SIGHUP under nohup."""
     ignoring = "import signal; signal.signal(signal.SIGHUP, signal.SIG_IGN)\n"

@@ -175,6 +175,21 @@ def test_info_of_a_plugin_file(call: Call, tmp_path: Path) -> None:
     assert "shift: float = 0.0" in out
 
 
+@pytest.mark.parametrize("end", ["SystemExit(0)", "KeyboardInterrupt"])
+def test_info_of_a_file_that_ends_the_process_says_so(end: str, call: Call, tmp_path: Path) -> None:
+    path = write_plugin(tmp_path, "quits", f"raise {end}\n{MINE}")
+    code, out, err = call("info", "quits", "--plugin", path)
+    assert (code, out) == (2, "")
+    assert end.partition("(")[0] in err
+
+
+def test_a_line_about_a_plugin_moves_no_cursor(call: Call, tmp_path: Path) -> None:
+    write_plugin(tmp_path, "mine", MINE)
+    path = tmp_path / "mine.py"
+    path.write_text(path.read_text().replace("Mine: a", r"Mine:\x1b[2J a", 1))
+    assert "\x1b" not in call("list", "defenses", "--plugin", path)[1]
+
+
 @pytest.mark.parametrize("words", [[], ["-h"], ["--help"]])
 def test_help_without_a_verb(words: list[str], call: Call) -> None:
     code, out, _ = call(*words)
@@ -196,6 +211,7 @@ def test_help_without_a_verb(words: list[str], call: Call) -> None:
         (["list", "defences"], "did you mean 'defenses'?"),
         (["info", "lora[rank=2]"], "give the name alone, without parameters: lora"),
         (["check", "bytes.yaml"], "bytes.yaml: this is not text in UTF-8"),
+        (["list", "--plugin", "bytes.yaml"], "bytes.yaml: this is not text in UTF-8"),
         (["compare", ".", ".", "--out", "."], "file '.' is a directory"),
         (["run", "tiny.yaml", "--out", "tiny.yaml/x"], "tiny.yaml/x/salt: a folder is needed here, and a file is in"),
         (["info", "pmpp"], "nothing is named 'pmpp'; did you mean 'pmp'?"),
@@ -246,7 +262,11 @@ def test_help_without_a_verb(words: list[str], call: Call) -> None:
         (["run", "tiny.yaml", "--attacks", "authorized", "--defenses", "none"], "the defense keeps no secret"),
         (["run", "wiki-small"], "give the folder with --data"),
         (["run", "wiki-small", "--data", "."], "no file matches"),
+        (["run", "tiny.yaml", "--plugin", "unstaged.py[x=1]"], "no such file; write parameters into --defenses or "),
+        (["run", "tiny.yaml", "--plugin", "a[1].py"], "a name holds no brackets and commas; rename it"),
+        (["run", "tiny.yaml", "--out", "runs/\udcff"], "'runs/\\udcff': is not text in UTF-8"),
         (["report", "."], "manifest.json is missing"),
+        (["report", "nowhere"], "nowhere: no such folder"),
         (["report", "tiny.yaml"], "'tiny.yaml' is a file"),
         (["pack", "tiny.yaml"], "'tiny.yaml' is a file"),
         (["run", "tiny.yaml", "--out", "tiny.yaml"], "'tiny.yaml' is a file"),
@@ -256,6 +276,7 @@ def test_help_without_a_verb(words: list[str], call: Call) -> None:
 )
 def test_bad_input_is_one_line_and_changes_nothing(call: Call, tiny: str, words: list[str], said: str) -> None:
     write_plugin(Path(), "unstaged", MINE.replace("stage", "stages"))
+    write_plugin(Path(), "a[1]", MINE)
     Path("bytes.yaml").write_bytes(b"x: \xff\n")
     code, out, err = call(*words)
     assert code == 2
@@ -270,7 +291,7 @@ def test_a_manifest_of_something_else_is_refused(call: Call, tmp_path: Path) -> 
     (tmp_path / "manifest.json").write_text("{}")
     code, _, err = call("report", ".")
     assert code == 2
-    assert "manifest.json: not a manifest of nftbench: suite: Field required" in err
+    assert "manifest.json: not a manifest of nftbench: suite: is missing" in err
 
 
 # -------------------------------------------------------------------------------------------------------- plan, run
@@ -562,6 +583,13 @@ def test_report_makes_one_page_of_several_folders(call: Call, tmp_path: Path) ->
     assert page.count('role="tabpanel"') == 2
     for name in ("tiny", "other"):
         assert "tabpanel" not in (tmp_path / name / "index.html").read_text().partition("<script>")[0]
+
+
+def test_report_writes_nothing_where_one_folder_is_wrong(call: Call, tmp_path: Path) -> None:
+    write_results(tmp_path / "tiny", made())
+    before = sorted((tmp_path / "tiny").iterdir())
+    assert call("report", "tiny", "nowhere") == (2, "", "nftbench: nowhere: no such folder\n")
+    assert sorted((tmp_path / "tiny").iterdir()) == before
 
 
 def test_report_leaves_out_records_of_other_settings(call: Call, tmp_path: Path) -> None:

@@ -13,7 +13,8 @@ import jsonschema
 import pytest
 
 from nftbench.comparing import Comparison, Settings, compare
-from nftbench.report.comparison import FORMATS
+from nftbench.report.comparison import FORMATS, table
+from nftbench.report.comparison.lines import sentence
 from tests.comparing.sides import MASK, PMP, renamed, run
 
 WORSE = tuple(one + 0.1 + wobble for one, wobble in zip(PMP, (0, 0.01, -0.01, 0.005, 0), strict=True))
@@ -107,6 +108,14 @@ def test_bencher_s_schema_accepts_its_format(found: Comparison) -> None:
     jsonschema.validate(content, BENCHER)
     assert set(content) == {"pmp", "random_mask", "dlr_lock"}
     assert content["pmp"]["suppression"]["value"] == pytest.approx(19.9)
+
+
+def test_a_terminal_too_narrow_for_the_table_gets_a_sentence_for_each_line(found: Comparison) -> None:
+    assert table.text(found, False, 160) == text("table", found)
+    narrow = table.text(found, False, 80)
+    assert "┃" not in narrow
+    assert set(map(sentence, found.lines)) <= set(narrow.splitlines())
+    assert narrow.splitlines()[0] == text("table", found).splitlines()[0]
 
 
 def test_the_table_says_the_answer_first_and_how_far_it_sees(found: Comparison) -> None:

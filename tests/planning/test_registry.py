@@ -97,6 +97,8 @@ def test_a_printed_spec_creates_the_same_plugin(
 @example("a]")
 @example("],[")
 @example("a='")
+@example("2024-13-45")
+@example("0x_")
 @given(text=st.text(st.characters(exclude_categories=["Cc", "Cs", "Zl", "Zp"]), max_size=20))
 def test_a_text_is_printed_so_that_it_is_read_again(text: str) -> None:
     spec = Spec("checkpoint", (("path", text), ("reference", "x")))
@@ -117,6 +119,12 @@ def test_a_list_of_texts_may_hold_numbers(plugin: WriteFile) -> None:
     assert registry.create("defenses", "mine[names=2024]").names == ("2024",)
 
 
+@pytest.mark.parametrize("item", ["{", "2024-13-45"])
+def test_an_item_of_a_list_that_is_no_yaml_is_refused_as_it_is_written(everything: type[Any], item: str) -> None:
+    with pytest.raises(NftbenchError, match=re.escape(f"must be a whole number, and is {item!r}")):
+        registry.create("attacks", f"everything[layers=1+{item}]")
+
+
 def test_specs_leave_out_defaults_and_are_read_with_spaces_and_nested_brackets(everything: type[Any]) -> None:
     assert str(registry.spec_of("everything", everything())) == "everything"
     printed = str(registry.spec_of("everything", everything(rate=1e-3, on=True, layers=(5, 6))))
@@ -133,6 +141,7 @@ def test_specs_leave_out_defaults_and_are_read_with_spaces_and_nested_brackets(e
         "lora[rank=8",
         "lora[rank]",
         "lora[rank={]",
+        "lora[rank=2024-13-45]",
         "lora[rank=8,rank=16]",
     ],
 )

@@ -52,7 +52,7 @@ def test_a_folder_of_the_former_protocol_is_refused(tmp_path: Path) -> None:
         ('{"cells": ', "damaged .*; restore it from a copy, or delete it"),
         ("\x00", "damaged .*; restore it from a copy, or delete it"),
         ([], "not a manifest of nftbench: the whole file"),
-        ({}, "suite: Field required"),
+        ({}, "suite: is missing"),
         ({"suite": {"name": "x"}, "cells": [], "format": 2}, r"suite\.\w+"),
         ({"cells": [], "format": 99}, "made by another version of nftbench .format 99, not 2."),
     ],

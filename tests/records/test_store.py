@@ -119,6 +119,19 @@ def test_a_corrupt_record_is_set_aside_and_done_again(harm: str, store: Store) -
     assert set(store.records()) == {record().key, record(1).key}
 
 
+def test_a_corrupt_record_in_a_folder_that_is_only_to_be_read_is_left_out(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(self: Path, target: Path) -> None:
+        raise PermissionError(13, "Permission denied", str(self))
+
+    store.write(record()).write_bytes(b"{")
+    store.write(record(1))
+    monkeypatch.setattr(Path, "rename", refused)
+    with pytest.warns(UserWarning, match="set aside"):
+        assert set(store.records()) == {record(1).key}
+
+
 def test_a_record_of_another_key_does_not_settle(store: Store) -> None:
     path = store.write(record())
     path.write_bytes(path.read_bytes().replace(b"0" * 64, b"0" * 63 + b"1"))
@@ -175,6 +188,9 @@ def test_long_and_strange_names_make_a_file(store: Store) -> None:
 
 
 def test_a_written_manifest_is_read_back_and_a_missing_one_is_refused(store: Store) -> None:
+    with pytest.raises(NftbenchError, match="results: no such folder"):
+        store.manifest()
+    store.results.mkdir()
     with pytest.raises(NftbenchError, match=r"no results here \(manifest\.json is missing\)"):
         store.manifest()
     content = Manifest(suite=tiny_suite(), cells=(), command="nftbench run tiny")
@@ -345,3 +361,22 @@ def test_the_cache_is_where_the_environment_says(tmp_path: Path, monkeypatch: py
     assert stores.default_cache() == tmp_path
     monkeypatch.setenv("NFTBENCH_CACHE", "")
     assert stores.default_cache() == Path.home() / ".cache" / "nftbench"
+
+
+def test_a_folder_that_cannot_be_written_to_is_named_with_the_file(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError) as caught:
+        write_atomically(tmp_path / "absent" / "card.md", b"")
+    assert caught.value.filename == str(tmp_path / "absent" / "card.md")
+
+
+def test_without_a_home_the_variable_that_names_the_cache_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As for a number that is no user of a container."""
+
+    def unknown(user: int) -> None:
+        raise KeyError(user)
+
+    for name in ("HOME", "NFTBENCH_CACHE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("pwd.getpwuid", unknown)
+    with pytest.raises(NftbenchError, match="set NFTBENCH_CACHE to a folder"):
+        stores.default_cache()

@@ -204,7 +204,7 @@ REFUSED = {
     "raises": ("import nowhere_to_be_found\n" + DEFENSE, "ModuleNotFoundError: No module named 'nowhere_to_be_found'"),
     "exits": ("import sys\nsys.exit(3)\n" + DEFENSE, "SystemExit: 3"),
     "exits at once": ("import os\nos._exit(0)\n" + DEFENSE, "ended by itself with exit code 0, and returned nothing"),
-    "interrupts": ("raise KeyboardInterrupt\n" + DEFENSE, "ended by itself with exit code 1"),
+    "interrupts": ("raise KeyboardInterrupt\n" + DEFENSE, "KeyboardInterrupt:"),
     "sleeps": ("import time\ntime.sleep(1000)\n" + DEFENSE, "stopped after 2 s"),
     "not frozen": (DEFENSE.replace("(frozen=True)", ""), "Mine is not a frozen dataclass"),
     "wrong attribute": (

@@ -206,7 +206,7 @@ def test_defenses_that_pre_train_are_refused(base: Path, row: str) -> None:
     ("changes", "said"),
     [
         ({"corpus": {"source": "none"}, "pretraining": {"task": "toy_topic"}}, "a given base reads text"),
-        ({"initialisations": 2}, "a given base has one"),
+        ({"initialisations": 2}, "a given base has one; set initialisations=1"),
     ],
 )
 def test_settings_of_a_pre_training_are_refused(base: Path, changes: dict[str, Any], said: str) -> None:

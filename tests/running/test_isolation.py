@@ -370,6 +370,13 @@ def test_what_a_child_prints_is_shown_marked_and_cut(tmp_path: Path, capfd: pyte
     assert {"plugin: rank 1 [2Jmine", "plugin: said"} <= set(lines)
 
 
+def test_a_childs_keyboard_interrupt_is_one_line(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """As of a check, in which a test's author may press Ctrl-C, so that it lets this error through."""
+    with pytest.raises(isolation.DiedError):
+        child("raise KeyboardInterrupt", Store(tmp_path / "results", tmp_path / "cache"), 60)
+    assert capfd.readouterr().err == "plugin: KeyboardInterrupt: \n"
+
+
 def test_memory_that_runs_out_ends_the_child_first(tmp_path: Path) -> None:
     if not Path("/proc/self/oom_score_adj").exists():
         pytest.skip("this system has no order in which processes are ended")

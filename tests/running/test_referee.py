@@ -148,14 +148,17 @@ def test_bad_attacks_fail_and_say_why_while_other_attacks_go_on(
 ) -> None:
     plugin("breaks", attack("raise RuntimeError('first\\nsecond')"))
     plugin("exits", attack("raise SystemExit(3)"))
-    records = run_all(workspace(attacks=["none", "breaks", "exits", "full"]))
+    plugin("interrupts", attack("raise KeyboardInterrupt"))
+    records = run_all(workspace(attacks=["none", "breaks", "exits", "interrupts", "full"]))
     assert {attack: record.status for (_, attack, *_), record in records.items()} == {
         "none": "ok",
         "breaks": "failed",
         "exits": "failed",
+        "interrupts": "failed",
         "full": "ok",
     }
     assert records["none", "breaks", "toy_topic", 0].reason == "RuntimeError: first second (breaks.py:16)"
+    assert records["none", "interrupts", "toy_topic", 0].reason == "KeyboardInterrupt: (interrupts.py:16)"
 
 
 def test_an_attack_that_fails_on_one_task_keeps_its_other_cells(

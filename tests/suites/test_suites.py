@@ -196,6 +196,7 @@ def test_changes_replace_settings_of_the_file(tmp_path: Path) -> None:
         ("seeds=", "seeds: write a list, or seeds=[0, 1"),
         ("name.x=1", "'name' is not a section"),
         ("seeds=[1", "the value is not YAML"),
+        ("salt=2024-13-45", "the value is not YAML"),
         ("budget=7", "budget: "),
     ],
 )
@@ -212,6 +213,8 @@ def test_a_file_is_named_once_and_the_line_of_an_error_is_told(tmp_path: Path) -
     path = tmp_path / "mine.yaml"
     for text, expected in {
         "name: mine\n": f"{path}: model: is missing; pretraining: is missing; ",
+        "name: mine\nseeds: [0]\nseeds: [1]\n": f"{path}: not YAML: line 3: 'seeds' is given twice",
+        "name: mine\nbudget: {batch: 1, batch: 2}\n": f"{path}: not YAML: line 2: 'batch' is given twice",
         "name: mine\nseeds: [0\n": f"{path}: not YAML: line 3: expected ',' or ']', but got ",
         "": f"{path}: is empty; ",
     }.items():
@@ -221,7 +224,9 @@ def test_a_file_is_named_once_and_the_line_of_an_error_is_told(tmp_path: Path) -
         assert str(caught.value).startswith(expected)
 
 
-@pytest.mark.parametrize("text", ["[1, 2", "- a\n- b\n", "", "just words", "!!python/object:os.system {}", "\x00\xff"])
+@pytest.mark.parametrize(
+    "text", ["[1, 2", "- a\n- b\n", "", "just words", "!!python/object:os.system {}", "\x00\xff", "salt: 2024-13-45"]
+)
 def test_a_file_that_is_no_suite_is_refused_in_one_line(text: str, tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
     path.write_text(text, encoding="latin-1")

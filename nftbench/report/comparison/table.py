@@ -13,12 +13,15 @@ from nftbench.report.comparison import lines
 WIDTH = 160
 
 
-def text(comparison: Comparison, only_changed: bool = False) -> str:
-    """The answer first, then a table, and what the reader has to know."""
+def text(comparison: Comparison, only_changed: bool = False, width: int = WIDTH) -> str:
+    """The answer first, then a table, and what the reader has to know. A terminal too narrow for it gets sentences."""
     shown = lines.table(comparison, only_changed)
     drawn = io.StringIO()
     if shown.rows:
         Console(file=drawn, width=WIDTH).print(terminal.plain(shown, whole=("verdict", "change")))
+    body = drawn.getvalue().rstrip()
+    if max(map(len, body.splitlines()), default=0) > width:
+        body = "\n".join(map(lines.sentence, lines.shown(comparison, only_changed)))
     answer = [lines.headline(comparison), lines.untested(comparison)]
-    parts = [*answer, drawn.getvalue().rstrip(), lines.sight(comparison), lines.test(comparison)]
+    parts = [*answer, body, lines.sight(comparison), lines.test(comparison)]
     return "\n".join(part for part in (*parts, *(f"Note: {note}" for note in comparison.notes)) if part) + "\n"

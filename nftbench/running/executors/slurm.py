@@ -65,7 +65,7 @@ class Settings:
         """
         try:
             content = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        except (OSError, ValueError, yaml.YAMLError) as error:
             raise NftbenchError(f"{path}: {one_line(str(error))}") from error
         if not isinstance(content, dict):
             raise NftbenchError(f"{path}: not a mapping of keys such as slurm_partition to values")
