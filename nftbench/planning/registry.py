@@ -353,7 +353,7 @@ def load(plugin: Plugin) -> type[Any]:
         raise NftbenchError(f"{plugin}: it was added, and only a process of its own may import it")
     try:
         cls = imported(plugin)
-    except BaseException as error:  # such as SystemExit, after which nothing would be said
+    except (Exception, SystemExit) as error:  # after SystemExit nothing would be said
         raise NftbenchError(f"{plugin}: {of_dataclass(error) or f'{type(error).__name__}: {error}'}") from error
     protocol = PROTOCOLS[plugin.kind]
     if protocol not in cls.__mro__:
