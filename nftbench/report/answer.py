@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
+from typing import get_args
 
 from nftbench.report import order
 from nftbench.report.labels import of
 from nftbench.scoring.leaderboard import Leaderboard
 from nftbench.scoring.scores import Score
+from nftbench.scoring.side_tables.paper_claims import ClaimStatus, PaperClaims
 from nftbench.scoring.table import interval, number
 
 MOST = 6
@@ -23,7 +26,8 @@ def answer(board: Leaderboard) -> str:
 def sentences(board: Leaderboard) -> list[str]:
     """The parts of the paragraph, each about one question; one that has no answer is left out."""
     names = of(board)
-    parts = [_ranking(board, names), _unranked(board, names), _claims(board, names), _ends(board, names)]
+    claims = _papers(board) or _claims(board, names)
+    parts = [_ranking(board, names), _unranked(board, names), claims, _ends(board, names)]
     return [part for part in parts if part]
 
 
@@ -48,6 +52,13 @@ def _ranking(board: Leaderboard, names: Mapping[str, str]) -> str:
 def _unranked(board: Leaderboard, names: Mapping[str, str]) -> str:
     rows = [names[one.defense] for one in order.defenses(board) if one.standing.group == "unranked"]
     return f"Not ranked: {listed(rows)}." if rows else ""
+
+
+def _papers(board: Leaderboard) -> str:
+    """How often each outcome occurs among the claims of papers, which are what their suites are about."""
+    found = Counter(one.outcome for one in board.side_table(PaperClaims).rows)
+    counts = [f"{found[outcome]} × {outcome}" for outcome in get_args(ClaimStatus) if found[outcome]]
+    return f"Outcomes of {found.total()} claims of papers: {', '.join(counts)}." if found else ""
 
 
 def _claims(board: Leaderboard, names: Mapping[str, str]) -> str:

@@ -17,6 +17,7 @@ from nftbench.report import order, web
 from nftbench.report.labels import labels
 from nftbench.scoring import Leaderboard
 from nftbench.scoring.scores import Flag
+from nftbench.suites.schema import PaperClaim
 from tests.factories import COST, curve, scored, suite, sweep
 
 COMMAND = "nftbench report runs/tiny"
@@ -139,6 +140,17 @@ def test_rows_have_the_labels_that_the_suite_sets(board: Leaderboard) -> None:
     named = replace(board, labels={row: "the new one"})
     assert "the new one" in Page(web.text([(named, COMMAND)])).shown
     assert "the new one" not in Page(web.text([(board, COMMAND)])).shown
+
+
+def test_a_papers_claims_come_before_a_ranking_without_rows() -> None:
+    records = [one for one in suite(1) if one.defense in ("none", "pmp")]
+    read = {"rows": ["pmp"], "read": "score", "attacks": ["full"]}
+    claims = [
+        PaperClaim.model_validate({"says": f"it is {side} 90", "read": read, side: 90}) for side in ("above", "below")
+    ]
+    shown = Page(web.text([(scored(records, claims=claims), COMMAND)])).shown
+    assert "Outcomes of 2 claims of papers: 2 × measured." in shown
+    assert shown.index("it is above 90") < shown.index("No row is ranked.") < shown.index("Not ranked (1)")
 
 
 @pytest.mark.parametrize("evil", EVIL)

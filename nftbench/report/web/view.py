@@ -26,6 +26,8 @@ CHIPS = {
     "holds at a cost": "unsure",
     "loses": "bad",
     "refuted": "bad",
+    "does not hold": "bad",
+    "not distinguishable": "unsure",
     "not ranked": "bad",
     "cannot tell": "unsure",
     "not shown": "unsure",
@@ -114,6 +116,11 @@ class View:
         return paragraphs(self.board)
 
     @property
+    def first(self) -> tuple[Grid, ...]:
+        """What stands before the ranking: claims of papers, in a suite that has them."""
+        return self._beside(first=True)
+
+    @property
     def ranking(self) -> Grid:
         """Every ranked row."""
         about = "Rows by excess: points taken from the best attacker beyond trivial defenses that keep as much utility."
@@ -155,10 +162,13 @@ class View:
 
     @property
     def more(self) -> tuple[Grid, ...]:
-        """Utility by metric, details, and the tables of claims and findings beside the ranking."""
+        """Utility by metric, details, and the tables of findings beside the ranking."""
         found = [tables.utility(order.everything(self.board)), tables.details(self.board)]
-        found += [table for side in self.board.side_tables for table in side.tables()]
-        return tuple(self._grid(table, "") for table in found if table.rows)
+        return (*(self._grid(table, "") for table in found if table.rows), *self._beside(first=False))
+
+    def _beside(self, *, first: bool) -> tuple[Grid, ...]:
+        chosen = [side for side in self.board.side_tables if (side.position == "first") == first]
+        return tuple(self._grid(table, "") for side in chosen for table in side.tables() if table.rows)
 
     @property
     def doubts(self) -> Grid:
