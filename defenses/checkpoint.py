@@ -31,8 +31,9 @@ class Checkpoint(Defense):
         folder = Path(self.path)
         digest = hashlib.sha256()
         for file in sorted(folder.glob("*")) if folder.is_dir() else ():
-            if file.suffix in (".safetensors", ".json", ".txt", ".model"):
-                digest.update(file.name.encode() + file.read_bytes())
+            if file.suffix in (".safetensors", ".json", ".txt", ".model", ".jinja"):
+                with file.open("rb") as opened:
+                    digest.update(file.name.encode() + hashlib.file_digest(opened, "sha256").digest())
         return digest.hexdigest()
 
     def given_parameters(self) -> int | None:

@@ -198,6 +198,25 @@ def test_defense_none_and_attack_none_are_always_planned(tmp_path: Path) -> None
     assert "none" not in {defense for defense, *_ in audit}, "a checkpoint is scored against its own twin alone"
 
 
+def test_the_cells_of_a_checkpoint_depend_on_its_weights_and_its_chat_template(tmp_path: Path) -> None:
+    """A template in a file of its own decides what an attacker's prompts look like."""
+    folder = checkpoints.write(tmp_path / "given")
+
+    def found() -> set[str]:
+        return set(keys(plan(suite(defenses=[f"checkpoint[path={folder}]"]))).values())
+
+    first = found()
+    (folder / "notes.md").write_text("nothing that is loaded")
+    assert found() == first
+    (folder / "chat_template.jinja").write_text("{{ messages[0].content }}")
+    second = found()
+    assert not first & second
+    content = bytearray((folder / checkpoints.WEIGHTS).read_bytes())
+    content[-1] ^= 1
+    (folder / checkpoints.WEIGHTS).write_bytes(content)
+    assert not (first | second) & found()
+
+
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
