@@ -1,8 +1,8 @@
 """Whether one run orders defenses as another one does: rank correlations over the rows of both.
 
-A suite on the toy language is worth what its order says about real models. Rows with equal specs are paired, and so are
-two defenses of one name if each run has no other row of that name left: their settings follow the model's size. For the
-undefended model both runs have zero suppression, by definition, so it is no pair.
+A suite on the toy language is worth what its order says about real models. Rows with equal specs are paired. So are two
+defenses of one name if each run has no other row of that name left: their settings follow the model's size. The
+undefended model is no pair, because its suppression is zero in both runs by definition.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from nftbench.records.spec import Spec
 from nftbench.scoring import Score
 from nftbench.scoring.grid import knowledge_name
 from nftbench.scoring.intervals import Interval, in_percent
+from nftbench.scoring.scores import Kind
 from nftbench.scoring.table import Table, interval, short
 
 LEAST = 4
@@ -49,7 +50,7 @@ def judge(runs: Sequence[Run]) -> Finding:
     if len(runs) != 2:
         raise NftbenchError("--proof order reads two runs: name both folders, each with --from")
     first, second = ({one.defense: one for one in run.board().scores if one.kind != "reference"} for run in runs)
-    both = paired(list(first), list(second))
+    both = paired(*({row: one.kind for row, one in rows.items()} for rows in (first, second)))
     if not both:
         raise NftbenchError(f"{runs[0].suite.name} and {runs[1].suite.name} have no row in common, so no order")
     sides = [(first[one], second[other]) for one, other in both]
@@ -63,10 +64,16 @@ def judge(runs: Sequence[Run]) -> Finding:
     )
 
 
-def paired(first: Sequence[str], second: Sequence[str]) -> list[tuple[str, str]]:
-    """The rows of both runs: those with equal specs, then those whose name occurs once among the others of each run."""
+def paired(first: Mapping[str, Kind], second: Mapping[str, Kind]) -> list[tuple[str, str]]:
+    """The rows of both runs: those with equal specs, then defenses whose name occurs once among the others of each run.
+
+    Two doses of a trivial defense are two defenses.
+    """
     equal = [row for row in first if row in second]
-    rest = [{row: Spec.parse(row).name for row in rows if row not in equal} for rows in (first, second)]
+    rest = [
+        {row: Spec.parse(row).name for row, kind in rows.items() if row not in equal and kind == "defense"}
+        for rows in (first, second)
+    ]
     counts = [Counter(names.values()) for names in rest]
     once = {name for name in counts[0] if counts[0][name] == counts[1][name] == 1}
     other = {name: row for row, name in rest[1].items()}

@@ -16,6 +16,7 @@ from nftbench.calibration.proof import Run
 from nftbench.cli import main
 from nftbench.errors import NftbenchError
 from nftbench.records.record import CellId
+from nftbench.scoring.scores import Kind
 from nftbench.testing import tiny_suite
 from tests.factories import row, scratch, sweep
 
@@ -30,15 +31,15 @@ def run_of(name: str, **ends: float) -> Run:
     return Run(tiny_suite(name=name, ranking=[]), tuple(map(CellId.of, records)), tuple(records))
 
 
-def test_equal_specs_are_paired_and_then_names_that_occur_once() -> None:
-    first = ["noise[scale=0.1]", "noise[scale=0.2]", "lox", "booster[steps=350]", "pmp", "tar[steps=1]", "tar[steps=2]"]
-    second = ["noise[scale=0.2]", "noise[scale=0.3]", "lox", "booster[steps=20]", "short", "tar[steps=3]"]
-    assert order.paired(first, second) == [
-        ("noise[scale=0.2]", "noise[scale=0.2]"),
-        ("lox", "lox"),
-        ("noise[scale=0.1]", "noise[scale=0.3]"),
-        ("booster[steps=350]", "booster[steps=20]"),
+def test_equal_specs_are_paired_and_then_defenses_whose_name_occurs_once() -> None:
+    """Two doses of a trivial defense are no pair."""
+    first = ["noise[scale=0.1]", "short", "lox", "booster[steps=350]", "pmp", "tar[steps=1]", "tar[steps=2]"]
+    second = ["short", "noise[scale=0.3]", "lox", "booster[steps=20]", "tar[steps=3]"]
+    kinds: list[dict[str, Kind]] = [
+        {row: "trivial" if row.startswith(("noise", "short")) else "defense" for row in rows}
+        for rows in (first, second)
     ]
+    assert order.paired(*kinds) == [("short", "short"), ("lox", "lox"), ("booster[steps=350]", "booster[steps=20]")]
 
 
 def test_p_is_the_share_of_orders_that_correlate_as_highly() -> None:
