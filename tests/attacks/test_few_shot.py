@@ -19,7 +19,6 @@ from transformers.modeling_outputs import CausalLMOutput
 
 from nftbench.attacks.few_shot import FewShot, separator, solved
 from nftbench.contract import Measurement, Model, Prepared, Split, Task
-from nftbench.data import lm_eval_tasks
 from nftbench.data.grammar import Grammar
 from nftbench.data.splits import TextSplit
 from nftbench.errors import NftbenchError
@@ -127,7 +126,7 @@ def test_a_prompt_gives_the_same_likelihoods_where_choices_share_a_prefix(
     assert isinstance(split, TextSplit)
     assert any(forward.tail is not None for forward in split._passes.forwards)
     examples = [solved(model.network, task, index) for index in (0, 2)]
-    found = lm_eval_tasks.loglikelihoods(Prompted(model.network, examples, WINDOW), split)
+    found = split.responses(split.likelihoods(Prompted(model.network, examples, WINDOW)))
     expected = written_out(model.network, [*itertools.chain(*examples)], split)
     for ours, theirs in zip(found, expected, strict=True):
         assert [value for value, _ in ours] == pytest.approx(theirs, abs=1e-4)

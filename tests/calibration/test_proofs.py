@@ -171,5 +171,5 @@ def test_a_proof_needs_an_attack_that_trains_the_release(tiny: Path, proof: str)
 
 def test_every_proof_is_known() -> None:
     assert set(calibration.PROOFS) == {
-        "calibration", "null", "dose", "shams", "oracle", "power", "attacks", "spread",
+        "calibration", "null", "dose", "shams", "oracle", "power", "attacks", "spread", "order",
     }  # fmt: skip

@@ -175,12 +175,11 @@ def test_info_of_a_plugin_file(call: Call, tmp_path: Path) -> None:
     assert "shift: float = 0.0" in out
 
 
-@pytest.mark.parametrize("end", ["SystemExit(0)", "KeyboardInterrupt"])
-def test_info_of_a_file_that_ends_the_process_says_so(end: str, call: Call, tmp_path: Path) -> None:
-    path = write_plugin(tmp_path, "quits", f"raise {end}\n{MINE}")
+def test_info_of_a_file_that_ends_the_process_says_so(call: Call, tmp_path: Path) -> None:
+    path = write_plugin(tmp_path, "quits", f"raise SystemExit(0)\n{MINE}")
     code, out, err = call("info", "quits", "--plugin", path)
     assert (code, out) == (2, "")
-    assert end.partition("(")[0] in err
+    assert "SystemExit" in err
 
 
 def test_a_line_about_a_plugin_moves_no_cursor(call: Call, tmp_path: Path) -> None:

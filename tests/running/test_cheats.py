@@ -181,8 +181,9 @@ READS_AHEAD: dict[str, Callable[[], PreTrainedModel]] = {
 def test_a_release_that_reads_ahead_is_refused(setting: str, tmp_path: Path) -> None:
     """It predicts running text from itself, so that it seems to keep utility."""
     network = READS_AHEAD[setting]()
+    torch.manual_seed(0)
     for weight in network.parameters():  # untrained weights are so small that words hardly matter
-        nn.init.normal_(weight)
+        nn.init.normal_(weight, std=2.0)
     network.save_pretrained(tmp_path)
     ahead = networks.load(tmp_path, attacker=True).network
     path = tmp_path / "config.json"
