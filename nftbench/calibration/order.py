@@ -12,7 +12,7 @@ import statistics
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from nftbench.calibration.proof import Finding, Run
 from nftbench.errors import NftbenchError
@@ -120,13 +120,15 @@ def spearman(first: Sequence[float], second: Sequence[float]) -> Interval | None
     count = len(first)
     if count < LEAST or len({*first}) == 1 or len({*second}) == 1:
         return None
+    own, other = (stats.zscore(stats.rankdata(values)) for values in (first, second))
 
-    def statistic(values: Sequence[float]) -> float:
-        return float(stats.spearmanr(values, second).statistic)
+    def statistic(values: Any, axis: int = -1) -> Any:
+        """Pearson's correlation of the ranks, which is Spearman's of the values; of thousands of orders at once."""
+        return (values * other).mean(axis)
 
-    rho = statistic(first)
+    rho = float(stats.spearmanr(first, second).statistic)
     p = stats.permutation_test(
-        (first,), statistic, permutation_type="pairings", alternative="greater", n_resamples=DRAWS, random_state=0
+        (own,), statistic, permutation_type="pairings", alternative="greater", n_resamples=DRAWS, random_state=0
     ).pvalue
     return Interval(rho, *ends(rho, count), count, float(p))
 
