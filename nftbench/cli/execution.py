@@ -277,7 +277,7 @@ def carry_out(
     with heartbeat.still(f"{suite.name}: reading records"), _uncollected():
         found = store.records()
         records = planned(found, manifest)
-        tell_origin(store, found, manifest)
+        tell_origin(store, found, records, manifest)
         compare_hardware(records.values(), work.part.device)
         jobs = _open_jobs(work.part, records)
         progress = _progress(work, options, jobs, records) if jobs else None
@@ -473,16 +473,15 @@ def _executor(work: Work, options: RunOptions, workspace: Workspace, count: int)
 # ---------------------------------------------------------------------------------------------------- rank, publish
 
 
-def tell_origin(store: Store, records: Mapping[str, Record], manifest: Manifest) -> None:
-    """Say how many of a folder's records belong to no cell of the plan, so that they do not count; and how many of the
-    others come from other code than today's."""
+def tell_origin(store: Store, found: Mapping[str, Record], records: Mapping[str, Record], manifest: Manifest) -> None:
+    """Say how many of the records found in a folder belong to no cell of the plan, so that they do not count; and how
+    many of the planned `records` come from other code than today's."""
     from nftbench.planning import code_origin
-    from nftbench.records.store import planned
     from nftbench.records.unplanned import unplanned
 
-    if found := str(unplanned(records.values(), manifest)):
-        typer.echo(f"records in {store.results} that do not count: {found} (nftbench merge adds another folder's)")
-    if line := code_origin.comparison(planned(records, manifest).values(), store.cache):
+    if left_out := str(unplanned(found.values(), manifest)):
+        typer.echo(f"records in {store.results} that do not count: {left_out} (nftbench merge adds another folder's)")
+    if line := code_origin.comparison(records.values(), store.cache):
         typer.echo(line)
 
 

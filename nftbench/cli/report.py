@@ -91,5 +91,5 @@ def _again(folder: Path) -> tuple[Leaderboard, str, list[Path]]:
     command = manifest.command or f"nftbench report {shlex.quote(str(folder))}"
     paths = execution.publish(leaderboard, records, folder, command, redraw=True)  # before anything can fail to print
     console().print(terminal.summary(leaderboard))
-    execution.tell_origin(store, found, manifest)
+    execution.tell_origin(store, found, records, manifest)
     return leaderboard, command, paths

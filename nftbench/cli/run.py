@@ -37,7 +37,7 @@ def plan(suite: SuiteName, selection: Selection, options: RunOptions) -> None:
     console().print(overview(work.part, records, work.store, count))
     if work.salt is not None and work.salt.drawn:
         typer.echo("salt: not drawn yet; the keys of cells will depend on it")
-    execution.tell_origin(work.store, found, manifest)
+    execution.tell_origin(work.store, found, records, manifest)
 
 
 def run(
