@@ -75,6 +75,7 @@ def test_doses_are_run_and_judged_and_judged_again(tiny: Path, capsys: pytest.Ca
     assert Path("runs/tiny-dose/dose.png").exists()
 
 
+@pytest.mark.slow
 def test_shams_are_run_and_judged_and_a_second_call_runs_nothing(
     tiny: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -14,6 +14,7 @@ from torch import nn
 from nftbench import Attack, Defense, Measurement, Model, Outcome, Prepared, Protected, Secret
 from nftbench.errors import NftbenchError
 from nftbench.testing import BrokenPromiseError, check_attack, check_defense, check_task, check_yardstick
+from nftbench.testing.tiny import ARCHITECTURES
 from tests.few_steps import specs
 
 WriteFile = Callable[[str, str], Path]
@@ -33,16 +34,21 @@ ALLOWANCES = {
 """How many times the suite's steps an attack openly takes."""
 NEED_OTHERS = ("ag_news", "blimp", "sst2", "diabetes", "digits_pair", "house_price", "mnist_pair")
 """Tasks that need local data or another kind of model."""
+EACH_ARCHITECTURE = pytest.mark.parametrize(
+    "architecture", [pytest.param(name, marks=() if name == "gpt2" else pytest.mark.slow) for name in ARCHITECTURES]
+)
 
 
+@EACH_ARCHITECTURE
 @pytest.mark.parametrize("spec", specs("defenses"))
-def test_every_defense_keeps_the_contract(spec: str, cache: Path) -> None:
-    check_defense(spec)
+def test_every_defense_keeps_the_contract(spec: str, architecture: str, cache: Path) -> None:
+    check_defense(spec, architectures=[architecture])
 
 
+@EACH_ARCHITECTURE
 @pytest.mark.parametrize("spec", specs("attacks"))
-def test_every_attack_keeps_the_contract(spec: str, cache: Path) -> None:
-    check_attack(spec, allowance=ALLOWANCES.get(spec, 1.0))
+def test_every_attack_keeps_the_contract(spec: str, architecture: str, cache: Path) -> None:
+    check_attack(spec, architectures=[architecture], allowance=ALLOWANCES.get(spec, 1.0))
 
 
 @pytest.mark.parametrize(

@@ -147,6 +147,7 @@ class Lazy(Defense):
 '''
 
 
+@pytest.mark.slow
 def test_an_under_trained_model_is_not_ranked_as_a_defense(
     cache: Path, tmp_path: Path, plugin: Callable[[str, str], Path]
 ) -> None:
