@@ -29,7 +29,9 @@ def needs_ladder(suite: Suite, proof: str) -> None:
         NftbenchError: the suite has no ladder.
     """
     if not suite.ladder:
-        raise NftbenchError(f"--proof {proof}: {suite.name} has no ladder of trivial defenses to measure from")
+        raise NftbenchError(
+            f"--proof {proof}: {suite.name} has no ladder of trivial defenses, and the score is measured from one"
+        )
 
 
 def seeds(suite: Suite, count: int) -> tuple[int, ...]:

@@ -98,7 +98,9 @@ def between(suite: Suite, family: str) -> list[str]:
     names, settings = {dose.name for dose in doses}, [dose.parameters for dose in doses]
     varied = [key for key in settings[0] if len({one.get(key) for one in settings}) > 1]
     if len(names) > 1 or len(varied) != 1:
-        raise NftbenchError(f"{suite.name}: ladder: the doses of {family} do not differ in one number alone")
+        raise NftbenchError(
+            f"{suite.name}: ladder: the doses of {family} must be one defense with exactly one parameter that differs"
+        )
     (parameter,) = varied
     values = [one[parameter] for one in settings]
     values = [1.0 if values[-1] < values[0] else 0.0, *values]

@@ -57,11 +57,13 @@ def derive(suite: Suite, rows: Sequence[str], attacks: Sequence[str]) -> Suite:
     """
     derived.needs_ladder(suite, "oracle")
     if not rows:
-        raise NftbenchError("--proof oracle: name its plugin with --plugin FILE and its strengths with --defenses")
+        raise NftbenchError(
+            "--proof oracle: name the planted defense's plugin with --plugin FILE and its strengths with --defenses"
+        )
     claims = {facts.defense(row).claims for row in rows}
     claim = claims.pop()
     if claims or claim is None:
-        raise NftbenchError("--proof oracle: its rows must all claim the same")
+        raise NftbenchError("--proof oracle: all defenses of --defenses must make the same claim")
     few = derived.attackers(suite, attacks)
     known = {name for text in few for name in facts.attack(text).knowledge}
     if lacking := sorted(claim.knowledge - known):

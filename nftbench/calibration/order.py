@@ -52,7 +52,9 @@ def judge(runs: Sequence[Run]) -> Finding:
     first, second = ({one.defense: one for one in run.board().scores if one.kind != "reference"} for run in runs)
     both = paired(*({row: one.kind for row, one in rows.items()} for rows in (first, second)))
     if not both:
-        raise NftbenchError(f"{runs[0].suite.name} and {runs[1].suite.name} have no row in common, so no order")
+        raise NftbenchError(
+            f"{runs[0].suite.name} and {runs[1].suite.name} have no row in common, so their orders cannot be compared"
+        )
     sides = [(first[one], second[other]) for one, other in both]
     found = [one for name, of in quantities(runs).items() for one in correlations(name, sides, of)]
     return Finding(

@@ -85,7 +85,9 @@ class Pool:
         grid = run.grid()
         models = initialisations(grid, NONE)
         if len(models) < 3:
-            raise NftbenchError(f"{run.suite.name}: needs three undefended models, has {len(models)}")
+            raise NftbenchError(
+                f"{run.suite.name}: a proof needs three undefended models at each seed, and this run has {len(models)}"
+            )
         rows = [*models, *(dose for family in run.ladder.values() for dose in family.doses)]
         attacks = grid.within(grid.ranking)
         tasks = [one.task for one in headroom(grid, NONE) if one.kept]
@@ -115,7 +117,7 @@ class Pool:
         """
         metrics = usable({metric: self._scale(metric, choice) for metric in self.floor})
         if not metrics:
-            raise NftbenchError(f"no utility metric on which undefended models are above the floor at {sorted(choice)}")
+            raise NftbenchError(f"at seeds {sorted(choice)} undefended models are above the floor on no utility metric")
         row = self._row("fake", choice, metrics)
         families = [self._family(name, metrics, list(choice)) for name in self.families]
         found = frontier.excess(row, families, list(metrics))

@@ -83,7 +83,7 @@ def derive(suite: Suite, rows: Sequence[str], attacks: Sequence[str]) -> Suite:
     """
     derived.needs_ladder(suite, "shams")
     if not rows:
-        raise NftbenchError("--proof shams: name them with --shams FOLDER or --plugin FILE")
+        raise NftbenchError("--proof shams: name the shams with --shams FOLDER or --plugin FILE")
     own = [text for text in suite.attacks if _counts(facts.attack(text))]
     return derived.derive(
         suite,

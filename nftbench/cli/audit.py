@@ -132,7 +132,7 @@ def changes(suite: Suite, subject: Subject) -> list[str]:
         NftbenchError: the suite reads no text.
     """
     if suite.corpus.source == "none":
-        raise NftbenchError(f"--suite {suite.name}: reads no text, and a checkpoint is a language model")
+        raise NftbenchError(f"--suite {suite.name}: its models read no text, and a checkpoint is a language model")
     found = {
         "model": {"path": subject.reference},
         "defenses": [subject.row],

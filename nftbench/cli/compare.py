@@ -77,7 +77,9 @@ def compare(
     ] = None,
     fail_on: Annotated[
         Literal["regressed", "suspect", "never"],
-        typer.Option("--fail-on", help="From which verdict on the exit code is 1: `regressed`, `suspect` or `never`."),
+        typer.Option(
+            "--fail-on", help="The mildest verdict that ends with exit code 1: `regressed`, `suspect` or `never`."
+        ),
     ] = "regressed",
     only_changed: Annotated[
         bool, typer.Option("--only-changed", help="Do not show rows that held or are underpowered.")

@@ -47,7 +47,7 @@ app = typer.Typer(
 def nftbench(
     context: typer.Context, version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False
 ) -> None:
-    """How much a claim of non-fine-tunability is worth: defenses, attacks and one protocol."""
+    """Benchmark defenses against fine-tuning: protect models, attack the releases, rank the defenses."""
     if version:
         from nftbench import __version__
 

@@ -98,8 +98,8 @@ Jobs = Annotated[
         "--jobs",
         min=1,
         metavar="N",
-        help="Worker processes; default: one for each core, on cuda one. Of a cluster, the most jobs at a time; "
-        "default: all that it has room for.",
+        help="Worker processes; default: one for each core, on cuda one. On a cluster: the most jobs at a time; "
+        "default: as many as it has room for.",
     ),
 ]
 ExecutorName = Annotated[
@@ -132,7 +132,11 @@ Device = Annotated[str, typer.Option("--device", metavar="DEVICE", help="`cpu`, 
 Data = Annotated[
     Path | None,
     typer.Option(
-        "--data", metavar="DIR", exists=True, file_okay=False, help="Folder of local data; default: the hub is asked."
+        "--data",
+        metavar="DIR",
+        exists=True,
+        file_okay=False,
+        help="Folder of local data; default: data sets of the hub.",
     ),
 ]
 Plugins = Annotated[
@@ -163,7 +167,7 @@ CacheSize = Annotated[
     typer.Option(
         "--cache-size",
         metavar="SIZE",
-        help="Most disk for that folder, as in `20GB`: models that were not used for the longest time are deleted, and "
+        help="Most disk for the cache, as in `20GB`: models that were not used for the longest time are deleted, and "
         "made again when needed; default: `$NFTBENCH_CACHE_SIZE`, or no limit.",
     ),
 ]
@@ -203,8 +207,8 @@ TrustCode = Annotated[
     bool,
     typer.Option(
         "--trust-code",
-        help="Measure releases that only their owner's code can open: it then runs with your rights. Such a row has no "
-        "rank.",
+        help="Measure releases that only their owner's code can open: that code runs with your rights. Such a row has "
+        "no rank.",
     ),
 ]
 

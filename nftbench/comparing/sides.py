@@ -72,7 +72,7 @@ def _folder(path: Path) -> Recorded:
 
 def _checked(path: str, manifest: Manifest, records: Sequence[Record], found: Origin) -> Recorded:
     if not records:
-        raise NftbenchError(f"{path}: holds no records of its plan")
+        raise NftbenchError(f"{path}: holds no record of any planned cell")
     return Recorded(path, manifest, tuple(records), found)
 
 

@@ -163,7 +163,7 @@ class LoadedTextTask(TextTask):
 
     def split(self, name: SplitName) -> TextSplit:
         if name not in self.splits:
-            raise NftbenchError(f"{self.path}: there is no {name} split; it is a utility task")
+            raise NftbenchError(f"{self.path}: it has no {name} split, so it can only be a utility task")
         return self.splits[name]
 
     def documents(self) -> Mapping[str, Any]:

@@ -39,7 +39,7 @@ def _parameter(value: Any) -> Any:
         return tuple(map(_parameter, value))
     if value is None or isinstance(value, str | int | float):
         return value
-    raise ValueError(f"{value!r} is neither a text, a number, a truth value, None nor a tuple of such")
+    raise ValueError(f"{value!r} must be a text, a number, True, False, None, or a tuple of these")
 
 
 def _label(text: str) -> str:
@@ -67,7 +67,7 @@ class _Facts:
 
     def __post_init__(self) -> None:
         if not all(name.isidentifier() for name in self.parameters) or not {*self.changed} <= self.parameters.keys():
-            raise ValueError("its parameters have no proper names")
+            raise ValueError("the names of its parameters must be Python names")
 
 
 @dataclass(frozen=True)
@@ -194,7 +194,7 @@ def declined(text: str, defenses: tuple[DefenseFacts, ...]) -> tuple[str | None,
     """
     answers = _ask("attacks", text, _declined, defenses)
     if len(answers) != len(defenses):
-        raise NftbenchError(f"{text}: it gives {len(answers)} answers about {len(defenses)} defenses")
+        raise NftbenchError(f"{text}: `applies` gave {len(answers)} answers about {len(defenses)} defenses")
     return answers
 
 
@@ -267,7 +267,9 @@ def _ask(kind: Kind, text: str, question: Callable[[Any, Asked], Answer], argume
     if registry.may_import(plugin):
         return question(registry.create(kind, text), argument)
     if _describer is None:
-        raise NftbenchError(f"{plugin}: it was added, and nothing is set up to ask it in a process of its own")
+        raise NftbenchError(
+            f"{plugin}: it is not one of nftbench's own, and this command has no confined process to ask it in"
+        )
     return _read(plugin, question, _describer(plugin, text, question, argument))
 
 
@@ -324,7 +326,7 @@ def as_json(question: Question, answer: Any) -> bytes:
 def _listed(value: Any) -> Any:
     if isinstance(value, set | frozenset):
         return sorted(value)
-    raise TypeError(f"{value!r} is neither a text, a number, a truth value, None nor a tuple of such")
+    raise TypeError(f"{value!r} must be a text, a number, True, False, None, or a tuple of these")
 
 
 @functools.cache

@@ -270,7 +270,9 @@ def _same(spec: Spec, defense: DefenseFacts) -> DefenseFacts:
         NftbenchError: it describes itself by another spec than before.
     """
     if defense.spec != spec:
-        raise NftbenchError(f"{spec}: it describes itself as {defense.spec} if it is asked again")
+        raise NftbenchError(
+            f"{spec}: its parameters change when it is built again, to {defense.spec}; keep each field as it was given"
+        )
     return defense
 
 
@@ -505,14 +507,16 @@ def _check_attack(suite: Suite, attack: AttackFacts, above: tuple[Spec, ...] = (
     if attack.spec in above:
         raise NftbenchError(f"{attack.spec}: it is built on itself")
     if len(above) > DEEPEST:
-        raise NftbenchError(f"{above[0]}: it is built on more than {DEEPEST} attacks, one upon the other")
+        raise NftbenchError(f"{above[0]}: it is built on a chain of more than {DEEPEST} attacks")
     if attack.optimizer is not None and attack.optimizer not in suite.budget.learning_rates:
         raise NftbenchError(f"{attack.spec}: budget.learning_rates has no grid for {attack.optimizer!r}")
     for text in attack.uses:
         used = facts.attack(text)
         surplus = sorted(used.knowledge - attack.knowledge)
         if surplus:
-            raise NftbenchError(f"{attack.spec}: it is built on {text!r}, which also knows {', '.join(surplus)}")
+            raise NftbenchError(
+                f"{attack.spec}: it uses {text!r}, which needs more knowledge; add to its own: {', '.join(surplus)}"
+            )
         _check_attack(suite, used, (*above, attack.spec))
 
 

@@ -350,7 +350,7 @@ def load(plugin: Plugin) -> type[Any]:
             derives from its protocol, or an attribute or a parameter of it is wrong.
     """
     if not may_import(plugin):
-        raise NftbenchError(f"{plugin}: it was added, and only a process of its own may import it")
+        raise NftbenchError(f"{plugin}: it is not one of nftbench's own, so only a confined process may import it")
     try:
         cls = imported(plugin)
     except (Exception, SystemExit) as error:  # after SystemExit nothing would be said

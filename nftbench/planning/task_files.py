@@ -81,7 +81,7 @@ def _parsed(path: Path, changed: int, size: int) -> tuple[Mapping[str, Any], fro
     if content is None:
         raise NftbenchError(f"{path}: is empty")
     if not isinstance(content, dict):
-        raise NftbenchError(f"{path}: no mapping of keys to values")
+        raise NftbenchError(f"{path}: a task file must be keys with values")
     for key in content:
         if not isinstance(key, str):  # YAML reads `on` and `no` as truth values
             raise NftbenchError(f"{path}: the key {key!r} is no text; quote it")

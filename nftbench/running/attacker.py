@@ -97,7 +97,7 @@ class Attacker(Trainer):
         if self._suite is None or self._defense is None or self._corpus is None:
             raise NftbenchError("running the defense needs 'method' and 'data' in the attack's knowledge")
         if self._defense.stage != "pretrain":
-            raise NftbenchError("a shadow cannot run a defense that starts from a trained base")
+            raise NftbenchError("`shadow` cannot run a defense that starts from a trained base: the attacker has none")
         own = Shadow(
             self._suite, self.device, networks.derive(self.seed, "shadow", str(index)), self._corpus, self.ledger
         )

@@ -120,7 +120,7 @@ class Returned:
         failures.raise_written(self.folder / FAILED)
         path = self.folder / PREPARED
         if not path.exists():
-            raise self.died or NftbenchError("its process returned nothing")
+            raise self.died or NftbenchError("its process ended without a result")
         return TypeAdapter(Preparation).validate_json(path.read_bytes())
 
     def guess(self) -> Guess | None:
@@ -137,7 +137,7 @@ class Returned:
         failures.raise_written(self.folder / f"{index}-{FAILED}")
         path = self.folder / f"{index}.json"
         if not path.exists():
-            raise self.died or NftbenchError("its process returned nothing")
+            raise self.died or NftbenchError("its process ended without a result")
         found = TypeAdapter(Found).validate_json(path.read_bytes())
         return found, returned.load(self.folder / f"{index}.pt", self.release, str(self.device))
 

@@ -64,5 +64,5 @@ def raise_written(file: Path) -> None:
     if file.exists():
         status, reason = json.loads(file.read_text(encoding="utf-8"))
         if status not in ("failed", "timeout", "nonfinite", "oom"):
-            raise NftbenchError("its process wrote a failure without a status")
+            raise NftbenchError("its process reported a failure without saying which")
         raise FailedError(status, one_line(str(reason)))

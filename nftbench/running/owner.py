@@ -242,10 +242,12 @@ class Shadow(BaseOwner):
         return self.text
 
     def task(self, spec: str) -> Task:
-        raise NftbenchError("a defense that an attacker runs as a shadow has no tasks")
+        raise NftbenchError("a defense that an attacker runs again (`shadow`) is given no tasks")
 
     def checkpoint(self, fraction: float) -> Model:
-        raise NftbenchError("a defense that an attacker runs as a shadow has no undefended checkpoints")
+        raise NftbenchError(
+            "a defense that an attacker runs again (`shadow`) is given no checkpoints of the undefended model"
+        )
 
 
 def step_at(recipe: Pretraining, fraction: float) -> int:

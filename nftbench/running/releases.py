@@ -351,7 +351,7 @@ def _publish(
     mask = protecting.load_mask(theirs)
     if (mask is not None) != workspace.plan.defenses[spec].keeps_secret:
         returned = "no secret" if mask is None else "a secret"
-        raise NftbenchError(f"keeps_secret is {mask is None}, and protect returned {returned}")
+        raise NftbenchError(f"the class says keeps_secret = {mask is None}, but protect returned {returned}")
     opened = open_to_examine(workspace, folder)
     if (folder / OPENED).is_dir():
         _check_release(opened, mask)

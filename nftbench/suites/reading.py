@@ -48,7 +48,7 @@ def read(name_or_path: str, changes: Sequence[str] = ()) -> Suite:
     if content is None:
         raise NftbenchError(f"{source}: is empty; docs/suites.md lists the keys of a suite")
     if not isinstance(content, dict):
-        raise NftbenchError(f"{source}: a suite is a mapping of keys, this is {type(content).__name__}")
+        raise NftbenchError(f"{source}: a suite must be keys with values, this is a {type(content).__name__}")
     changed = copy.deepcopy(content)
     for change in changes:
         _apply(changed, change)

@@ -108,7 +108,8 @@ def _check_protected(plugin: Defense, protected: Protected) -> None:
     promise(
         (protected.secret is not None) == plugin.keeps_secret,
         "keeps_secret says whether protect returns a secret",
-        f"keeps_secret is {plugin.keeps_secret}, and protect returned {'a' if protected.secret else 'no'} secret: "
+        f"the class says keeps_secret = {plugin.keeps_secret}, but protect returned "
+        f"{'a' if protected.secret else 'no'} secret: "
         f"write `keeps_secret: ClassVar[bool] = {protected.secret is not None}`",
     )
     promise(

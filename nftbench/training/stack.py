@@ -80,7 +80,7 @@ class Stack:
         mask: Mask | None = None,
     ) -> None:
         if optimizer not in ELEMENTWISE:
-            raise CannotStackError(f"{optimizer} does not treat each weight alone")
+            raise CannotStackError(f"{optimizer} does not update each weight by itself")
         self.layers, self.loss, self.optimizer, self.clip = networks[0], loss, optimizer, clip
         self.shapes = {name: weight.shape for name, weight in _trained(self.layers).items()}
         rows = {network: self._row(network) for network in dict.fromkeys(networks)}
@@ -150,7 +150,7 @@ class Stack:
             ):
                 distance = float((one - other).norm())
                 if not distance <= most * max(float(one.norm()), float(other.norm())):
-                    raise CannotStackError(f"the {what} in a stack is another than alone")
+                    raise CannotStackError(f"the {what} in the stack differs from that alone")
         self._alone = ()
 
     def _losses(self, weights: Tensor, inputs: Sequence[Tensor], structure: _Structure) -> Tensor:
@@ -271,7 +271,7 @@ class Stack:
         if not self._scored and known:
             place = known[0]
             if not _alike(found[place], alone(self.network(rows[place])), MOST_DIFFERENCE[arithmetic]):
-                raise CannotStackError("a score in a stack is another than alone")
+                raise CannotStackError("a score in the stack differs from the score alone")
             self._scored = True
         return found
 

@@ -239,9 +239,9 @@ def test_brackets_within_a_list_are_read(parts: None) -> None:
 def test_unknown_attacks_and_missing_knowledge_are_refused_while_planning(parts: None) -> None:
     with pytest.raises(NftbenchError, match="no attack is named 'fulll'; did you mean 'full'"):
         plan(suite("pipeline[preparations=weights,tuners=fulll]"))
-    with pytest.raises(NftbenchError, match="built on 'authorized', which also knows secret"):
+    with pytest.raises(NftbenchError, match="uses 'authorized', which needs more knowledge; add to its own: secret"):
         plan(suite("pipeline[preparations=weights,tuners=full+authorized]"))
-    with pytest.raises(NftbenchError, match="which also knows base"):
+    with pytest.raises(NftbenchError, match="needs more knowledge; add to its own: base"):
         plan(suite("pipeline[preparations=difference,tuners=full]"))
 
 

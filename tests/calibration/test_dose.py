@@ -46,7 +46,9 @@ def test_halfway_lie_the_reference_and_every_dose_of_each_family() -> None:
 
 
 def test_doses_that_differ_in_more_than_a_number_are_refused() -> None:
-    with pytest.raises(NftbenchError, match="the doses of mixed do not differ in one number alone"):
+    with pytest.raises(
+        NftbenchError, match="the doses of mixed must be one defense with exactly one parameter that differs"
+    ):
         dose.between(tiny_suite(ladder={"mixed": ["noise", "early_stop"]}), "mixed")
 
 

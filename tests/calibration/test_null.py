@@ -94,7 +94,7 @@ def test_the_rows_of_a_board_are_different_models_at_every_seed() -> None:
 
 def test_a_run_of_two_models_holds_no_fakes() -> None:
     run = run_of([one for one in records(3) if not one.defense.startswith("twin[index=")])
-    with pytest.raises(NftbenchError, match="needs three undefended models, has 1"):
+    with pytest.raises(NftbenchError, match="needs three undefended models at each seed, and this run has 1"):
         Pool.of(run)
 
 
@@ -106,7 +106,7 @@ def test_models_that_know_nothing_have_no_score() -> None:
         for one in records(2)
     ]
     pool = Pool.of(run_of(ignorant))
-    with pytest.raises(NftbenchError, match="no utility metric on which undefended models are above the floor"):
+    with pytest.raises(NftbenchError, match="undefended models are above the floor on no utility metric"):
         pool.judge(*pool.draw(3, random.Random(0)))
 
 

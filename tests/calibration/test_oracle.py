@@ -134,7 +134,7 @@ def test_the_derived_suite_has_the_ladder_and_attackers_who_know_all_that_is_cla
         NftbenchError, match="the claim grants attackers data, method, which none of none, scratch, full"
     ):
         oracle.derive(suite, rows, ["full"])
-    with pytest.raises(NftbenchError, match="name its plugin"):
+    with pytest.raises(NftbenchError, match="name the planted defense's plugin"):
         oracle.derive(suite, (), ())
     with pytest.raises(NftbenchError, match="claim the same"):
         oracle.derive(suite, ["planted", "early_stop"], ())

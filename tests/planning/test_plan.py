@@ -416,8 +416,8 @@ def test_an_attacks_parameters_are_in_the_key_of_attacks_built_on_it() -> None:
 @pytest.mark.parametrize(
     ("uses", "expected"),
     [
-        (("authorized",), "top: it is built on 'authorized', which also knows secret"),
-        (("full", "deep"), "top: it is built on 'deep', which also knows base, data"),
+        (("authorized",), "top: it uses 'authorized', which needs more knowledge; add to its own: secret"),
+        (("full", "deep"), "top: it uses 'deep', which needs more knowledge; add to its own: base, data"),
         (("ful",), "no attack is named 'ful'; did you mean 'full'?"),
         (("full[optimiser=sgd]",), "has no parameter 'optimiser'; did you mean 'optimizer'?"),
     ],
@@ -634,7 +634,9 @@ def test_an_attack_may_not_be_built_on_itself_or_indirectly_on_one_that_knows_mo
         plan(suite(attacks=["none", "round"]))
     plugin("low", knows("low", uses=("authorized",)))
     plugin("high", knows("high", uses=("low",)))
-    with pytest.raises(NftbenchError, match="low: it is built on 'authorized', which also knows secret"):
+    with pytest.raises(
+        NftbenchError, match="low: it uses 'authorized', which needs more knowledge; add to its own: secret"
+    ):
         plan(suite(attacks=["none", "high"]))
 
 

@@ -285,7 +285,7 @@ def test_a_function_may_lie_in_a_module_that_can_be_imported(
         ("include: mine.yaml\n", "includes itself"),
         ("include: [\n", "not YAML: line 2: "),
         ("include: 2024-13-45\n", "not YAML: month must be in 1..12"),
-        ("- a\n", "no mapping"),
+        ("- a\n", "must be keys with values"),
         ("", "is empty"),
         ("x: \udcff\n", "this is not text in UTF-8"),
     ],

@@ -160,7 +160,7 @@ def test_what_a_defense_does_stays_in_its_own_process(
     assert {one.reason for one in row("endless").values()} == {"the defense was stopped after 20 s"}
     assert {one.status for one in row("peeks").values()} == {"ok"}, row("peeks")
     assert {one.status for one in row("pockets").values()} == {"failed"}
-    assert "keeps_secret is False" in row("pockets")["none", "toy_topic"].reason
+    assert "keeps_secret = False" in row("pockets")["none", "toy_topic"].reason
     ledger = row("twice")["none", "toy_topic"].protection.ledger
     assert ledger.over == ("steps", "tokens")
     assert (ledger.spent.steps, ledger.spent.tokens) == (40, 40 * 8 * 32)

@@ -90,9 +90,9 @@ BAD: dict[str, tuple[str, str]] = {
     "hides_its_secret": (
         "mask = {name: torch.ones_like(weight).bool() for name, weight in model.network.named_parameters()}\n"
         "return Protected(model, Secret(mask))",
-        "keeps_secret is False, and protect returned a secret",
+        "the class says keeps_secret = False, but protect returned a secret",
     ),
-    "has_no_mask": ("return Protected(model)", "keeps_secret is True, and protect returned no secret"),
+    "has_no_mask": ("return Protected(model)", "the class says keeps_secret = True, but protect returned no secret"),
     "hides_settings": (
         "model.network.config.notes = 'x' * 20000\nreturn Protected(model)",
         "the release's config.json has 20",

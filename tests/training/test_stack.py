@@ -220,7 +220,7 @@ def test_a_sweep_on_a_gpu_is_stacked_and_says_so_and_on_the_cpu_it_is_not(monkey
     assert outcome.trained == "at once, scored one by one: the task scores one network at a time"
     assert called[0] == len(BUDGET.learning_rates["adamw"])
     outcome = sweep(Trainer(0, BUDGET, Device("cuda")), model(), Parity(), optimizer="muon")
-    assert outcome.trained == "one by one: muon does not treat each weight alone"
+    assert outcome.trained == "one by one: muon does not update each weight by itself"
 
 
 STACKED = """
@@ -369,8 +369,8 @@ class Restless(Parity):
     ("task", "why"),
     [
         (Branching, "RuntimeError: vmap: .*item"),
-        (Misleading, "the gradient in a stack is another than alone"),
-        (Restless, "the loss in a stack is another than alone"),
+        (Misleading, "the gradient in the stack differs from that alone"),
+        (Restless, "the loss in the stack differs from that alone"),
     ],
 )
 def test_losses_that_cannot_be_stacked_are_noticed_on_the_first_batch(task: type[Parity], why: str) -> None:
@@ -501,7 +501,7 @@ def test_a_stack_is_trained_on_packed_documents_or_padded_ones_where_packing_cha
         task = Texts(rows(window=60), spoiled)
         here = under_way(task, serial=None)
         found = here.at_once(RUNS)
-        assert here.padded == ("the loss in a stack is another than alone" if spoiled else None)
+        assert here.padded == ("the loss in the stack differs from that alone" if spoiled else None)
         assert task.packed[-1] != spoiled
         for run, ended in zip(RUNS, found, strict=True):
             assert_same_points(ended.points, here.trajectory(run.learning_rate, run.attack_seed, run.stops)[0])
@@ -652,7 +652,7 @@ def test_wrong_scores_of_networks_at_once_are_noticed_and_replaced() -> None:
     task = ParityOfEach(bias=0.01)
     here = under_way(task, serial=None)
     found = here.at_once(RUNS)
-    assert here.scored_alone == "a score in a stack is another than alone"
+    assert here.scored_alone == "a score in the stack differs from the score alone"
     assert task.sizes == [3], "they are not tried again"
     for run, ended in zip(RUNS, found, strict=True):
         assert_same_points(ended.points, here.trajectory(run.learning_rate, run.attack_seed, run.stops)[0])
@@ -678,7 +678,7 @@ def test_networks_whose_scores_are_not_finite_do_not_hide_a_wrong_one() -> None:
     """The first finite score is compared, and none is as long as there is none."""
     wild = [Run(1e30, 0, (2, 4)), Run(1e-2, 0, (2, 4)), Run(3e-2, 0, (2, 4))]
     budget = BUDGET.model_copy(update={"warmup": 0})
-    for bias, why in ((0.0, None), (0.01, "a score in a stack is another than alone")):
+    for bias, why in ((0.0, None), (0.01, "a score in the stack differs from the score alone")):
         here = under_way(ParityOfEach(bias=bias), budget, serial=None)
         found = here.at_once(wild)
         assert here.scored_alone == why
