@@ -100,12 +100,10 @@ def audit(
 
 def _asked(name: str, options: RunOptions) -> Suite:
     """The suite with the command line's changes, which may not touch what an audit sets itself."""
-    from nftbench import suites
-
     for change in options.changes or ():
         if (key := change.partition("=")[0].partition(".")[0]) in OWN_KEYS:
             raise NftbenchError(f"--set {change}: an audit sets {key} itself")
-    return suites.read(name, options.suite_changes())
+    return options.suite(name)
 
 
 def _refuse_same(release: Checkpoint, twin: Checkpoint) -> None:

@@ -61,7 +61,7 @@ def calibrate(
     ] = None,
 ) -> None:
     """Prove that a suite's tasks can tell models apart; with `--proof`, that it finds real effects and no others."""
-    from nftbench import calibration, suites
+    from nftbench import calibration
     from nftbench.cli import execution, local_data
     from nftbench.cli.salt import plan_with_salt
     from nftbench.planning import registry
@@ -69,7 +69,7 @@ def calibrate(
 
     execution.use_cache(options.cache, options.cache_size)
     device = execution.available_device(options.device)
-    chosen, proved = calibration.find(proof), suites.read(suite, options.suite_changes())
+    chosen, proved = calibration.find(proof), options.suite(suite)
     _refuse_ignored_options(context, proof, chosen, from_records=bool(finished))
     options = replace(options, plugin=[*(options.plugin or ()), *_plugin_files(shams)])
     added = [one.name for file in options.plugin or () for one in registry.add_file(file) if one.kind == "defenses"]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from nftbench.cli import completion
-from nftbench.cli.console import console
+from nftbench.cli.console import complain, console
 from nftbench.cli.options import RunFolder
 from nftbench.errors import NftbenchError
 
@@ -132,8 +132,11 @@ def _write(comparison: Comparison, formats: list[Format], files: list[Path], onl
         else:
             typer.echo(FORMATS[one.value](comparison, only_changed), nl=False)
     if summary := os.environ.get("GITHUB_STEP_SUMMARY"):
-        with Path(summary).open("a", encoding="utf-8") as file:
-            file.write(FORMATS["markdown"](comparison, only_changed))
+        try:
+            with Path(summary).open("a", encoding="utf-8") as file:
+                file.write(FORMATS["markdown"](comparison, only_changed))
+        except OSError as error:  # what was compared says whether the gate fails
+            complain(f"GITHUB_STEP_SUMMARY: {summary}: {error.strerror}; the job has no summary")
     if os.environ.get("GITHUB_ACTIONS") == "true" and Format.github not in formats:
         typer.echo(FORMATS["github"](comparison, only_changed), nl=False, err=True)
 
@@ -150,8 +153,10 @@ def baseline(
     """Freeze a run's results in one small file, to commit and to compare with."""
     from nftbench.comparing import baseline as baselines, sides
     from nftbench.records.record import CellId
-    from nftbench.records.store import write_atomically
+    from nftbench.records.store import PACK, write_atomically
 
+    if out is not None and out.name == PACK:
+        raise NftbenchError(f"--out {out}: every run's pack has this name; choose another")
     side = sides.read(folder)
     assert isinstance(side, sides.Recorded)  # a folder is never a board
     path = out or Path(f"nftbench-baseline-{side.suite}.jsonl.xz")
@@ -161,4 +166,6 @@ def baseline(
     typer.echo(f"{path}: {len(side.records):,} records of suite {side.suite}, {len(content):,} bytes")
     missing = {cell.id for cell in side.manifest.cells} - {CellId.of(one) for one in side.records}
     if missing:
-        typer.echo(f"{len(missing)} planned cells have no record yet; rows that lack cells are not compared")
+        typer.echo(
+            f"{len(missing)} planned cells have no record yet; a row is compared without the seeds that lack cells"
+        )

@@ -80,7 +80,7 @@ def _prepare(suite_name: str, selection: Selection, options: RunOptions, keep_sa
     use_cache(options.cache, options.cache_size)
     device = available_device(options.device)
     names, seeds, shard = selection.names(), selection.base_seeds(), selection.share()
-    suite = suites.read(suite_name, options.suite_changes())
+    suite = options.suite(suite_name)
     added = [plugin for file in options.plugin or () for plugin in registry.add_file(file)]
     registry.check_readable(added, options.data)
     for plugin in added:

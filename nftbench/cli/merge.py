@@ -39,6 +39,8 @@ def merge(
     from nftbench.records import merging
     from nftbench.records.store import Store, default_cache
 
+    if out.resolve() == Path.cwd():
+        raise NftbenchError(f"--out {out}: is the folder where you are, and cannot be replaced; name a new one")
     if out.is_dir() and any(out.iterdir()):
         raise NftbenchError(f"--out {out}: is not empty; merge into a new folder")
     sources = [merging.read(Store(folder, default_cache()), str(folder)) for folder in folders]

@@ -22,6 +22,7 @@ from nftbench.errors import NftbenchError
 if TYPE_CHECKING:
     from nftbench.planning import shards
     from nftbench.planning.registry import Kind
+    from nftbench.suites.schema import Suite
 
 SuiteName = Annotated[
     str,
@@ -295,17 +296,21 @@ class RunOptions:
         if self.parallel_config is not None and self.executor != "slurm":
             raise NftbenchError("--parallel-config is for --executor slurm")
 
-    def suite_changes(self) -> list[str]:
-        """The changes of `--set`, with the base and the salt as two of them.
+    def suite(self, name: str) -> Suite:
+        """The suite of this name or file with the command line's changes.
 
         Raises:
-            NftbenchError: the salt is empty or contains blanks.
+            NftbenchError: there is none, the salt is empty or contains blanks, or a change does not fit.
         """
+        from nftbench import suites
+
         if self.salt is not None and self.salt.split() != [self.salt]:
             raise NftbenchError(f"--salt {self.salt!r}: write one word, without blanks")
-        base = [f"model={json.dumps({'path': self.model})}"] if self.model is not None else []
-        salt = [f"salt={json.dumps(self.salt)}"] if self.salt is not None else []
-        return [*base, *(self.changes or ()), *salt]
+        base = (
+            {f"--model {self.model!r}": f"model={json.dumps({'path': self.model})}"} if self.model is not None else {}
+        )
+        salt = {f"--salt {self.salt!r}": f"salt={json.dumps(self.salt)}"} if self.salt is not None else {}
+        return suites.read(name, self.changes or (), base | salt)
 
 
 def parts(option: str, text: str | None) -> list[str]:

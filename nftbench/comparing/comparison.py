@@ -130,6 +130,7 @@ def compare(base: Side, new: Side, settings: Settings) -> Comparison:
     for name in asked:
         known.metric(settings.role, name)
     first, second, notes = _rows(base, new, settings.role)
+    _check_utility([*asked, *drops], (base, new), (*first.values(), *second.values()))
     names = _chosen(first, second, settings)
     lines = list(_lines(first, second, names, asked, settings, drops, _Rulers.of(base, new)))
     facts = [SideFacts(side.path, side.suite, side.origin) for side in (base, new)]
@@ -182,6 +183,20 @@ def _rows(base: Side, new: Side, role: Role) -> tuple[Rows, Rows, list[str]]:
     return first, second, []
 
 
+def _check_utility(names: Sequence[str], sides: Sequence[Side], rows: Sequence[RowSamples]) -> None:
+    """Refuse the name of a utility metric that neither side has.
+
+    Raises:
+        NftbenchError: names the most similar metric.
+    """
+    planned = [text for side in sides if isinstance(side, Recorded) for text in side.manifest.suite.utility]
+    everything = {*(f"{UTILITY}.{text}" for text in planned), *(name for row in rows for name in row.samples)}
+    utilities = sorted(name for name in everything if name.startswith(f"{UTILITY}."))
+    for name in names:
+        if name.startswith(f"{UTILITY}.") and name not in utilities:
+            raise NftbenchError(f"{name}: neither side measures it{suggest(name, utilities)}")
+
+
 def _chosen(first: Rows, second: Rows, settings: Settings) -> list[str]:
     """The rows to compare: those that are asked for, or else all but controls."""
     everything = {**first, **second}
@@ -217,7 +232,7 @@ def _lines(
         base, new = first.get(row), second.get(row)
         for name in _metrics(asked, base, new):
             metric = known.metric(settings.role, name)
-            blank = Line(row, name, metric.unit, "incomparable", min_drop=drops[metric.name])
+            blank = Line(row, name, metric.unit, "incomparable", min_drop=drops.get(name, drops[metric.name]))
             if why := ruler.against(settings.role, name):
                 yield _Tested(replace(blank, why=why))
             elif base is None:
@@ -236,7 +251,7 @@ def _tested(blank: Line, base: RowSamples, new: RowSamples, same_grammars: bool,
         return _Tested(replace(blank, why=_reason(new, name) or _reason(base, name) or "known on neither side"))
     if one is None:
         return _Tested(replace(blank, verdict="new", why=f"BASE: {_reason(base, name) or 'not known'}"))
-    if other is None or (_lacks_seeds(other, new) and not _lacks_seeds(one, base)):
+    if other is None or _lacking(other, new) > _lacking(one, base):
         return _Tested(replace(blank, verdict="missing", why=f"NEW: {_reason(new, name) or 'not known'}"))
     found = between(one, other, base.bases, new.bases, same_grammars=same_grammars)
     better = direction * found.interval.value + 0.0
@@ -293,8 +308,9 @@ def _metrics(asked: Sequence[str], base: RowSamples | None, new: RowSamples | No
     return found
 
 
-def _lacks_seeds(sample: Sample, row: RowSamples) -> bool:
-    return bool(sample.by_seed) and bool(row.seeds - sample.by_seed.keys())
+def _lacking(sample: Sample, row: RowSamples) -> int:
+    """How many planned seeds have no number."""
+    return len(row.seeds - sample.by_seed.keys()) if sample.by_seed else 0
 
 
 def _reason(row: RowSamples, name: str) -> str:

@@ -57,26 +57,29 @@ METRICS: dict[Role, dict[str, Metric]] = {
 DEFAULT: dict[Role, tuple[str, ...]] = {"defense": ("suppression", "retention"), "attack": ("attacked",)}
 
 
-def metric(role: Role, name: str) -> Metric:
+def metric(role: Role, name: str, option: str = "--metric") -> Metric:
     """The metric with this name; `utility.NAME` is a single utility metric.
 
     Raises:
         NftbenchError: rows of this role have no such metric.
     """
-    known = METRICS[role]
-    if name.partition(".")[0] not in known:
-        raise NftbenchError(f"--metric {name}: no metric of {role}s{suggest(name, sorted(known))}")
-    return known[name.partition(".")[0]]
+    known, (first, dot, _) = METRICS[role], name.partition(".")
+    if first not in known or (dot and first != UTILITY):
+        raise NftbenchError(f"{option} {name}: no metric of {role}s{suggest(name, sorted(known))}")
+    return known[first]
 
 
 def drops(role: Role, texts: Sequence[str]) -> dict[str, float]:
     """The smallest drop that matters, by metric, from texts such as `5` (all metrics in points) and `seconds=30`.
 
+    A text that names its metric is stronger than one that does not, wherever it stands. That of a single utility metric
+    is under the metric's own name, as in `utility.toy_topic_verb`.
+
     Raises:
         NftbenchError: a text is no such number, is negative, or names an unknown metric.
     """
     found = {name: MIN_DROP[one.unit] for name, one in METRICS[role].items()}
-    for text in texts:
+    for text in sorted(texts, key=lambda text: "=" in text):
         name, equals, number = text.rpartition("=")
         try:
             value = float(number)
@@ -85,7 +88,8 @@ def drops(role: Role, texts: Sequence[str]) -> dict[str, float]:
         if not 0 <= value < float("inf"):
             raise NftbenchError(f"--min-drop {text}: write a number of points, or METRIC=NUMBER as in seconds=30")
         if equals:
-            found[metric(role, name).name] = value
+            metric(role, name, "--min-drop")
+            found[name] = value
         else:
             found |= {one.name: value for one in METRICS[role].values() if one.unit == "points"}
     return found

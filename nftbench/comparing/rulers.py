@@ -82,7 +82,7 @@ def _major(version: str) -> str:
 
 def _ranking(side: Side) -> Any:
     if isinstance(side, Board):
-        return side.content.get("ranking")
+        return side.ranking
     from nftbench.scoring.grid import knowledge_name
 
     return knowledge_name(side.manifest.suite.ranking)
@@ -90,5 +90,5 @@ def _ranking(side: Side) -> Any:
 
 def _ladder(side: Side) -> Any:
     if isinstance(side, Board):
-        return {name: list(doses) for name, doses in (side.content.get("ladder") or {}).items()}
-    return {name: list(family.doses) for name, family in side.manifest.ladder.items()}
+        return side.ladder
+    return {name: family.doses for name, family in side.manifest.ladder.items()}

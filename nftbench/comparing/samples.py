@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from nftbench.comparing.metrics import UTILITY, Role
-from nftbench.comparing.sides import Board, Recorded
+from nftbench.comparing.sides import Board, PrintedRow, Recorded
 from nftbench.contract import Cost
 from nftbench.records.record import Record
 from nftbench.scoring import ladder
@@ -18,7 +18,7 @@ from nftbench.scoring.cost_to_break import cost_to_break
 from nftbench.scoring.frontier import mean_share
 from nftbench.scoring.grid import NONE, Grid, arrange
 from nftbench.scoring.headroom import headroom
-from nftbench.scoring.intervals import CONFIDENCE, Interval, mean
+from nftbench.scoring.intervals import Interval, mean
 from nftbench.scoring.points import final, points
 from nftbench.scoring.resistance import attacked_by_row, broken
 from nftbench.scoring.utility import reached, scales, shares, usable
@@ -77,17 +77,19 @@ Rows = Mapping[str, RowSamples]
 def of_defenses(base: Recorded, new: Recorded) -> tuple[Rows, Rows, list[str]]:
     """The rows of two runs, both measured by the attacks and on the tasks that both runs have; and what is left out."""
     first, second, notes = _common(base, new, "defense")
-    tasks: dict[str, list[str]] = {}
-    metrics: dict[str, list[str]] = {}
+    tasks: list[dict[str, list[str]]] = [{}, {}]
+    metrics: list[dict[str, list[str]]] = [{}, {}]
     for reference in first.references() & second.references():
         kept = [{one.task for one in headroom(grid, reference) if one.kept} for grid in (first, second)]
-        tasks[reference] = sorted(kept[0] & kept[1])
-        counted = [usable(scales(grid, reference)).keys() for grid in (first, second)]
-        metrics[reference] = sorted(counted[0] & counted[1])
-        for what, found in (("tasks", kept), ("utility metrics", counted)):
-            if lost := sorted(found[0] ^ found[1]):
+        counted = [{*usable(scales(grid, reference))} for grid in (first, second)]
+        for what, found, chosen in (("tasks", kept, tasks), ("utility metrics", counted, metrics)):
+            # Where nothing counts on one side, the other keeps its own: its numbers are then missing, or new.
+            common = [found[0] & found[1]] * 2 if all(found) else found
+            for by_reference, names in zip(chosen, common, strict=True):
+                by_reference[reference] = sorted(names)
+            if all(found) and (lost := sorted(found[0] ^ found[1])):
                 notes.append(f"{what} beside {reference} that count on one side only are left out: {', '.join(lost)}")
-    return _rows(first, tasks, metrics), _rows(second, tasks, metrics), notes
+    return _rows(first, tasks[0], metrics[0]), _rows(second, tasks[1], metrics[1]), notes
 
 
 def of_attacks(base: Recorded, new: Recorded) -> tuple[Rows, Rows, list[str]]:
@@ -106,6 +108,7 @@ def _common(base: Recorded, new: Recorded, subject: Role) -> tuple[Grid, Grid, l
     kinds = [{cell[:3] for cell in plan} for plan in plans]
     at = 0 if subject == "defense" else 1
     subjects = {kind[at] for kind in kinds[0]} & {kind[at] for kind in kinds[1]}
+    added = {*base.manifest.added, *new.manifest.added}
     grids, notes = [], []
     for name, side, plan in zip(("BASE", "NEW"), (base, new), plans, strict=True):
         kept = [cell for cell in plan if cell[at] not in subjects or cell[:3] in kinds[0] & kinds[1]]
@@ -113,7 +116,8 @@ def _common(base: Recorded, new: Recorded, subject: Role) -> tuple[Grid, Grid, l
             more = f" and {len(left) - 3} more" if len(left) > 3 else ""
             notes.append(f"{name} alone has {', '.join(left[:3])}{more}, at least on some rows: left out there")
         plan_of = side.manifest
-        grid, _ = arrange(side.records, kept, frozenset(plan_of.suite.ranking), plan_of.ladder, plan_of.initialisations)
+        ranking = frozenset(plan_of.suite.ranking)
+        grid, _ = arrange(side.records, kept, ranking, plan_of.ladder, plan_of.initialisations, sorted(added))
         grids.append(grid)
     return grids[0], grids[1], notes
 
@@ -128,6 +132,11 @@ def _rows(grid: Grid, tasks: Mapping[str, list[str]], metrics: Mapping[str, list
         beside = ladder.ladder(grid, reference, own_tasks, attacks, scale) if reference in grid.rows else None
         for row in sorted(name for name, one in grid.rows.items() if one.reference == reference):
             numbers, reasons = _numbers(grid, row, own_tasks, scale)
+            if reference in tasks and not own_tasks:
+                lost = f"{reference} gains nothing from fine-tuning on any task"
+                reasons |= {"attacked": lost, "suppression": lost}
+            if reference in metrics and not scale:
+                reasons |= {"retention": f"{reference} has no utility that could be lost"}
             samples = _known(numbers)
             if beside is not None:
                 excess = ladder.excess(grid, row, own_tasks, attacks, beside)
@@ -229,43 +238,16 @@ def _shortened(faults: Sequence[str]) -> str:
 
 def of_board(board: Board) -> Rows:
     """The rows of a leaderboard.json. What it prints for each seed is used as such, everything else as a mean."""
-    return {name: _printed(one) for name, one in board.scores.items()}
+    return {row.defense: _printed(row) for row in board.rows}
 
 
-def _printed(one: Mapping[str, Any]) -> RowSamples:
-    samples = _known({"suppression": _by_seed(one.get("suppression_by_seed"))})
-    if (excess := _interval(one.get("excess"))) is not None:
-        samples["excess"] = Sample.of_excess(excess, _by_seed(one["excess_by_seed"]))
-    shown = {"attacked": one.get("attacked"), "retention": one.get("utility_percent")}
-    shown |= {f"{UTILITY}.{name}": value for name, value in (one.get("utility_percent_by_metric") or {}).items()}
-    for name, value in shown.items():
-        if (found := _interval(value)) is not None:
-            samples[name] = Sample(found)
-    reason = one.get("excess_reason")
-    reasons = {"excess": str(reason)} if reason else {}
+def _printed(row: PrintedRow) -> RowSamples:
+    samples = _known({"suppression": row.suppression_by_seed} if row.kind != "reference" else {})
+    if row.excess is not None:
+        samples["excess"] = Sample.of_excess(row.excess, row.excess_by_seed)
+    shown = {"attacked": row.attacked, "retention": row.utility_percent}
+    shown |= {f"{UTILITY}.{name}": value for name, value in row.utility_percent_by_metric.items()}
+    samples |= {name: Sample(value) for name, value in shown.items() if value is not None}
+    reasons = {"excess": row.excess_reason} if row.excess_reason else {}
     seeds = frozenset(seed for sample in samples.values() for seed in sample.by_seed)
-    control = one["kind"] != "defense"
-    if one["kind"] == "reference":
-        samples.pop("suppression", None)
-    return RowSamples(samples, reasons, seeds, control=control)
-
-
-def _interval(value: Any) -> Interval | None:
-    """An interval as JSON has it, with null for an end that there is none of; None where it is something else."""
-    if not isinstance(value, dict) or not isinstance(value.get("value"), int | float):
-        return None
-    low, high = (value.get(end) for end in ("low", "high"))
-    return Interval(
-        value["value"],
-        -math.inf if low is None else low,
-        math.inf if high is None else high,
-        int(value.get("count", 1)),
-        confidence=value.get("confidence", CONFIDENCE),
-    )
-
-
-def _by_seed(value: Any) -> dict[int, float]:
-    """Numbers by seed as JSON has them, with seeds as text; empty where it holds something else."""
-    if not isinstance(value, dict) or not all(key.isdecimal() for key in value):
-        return {}
-    return {int(key): float(number) for key, number in value.items() if isinstance(number, int | float)}
+    return RowSamples(samples, reasons, seeds, control=row.kind != "defense")

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from nftbench.comparing import baseline
-from nftbench.errors import NftbenchError
+from nftbench.errors import NftbenchError, wrong
 from nftbench.records.manifest import Manifest
 from nftbench.records.origin import Origin, origin
 from nftbench.records.record import Record
 from nftbench.records.store import PACK, Store, default_cache
+from nftbench.scoring.intervals import Interval
+from nftbench.scoring.scores import Kind
 
 
 @dataclass(frozen=True)
@@ -30,16 +34,39 @@ class Recorded:
         return self.manifest.suite.name
 
 
-@dataclass(frozen=True)
-class Board:
+def _ends(value: Any) -> Any:
+    """An interval in JSON without its nulls, which stand for ends that there are none of."""
+    return {key: one for key, one in value.items() if one is not None} if isinstance(value, dict) else value
+
+
+PrintedInterval = Annotated[Interval | None, BeforeValidator(_ends)]
+
+
+class PrintedRow(BaseModel):
+    """What is compared of a row in a leaderboard.json. Boards of nftbench 0.1 have no excess."""
+
+    model_config = ConfigDict(allow_inf_nan=False)
+
+    defense: str
+    kind: Kind
+    suppression_by_seed: dict[int, float]
+    excess: PrintedInterval
+    excess_by_seed: dict[int, float]
+    excess_reason: str | None
+    attacked: PrintedInterval
+    utility_percent: PrintedInterval
+    utility_percent_by_metric: dict[str, PrintedInterval]
+
+
+class Board(BaseModel):
     """A leaderboard.json: means and intervals, without settings, base weights and cells."""
 
     path: str
     suite: str
-    scores: Mapping[str, Mapping[str, Any]]
-    """By defense, as in the file."""
-    content: Mapping[str, Any]
-    origin: Origin = field(default_factory=Origin)
+    rows: list[PrintedRow] = Field(alias="scores", min_length=1)
+    ranking: str
+    ladder: dict[str, tuple[str, ...]]
+    origin: Origin = Origin()
 
 
 Side = Recorded | Board
@@ -81,15 +108,11 @@ def _board(content: bytes, path: Path) -> Board:
         found = json.loads(content)
     except ValueError:
         raise NftbenchError(f"{path}: neither a folder, a baseline nor a leaderboard.json") from None
-    scores = found.get("scores") if isinstance(found, dict) else None
-    rows = {one["defense"]: one for one in scores if _is_score(one)} if isinstance(scores, list) else {}
-    if not rows or not isinstance(scores, list) or len(rows) != len(scores) or not isinstance(found.get("suite"), str):
-        raise NftbenchError(f"{path}: not a leaderboard.json of this version of nftbench")
-    return Board(str(path), found["suite"], rows, found)
-
-
-def _is_score(one: Any) -> bool:
-    """Whether an entry has what the protocol of today prints; boards of 0.1 have no excess."""
-    return (
-        isinstance(one, dict) and {"defense", "kind", "suppression", "excess_by_seed", "utility_percent"} <= one.keys()
-    )
+    try:
+        return Board.model_validate({**found, "path": str(path)} if isinstance(found, dict) else found)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "the whole file"
+        raise NftbenchError(
+            f"{path}: not a leaderboard.json of this version of nftbench: {where}: {wrong(first)}"
+        ) from None

@@ -433,16 +433,19 @@ def _ladder(suite: Suite) -> dict[str, Family]:
 
 
 def _ladder_attacks(suite: Suite, attacks: Collection[Spec]) -> set[Spec]:
-    """The attacks on rows that are only doses.
+    """The attacks on rows that are only doses. Without a ladder there are no such rows.
 
     Raises:
         NftbenchError: one of them is unknown, or not among the suite's attacks.
     """
-    if not suite.ladder_attacks:
+    if not suite.ladder or not suite.ladder_attacks:
         return set(attacks)
     found = {canonical("attacks", text) for text in ("none", *suite.ladder_attacks)}
     for spec in sorted(map(str, found - set(attacks))):
-        raise NftbenchError(f"{suite.name}: ladder_attacks: {spec} is not among the suite's attacks; list it there too")
+        raise NftbenchError(
+            f"{suite.name}: ladder_attacks: {spec} is not among the suite's attacks; list it there "
+            "too, or leave out the ladder with --set 'ladder={}'"
+        )
     return found
 
 

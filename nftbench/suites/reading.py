@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, get_args
 
 import yaml
@@ -25,8 +26,12 @@ def names() -> list[str]:
     return sorted(item.name.removesuffix(".yaml") for item in _shipped().iterdir() if item.name.endswith(".yaml"))
 
 
-def read(name_or_path: str, changes: Sequence[str] = ()) -> Suite:
-    """Read a suite, given by its name or by its file's path. Each change is a text `key.subkey=value`.
+def read(name_or_path: str, changes: Sequence[str] = (), options: Mapping[str, str] = MappingProxyType({})) -> Suite:
+    """Read a suite, given by its name or by its file's path.
+
+    Args:
+        changes: texts `key.subkey=value`, as `--set` takes them.
+        options: such a text by each other option that changes the suite. They come before `changes`.
 
     Raises:
         NftbenchError: the suite does not exist, is not YAML, or has an unknown key or a wrong value. The message names
@@ -49,15 +54,18 @@ def read(name_or_path: str, changes: Sequence[str] = ()) -> Suite:
         raise NftbenchError(f"{source}: is empty; docs/suites.md lists the keys of a suite")
     if not isinstance(content, dict):
         raise NftbenchError(f"{source}: a suite must be keys with values, this is a {type(content).__name__}")
-    changed = copy.deepcopy(content)
-    for change in changes:
-        _apply(changed, change)
-    problems = _problems(changed)
-    if changes and problems:
-        old = [(problem["loc"], problem["type"]) for problem in _problems(content)]
-        named = ["--set" if (one["loc"], one["type"]) not in old else source for one in problems]
-        raise NftbenchError(_explained(zip(named, problems, strict=True)))
-    return parse(changed, source)
+    steps = [(source, content)]
+    for option, texts in (*((option, [text]) for option, text in options.items()), ("--set", changes)):
+        content = copy.deepcopy(content)
+        for text in texts:
+            _apply(content, text)
+        steps.append((option, content))
+    problems = _problems(content)
+    if problems:
+        known = [(name, [(one["loc"], one["type"]) for one in _problems(step)]) for name, step in steps]
+        blamed = [next(name for name, all_ in known if (one["loc"], one["type"]) in all_) for one in problems]
+        raise NftbenchError(_explained(zip(blamed, problems, strict=True)))
+    return Suite.model_validate(content)
 
 
 def parse(content: Mapping[str, Any], source: str = "suite") -> Suite:

@@ -322,7 +322,8 @@ class Suite(_Section):
             except ValidationError as error:
                 problem = error.errors()[0]
                 place = ".".join(map(str, problem["loc"]))
-                raise ValueError(f"{place}: {wrong(problem)}; it stands beside path") from None
+                beside = "; it stands beside path" if place != "path" else ""
+                raise ValueError(f"{place}: {wrong(problem)}{beside}") from None
         elif "model_type" not in model:
             raise ValueError("needs model_type (gpt2, llama, qwen3, …), or the path of a checkpoint")
         return model

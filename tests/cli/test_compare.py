@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import lzma
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import pytest
@@ -17,6 +19,14 @@ from tests.comparing.sides import MASK, PMP, folder, manifest, records
 
 ROWS = {"pmp": PMP, "random_mask": MASK}
 WORSE = {**ROWS, "pmp": tuple(one + 0.1 + wobble for one, wobble in zip(PMP, (0, 0.01, -0.01, 0.005, 0), strict=True))}
+
+FOREIGN: dict[str, Callable[[dict[str, Any]], None]] = {
+    "ladder.json": lambda board: board.update(ladder=1),
+    "names.json": lambda board: board["scores"][-1].update(defense=[]),
+    "counts.json": lambda board: board["scores"][-1]["utility_percent"].update(count="many"),
+    "nan.json": lambda board: board["scores"][-1]["utility_percent"].update(value=float("nan")),
+}
+"""By the name of a leaderboard.json: what somebody made of it."""
 
 
 @pytest.fixture
@@ -91,6 +101,18 @@ def test_reports_are_written_before_the_gate_fails(
     assert Path("summary.md").read_text().startswith("<!-- nftbench-compare:tiny -->")
 
 
+def test_a_summary_that_cannot_be_written_changes_no_verdict(
+    base: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", "absent/summary.md")
+    monkeypatch.setenv("GITHUB_ACTIONS", "true")
+    assert compared(base, folder(Path("same"), records(ROWS))) == 0
+    assert compared(base, folder(Path("new"), records(WORSE))) == 1
+    said = capsys.readouterr().err
+    assert "GITHUB_STEP_SUMMARY: absent/summary.md: No such file or directory" in said
+    assert "::error title=pmp%3A suppression regressed::" in said
+
+
 def test_a_gate_may_be_told_never_to_fail(base: Path, capsys: pytest.CaptureFixture[str]) -> None:
     new = folder(Path("new"), records(WORSE))
     assert compared(base, new, "--fail-on", "never") == 0
@@ -123,13 +145,19 @@ def test_what_is_no_result_is_refused_in_one_line(base: Path, capsys: pytest.Cap
     Path("garbage").write_bytes(b"\x00\xff{")
     Path("list.json").write_text("[1]")
     Path("board.json").write_text('{"suite": "x", "scores": [{"defense": "a"}]}')
+    assert main(["report", str(base)]) == 0
+    for name, spoil in FOREIGN.items():
+        board = json.loads((base / "leaderboard.json").read_text())
+        spoil(board)
+        Path(name).write_text(json.dumps(board))
+    capsys.readouterr()
     Path("garbage.xz").write_bytes(lzma.compress(b"not a pack"))
     Path("other.xz").write_bytes(pack.encode([{"key": "a"}]))
     Path("future.xz").write_bytes(pack.encode([{"baseline": 99}]))
     Path("hollow.xz").write_bytes(pack.encode([{"baseline": 1}]))
     Path("none.xz").write_bytes(pack.encode([]))
     wrong = ("old", "empty", "nothing", "garbage", "list.json", "board.json", "garbage.xz", "other.xz", "future.xz")
-    for one in (*wrong, "hollow.xz", "none.xz", "absent"):
+    for one in (*wrong, *FOREIGN, "hollow.xz", "none.xz", "absent"):
         for sides in ((one, base), (base, one)):
             assert compared(*sides) == 2
             said = capsys.readouterr().err
@@ -141,11 +169,22 @@ def test_what_is_no_result_is_refused_in_one_line(base: Path, capsys: pytest.Cap
     assert compared(base, base, "--min-drop", "much") == 2
 
 
+def test_a_baseline_does_not_take_the_name_of_a_run_s_pack(base: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """It would replace the records of a packed run, and compare would read the folder in its place."""
+    assert main(["pack", str(base)]) == 0
+    before = (base / "records.jsonl.xz").read_bytes()
+    assert main(["baseline", str(base), "--out", str(base / "records.jsonl.xz")]) == 2
+    assert "choose another" in capsys.readouterr().err
+    assert (base / "records.jsonl.xz").read_bytes() == before
+
+
 def test_a_baseline_of_an_unfinished_run_says_so(base: Path, capsys: pytest.CaptureFixture[str]) -> None:
     found = records(ROWS)
     folder(Path("half"), [one for one in found if one.seed < 3], manifest(found))
     assert main(["baseline", "half"]) == 0
-    assert "planned cells have no record yet" in capsys.readouterr().out
+    assert "a row is compared without the seeds that lack cells" in capsys.readouterr().out
+    assert compared("nftbench-baseline-tiny.jsonl.xz", base, "--format", "json") == 0
+    assert {one["difference"]["count"] for one in json.loads(capsys.readouterr().out)["rows"]} == {3}
 
 
 def test_one_seed_judges_nothing(base: Path) -> None:

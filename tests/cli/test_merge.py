@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
 import yaml
 
 from nftbench.records.store import Store
@@ -102,6 +103,15 @@ def test_a_contradiction_writes_nothing(call: Call, tmp_path: Path) -> None:
     assert {one.base_sha256 for one in Store(Path("c"), tmp_path).records().values()} == {
         f"other-{seed}" for seed in range(5)
     }
+
+
+def test_the_folder_where_one_is_cannot_be_replaced(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder(Path("a"), FOUND, PLAN)
+    Path("here").mkdir()
+    monkeypatch.chdir("here")
+    code, _, complaint = call("merge", "../a", "--out", ".")
+    assert (code, complaint.count("\n")) == (2, 1)
+    assert "is the folder where you are" in complaint
 
 
 def test_bad_input_is_refused_in_one_line(call: Call) -> None:

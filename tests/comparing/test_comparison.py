@@ -12,10 +12,11 @@ from hypothesis import given, settings, strategies
 from nftbench.comparing import Comparison, Settings, baseline, compare
 from nftbench.comparing.sides import Recorded
 from nftbench.errors import NftbenchError
+from nftbench.records.origin import origin
 from nftbench.records.record import Record
 from nftbench.suites.schema import Family
-from tests.comparing.sides import HERE, MASK, PMP, UNDEFENDED, records, run, side
-from tests.factories import failed, measurement, record
+from tests.comparing.sides import HERE, MASK, PMP, UNDEFENDED, manifest, records, run, side
+from tests.factories import failed, measurement, record, scored
 
 ROWS = {"pmp": PMP, "random_mask": MASK}
 SUPPRESSION = Settings(metrics=("suppression",))
@@ -136,6 +137,31 @@ def test_a_row_of_an_unfinished_run_is_missing() -> None:
     base = records(ROWS)
     found = compare(side(base), side([one for one in base if one.seed < 4], base), SUPPRESSION)
     assert set(of_rows(found).values()) == {"missing"}
+
+
+def test_a_row_that_lacks_more_seeds_than_the_base_is_missing() -> None:
+    whole = records(ROWS)
+    base, new = (side([one for one in whole if one.seed in seeds], whole) for seeds in ((0, 1, 2, 3), (2, 3, 4)))
+    assert set(verdicts(compare(base, new, Settings())).values()) == {"missing"}
+    assert "missing" not in verdicts(compare(base, base, Settings())).values()
+
+
+@pytest.mark.parametrize("metric", ["suppression", "retention"])
+def test_a_number_that_no_task_of_the_new_run_gives_is_missing(metric: str) -> None:
+    """As where the undefended model gains nothing any longer, or has no utility left that could be lost."""
+
+    def spoilt(one: Record) -> Record:
+        if metric == "suppression":
+            return (
+                replace(one, attacked=measurement(0.9), validation=measurement(0.9)) if one.attack == "scratch" else one
+            )
+        return replace(one, attacked=measurement(0.2)) if (one.defense, one.role) == ("none", "utility") else one
+
+    asked, whole, other = Settings(metrics=(metric,)), run(ROWS), side([spoilt(one) for one in records(ROWS)])
+    lost, won = compare(whole, other, asked), compare(other, whole, asked)
+    assert set(of_rows(lost).values()) == {"missing"}
+    assert all(line.why.startswith("NEW: none ") for line in lost.lines)
+    assert set(of_rows(won).values()) == {"new"}
 
 
 # ------------------------------------------------------------------------------------------------------- two machines
@@ -264,6 +290,28 @@ def test_an_attack_that_only_one_side_has_does_not_count() -> None:
     assert any("NEW alone has lora" in note for note in found.notes)
 
 
+def test_an_added_attack_counts_against_defenses_alone_as_on_the_leaderboard() -> None:
+    """Its author could make it strong on the undefended model, and every defense would seem to take more from it."""
+    more = [
+        *records(ROWS),
+        *(
+            replace(record(row, "mine", task, seed, 0.95 if row == "none" else 0.2), base_sha256=f"base-{seed}")
+            for row in ("none", *ROWS)
+            for task in ("pairs", "topic")
+            for seed in range(5)
+        ),
+    ]
+    plan = replace(manifest(more), added=("mine",))
+    ours = Recorded("here", plan, tuple(more), origin(more))
+    board = scored(more, planned=[cell.id for cell in plan.cells], added=plan.added)
+    expected = {one.defense: one.resistance.suppression for one in board.scores}
+    for line in compare(ours, ours, SUPPRESSION).lines:
+        printed = expected[line.row]
+        assert printed is not None
+        assert line.base is not None
+        assert line.base.value == pytest.approx(printed.value)
+
+
 # --------------------------------------------------------------------------------------------------- for whom, and what
 
 
@@ -316,11 +364,22 @@ def test_fewer_than_three_seeds_judge_nothing(count: int) -> None:
         (Settings(min_drop=("nan",)), "--min-drop"),
         (Settings(alpha=0.0), "--alpha"),
         (Settings(role="attack", metrics=("retention",)), "no metric of attacks"),
+        (Settings(metrics=("excess.toy",)), "no metric of defenses"),
+        (Settings(metrics=("utility.minimal_pair", "retention")), "did you mean 'utility.minimal_pairs'"),
+        (Settings(min_drop=("utility.minimal_pair=3",)), "did you mean 'utility.minimal_pairs'"),
+        (Settings(min_drop=("retension=3",)), "--min-drop retension: .*'retention'"),
     ],
 )
 def test_wrong_settings_are_refused(wrong: Settings, said: str) -> None:
     with pytest.raises(NftbenchError, match=said):
         compare(run(ROWS), run(ROWS), wrong)
+
+
+def test_a_smallest_drop_with_a_name_is_stronger_wherever_it_stands() -> None:
+    for drops in (("7", "suppression=3", "utility.minimal_pairs=1"), ("utility.minimal_pairs=1", "suppression=3", "7")):
+        asked = Settings(metrics=("suppression", "retention", "utility"), rows=("pmp",), min_drop=drops)
+        found = {line.metric: line.min_drop for line in compare(run(ROWS), run(ROWS), asked).lines}
+        assert found == {"suppression": 3, "retention": 7, "utility.minimal_pairs": 1}
 
 
 SCORES = strategies.lists(strategies.floats(0.42, 0.8), min_size=3, max_size=5)

@@ -92,6 +92,11 @@ def test_filters_work_on_doses_and_twins() -> None:
     assert {str(cell.attack) for cell in narrow(whole, defenses=["narrow"], attacks=["lora"]).cells} == {"lora"}
 
 
+def test_without_a_ladder_its_attacks_ask_for_nothing() -> None:
+    found = plan(suite(ladder={}, attacks=["full"], ladder_attacks=["full", "lora"]))
+    assert {str(cell.attack) for cell in found.cells} == {"none", "full"}
+
+
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
@@ -99,7 +104,10 @@ def test_filters_work_on_doses_and_twins() -> None:
         ({"ladder": {"noise": ["noise", "noise[scale=0.1]"]}}, "tiny: ladder: noise is listed twice"),
         ({"ladder": {"one": ["noise"], "other": ["noise"]}}, "tiny: ladder: noise is listed twice"),
         ({"ladder": {"mask": ["random_mask"]}}, "tiny: ladder: random_mask is no trivial defense"),
-        ({"ladder_attacks": ["dora"]}, "tiny: ladder_attacks: dora is not among the suite's attacks"),
+        (
+            {"ladder_attacks": ["dora"]},
+            "tiny: ladder_attacks: dora is not among the suite's attacks; list it there too, or leave out the ladder",
+        ),
         ({"ladder_attacks": ["lor"]}, "no attack is named 'lor'; did you mean 'lora'?"),
         ({"salt": None}, "tiny: its grammars depend on a salt"),
     ],

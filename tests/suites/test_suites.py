@@ -262,7 +262,7 @@ def test_several_problems_are_all_named() -> None:
         ("corpus.source=toyy", "--set: corpus.source: must be 'toy', 'text', 'hub' or 'none', and is 'toyy'"),
         ("budget=5", "--set: budget: must be a section of keys and values, and is 5"),
         ("pretraining={}", "--set: pretraining.steps: is missing"),
-        ("model={path: 5}", "--set: model: path: must be a text, and is 5; it stands beside path"),
+        ("model={path: 5}", "--set: model: path: must be a text, and is 5"),
         ("budget.restart=5", "--set: unknown key 'budget.restart'; did you mean 'restarts'?"),
         ("budgt.restarts=5", "--set: unknown key 'budgt'; did you mean 'budget'?"),
         ("pretraining.warmup=999", "--set: suite: pretraining.warmup 999 is longer than the 20 steps"),
@@ -276,6 +276,23 @@ def test_a_wrong_change_is_told_in_one_plain_sentence_that_blames_the_change(
     with pytest.raises(NftbenchError) as caught:
         suites.read(str(path), [change])
     assert str(caught.value) == expected
+
+
+def test_an_option_that_changes_the_suite_is_blamed_by_its_own_name(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(yaml.safe_dump(content(initialisations=4)))
+    given = {"--model folder": 'model={"path": "folder"}'}
+    with pytest.raises(NftbenchError) as caught:
+        suites.read(str(path), ["budget.restarts=x"], given)
+    said = str(caught.value)
+    assert said == ("--set: budget.restarts: must be a whole number, and is 'x'")
+    with pytest.raises(NftbenchError) as caught:
+        suites.read(str(path), ["about=x"], given)
+    assert str(caught.value).startswith("--model folder: suite: initialisations is 4, and a given base has one")
+    with pytest.raises(NftbenchError) as caught:
+        suites.read(str(path), (), {"--model ": 'model={"path": ""}'})
+    assert str(caught.value).startswith("--model : model: path: must ")
+    assert suites.read(str(path), ["initialisations=1"], given).given is not None
 
 
 def test_unknown_keys_come_first_and_each_error_names_its_source(tmp_path: Path) -> None:
