@@ -299,8 +299,8 @@ class RunOptions:
         """
         if self.salt is not None and self.salt.split() != [self.salt]:
             raise NftbenchError(f"--salt {self.salt!r}: write one word, without blanks")
-        base = [f"model={json.dumps({'path': self.model})}"] if self.model is not None else []
-        salt = [f"salt={json.dumps(self.salt)}"] if self.salt is not None else []
+        base = [f"model={json.dumps({'path': self.model}, ensure_ascii=False)}"] if self.model is not None else []
+        salt = [f"salt={json.dumps(self.salt, ensure_ascii=False)}"] if self.salt is not None else []
         return [*base, *(self.changes or ()), *salt]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Callable
 from dataclasses import replace
@@ -26,6 +27,7 @@ from nftbench.testing import tiny_suite
 from tests import checkpoints
 
 Call = Callable[..., tuple[int, str, str]]
+NORM = "transformer.ln_f.weight"
 
 
 @pytest.fixture
@@ -158,6 +160,10 @@ def test_nonsense_is_one_line_and_exit_code_2(call: Call, words: tuple[str, ...]
         (
             lambda folder: (folder / checkpoints.WEIGHTS).write_bytes(b"cut"),
             "is damaged or incomplete; download it again",
+        ),
+        (
+            lambda folder: checkpoints.edit(folder, lambda held: {**held, NORM: held[NORM].fill_(math.nan)}),
+            f"holds weights that are not finite: {NORM}",
         ),
     ],
 )

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -84,6 +85,24 @@ def test_a_checkpoint_with_the_base_as_twin_is_compared_with_the_base(base: Path
 
 
 # ----------------------------------------------------------------------------------------------------------- releases
+
+
+@pytest.mark.parametrize("name", ["checkpoint", "smaller"])
+def test_a_release_on_the_hub_is_that_of_the_planned_commit(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The defense's process has no network: the referee finds the files for it."""
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    commit = checkpoints.write_to_hub_cache(tmp_path / "hub", "some/model", checkpoints.write)
+    spec = Spec.parse(f"{name}[path=some/model]")
+    whole = plan(tiny_suite(defenses=["none", str(spec)]))
+    (tmp_path / "hub" / "models--some--model" / "refs" / "main").write_text("f" * 40)
+    here = workspace(whole, tmp_path)
+    job = next(job for job in whole.jobs() if job.defense == spec)
+    (record,) = Referee(here, job).run(job.cells[:1])
+    assert (record.status, record.reason) == ("ok", None)
+    assert record.provenance["revision"] == commit
+    assert record.defense == str(spec)
 
 
 def test_equal_weights_are_kept_once(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
