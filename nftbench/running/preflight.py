@@ -94,8 +94,8 @@ def check_given(plan: Plan) -> None:
     """Refuse a given release, such as a checkpoint, on which every cell would fail.
 
     Raises:
-        NftbenchError: as in `examine`; or its weights are not finite, or its window is shorter than a block of the
-            suite's text.
+        NftbenchError: as in `examine`; or its weights are not finite, its window is shorter than a block of the
+            suite's text, or its chat template cannot be used.
     """
     reads_text = plan.suite.corpus.source != "none"
     for spec in plan.defenses:
@@ -104,6 +104,8 @@ def check_given(plan: Plan) -> None:
         with hub.files(place, plan.commits.get(spec)) as files:
             if reads_text:
                 _check_window(_examine(place, files.path), plan.suite)
+            if plan.suite.given is not None and plan.suite.given.apply_chat_template:
+                chat.check(networks.load_tokenizer(files.path), place)
             if files.with_weights:
                 _check_finite(files.path, place)
 

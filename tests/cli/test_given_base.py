@@ -203,6 +203,15 @@ def test_a_given_release_with_an_accident_is_one_line_in_plan(
     assert str(base) in err
 
 
+def test_a_given_release_without_a_chat_template_is_one_line_in_plan(call: Call, base: Path, tmp_path: Path) -> None:
+    (base / "chat_template.jinja").write_text("{{ messages[0].content }}")
+    other = checkpoints.write_reader(tmp_path / "other")
+    write_suite(defenses=["none", f"checkpoint[path={other},reference={base}]"])
+    code, _, err = call("plan", "tiny.yaml", "--set", f"model={{path: {base}, apply_chat_template: true}}")
+    assert (code, len(err.splitlines())) == (2, 1)
+    assert f"{other}: has no chat template" in err
+
+
 def test_a_release_that_the_hub_does_not_have_is_one_line_in_plan(call: Call) -> None:
     write_suite(defenses=["none", "checkpoint[path=some/model]"])
     code, _, err = call("plan", "tiny.yaml")
