@@ -140,7 +140,7 @@ def changes(suite: Suite, subject: Subject) -> list[str]:
         "claims": [],
         "benign": [],
     }
-    return [f"{key}={json.dumps(value)}" for key, value in found.items()]
+    return [f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in found.items()]
 
 
 def _costs(work: Work, options: RunOptions, release: Checkpoint, twin: Checkpoint) -> int:

@@ -103,6 +103,7 @@ def _prepare(suite_name: str, selection: Selection, options: RunOptions, keep_sa
         whole = plan(salted, device=device, data=options.data, limit=selection.limit)
         from_outside = {spec.name for spec in whole.attacks if not registry.find("attacks", spec.name).is_trusted}
         whole = replace(whole, added=tuple(sorted(from_outside - listed)))
+        check_given(whole)
         check_prompts(whole, store)
         select(whole)  # refuses filters that match nothing, before a salt is written
         return whole
@@ -202,6 +203,20 @@ def check_base(suite: Suite) -> None:
 
         if (note := preflight.check_base(suite)) is not None:
             typer.echo(note)
+
+
+def check_given(whole: Plan) -> None:
+    """Refuse a given release on which every cell would fail.
+
+    Raises:
+        NftbenchError: it cannot be read, or does not suit the suite.
+    """
+    from nftbench.planning.plan import given_path
+
+    if any(given_path(spec) is not None for spec in whole.defenses):
+        from nftbench.running import preflight  # which loads torch
+
+        preflight.check_given(whole)
 
 
 def check_prompts(whole: Plan, store: Store) -> None:

@@ -306,11 +306,13 @@ class RunOptions:
 
         if self.salt is not None and self.salt.split() != [self.salt]:
             raise NftbenchError(f"--salt {self.salt!r}: write one word, without blanks")
-        base = (
-            {f"--model {self.model!r}": f"model={json.dumps({'path': self.model})}"} if self.model is not None else {}
-        )
-        salt = {f"--salt {self.salt!r}": f"salt={json.dumps(self.salt)}"} if self.salt is not None else {}
-        return suites.read(name, self.changes or (), base | salt)
+        options = {}
+        if self.model is not None:
+            path = json.dumps({"path": self.model}, ensure_ascii=False)
+            options[f"--model {self.model!r}"] = f"model={path}"
+        if self.salt is not None:
+            options[f"--salt {self.salt!r}"] = f"salt={json.dumps(self.salt, ensure_ascii=False)}"
+        return suites.read(name, self.changes or (), options)
 
 
 def parts(option: str, text: str | None) -> list[str]:

@@ -487,13 +487,14 @@ def tensor_names(folder: Path) -> set[str]:
 
 
 def tensors_sha256(folder: Path) -> str:
-    """Hash of the tensors in a model folder: name, dtype, shape and bytes of each, in the order of their names.
+    """Hash of the tensors of a model folder: name, dtype, shape and bytes of each, in the order of their names.
 
-    How the tensors are spread over files, and what the files say beside them, does not count.
+    How the tensors are spread over files, and what the files say beside them, does not count; nor do files that no
+    model is loaded from, such as a second copy of the weights in another library's layout.
     """
     digest = hashlib.sha256()
     with contextlib.ExitStack() as opened:
-        files = [opened.enter_context(safe_open(path, framework="pt")) for path in folder.glob("*.safetensors")]
+        files = [opened.enter_context(safe_open(path, framework="pt")) for path in weight_files(folder)]
         holder = {name: file for file in files for name in file.keys()}  # noqa: SIM118 (a file is no mapping)
         for name in sorted(holder):
             tensor = holder[name].get_tensor(name)

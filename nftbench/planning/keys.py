@@ -103,9 +103,11 @@ class Keys:
         defenses: Mapping[Spec, DefenseFacts],
         attacks: Mapping[Spec, AttackFacts],
         utility_after: Collection[Spec] = (),
+        commits: Mapping[Spec, str] | None = None,
     ) -> None:
         self.suite, self.device, self.data, self.limit = suite, device, data, limit
         self.defenses, self.attacks, self.utility_after = defenses, attacks, utility_after
+        self.commits = commits or {}
         self.plugins: dict[tuple[Kind, str], str] = {}
         """The source digest of each plugin that is in a key so far."""
         self.base = functools.cache(lambda seed: base_key(suite, seed, data, device, self.source))
@@ -123,6 +125,8 @@ class Keys:
         """Key of a defense's release."""
         defense, source = self.defenses[spec], self.source("defenses", spec.name)
         parts: list[Any] = [self.start(defense, seed), spec.name, defense.parameters, source, self.fingerprint(spec)]
+        if spec in self.commits:
+            parts.append(["commit", self.commits[spec]])
         if defense.told:
             tasks = _training_data(self.suite, defense.told, self.data, self.source)
             parts += [_version("evaluation"), tasks, self.limit, seed]

@@ -79,6 +79,8 @@ class Plan:
     """Specs of the attacks that each attack is built on, directly or through others."""
     utility_after: frozenset[Spec] = frozenset()
     """The attacks after which utility is measured again."""
+    commits: Mapping[Spec, str] = field(default_factory=dict)
+    """The commits of releases that are given by a hub id, as the hub had them at the time of planning."""
     added: tuple[str, ...] = ()
     """As in the manifest."""
 
@@ -207,7 +209,8 @@ def plan(
     for attack in attacks.values():
         _check_attack(suite, attack)
     utility_after = _utility_after(suite, attacks)
-    keys = Keys(suite, device, data, limit, defenses, attacks, utility_after)
+    commits = {spec: pinning.commit(place, None) for spec in defenses if (place := _hub_id(spec)) is not None}
+    keys = Keys(suite, device, data, limit, defenses, attacks, utility_after, commits)
     reference_of = {spec: canonical("defenses", defense.reference) for spec, defense in defenses.items()}
     references = set(map(str, reference_of.values()))
     reasons = {
@@ -260,7 +263,18 @@ def plan(
         train_documents={spec: facts.train_documents(str(spec), suite.budget) for spec in attacks},
         built_on={spec: built_on(attack) for spec, attack in attacks.items()},
         utility_after=utility_after,
+        commits=commits,
     )
+
+
+def given_path(defense: Spec) -> str | None:
+    """The folder, file or hub id of a release that is given; None for a release that is made."""
+    return str(dict(defense.parameters)["path"]) if defense.name in GIVEN else None
+
+
+def _hub_id(defense: Spec) -> str | None:
+    place = given_path(defense)
+    return place if place is not None and pinning.is_on_hub(place) else None
 
 
 def _same(spec: Spec, defense: DefenseFacts) -> DefenseFacts:

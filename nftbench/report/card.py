@@ -86,7 +86,7 @@ def card(board: Leaderboard, manifest: Manifest, records: Sequence[Record], subj
         (_numbers(score, twin), "Points, means over tasks and seeds with 95 % intervals; that of the excess is 98 %."),
         (
             _controls(board, score),
-            "Anyone could make these from the twin in a minute, so a protection has to beat them.",
+            "Anyone could make these from the twin without training, so a protection has to beat them.",
         ),
         (_tried(score, twin), "The strongest first. Costs are those of one task's attacker, every try included."),
         (_tasks(board, score), "In points, after the best attack on each task."),
@@ -97,7 +97,7 @@ def card(board: Leaderboard, manifest: Manifest, records: Sequence[Record], subj
         name=subject.name,
         verdict=verdict,
         answer=_answer(verdict, score),
-        facts=_facts(board, subject, records),
+        facts=_facts(board, manifest, subject, records),
         tables=tuple((table, note) for table, note in shown if table.rows),
         doubts=tuple(
             _named(doubt, score, twin) for doubt in (*board.problems, *(flag.message for flag in score.flags))
@@ -124,7 +124,7 @@ def _answer(verdict: Verdict, score: Score) -> str:
             cost = "keeps its utility" if verdict == "holds" else "may not keep its utility"
             return (
                 f"The protection {verdict}: it takes {taken} from the strongest attack that was tried, {excess} more "
-                f"than any trivial change of the twin that keeps as much utility, and {cost}."
+                f"than any trivial change of the twin that was tried and keeps as much utility, and {cost}."
             )
         case "refuted":
             why = (
@@ -165,7 +165,7 @@ def _untested(score: Score) -> str:
         return f"it cannot be compared with trivial changes of the twin ({score.excess.reason})"
     if not score.claim.covered:
         return "the attacks did not use all that an attacker may have"
-    return "an attack on it was not at its best, as the doubts below say"
+    return "a doubt below has to be cleared first"
 
 
 # ------------------------------------------------------------------------------------------------------------- tables
@@ -179,7 +179,7 @@ def _numbers(score: Score, twin: Score) -> Table:
         ("score after the best attack", interval(here.attacked), interval(there.attacked)),
         ("taken from the attacker", suppression, UNKNOWN),
         ("taken beyond trivial changes of the twin", _beyond(score, twin), UNKNOWN),
-        ("utility kept, %", interval(score.utility.retention, 100), "100.0"),
+        ("utility kept, %", interval(score.utility.retention, 100), "100.0" if score.utility.retention else UNKNOWN),
         *_costs(score, twin),
     ]
     return Table("In numbers", ("", "release", "undefended twin"), tuple(rows))
@@ -282,19 +282,39 @@ def _tasks(board: Leaderboard, score: Score) -> Table:
 # -------------------------------------------------------------------------------------------------- facts and limits
 
 
-def _facts(board: Leaderboard, subject: Subject, records: Sequence[Record]) -> tuple[tuple[str, str], ...]:
-    seconds = sum(float(record.provenance.get("seconds") or 0.0) for record in records)
+def _facts(
+    board: Leaderboard, manifest: Manifest, subject: Subject, records: Sequence[Record]
+) -> tuple[tuple[str, str], ...]:
+    given = manifest.suite.given
+    commits = [record.provenance.get("revision") for record in records if record.defense == subject.row]
     last = max((str(record.provenance.get("written") or "") for record in records), default="")
     versions = next((record.provenance.get("versions") or {} for record in records), {})
     return (
-        ("release", subject.release),
-        ("undefended twin", subject.reference),
+        ("release", _at(subject.release, next(iter(commits), None))),
+        ("undefended twin", _at(subject.reference, given.revision if given is not None else None)),
         ("model", f"{subject.architecture}, {subject.parameters / 1e6:.3g} M parameters"),
         ("suite", f"{board.suite}: {_results(board, records)}"),
-        ("cost", f"{short(seconds / 60)} minutes of one worker in all"),
+        ("cost", f"{short(_seconds(records) / 60)} minutes of one worker in all"),
         ("date", last[:10] or UNKNOWN),
         ("made with", ", ".join(f"{name} {version}" for name, version in versions.items()) or UNKNOWN),
     )
+
+
+def _at(place: str, commit: str | None) -> str:
+    """A folder, or a hub id with its commit."""
+    return place if commit is None else f"{place} at {commit}"
+
+
+def _seconds(records: Sequence[Record]) -> float:
+    """Time of all cells, with the preparation that the cells of one job share, and of all defenses."""
+    prepared: dict[tuple[str, str], float] = {}
+    for record in records:
+        job = record.release, record.attack
+        own = record.cost.preparation_seconds if record.cost else 0.0
+        prepared[job] = max(prepared.get(job, 0.0), own)
+    made = {record.release: record.protection.seconds for record in records if record.protection}
+    cells = sum(float(record.provenance.get("seconds") or 0.0) for record in records)
+    return cells + sum(prepared.values()) + sum(made.values())
 
 
 def _results(board: Leaderboard, records: Sequence[Record]) -> str:
@@ -319,9 +339,10 @@ def _limits(manifest: Manifest) -> tuple[str, ...]:
 
 
 def _budget(budget: Budget) -> str:
+    """What the suite gives to one run of an attack. Some attacks take more, as for preparation on public text."""
     documents = budget.max_train_documents
-    read = f" on at most {documents} documents" if documents is not None else ""
-    return f"each took at most {max(budget.durations)} steps of {budget.batch} documents{read}"
+    read = f", drawn from at most {documents}" if documents is not None else ""
+    return f"the budget of a run is {max(budget.durations)} steps of {budget.batch} documents{read}"
 
 
 def _listed(names: Sequence[str]) -> str:

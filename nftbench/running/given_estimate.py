@@ -37,6 +37,7 @@ def step_bytes(suite: Suite, tokens: float) -> float:
     """
     assert suite.given is not None
     fields = _settings(suite.given.path, suite.given.revision, suite.given.sha256)
+    fields = {**fields, **(fields.get("text_config") or {})}  # that of a model which reads images too
     width, layers = (fields.get(name) for name in ("hidden_size", "num_hidden_layers"))
     if width is None or layers is None:
         return 0.0

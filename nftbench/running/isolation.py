@@ -160,7 +160,7 @@ def run(
         order: what it is given.
         limit: seconds after which the child is stopped with everything that it has started.
         hidden: what it may not read beside the cache and what the run keeps in its results folder.
-        readable: folders of the cache that the child may read.
+        readable: folders that the child may read even so.
 
     Raises:
         TooLongError: the limit is over.

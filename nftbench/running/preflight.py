@@ -23,7 +23,7 @@ from nftbench.device import Device
 from nftbench.errors import NftbenchError
 from nftbench.models import gguf, networks
 from nftbench.planning import pinning, registry, task_files
-from nftbench.planning.plan import Plan
+from nftbench.planning.plan import Plan, given_path
 from nftbench.planning.specs import task_spec
 from nftbench.records import disk_budget
 from nftbench.records.spec import Spec
@@ -81,17 +81,41 @@ def check_base(suite: Suite) -> str | None:
         pinning.pinned(suite)  # before its weights are read
     with hub.files(given.path, given.revision) as files:
         found = _examine(given.path, files.path)
-        if found.window < suite.corpus.block:
-            raise NftbenchError(
-                f"{given.path} reads {found.window} tokens at once, and corpus.block is {suite.corpus.block}; set a "
-                "shorter block"
-            )
+        _check_window(found, suite)
         if given.apply_chat_template:
             chat.check(networks.load_tokenizer(files.path), given.path)
         if not files.with_weights:
             return f"{given.path}: its weights are not on this machine; once downloaded they must be finite"
         _check_finite(files.path, given.path)
     return None
+
+
+def check_given(plan: Plan) -> None:
+    """Refuse a given release, such as a checkpoint, on which every cell would fail.
+
+    Raises:
+        NftbenchError: as in `examine`; or its weights are not finite, its window is shorter than a block of the
+            suite's text, or its chat template cannot be used.
+    """
+    reads_text = plan.suite.corpus.source != "none"
+    for spec in plan.defenses:
+        if (place := given_path(spec)) is None:
+            continue
+        with hub.files(place, plan.commits.get(spec)) as files:
+            if reads_text:
+                _check_window(_examine(place, files.path), plan.suite)
+            if plan.suite.given is not None and plan.suite.given.apply_chat_template:
+                chat.check(networks.load_tokenizer(files.path), place)
+            if files.with_weights:
+                _check_finite(files.path, place)
+
+
+def _check_window(found: Checkpoint, suite: Suite) -> None:
+    if found.window < suite.corpus.block:
+        raise NftbenchError(
+            f"{found.place} reads {found.window} tokens at once, and corpus.block is {suite.corpus.block}; set a "
+            "shorter block"
+        )
 
 
 def check_prompts(plan: Plan, store: Store) -> None:

@@ -21,6 +21,8 @@ from nftbench.device import Device
 from nftbench.errors import NftbenchError
 from nftbench.models import networks, updates
 from nftbench.planning import registry
+from nftbench.planning.plan import given_path
+from nftbench.records.spec import Spec
 from nftbench.running import activity, failures, isolation, packing
 from nftbench.running.owner import BaseOwner, Recipe, step_at
 from nftbench.running.workspace import Workspace
@@ -150,6 +152,7 @@ def protect(order: Order, folder: Path, workspace: Workspace, limit: float) -> t
         FailedError: the defense failed.
         NftbenchError: its process ended without a result.
     """
+    given = given_path(Spec.parse(order.defense))  # it may lie in the cache, or below --data
     hidden = [
         split for task in order.tasks.values() for split in packing.splits(task, ("validation", "selection", "test"))
     ]
@@ -161,7 +164,7 @@ def protect(order: Order, folder: Path, workspace: Workspace, limit: float) -> t
         workspace.store,
         limit=limit,
         hidden=workspace.documents,
-        readable=tuple(order.bases.values()),
+        readable=(*order.bases.values(), *([Path(given)] if given is not None else [])),
     )
     activity.tell("examines the release")
     failures.raise_written(folder / FAILED)

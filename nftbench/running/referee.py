@@ -307,6 +307,8 @@ class Referee:
         origin = provenance.collect(workspace.suite, workspace.device, workspace.command, seconds)
         corpus = corpus_key(workspace.suite, self.job.seed, workspace.plan.data)
         sources = code_origin.sources(workspace.plan, cell, workspace.store.cache)
+        commit = workspace.plan.commits.get(cell.defense)
+        given = {"revision": commit} if commit is not None else {}
         return Record(
             key=cell.key,
             suite=workspace.suite.name,
@@ -327,7 +329,7 @@ class Referee:
             release=cell.release,
             release_sha256=self.sha256,
             base_sha256=self.base_sha256,
-            provenance={**origin, "corpus": corpus, "documents": documents or {}, "sources": sources},
+            provenance={**origin, "corpus": corpus, "documents": documents or {}, "sources": sources, **given},
         )
 
     def write(self, record: Record) -> Record:

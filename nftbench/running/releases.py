@@ -45,7 +45,7 @@ from nftbench.models import networks
 from nftbench.planning import code_origin, registry
 from nftbench.planning.plan import Job
 from nftbench.records.spec import Spec
-from nftbench.running import activity, failures, given_base, isolation, plain_text, protecting
+from nftbench.running import activity, failures, given_base, hub, isolation, plain_text, protecting
 from nftbench.running.owner import Owner, Recipe, base_folder, base_seconds, kept_bases
 from nftbench.running.plain_text import PlainTexts
 from nftbench.running.protecting import ADAPTER, OPENED, text_of
@@ -317,7 +317,7 @@ def _order(workspace: Workspace, spec: Spec, seed: int) -> protecting.Order:
         base_folder(workspace, seed)
     owner, learned = Owner(workspace, seed, facts.told), suite.pretraining.task
     return protecting.Order(
-        defense=str(spec),
+        defense=str(_with_files(workspace, spec)),
         suite=Recipe.of(suite),
         device=workspace.device,
         base_seed=seed,
@@ -328,6 +328,19 @@ def _order(workspace: Workspace, spec: Spec, seed: int) -> protecting.Order:
         trained=trained,
         precision=given_base.precision(suite.given),
     )
+
+
+def _with_files(workspace: Workspace, spec: Spec) -> Spec:
+    """The spec by which the defense's process, which has no network, reads a release that is given by a hub id.
+
+    Raises:
+        NftbenchError: the release cannot be downloaded.
+    """
+    commit = workspace.plan.commits.get(spec)
+    if commit is None:
+        return spec
+    own = dict(spec.parameters)
+    return Spec(spec.name, tuple({**own, "path": str(hub.downloaded(own["path"], commit))}.items()))
 
 
 def _publish(

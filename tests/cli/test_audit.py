@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Callable
 from dataclasses import replace
@@ -26,6 +27,7 @@ from nftbench.testing import tiny_suite
 from tests import checkpoints
 
 Call = Callable[..., tuple[int, str, str]]
+NORM = "transformer.ln_f.weight"
 
 
 @pytest.fixture
@@ -127,6 +129,7 @@ def test_the_estimate_is_of_the_checkpoint_and_not_of_the_suites_model(
         (("protected", "--reference", "a/b/c"), "'a/b/c' is neither a folder nor a hub id"),
         (("twin", "--reference", "twin"), "hold the same weights"),
         (("copy", "--reference", "twin"), "hold the same weights"),
+        (("with-second-copy", "--reference", "twin"), "hold the same weights"),
         (("protected",), "--reference"),
         (("protected", "--reference", "twin", "--set", "ladder={}"), "an audit sets ladder itself"),
         (("protected", "--reference", "twin", "--set", "model.path=x"), "an audit sets model itself"),
@@ -137,6 +140,7 @@ def test_the_estimate_is_of_the_checkpoint_and_not_of_the_suites_model(
 )
 def test_nonsense_is_one_line_and_exit_code_2(call: Call, words: tuple[str, ...], said: str) -> None:
     checkpoints.write(Path("copy"))
+    (checkpoints.write(Path("with-second-copy")) / "consolidated.safetensors").write_bytes(b"cut")
     Path("empty").mkdir()
     code, _, err = call(*words)
     assert code == 2
@@ -158,6 +162,10 @@ def test_nonsense_is_one_line_and_exit_code_2(call: Call, words: tuple[str, ...]
         (
             lambda folder: (folder / checkpoints.WEIGHTS).write_bytes(b"cut"),
             "is damaged or incomplete; download it again",
+        ),
+        (
+            lambda folder: checkpoints.edit(folder, lambda held: {**held, NORM: held[NORM].fill_(math.nan)}),
+            f"holds weights that are not finite: {NORM}",
         ),
     ],
 )

@@ -182,6 +182,48 @@ def test_a_base_with_an_accident_is_one_line_in_plan(
     assert str(base) in err
 
 
+@pytest.mark.parametrize("row", ["checkpoint", "smaller"])
+@pytest.mark.parametrize(
+    ("accident", "said"),
+    [
+        (nan, "holds weights that are not finite: model.norm.weight"),
+        (encoder, "is no causal LM: bert reads text in both directions"),
+        (few_embeddings, "its tokenizer has 300 words, and its model embeds 200"),
+        (setting(max_position_embeddings=16), "reads 16 tokens at once, and corpus.block is 32"),
+    ],
+)
+def test_a_given_release_with_an_accident_is_one_line_in_plan(
+    call: Call, base: Path, accident: Callable[[Path], object], said: str, row: str
+) -> None:
+    write_suite(defenses=["none", f"{row}[path={base}]"])
+    accident(base)
+    code, _, err = call("plan", "tiny.yaml")
+    assert (code, len(err.splitlines())) == (2, 1)
+    assert said in err
+    assert str(base) in err
+
+
+def test_a_given_release_without_a_chat_template_is_one_line_in_plan(call: Call, base: Path, tmp_path: Path) -> None:
+    (base / "chat_template.jinja").write_text("{{ messages[0].content }}")
+    other = checkpoints.write_reader(tmp_path / "other")
+    write_suite(defenses=["none", f"checkpoint[path={other},reference={base}]"])
+    code, _, err = call("plan", "tiny.yaml", "--set", f"model={{path: {base}, apply_chat_template: true}}")
+    assert (code, len(err.splitlines())) == (2, 1)
+    assert f"{other}: has no chat template" in err
+
+
+def test_a_release_that_the_hub_does_not_have_is_one_line_in_plan(call: Call) -> None:
+    write_suite(defenses=["none", "checkpoint[path=some/model]"])
+    code, _, err = call("plan", "tiny.yaml")
+    assert (code, len(err.splitlines())) == (2, 1)
+    assert "some/model: the hub has not answered for it: " in err
+
+
+def test_a_folder_may_have_any_name(call: Call, base: Path) -> None:
+    write_suite()
+    assert call("plan", "tiny.yaml", "--model", base.rename("my model, [v2] ü 🙂"))[::2] == (0, "")
+
+
 def test_a_base_whose_window_cuts_the_prompts_is_one_line_in_plan(call: Call, base: Path) -> None:
     write_suite(corpus={"block": 16})
     setting(max_position_embeddings=16)(base)

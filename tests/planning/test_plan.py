@@ -14,7 +14,7 @@ import torch
 
 from nftbench.device import Device
 from nftbench.errors import NftbenchError
-from nftbench.planning import keys as plan_keys
+from nftbench.planning import keys as plan_keys, pinning
 from nftbench.planning.keys import Area
 from nftbench.planning.plan import Plan, narrow, plan
 from nftbench.records import identity, manifest as manifests
@@ -215,6 +215,19 @@ def test_the_cells_of_a_checkpoint_depend_on_its_weights_and_its_chat_template(t
     content[-1] ^= 1
     (folder / checkpoints.WEIGHTS).write_bytes(content)
     assert not (first | second) & found()
+
+
+def test_the_cells_of_a_release_on_the_hub_depend_on_its_commit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A hub id leads to whatever its owner has uploaded last."""
+    row = "smaller[path=some/model]"
+
+    def found(commit: str) -> Plan:
+        monkeypatch.setattr(pinning, "commit", lambda path, revision: commit)
+        return plan(suite(defenses=["none", row]))
+
+    before, after = found("a" * 40), found("b" * 40)
+    assert before.commits == {Spec.parse(row): "a" * 40}
+    assert {cell[0] for cell, key in keys(before).items() if keys(after)[cell] != key} == {row}
 
 
 @pytest.mark.parametrize(

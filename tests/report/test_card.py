@@ -10,6 +10,7 @@ import yaml
 from huggingface_hub import EvalResult
 from huggingface_hub.repocard_data import model_index_to_eval_results
 
+from nftbench.contract import Cost, Protection
 from nftbench.report import card as cards
 from nftbench.report.card import Card
 from nftbench.report.exports import model_index
@@ -111,6 +112,26 @@ def test_an_attack_that_failed_says_why() -> None:
     [results] = [row[-1] for row in cards._tried(release, twin).rows if row[0] == "full"]
     assert results.startswith("9 of 10; 1 × failed")
     assert "boom" in results
+
+
+def test_the_cost_has_the_preparation_once_a_job_and_the_making_of_the_release() -> None:
+    cell = factories.record("pmp", "heal", "sst2", 0, 0.5)
+    cell = dataclasses.replace(
+        cell, release="r", cost=Cost(preparation_seconds=100.0), provenance={**cell.provenance, "seconds": 20.0}
+    )
+    measured = dataclasses.replace(cell, attack="none", cost=None, protection=Protection(1, 3000.0, None))
+    assert cards._seconds([cell, dataclasses.replace(cell, task="ag_news"), measured]) == 100 + 3 * 20 + 3000
+
+
+def test_a_release_on_the_hub_is_named_with_its_commit() -> None:
+    assert cards._at("org/name", "a" * 40) == f"org/name at {'a' * 40}"
+    assert cards._at("folder", None) == "folder"
+
+
+def test_an_untested_claim_is_not_said_to_be_the_fault_of_an_attack() -> None:
+    """Records of two versions of torch, or another tokenizer, leave a claim untested as well."""
+    found = score("untested", Interval(4, 3, 5, 5), Interval(9.5, 8.0, 11.0, 5, 0.01))
+    assert cards._answer("untested", found) == "The protection is untested: a doubt below has to be cleared first."
 
 
 def test_an_excess_that_is_not_known_says_why() -> None:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -22,7 +23,7 @@ from nftbench.records import disk_budget
 from nftbench.records.record import Cell
 from nftbench.records.spec import Spec
 from nftbench.records.store import Store
-from nftbench.running import estimate, preflight, releases
+from nftbench.running import estimate, given_estimate, preflight, releases
 from nftbench.running.given_estimate import step_bytes
 from nftbench.running.referee import Referee
 from nftbench.running.workspace import Workspace, load_task, make_corpus
@@ -84,6 +85,34 @@ def test_a_checkpoint_with_the_base_as_twin_is_compared_with_the_base(base: Path
 
 
 # ----------------------------------------------------------------------------------------------------------- releases
+
+
+@pytest.mark.parametrize("name", ["checkpoint", "smaller"])
+def test_a_release_on_the_hub_is_that_of_the_planned_commit(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The defense's process has no network: the referee finds the files for it."""
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    commit = checkpoints.write_to_hub_cache(tmp_path / "hub", "some/model", checkpoints.write)
+    spec = Spec.parse(f"{name}[path=some/model]")
+    whole = plan(tiny_suite(defenses=["none", str(spec)]))
+    (tmp_path / "hub" / "models--some--model" / "refs" / "main").write_text("f" * 40)
+    here = workspace(whole, tmp_path)
+    job = next(job for job in whole.jobs() if job.defense == spec)
+    (record,) = Referee(here, job).run(job.cells[:1])
+    assert (record.status, record.reason) == ("ok", None)
+    assert record.provenance["revision"] == commit
+    assert record.defense == str(spec)
+
+
+@pytest.mark.parametrize("place", ["cache/releases/given", "data/given"])
+def test_a_given_release_may_lie_where_plugins_may_not_look(place: str, tmp_path: Path) -> None:
+    """Such as a release of an earlier run, in the cache."""
+    row = Spec.parse(f"checkpoint[path={checkpoints.write(tmp_path / place)}]")
+    here = workspace(plan(tiny_suite(defenses=["none", str(row)]), data=tmp_path / "data"), tmp_path)
+    job = next(job for job in here.plan.jobs() if job.defense == row)
+    (record,) = Referee(here, job).run(job.cells[:1])
+    assert (record.status, record.reason) == ("ok", None)
 
 
 def test_equal_weights_are_kept_once(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -399,6 +428,15 @@ SMOLLM2 = {
     "vocab_size": 49152,
 }
 """The shape of SmolLM2-135M. With a head that is not tied it has 163 million parameters."""
+
+
+def test_a_model_that_reads_images_too_is_planned_by_its_text_part(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the larger ones of Gemma 3, whose sizes stand in a section of their configuration."""
+    text, found = {"hidden_size": 16, "num_hidden_layers": 2, "vocab_size": 300}, []
+    for settings in (text, {"text_config": text}):
+        monkeypatch.setattr(given_estimate, "_settings", lambda *_, held=settings: held)
+        found.append(step_bytes(given(Path("base")), 100.0))
+    assert found[0] == found[1] > 0
 
 
 @pytest.mark.parametrize(

@@ -110,8 +110,10 @@ def test_how_tensors_are_spread_over_files_does_not_count(
     folder: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     tensors, other = load_file(folder / "model.safetensors"), tmp_path_factory.mktemp("sharded")
-    for number, name in enumerate(sorted(tensors, reverse=True)):
-        save_file({name: tensors[name]}, other / f"model-{number}.safetensors", metadata={"format": "pt"})
+    parts = {name: f"model-{number}.safetensors" for number, name in enumerate(sorted(tensors, reverse=True))}
+    for name, part in parts.items():
+        save_file({name: tensors[name]}, other / part, metadata={"format": "pt"})
+    (other / "model.safetensors.index.json").write_text(json.dumps({"weight_map": parts}))
     assert networks.tensors_sha256(other) == networks.tensors_sha256(folder)
 
 
