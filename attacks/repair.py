@@ -54,11 +54,12 @@ class Repair(Attack):
         rate = broken.picked.learning_rate or max(context.budget.learning_rates["adamw"])
         kept: list[tuple[nn.Module, float, int]] = [(release, 0.0, 0)]
 
-        def offer(network: nn.Module, steps: int) -> None:
+        def offer(network: nn.Module) -> None:
             if share(network, release, measured) >= self.utility:
-                kept.append((network, rate, broken.picked.step + steps))
+                # The steps of the second stage are among those of preparation, and would count twice here.
+                kept.append((network, rate, broken.picked.step))
 
-        offer(broken.network, 0)
+        offer(broken.network)
         repair(copy.deepcopy(broken.network), WithText(task, text, self.text), rate, context, offer)
         found = context.select(task, kept)
         return dataclasses.replace(
@@ -67,21 +68,21 @@ class Repair(Attack):
             validation=found.validation,
             picked=found.picked,
             curve=(*broken.curve, *found.curve),
-            stuck=found.stuck,
+            stuck=found.picked.learning_rate == 0.0,
         )
 
 
 def repair(
-    network: nn.Module, mixed: WithText, rate: float, context: AttackerContext, offer: Callable[[nn.Module, int], None]
+    network: nn.Module, mixed: WithText, rate: float, context: AttackerContext, offer: Callable[[nn.Module], None]
 ) -> None:
-    """Train a network on task and text, and offer a copy at each look, with the steps so far."""
+    """Train a network on task and text, and offer a copy at each look."""
     total, rows = context.budget.preparation_steps, mixed.split("train")
     looks = {-(-total * look // LOOKS) for look in range(1, LOOKS + 1)}
     order = shuffled(len(rows), context.budget.batch, context.seed)
 
     def look(trained: nn.Module, step: int) -> None:
         if step in looks:
-            offer(copy.deepcopy(trained), step)
+            offer(copy.deepcopy(trained))
 
     context.train(
         network,

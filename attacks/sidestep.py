@@ -88,9 +88,10 @@ def steepest(
 
 
 def _first(gram: Tensor, count: int) -> Tensor:
-    """The eigenvectors of the largest eigenvalues, as columns."""
+    """The eigenvectors of the largest eigenvalues, as columns; none of a side with one direction."""
     vectors: Tensor = torch.linalg.eigh(gram).eigenvectors
-    return vectors[..., -min(count, gram.shape[-1] // 2) :]
+    size = gram.shape[-1]
+    return vectors[..., size - min(count, size // 2) :]
 
 
 class Sidestepped(nn.Module):

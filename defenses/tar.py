@@ -88,6 +88,8 @@ class Tar(AgainstTask):
         base = copy.deepcopy(network).requires_grad_(False).eval()
         attacked, held_out = HarmfulPairs.of(context.task(self.harmful)).parted(HELD_OUT)
         text = text_batches(context, self.batch, network.device)
+        # A stream of their own: the control, which simulates no attacker, then retains the same text.
+        attackers_text = text_batches(context, self.adversary_batch, network.device)
         curve: list[tuple[float, ...]] = []
         with seeded(context.seed):
             self.map_at_random(network, attacked, text, context.seed)
@@ -102,7 +104,7 @@ class Tar(AgainstTask):
                 value = 0.0
                 if self.strength:
                     attacker = self.draw(attackers)
-                    found = under_attack(network, self.attack(attacker, train, text), pair.harmful, attacker)
+                    found = under_attack(network, self.attack(attacker, train, attackers_text), pair.harmful, attacker)
                     total = [one + self.strength * other for one, other in zip(total, found.gradient, strict=True)]
                     value = found.entropy
                 stepper.step(with_gradient(weights, total))
@@ -138,8 +140,7 @@ class Tar(AgainstTask):
 
     def attack(self, attacker: Attacker, pairs: Iterator[Pair], text: Iterator[Tensor]) -> list[Tensor | Masked]:
         """What the attacker trains on, one batch a step: text [batch, block] at first, then harmful answers."""
-        rows = self.adversary_batch
-        return [next(text)[:rows] if step < attacker.on_text else next(pairs).harmful for step in range(attacker.steps)]
+        return [next(text) if step < attacker.on_text else next(pairs).harmful for step in range(attacker.steps)]
 
 
 @dataclass(frozen=True)

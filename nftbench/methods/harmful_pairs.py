@@ -65,9 +65,11 @@ class HarmfulPairs:
             raise NftbenchError("the tokenizer has no token that ends a document, which is the harmless answer")
         encoded = split.encoder.encode([document.pairs[document.gold[0]] for document in split.documents])
         size = split.encoder.max_length + 1  # the last token of a sequence is a target only
+        # As the task cuts it. Both sequences keep the same prompt, or M would mark the prompt too.
+        prompts = [context[max(len(context) + len(answer) - size, 0) :] for context, answer in encoded]
         return cls(
-            [(context + answer)[-size:] for context, answer in encoded],
-            [[*context, int(end)][-size:] for context, _ in encoded],
+            [prompt + answer for prompt, (_, answer) in zip(prompts, encoded, strict=True)],
+            [[*prompt, int(end)] for prompt in prompts],
         )
 
     def __len__(self) -> int:

@@ -10,9 +10,11 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from nftbench.attacks.repair import share
+from nftbench.contract import Model, Prepared
 from nftbench.methods.with_text import WithText
+from nftbench.planning import registry
 from nftbench.training.engine import Stepper
-from tests.attacks.planted import BUDGET, WORDS, Both, attacked, undefended
+from tests.attacks.planted import BUDGET, WORDS, Both, Reader, attacked, undefended
 
 TEXT = torch.arange(WORDS).repeat(16, 2)[:, :8]  # a text that is easy to predict
 
@@ -67,6 +69,17 @@ def test_the_result_keeps_utility_where_plain_training_does_not(monkeypatch: pyt
     assert plain[0] > 0.95
     assert share(plain[1].network, release, TEXT) < 0.9 <= share(repaired[1].network, release, TEXT)
     assert repaired[0] > 0.9
+
+
+def test_steps_of_the_second_stage_count_once() -> None:
+    """They are steps of preparation, which what an attacker has spent by a point of the curve adds to the point's."""
+    task, plugin = Both(), registry.create("attacks", "repair")
+    context = Reader(seed=0, budget=BUDGET)
+    outcome = plugin.adapt(Prepared(Model(undefended())), task, context)
+    assert context.ledger.steps == BUDGET.preparation_steps
+    assert max(point.step for point in outcome.curve) == max(BUDGET.durations)
+    assert outcome.picked.learning_rate > 0
+    assert not outcome.stuck
 
 
 def test_without_a_network_above_the_guard_the_release_is_the_result(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,6 +6,7 @@ import copy
 
 import pytest
 import torch
+from torch import nn
 
 from nftbench.attacks.sidestep import Sidestepped, steepest
 from nftbench.methods import matrices
@@ -33,6 +34,18 @@ def test_at_most_half_of_the_directions_are_left_out() -> None:
     for left, right in steepest([gradients(network, TOKENS[0])], matrices.of(network), 100).values():
         assert left.shape[1] == left.shape[0] // 2
         assert right.shape[1] == right.shape[0] // 2
+
+
+def test_a_gate_with_one_output_still_moves() -> None:
+    """Half of one direction is none, so nothing is left out on that side."""
+    gate, generator = nn.Linear(6, 1, bias=False), torch.Generator().manual_seed(0)
+    gradient, moved = (torch.randn(1, 6, generator=generator) for _ in range(2))
+    found = steepest([{"gate.weight": gradient}], {"gate.weight": matrices.Matrix(gate, "weight")}, 1)
+    left, right = found["gate.weight"]
+    assert (left.shape, right.shape) == ((1, 0), (6, 1))
+    step = Sidestepped(gate.weight.detach(), left, right)(moved) - gate.weight.detach()
+    unit = gradient / gradient.norm()
+    torch.testing.assert_close(step, moved - (moved @ unit.mT) @ unit)
 
 
 def test_the_displacement_is_orthogonal_to_the_directions() -> None:

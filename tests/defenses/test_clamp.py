@@ -15,6 +15,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from nftbench.defenses.clamp import LEAST, Clamp, Trajectory, harmful_loss
 from nftbench.errors import NftbenchError
 from nftbench.methods import build
+from nftbench.methods.benign_text import text_batches, text_loss
 from nftbench.methods.harmful_pairs import HarmfulPairs
 from nftbench.planning.plan import plan
 from nftbench.running.owner import Owner, make_base
@@ -120,6 +121,16 @@ def test_the_control_trains_on_text_alone(workspace: Callable[..., Any]) -> None
     assert control == "clamp[harmful=toy_topic,long=0,contraction=0,curvature=0,inverse=0,steps=9]"
     nothing: dict[str, Any] = {"long": 0.0, "contraction": 0.0, "curvature": 0.0, "inverse": 0.0}
     assert Clamp("toy_topic", **nothing).control_row() is None
+    base, protected = run(workspace, **nothing)
+    network = base.network.double().eval()
+    optimizer = torch.optim.AdamW(network.parameters(), lr=3e-3, weight_decay=0.0)
+    for _, tokens in zip(range(3), text_batches(Owner(workspace(), 0), 8, "cpu"), strict=False):
+        optimizer.zero_grad()
+        text_loss(network, tokens).backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+        optimizer.step()
+    for name, weight in protected.release.network.named_parameters():
+        torch.testing.assert_close(weight, network.get_parameter(name).float(), rtol=1e-5, atol=1e-7)
 
 
 def test_without_a_task_it_is_refused() -> None:

@@ -9,7 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from transformers import get_cosine_schedule_with_warmup
 
+from nftbench.defenses import seam
 from nftbench.defenses.seam import Seam, coupling
 from nftbench.errors import NftbenchError
 from nftbench.methods import build
@@ -100,6 +102,30 @@ def test_the_step_is_the_sum_of_its_three_parts() -> None:
     )
     torch.testing.assert_close(flat(step.gradient), wanted)
     assert step.losses[:2] == pytest.approx((raised.item(), refused.item()))
+
+
+def test_steps_are_adamws_on_that_gradient(workspace: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the gradients are given, large ones among them: no clipping, no decay, and transformers' cosine."""
+    sizes = [5.0, -0.01, 3.0, 0.02, -1.0, 0.5]
+    given = iter(sizes)
+
+    def direction(self: Seam, network: Any, pair: Pair, tokens: Tensor) -> seam.Step:
+        size = next(given)
+        return seam.Step([torch.full_like(weight, size) for weight in network.parameters()], (0.0, 0.0, 0.0))
+
+    monkeypatch.setattr(Seam, "direction", direction)
+    where, defense = workspace(), Seam("toy_topic", steps=6, batch=8, learning_rate=1e-2)
+    protected = defense.protect(make_base(where, 0), Owner(where, 0, defense.told()))
+    network: Any = make_base(where, 0).network
+    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-2, weight_decay=0.0)
+    schedule = get_cosine_schedule_with_warmup(optimizer, 1, 6)
+    for size in sizes:
+        for weight in network.parameters():
+            weight.grad = torch.full_like(weight, size)
+        optimizer.step()
+        schedule.step()
+    for name, weight in protected.release.network.named_parameters():
+        torch.testing.assert_close(weight, network.get_parameter(name), rtol=1e-5, atol=1e-7)
 
 
 def test_training_lowers_the_cosine(workspace: Callable[..., Any]) -> None:

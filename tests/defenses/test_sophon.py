@@ -12,9 +12,10 @@ from scipy import stats
 from torch.func import functional_call
 
 from nftbench.defenses import sophon
-from nftbench.defenses.sophon import Sophon, accuracy, after_finetuning, divergence
+from nftbench.defenses.sophon import AfterFinetuning, Sophon, accuracy, after_finetuning, divergence
 from nftbench.errors import NftbenchError
-from nftbench.methods import build
+from nftbench.methods import build, seeded
+from nftbench.methods.benign_text import text_batches, text_loss
 from nftbench.methods.gradient_vectors import norm, weights_of
 from nftbench.methods.harmful_pairs import HarmfulPairs
 from nftbench.planning.plan import plan
@@ -76,6 +77,38 @@ def run(workspace: Callable[..., Any], **changes: Any) -> tuple[Any, Any]:
     defense = Sophon("toy_topic", **settings)
     where = workspace(pretraining={"steps": 60})
     return make_base(where, 0), defense.protect(make_base(where, 0), Owner(where, 0, defense.told()))
+
+
+def test_loops_are_adams_on_both_gradients(workspace: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the first simulated fine-tuning finds a gradient that is clipped, and the second one that is not."""
+    sizes = iter((1.0, -1e-3))
+
+    def simulated(network: Any, *_: Any) -> AfterFinetuning:
+        size = next(sizes)
+        return AfterFinetuning([torch.full_like(weight, size) for weight in network.parameters()], 0.0)
+
+    monkeypatch.setattr(sophon, "after_finetuning", simulated)
+    monkeypatch.setattr(sophon, "KEPT", -1.0)
+    base, protected = run(workspace, steps=2, alpha=2.0, beta=0.5, reinforce_steps=2, learning_rate=1e-3)
+    owner = Owner(workspace(pretraining={"steps": 60}), 0)
+    network, text = base.network.train(), text_batches(owner, 16, "cpu")
+    weights = list(network.parameters())
+    suppression, reinforcement = (torch.optim.Adam(weights, lr=rate) for rate in (2e-3, 5e-4))
+    length = sum(weight.numel() for weight in weights) ** 0.5
+    assert 1e-3 * length < 0.5 < length
+    with seeded(owner.seed):
+        for size in (0.5 / length, -1e-3):
+            for weight in weights:
+                weight.grad = torch.full_like(weight, size)
+            suppression.step()
+            for _ in range(2):
+                for weight, slope in zip(
+                    weights, torch.autograd.grad(text_loss(network, next(text)), weights), strict=True
+                ):
+                    weight.grad = slope
+                reinforcement.step()
+    for name, weight in protected.release.network.named_parameters():  # keys' biases have rounding for a gradient
+        torch.testing.assert_close(weight, network.get_parameter(name), rtol=1e-4, atol=1e-5)
 
 
 def test_steps_down_its_gradient_spoil_the_finetuning() -> None:

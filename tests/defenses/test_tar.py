@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable
 from typing import Any
@@ -10,11 +11,13 @@ import numpy as np
 import pytest
 import torch
 from scipy import stats
+from torch import Tensor
 
 from nftbench.defenses import tar
 from nftbench.defenses.tar import Attacker, Tar, entropy, mapping_loss, retained_loss, under_attack
 from nftbench.errors import NftbenchError
-from nftbench.methods import build
+from nftbench.methods import build, seeded
+from nftbench.methods.benign_text import text_batches
 from nftbench.methods.harmful_pairs import HarmfulPairs
 from nftbench.planning.plan import plan
 from nftbench.running.owner import Owner, make_base
@@ -127,6 +130,55 @@ def test_the_control_simulates_no_attack(workspace: Callable[..., Any], monkeypa
     assert Tar("toy_topic", strength=0.0).control_row() is None
     monkeypatch.setattr(tar, "under_attack", lambda *_: pytest.fail("an attack was simulated"))
     run(workspace, strength=0.0)
+
+
+def test_the_control_retains_the_same_text(workspace: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Though a simulated attacker reads text too, in batches of its own size."""
+    read: list[Tensor] = []
+    attacked: list[int] = []
+
+    def retained(network: Any, base: Any, tokens: Tensor) -> Tensor:
+        read.append(tokens)
+        return retained_loss(network, base, tokens)
+
+    def simulated(network: Any, batches: Any, held_out: Any, attacker: Attacker) -> tar.UnderAttack:
+        attacked.extend(len(batch) for batch in batches if isinstance(batch, Tensor))
+        return under_attack(network, batches, held_out, attacker)
+
+    monkeypatch.setattr(tar, "retained_loss", retained)
+    monkeypatch.setattr(tar, "under_attack", simulated)
+    monkeypatch.setattr(Tar, "draw", lambda self, source: Attacker(1e-3, 2, 4))
+    for strength in (4.0, 0.0):
+        run(workspace, strength=strength, batch=4)
+    assert len(read) == 6
+    assert all(torch.equal(one, other) for one, other in zip(read[:3], read[3:], strict=True))
+    assert attacked == [8] * 6
+
+
+def test_outer_steps_are_adamws_on_both_gradients(
+    workspace: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where every attack finds the same gradient, 0.01 in each weight. No decay, no clipping, and a warm-up."""
+
+    def simulated(network: Any, *_: Any) -> tar.UnderAttack:
+        return tar.UnderAttack([torch.full_like(weight, 0.01) for weight in network.parameters()], 0.0)
+
+    monkeypatch.setattr(tar, "under_attack", simulated)
+    settings: dict[str, Any] = {"strength": 3.0, "retain": 0.2, "warmup": 2, "mapping_steps": 0, "learning_rate": 1e-2}
+    base, protected = run(workspace, **settings)
+    owner = Owner(workspace(pretraining={"steps": 60}), 0)
+    network, start = base.network.train(), copy.deepcopy(base.network).eval()
+    weights = list(network.parameters())
+    optimizer = torch.optim.AdamW(weights, weight_decay=0.0)
+    with seeded(owner.seed):
+        for rate, tokens in zip((0.0, 5e-3, 1e-2), text_batches(owner, 8, "cpu"), strict=False):
+            slopes = torch.autograd.grad(retained_loss(network, start, tokens), weights)
+            for weight, slope in zip(weights, slopes, strict=True):
+                weight.grad = 0.2 * slope + 3.0 * 0.01
+            optimizer.param_groups[0]["lr"] = rate
+            optimizer.step()
+    for name, weight in protected.release.network.named_parameters():
+        torch.testing.assert_close(weight, network.get_parameter(name), rtol=1e-4, atol=1e-6)
 
 
 def test_it_keeps_answers_uncertain_under_attack(workspace: Callable[..., Any]) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -10,6 +12,7 @@ import pytest
 import torch
 from transformers import get_cosine_schedule_with_warmup
 
+from nftbench.data.loglikelihood import Encoder, Pair
 from nftbench.errors import NftbenchError
 from nftbench.methods.cosine import cosine
 from nftbench.methods.harmful_pairs import HarmfulPairs, answer_tokens, cross_entropy
@@ -32,6 +35,22 @@ def test_a_pair_has_one_prompt_and_two_answers(workspace: Make) -> None:
         prompt, label = document.fields["prompt"], document.fields["choices"][document.fields["label"]]
         assert tokenizer.decode(harmful) == f"{prompt} {label}"
         assert harmless == [*harmful[:-1], tokenizer.eos_token_id]
+
+
+def test_a_long_prompt_is_cut_as_the_task_cuts_it(workspace: Make) -> None:
+    """Both sequences of the pair keep the same end of the prompt, so that M marks the answer alone."""
+    topic, tokenizer = task(workspace)
+    split = topic.split("train")
+    prompt = split.documents[0].pairs[0].context
+    long = split.documents[0]._replace(pairs=(Pair(prompt, " north east south"),), choices=1, gold=(0,))
+    cut = dataclasses.replace(split, documents=[long], encoder=Encoder(tokenizer, max_length=5))
+    whole = tokenizer(f"{prompt} north east south")["input_ids"]
+    assert len(whole) > 6
+    given: Any = SimpleNamespace(split=lambda name: cut)
+    pairs = HarmfulPairs.of(given)
+    assert pairs.harmful == [whole[-6:]]
+    assert pairs.harmless == [[*whole[-6:-3], tokenizer.eos_token_id]]
+    assert pairs.batch([0], "cpu").harmful.mask.tolist() == [[False, False, True, True, True]]
 
 
 def test_the_batch_trains_what_the_task_trains(workspace: Make) -> None:
