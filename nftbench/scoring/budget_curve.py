@@ -133,7 +133,7 @@ def way(records: Sequence[Record], rate: float) -> list[Reached]:
 def _stages(record: Record, total: float) -> list[tuple[float, float]]:
     """The FLOPs and the score of one attack at each step of the sweep that was evaluated, and after the restarts.
 
-    The FLOPs include the preparation. Half of a board's time would be spent here if points were compared by `max`.
+    The FLOPs include the preparation. Points are compared without `max`: a quarter of scoring's time is spent here.
     """
     cost, higher = record.cost or Cost(), record.validation is None or record.validation.higher_is_better
     longest: dict[float, int] = {}
