@@ -373,24 +373,24 @@ def test_a_child_ends_with_the_process_that_watches_it(tmp_path: Path) -> None:
 
 
 ASIDE = """
-import sys
 from nftbench.running import isolation
 
-isolation.aside(exec, f"import pathlib, time; pathlib.Path({sys.argv[1]!r}).touch(); time.sleep(60)")
+isolation.PRELOADED.clear()  # none is needed here
+isolation.aside(exec, "import os, time; print(os.getpid(), flush=True); time.sleep(60)")
 """
 
 
-def test_what_runs_aside_ends_with_its_referee(tmp_path: Path) -> None:
+def test_what_runs_aside_ends_with_its_referee() -> None:
     """It would go on writing records of a job that another process has taken since."""
-    begun = tmp_path / "begun"
-    run = subprocess.Popen([sys.executable, "-P", "-c", ASIDE, str(begun)], start_new_session=True)
-    while not begun.exists():
-        assert run.poll() is None
-        time.sleep(0.02)
+    words = [sys.executable, "-P", "-c", ASIDE]
+    run = subprocess.Popen(words, stdout=subprocess.PIPE, text=True, start_new_session=True)
+    assert run.stdout is not None
+    number = int(run.stdout.readline())
     run.kill()
     run.wait()
-    end = time.monotonic() + 10
-    while session(run.pid):
+    run.stdout.close()
+    end = time.monotonic() + 30
+    while number in session(run.pid):
         assert time.monotonic() < end, "it goes on"
         time.sleep(0.02)
 
