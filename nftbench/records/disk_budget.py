@@ -86,7 +86,11 @@ def make_room(cache: Path, contents: Path, complete: str) -> list[Path]:
         complete: the name of the file in each artifact whose time of change is that of its last use.
     """
     limit, deleted = budget(), list[Path]()
-    if limit is None or size(cache) <= limit:
+    if limit is None:
+        return deleted
+    for left in [path for kind in KINDS for path in (cache / kind).glob(".*.removed")]:  # by a process that was killed
+        shutil.rmtree(left, ignore_errors=True)
+    if size(cache) <= limit:
         return deleted
     stamps = {path.parent: _changed(path) for kind in KINDS for path in (cache / kind).glob(f"[!.]*/{complete}")}
     for folder in sorted(stamps, key=stamps.__getitem__):

@@ -143,12 +143,17 @@ def holder(path: Path, expiry: float) -> str | None:
 
 
 def first_alive(paths: Iterable[Path], expiry: float) -> str | None:
-    """A living holder of one of these leases; None once all are known to be dead, for which it waits if need be."""
+    """A living holder of one of these leases; None once all are known to be dead, for which it waits if need be.
+
+    The files of the dead are removed.
+    """
     first = {path: found for path in paths if (found := _look(path)) is not None}
     while first:
         for path in list(first):
             found, name = _look(path), holder(path, expiry)
             if found is None or name is None:
+                if found is not None:  # or else everybody would wait for the dead again
+                    _put_aside(path, found)
                 del first[path]
             elif found.holder_lives or found != first[path]:
                 return name
@@ -208,7 +213,8 @@ def _link(draft: Path, path: Path) -> None:
     try:
         os.link(draft, path)
     except FileExistsError:
-        raise
+        if draft.stat().st_nlink == 1:  # else a file server has made the link, was asked again, and found its own
+            raise
     except OSError:  # this file system has no hard links: the name is taken first, by an empty file
         os.close(os.open(path, os.O_CREAT | os.O_EXCL, 0o644))
         draft.replace(path)
@@ -221,20 +227,20 @@ def _look(path: Path) -> _Seen | None:
     """The lease's file as it is now; None if there is none. It is opened, because some file systems then ask anew."""
     try:
         handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            content = os.read(handle, MOST_BYTES).decode(errors="replace")
+            lives = None
+            if content.partition("\n")[0] == _machine():  # written after the holder had locked it
+                lives = not _lock(handle, shared=True)
+            return _Seen(content, os.fstat(handle).st_mtime_ns, lives)
+        finally:
+            os.close(handle)
     except FileNotFoundError:
         return None
     except OSError as error:
-        if error.errno == errno.ESTALE:  # a file server has it no longer
+        if error.errno == errno.ESTALE:  # a file server has it no longer, perhaps since it was opened
             return None
         raise
-    try:
-        content = os.read(handle, MOST_BYTES).decode(errors="replace")
-        lives = None
-        if content.partition("\n")[0] == _machine():  # written after the holder had locked it
-            lives = not _lock(handle, shared=True)
-        return _Seen(content, os.fstat(handle).st_mtime_ns, lives)
-    finally:
-        os.close(handle)
 
 
 def _is_over(path: Path, found: _Seen, expiry: float) -> bool:
@@ -278,6 +284,16 @@ class _Watch:
 _watched: dict[Path, _Watch] = {}
 
 
+def _look_again(expiry: float) -> None:
+    """Look at all leases that are watched. Whoever watches one may be busy for longer than a dead one is waited for."""
+    for path in list(_watched):
+        with contextlib.suppress(OSError):  # the folder's server may be gone for a while
+            if (found := _look(path)) is None:
+                _watched.pop(path, None)
+            else:
+                _is_over(path, found, expiry)
+
+
 @functools.cache
 def _machine() -> str:
     """A name of this machine that no other has, for as long as it runs."""
@@ -304,7 +320,7 @@ def _lock(handle: int, shared: bool = False) -> bool:
 
 
 class _Heart:
-    """The thread that touches all leases of this process."""
+    """The thread that touches all leases of this process, and goes on watching those of others."""
 
     def __init__(self) -> None:
         self.leases: set[Lease] = set()
@@ -340,6 +356,7 @@ class _Heart:
                     continue
                 for lease in self.leases:
                     lease.touch()
+                _look_again(shortest)
                 last = time.monotonic()
 
 

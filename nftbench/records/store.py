@@ -183,9 +183,9 @@ class Store:
         if doomed & self._packed_records().keys():
             with self.alone():
                 self._write_pack([one for one in self.packed() if one["key"] not in doomed])
-        for key, record in self._single_records().items():
-            if key in doomed:
-                self.path(record).unlink(missing_ok=True)
+        for path, record in self._single_files():
+            if record.key in doomed:
+                path.unlink(missing_ok=True)
 
     def path(self, cell: Record | Cell) -> Path:
         """The single file of a cell's record. Its name shows the cell, and ends in the beginning of the key."""
@@ -342,8 +342,12 @@ class Store:
                 os.utime(folder / _COMPLETE)  # the time of its last use
             return folder
         aside = Path(tempfile.mkdtemp(prefix=f"{key}.corrupt-", dir=folder.parent))
+        try:
+            folder.rename(aside / key)
+        except FileNotFoundError:  # another process was faster
+            aside.rmdir()
+            return None
         warnings.warn(f"{folder}: damaged; set aside as {aside.name} and made again", stacklevel=2)
-        folder.rename(aside / key)
         return None
 
     def make(self, kind: str, key: str, build: Callable[[Path], None], mode: int = 0o755) -> Path:

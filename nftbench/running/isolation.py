@@ -8,6 +8,7 @@ confine it, the child writes to its own folder alone, finds neither cache nor sa
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import functools
 import multiprocessing.util
 import os
@@ -16,19 +17,20 @@ import shutil
 import signal
 import sys
 import tempfile
+import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing import forkserver, resource_tracker
-from multiprocessing.connection import Connection
+from multiprocessing.connection import Connection, wait as wait_for_end
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import Any, Literal
 
 from nftbench.errors import NftbenchError, one_line
 from nftbench.planning import registry
-from nftbench.records import leases
+from nftbench.records import disk_budget, leases
 from nftbench.records.store import Store
 from nftbench.running import landlock, seccomp
 
@@ -46,6 +48,8 @@ PRINTED = "printed"
 """The file in a child's folder that takes what it prints."""
 MOST_PRINTED = 10_000
 """How many bytes of that are shown, counted from the end."""
+DEATH_SIGNAL = 1
+"""The option of prctl by which a process names the signal that it gets when its parent ends."""
 RESERVE = 1_000_000_000
 """Bytes that a child leaves free on the disk, because the referee's records lie on it too."""
 
@@ -276,14 +280,27 @@ def _aside(
     plugins: Sequence[str], function: Callable[..., Any], arguments: tuple[Any, ...], result: Connection
 ) -> None:
     message = ""
+    end_with_parent()
     try:
         for path in plugins:
             registry.add_file(path)
-        with registry.importing_added():
+        with registry.importing_added(), disk_budget.until_end():
             function(*arguments)
     except BaseException as error:  # a plugin may raise anything, and Ctrl-C does not reach this process
         message = str(error) if isinstance(error, NftbenchError) else f"{type(error).__name__}: {error}"
     result.send_bytes(message.encode())
+
+
+def end_with_parent() -> None:
+    """End this process as soon as the one that started it has ended: whoever was killed must not go on writing."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch(sentinel: int, end: Callable[[int], None]) -> None:
+        wait_for_end([sentinel])
+        end(1)
+
+    threading.Thread(target=watch, args=(parent.sentinel, os._exit), daemon=True).start()
 
 
 @functools.cache
@@ -338,6 +355,7 @@ def _serve(connection: Connection) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     for plugins in registry.KINDS:
         registry.available(plugins)  # parses all plugin files once; no child has to
+    own = os.getpid()
     while True:
         try:
             call = connection.recv()
@@ -348,7 +366,7 @@ def _serve(connection: Connection) -> None:
         child = os.fork()
         if child == 0:
             connection.close()
-            _become(call)
+            _become(call, own)
         ended = _watch(child, call, connection)
         if ended is None:
             return
@@ -395,10 +413,19 @@ def _print_to(file: Path) -> None:
         os.dup2(printed, stream)
 
 
-def _become(call: _Call) -> None:
+def _end_with(parent: int) -> None:
+    """Have the system end this process when its parent process is killed: nobody would know of it any more."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(DEATH_SIGNAL, signal.SIGKILL, 0, 0, 0)
+        if os.getppid() != parent:  # it was killed before
+            os._exit(1)
+
+
+def _become(call: _Call, parent: int) -> None:
     """Do one call in this process, and end."""
     code = 1
     try:
+        _end_with(parent)
         os.setsid()  # a group of its own, which can be stopped as a whole
         _print_to(call.folder / PRINTED)
         with contextlib.suppress(OSError):  # Linux alone has it

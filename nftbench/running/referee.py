@@ -238,6 +238,7 @@ class Referee:
         if not finite:
             record = dataclasses.replace(record, reason="the attacked model's score or loss is not finite")
         return self.write(
+            cell,
             dataclasses.replace(
                 record,
                 status="ok" if finite else "nonfinite",
@@ -254,7 +255,7 @@ class Referee:
                 cost=cost if trained else None,
                 recovery=recovery,
                 protection=load_protection(self.workspace, cell.release) if not trained else None,
-            )
+            ),
         )
 
     def utility_after(
@@ -283,13 +284,14 @@ class Referee:
             return self.write_failure(cell, *status_of(error))
         unfit = sorted(name for name, value in found.values.items() if not math.isfinite(value))
         return self.write(
+            cell,
             dataclasses.replace(
                 self.blank(cell, time.monotonic() - begun),
                 status="nonfinite" if unfit else "ok",
                 reason=f"not finite: {', '.join(unfit)}" if unfit else None,
                 reading=None if unfit else found,
                 protection=load_protection(self.workspace, cell.release),
-            )
+            ),
         )
 
     def measure(self, task: Task, network: nn.Module, split: SplitName, plain: bool) -> Measurement:
@@ -332,15 +334,15 @@ class Referee:
             provenance={**origin, "corpus": corpus, "documents": documents or {}, "sources": sources, **given},
         )
 
-    def write(self, record: Record) -> Record:
+    def write(self, cell: Cell, record: Record) -> Record:
+        """Write a cell's record. A settled one stays: another process made it while this one was stopped."""
+        if self.workspace.store.settled_among([cell]):
+            return self.workspace.store.read([cell])[0]
         self.workspace.store.write(record)
         return record
 
     def write_failure(self, cell: Cell, status: Status, reason: str) -> Record:
-        """The failed record of a cell. A settled one stays: another process made it while this one was stopped."""
-        if self.workspace.store.settled_among([cell]):
-            return self.workspace.store.read([cell])[0]
-        return self.write(dataclasses.replace(self.blank(cell), status=status, reason=reason))
+        return self.write(cell, dataclasses.replace(self.blank(cell), status=status, reason=reason))
 
 
 def _run_with_owners_code(workspace: Workspace, job: Job, cells: Sequence[Cell]) -> None:

@@ -197,11 +197,12 @@ def make_sibling(workspace: Workspace, job: Job) -> Model:
         NftbenchError: the run kept no checkpoint, or its tensors have other shapes than the release's.
     """
     folder = workspace.store.artifact("siblings", job.release)
-    if folder is None:  # the cached release is older than the storing of second checkpoints
+    if folder is None:  # it is damaged, or older than the storing of second checkpoints
         workspace.store.discard("releases", job.release)
         make_release(workspace, job.defense, job.seed, job.release)
         folder = workspace.store.artifact("siblings", job.release)
-    if folder is None:
+    assert folder is not None  # it is made with the release
+    if not (folder / "config.json").is_file():
         raise NftbenchError(f"{job.defense} leaves no second checkpoint of its run")
     return open_release(workspace, folder)
 
@@ -385,11 +386,10 @@ def _publish(
     # A killed attempt may have left its parts, which do not belong to these weights.
     for kind in ("secrets", "siblings", "protections"):
         workspace.store.discard(kind, key)
+    # Without a second checkpoint the folder is empty: what is known not to be there need not be looked for again.
     sibling = theirs / protecting.SIBLING
-    if sibling.is_dir():
-        workspace.store.make(
-            "siblings", key, functools.partial(shutil.copytree, sibling, dirs_exist_ok=True), mode=0o700
-        )
+    sibling.mkdir(exist_ok=True)
+    workspace.store.make("siblings", key, functools.partial(shutil.copytree, sibling, dirs_exist_ok=True), mode=0o700)
     if mask is not None:
         held = {name: tensor.to(torch.uint8) for name, tensor in mask.items()}
         workspace.store.make("secrets", key, lambda draft: save_file(held, draft / "mask.safetensors"), mode=0o700)

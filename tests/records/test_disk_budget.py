@@ -83,6 +83,18 @@ def test_shared_content_counts_once_and_goes_with_its_last_artifact(
     assert len(list((store.cache / "contents").iterdir())) == 1
 
 
+def test_what_a_killed_process_was_deleting_goes_first(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It belongs to no artifact any more, and would take the place of those that are used."""
+    half = store.cache / "releases" / ".gone.removed"
+    half.mkdir(parents=True)
+    _write(half, os.urandom(SIZE))
+    kept = made(store, "kept", 1)
+    monkeypatch.setenv(disk_budget.VARIABLE, "5MB")
+    made(store, "new", 2)
+    assert not half.exists()
+    assert kept.exists()
+
+
 USES = """
 import sys
 from pathlib import Path

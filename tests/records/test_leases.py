@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import random
 import signal
@@ -93,6 +94,20 @@ def test_a_holder_that_dies_on_another_machine_is_replaced_after_the_time(path: 
     process = holder(path, machine="another machine")
     end(process)
     assert EXPIRY <= seconds_until_free(path) < 10 * EXPIRY
+
+
+def test_who_looks_rarely_finds_the_dead_as_well(path: Path) -> None:
+    """Such as a worker between two long jobs. It holds a lease of its own, and so its heart beats."""
+    own = leases.take(path.with_name("own.lease"), EXPIRY)
+    assert own is not None
+    end(holder(path, machine="another machine"))
+    for _ in range(5):  # at the first look nobody knows
+        if (lease := leases.take(path, EXPIRY)) is not None:
+            break
+        time.sleep(1.5 * EXPIRY)
+    assert lease is not None
+    lease.end()
+    own.end()
 
 
 @pytest.mark.parametrize("jump", [-86_400 * 400, 86_400 * 400])
@@ -188,6 +203,36 @@ def test_a_file_system_may_lack_hard_links(path: Path, monkeypatch: pytest.Monke
     assert leases.take(path, EXPIRY) is None
     lease.end()
     assert list(path.parent.iterdir()) == []
+
+
+def test_a_file_server_may_say_that_its_own_link_was_there_before(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its first answer was lost, and it was asked again."""
+    link = os.link
+
+    def answers_the_second_time(source: Path, target: Path) -> None:
+        link(source, target)
+        raise FileExistsError(17, "File exists", str(target))
+
+    monkeypatch.setattr(os, "link", answers_the_second_time)
+    lease = leases.take(path, EXPIRY)
+    assert lease is not None
+    lease.confirm()
+    lease.end()
+    assert list(path.parent.iterdir()) == []
+
+
+def test_a_lease_may_go_while_it_is_read(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file server does not keep a file for those who have opened it elsewhere."""
+    lease = leases.take(path, EXPIRY)
+    assert lease is not None
+
+    def stale(*_: object) -> bytes:
+        raise OSError(errno.ESTALE, "Stale file handle")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "read", stale)
+        assert leases.holder(path, EXPIRY) is None
+    lease.end()
 
 
 def test_where_there_is_no_flock_the_time_decides(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -308,3 +353,4 @@ def test_packing_waits_for_the_dead_of_another_machine_and_for_nobody_else(tmp_p
     begun = time.monotonic()
     with store.alone():
         assert time.monotonic() - begun >= EXPIRY
+    assert not path.exists(), "whoever packs next would wait again"

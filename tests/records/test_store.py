@@ -7,9 +7,11 @@ import os
 import stat
 import subprocess
 import sys
+import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -90,6 +92,14 @@ def test_a_second_write_replaces_the_first_and_forgetting_removes_it(store: Stor
     store.write(record(status="failed", reason="x"))
     store.write(record())
     assert list(store.records().values()) == [record()]
+    store.forget([record().key])
+    assert store.records() == {}
+
+
+def test_forgetting_removes_a_record_whatever_its_file_is_called(store: Store) -> None:
+    """Such as a copy that a user made; the cell would never run again."""
+    path = store.write(record())
+    path.rename(path.with_name("copy.json"))
     store.forget([record().key])
     assert store.records() == {}
 
@@ -240,6 +250,21 @@ def test_a_damaged_artifact_is_set_aside_and_made_again(harm: str, store: Store)
     assert store.make("releases", "k", fill) == folder
     assert weights.read_bytes() == bytes(range(256))
     assert len(list((store.cache / "releases").glob("k.corrupt-*"))) == 1
+
+
+def test_another_process_may_set_a_damaged_artifact_aside_first(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = store.make("releases", "k", fill)
+    (folder / "weights.safetensors").unlink()
+    plain = tempfile.mkdtemp
+
+    def while_another_is_faster(**given: Any) -> str:
+        if folder.exists():
+            folder.rename(store.cache / "aside")
+        return plain(**given)
+
+    monkeypatch.setattr(tempfile, "mkdtemp", while_another_is_faster)
+    assert store.artifact("releases", "k") is None
+    assert list((store.cache / "releases").iterdir()) == []
 
 
 def test_a_build_that_fails_leaves_nothing(store: Store) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from nftbench.planning.plan import plan
+from nftbench.records import leases
 from nftbench.records.store import Store
 from nftbench.running import referee
 from nftbench.running.executors import steps
@@ -122,6 +123,27 @@ def test_a_worker_that_dies_between_two_submits_costs_only_its_own_cells(
     found = found_in(here.store.results)
     assert len(found) == len(here.plan.cells)
     assert all(record.status == ("failed" if attack == "dies" else "ok") for (_, attack, *_), record in found.items())
+
+
+def test_a_run_that_is_given_up_ends_its_workers(workspace: MakeWorkspace, plugin: WriteFile) -> None:
+    """As when no record can be written any more. Python would wait at its end until their steps are done."""
+    plugin(
+        "sleeps",
+        "@dataclass(frozen=True)\nclass Sleeps(Attack):\n    def adapt(self, prepared, task, context):\n"
+        "        import time\n        time.sleep(600)\n",
+    )
+    here = workspace(attacks=["none", "sleeps"], tasks=["toy_topic"])
+    run = steps.run(here, here.plan.jobs(), LocalExecutor(here, 1))
+    for event in run:
+        if event.kind == "doing" and str(event.job.attack) == "sleeps" and "attacks" in event.words:
+            break
+    (worker,) = (here.store.results / leases.FOLDER).glob("worker-*.lease")
+    run.close()  # type: ignore[attr-defined]
+    process = Path("/proc") / worker.stem.rpartition("-")[2]
+    end = time.monotonic() + 30
+    while process.exists():
+        assert time.monotonic() < end, "a worker outlives its run"
+        time.sleep(0.02)
 
 
 def test_a_bad_defense_in_a_worker_fails_alone(workspace: MakeWorkspace, plugin: WriteFile, run_all: RunAll) -> None:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import shutil
 import signal
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -26,6 +29,7 @@ from nftbench.running import attacking, isolation, packing
 from nftbench.running.owner import Owner
 from nftbench.running.workspace import Workspace, load_task
 from nftbench.training import engine
+from tests.sessions import session
 
 MakeWorkspace = Callable[..., Workspace]
 WriteFile = Callable[[str, str], Path]
@@ -342,6 +346,53 @@ def test_a_child_that_is_killed_or_late_is_told_apart(tmp_path: Path) -> None:
     lines = [path.read_bytes() for path in Path("/proc").glob("[0-9]*/cmdline")] if Path("/proc").is_dir() else []
     assert b"sleep\x004321\x00" not in lines, "what the child has started is stopped with it"
     assert list((store.cache / "exchange").iterdir()) == []
+
+
+def test_a_child_ends_with_the_process_that_watches_it(tmp_path: Path) -> None:
+    """Nobody else knows of it, or would stop it when its time is up."""
+    store, found = Store(tmp_path / "results", tmp_path / "cache"), list[int]()
+    says = "open(f'{tempfile.gettempdir()}/ids', 'w').write(f'{os.getpid()} {os.getppid()} ')"
+
+    def kill_the_watcher() -> None:
+        while len(found) < 2:
+            found[:] = [
+                int(word) for file in store.cache.glob("exchange/*/temporary/ids") for word in file.read_text().split()
+            ]
+            time.sleep(0.02)
+        os.kill(found[1], signal.SIGKILL)
+
+    killer = threading.Thread(target=kill_the_watcher, daemon=True)
+    killer.start()
+    with pytest.raises(isolation.KilledError, match="the process that starts plugins was killed"):
+        child(f"import os, tempfile, time\n{says}\ntime.sleep(60)", store, 60)
+    killer.join()
+    end = time.monotonic() + 10
+    while session(found[0]):
+        assert time.monotonic() < end, "it goes on"
+        time.sleep(0.02)
+
+
+ASIDE = """
+from nftbench.running import isolation
+
+isolation.PRELOADED.clear()  # none is needed here
+isolation.aside(exec, "import os, time; print(os.getpid(), flush=True); time.sleep(60)")
+"""
+
+
+def test_what_runs_aside_ends_with_its_referee() -> None:
+    """It would go on writing records of a job that another process has taken since."""
+    words = [sys.executable, "-P", "-c", ASIDE]
+    run = subprocess.Popen(words, stdout=subprocess.PIPE, text=True, start_new_session=True)
+    assert run.stdout is not None
+    number = int(run.stdout.readline())
+    run.kill()
+    run.wait()
+    run.stdout.close()
+    end = time.monotonic() + 30
+    while number in session(run.pid):
+        assert time.monotonic() < end, "it goes on"
+        time.sleep(0.02)
 
 
 def test_a_child_that_fills_the_disk_is_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

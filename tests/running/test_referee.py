@@ -215,6 +215,17 @@ def test_failed_cells_are_tried_again_and_settled_ones_are_not(
     assert "moody" in changed
 
 
+def test_a_settled_record_stays_when_a_process_wakes_up_that_was_stopped_for_long(workspace: MakeWorkspace) -> None:
+    """Another one has taken its job meanwhile, and has written the records."""
+    here = workspace(attacks=["none"], tasks=["toy_topic"])
+    (job,) = here.plan.jobs()
+    late = referee.Referee(here, job)
+    first = referee.execute(here, job)
+    assert first is not None
+    assert late.run(job.cells) == first
+    assert list(here.store.records().values()) == sorted(first, key=lambda one: here.store.path(one).name)
+
+
 # -------------------------------------------------------------------------------------------------------------- leaks
 
 

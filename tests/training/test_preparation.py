@@ -413,8 +413,12 @@ def test_a_release_from_before_siblings_is_made_again(workspace: MakeWorkspace) 
 
 def test_a_defense_that_trains_nothing_leaves_no_sibling(workspace: MakeWorkspace) -> None:
     here = workspace(defenses=["none", "noise"])
+    job = job_of(here, "noise")
+    made = make_release(here, job.defense, 0, job.release).stat().st_mtime_ns
     with pytest.raises(NftbenchError, match="noise leaves no second checkpoint"):
-        make_sibling(here, job_of(here, "noise"))
+        make_sibling(here, job)
+    after = make_release(here, job.defense, 0, job.release).stat().st_mtime_ns
+    assert after == made, "other processes may be attacking the release"
 
 
 def test_the_start_of_the_run_needs_the_right_seed_and_a_sibling(workspace: MakeWorkspace) -> None:

@@ -11,14 +11,13 @@ import multiprocessing
 import os
 import queue
 import signal
-import threading
 import time
 import uuid
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from multiprocessing.connection import Connection, wait as wait_for_end
+from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING
 
 from nftbench.planning import registry
@@ -57,6 +56,8 @@ class LocalExecutor:
         self.pool = self.start()
 
     def close(self) -> None:
+        for process in list(self.pool._processes.values()):  # at its end, Python would wait for the steps under way
+            process.kill()
         self.pool.shutdown(wait=False, cancel_futures=True)
         self.heard.close()
         self.told.close()
@@ -156,20 +157,13 @@ def _perform(stage: Stage, job: Job) -> Records:
 
 
 def _enter_worker(workspace: Workspace, plugins: Sequence[str], told: Connection, name: str) -> None:
-    """Make the plugin files known, and end with the parent: a killed run must leave no worker that goes on writing."""
+    """Make the plugin files known, and end with the run."""
     activity.connect(told)
     for path in plugins:
         registry.add_file(path)
     _given.append(workspace)
     workspace.store.give_signs_of_life(f"{name}-{os.getpid()}")
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def watch(sentinel: int, end: Callable[[int], None]) -> None:
-        wait_for_end([sentinel])
-        end(1)
-
-    threading.Thread(target=watch, args=(parent.sentinel, os._exit), daemon=True).start()
+    isolation.end_with_parent()
 
 
 _given: list[Workspace] = []

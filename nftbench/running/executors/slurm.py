@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import getpass
 import math
-import multiprocessing
 import re
 import shutil
 import subprocess
@@ -252,8 +251,6 @@ class Work:
                 time.sleep(BUSY_SECONDS)  # another process holds the job
         finally:
             executor.close()
-            for process in multiprocessing.active_children():  # at its end, Python would wait for the worker's
-                process.kill()
 
     def checkpoint(self, parcel: Path, stage: Stage, job: Job) -> Any:
         """What a job does that SLURM starts again: the same. Its finished cells have records."""

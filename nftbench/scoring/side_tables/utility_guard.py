@@ -70,9 +70,16 @@ class UtilityGuard(SideTable):
     def of(cls, evidence: SuiteEvidence) -> UtilityGuard:
         grid = evidence.grid
         metrics = {one: usable(scales(grid, one)) for one in grid.references() if one in grid.rows}
-        known = {defense: row for defense, row in sorted(grid.rows.items()) if row.reference in metrics}
-        found = (_row(evidence, defense, metrics[row.reference]) for defense, row in known.items())
-        return cls(tuple(row for row in found if row.attacks))
+        asked = {one.attack for one in grid.records.values() if one.attacked_utility is not None}
+        asked &= grid.within(grid.ranking)
+        return cls(
+            tuple(
+                _row(evidence, defense, attacks, metrics[row.reference])
+                for defense, row in sorted(grid.rows.items())
+                if row.reference in metrics
+                and (attacks := frozenset(asked & (grid.attacks_on(defense) | grid.ignoring_release())))
+            )
+        )
 
     def tables(self) -> tuple[Table, ...]:
         rows = tuple(
@@ -152,11 +159,9 @@ class _Guard:
         return kept is not None and kept >= KEPT
 
 
-def _row(evidence: SuiteEvidence, defense: str, metrics: Mapping[str, Scale]) -> GuardedRow:
+def _row(evidence: SuiteEvidence, defense: str, attacks: Attacks, metrics: Mapping[str, Scale]) -> GuardedRow:
     grid, reference = evidence.grid, evidence.grid.rows[defense].reference
     tasks, allowed = evidence.tasks[reference], grid.within(grid.ranking)
-    asked = {one.attack for one in grid.records.values() if one.attacked_utility is not None} & allowed
-    attacks = frozenset(asked & (grid.attacks_on(defense) | grid.ignoring_release()))
     own, undefended = (_Guard(grid, row, metrics) for row in (defense, reference))
     tried = itertools.chain.from_iterable(grid.candidates(defense, tasks, attacks).values())
     measured = [one for records in tried for one in records if own.kept(one) is not None]
