@@ -136,7 +136,7 @@ def test_the_derived_suite_has_the_ladder_and_attackers_who_know_all_that_is_cla
         oracle.derive(suite, rows, ["full"])
     with pytest.raises(NftbenchError, match="name the planted defense's plugin"):
         oracle.derive(suite, (), ())
-    with pytest.raises(NftbenchError, match="claim the same"):
+    with pytest.raises(NftbenchError, match="make the same claim"):
         oracle.derive(suite, ["planted", "early_stop"], ())
     with pytest.raises(NftbenchError, match="tiny has no ladder"):
         oracle.derive(tiny_suite(), rows, OBEYING)

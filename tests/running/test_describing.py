@@ -120,10 +120,10 @@ def test_a_plan_of_answers_is_the_plan_of_the_plugins(add: WriteFile, monkeypatc
 @pytest.mark.parametrize("kind", ["defenses", "attacks"])
 def test_the_referee_refuses_to_import_an_added_plugin(add: WriteFile, kind: registry.Kind) -> None:
     add("mine", DEFENSE + ATTACK.replace("Mine", "Other"))
-    with pytest.raises(NftbenchError, match="only a process of its own may import it"):
+    with pytest.raises(NftbenchError, match="only a confined process may import it"):
         registry.create(kind, "mine")
     facts.describe_by(None)
-    with pytest.raises(NftbenchError, match="nothing is set up to ask it"):
+    with pytest.raises(NftbenchError, match="has no confined process to ask it in"):
         plan(tiny_suite(**{kind: ["mine"]}))
 
 
@@ -234,7 +234,7 @@ REFUSED = {
         + DEFENSE.replace(
             "0.5", "0.5\n    def __post_init__(self): object.__setattr__(self, 'share', random.random())"
         ),
-        "if it is asked again",
+        "its parameters change when it is built again",
     ),
 }
 
@@ -267,7 +267,7 @@ def test_an_attack_answers_for_each_defense(add: WriteFile) -> None:
     assert len(reason) == LONGEST
     uses = "\n    depth: int = 0\n\n    def uses(self):\n        return (f'endless[depth={self.depth + 1}]',)\n"
     add("endless", ATTACK + uses)
-    with pytest.raises(NftbenchError, match="built on more than 10 attacks"):
+    with pytest.raises(NftbenchError, match="built on a chain of more than 10 attacks"):
         plan(tiny_suite(attacks=["endless"]))
 
 

@@ -374,9 +374,9 @@ def test_a_shadow_has_neither_the_base_nor_the_owners_tasks(workspace: MakeWorks
     with pytest.raises(NftbenchError, match="starts from a trained base"):
         shadowing(here, "noise").shadow(0)
     own = Shadow(here.suite, CPU, 1, make_corpus(here, 0))
-    with pytest.raises(NftbenchError, match="has no tasks"):
+    with pytest.raises(NftbenchError, match="is given no tasks"):
         own.task("toy_topic")
-    with pytest.raises(NftbenchError, match="no undefended checkpoints"):
+    with pytest.raises(NftbenchError, match="no checkpoints of the undefended model"):
         own.checkpoint(0.5)
 
 
