@@ -37,14 +37,8 @@ PROOFS = [
 def of_today(request: pytest.FixtureRequest) -> None:
     """Skip folders of the former protocol, and proofs that read one: they are to be made again."""
     folder: Path = request.getfixturevalue("folder")
-    read = {
-        "attacks": ["standard"],
-        "spread": ["standard"],
-        "power": ["small-null", "small-oracle"],
-        "order": ["small", "standard"],
-    }
     try:
-        for name in read.get(folder.name.rpartition("-")[2], [folder.name]):
+        for name in [folder.name] if folder in BOARDS else read_by(folder) or [folder.name]:
             Store(RESULTS / name, folder).manifest()
     except NftbenchError as error:
         pytest.skip(str(error))
@@ -62,17 +56,29 @@ def test_a_leaderboard_is_that_of_its_records(folder: Path, tmp_path: Path) -> N
 
 @pytest.mark.parametrize("folder", PROOFS)
 def test_a_proof_is_what_its_judge_finds_in_its_records(folder: Path, tmp_path: Path) -> None:
-    proof = folder.name.rpartition("-")[2]
-    command = json.loads((folder / f"{proof}.json").read_text())["command"]
+    proof, command = folder.name.rpartition("-")[2], command_of(folder)
     asked, judged = arguments(command), calibration.find(proof)
     if isinstance(judged, calibration.Read):
-        read = asked["finished"] or judged.folders(asked["suite"])
-        found = judged.judge([calibration.Run.read(RESULTS / one.name, tmp_path) for one in read])
+        found = judged.judge([calibration.Run.read(RESULTS / name, tmp_path) for name in read_by(folder)])
     else:
         suite = suites.read(asked["suite"], asked["changes"] or ())
         found = judged.found(suite, calibration.Run.read(folder, tmp_path))
     calibration.write(found, tmp_path, proof, command)
     check(folder, tmp_path, f"{proof}.md", f"{proof}.json")
+
+
+def command_of(folder: Path) -> str:
+    """The command that made a proof."""
+    command: str = json.loads((folder / f"{folder.name.rpartition('-')[2]}.json").read_text())["command"]
+    return command
+
+
+def read_by(folder: Path) -> list[str]:
+    """The names of the published runs that a proof reads; empty if it reads its own records."""
+    asked, judged = arguments(command_of(folder)), calibration.find(folder.name.rpartition("-")[2])
+    if not isinstance(judged, calibration.Read):
+        return []
+    return [one.name for one in asked["finished"] or judged.folders(asked["suite"])]
 
 
 def arguments(command: str) -> dict[str, Any]:
