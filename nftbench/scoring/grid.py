@@ -145,12 +145,14 @@ class Grid:
 
         None where a cell failed: its attack may have been the strongest, or its seed the weakest.
         """
-        candidates = self._candidates(defense, tasks, attacks)
-        if candidates is None:
-            return None
-        return {
-            seed: tuple(self.records[self._best(cells)] for cells in by_task) for seed, by_task in candidates.items()
-        }
+        asked = (defense, tuple(tasks), attacks)
+        if asked not in self._found:
+            candidates = self._candidates(defense, tasks, attacks)
+            self._found[asked] = candidates and {
+                seed: tuple(self.records[self._best(cells)] for cells in by_task)
+                for seed, by_task in candidates.items()
+            }
+        return self._found[asked]
 
     def _best(self, cells: Sequence[CellId]) -> CellId:
         """The cell of the best attack on validation.
@@ -214,6 +216,11 @@ class Grid:
             for attack, cell in cells.items()
             if cell in self.expected and (len(cells) == 1 or self.counts(attack, defense, cell))
         ]
+
+    @functools.cached_property
+    def _found(self) -> dict[tuple[str, tuple[str, ...], Attacks], BestAttacks | None]:
+        """The best attacks that were asked for so far: pages ask for the same ones again and again."""
+        return {}
 
     @functools.cached_property
     def _preferences(self) -> Mapping[CellId, tuple[float, float, float, str]]:
