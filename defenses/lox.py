@@ -7,7 +7,8 @@ W_base), where SVD_k keeps the k largest singular values. All other weights are 
 The paper takes pairs of a base and an aligned model. Here the owner tunes the base. Without a task this is more
 training on the pre-training text: it needs no other data, but then nothing is refused that the extrapolation could
 preserve. With `harmful` the tuned model refuses: it keeps the text's loss, and the loss of the task's right answers is
-raised to `margin`. That is our counterpart of safety alignment. It knows what the attack is about, as the paper's does.
+raised by `margin` above the base's. That is our counterpart of safety alignment. It knows what the attack is about, as
+the paper's does.
 """
 
 from __future__ import annotations
@@ -31,8 +32,9 @@ from nftbench.methods.cosine import cosine
 class LoX(Defense):
     """`k`: how many singular values of a difference are extrapolated; 0 for all. `coefficient`: by how much.
 
-    `harmful`: the spec of a task that the tuned model refuses. `margin`: up to which loss, in nats. `steps`: optimizer
-    steps of the tuning, each on `batch` blocks of text and as many documents, with all weights trained.
+    `harmful`: the spec of a task that the tuned model refuses. `margin`: by how many nats the loss of its right answers
+    is raised above the base's, which may be large already. `steps`: optimizer steps of the tuning, each on `batch`
+    blocks of text and as many documents, with all weights trained.
 
     k and the coefficient are the paper's by a third party's note. The authors' script (VITA-Group/LoX,
     safety/LoX.py) has 0 and 1 by default. The tuning is ours.
@@ -80,7 +82,9 @@ class LoX(Defense):
             for _, tokens, rows in zip(range(self.steps), batches, documents, strict=False):
                 loss = text_loss(made.network, tokens)
                 if task is not None:
-                    loss = loss + (self.margin - task.loss(made.network, rows)).clamp(min=0)
+                    with torch.no_grad():
+                        refused = task.loss(base, rows) + self.margin
+                    loss = loss + (refused - task.loss(made.network, rows)).clamp(min=0)
                 stepper.step(loss)
         return made.result()
 

@@ -91,6 +91,9 @@ EXPLANATIONS: dict[str, Explanation] = {
     "restarts": Explanation(
         "training the release is brittle", "raise `budget.restarts`, and read the best run as what an attacker reaches"
     ),
+    "same_weights": Explanation(
+        "another row releases the same weights", "look for a parameter that has no effect, and leave one row out"
+    ),
     "config": Explanation("the release changes the base's configuration", "check that users can load such a model"),
     "own_code": Explanation(
         "the release computes by code of its own", "release it in an architecture of transformers or nftbench"

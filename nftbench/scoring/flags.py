@@ -61,6 +61,8 @@ class RowEvidence:
     """Of an excess of zero or less, Holm-adjusted over the defenses; None where it has no interval."""
     left_out: Sequence[str] = ()
     """Attacks of nftbench that were written against the defense, where the plan has none of them."""
+    twins: Sequence[str] = ()
+    """Other rows that release the same weights on every base seed."""
 
     @property
     def protections(self) -> list[Protection]:
@@ -420,6 +422,12 @@ def _behind(record: Record) -> float:
     if not swept:
         return 0.0
     return max(swept) - max(again or start, default=max(swept))
+
+
+@_flag("same_weights", "warn", on=["defense"])
+def _same_weights(row: RowEvidence) -> str | None:
+    """A parameter that is told and does nothing makes one row out of two."""
+    return f"it releases the same weights as {', '.join(row.twins)}, on every base seed" if row.twins else None
 
 
 @_flag("config", "note")

@@ -223,6 +223,15 @@ class Grid:
         return {}
 
     @functools.cached_property
+    def hashes(self) -> Mapping[str, Mapping[int, str]]:
+        """By row and base seed: the hash of the released weights, where it is recorded."""
+        found: dict[str, dict[int, str]] = {}
+        for record in self.records.values():
+            if record.uses_release and record.release_sha256:
+                found.setdefault(record.defense, {})[record.seed] = record.release_sha256
+        return found
+
+    @functools.cached_property
     def _preferences(self) -> Mapping[CellId, tuple[float, float, float, str]]:
         return {cell: preference(record) for cell, record in self.records.items()}
 

@@ -269,7 +269,14 @@ def _evidence(
         else sorted((grid.attacks_on(row.reference) - grid.attacks_on(score.defense)) & applied),
         p=p,
         left_out=grid.left_out.get(Spec.parse(score.defense).name, ()),
+        twins=sorted(name for name in grid.rows if name != score.defense and _same(grid, name, score.defense)),
     )
+
+
+def _same(grid: Grid, one: str, other: str) -> bool:
+    """Whether both rows release the same weights on every base seed."""
+    found = [grid.hashes.get(row, {}) for row in (one, other)]
+    return bool(found[0]) and found[0] == found[1]
 
 
 def _records(grid: Grid, defense: str) -> list[Record]:

@@ -42,16 +42,18 @@ def test_matrices_are_extrapolated_and_vectors_are_not(k: int, coefficient: floa
         np.testing.assert_allclose(weight.detach().numpy(), wanted, atol=1e-5)
 
 
-def test_the_tuned_model_refuses_the_task_up_to_the_margin() -> None:
+def test_the_tuned_model_refuses_the_task_by_the_margin() -> None:
+    """However unlikely the base finds the right answers: a loss above the margin alone would refuse nothing."""
     given, task = model(), Documents()
     owner = context(4)
-    defense = LoX(harmful="x", steps=40, learning_rate=5e-3, batch=4, margin=6.0, coefficient=0.0)
+    defense = LoX(harmful="x", steps=40, learning_rate=5e-3, batch=4, margin=1.5, coefficient=0.0)
 
     def losses(network: nn.Module) -> tuple[float, float]:
         return task.loss(network, task.ids).item(), text_loss(network, owner.corpus.train).item()
 
     before, after = losses(given.network), losses(defense.protect(given, owner).release.network)
-    assert before[0] < 5.0 < after[0] < 8.0
+    assert before[0] > 1.5
+    assert 1.2 < after[0] - before[0] < 3.0
     assert after[1] < before[1]
     assert losses(given.network) == before  # the base is left as it was
 

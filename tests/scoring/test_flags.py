@@ -48,6 +48,19 @@ def adaptive() -> list[Record]:
     return changed(suite(), "pmp", "full", against=("pmp",))
 
 
+def test_a_row_that_releases_what_another_does_is_said_to() -> None:
+    """On every seed: a parameter that changes the release on one of them has an effect."""
+    hashed = [replace(one, release_sha256=f"{one.defense}{one.seed}") for one in adaptive()]
+    copies = [replace(one, defense="pmp[ratio=0.5]", key=f"again {one.key}") for one in hashed if one.defense == "pmp"]
+    flag = raised([*hashed, *copies])["same_weights"]
+    assert flag.severity == "warn"
+    assert flag.message == "it releases the same weights as pmp[ratio=0.5], on every base seed"
+    last = max(one.seed for one in copies)
+    other = [replace(one, release_sha256="other") if one.seed == last else one for one in copies]
+    assert "same_weights" not in raised([*hashed, *other])
+    assert "same_weights" not in raised(hashed)
+
+
 def test_a_clean_row_has_no_flag() -> None:
     assert raised(adaptive()) == {}
     assert of(scored(adaptive())).standing.group == "ranked"
