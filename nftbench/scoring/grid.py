@@ -148,10 +148,11 @@ class Grid:
         asked = (defense, tuple(tasks), attacks)
         if asked not in self._found:
             candidates = self._candidates(defense, tasks, attacks)
-            self._found[asked] = candidates and {
+            best = {
                 seed: tuple(self.records[self._best(cells)] for cells in by_task)
-                for seed, by_task in candidates.items()
+                for seed, by_task in (candidates or {}).items()
             }
+            self._found[asked] = None if candidates is None else best
         return self._found[asked]
 
     def _best(self, cells: Sequence[CellId]) -> CellId:
