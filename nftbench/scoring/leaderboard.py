@@ -139,6 +139,8 @@ def score(
         claims,
         unjudged=frozenset(one.defense for one in scores if mixed or one.incomplete),
         misleading=frozenset(one.defense for one in scores if flags.is_misleading(one)),
+        keeping=frozenset(one.defense for one in scores if one.utility.badge == "keeps"),
+        excess=ladders.excess,
     )
     tables = tuple(table.of(evidence) for table in side_tables)
     scores = [with_standing(with_side_verdict(one, tables), mixed, tables) for one in scores]
@@ -179,13 +181,21 @@ class _Ladders:
     """The tasks with headroom, by reference."""
     metrics: Mapping[str, Mapping[str, Scale]]
     """The utility metrics that count, by reference."""
-    made: dict[tuple[str, Attacks], Ladder] = field(default_factory=dict)
+    made: dict[tuple[str, tuple[str, ...], Attacks], Ladder] = field(default_factory=dict)
 
-    def of(self, reference: str, attacks: Attacks) -> Ladder:
-        if (reference, attacks) not in self.made:
-            found = built(self.grid, reference, self.tasks[reference], attacks, self.metrics[reference])
-            self.made[reference, attacks] = found
-        return self.made[reference, attacks]
+    def of(self, reference: str, attacks: Attacks, tasks: Sequence[str] | None = None) -> Ladder:
+        """On these tasks, or on all with headroom."""
+        asked = (reference, tuple(self.tasks[reference] if tasks is None else tasks), attacks)
+        if asked not in self.made:
+            self.made[asked] = built(self.grid, reference, asked[1], attacks, self.metrics[reference])
+        return self.made[asked]
+
+    def excess(self, defense: str, tasks: Sequence[str], attacks: Attacks) -> Excess:
+        """Of a row on these tasks, also where its reference lacks records."""
+        reference = self.grid.rows[defense].reference
+        if reference not in self.grid.rows:
+            return Excess(reason=f"{reference} has no records")
+        return excess(self.grid, defense, tasks, attacks, self.of(reference, attacks, tasks))
 
 
 def _scores(grid: Grid, ladders: _Ladders, room: Sequence[Headroom]) -> list[Score]:

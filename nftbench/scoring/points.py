@@ -15,6 +15,10 @@ from nftbench.records.record import Record
 BestAttacks = Mapping[int, tuple[Record, ...]]
 """By base seed: for each of the chosen tasks the record of the attack that is best on validation."""
 
+NOISE = 2.0
+"""Points of suppression within which a row ends where the undefended model does. The best attacks on two undefended
+models from different initialisations end 1.3 points apart (a standard deviation over base seeds)."""
+
 
 def points(measurement: Measurement) -> float:
     """The metric times 100; negative where lower is better."""

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Protocol, Self
 
 from nftbench.records.record import Record, Row
-from nftbench.scoring.grid import Grid
+from nftbench.scoring.grid import Attacks, Grid
+from nftbench.scoring.scores import Excess
 from nftbench.scoring.table import Table
 from nftbench.suites.schema import PaperClaim
 from nftbench.terms import Verdict
 
 Position = Literal["first", "after the flags", "after the details", "last"]
 """A table's position in leaderboard.md: before the ranking, after the flags, after the rows' details, or at the end."""
+
+
+def _without_ladder(defense: str, tasks: Sequence[str], attacks: Attacks) -> Excess:
+    return Excess(reason="no ladder of trivial defenses to measure from")
 
 
 @dataclass(frozen=True)
@@ -30,6 +35,10 @@ class SuiteEvidence:
     """Rows that tables must not judge, because cells are missing or records have different versions."""
     misleading: frozenset[str] = frozenset()
     """Rows whose claims cannot hold, because the release misled its attackers or may have done so."""
+    keeping: frozenset[str] = frozenset()
+    """Rows whose badge says that they keep utility."""
+    excess: Callable[[str, Sequence[str], Attacks], Excess] = _without_ladder
+    """By row, tasks and attacks: what the row takes from these attacks on these tasks beyond the trivial defenses."""
 
 
 class SideTable(Protocol):
