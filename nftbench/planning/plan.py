@@ -375,7 +375,7 @@ DEEPEST = 10
 _RowRole = Literal["defense", "dose", "twin"]
 """A dose is attacked by the ladder's attacks alone, a twin is only measured for utility."""
 
-QUANTITIES = ("score", "gain", "kept", "utility")
+QUANTITIES = ("score", "gain", "kept", "utility", "utility_after")
 """The quantities of scores in claims. All others are values of yardsticks, as `<yardstick>.<value>`."""
 
 
@@ -383,7 +383,8 @@ def _claims(suite: Suite, cells: list[Cell]) -> tuple[PaperClaim, ...]:
     """The suite's claims, with specs in canonical form.
 
     Raises:
-        NftbenchError: a claim names a plugin that the suite does not run, or an unknown quantity.
+        NftbenchError: a claim names a plugin that the suite does not run, an unknown quantity, or utility after an
+            attack after which it is not measured.
     """
     known = {
         "rows": {str(cell.defense) for cell in cells},
@@ -391,6 +392,7 @@ def _claims(suite: Suite, cells: list[Cell]) -> tuple[PaperClaim, ...]:
         "tasks": {str(cell.task) for cell in cells},
     }
     yardsticks = {Spec.parse(text).name for text in suite.yardsticks}
+    after = {str(canonical("attacks", text)) for text in suite.utility_after}
 
     def checked(quantity: Quantity) -> Quantity:
         specs = {
@@ -403,6 +405,10 @@ def _claims(suite: Suite, cells: list[Cell]) -> tuple[PaperClaim, ...]:
         for text, names in [*named, (name, yardsticks if dot else set(QUANTITIES))]:
             if text not in names:
                 raise NftbenchError(f"{suite.name}: claims: unknown {text!r}{suggest(text, sorted(names))}")
+        unmeasured = sorted(set(specs["attacks"]) - after)
+        if quantity.read == "utility_after" and (unmeasured or not specs["attacks"]):
+            what = f"{', '.join(unmeasured)}: not in the suite's utility_after" if unmeasured else "name its attacks"
+            raise NftbenchError(f"{suite.name}: claims: utility_after: {what}")
         return quantity.model_copy(update=specs)
 
     return tuple(

@@ -211,7 +211,8 @@ class Quantity(_Section):
     read: str
     """`score`: the score after the best attack, in points; `gain`: that score minus the unattacked score; `kept`: the
     part of the release's lead over the reference that is left after the attack; `utility`: percent of the reference's,
-    as on the leaderboard; or a value of a yardstick, as in `rir.rir_ridge`."""
+    as on the leaderboard; `utility_after`: percent of the release's own utility that is left after the attack, one of
+    the suite's `utility_after`; or a value of a yardstick, as in `rir.rir_ridge`."""
     attacks: tuple[str, ...] = ()
     """Attacks, of which the one that is best on validation is used. Empty: all attacks of the main ranking that use the
     release."""

@@ -98,6 +98,35 @@ def test_utility_is_the_leaderboards_and_leaves_out_what_the_reference_does_not_
     assert "none knows nothing of a metric" in str(named.reason)
 
 
+def test_utility_after_an_attack_in_percent_of_the_releases_own() -> None:
+    # chance is at 0.25: pmp's release is 0.40 above it, and 0.30, 0.10 and less than nothing are left
+    after = ({"minimal_pairs": 0.55}, {"minimal_pairs": 0.35}, {"minimal_pairs": 0.15})
+    rows = [*sweep("none", (0.8,) * COUNT), *sweep("pmp", (0.8,) * COUNT, utility=0.65)]
+    rows = [
+        replace(one, attacked_utility=after[one.seed]) if (one.defense, one.attack) == ("pmp", "full") else one
+        for one in rows
+    ]
+    read = {"rows": ["pmp"], "read": "utility_after", "attacks": ["full"]}
+    found = examined(rows, read=read)
+    assert found.measured is not None
+    assert found.measured.value == pytest.approx(100 * (0.30 / 0.40 + 0.10 / 0.40 + 0) / 3)
+    unknown = examined(rows, read=read | {"rows": ["none"]})
+    assert (unknown.measured, unknown.reason) == (None, "no utility_after of none")
+
+
+def test_utility_is_read_after_attacks_that_it_is_measured_after_alone() -> None:
+    def claimed(**quantity: Any) -> None:
+        read = {"rows": ["none"], "read": "utility_after", **quantity}
+        claims = [PaperClaim.model_validate({"says": "so", "read": read})]
+        plan(tiny_suite(defenses=("none",), attacks=("none", "full", "head"), claims=claims, utility_after=("full",)))
+
+    claimed(attacks=["full"])
+    with pytest.raises(NftbenchError, match="claims: utility_after: head: not in the suite's utility_after"):
+        claimed(attacks=["full", "head"])
+    with pytest.raises(NftbenchError, match="claims: utility_after: name its attacks"):
+        claimed()
+
+
 def test_readings_of_yardsticks_and_their_ratio() -> None:
     readings = [reading("none", seed, bytes=2.0) for seed in range(COUNT)]
     readings += [reading("pmp", seed, bytes=6.0 + seed) for seed in range(COUNT)]

@@ -17,6 +17,7 @@ from nftbench.scoring.frontier import mean_share
 from nftbench.scoring.grid import NONE, Attacks, Grid
 from nftbench.scoring.intervals import Interval, gap_by_seed, mean_by_seed
 from nftbench.scoring.side_tables.protocol import Position, SideTable, SuiteEvidence
+from nftbench.scoring.side_tables.utility_guard import Guard
 from nftbench.scoring.table import UNKNOWN, Table, precise
 from nftbench.scoring.utility import reached, scales, shares, usable
 from nftbench.suites.schema import PaperClaim, Quantity
@@ -185,8 +186,10 @@ class _Numbers:
         """By seed, `read` on one task after the best attack.
 
         `score` is the score in points, and `gain` that minus the unattacked score. `kept` is the part of the release's
-        lead over its reference that is left after the attack.
+        lead over its reference that is left after the attack, and `utility_after` the share of its utility.
         """
+        if read == "utility_after":
+            return self.utility_after(row, task, attacks)
         scores = self.grid.scores(row, task, attacks)
         if read == "score":
             return scores
@@ -196,6 +199,13 @@ class _Numbers:
         base = self.grid.scores(self.grid.rows[row].reference, task, frozenset({NONE}))
         seeds = scores.keys() & alone.keys() & base.keys()
         return {s: (scores[s] - base[s]) / (alone[s] - base[s]) for s in seeds if alone[s] != base[s]}
+
+    def utility_after(self, row: str, task: str, attacks: Attacks) -> BySeed:
+        """By seed: percent of the release's own utility that the best attack leaves, at least 0."""
+        guard = Guard(self.grid, row, usable(scales(self.grid, self.grid.rows[row].reference)))
+        best = self.grid.best_attacks(row, [task], attacks) or {}
+        kept = {seed: guard.kept(record) for seed, (record,) in best.items()}
+        return {seed: 100 * max(share, 0.0) for seed, share in kept.items() if share is not None}
 
     def _attacks(self, quantity: Quantity) -> Attacks:
         grid = self.grid

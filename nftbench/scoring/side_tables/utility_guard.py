@@ -106,7 +106,7 @@ class UtilityGuard(SideTable):
 
 
 @dataclass(frozen=True)
-class _Guard:
+class Guard:
     """The guard on one row, whose metrics are those that count on its reference."""
 
     grid: Grid
@@ -162,7 +162,7 @@ class _Guard:
 def _row(evidence: SuiteEvidence, defense: str, attacks: Attacks, metrics: Mapping[str, Scale]) -> GuardedRow:
     grid, reference = evidence.grid, evidence.grid.rows[defense].reference
     tasks, allowed = evidence.tasks[reference], grid.within(grid.ranking)
-    own, undefended = (_Guard(grid, row, metrics) for row in (defense, reference))
+    own, undefended = (Guard(grid, row, metrics) for row in (defense, reference))
     tried = itertools.chain.from_iterable(grid.candidates(defense, tasks, attacks).values())
     measured = [one for records in tried for one in records if own.kept(one) is not None]
     guarded, before = own.best(tasks, attacks), undefended.best(tasks, attacks)
