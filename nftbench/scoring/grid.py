@@ -253,6 +253,9 @@ class Grid:
 FAR = 6.0
 """Standard errors by which a test score may exceed the selection score. Among 1,800 cells the furthest is 3.4."""
 
+ENDLESS = 1e100
+"""A score of this size counts as infinite. It has no variance in floating point, and would end the whole scoring."""
+
 
 def arrange(
     records: Sequence[Record],
@@ -402,4 +405,4 @@ def _read_test(record: Record) -> str | None:
 
 
 def _finite(measurement: Measurement | None) -> bool:
-    return measurement is not None and math.isfinite(measurement.value)
+    return measurement is not None and abs(measurement.value) < ENDLESS  # not so for NaN

@@ -139,6 +139,7 @@ def score(
         claims,
         unjudged=frozenset(one.defense for one in scores if mixed or one.incomplete),
         misleading=frozenset(one.defense for one in scores if flags.is_misleading(one)),
+        flagged={one.defense: frozenset(flag.name for flag in one.flags) for one in scores},
         keeping=frozenset(one.defense for one in scores if one.utility.badge == "keeps"),
         excess=ladders.excess,
     )
@@ -284,9 +285,10 @@ def _evidence(
 
 
 def _same(grid: Grid, one: str, other: str) -> bool:
-    """Whether both rows release the same weights on every base seed."""
-    found = [grid.hashes.get(row, {}) for row in (one, other)]
-    return bool(found[0]) and found[0] == found[1]
+    """Whether both rows release the same weights on every base seed that both have. An unknown hash is no sameness."""
+    shared = set(grid.seeds[one]) & set(grid.seeds[other])
+    first, second = (grid.hashes.get(row, {}) for row in (one, other))
+    return bool(shared) and all(seed in first and first[seed] == second.get(seed) for seed in shared)
 
 
 def _records(grid: Grid, defense: str) -> list[Record]:

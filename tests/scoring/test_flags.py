@@ -61,6 +61,15 @@ def test_a_row_that_releases_what_another_does_is_said_to() -> None:
     assert "same_weights" not in raised(hashed)
 
 
+def test_weights_are_the_same_only_where_both_rows_say_what_they_are() -> None:
+    """A row of fewer seeds is compared at those. At a seed without a hash, as in older records, nothing is known."""
+    hashed = [replace(one, release_sha256=f"{one.defense}{one.seed}") for one in adaptive()]
+    copies = [replace(one, defense="pmp[ratio=0.5]", key=f"again {one.key}") for one in hashed if one.defense == "pmp"]
+    assert "same_weights" in raised([*hashed, *(one for one in copies if one.seed < 3)])
+    unknown = [replace(one, release_sha256="") if one.seed else one for one in (*hashed, *copies)]
+    assert "same_weights" not in raised(unknown)
+
+
 def test_a_clean_row_has_no_flag() -> None:
     assert raised(adaptive()) == {}
     assert of(scored(adaptive())).standing.group == "ranked"

@@ -114,6 +114,16 @@ def test_utility_after_an_attack_in_percent_of_the_releases_own() -> None:
     assert (unknown.measured, unknown.reason) == (None, "no utility_after of none")
 
 
+def test_a_release_that_knows_nothing_has_no_utility_to_leave() -> None:
+    """At chance, an attack would seem to leave all of it. Nor is a metric lost that was not measured."""
+    read = {"rows": ["pmp"], "read": "utility_after", "attacks": ["full"]}
+    for utility, after in ((0.25, {"minimal_pairs": 0.25}), (0.65, {"another": 0.65})):
+        rows = [*sweep("none", (0.8,) * COUNT), *sweep("pmp", (0.8,) * COUNT, utility=utility)]
+        rows = [replace(one, attacked_utility=after) if one.attack == "full" else one for one in rows]
+        found = examined(rows, read=read)
+        assert (found.measured, found.reason) == (None, "no utility_after of pmp")
+
+
 def test_utility_is_read_after_attacks_that_it_is_measured_after_alone() -> None:
     def claimed(**quantity: Any) -> None:
         read = {"rows": ["none"], "read": "utility_after", **quantity}

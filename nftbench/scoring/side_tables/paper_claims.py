@@ -201,10 +201,18 @@ class _Numbers:
         return {s: (scores[s] - base[s]) / (alone[s] - base[s]) for s in seeds if alone[s] != base[s]}
 
     def utility_after(self, row: str, task: str, attacks: Attacks) -> BySeed:
-        """By seed: percent of the release's own utility that the best attack leaves, at least 0."""
+        """By seed: percent of the release's own utility that the best attack leaves, at least 0.
+
+        A release that knows nothing has no share, and neither has a model after which some metric was not measured.
+        """
         guard = Guard(self.grid, row, usable(scales(self.grid, self.grid.rows[row].reference)))
         best = self.grid.best_attacks(row, [task], attacks) or {}
-        kept = {seed: guard.kept(record) for seed, (record,) in best.items()}
+        kept = {
+            seed: guard.kept(record)
+            for seed, (record,) in best.items()
+            if any(by_seed.get(seed, 0.0) > 0 for by_seed in guard.release.values())
+            if guard.release.keys() <= (record.attacked_utility or {}).keys()
+        }
         return {seed: 100 * max(share, 0.0) for seed, share in kept.items() if share is not None}
 
     def _attacks(self, quantity: Quantity) -> Attacks:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, Protocol, Self
 
 from nftbench.records.record import Record, Row
@@ -35,6 +35,8 @@ class SuiteEvidence:
     """Rows that tables must not judge, because cells are missing or records have different versions."""
     misleading: frozenset[str] = frozenset()
     """Rows whose claims cannot hold, because the release misled its attackers or may have done so."""
+    flagged: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    """By row: the names of its flags."""
     keeping: frozenset[str] = frozenset()
     """Rows whose badge says that they keep utility."""
     excess: Callable[[str, Sequence[str], Attacks], Excess] = _without_ladder
