@@ -85,9 +85,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if arguments is None else arguments)
     if arguments is None:
         stopping.handle(words)
-        gc.set_threshold(
-            50_000
-        )  # imports and records make many objects that stay: a tenth of a resume was looking at them
+        # Imports and records make many objects that stay. Looking for garbage among them took a tenth of a resume.
+        gc.set_threshold(50_000)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal in latin-1 has no character for a table's lines
