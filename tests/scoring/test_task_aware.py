@@ -149,7 +149,7 @@ def test_what_a_trivial_defense_takes_too_holds_nothing() -> None:
     assert _table(excess=none)[0].claim == "refuted"
     unclear = Excess(difference([9.0, 0.0, 9.0, 0.0, 9.0], [3.0, 3.0, 3.0, 3.0, 3.0]))
     assert _table(excess=unclear)[0].claim == "not shown"
-    assert _table(excess=Excess(reason="no ladder"))[0].claim == "not shown"
+    assert _table(excess=Excess(reason="no ladder"))[0].claim == "untested"
     assert _table(keeps=False)[0].claim == "holds at a cost"
     few = {place: values[:4] for place, values in IMMUNE.items()}
     assert _table(few, excess=Excess(difference([30.0, 31.0, 29.0, 30.0], [1.0] * 4)))[0].claim == "not shown"

@@ -319,7 +319,9 @@ def _verdict(evidence: SuiteEvidence, row: AwareRow, attacks: Attacks, test: _Te
             return "not shown"
         return "holds" if row.defense in evidence.keeping else "holds at a cost"
     nothing = [test.taken.high <= NOISE, *(one.high <= 0 for one in (test.beyond_benign, test.excess) if one)]
-    return "refuted" if any(nothing) else "not shown"
+    if any(nothing):
+        return "refuted"
+    return "not shown" if test.excess is not None else "untested"
 
 
 def _doubted(evidence: SuiteEvidence, row: AwareRow, attacks: Attacks) -> bool:
