@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -139,7 +140,8 @@ def published() -> list[tuple[Any, str]]:
             manifest = store.manifest()
         except NftbenchError:
             continue
-        found.append((execution.rank(store.planned(manifest), manifest), manifest.command))
+        board = execution.rank(store.planned(manifest), manifest)
+        found.append((replace(board, suite=name), manifest.command))  # two folders may be of one suite
     return found
 
 
