@@ -61,7 +61,7 @@ class RowEvidence:
     """Of an excess of zero or less, Holm-adjusted over the defenses; None where it has no interval."""
     left_out: Sequence[str] = ()
     """Attacks of nftbench that were written against the defense, where the plan has none of them."""
-    twins: Sequence[str] = ()
+    same_weights: Sequence[str] = ()
     """Other rows that release the same weights on every base seed."""
 
     @property
@@ -426,8 +426,9 @@ def _behind(record: Record) -> float:
 
 @_flag("same_weights", "warn", on=["defense"])
 def _same_weights(row: RowEvidence) -> str | None:
-    """A parameter that is told and does nothing makes one row out of two."""
-    return f"it releases the same weights as {', '.join(row.twins)}, on every base seed" if row.twins else None
+    """The parameter that makes two rows of one defense then has no effect."""
+    others = ", ".join(row.same_weights)
+    return f"it releases the same weights as {others}, on every base seed" if others else None
 
 
 @_flag("config", "note")

@@ -146,14 +146,14 @@ class Grid:
         None where a cell failed: its attack may have been the strongest, or its seed the weakest.
         """
         asked = (defense, tuple(tasks), attacks)
-        if asked not in self._found:
+        if asked not in self._remembered:
             candidates = self._candidates(defense, tasks, attacks)
             best = {
                 seed: tuple(self.records[self._best(cells)] for cells in by_task)
                 for seed, by_task in (candidates or {}).items()
             }
-            self._found[asked] = None if candidates is None else best
-        return self._found[asked]
+            self._remembered[asked] = None if candidates is None else best
+        return self._remembered[asked]
 
     def _best(self, cells: Sequence[CellId]) -> CellId:
         """The cell of the best attack on validation.
@@ -219,8 +219,8 @@ class Grid:
         ]
 
     @functools.cached_property
-    def _found(self) -> dict[tuple[str, tuple[str, ...], Attacks], BestAttacks | None]:
-        """The best attacks that were asked for so far: pages ask for the same ones again and again."""
+    def _remembered(self) -> dict[tuple[str, tuple[str, ...], Attacks], BestAttacks | None]:
+        """The best attacks that were asked for so far. Scoring asks for the same ones again and again."""
         return {}
 
     @functools.cached_property

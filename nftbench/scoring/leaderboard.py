@@ -233,7 +233,7 @@ def _score(grid: Grid, defense: str, ladders: _Ladders) -> Score:
         resistance=resistance(grid, defense, tasks),
         by_knowledge=by_knowledge(grid, defense, tasks),
         recipes=recipes(grid, defense, tasks),
-        excess=excess(grid, defense, tasks, ranking, ladders.of(row.reference, ranking)),
+        excess=ladders.excess(defense, tasks, ranking),
         authorized_gain=authorized_gain(grid, defense, tasks),
         cost_to_break=costs(grid, defense, tasks),
         attacks=per_attack(grid, defense, tasks),
@@ -280,7 +280,7 @@ def _evidence(
         else sorted((grid.attacks_on(row.reference) - grid.attacks_on(score.defense)) & applied),
         p=p,
         left_out=grid.left_out.get(Spec.parse(score.defense).name, ()),
-        twins=sorted(name for name in grid.rows if name != score.defense and _same(grid, name, score.defense)),
+        same_weights=sorted(name for name in grid.rows if name != score.defense and _same(grid, name, score.defense)),
     )
 
 

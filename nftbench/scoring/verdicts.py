@@ -17,6 +17,7 @@ from nftbench.scoring.side_tables import SideTable
 from nftbench.terms import Verdict
 
 WORST_FIRST: tuple[Verdict, ...] = ("refuted", "untested", "not shown", "holds at a cost", "holds")
+"""The order in which one of several verdicts on a claim is chosen."""
 SHARES = (0.95, 0.9, 0.8, 0.5)
 """Shares of utility, for the ranks among the rows that keep so much."""
 
