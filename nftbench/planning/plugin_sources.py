@@ -1,14 +1,15 @@
 """The source files of a plugin, and their digest. If it changes, the plugin's cells run again.
 
 A plugin's own files are its file or folder, and the modules that these import, directly or through others: modules in
-the same folder, in the plugin's own installed package, or in nftbench's other plugins. To find them, nothing is
-imported.
+the same folder, in the plugin's own installed package, or in nftbench's other plugins. What is installed in an
+environment in that folder is not among them. To find them, nothing is imported.
 """
 
 from __future__ import annotations
 
 import functools
 import importlib.util
+import site
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -181,7 +182,14 @@ def _own_module(plugin: Plugin, name: str) -> Path | None:
     if beside is not None:
         return beside
     file = located(name)  # the folder may be part of a package that can be imported
-    return file if file is not None and file.is_relative_to(folder) else None
+    return file if file is not None and file.is_relative_to(folder) and not _installed(file, folder) else None
+
+
+def _installed(file: Path, folder: Path) -> bool:
+    """Whether a file belongs to an environment that lies in the folder, as `.venv` does in a clone: it is a library's."""
+    user = [site.getusersitepackages()] if site.ENABLE_USER_SITE else []
+    environments = map(Path, [sys.prefix, sys.base_prefix, *user])
+    return any(file.is_relative_to(one) and one.is_relative_to(folder) for one in environments)
 
 
 def _method(name: str) -> Path | None:

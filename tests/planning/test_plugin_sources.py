@@ -193,6 +193,27 @@ def test_a_plugin_in_a_checkout_does_not_own_nftbench(tmp_path: Path) -> None:
     assert own_files(Plugin("defenses", "mine", str(path), path)) == {path}
 
 
+@pytest.mark.parametrize("variable", ["prefix", "base_prefix"])
+def test_libraries_of_an_environment_beside_a_plugin_are_not_its_own(
+    variable: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`nftbench new` in a clone writes beside `.venv`: planning read all of torch, and torch counted as the plugin's."""
+    packages = tmp_path / ".venv" / "lib" / "site-packages"
+    (packages / "library").mkdir(parents=True)
+    (packages / "library" / "__init__.py").write_text("weaken = None\n")
+    package = tmp_path / "src" / "package"
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text("FACTOR = 2\n")
+    path = tmp_path / "mine.py"
+    path.write_text(MINE.format(line="from library import weaken\nfrom package import FACTOR"))
+    for folder in (packages, package.parent):
+        monkeypatch.syspath_prepend(str(folder))
+    found = Plugin("defenses", "mine", str(path), path)
+    assert len(own_files(found)) == 3, "as long as the folder is no environment"
+    monkeypatch.setattr(sys, variable, str(tmp_path / ".venv"))
+    assert own_files(found) == {path, package / "__init__.py"}
+
+
 def test_our_plugins_are_their_own_file() -> None:
     assert {file.name for file in own_files(registry.find("attacks", "rebalance"))} == {"rebalance.py"}
     assert {file.name for file in own_files(registry.find("attacks", "full"))} == {"full.py"}
