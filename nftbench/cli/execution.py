@@ -495,7 +495,10 @@ def tell_origin(store: Store, found: Mapping[str, Record], records: Mapping[str,
     from nftbench.records.unplanned import unplanned
 
     if left_out := str(unplanned(found.values(), manifest)):
-        typer.echo(f"records in {store.results} that do not count: {left_out} (nftbench merge adds another folder's)")
+        typer.echo(
+            f"records in {store.results} that do not count: {left_out}. They stay: with the settings and the code that "
+            "made them they count again (nftbench merge adds another folder's)"
+        )
     if line := code_origin.comparison(records.values(), store.cache):
         typer.echo(line)
 

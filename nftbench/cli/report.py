@@ -12,8 +12,10 @@ import typer
 from nftbench.cli import completion
 from nftbench.cli.console import BAD_CELLS, console
 from nftbench.cli.options import FailOnClaims, LogTo
+from nftbench.errors import NftbenchError
 
 if TYPE_CHECKING:
+    from nftbench.records.store import Store
     from nftbench.scoring import Leaderboard
 
 
@@ -61,7 +63,7 @@ def report(
 
         trackers.check(log_to)
     for folder in folders:
-        Store(folder, default_cache()).manifest()  # all are refused before the first is written
+        _refuse_empty(Store(folder, default_cache()))  # all are refused before the first is written
     boards, paths = [], []
     for folder in folders:
         board, command, written = _again(folder)
@@ -75,6 +77,18 @@ def report(
         typer.echo(path)
     if fail_on_claims and execution.claims_fail(board for board, _ in boards):
         raise typer.Exit(BAD_CELLS)
+
+
+def _refuse_empty(store: Store) -> None:
+    """Refuse a folder whose plan has no record: an empty leaderboard would replace the one of earlier settings.
+
+    Raises:
+        NftbenchError: there is no planned record, or no manifest.
+    """
+    if not store.planned(store.manifest()):
+        others = len(store.records())
+        why = f"; {others} in it are of other settings or code" if others else ": no cell is done yet"
+        raise NftbenchError(f"{store.results}: holds no record of any planned cell{why}")
 
 
 def _again(folder: Path) -> tuple[Leaderboard, str, list[Path]]:

@@ -102,14 +102,22 @@ def _common(base: Recorded, new: Recorded, subject: Role) -> tuple[Grid, Grid, l
     """The grids of two runs with the cells by which a row, or an attack, is measured on both sides alike.
 
     A defense or attack (the subject) that only one side has keeps all its cells. Of the others, the cells are kept
-    whose defense, attack and task both sides planned. Seeds are not narrowed: unpaired means use all of them.
+    whose defense, attack and task both sides planned. Seeds are not narrowed: unpaired means use all of them. Of the
+    undefended model's initialisations, to whose mean utility is compared, those are kept that both sides planned.
     """
+    notes = []
     plans = [[cell.id for cell in side.manifest.cells] for side in (base, new)]
+    rows = [{cell.defense for cell in plan} for plan in plans]
+    twins = {*base.manifest.initialisations, *new.manifest.initialisations}
+    lone = twins & (rows[0] ^ rows[1])
+    if lone:
+        notes.append(f"utility is measured without {', '.join(sorted(lone))}, an initialisation that one side lacks")
+    plans = [[cell for cell in plan if cell.defense not in lone] for plan in plans]
     kinds = [{cell[:3] for cell in plan} for plan in plans]
     at = 0 if subject == "defense" else 1
     subjects = {kind[at] for kind in kinds[0]} & {kind[at] for kind in kinds[1]}
     added = {*base.manifest.added, *new.manifest.added}
-    grids, notes = [], []
+    grids = []
     for name, side, plan in zip(("BASE", "NEW"), (base, new), plans, strict=True):
         kept = [cell for cell in plan if cell[at] not in subjects or cell[:3] in kinds[0] & kinds[1]]
         if left := sorted({f"{cell.attack} on {cell.task}" for cell in {*plan} - {*kept}}):
@@ -117,7 +125,7 @@ def _common(base: Recorded, new: Recorded, subject: Role) -> tuple[Grid, Grid, l
             notes.append(f"{name} alone has {', '.join(left[:3])}{more}, at least on some rows: left out there")
         plan_of = side.manifest
         ranking = frozenset(plan_of.suite.ranking)
-        grid, _ = arrange(side.records, kept, ranking, plan_of.ladder, plan_of.initialisations, sorted(added))
+        grid, _ = arrange(side.records, kept, ranking, plan_of.ladder, sorted(twins - lone), sorted(added))
         grids.append(grid)
     return grids[0], grids[1], notes
 
@@ -148,7 +156,7 @@ def _rows(grid: Grid, tasks: Mapping[str, list[str]], metrics: Mapping[str, list
                 reasons,
                 frozenset(grid.seeds[row]),
                 _bases(one for cell, one in grid.records.items() if cell.defense == row),
-                control=row == reference or grid.rows[row].trivial,
+                control=row == reference or row in grid.initialisations or grid.rows[row].trivial,
             )
     return found
 

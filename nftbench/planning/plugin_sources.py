@@ -186,7 +186,7 @@ def _own_module(plugin: Plugin, name: str) -> Path | None:
 
 
 def _installed(file: Path, folder: Path) -> bool:
-    """Whether a file belongs to an environment that lies in the folder, as `.venv` does in a clone: it is a library's."""
+    """Whether a file is a library's, in an environment that lies in the folder, as `.venv` does in a clone."""
     user = [site.getusersitepackages()] if site.ENABLE_USER_SITE else []
     environments = map(Path, [sys.prefix, sys.base_prefix, *user])
     return any(file.is_relative_to(one) and one.is_relative_to(folder) for one in environments)

@@ -604,6 +604,26 @@ def test_report_leaves_out_records_of_other_settings(call: Call, tmp_path: Path)
     assert first in out
 
 
+def test_report_keeps_a_leaderboard_that_an_empty_one_would_replace(call: Call, tmp_path: Path) -> None:
+    """A run with a mistyped setting changes the plan, and no record of the finished run before counts any more."""
+    write_results(tmp_path / "tiny", made())
+    assert call("report", "tiny")[0] == 0
+    store = Store(tmp_path / "tiny", tmp_path)
+    manifest = store.manifest()
+    others = tuple(one._replace(key=f"other-{one.key}") for one in manifest.cells)
+    store.write_manifest(replace(manifest, cells=others))
+    before = {path: path.read_bytes() for path in (tmp_path / "tiny").glob("leaderboard*")}
+    code, _, err = call("report", "tiny")
+    assert code == 2
+    assert (
+        err
+        == f"nftbench: tiny: holds no record of any planned cell; {len(made())} in it are of other settings or code\n"
+    )
+    assert {path: path.read_bytes() for path in (tmp_path / "tiny").glob("leaderboard*")} == before
+    store.forget({record.key for record in made()})
+    assert call("report", "tiny")[2] == "nftbench: tiny: holds no record of any planned cell: no cell is done yet\n"
+
+
 def test_records_of_another_machine_are_taken(call: Call, tmp_path: Path) -> None:
     """A key holds no machine, so that a suite's seeds may be run on several and their records copied together."""
     found = made()

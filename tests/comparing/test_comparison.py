@@ -97,6 +97,25 @@ def test_lost_utility_regressed() -> None:
     assert verdicts(found)["random_mask", "retention"] == "held"
 
 
+def test_utility_is_measured_against_initialisations_that_both_sides_have() -> None:
+    """A run of a few rows, as docs/ci.md advises, has no `twin`: an equal release seemed to keep more utility there."""
+
+    def with_more(one: Record) -> Record:
+        return replace(one, attacked=measurement(0.85)) if (one.defense, one.role) == ("twin", "utility") else one
+
+    few = records(ROWS)
+    base = side([with_more(one) for one in records({**ROWS, "twin": UNDEFENDED})])
+    base = replace(base, manifest=replace(base.manifest, initialisations=("twin",)))
+    found = compare(base, side(few), Settings(metrics=("retention",)))
+    assert set(verdicts(found).values()) == {"held"}
+    assert {line.difference.value for line in found.lines if line.difference} == {0.0}
+    assert "utility is measured without twin, an initialisation that one side lacks" in found.notes
+    twice = compare(base, base, Settings(metrics=("retention",)))
+    assert "twin" not in of_rows(twice), "it is a control"
+    means = [next(line.base for line in each.lines if line.row == "pmp") for each in (found, twice)]
+    assert means[0] != means[1], "both have it there, so that it counts"
+
+
 def test_a_change_of_the_excess_is_shown_but_not_tested() -> None:
     """The test would call one of twenty rows changed that did not change."""
     asked = Settings(metrics=("excess",))

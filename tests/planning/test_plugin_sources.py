@@ -197,7 +197,7 @@ def test_a_plugin_in_a_checkout_does_not_own_nftbench(tmp_path: Path) -> None:
 def test_libraries_of_an_environment_beside_a_plugin_are_not_its_own(
     variable: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """`nftbench new` in a clone writes beside `.venv`: planning read all of torch, and torch counted as the plugin's."""
+    """`nftbench new` in a clone writes beside `.venv`: planning read all of torch, which counted as the plugin's."""
     packages = tmp_path / ".venv" / "lib" / "site-packages"
     (packages / "library").mkdir(parents=True)
     (packages / "library" / "__init__.py").write_text("weaken = None\n")
