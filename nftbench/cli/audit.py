@@ -74,12 +74,14 @@ def audit(
     ] = None,
 ) -> None:
     """Attack a protected checkpoint beside its undefended twin, and write a protection card."""
-    from nftbench.cli import execution
-    from nftbench.report.card import Subject
-    from nftbench.running import preflight
+    from nftbench.cli import execution, heartbeat
 
-    protected, twin = preflight.examine(release), preflight.examine(reference)
-    _refuse_same(protected, twin)
+    with heartbeat.still("audit: looking at both checkpoints"):
+        from nftbench.report.card import Subject
+        from nftbench.running import preflight
+
+        protected, twin = preflight.examine(release), preflight.examine(reference)
+        _refuse_same(protected, twin)
     for one in (protected, twin):
         typer.echo(f"{one.place}: {one.architecture}, {one.parameters / 1e6:.3g} M parameters, {one.words} words")
     subject = Subject(release, reference, protected.architecture, protected.parameters)

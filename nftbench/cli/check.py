@@ -24,7 +24,7 @@ def check(
     data: Data = None,
 ) -> None:
     """Check plugin files on tiny models, and say what to change where one breaks the contract."""
-    from nftbench.cli import workers
+    from nftbench.cli import heartbeat, workers
     from nftbench.planning import registry, task_files
     from nftbench.planning.plugin_paths import plugin_path
 
@@ -34,15 +34,16 @@ def check(
             task_files.settings(path)
         else:
             registry.kinds_in(path / "__init__.py" if path.is_dir() else path)
-    from nftbench.testing.file import check_file
-
-    workers.start_server()
     broken = 0
-    for file, path in zip(files, paths, strict=True):
-        typer.echo(f"{path}: running on tiny models, each plugin in a process of its own")
-        for found in check_file(file, data):
-            typer.echo(_listed(found))
-            broken += len(found.broken)
+    with heartbeat.still("check: running on tiny models, each plugin in a process of its own") as heart:
+        from nftbench.testing.file import check_file
+
+        workers.start_server()
+        for file, path in zip(files, paths, strict=True):
+            heart.say(f"{path}:")
+            for found in check_file(file, data):
+                heart.say(_listed(found))
+                broken += len(found.broken)
     raise typer.Exit(BAD_CELLS if broken else 0)
 
 

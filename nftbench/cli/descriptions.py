@@ -6,6 +6,7 @@ import math
 import sys
 import textwrap
 from dataclasses import MISSING, Field, fields
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -41,7 +42,9 @@ def _stock_task(name: str) -> str:
         return _plugin(registry.find("tasks", name))
     except NftbenchError:
         known = {*suites.names(), *(plugin for kind in KINDS for plugin in registry.available(kind))}
-        raise NftbenchError(f"nothing is named {name!r}{suggest(name, sorted(known))}") from None
+        own = Path(f"{name}.py")
+        hint = f"; for the file {own}, add --plugin {own}" if own.is_file() else suggest(name, sorted(known))
+        raise NftbenchError(f"nothing is named {name!r}{hint}") from None
 
 
 def _plugin(plugin: Plugin) -> str:

@@ -34,7 +34,7 @@ from nftbench.cli import (
 )
 from nftbench.cli.console import BAD_INPUT, complain
 from nftbench.cli.options import with_options
-from nftbench.errors import NftbenchError
+from nftbench.errors import NftbenchError, wrong
 
 # Without rich's markup typer's help costs half as much and can be piped.
 app = typer.Typer(
@@ -107,7 +107,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             complain(_of_system(error))
             return BAD_INPUT
         except typer.TyperException as error:
-            complain(error.format_message().replace(": Value error, ", ": "))
+            complain(_of_words(error))
             return BAD_INPUT
         except SystemExit:  # typer and rich end so where nobody reads the output any longer
             if arguments is None:
@@ -127,6 +127,17 @@ def _same_environment() -> Iterator[None]:
         for name in os.environ.keys() - before.keys():
             del os.environ[name]
         os.environ.update(before)
+
+
+def _of_words(error: typer.TyperException) -> str:
+    """What is wrong with the words of a command, and where to read which ones there are."""
+    from pydantic import ValidationError
+
+    if isinstance(cause := error.__cause__, ValidationError):  # typer checks options whose type is one of pydantic's
+        error.message = wrong(cause.errors()[0])
+    context = getattr(error, "ctx", None)
+    more = f"; {context.command_path} --help lists what there is" if context is not None else ""
+    return error.format_message().rstrip(".") + more
 
 
 def _of_system(error: OSError) -> str:

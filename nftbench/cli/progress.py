@@ -103,6 +103,8 @@ class Progress:
     def __init__(self, count: Count, forecast: Forecast, jobs: int, workers: int) -> None:
         self.jobs = jobs
         self.cells, self.done, self.failed = count.cells, count.done, 0
+        self.releases, self.made = sum(step.stage == "protect" for step in forecast.left.values()), 0
+        """The releases that were missing at first, and how many are made by now: no cell is done before its release."""
         self.forecast, self.workers = forecast, workers
         self.running: dict[str, Running] = {}
         self.left, self.estimate_again = 0.0, 0.0
@@ -123,6 +125,7 @@ class Progress:
         if event.stage == "protect":  # the first release of a seed makes its base, or waits until it is made
             base = base_step(event.job.seed)
             made = step is not None and not step.waited and not step.waits
+            self.made += key in self.forecast.left
             self.forecast = self.forecast.after([key, base] if made else [base], measured if made else None)
         self.forecast = self.forecast.after([key], measured)
         if event.stage == "attack":
@@ -154,10 +157,11 @@ class Progress:
         return f"{jobs}, {about(self.forecast, self.workers)}"
 
     def head(self) -> str:
-        """`[34/1161 cells done, about 25 min left]`."""
+        """`[34/1161 cells done, 12/36 models made, about 25 min left]`; without the models, once all are made."""
         failed = f", {self.failed} failed" if self.failed else ""
+        made = f", {self.made}/{self.releases} models made" if self.made < self.releases else ""
         left = f", about {duration(self.seconds_left())} left" if self.forecast.left else ""
-        return f"[{self.done}/{self.cells} cells done{failed}{left}]"
+        return f"[{self.done}/{self.cells} cells done{failed}{made}{left}]"
 
     def now(self) -> str:
         """What runs now, in one line."""

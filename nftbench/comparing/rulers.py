@@ -14,6 +14,8 @@ from nftbench.suites.differences import differing
 
 SECTIONS = ("model", "corpus", "pretraining", "budget", "ranking")
 """The settings of a suite on which every number depends."""
+MOST = 4
+"""Settings that differ and are named. Two suites differ in dozens, and every line of a comparison repeats them."""
 
 
 def differences(base: Side, new: Side) -> list[str]:
@@ -57,7 +59,8 @@ def notes(base: Side, new: Side) -> Iterator[str]:
 def _settings(base: Manifest, new: Manifest) -> list[str]:
     one, other = (manifest.suite.model_dump(mode="json", include=set(SECTIONS)) for manifest in (base, new))
     keys = list(differing(one, other))
-    found = [f"other settings: {', '.join(keys)}"] if keys else []
+    more = f" and {len(keys) - MOST} more" if len(keys) > MOST else ""
+    found = [f"other settings: {', '.join(keys[:MOST])}{more}"] if keys else []
     return found + ([f"--limit {base.limit} and {new.limit}"] if base.limit != new.limit else [])
 
 

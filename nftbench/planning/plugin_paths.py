@@ -24,7 +24,9 @@ def plugin_path(given: str) -> Path:
         NftbenchError: there is no such file, or it is neither a Python nor a YAML file.
     """
     path = split_path(given)[0] or Path(given.partition("[")[0])
-    if not (path.is_file() or (path / "__init__.py").is_file()):
+    if path.is_dir() and not (path / "__init__.py").is_file():
+        raise NftbenchError(f"{path}: a folder without an `__init__.py`; name the files in it, as {path / '*.py'}")
+    if not path.exists():
         raise NftbenchError(f"{path}: no such file, nor a folder with an `__init__.py`")
     if path.is_file() and path.suffix not in (".py", ".yaml"):
         raise NftbenchError(f"{path}: a plugin is a Python file, or a text task in a YAML file")

@@ -106,7 +106,11 @@ def read(path: Path) -> Manifest:
     try:
         content: Any = json.loads(path.read_bytes())
     except FileNotFoundError:
-        missing = f"no results here ({path.name} is missing)" if path.parent.is_dir() else "no such folder"
+        missing = (
+            f"no results here ({path.name} is missing); give a folder that run wrote, as runs/small"
+            if path.parent.is_dir()
+            else "no such folder"
+        )
         raise NftbenchError(f"{path.parent}: {missing}") from None
     except ValueError as error:
         raise NftbenchError(

@@ -59,7 +59,10 @@ def _row(board: Leaderboard, score: Score, names: Mapping[str, str]) -> Iterator
     else:
         yield f"{name} has no rank: {'; '.join(standing.reasons[:MOST]) or 'not everything is measured'}."
     if score.excess.interval:
-        yield f"It takes {interval(score.excess.interval)} points more than trivial defenses that keep as much utility."
+        yield (
+            f"Its excess, which is what it takes beyond trivial defenses that keep as much utility, is "
+            f"{interval(score.excess.interval)} points."
+        )
     elif score.resistance.suppression:
         yield f"It takes {interval(score.resistance.suppression)} points from the best attack."
     if score.utility.retention:
@@ -78,16 +81,14 @@ def _ranks(score: Score) -> str:
 
 
 def _broken(score: Score) -> str:
-    """The strongest attack on the release that counts, beside where the best attacks on the undefended model end."""
-    tried = [one for one in score.attacks if one.counts and one.uses_release]
-    counting = [(one.attacked.value, one.attack) for one in tried if one.attacked is not None]
-    if not counting:
+    """The best single attack on the release, beside where the best attacks on the undefended model end."""
+    best = score.best_attack
+    if best is None or best.attacked is None:
         return "No attack on it has a result that counts."
-    reached, attack = max(counting)
     undefended = [task.undefended for task in score.resistance.tasks if task.undefended is not None]
     whole = undefended and len(undefended) == len(score.resistance.tasks)
     beside = f"; undefended, the best end at {number(sum(undefended) / len(undefended))}" if whole else ""
-    return f"What broke it most is {attack}, which ends at {number(reached)} points{beside}."
+    return f"What broke it most is {best.attack}, which ends at {number(best.attacked.value)} points{beside}."
 
 
 def _missing(score: Score) -> Iterator[str]:
@@ -95,7 +96,8 @@ def _missing(score: Score) -> Iterator[str]:
     if score.incomplete:
         yield f"the {len(score.incomplete)} cells without a result, first {score.incomplete[0]}"
     counts = [one.count for one in (score.resistance.suppression, score.excess.interval) if one]
-    if counts and min(counts) < RANKED_SEEDS:
+    few = bool(counts) and min(counts) < RANKED_SEEDS
+    if few:
         yield f"more base seeds: {min(counts)} of the {RANKED_SEEDS} that a rank takes are there"
     elif score.excess.interval and score.excess.interval.high >= 0 and _has_no_effect(score):
         yield "more base seeds, because its excess may be zero"
@@ -105,7 +107,7 @@ def _missing(score: Score) -> Iterator[str]:
         yield f"attacks that use all of {listed(score.by_knowledge.untested)}"
     if score.claim.verdict == "untested" and not score.claim.covered:
         yield "attacks that use all the knowledge that its claim grants"
-    if score.utility.badge == "cannot tell":
+    if score.utility.badge == "cannot tell" and not few:
         yield "more base seeds, because it may have lost utility"
     for flag in score.flags:
         if flag.severity != "note" and flag.name not in SAID:

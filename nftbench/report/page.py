@@ -27,10 +27,10 @@ GUIDE = """\
   the family of trivial defenses that leaves least. This ranks. Where its interval covers zero the row has no effect
   beyond the trivial defenses. In the picture it is the height of a point above the highest curve. A metric alone binds
   where the row shows less of it than the trivial defense of the same mean; the label says so.
-- **utility %**: utility kept, the mean over the metrics; floor taken out, of the undefended model's. No metric counts
-  for more than 100 %. **least metric**: the one that is kept least. **badge**: *keeps* where a test shows on every
-  metric that less than 10 % is lost, *loses* where it shows on some that more is, else *cannot tell*. It takes no row
-  out of the ranking.
+- **utility %**: utility kept, the mean over the metrics; floor taken out, in percent of the undefended model's, which
+  is a mean over its initialisations. No metric counts for more than 100 %. **least metric**: the one that is kept
+  least. **badge**: *keeps* where a test shows on every metric that less than 10 % is lost, *loses* where it shows on
+  some that more is, else *cannot tell*. It takes no row out of the ranking.
 - **defense**: a row's label: its plugin, and what tells it from other rows of this plugin. The list above has the
   full specifications. **doubts** are only those that not every defense has.
 - **#**: the rank by excess, with the ranks that the comparisons leave open in square brackets; in round brackets it is

@@ -160,7 +160,7 @@ def _check_lengths(place: str, name: Spec, task: LoadedTextTask, longest: int) -
     if cut > CUT:
         raise NftbenchError(
             f"{place} reads {longest} tokens at once, and {cut:.0%} of the prompts of {name} are longer, up to "
-            f"{lengths[-1]}; choose a base with a longer window or a task with shorter prompts"
+            f"{lengths[-1]}; choose a base with a longer window, or tasks with shorter prompts by --set 'tasks=[…]'"
         )
 
 

@@ -242,3 +242,10 @@ class Score:
     claim: ClaimTest = ClaimTest()
     flags: tuple[Flag, ...] = ()
     standing: Standing = Standing()
+
+    @property
+    def best_attack(self) -> AttackRow | None:
+        """The best single attack on the release; the one with the highest score where a failed cell leaves it open."""
+        tried = [one for one in self.attacks if one.counts and one.uses_release and one.attacked is not None]
+        chosen = [one for one in tried if one.attack == self.recipes.best]
+        return next(iter(chosen or tried), None)  # they are sorted, the strongest first

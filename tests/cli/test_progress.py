@@ -105,9 +105,24 @@ def test_a_log_that_is_silent_says_what_runs(clock: list[float], capsys: pytest.
     clock[0] += 13.0
     heart.beat(lambda: f"{state.head()} {state.now()}")
     assert capsys.readouterr().out == (
-        "[0/8 cells done, about 2 min 27 s left] running: none release seed 0 "
+        "[0/8 cells done, 0/2 models made, about 2 min 27 s left] running: none release seed 0 "
         "(pre-trains the undefended model of seed 0: step 3 of 9, 13.0 s)\n"
     )
+
+
+def test_models_that_are_made_count_before_any_cell_is_done(clock: list[float]) -> None:
+    """The first cells of `small` come after ten minutes in which `0/1161 cells done` looked like no progress."""
+    state = progress_of()
+    heads = [state.head()]
+    for job in (JOBS[0], JOBS[2]):
+        for event in events(clock, "protect", job, 5.0):
+            state.add(event)
+        heads.append(state.head())
+    assert [head.partition(", about")[0] for head in heads] == [
+        "[0/8 cells done, 0/2 models made",
+        "[0/8 cells done, 1/2 models made",
+        "[0/8 cells done",
+    ]
 
 
 def test_the_time_left_is_there_from_the_start_and_follows_what_is_measured(clock: list[float]) -> None:
@@ -203,7 +218,7 @@ def test_on_a_terminal_a_panel_shows_what_runs_and_the_leaderboard(clock: list[f
         show(Event("doing", "attack", JOBS[3], words="attacks the release"))
         clock[0] += 3
     shown = terminal.file.getvalue()  # type: ignore[attr-defined]
-    assert "[6/8 cells done, about" in shown
+    assert "[6/8 cells done, 0/2 models made, about" in shown
     assert "14.0 s so far" in shown
     assert "pmp full seed 0 (attacks the release, 3.0 s)" in shown
     assert "holds" in shown  # the verdict on pmp, in the ranking

@@ -203,7 +203,10 @@ def test_help_without_a_verb(words: list[str], call: Call) -> None:
     ("words", "said"),
     [
         (["rnu", "tiny.yaml"], "Did you mean 'run'?"),
-        (["run"], "Missing argument 'SUITE'"),
+        (["run"], "Missing argument 'SUITE'; nftbench run --help lists what there is"),
+        (["frobnicate"], "No such command 'frobnicate'; nftbench --help lists what there is"),
+        (["run", "smoke", "--jobs", "abc"], "'--jobs': must be a whole number, and is 'abc'; nftbench run --help"),
+        (["check", "."], "a folder without an `__init__.py`; name the files in it, as *.py"),
         (["run", "tiny.yaml", "--defence", "none"], "--defenses"),
         (["run", "smal"], "no suite named 'smal'; did you mean 'small'?"),
         (["run", "nowhere.yaml"], "nowhere.yaml: no such suite file"),
@@ -602,6 +605,11 @@ def test_report_leaves_out_records_of_other_settings(call: Call, tmp_path: Path)
     first = f"{stale.defense} × {stale.attack} on {stale.task}, seed {stale.seed}"
     assert "records in tiny that do not count: 1 of planned cells, but made with another salt, or other" in out
     assert first in out
+
+
+def test_info_finds_the_file_of_a_plugin_that_nobody_named(call: Call, tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text("")
+    assert call("info", "mine")[2] == "nftbench: nothing is named 'mine'; for the file mine.py, add --plugin mine.py\n"
 
 
 def test_report_keeps_a_leaderboard_that_an_empty_one_would_replace(call: Call, tmp_path: Path) -> None:

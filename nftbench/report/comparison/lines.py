@@ -53,14 +53,14 @@ def sight(comparison: Comparison) -> str:
         return ""
     units = {line.metric: line.unit for line in comparison.lines}
     each = [f"{metric} {_limit(drop, units[metric])}" for metric, drop in sorted(found.items())]
-    return f"In every row it finds, with 80 % power, drops from: {', '.join(each)}."
+    return f"The smallest drops that it finds in every row, with 80 % power: {', '.join(each)}."
 
 
 def test(comparison: Comparison) -> str:
     """The test in one sentence."""
     tested = sum(line.p is not None for line in comparison.lines)
     return (
-        f"{tested} tests at alpha = {comparison.settings.alpha:g} together (two-sided, Holm); "
+        f"{tested} test{'s' * (tested != 1)} at alpha = {comparison.settings.alpha:g} together (two-sided, Holm); "
         "a change also has to reach the smallest drop that matters."
     )
 

@@ -249,11 +249,11 @@ def views(boards: Iterable[tuple[Leaderboard, str]]) -> list[View]:
 
 
 def breaking(score: Score) -> str:
-    """What the strongest attack that counts does, reaches and costs, as far as it is known."""
-    counting = [(one.attacked.value, one) for one in score.attacks if one.counts and one.attacked is not None]
-    reached, best = max(counting, key=lambda pair: pair[0], default=(0.0, None))
-    if best is None:
+    """What the best single attack does, reaches and costs, as far as it is known."""
+    best = score.best_attack
+    if best is None or best.attacked is None:
         return "No attack has a result."
+    reached = best.attacked.value
     undefended = [task.undefended for task in score.resistance.tasks]
     known = [one for one in undefended if one is not None]
     beside = (
@@ -265,7 +265,8 @@ def breaking(score: Score) -> str:
     costs = ((best.steps, "steps"), (best.flops, "FLOPs"), (best.seconds, "s a task"))
     spent = [f"{short(cost)} {unit}" for cost, unit in costs if cost is not None]
     recipe = ", ".join(filter(None, [rate, *spent]))
-    return f"Best single attack: {best.attack}, {number(reached)} points{beside}{f'; {recipe}' if recipe else ''}."
+    ends = f"{best.attack}, {number(reached)} points{beside}{f'; {recipe}' if recipe else ''}"
+    return f"Best single attack on validation: {ends}."
 
 
 def _number(text: str) -> float | None:
