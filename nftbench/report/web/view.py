@@ -18,7 +18,7 @@ from nftbench.report.authors import paragraphs
 from nftbench.report.labels import NAMED, of
 from nftbench.scoring.leaderboard import Leaderboard
 from nftbench.scoring.scores import Score
-from nftbench.scoring.table import UNKNOWN, Table, number, short
+from nftbench.scoring.table import Table, number, short
 
 CHIPS = {
     "keeps": "good",
@@ -208,7 +208,6 @@ class View:
             row_tables.utility(score),
             row_tables.not_planned(self.board, score),
         )
-        facts = page.facts(self.board, score)
         return Defense(
             row=score.defense,
             label=self.labels[score.defense],
@@ -216,7 +215,7 @@ class View:
             kind={"reference": "undefended", "trivial": "trivial defense"}.get(score.kind, score.kind),
             place=tables.rank(score),
             broken=breaking(score),
-            facts={name: fact for name, fact in facts.items() if fact not in ("", UNKNOWN)},
+            facts=page.facts(self.board, score),
             tables=tuple(self._grid(table, "") for table in shown if table.rows),
         )
 
