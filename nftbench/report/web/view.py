@@ -178,7 +178,7 @@ class View:
     @property
     def defenses(self) -> tuple[Defense, ...]:
         """Every row, the ranked ones first and the doses of the ladder last."""
-        return tuple(self._defense(score) for score in self._all)
+        return tuple(self._defense(score) for score in order.everything(self.board))
 
     @property
     def made(self) -> Mapping[str, int]:
@@ -192,12 +192,9 @@ class View:
         return page.guide(self.board)
 
     @property
-    def _all(self) -> tuple[Score, ...]:
-        return order.everything(self.board)
-
-    @property
     def _anchors(self) -> dict[str, str]:
-        return {score.defense: f"{self.name}-row-{index}" for index, score in enumerate(self._all)}
+        rows = order.everything(self.board)
+        return {score.defense: f"{self.name}-row-{index}" for index, score in enumerate(rows)}
 
     def _defense(self, score: Score) -> Defense:
         shown = (
