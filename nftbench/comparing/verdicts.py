@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection
-from typing import Literal
+from typing import Literal, get_args
 
 from nftbench.comparing.differences import Difference
 from nftbench.scoring.intervals import PRELIMINARY_SEEDS
@@ -16,9 +16,7 @@ significantly. `held`: none of these, and a drop that matters would have been fo
 would not, or there are fewer than three base seeds. `new`: only NEW has the number. `incomparable`: measured with
 another ruler, or known on neither side."""
 FailOn = Literal["regressed", "suspect", "never"]
-ORDER: tuple[Verdict, ...] = (
-    *("regressed", "missing", "suspect", "improved", "held", "underpowered", "new", "incomparable"),
-)
+ORDER: tuple[Verdict, ...] = get_args(Verdict)
 """The gravest first; the order of every report."""
 JUDGED = {"regressed", "missing", "suspect", "improved", "held"}
 """The verdicts that say something about NEW."""
