@@ -17,6 +17,7 @@ from nftbench.records.record import Record
 from nftbench.records.spec import Spec
 from nftbench.records.store import Store
 from nftbench.running import estimate, forecast
+from nftbench.running.estimate import Left
 
 
 def overview(plan: Plan, records: Mapping[str, Record], store: Store, workers: int) -> RenderableType:
@@ -29,13 +30,22 @@ def overview(plan: Plan, records: Mapping[str, Record], store: Store, workers: i
         f"{plan.suite.name}: {counted} in {store.results}; {len(plan.jobs())} jobs, each one attack on one release",
         *_skipped(plan.skips),
         *training(plan),
-        f"time: {forecast.time_line(plan, records, left, parameters, workers)}",
-        f"memory: {estimate.memory_line(left, parameters, workers)}",
-        f"disk: {estimate.disk_line(plan, store, left, parameters, workers)}",
+        *costs(plan, records, store, left, parameters, workers),
     ]
     defenses = _table("defense", [(str(cell.defense), cell.key in settled) for cell in plan.cells])
     attacks = _table("attack", [(str(cell.attack), cell.key in settled) for cell in plan.cells])
     return Group(Text(lines[0]), defenses, attacks, *map(Text, lines[1:]))
+
+
+def costs(
+    plan: Plan, records: Mapping[str, Record], store: Store, left: Left, parameters: int, workers: int
+) -> list[str]:
+    """What the rest takes: time, memory and disk, in a line each."""
+    return [
+        f"time: {forecast.time_line(plan, records, left, parameters, workers)}",
+        f"memory: {estimate.memory_line(left, parameters, workers)}",
+        f"disk: {estimate.disk_line(plan, store, left, parameters, workers)}",
+    ]
 
 
 def _skipped(skips: Sequence[Skip]) -> list[str]:
