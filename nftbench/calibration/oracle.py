@@ -77,7 +77,7 @@ def derive(suite: Suite, rows: Sequence[str], attacks: Sequence[str]) -> Suite:
         few,
         defenses=derived.distinct(["none"], [str(canonical("defenses", row)) for row in rows]),
         ranking=claim.knowledge,
-        seeds=derived.seeds(suite, max(RANKED_SEEDS, len(suite.seeds))),
+        seeds=derived.seeds(suite, RANKED_SEEDS),
     )
 
 
