@@ -41,6 +41,11 @@ def seeds(suite: Suite, least: int) -> tuple[int, ...]:
     return (*suite.seeds, *itertools.islice(others, max(0, least - len(suite.seeds))))
 
 
+def rows(*groups: Iterable[str]) -> tuple[str, ...]:
+    """The undefended model and these defenses, each once and in canonical form."""
+    return distinct(["none"], (str(canonical("defenses", row)) for group in groups for row in group))
+
+
 def attackers(suite: Suite, asked: Sequence[str]) -> tuple[str, ...]:
     """The attacks that were asked for, or else those of the suite's ladder, with `none` and `scratch` before them.
 
