@@ -79,6 +79,13 @@ def works(statement: str, source: Path | None = None) -> Iterator[None]:
     promise(True, statement)
 
 
+def returns(method: str, found: object, wanted: type, advice: str) -> None:
+    """The essential promise that a method returns an object of a class; `advice` says how to end it."""
+    name = "nothing" if found is None else type(found).__name__
+    said = f"{method} returns {wanted.__name__}"
+    promise(isinstance(found, wanted), said, f"it returned {name}: {advice}", essential=True)
+
+
 def described(error: BaseException, source: Path | None) -> str:
     """An error in one line, with the last line of a plugin's own code that it came through."""
     plain = str(error) if isinstance(error, NftbenchError) else class_problems.of_dataclass(error)
