@@ -156,7 +156,7 @@ def ask_apart(store: Store, data: Path | None) -> None:
     facts.describe_by(ask)
 
 
-def use_cache(cache: Path | None, size: str | None = None) -> None:
+def use_cache(cache: Path | None, size: str | None) -> None:
     """Set the cache folder in the environment, where workers and the generators of task documents read it too, and its
     largest size. They stay until the command line ends.
 

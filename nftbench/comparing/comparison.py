@@ -85,7 +85,7 @@ class Comparison:
     new: SideFacts
     settings: Settings
     lines: tuple[Line, ...]
-    notes: tuple[str, ...] = ()
+    notes: tuple[str, ...]
 
     @property
     def suite(self) -> str:

@@ -23,7 +23,7 @@ class Promise:
     """One promise of a protocol, as a plugin was found to keep it."""
 
     statement: str
-    problem: str = ""
+    problem: str
     """What was seen instead, and what to change; empty where the promise is kept."""
 
     def __str__(self) -> str:
