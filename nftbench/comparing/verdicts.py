@@ -28,7 +28,7 @@ NOTHING_REGRESSED, REGRESSED, NOTHING_COMPARABLE = 0, 1, 3
 
 
 def verdict(
-    found: Difference, better: float, adjusted_p: float, detectable: float, rule: tuple[float, float]
+    found: Difference, better: float, adjusted_p: float, detectable: float, smallest: float, alpha: float
 ) -> Verdict:
     """The verdict on one test.
 
@@ -37,9 +37,9 @@ def verdict(
         better: how much better NEW is, in the metric's units; negative for a drop.
         adjusted_p: two-sided, after Holm's correction.
         detectable: the smallest drop that this test finds with 80 % power.
-        rule: the smallest drop that matters, and alpha.
+        smallest: the smallest drop that matters.
+        alpha: the error rate of all tests together.
     """
-    smallest, alpha = rule
     if found.seeds < PRELIMINARY_SEEDS:
         return "underpowered"
     large, significant = abs(better) >= smallest and better != 0, adjusted_p <= alpha
