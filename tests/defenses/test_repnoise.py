@@ -13,22 +13,21 @@ from transformers import get_cosine_schedule_with_warmup
 from nftbench.contract import Model, Protected
 from nftbench.defenses.repnoise import RepNoise, distance_to_noise, losses
 from nftbench.errors import NftbenchError
-from nftbench.methods import build
 from nftbench.methods.gradient_vectors import moved
 from nftbench.methods.harmful_pairs import HarmfulPairs
 from nftbench.methods.layerwise import traced
 from nftbench.models.networks import seeded
 from nftbench.planning.plan import plan
 from nftbench.running.owner import Owner, make_base
-from nftbench.testing import ARCHITECTURES, tiny_suite
+from nftbench.testing import tiny_suite
+from tests.checkpoints import fresh
 
 PAIRS = HarmfulPairs([[1, 2, 3, 4], [5, 6, 7], [8, 9, 2, 3], [4, 1, 6]], [[1, 2, 0], [5, 6, 0], [8, 9, 0], [4, 1, 0]])
 
 
 def tiny() -> Any:
     """A network that computes in float64 throughout; the norms of a Llama would round to float32."""
-    settings = {"model_type": "gpt2", **ARCHITECTURES["gpt2"], "vocab_size": 12}
-    return build(settings, None, 0, "cpu").network.double().eval()
+    return fresh(words=12).double().eval()
 
 
 def protect(workspace: Callable[..., Any], **changes: Any) -> tuple[Model, Protected, Owner]:

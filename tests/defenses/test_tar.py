@@ -16,20 +16,20 @@ from torch import Tensor
 from nftbench.defenses import tar
 from nftbench.defenses.tar import Attacker, Tar, entropy, mapping_loss, retained_loss, under_attack
 from nftbench.errors import NftbenchError
-from nftbench.methods import build, seeded
+from nftbench.methods import seeded
 from nftbench.methods.benign_text import text_batches
 from nftbench.methods.harmful_pairs import HarmfulPairs
 from nftbench.planning.plan import plan
 from nftbench.running.owner import Owner, make_base
-from nftbench.testing import ARCHITECTURES, tiny_suite
+from nftbench.testing import tiny_suite
+from tests.checkpoints import fresh
 
 PAIRS = HarmfulPairs([[1, 2, 3, 4], [5, 6, 7], [8, 9, 2, 3]], [[1, 2, 0], [5, 6, 0], [8, 9, 0]])
 TEXT = torch.randint(12, (3, 8), generator=torch.Generator().manual_seed(4))
 
 
 def tiny(seed: int = 0) -> Any:
-    settings = {"model_type": "gpt2", **ARCHITECTURES["gpt2"], "vocab_size": 12}
-    return build(settings, None, seed, "cpu").network.double().eval()
+    return fresh(words=12, seed=seed).double().eval()
 
 
 def test_entropy_by_scipy() -> None:
