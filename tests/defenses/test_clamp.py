@@ -13,12 +13,9 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from nftbench.defenses.clamp import LEAST, Clamp, Trajectory, harmful_loss
-from nftbench.errors import NftbenchError
 from nftbench.methods.benign_text import text_batches, text_loss
 from nftbench.methods.harmful_pairs import HarmfulPairs
-from nftbench.planning.plan import plan
 from nftbench.running.owner import Owner, make_base
-from nftbench.testing import tiny_suite
 from tests.checkpoints import fresh
 
 PAIRS = HarmfulPairs([[1, 2, 3, 4], [5, 6, 7], [8, 9, 2, 3]], [[1, 2, 0], [5, 6, 0], [8, 9, 0]])
@@ -130,10 +127,3 @@ def test_the_control_trains_on_text_alone(workspace: Callable[..., Any]) -> None
         optimizer.step()
     for name, weight in protected.release.network.named_parameters():
         torch.testing.assert_close(weight, network.get_parameter(name).float(), rtol=1e-5, atol=1e-7)
-
-
-def test_without_a_task_it_is_refused() -> None:
-    with pytest.raises(NftbenchError, match=r"write clamp\[harmful=…\]"):
-        plan(tiny_suite(defenses=["none", "clamp"]))
-    with pytest.raises(ValueError, match="probe and ceiling must be above 0"):
-        Clamp("toy_topic", probe=0.0)
