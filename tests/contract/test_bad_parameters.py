@@ -8,7 +8,6 @@ import pytest
 
 from nftbench.errors import NftbenchError
 from nftbench.planning import registry
-from nftbench.planning.plan import plan
 from nftbench.testing import tiny_suite
 
 STEPS = "steps must be at least 1 and learning_rate above 0"
@@ -52,6 +51,8 @@ REFUSED: dict[registry.Kind, dict[str, str]] = {
         "specdef[alpha=0.5]": "alpha, k and layers must be at least 1",
         "specdef[k=0]": "alpha, k and layers must be at least 1",
         "specdef[layers=0]": "alpha, k and layers must be at least 1",
+        "vaccine[rho=-1]": "rho must be at least 0",
+        "booster[harmful=toy_topic,distance=0]": "distance, alpha and learning_rate must be above 0",
         "lox[k=-1]": "k and coefficient must be at least 0; steps and batch at least 1",
         "lox[margin=0]": "margin and learning_rate must be above 0",
         "repnoise[harmful=toy_topic,batch=1]": "batch at least 2",
@@ -107,4 +108,4 @@ def test_parameters_out_of_range_are_refused_by_name(kind: registry.Kind) -> Non
 @pytest.mark.parametrize("name", ["booster", "clamp", "repnoise", "seam", "sophon", "tar"])
 def test_a_defense_against_a_task_is_refused_without_one(name: str) -> None:
     with pytest.raises(NftbenchError, match=rf"{name} needs a harmful task: write {name}\[harmful=…\]"):
-        plan(tiny_suite(defenses=["none", name]))
+        registry.create("defenses", name).check(tiny_suite())

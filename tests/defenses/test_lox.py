@@ -1,4 +1,4 @@
-"""LoX: the extrapolation against NumPy's SVD, the tuning that it extrapolates, and what is refused."""
+"""LoX: the extrapolation against NumPy's SVD, and the tuning that it extrapolates."""
 
 from __future__ import annotations
 
