@@ -109,9 +109,8 @@ def _model(results: Results, score: Score, stem: str, label: str) -> dict[str, A
 def _checkpoint(defense: str) -> str | None:
     """The folder or hub id of a row that is a checkpoint."""
     spec = Spec.parse(defense)
-    return (
-        str(dict(spec.parameters)["path"]) if spec.name == "checkpoint" and dict(spec.parameters).get("path") else None
-    )
+    path = dict(spec.parameters).get("path")
+    return str(path) if spec.name == "checkpoint" and path else None
 
 
 # ------------------------------------------------------------------------------------------------------------ results
