@@ -11,53 +11,42 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from nftbench.contract import (
-        Adapter as Adapter,
-        Attack as Attack,
-        AttackerContext as AttackerContext,
-        Candidates as Candidates,
-        Claim as Claim,
-        Corpus as Corpus,
-        Cost as Cost,
-        Defense as Defense,
-        EachStep as EachStep,
-        Guess as Guess,
-        Inspection as Inspection,
-        Mask as Mask,
-        Measurement as Measurement,
-        Model as Model,
-        Outcome as Outcome,
-        OwnerContext as OwnerContext,
-        Point as Point,
-        Prepared as Prepared,
-        Protected as Protected,
-        Protection as Protection,
-        Reading as Reading,
-        Release as Release,
-        Secret as Secret,
-        Series as Series,
-        Split as Split,
-        StepLoss as StepLoss,
-        Task as Task,
-        TaskContext as TaskContext,
-        Update as Update,
-        WrappedTask as WrappedTask,
-        Yardstick as Yardstick,
+        Adapter,
+        Attack,
+        AttackerContext,
+        Candidates,
+        Claim,
+        Corpus,
+        Cost,
+        Defense,
+        EachStep,
+        Guess,
+        Inspection,
+        Mask,
+        Measurement,
+        Model,
+        Outcome,
+        OwnerContext,
+        Point,
+        Prepared,
+        Protected,
+        Protection,
+        Reading,
+        Release,
+        Secret,
+        Series,
+        Split,
+        StepLoss,
+        Task,
+        TaskContext,
+        Update,
+        WrappedTask,
+        Yardstick,
     )
-    from nftbench.errors import NftbenchError as NftbenchError
-    from nftbench.records.spec import Spec as Spec
-    from nftbench.suites import (
-        Budget as Budget,
-        Pretraining as Pretraining,
-        Suite as Suite,
-    )
-    from nftbench.terms import (
-        Adaptation as Adaptation,
-        Knowledge as Knowledge,
-        Optimizer as Optimizer,
-        SplitName as SplitName,
-        Stage as Stage,
-        TrainedWeights as TrainedWeights,
-    )
+    from nftbench.errors import NftbenchError
+    from nftbench.records.spec import Spec
+    from nftbench.suites import Budget, Pretraining, Suite
+    from nftbench.terms import Adaptation, Knowledge, Optimizer, SplitName, Stage, TrainedWeights
 
 __version__ = "0.2.0"
 __all__ = [

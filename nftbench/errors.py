@@ -52,7 +52,7 @@ def wrong(problem: Mapping[str, Any], words: Mapping[str, str] | None = None) ->
     return f"{said}, and is {one_line(repr(problem['input']))[:80]}" if known else said
 
 
-def must(problem: Mapping[str, Any], words: Mapping[str, str] | None = None) -> str:
+def must(problem: Mapping[str, Any], words: Mapping[str, str] | None) -> str:
     """What a value must do, as in `must be a whole number`; arguments as of `wrong`."""
     rule = (words or _ALLOWED).get(str(problem["type"]))
     if rule is not None:

@@ -1,4 +1,4 @@
-"""Small checkpoints on disk, as a publisher hands them in."""
+"""Small networks with random weights, and checkpoints of them on disk, as a publisher hands them in."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from nftbench.data.corpus import byte_pair_tokenizer, word_tokenizer
 from nftbench.data.grammar import Grammar
@@ -97,6 +98,12 @@ MORE_SHAPES: dict[str, dict[str, Any]] = {
     },
 }
 """Further architectures that a user may bring."""
+
+
+def fresh(kind: str = "gpt2", words: int = 50, *, seed: int = 0, **changes: Any) -> PreTrainedModel:
+    """A network with random weights that knows so many words; `changes` are of its configuration."""
+    settings = {"model_type": kind, **(SHAPES | MORE_SHAPES)[kind], "vocab_size": words, **changes}
+    return networks.build(settings, None, seed, "cpu").network
 
 
 def write(folder: Path, kind: str = "gpt2", *, seed: int = 0, **changes: Any) -> Path:

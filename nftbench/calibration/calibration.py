@@ -78,7 +78,7 @@ def derive(suite: Suite, rows: Sequence[str], attacks: Sequence[str]) -> Suite:
         initialisations=1,
         pretraining=suite.pretraining.model_copy(update={"checkpoints": tuple(sorted(fractions))}),
         defenses=derived.distinct(["none", *stopped, TWIN]),
-        seeds=derived.seeds(suite, SEEDS),
+        seeds=derived.seeds(suite, SEEDS)[:SEEDS],
     )
 
 
@@ -110,7 +110,8 @@ def judge(suite: Suite, run: Run) -> Finding:
     numbers = {
         "suite": run.suite.name,
         "seeds": run.suite.seeds,
-        **{name: [asdict(one) for one in found] for name, found in (("tasks", tasks), ("utility", utility))},
+        "tasks": [asdict(check) for check in tasks],
+        "utility": [asdict(gap) for gap in utility],
         "twin": [asdict(gap) for gap in twin],
     }
     return Finding(run.suite.name, tuple(_tables(run.suite, tasks, utility, twin, apart)), numbers, tuple(failures))

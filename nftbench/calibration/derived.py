@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -34,10 +35,15 @@ def needs_ladder(suite: Suite, proof: str) -> None:
         )
 
 
-def seeds(suite: Suite, count: int) -> tuple[int, ...]:
-    """So many base seeds: the suite's own first, then the lowest others."""
-    more = (seed for seed in range(max(suite.seeds) + count + 1) if seed not in suite.seeds)
-    return tuple([*suite.seeds, *more][:count])
+def seeds(suite: Suite, least: int) -> tuple[int, ...]:
+    """The suite's own base seeds, and the lowest others where it has fewer than so many."""
+    others = (seed for seed in itertools.count() if seed not in suite.seeds)
+    return (*suite.seeds, *itertools.islice(others, max(0, least - len(suite.seeds))))
+
+
+def rows(*groups: Iterable[str]) -> tuple[str, ...]:
+    """The undefended model and these defenses, each once and in canonical form."""
+    return distinct(["none"], (str(canonical("defenses", row)) for group in groups for row in group))
 
 
 def attackers(suite: Suite, asked: Sequence[str]) -> tuple[str, ...]:

@@ -77,9 +77,9 @@ def derive(suite: Suite, rows: Sequence[str], attacks: Sequence[str]) -> Suite:
         suite,
         "dose",
         derived.attackers(suite, attacks),
-        defenses=derived.distinct(["none"], halfway, (str(canonical("defenses", row)) for row in rows)),
+        defenses=derived.rows(halfway, rows),
         pretraining=suite.pretraining.model_copy(update={"checkpoints": tuple(kept)}),
-        seeds=derived.seeds(suite, max(RANKED_SEEDS, len(suite.seeds))),
+        seeds=derived.seeds(suite, RANKED_SEEDS),
     )
 
 

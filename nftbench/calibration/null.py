@@ -69,7 +69,7 @@ def derive(suite: Suite, rows: Sequence[str], attacks: Sequence[str]) -> Suite:
         derived.attackers(suite, attacks),
         defenses=("none", *(f"twin[index={index}]" for index in range(1, models))),
         initialisations=models,
-        seeds=derived.seeds(suite, max(SEEDS, len(suite.seeds))),
+        seeds=derived.seeds(suite, SEEDS),
     )
 
 

@@ -16,7 +16,6 @@ from nftbench.calibration import derived
 from nftbench.calibration.proof import Finding, Run, ranked_with_effect
 from nftbench.errors import NftbenchError
 from nftbench.planning import facts
-from nftbench.planning.specs import canonical
 from nftbench.scoring import Score
 from nftbench.scoring.intervals import RANKED_SEEDS, Interval, gap_by_seed
 from nftbench.scoring.table import UNKNOWN, Table, interval
@@ -75,9 +74,9 @@ def derive(suite: Suite, rows: Sequence[str], attacks: Sequence[str]) -> Suite:
         suite,
         "oracle",
         few,
-        defenses=derived.distinct(["none"], [str(canonical("defenses", row)) for row in rows]),
+        defenses=derived.rows(rows),
         ranking=claim.knowledge,
-        seeds=derived.seeds(suite, max(RANKED_SEEDS, len(suite.seeds))),
+        seeds=derived.seeds(suite, RANKED_SEEDS),
     )
 
 

@@ -73,11 +73,12 @@ def judge(runs: Sequence[Run], *, sample: int = SAMPLE) -> Finding:
         "power_of": {size: {effect: power(lows[size], effect) for effect in EFFECTS} for size in SIZES},
         "detections": [asdict(one) for one in seen],
     }
-    failures = [
+    too_large = (
         f"with {RANKED_SEEDS} seeds the smallest effect found with {100 * POWER:g} % power is "
         f"{least[RANKED_SEEDS]:.1f} points, at most {LIMIT:g} may be"
-    ] * (least[RANKED_SEEDS] > LIMIT)
-    return Finding(name, (_smallest(least, spread, lows), _detections(seen)), numbers, tuple(failures))
+    )
+    failures = (too_large,) if least[RANKED_SEEDS] > LIMIT else ()
+    return Finding(name, (_smallest(least, spread, lows), _detections(seen)), numbers, failures)
 
 
 def _of(runs: Sequence[Run], proof: str) -> Run:

@@ -89,8 +89,8 @@ def derive(suite: Suite, rows: Sequence[str], attacks: Sequence[str]) -> Suite:
         suite,
         "shams",
         derived.distinct(["none"], derived.chosen((), own), attacks),
-        defenses=derived.distinct(["none"], [str(canonical("defenses", row)) for row in rows]),
-        seeds=derived.seeds(suite, max(RANKED_SEEDS, len(suite.seeds))),
+        defenses=derived.rows(rows),
+        seeds=derived.seeds(suite, RANKED_SEEDS),
     )
 
 

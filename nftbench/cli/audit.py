@@ -151,9 +151,9 @@ def _costs(work: Work, options: RunOptions, release: Checkpoint, twin: Checkpoin
     Raises:
         NftbenchError: memory or disk do not suffice.
     """
-    from nftbench.cli import execution
+    from nftbench.cli import execution, overview
     from nftbench.records.store import settled
-    from nftbench.running import estimate, forecast
+    from nftbench.running import estimate
 
     plan, store = work.part, work.store
     records = store.planned(work.whole.manifest())
@@ -163,9 +163,8 @@ def _costs(work: Work, options: RunOptions, release: Checkpoint, twin: Checkpoin
     left = replace(left, given=sizes)  # also of checkpoints on the hub, whose plugin does not ask there
     count = execution.workers_that_fit(work, options, left, own)
     typer.echo(f"cells: {len(left.cells)} of {len(plan.cells)} are left")
-    typer.echo(f"time: {forecast.time_line(plan, records, left, own, count)}")
-    typer.echo(f"memory: {estimate.memory_line(left, own, count)}")
-    typer.echo(f"disk: {estimate.disk_line(plan, store, left, own, count)}")
+    for line in overview.costs(plan, records, store, left, own, count):
+        typer.echo(line)
     return count
 
 

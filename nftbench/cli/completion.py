@@ -25,7 +25,7 @@ def paper(incomplete: str) -> list[str]:
     """Papers that have a suite, as `reproduce` names them."""
     from nftbench import suites
 
-    return _starting(incomplete, (name[6:] for name in suites.names() if name.startswith("paper-")))
+    return _starting(incomplete, suites.papers())
 
 
 def kind(incomplete: str) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import sys
 import textwrap
@@ -83,7 +84,7 @@ def _section(title: str, parts: list[str]) -> str:
 def _own_doc(cls: type[Any]) -> str:
     """The class's docstring; empty if it has none, in which case `dataclass` has set it to the signature."""
     text = cls.__doc__ or ""
-    return "" if text.startswith(f"{cls.__name__}(") else textwrap.dedent(f"    {text}")
+    return "" if text.startswith(f"{cls.__name__}(") else inspect.cleandoc(text)
 
 
 def _parameters(cls: type[Any]) -> str:

@@ -103,8 +103,7 @@ def _prepare(suite_name: str, selection: Selection, options: RunOptions, keep_sa
         whole = plan(salted, device=device, data=options.data, limit=selection.limit)
         from_outside = {spec.name for spec in whole.attacks if not registry.find("attacks", spec.name).is_trusted}
         whole = replace(whole, added=tuple(sorted(from_outside - listed)))
-        check_given(whole)
-        check_prompts(whole, store)
+        check_given(whole, store)
         select(whole)  # refuses filters that match nothing, before a salt is written
         return whole
 
@@ -157,7 +156,7 @@ def ask_apart(store: Store, data: Path | None) -> None:
     facts.describe_by(ask)
 
 
-def use_cache(cache: Path | None, size: str | None = None) -> None:
+def use_cache(cache: Path | None, size: str | None) -> None:
     """Set the cache folder in the environment, where workers and the generators of task documents read it too, and its
     largest size. They stay until the command line ends.
 
@@ -205,29 +204,18 @@ def check_base(suite: Suite) -> None:
             typer.echo(note)
 
 
-def check_given(whole: Plan) -> None:
-    """Refuse a given release on which every cell would fail.
+def check_given(whole: Plan, store: Store) -> None:
+    """Refuse a given release on which every cell would fail, and a given base that cannot read the suite's prompts.
 
     Raises:
-        NftbenchError: it cannot be read, or does not suit the suite.
+        NftbenchError: one cannot be read, or does not suit the suite.
     """
     from nftbench.planning.plan import given_path
 
-    if any(given_path(spec) is not None for spec in whole.defenses):
+    if whole.suite.given is not None or any(given_path(spec) is not None for spec in whole.defenses):
         from nftbench.running import preflight  # which loads torch
 
         preflight.check_given(whole)
-
-
-def check_prompts(whole: Plan, store: Store) -> None:
-    """Refuse a given base whose window is shorter than the prompts of the suite's tasks.
-
-    Raises:
-        NftbenchError: names the task.
-    """
-    if whole.suite.given is not None:
-        from nftbench.running import preflight
-
         preflight.check_prompts(whole, store)
 
 

@@ -10,32 +10,41 @@ from rich.table import Table
 from rich.text import Text
 
 from nftbench.planning.plan import Plan
-from nftbench.records import store as stores
 from nftbench.records.count import count
 from nftbench.records.manifest import Skip
 from nftbench.records.record import Record
 from nftbench.records.spec import Spec
-from nftbench.records.store import Store
+from nftbench.records.store import Store, settled
 from nftbench.running import estimate, forecast
+from nftbench.running.estimate import Left
 
 
 def overview(plan: Plan, records: Mapping[str, Record], store: Store, workers: int) -> RenderableType:
     """The whole overview of a plan, or of a part of one."""
-    settled = stores.settled(plan.cells, records)
-    left = estimate.remaining(plan, store, settled)
+    done = settled(plan.cells, records)
+    left = estimate.remaining(plan, store, done)
     parameters = estimate.parameters_of(plan.suite)
     counted = count([cell.key for cell in plan.cells], records)
     lines = [
         f"{plan.suite.name}: {counted} in {store.results}; {len(plan.jobs())} jobs, each one attack on one release",
         *_skipped(plan.skips),
         *training(plan),
+        *costs(plan, records, store, left, parameters, workers),
+    ]
+    defenses = _table("defense", [(str(cell.defense), cell.key in done) for cell in plan.cells])
+    attacks = _table("attack", [(str(cell.attack), cell.key in done) for cell in plan.cells])
+    return Group(Text(lines[0]), defenses, attacks, *map(Text, lines[1:]))
+
+
+def costs(
+    plan: Plan, records: Mapping[str, Record], store: Store, left: Left, parameters: int, workers: int
+) -> list[str]:
+    """What the rest takes: time, memory and disk, in a line each."""
+    return [
         f"time: {forecast.time_line(plan, records, left, parameters, workers)}",
         f"memory: {estimate.memory_line(left, parameters, workers)}",
         f"disk: {estimate.disk_line(plan, store, left, parameters, workers)}",
     ]
-    defenses = _table("defense", [(str(cell.defense), cell.key in settled) for cell in plan.cells])
-    attacks = _table("attack", [(str(cell.attack), cell.key in settled) for cell in plan.cells])
-    return Group(Text(lines[0]), defenses, attacks, *map(Text, lines[1:]))
 
 
 def _skipped(skips: Sequence[Skip]) -> list[str]:

@@ -82,9 +82,8 @@ def reproduce(
     from nftbench.cli import execution
     from nftbench.report import terminal
 
-    papers = [name.removeprefix("paper-") for name in suites.names() if name.startswith("paper-")]
-    if paper not in papers:
-        raise NftbenchError(f"no paper is named {paper!r}{suggest(paper, papers)}")
+    if paper not in suites.papers():
+        raise NftbenchError(f"no paper is named {paper!r}{suggest(paper, suites.papers())}")
     work = execution.prepare(f"paper-{paper}", Selection(seeds=seeds), options)
     _run(work, options, context.obj, terminal.claims, fail_on_claims)
 

@@ -85,7 +85,7 @@ class Comparison:
     new: SideFacts
     settings: Settings
     lines: tuple[Line, ...]
-    notes: tuple[str, ...] = ()
+    notes: tuple[str, ...]
 
     @property
     def suite(self) -> str:
@@ -274,7 +274,7 @@ def _judged(tested: Sequence[_Tested], alpha: float) -> list[Line]:
             continue
         p, line, limit = next(adjusted) if one.found.tested else None, one.line, one.found.detectable(level)
         assert line.better is not None
-        called = verdict(one.found, line.better, 1.0 if p is None else p, limit, (line.min_drop, alpha))
+        called = verdict(one.found, line.better, 1.0 if p is None else p, limit, line.min_drop, alpha)
         detectable = limit if math.isfinite(limit) else None
         line = replace(line, verdict=called, p_holm=p, detectable=detectable)
         lines.append(replace(line, why=_why(line, one.found, alpha)))

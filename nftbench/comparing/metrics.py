@@ -31,28 +31,20 @@ class Metric:
     """Whether another processor alone changes it, so that only runs on the same processor compare."""
 
 
+COSTS = (Metric("seconds", "percent", False, on_one_machine=True), Metric("memory", "percent", False))
+OF_DEFENSES = (
+    Metric("excess", "points", True),
+    Metric("suppression", "points", True),
+    Metric("retention", "points", True),
+    Metric(UTILITY, "points", True),
+    Metric("attacked", "points", False),
+    Metric("cost_to_break", "percent", True),
+    *COSTS,
+)
+OF_ATTACKS = (Metric("attacked", "points", True), *COSTS)
 METRICS: dict[Role, dict[str, Metric]] = {
-    "defense": {
-        one.name: one
-        for one in (
-            Metric("excess", "points", True),
-            Metric("suppression", "points", True),
-            Metric("retention", "points", True),
-            Metric(UTILITY, "points", True),
-            Metric("attacked", "points", False),
-            Metric("cost_to_break", "percent", True),
-            Metric("seconds", "percent", False, on_one_machine=True),
-            Metric("memory", "percent", False),
-        )
-    },
-    "attack": {
-        one.name: one
-        for one in (
-            Metric("attacked", "points", True),
-            Metric("seconds", "percent", False, on_one_machine=True),
-            Metric("memory", "percent", False),
-        )
-    },
+    "defense": {one.name: one for one in OF_DEFENSES},
+    "attack": {one.name: one for one in OF_ATTACKS},
 }
 DEFAULT: dict[Role, tuple[str, ...]] = {"defense": ("suppression", "retention"), "attack": ("attacked",)}
 

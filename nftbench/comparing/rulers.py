@@ -10,6 +10,7 @@ from typing import Any
 
 from nftbench.comparing.sides import Board, Recorded, Side
 from nftbench.records.manifest import Manifest
+from nftbench.scoring.grid import knowledge_name
 from nftbench.suites.differences import differing
 
 SECTIONS = ("model", "corpus", "pretraining", "budget", "ranking")
@@ -84,11 +85,7 @@ def _major(version: str) -> str:
 
 
 def _ranking(side: Side) -> Any:
-    if isinstance(side, Board):
-        return side.ranking
-    from nftbench.scoring.grid import knowledge_name
-
-    return knowledge_name(side.manifest.suite.ranking)
+    return side.ranking if isinstance(side, Board) else knowledge_name(side.manifest.suite.ranking)
 
 
 def _ladder(side: Side) -> Any:

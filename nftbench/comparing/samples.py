@@ -58,9 +58,9 @@ class RowSamples:
 
     samples: Mapping[str, Sample]
     """By metric; those that are not known are left out."""
-    reasons: Mapping[str, str] = field(default_factory=dict)
+    reasons: Mapping[str, str]
     """By metric: why it is not known. Under an empty name, which planned cells have no result."""
-    seeds: frozenset[int] = frozenset()
+    seeds: frozenset[int]
     """The planned base seeds."""
     bases: Mapping[int, str] = field(default_factory=dict)
     """By seed: the hash of the base weights, where it is known."""

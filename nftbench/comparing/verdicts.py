@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection
-from typing import Literal
+from typing import Literal, get_args
 
 from nftbench.comparing.differences import Difference
 from nftbench.scoring.intervals import PRELIMINARY_SEEDS
@@ -16,9 +16,7 @@ significantly. `held`: none of these, and a drop that matters would have been fo
 would not, or there are fewer than three base seeds. `new`: only NEW has the number. `incomparable`: measured with
 another ruler, or known on neither side."""
 FailOn = Literal["regressed", "suspect", "never"]
-ORDER: tuple[Verdict, ...] = (
-    *("regressed", "missing", "suspect", "improved", "held", "underpowered", "new", "incomparable"),
-)
+ORDER: tuple[Verdict, ...] = get_args(Verdict)
 """The gravest first; the order of every report."""
 JUDGED = {"regressed", "missing", "suspect", "improved", "held"}
 """The verdicts that say something about NEW."""
@@ -30,7 +28,7 @@ NOTHING_REGRESSED, REGRESSED, NOTHING_COMPARABLE = 0, 1, 3
 
 
 def verdict(
-    found: Difference, better: float, adjusted_p: float, detectable: float, rule: tuple[float, float]
+    found: Difference, better: float, adjusted_p: float, detectable: float, smallest: float, alpha: float
 ) -> Verdict:
     """The verdict on one test.
 
@@ -39,9 +37,9 @@ def verdict(
         better: how much better NEW is, in the metric's units; negative for a drop.
         adjusted_p: two-sided, after Holm's correction.
         detectable: the smallest drop that this test finds with 80 % power.
-        rule: the smallest drop that matters, and alpha.
+        smallest: the smallest drop that matters.
+        alpha: the error rate of all tests together.
     """
-    smallest, alpha = rule
     if found.seeds < PRELIMINARY_SEEDS:
         return "underpowered"
     large, significant = abs(better) >= smallest and better != 0, adjusted_p <= alpha

@@ -156,9 +156,7 @@ def _checked(task: object, read: Callable[[], datasets.DatasetDict]) -> datasets
         return read()
     except NftbenchError:
         raise
-    except (
-        Exception
-    ) as error:  # the errors of the hub, of dataset builders and of a task's function share no base class
+    except Exception as error:  # those of the hub, of dataset builders and of a task's function share no base class
         raise NftbenchError(f"task {task}: its data cannot be loaded: {_first_line(error)}") from error
 
 

@@ -286,11 +286,11 @@ def _facts(
     board: Leaderboard, manifest: Manifest, subject: Subject, records: Sequence[Record]
 ) -> tuple[tuple[str, str], ...]:
     given = manifest.suite.given
-    commits = [record.provenance.get("revision") for record in records if record.defense == subject.row]
+    commit = next((record.provenance.get("revision") for record in records if record.defense == subject.row), None)
     last = max((str(record.provenance.get("written") or "") for record in records), default="")
     versions = next((record.provenance.get("versions") or {} for record in records), {})
     return (
-        ("release", _at(subject.release, next(iter(commits), None))),
+        ("release", _at(subject.release, commit)),
         ("undefended twin", _at(subject.reference, given.revision if given is not None else None)),
         ("model", f"{subject.architecture}, {subject.parameters / 1e6:.3g} M parameters"),
         ("suite", f"{board.suite}: {_results(board, records)}"),

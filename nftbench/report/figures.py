@@ -33,9 +33,8 @@ def write(board: Leaderboard, records: Sequence[Record], folder: Path) -> list[P
     sns.set_theme(style="whitegrid", context="paper")
     figures = {"frontier": frontier(board), "attacks": attacks(board, records), "budget": budget(board)}
     paths = []
-    with mpl.rc_context(
-        {"svg.hashsalt": "nftbench", "svg.fonttype": "none"}
-    ):  # the same file every time; its text is text
+    # The same file every time, in which text is text.
+    with mpl.rc_context({"svg.hashsalt": "nftbench", "svg.fonttype": "none"}):
         for name, figure in figures.items():
             if figure is None:
                 continue

@@ -107,12 +107,11 @@ def rows(board: Leaderboard, command: str) -> dict[str, str]:
 
 
 def _row(board: Leaderboard, score: Score, command: str) -> str:
-    known = {name: fact for name, fact in facts(board, score).items() if fact not in ("", UNKNOWN)}
     return joined(
         [
             f"# {escaped(score.defense)}",
             f"[{_title(board)}](../leaderboard.md)",
-            "\n".join(f"- **{name}**: {escaped(fact)}" for name, fact in known.items()),
+            "\n".join(f"- **{name}**: {escaped(fact)}" for name, fact in facts(board, score).items()),
             section(tables.row_flags(score)),
             section(row_tables.utility(score)),
             _attacks(score),
@@ -125,10 +124,10 @@ def _row(board: Leaderboard, score: Score, command: str) -> str:
 
 
 def facts(board: Leaderboard, score: Score) -> dict[str, str]:
-    """What a row's page says first; what is not known is empty or a dash."""
+    """What a row's page says first, as far as it is known."""
     standing, excess, kept = score.standing, score.excess, score.utility
     binds = f", on {excess.metric} against {excess.family}" if excess.metric else ""
-    return {
+    found = {
         "standing": f"{standing.group} {tables.rank(score)}" if standing.rank is not None else standing.group,
         "excess": f"{interval(excess.interval)}{binds}" if excess.interval else f"none: {excess.reason}",
         "suppression": tables.suppression(score),
@@ -140,6 +139,7 @@ def facts(board: Leaderboard, score: Score) -> dict[str, str]:
         "longer training": row_tables.longer(board, score),
         "written against it": ", ".join(score.by_knowledge.adaptive),
     }
+    return {name: fact for name, fact in found.items() if fact not in ("", UNKNOWN)}
 
 
 def _attacks(score: Score) -> str:

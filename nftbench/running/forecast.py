@@ -1,9 +1,9 @@
 """How long what is left of a run takes: predicted from the settings, and corrected by what has been measured.
 
 The time of a run is that of its steps: base models to pre-train, releases to make, and jobs. The constants are of one
-machine, and on another's CPU its speed is measured (speed.py). What has been measured of
-a kind of step, such as the jobs of one attack, replaces what was predicted for it. Kinds of which nothing is measured
-yet are taken to be as much slower or faster than predicted as the measured ones.
+machine, and on another's CPU its speed is measured (speed.py). What has been measured of a kind of step, such as the
+jobs of one attack, replaces what was predicted for it. Kinds of which nothing is measured yet are taken to be as much
+slower or faster than predicted as the measured ones.
 """
 
 from __future__ import annotations

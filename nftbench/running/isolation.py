@@ -107,7 +107,8 @@ def documents(data: Path | None) -> tuple[Path, ...]:
     """The folders with data sets, whose test documents and scored text plugins must not read; `data` is `--data`.
 
     The package `datasets` keeps what it has prepared in a cache of its own, and what it downloads in that of the hub,
-    beside models. The folder without a name is never there: because of it, none that is downloaded later is seen.
+    beside models. `datasets--` is never there. Since it is hidden, only what the hub's cache holds now can be read of
+    it, and no data set that another process downloads later.
     """
     import datasets  # here, because it takes a second
     from huggingface_hub import constants

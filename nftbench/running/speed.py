@@ -17,7 +17,7 @@ LARGE_PRODUCT_SECONDS = 2 * 512**3 / 1.3e11
 """CPU seconds of `_matrix_product` there: large models were trained at 1.0e11 to 1.3e11 FLOPs a second, and training
 reaches 0.8 to 0.95 of what the product does."""
 ROUNDS = 5
-"""Of which the fastest counts: others may use the processor at the same time."""
+"""How often a piece of work is timed. The fastest counts: others may use the processor at the same time."""
 
 
 @functools.cache

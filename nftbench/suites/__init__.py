@@ -6,7 +6,7 @@ this folder are the suites that come with nftbench.
 
 from __future__ import annotations
 
-from nftbench.suites.reading import names, parse, read
+from nftbench.suites.reading import names, papers, parse, read
 from nftbench.suites.schema import Budget, CorpusSettings, Family, GivenModel, PaperClaim, Pretraining, Quantity, Suite
 
 __all__ = [
@@ -19,6 +19,7 @@ __all__ = [
     "Quantity",
     "Suite",
     "names",
+    "papers",
     "parse",
     "read",
 ]

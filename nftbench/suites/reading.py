@@ -26,6 +26,11 @@ def names() -> list[str]:
     return sorted(item.name.removesuffix(".yaml") for item in _shipped().iterdir() if item.name.endswith(".yaml"))
 
 
+def papers() -> list[str]:
+    """The names of the papers that have a suite, which is named `paper-` and the paper's name."""
+    return [name.removeprefix("paper-") for name in names() if name.startswith("paper-")]
+
+
 def read(name_or_path: str, changes: Sequence[str] = (), options: Mapping[str, str] = MappingProxyType({})) -> Suite:
     """Read a suite, given by its name or by its file's path.
 

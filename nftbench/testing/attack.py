@@ -22,7 +22,7 @@ from nftbench.running.workspace import AttackersTask, Workspace
 from nftbench.terms import OF_UPDATES
 from nftbench.testing.comparison import identical, keeps_random_state
 from nftbench.testing.form import well_formed
-from nftbench.testing.promises import promise, source_of, works
+from nftbench.testing.promises import promise, returns, source_of, works
 from nftbench.testing.stand_ins import FirstWord, RandomMask, Undefended
 from nftbench.testing.tiny import ARCHITECTURES, task_context, temporary_workspace, tiny_suite
 from nftbench.training.trainer import Ledger
@@ -133,7 +133,7 @@ def _adapt(plugin: Attack, release: Release, task: Task, context: Attacker) -> _
     preparing = Ledger()
     with _running("prepare", "prepare ends without an error", plugin) as taken:
         prepared = plugin.prepare(own, replace(context, ledger=preparing))
-    _check_type(prepared, Prepared, "prepare", "return Prepared(release.model)")
+    returns("prepare", prepared, Prepared, "end it for example with `return Prepared(release.model)`")
     preparation = _Stage(_count(taken), preparing)
     before = {name: tensor.clone() for name, tensor in prepared.model.network.state_dict().items()}
     adapting = _Ledger()  # the referee too gives `adapt` a ledger of its own
@@ -148,7 +148,7 @@ def _adapt(plugin: Attack, release: Release, task: Task, context: Attacker) -> _
             "whole attacks in uses() and call each with context.attack",
             essential=True,
         )
-    _check_type(outcome, Outcome, "adapt", "return context.sweep(prepared.model, task)")
+    returns("adapt", outcome, Outcome, "end it for example with `return context.sweep(prepared.model, task)`")
     promise(
         identical(before, prepared.model.network.state_dict()),
         "adapt leaves the prepared model as it is, for the next task",
@@ -157,16 +157,6 @@ def _adapt(plugin: Attack, release: Release, task: Task, context: Attacker) -> _
     after = outcome.network.state_dict()
     changed = before.keys() == after.keys() and not identical(before, after)
     return _Adapted(outcome, changed, preparation, _Stage(_count(taken), adapting))
-
-
-def _check_type(found: object, wanted: type, method: str, example: str) -> None:
-    name = "nothing" if found is None else type(found).__name__
-    promise(
-        isinstance(found, wanted),
-        f"{method} returns {wanted.__name__}",
-        f"it returned {name}: end it for example with `{example}`",
-        essential=True,
-    )
 
 
 @contextlib.contextmanager

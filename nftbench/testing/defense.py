@@ -17,7 +17,7 @@ from nftbench.running.owner import Owner, make_base
 from nftbench.running.workspace import Workspace
 from nftbench.testing.comparison import identical, keeps_random_state
 from nftbench.testing.form import well_formed
-from nftbench.testing.promises import promise, source_of, works
+from nftbench.testing.promises import promise, returns, source_of, works
 from nftbench.testing.tiny import ARCHITECTURES, temporary_workspace, tiny_suite
 
 
@@ -85,13 +85,7 @@ def _protect(workspace: Workspace, plugin: Defense) -> Protected:
         model = owner.build() if plugin.stage == "pretrain" else make_base(workspace, 0)
         with keeps_random_state("protect"):
             protected = plugin.protect(model, owner)
-    found = "nothing" if protected is None else type(protected).__name__
-    promise(
-        isinstance(protected, Protected),
-        "protect returns Protected",
-        f"it returned {found}: end it with `return Protected(model)`",
-        essential=True,
-    )
+    returns("protect", protected, Protected, "end it with `return Protected(model)`")
     return protected
 
 

@@ -23,7 +23,7 @@ class Promise:
     """One promise of a protocol, as a plugin was found to keep it."""
 
     statement: str
-    problem: str = ""
+    problem: str
     """What was seen instead, and what to change; empty where the promise is kept."""
 
     def __str__(self) -> str:
@@ -77,6 +77,13 @@ def works(statement: str, source: Path | None = None) -> Iterator[None]:
     except (Exception, SystemExit) as error:  # a plugin may raise anything
         promise(False, statement, described(error, source), essential=True)
     promise(True, statement)
+
+
+def returns(method: str, found: object, wanted: type, advice: str) -> None:
+    """The essential promise that a method returns an object of a class; `advice` says how to end it."""
+    name = "nothing" if found is None else type(found).__name__
+    said = f"{method} returns {wanted.__name__}"
+    promise(isinstance(found, wanted), said, f"it returned {name}: {advice}", essential=True)
 
 
 def described(error: BaseException, source: Path | None) -> str:

@@ -14,7 +14,7 @@ from nftbench.running.protecting import ADAPTER
 from nftbench.running.releases import ReleaseInspection, make_release
 from nftbench.testing.comparison import identical, keeps_random_state
 from nftbench.testing.form import well_formed
-from nftbench.testing.promises import promise, source_of, works
+from nftbench.testing.promises import promise, returns, source_of, works
 from nftbench.testing.tiny import ARCHITECTURES, temporary_workspace, tiny_suite
 
 
@@ -55,13 +55,7 @@ def _check_on(plugin: Yardstick, defense: str, architecture: str) -> None:
         inspection = ReleaseInspection(workspace, job, Release(model, updates.load(folder / ADAPTER)))
         with works("measure ends without an error", source_of(plugin)), keeps_random_state("measure"):
             reading = plugin.measure(inspection)
-    found = "nothing" if reading is None else type(reading).__name__
-    promise(
-        isinstance(reading, Reading),
-        "measure returns Reading",
-        f"it returned {found}: end it with `return Reading({{'name': value}})`",
-        essential=True,
-    )
+    returns("measure", reading, Reading, "end it with `return Reading({'name': value})`")
     promise(identical(before, model.network.state_dict()), "measure leaves the release as it is", "change a copy of it")
     for name, value in reading.values.items():
         promise(math.isfinite(value), f"the value {name} is finite", f"it is {value}")

@@ -13,20 +13,19 @@ from transformers import PreTrainedModel
 from nftbench.attacks.align import align
 from nftbench.contract import Model, Prepared, Release, Task
 from nftbench.methods import symmetries, updates
-from nftbench.models import networks
 from nftbench.planning import registry
 from nftbench.running.attacker import Attacker
 from nftbench.testing import ARCHITECTURES
 from nftbench.testing.stand_ins import Questions
 from nftbench.training.engine import Stepper
 from tests.attacks.planted import BUDGET, WORDS, Both, same, undefended
+from tests.checkpoints import fresh
 
 each_architecture = pytest.mark.parametrize("kind", ARCHITECTURES)
 
 
 def base(kind: str) -> PreTrainedModel:
-    settings = {"model_type": kind, **ARCHITECTURES[kind], "vocab_size": WORDS + 2, "initializer_range": 0.3}
-    network = networks.build(settings, None, 0, "cpu").network.eval()
+    network = fresh(kind, WORDS + 2, initializer_range=0.3).eval()
     generator = torch.Generator().manual_seed(4)
     with torch.no_grad():
         for weight in network.parameters():

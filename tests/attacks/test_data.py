@@ -15,14 +15,14 @@ from torch import Tensor
 
 from nftbench.contract import Model, Prepared, Release, Task
 from nftbench.data.splits import TextSplit
-from nftbench.models.networks import build
 from nftbench.planning import registry
 from nftbench.running import referee
 from nftbench.running.attacker import Attacker
 from nftbench.running.owner import make_base
 from nftbench.running.referee import Referee
 from nftbench.running.workspace import Workspace, forget_tasks
-from nftbench.testing import ARCHITECTURES, FirstWord, Questions, tiny_suite
+from nftbench.testing import FirstWord, Questions, tiny_suite
+from tests.checkpoints import fresh
 
 MakeWorkspace = Callable[..., Workspace]
 ATTACKS = ("full", "low_data", "full_data")
@@ -100,7 +100,7 @@ class Counted(Questions):
 
 def trained_on(share: float, seed: int) -> set[int]:
     """The training rows, of 64, that a whole sweep of `low_data` asks for."""
-    network = build({"model_type": "gpt2", **ARCHITECTURES["gpt2"], "vocab_size": 20}, None, 0, "cpu").network
+    network = fresh(words=20)
     model = Model(network)
     task = FirstWord().load(SimpleNamespace(model=model))  # type: ignore[arg-type]
     rows = task.split("train")

@@ -15,6 +15,7 @@ from nftbench.models import networks
 from nftbench.models.architectures import dlr
 from nftbench.testing import ARCHITECTURES
 from tests.attacks.planted import attacked, in_factors, same, undefended
+from tests.checkpoints import fresh
 
 X = torch.randn(2, 5, 8, generator=torch.Generator().manual_seed(0))
 
@@ -76,7 +77,7 @@ def test_factors_are_multiplied_out(kind: str) -> None:
 @pytest.mark.parametrize("kind", [*ARCHITECTURES, "dlr-gpt2", "dlr-llama"])
 def test_standard_and_locked_models_have_nothing_to_fuse(kind: str) -> None:
     base = kind.removeprefix("dlr-")
-    network = networks.build({"model_type": base, **ARCHITECTURES[base], "vocab_size": 12}, None, 0, "cpu").network
+    network = fresh(base, 12)
     network = dlr.lock(network, 2) if base != kind else network
     with torch.no_grad():
         for weight in network.parameters():

@@ -13,6 +13,7 @@ from nftbench.methods import matrices
 from nftbench.models import networks, returned
 from nftbench.testing import ARCHITECTURES
 from tests.attacks.planted import Both, attacked, loud_inside, same, undefended
+from tests.checkpoints import fresh
 
 KINDS = ["identity", "split"]
 
@@ -20,7 +21,7 @@ KINDS = ["identity", "split"]
 @pytest.mark.parametrize("what", KINDS)
 @pytest.mark.parametrize("kind", ARCHITECTURES)
 def test_it_starts_at_the_release_and_trains_injected_layers_alone(kind: str, what: str) -> None:
-    network = networks.build({"model_type": kind, **ARCHITECTURES[kind], "vocab_size": 12}, None, 0, "cpu").network
+    network = fresh(kind, 12)
     adapted = Inject(what=what).adapter(copy.deepcopy(network), 0)  # type: ignore[arg-type]
     assert same(network, adapted, 1e-5)
     tables = {name for name, module in adapted.named_modules() if isinstance(module, nn.Embedding)}

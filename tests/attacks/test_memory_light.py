@@ -24,6 +24,7 @@ from nftbench.terms import SplitName
 from nftbench.testing import ARCHITECTURES, FirstWord
 from nftbench.training.costs import saved_bytes
 from nftbench.training.trainer import Ledger
+from tests.checkpoints import fresh
 
 MakeWorkspace = Callable[..., Workspace]
 
@@ -59,8 +60,7 @@ def test_checkpointing_gives_the_numbers_of_full(architecture: str, locked: bool
 
 
 def test_blocks_of_other_architectures_are_wrapped() -> None:
-    settings = {"model_type": "gpt2", **ARCHITECTURES["gpt2"], "n_layer": 2, "vocab_size": 50}
-    plain: PreTrainedModel = networks.build(settings, None, 0, "cpu").network.train()
+    plain: PreTrainedModel = fresh(n_layer=2).train()
     ids = torch.randint(50, (4, 12), generator=torch.Generator().manual_seed(0))
 
     def run_on(network: nn.Module) -> tuple[Tensor, int, list[Tensor]]:

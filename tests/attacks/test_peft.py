@@ -24,6 +24,7 @@ from nftbench.running.attacker import Attacker
 from nftbench.testing import ARCHITECTURES, FirstWord, tiny_suite
 from nftbench.training.engine import Stepper
 from tests import checkpoints
+from tests.checkpoints import fresh
 from tests.watched import Watched
 
 KINDS = (*ARCHITECTURES, "dlr-gpt2", "dlr-llama", "dlr-qwen3")
@@ -215,7 +216,7 @@ def test_a_network_without_vectors_is_refused() -> None:
 @pytest.mark.parametrize("attack", ["lora", "dora"])
 def test_layers_that_peft_cannot_adapt_are_left_out(attack: str) -> None:
     """A Mamba block multiplies by the weight of `out_proj` itself, where an adapter would do nothing."""
-    network = build({"model_type": "mamba", **checkpoints.SHAPES["mamba"], "vocab_size": 50}, None, 0, "cpu").network
+    network = fresh("mamba")
     plugin = registry.create("attacks", attack)
     adapted = {
         name.partition(".lora_A")[0].rpartition(".")[2]

@@ -12,12 +12,12 @@ from transformers import PreTrainedModel
 from nftbench.attacks import rebalance
 from nftbench.contract import Attack, Model, Outcome, Release
 from nftbench.methods.symmetries import anatomy, scale_logits, scale_stream
-from nftbench.models import networks
 from nftbench.planning import registry
 from nftbench.running.attacker import Attacker
 from nftbench.running.owner import make_base
 from nftbench.running.workspace import TaskSetting, Workspace, make_corpus
 from nftbench.testing import ARCHITECTURES, FirstWord
+from tests.checkpoints import fresh
 
 MakeWorkspace = Callable[..., Workspace]
 IDS = torch.randint(50, (4, 12), generator=torch.Generator().manual_seed(0))
@@ -77,8 +77,7 @@ def test_an_ordinary_model_keeps_its_logits(architecture: str, workspace: MakeWo
 
 @pytest.mark.parametrize("factor", [1e-6, 1e-3, 1e3, 1e6])
 def test_saturated_and_flat_logits_become_ordinary(factor: float) -> None:
-    settings = {"model_type": "gpt2", **ARCHITECTURES["gpt2"], "vocab_size": 50}
-    network = networks.build(settings, None, 0, "cpu").network
+    network = fresh()
     scale_logits(network, 50.0)  # an untrained model's are flat
     assert rebalance.sharpness(network) == 1.0
     scale_logits(network, factor)
@@ -86,7 +85,6 @@ def test_saturated_and_flat_logits_become_ordinary(factor: float) -> None:
 
 
 def test_a_constant_has_no_sharpness() -> None:
-    settings = {"model_type": "gpt2", **ARCHITECTURES["gpt2"], "vocab_size": 50}
-    network = networks.build(settings, None, 0, "cpu").network
+    network = fresh()
     scale_logits(network, 0.0)
     assert rebalance.sharpness(network) == 1.0

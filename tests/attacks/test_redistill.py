@@ -23,6 +23,7 @@ from nftbench.planning import registry
 from nftbench.running.attacker import Attacker
 from nftbench.running.owner import Owner
 from nftbench.testing import ARCHITECTURES, Undefended, temporary_workspace, tiny_suite
+from tests.checkpoints import fresh
 
 redistill = import_module("nftbench.attacks.redistill")
 TOKENS = torch.randint(50, (3, 12), generator=torch.Generator().manual_seed(0))
@@ -32,8 +33,7 @@ standard_or_locked = pytest.mark.parametrize("locked", [False, True])
 
 
 def base(kind: str, seed: int = 0, **changes: Any) -> PreTrainedModel:
-    settings = {"model_type": kind, **ARCHITECTURES[kind], "vocab_size": 50, **changes}
-    return networks.build(settings, None, seed, "cpu").network.eval()
+    return fresh(kind, seed=seed, **changes).eval()
 
 
 def speaking(network: PreTrainedModel) -> PreTrainedModel:

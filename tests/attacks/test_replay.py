@@ -16,21 +16,19 @@ from transformers import PreTrainedModel
 from nftbench.contract import Attack, Model, Release
 from nftbench.errors import NftbenchError
 from nftbench.methods.with_text import WithText
-from nftbench.models import networks
 from nftbench.models.architectures import dlr
 from nftbench.models.networks import seeded
 from nftbench.planning import registry
 from nftbench.testing import ARCHITECTURES, FirstWord, attack_inputs, task_context, temporary_workspace, tiny_suite
 from nftbench.training.engine import Stepper
-from tests import checkpoints
+from tests.checkpoints import fresh
 
 replay = import_module("nftbench.attacks.replay")
 
 
 def base(kind: str, **changes: Any) -> PreTrainedModel:
     """A network with unequal word probabilities; those of a fresh one are nearly equal."""
-    settings = {"model_type": kind, **(checkpoints.SHAPES | checkpoints.MORE_SHAPES)[kind], "vocab_size": 12, **changes}
-    network = networks.build(settings, None, 0, "cpu").network
+    network = fresh(kind, 12, **changes)
     generator = torch.Generator().manual_seed(1)
     for weight in network.parameters():
         if weight.ndim == 2:

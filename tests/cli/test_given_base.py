@@ -414,7 +414,7 @@ def test_a_model_in_the_hubs_cache_is_run_without_network(tmp_path: Path) -> Non
     assert {record["status"] for record in records} == {"ok"}
 
 
-@pytest.mark.parametrize("template", ["{{ raise_exception('odd roles') }}", "{% if %}"])
+@pytest.mark.parametrize("template", ["{{ raise_exception('odd\\nroles') }}", "{% if %}"])
 def test_a_chat_template_that_fails_is_one_line_in_plan(call: Call, base: Path, template: str) -> None:
     write_suite()
     (base / "chat_template.jinja").write_text(template)

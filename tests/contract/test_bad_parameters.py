@@ -1,4 +1,4 @@
-"""Parameters out of range are refused when the plugin is created, by a message that names the parameter."""
+"""Parameters out of range, and a missing one, are refused by a message that names the parameter."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import pytest
 
 from nftbench.errors import NftbenchError
 from nftbench.planning import registry
+from nftbench.testing import tiny_suite
 
 STEPS = "steps must be at least 1 and learning_rate above 0"
 DISCOVERY = "steps must be more than patience"
@@ -43,10 +44,32 @@ REFUSED: dict[registry.Kind, dict[str, str]] = {
         "mask_recovery[guesses=0]": "shadows and guesses must be at least 1",
     },
     "defenses": {
+        "pmp[ratio=1.5]": r"ratio must lie in \(0, 1\], not 1\.5",
+        "pmp[ratio=0]": r"ratio must lie in \(0, 1\], not 0",
+        "pmp[patience=0]": "at least 1",
+        "random_mask[ratio=-1]": r"ratio must lie in \(0, 1\], not -1",
+        "narrow[keep=1]": "keep must lie between 0 and 1",
+        "early_stop[fraction=1]": "fraction must lie between 0 and 1",
+        "noise[scale=0]": "scale must be above 0",
+        **dict.fromkeys(("pmp[ratio=.nan]", "random_mask[ratio=.nan]", "early_stop[fraction=.nan]"), "not nan"),
+        "narrow[keep=.nan]": "not nan",
         "dlr_lock[depth=0]": "depth, batch and learning_rate must be above 0",
         "dlr_lock[learning_rate=0]": "depth, batch and learning_rate must be above 0",
         "dlr_lock[joint_steps=-1]": "joint_steps at least 0",
         "condition_number[harmful=diabetes,batch=0]": "epochs, batch and blocks must be at least 1",
+        "specdef[alpha=0.5]": "alpha, k and layers must be at least 1",
+        "specdef[k=0]": "alpha, k and layers must be at least 1",
+        "specdef[layers=0]": "alpha, k and layers must be at least 1",
+        "vaccine[rho=-1]": "rho must be at least 0",
+        "booster[harmful=toy_topic,distance=0]": "distance, alpha and learning_rate must be above 0",
+        "lox[k=-1]": "k and coefficient must be at least 0; steps and batch at least 1",
+        "lox[margin=0]": "margin and learning_rate must be above 0",
+        "repnoise[harmful=toy_topic,batch=1]": "batch at least 2",
+        "repnoise[harmful=toy_topic,alpha=-1]": "must be at least 0",
+        "seam[harmful=toy_topic,radius=0]": "radius and learning rate above 0",
+        "tar[harmful=toy_topic,inner_steps=3]": "inner_steps at least 4",
+        "sophon[harmful=toy_topic,clip=0]": "learning rates and clip above 0",
+        "clamp[harmful=toy_topic,probe=0]": "probe and ceiling must be above 0",
         "trap2[task=toy_topic,minimum=0]": SCALES,
         "trap2[task=toy_topic,minimum=0.97]": SCALES,
         "trap2[task=toy_topic,band=0]": SCALES,
@@ -89,3 +112,9 @@ def refusal(kind: registry.Kind, spec: str) -> str:
 def test_parameters_out_of_range_are_refused_by_name(kind: registry.Kind) -> None:
     for spec, message in REFUSED[kind].items():
         assert re.search(message, refusal(kind, spec)), spec
+
+
+@pytest.mark.parametrize("name", ["booster", "clamp", "repnoise", "seam", "sophon", "tar"])
+def test_a_defense_against_a_task_is_refused_without_one(name: str) -> None:
+    with pytest.raises(NftbenchError, match=rf"{name} needs a harmful task: write {name}\[harmful=…\]"):
+        registry.create("defenses", name).check(tiny_suite())

@@ -92,13 +92,6 @@ class Plain(Defense):
 
 
 @dataclass(frozen=True)
-class Nan(Plain):
-    def protect(self, model: Model, context: Any) -> Protected:
-        next(model.network.parameters()).data[0, 0] = float("nan")
-        return Protected(model)
-
-
-@dataclass(frozen=True)
 class GlobalRandom(Plain):
     def protect(self, model: Model, context: Any) -> Protected:
         weight = next(model.network.parameters())
@@ -116,13 +109,7 @@ class Unrepeatable(Plain):
 
 
 @dataclass(frozen=True)
-class Untold(Plain):
-    def protect(self, model: Model, context: Any) -> Protected:
-        return Protected(model, Secret({name: weight > 0 for name, weight in model.network.named_parameters()}))
-
-
-@dataclass(frozen=True)
-class WrongShape(Untold):
+class WrongShape(Plain):
     keeps_secret: ClassVar[bool] = True
 
     def protect(self, model: Model, context: Any) -> Protected:
@@ -130,15 +117,7 @@ class WrongShape(Untold):
 
 
 @dataclass(frozen=True)
-class NotBoolean(Untold):
-    keeps_secret: ClassVar[bool] = True
-
-    def protect(self, model: Model, context: Any) -> Protected:
-        return Protected(model, Secret({name: weight.detach() for name, weight in model.network.named_parameters()}))
-
-
-@dataclass(frozen=True)
-class Half(Untold):
+class Half(Plain):
     keeps_secret: ClassVar[bool] = True
 
     def protect(self, model: Model, context: Any) -> Protected:
@@ -162,13 +141,6 @@ class ListParameter(Plain):
     values: Any = None
 
 
-class Mutable(Defense):
-    stage: ClassVar[Any] = "posttrain"
-
-    def protect(self, model: Model, context: Any) -> Protected:
-        return Protected(model)
-
-
 @dataclass(frozen=True)
 class OtherType(Plain):
     def protect(self, model: Model, context: Any) -> Any:
@@ -176,17 +148,13 @@ class OtherType(Plain):
 
 
 BAD_DEFENSES = [
-    (Nan(), "weights are finite"),
     (GlobalRandom(), "leaves the global random numbers alone: those of torch moved"),
     (Unrepeatable(), "the same seed gives the same release"),
-    (Untold(), "the class says keeps_secret = False"),
     (Promises(), "the class says keeps_secret = True, but protect returned no secret"),
     (WrongShape(), "has the parameter's shape"),
-    (NotBoolean(), "the secret mask is boolean"),
     (Half(), "one entry for each parameter"),
     (LeavesABuffer(), "the model's tensors and no others: kept:"),
     (ListParameter([1]), r"each parameter is a string, .*: 'values' is \[1\]"),
-    (Mutable(), "Mutable is a frozen dataclass"),
     (OtherType(), "protect returns Protected: it returned Model"),
 ]
 
@@ -273,18 +241,6 @@ class Trains(Sweeps):
 
 
 @dataclass(frozen=True)
-class Knows(Sweeps):
-    knowledge: ClassVar[Any] = frozenset({"everything"})
-
-
-@dataclass(frozen=True)
-class Greedy(Sweeps):
-    def adapt(self, prepared: Prepared, task: Any, context: Any) -> Outcome:
-        context.corpus  # noqa: B018
-        return super().adapt(prepared, task, context)
-
-
-@dataclass(frozen=True)
 class Explodes(Sweeps):
     def adapt(self, prepared: Prepared, task: Any, context: Any) -> Outcome:
         found = super().adapt(prepared, task, context)
@@ -301,8 +257,6 @@ BAD_ATTACKS = [
     (Idles(), "trains is True, and adapt took 0 steps"),
     (Freezes(), "training changes the undefended model"),
     (Trains(), "trains is False"),
-    (Knows(), r"knowledge: an item must be 'method'"),
-    (Greedy(), "public text needs 'data'"),
     (Explodes(), "the attacked weights are finite"),
 ]
 

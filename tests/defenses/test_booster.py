@@ -1,4 +1,4 @@
-"""Booster: its gradient on a quadratic loss in closed form, its steps, and what is refused."""
+"""Booster: its gradient on a quadratic loss in closed form, its steps, and its control."""
 
 from __future__ import annotations
 
@@ -10,10 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from nftbench.defenses.booster import Booster
-from nftbench.errors import NftbenchError
 from nftbench.methods.benign_text import text_loss
 from nftbench.planning import registry
-from nftbench.testing import tiny_suite
 from tests.defenses.tuned import Documents, adamw_steps, assert_same_weights, context, model
 
 
@@ -108,12 +106,8 @@ def test_tuning_attenuates_the_harmful_step() -> None:
     assert falls.y[-1] < 0.5 * falls.y[0]
 
 
-def test_control_and_refusals() -> None:
+def test_the_control_has_no_harmful_step() -> None:
     found = registry.create("defenses", "booster[harmful=toy_topic,steps=7]")
     assert found.told() == ("toy_topic",)
     assert found.control_row() == "booster[harmful=toy_topic,strength=0,steps=7]"
     assert registry.create("defenses", "booster[harmful=toy_topic,strength=0]").control_row() is None
-    with pytest.raises(NftbenchError, match=r"booster needs a harmful task: write booster\[harmful=…\]"):
-        registry.create("defenses", "booster").check(tiny_suite())
-    with pytest.raises(NftbenchError, match="distance, alpha and learning_rate must be above 0"):
-        registry.create("defenses", "booster[harmful=toy_topic,distance=0]")

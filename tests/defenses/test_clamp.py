@@ -13,13 +13,10 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from nftbench.defenses.clamp import LEAST, Clamp, Trajectory, harmful_loss
-from nftbench.errors import NftbenchError
-from nftbench.methods import build
 from nftbench.methods.benign_text import text_batches, text_loss
 from nftbench.methods.harmful_pairs import HarmfulPairs
-from nftbench.planning.plan import plan
 from nftbench.running.owner import Owner, make_base
-from nftbench.testing import ARCHITECTURES, tiny_suite
+from tests.checkpoints import fresh
 
 PAIRS = HarmfulPairs([[1, 2, 3, 4], [5, 6, 7], [8, 9, 2, 3]], [[1, 2, 0], [5, 6, 0], [8, 9, 0]])
 BENDS = np.array([4.0, 1.0, 0.5])
@@ -77,8 +74,7 @@ def test_the_objective_by_hand() -> None:
 
 @pytest.mark.parametrize("weights", [{}, {"contraction": 0.0, "curvature": 0.0, "inverse": 0.0}])
 def test_the_gradient_through_all_steps_by_finite_differences(weights: dict[str, Any]) -> None:
-    settings = {"model_type": "gpt2", **ARCHITECTURES["gpt2"], "vocab_size": 12}
-    network: Any = build(settings, None, 0, "cpu").network.double().eval()
+    network: Any = fresh(words=12).double().eval()
     defense, loss = Clamp("t", inner_steps=2, **weights), harmful_loss(network, PAIRS.batch(range(3), "cpu").harmful)
     start = {name: weight.detach().clone().requires_grad_() for name, weight in network.named_parameters()}
     generator = torch.Generator().manual_seed(0)
@@ -131,10 +127,3 @@ def test_the_control_trains_on_text_alone(workspace: Callable[..., Any]) -> None
         optimizer.step()
     for name, weight in protected.release.network.named_parameters():
         torch.testing.assert_close(weight, network.get_parameter(name).float(), rtol=1e-5, atol=1e-7)
-
-
-def test_without_a_task_it_is_refused() -> None:
-    with pytest.raises(NftbenchError, match=r"write clamp\[harmful=…\]"):
-        plan(tiny_suite(defenses=["none", "clamp"]))
-    with pytest.raises(ValueError, match="probe and ceiling must be above 0"):
-        Clamp("toy_topic", probe=0.0)

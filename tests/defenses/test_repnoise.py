@@ -12,23 +12,19 @@ from transformers import get_cosine_schedule_with_warmup
 
 from nftbench.contract import Model, Protected
 from nftbench.defenses.repnoise import RepNoise, distance_to_noise, losses
-from nftbench.errors import NftbenchError
-from nftbench.methods import build
 from nftbench.methods.gradient_vectors import moved
 from nftbench.methods.harmful_pairs import HarmfulPairs
 from nftbench.methods.layerwise import traced
 from nftbench.models.networks import seeded
-from nftbench.planning.plan import plan
 from nftbench.running.owner import Owner, make_base
-from nftbench.testing import ARCHITECTURES, tiny_suite
+from tests.checkpoints import fresh
 
 PAIRS = HarmfulPairs([[1, 2, 3, 4], [5, 6, 7], [8, 9, 2, 3], [4, 1, 6]], [[1, 2, 0], [5, 6, 0], [8, 9, 0], [4, 1, 0]])
 
 
 def tiny() -> Any:
     """A network that computes in float64 throughout; the norms of a Llama would round to float32."""
-    settings = {"model_type": "gpt2", **ARCHITECTURES["gpt2"], "vocab_size": 12}
-    return build(settings, None, 0, "cpu").network.double().eval()
+    return fresh(words=12).double().eval()
 
 
 def protect(workspace: Callable[..., Any], **changes: Any) -> tuple[Model, Protected, Owner]:
@@ -128,12 +124,3 @@ def test_it_raises_the_harmful_loss_and_lowers_the_harmless_one(workspace: Calla
 def test_the_control_trains_on_harmless_answers_alone() -> None:
     assert RepNoise("toy_topic", steps=9).control_row() == "repnoise[harmful=toy_topic,alpha=0,beta=0,steps=9]"
     assert RepNoise("toy_topic", alpha=0.0, beta=0.0).control_row() is None
-
-
-def test_without_a_task_or_a_sample_it_is_refused() -> None:
-    with pytest.raises(NftbenchError, match=r"needs a harmful task: write repnoise\[harmful=…\]"):
-        plan(tiny_suite(defenses=["none", "repnoise"]))
-    with pytest.raises(ValueError, match="batch at least 2"):
-        RepNoise("toy_topic", batch=1)
-    with pytest.raises(ValueError, match="must be at least 0"):
-        RepNoise("toy_topic", alpha=-1.0)

@@ -13,15 +13,12 @@ from transformers import get_cosine_schedule_with_warmup
 
 from nftbench.defenses import seam
 from nftbench.defenses.seam import Seam, coupling
-from nftbench.errors import NftbenchError
-from nftbench.methods import build
 from nftbench.methods.benign_text import text_loss
 from nftbench.methods.gradient_vectors import moved, norm, weights_of
 from nftbench.methods.harmful_pairs import HarmfulPairs, Masked, Pair, cross_entropy
 from nftbench.methods.layerwise import raised_loss, traced
-from nftbench.planning.plan import plan
 from nftbench.running.owner import Owner, make_base
-from nftbench.testing import ARCHITECTURES, tiny_suite
+from tests.checkpoints import fresh
 
 PAIRS = HarmfulPairs([[1, 2, 3, 4], [5, 6, 7], [8, 9, 2, 3]], [[1, 2, 0], [5, 6, 0], [8, 9, 0]])
 TEXT = torch.randint(12, (3, 8), generator=torch.Generator().manual_seed(4))
@@ -29,8 +26,7 @@ TEXT = torch.randint(12, (3, 8), generator=torch.Generator().manual_seed(4))
 
 def tiny() -> tuple[Any, Pair, Callable[[], Tensor], Callable[[], Tensor]]:
     """A network in float64, a batch, and its harmful and benign loss. That of transformers would round to float32."""
-    settings = {"model_type": "gpt2", **ARCHITECTURES["gpt2"], "vocab_size": 12}
-    network: Any = build(settings, None, 0, "cpu").network.double().eval()
+    network: Any = fresh(words=12).double().eval()
     pair = PAIRS.batch(range(3), "cpu")
     text = Masked(TEXT[:, :-1], TEXT[:, 1:], torch.ones(3, 7, dtype=torch.bool))
     return (
@@ -142,10 +138,3 @@ def test_training_lowers_the_cosine(workspace: Callable[..., Any]) -> None:
 def test_the_control_has_no_coupling() -> None:
     assert Seam("toy_topic", steps=9).control_row() == "seam[harmful=toy_topic,beta=0,steps=9]"
     assert Seam("toy_topic", beta=0.0).control_row() is None
-
-
-def test_without_a_task_it_is_refused() -> None:
-    with pytest.raises(NftbenchError, match=r"write seam\[harmful=…\]"):
-        plan(tiny_suite(defenses=["none", "seam"]))
-    with pytest.raises(ValueError, match="radius and learning rate above 0"):
-        Seam("toy_topic", radius=0.0)

@@ -13,22 +13,19 @@ from torch.func import functional_call
 
 from nftbench.defenses import sophon
 from nftbench.defenses.sophon import AfterFinetuning, Sophon, accuracy, after_finetuning, divergence
-from nftbench.errors import NftbenchError
-from nftbench.methods import build, seeded
+from nftbench.methods import seeded
 from nftbench.methods.benign_text import text_batches, text_loss
 from nftbench.methods.gradient_vectors import norm, weights_of
 from nftbench.methods.harmful_pairs import HarmfulPairs
-from nftbench.planning.plan import plan
 from nftbench.running.owner import Owner, make_base
-from nftbench.testing import ARCHITECTURES, tiny_suite
+from tests.checkpoints import fresh
 
 WORDS = torch.tensor([3, 7, 11])
 PAIRS = HarmfulPairs([[1, 2, 3], [5, 6, 7], [8, 9, 11, 3], [2, 2, 7]], [[1, 2, 0], [5, 6, 0], [8, 9, 0], [2, 2, 0]])
 
 
 def tiny() -> Any:
-    settings = {"model_type": "gpt2", **ARCHITECTURES["gpt2"], "vocab_size": 12}
-    return build(settings, None, 0, "cpu").network.double().eval()
+    return fresh(words=12).double().eval()
 
 
 def test_divergence_by_scipy() -> None:
@@ -137,10 +134,3 @@ def test_the_control_only_reinforces(workspace: Callable[..., Any], monkeypatch:
     base, protected = run(workspace, alpha=0.0)
     changed = dict(protected.release.network.named_parameters())
     assert any(not torch.equal(weight, changed[name]) for name, weight in base.network.named_parameters())
-
-
-def test_without_a_task_it_is_refused() -> None:
-    with pytest.raises(NftbenchError, match=r"write sophon\[harmful=…\]"):
-        plan(tiny_suite(defenses=["none", "sophon"]))
-    with pytest.raises(ValueError, match="learning rates and clip above 0"):
-        Sophon("toy_topic", clip=0.0)

@@ -15,21 +15,18 @@ from torch import Tensor
 
 from nftbench.defenses import tar
 from nftbench.defenses.tar import Attacker, Tar, entropy, mapping_loss, retained_loss, under_attack
-from nftbench.errors import NftbenchError
-from nftbench.methods import build, seeded
+from nftbench.methods import seeded
 from nftbench.methods.benign_text import text_batches
 from nftbench.methods.harmful_pairs import HarmfulPairs
-from nftbench.planning.plan import plan
 from nftbench.running.owner import Owner, make_base
-from nftbench.testing import ARCHITECTURES, tiny_suite
+from tests.checkpoints import fresh
 
 PAIRS = HarmfulPairs([[1, 2, 3, 4], [5, 6, 7], [8, 9, 2, 3]], [[1, 2, 0], [5, 6, 0], [8, 9, 0]])
 TEXT = torch.randint(12, (3, 8), generator=torch.Generator().manual_seed(4))
 
 
 def tiny(seed: int = 0) -> Any:
-    settings = {"model_type": "gpt2", **ARCHITECTURES["gpt2"], "vocab_size": 12}
-    return build(settings, None, seed, "cpu").network.double().eval()
+    return fresh(words=12, seed=seed).double().eval()
 
 
 def test_entropy_by_scipy() -> None:
@@ -193,10 +190,3 @@ def test_it_keeps_answers_uncertain_under_attack(workspace: Callable[..., Any]) 
     ]
     assert ends[1] > ends[0] + 0.5
     assert [series.name for series in protected.series][1] == "entropy after the attack"
-
-
-def test_without_a_task_it_is_refused() -> None:
-    with pytest.raises(NftbenchError, match=r"write tar\[harmful=…\]"):
-        plan(tiny_suite(defenses=["none", "tar"]))
-    with pytest.raises(ValueError, match="inner_steps at least 4"):
-        Tar("toy_topic", inner_steps=3)

@@ -10,20 +10,19 @@ import torch
 from torch import nn
 
 from nftbench.errors import NftbenchError
-from nftbench.methods import build
 from nftbench.methods.gradient_vectors import gradient, moved, norm, with_gradient
 from nftbench.methods.harmful_pairs import HarmfulPairs
 from nftbench.methods.layerwise import raised_loss, traced
 from nftbench.methods.mmd import mmd
 from nftbench.testing import ARCHITECTURES
+from tests.checkpoints import fresh
 
 PAIRS = HarmfulPairs([[1, 2, 3, 4], [5, 6, 7], [8, 9, 2, 3]], [[1, 2, 0], [5, 6, 0], [8, 9, 0]])
 
 
 def tiny(architecture: str) -> Any:
     """A network in float64 with gains that are not 1."""
-    settings = {"model_type": architecture, **ARCHITECTURES[architecture], "vocab_size": 12}
-    network: Any = build(settings, None, 0, "cpu").network.double().eval()
+    network: Any = fresh(architecture, 12).double().eval()
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for weight in network.parameters():

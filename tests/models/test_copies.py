@@ -11,14 +11,13 @@ import torch
 from torch import nn
 
 from nftbench.models.copies import copied
-from nftbench.models.networks import build
 from nftbench.testing import ARCHITECTURES
 from tests.allocated import kept_bytes
+from tests.checkpoints import fresh
 
 
 def network(architecture: str = "llama") -> nn.Module:
-    settings = {"model_type": architecture, **ARCHITECTURES[architecture], "vocab_size": 50}
-    return build(settings, None, 0, "cpu").network
+    return fresh(architecture)
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)

@@ -17,16 +17,16 @@ from transformers import PreTrainedModel
 
 from nftbench.contract import Update
 from nftbench.errors import NftbenchError
-from nftbench.models import networks, updates
+from nftbench.models import updates
 from nftbench.testing import ARCHITECTURES
+from tests.checkpoints import fresh
 
 TOKENS = torch.randint(50, (4, 24), generator=torch.Generator().manual_seed(0))
 each_shape = pytest.mark.parametrize("kind", list(ARCHITECTURES))
 
 
 def base(kind: str = "gpt2", **changes: Any) -> PreTrainedModel:
-    settings = {"model_type": kind, **ARCHITECTURES[kind], "vocab_size": 50, **changes}
-    return networks.build(settings, None, 0, "cpu").network.eval()
+    return fresh(kind, **changes).eval()
 
 
 def adapter(network: PreTrainedModel, **changes: Any) -> Any:

@@ -153,23 +153,12 @@ def test_a_malformed_spec_is_refused(text: str) -> None:
     ("kind", "text", "expected"),
     [
         ("attacks", "lora[rnak=8]", "lora has no parameter 'rnak'; did you mean 'rank'?"),
-        ("attacks", "lora[rank=many]", "rank: "),
-        ("attacks", "lora[rank=0]", "rank must be at least 1"),
+        ("attacks", "lora[rank=two]", "'lora[rank=two]': rank: must be a whole number, and is 'two'"),
+        ("attacks", "lora[rank=2.5]", "'lora[rank=2.5]': rank: must be a whole number, and is 2.5"),
         ("attacks", "lora[targets=atention]", "targets: "),
         ("attacks", "full[optimizer=adam]", "optimizer: "),
         ("attacks", "fulll", "no attack is named 'fulll'; did you mean 'full'?"),
         ("defenses", "random_masc", "no defense is named 'random_masc'; did you mean 'random_mask'?"),
-        ("defenses", "pmp[ratio=1.5]", "ratio must lie in (0, 1], not 1.5"),
-        ("defenses", "pmp[ratio=0]", "ratio must lie in (0, 1], not 0"),
-        ("defenses", "pmp[patience=0]", "at least 1"),
-        ("defenses", "random_mask[ratio=-1]", "ratio must lie in (0, 1], not -1"),
-        ("defenses", "narrow[keep=1]", "keep must lie between 0 and 1"),
-        ("defenses", "early_stop[fraction=1]", "fraction must lie between 0 and 1"),
-        ("defenses", "noise[scale=0]", "scale must be above 0"),
-        *(
-            ("defenses", f"{spec}=.nan]", "not nan")
-            for spec in ("pmp[ratio", "random_mask[ratio", "early_stop[fraction", "narrow[keep")
-        ),
         ("defenses", "checkpoint", "path: "),
         ("defenses", "checkpoint[path=2024]", "path: 2024 is no text; write path='2024'"),
         ("defenses", "checkpoint[path=true]", "path: True is no text; write path='True'"),
@@ -177,7 +166,7 @@ def test_a_malformed_spec_is_refused(text: str) -> None:
         ("defenses", "", "no defense is named ''"),
     ],
 )
-def test_misspellings_and_bad_values_are_named(kind: registry.Kind, text: str, expected: str) -> None:
+def test_misspellings_and_values_of_another_type_are_named(kind: registry.Kind, text: str, expected: str) -> None:
     assert expected in refusal(kind, text)
 
 
@@ -462,19 +451,6 @@ def test_a_plus_within_brackets_does_not_split_a_list() -> None:
     assert found.preparations == ("pipeline[preparations=heal+rebalance,tuners=full]", "heal")
     assert str(registry.spec_of("pipeline", found)) == spec
     assert registry.create("attacks", "pipeline[tuners=full+lora[alpha=1e+2]]").tuners == ("full", "lora[alpha=1e+2]")
-
-
-@pytest.mark.parametrize(
-    ("spec", "expected"),
-    [
-        ("lora[rank=two]", "'lora[rank=two]': rank: must be a whole number, and is 'two'"),
-        ("lora[rank=2.5]", "'lora[rank=2.5]': rank: must be a whole number, and is 2.5"),
-    ],
-)
-def test_a_wrong_parameter_is_told_with_its_value_and_what_is_allowed(spec: str, expected: str) -> None:
-    with pytest.raises(NftbenchError) as caught:
-        registry.create("attacks", spec)
-    assert str(caught.value) == expected
 
 
 def test_the_attacks_against_a_defense_are_those_whose_classes_say_so() -> None:

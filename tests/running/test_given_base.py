@@ -243,40 +243,6 @@ def test_settings_of_a_pre_training_are_refused(base: Path, changes: dict[str, A
         given(base, **changes)
 
 
-def test_a_base_that_is_no_causal_model_is_refused(tmp_path: Path) -> None:
-    from transformers import BertConfig, BertForMaskedLM
-
-    folder = checkpoints.write_reader(tmp_path / "bert")
-    config = BertConfig(
-        vocab_size=300, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16
-    )
-    BertForMaskedLM(config).save_pretrained(folder)
-    with pytest.raises(NftbenchError, match="is no causal LM: bert reads text in both directions"):
-        preflight.examine(str(folder))
-
-
-def test_a_window_shorter_than_a_block_is_refused(tmp_path: Path) -> None:
-    base = checkpoints.write_reader(tmp_path / "short", max_position_embeddings=16)
-    with pytest.raises(NftbenchError, match=r"reads 16 tokens at once, and corpus.block is 32"):
-        preflight.check_base(given(base))
-
-
-@pytest.mark.parametrize(
-    ("template", "said"),
-    [(None, "has no chat template"), ("{{ raise_exception('odd\\nroles') }}", "its chat template fails: odd roles")],
-)
-def test_a_chat_template_that_cannot_be_used_is_refused(base: Path, template: str | None, said: str) -> None:
-    model = networks.load(base)
-    assert model.tokenizer is not None
-    model.tokenizer.chat_template = template
-    model.tokenizer.save_pretrained(base)
-    suite = given(base)
-    asked = suite.model_copy(update={"model": {**suite.model, "apply_chat_template": True}})
-    preflight.check_base(suite)
-    with pytest.raises(NftbenchError, match=said):
-        preflight.check_base(asked)
-
-
 def test_a_chat_template_surrounds_the_prompts(base: Path, tmp_path: Path) -> None:
     model = networks.load(base)
     assert model.tokenizer is not None

@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from nftbench.models.networks import build
 from nftbench.scoring.flags import GRADIENT_ERROR
 from nftbench.testing import ARCHITECTURES
 from nftbench.training.costs import gradient_error, saved_bytes, step_cost
 from nftbench.training.engine import Stepper
+from tests.checkpoints import fresh
 
 X = torch.randn(4, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 
@@ -52,7 +52,7 @@ def test_saved_bytes_count_each_storage_once_and_no_parameter() -> None:
 
 def test_attention_is_counted_in_flops() -> None:
     """Fused CPU attention would count as zero: the count must grow with the square of the length."""
-    network = build({"model_type": "gpt2", **ARCHITECTURES["gpt2"], "vocab_size": 50}, None, 0, "cpu").network
+    network = fresh()
 
     def flops(length: int) -> float:
         ids = torch.zeros(1, length, dtype=torch.long)
@@ -66,9 +66,7 @@ def test_attention_is_counted_in_flops() -> None:
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_ordinary_networks_have_true_gradients(architecture: str) -> None:
-    network = build(
-        {"model_type": architecture, **ARCHITECTURES[architecture], "vocab_size": 50}, None, 0, "cpu"
-    ).network
+    network = fresh(architecture)
     ids = torch.randint(50, (4, 12), generator=torch.Generator().manual_seed(0))
 
     def value(net: nn.Module) -> Tensor:

@@ -22,11 +22,11 @@ from transformers import (
 
 from nftbench.device import CPU
 from nftbench.errors import NftbenchError
-from nftbench.models.networks import build
 from nftbench.suites.schema import Pretraining
 from nftbench.testing import ARCHITECTURES
 from nftbench.training import engine
 from nftbench.training.engine import Stepper
+from tests.checkpoints import fresh
 
 Weights = dict[str, Tensor]
 OPTIMIZERS = ("adamw", "sgd", "muon")
@@ -335,9 +335,7 @@ def test_batches_depend_on_the_seed_alone() -> None:
 
 def pretrained(architecture: str = "gpt2", seed: int = 5, **changes: Any) -> tuple[Weights, Weights]:
     """Weights before and after ten steps."""
-    network = build(
-        {"model_type": architecture, **ARCHITECTURES[architecture], "vocab_size": 50}, None, 0, "cpu"
-    ).network
+    network = fresh(architecture)
     blocks = torch.randint(50, (30, 12), generator=torch.Generator().manual_seed(0))
     before = weights(network)
     engine.pretrain(network, blocks, RECIPE.model_copy(update={"steps": 10}), seed, CPU, **changes)
@@ -379,7 +377,7 @@ def test_a_stopped_run_has_the_weights_of_the_whole_run_at_that_step() -> None:
 
 
 def test_pretraining_learns() -> None:
-    network = build({"model_type": "gpt2", **ARCHITECTURES["gpt2"], "vocab_size": 50}, None, 0, "cpu").network
+    network = fresh()
     blocks = torch.arange(50).repeat(30, 1)[:, :12].contiguous()
 
     def value() -> float:
@@ -394,7 +392,7 @@ def test_pretraining_learns() -> None:
 
 def test_the_engine_trains_on_the_models_own_loss() -> None:
     """One step of SGD-like size: AdamW's first step is the learning rate times the gradient's sign."""
-    network = build({"model_type": "gpt2", **ARCHITECTURES["gpt2"], "vocab_size": 50}, None, 0, "cpu").network
+    network = fresh()
     blocks = torch.randint(50, (4, 12), generator=torch.Generator().manual_seed(0))
     recipe = Pretraining(steps=1, warmup=0, batch=4, learning_rate=1e-3, weight_decay=0.0, schedule="constant")
     ids = next(engine.token_batches(blocks, 4, 0, "cpu"))

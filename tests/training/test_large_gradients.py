@@ -14,17 +14,16 @@ from nftbench import Model
 from nftbench.models import networks
 from nftbench.planning import registry
 from nftbench.scoring.flags import GRADIENT_ERROR
-from nftbench.testing import ARCHITECTURES
 from nftbench.training import costs, large_gradients
 from tests.allocated import peak_bytes
+from tests.checkpoints import fresh
 
 TOKENS = torch.arange(24).reshape(2, 12)
 
 
 @pytest.fixture
 def network() -> nn.Module:
-    settings = {"model_type": "llama", **ARCHITECTURES["llama"], "vocab_size": 24}
-    return networks.build(settings, None, 0, "cpu").network
+    return fresh("llama", 24)
 
 
 def loss(network: nn.Module) -> Tensor:

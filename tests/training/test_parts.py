@@ -13,14 +13,14 @@ from torch import Tensor, nn
 from nftbench.contract import Measurement, Model, Split, Task
 from nftbench.data import loglikelihood
 from nftbench.data.loglikelihood import Batch, Encoded, Rows
-from nftbench.models.networks import build
 from nftbench.planning.plan import plan
 from nftbench.suites.schema import Budget
 from nftbench.terms import SplitName
-from nftbench.testing import ARCHITECTURES, tiny_suite
+from nftbench.testing import tiny_suite
 from nftbench.training.sweep import Sweep
 from nftbench.training.trainer import Trainer
 from tests.allocated import peak_bytes
+from tests.checkpoints import fresh
 
 WIDTH = 12
 """The longest document, in tokens that are read."""
@@ -61,8 +61,7 @@ def sweeping(tokens: int | None, batch: int = 8, **changes: Any) -> Sweep:
     budget = Budget(
         learning_rates={"adamw": (1e-3, 1e-2)}, durations=(3,), batch=batch, warmup=0, tokens_at_once=tokens
     )
-    settings = {"model_type": "llama", **ARCHITECTURES["llama"], "vocab_size": 50, **changes}
-    return Sweep(Trainer(0, budget), Model(build(settings, None, 0, "cpu").network.double(), None), Reading())
+    return Sweep(Trainer(0, budget), Model(fresh("llama", **changes).double(), None), Reading())
 
 
 @pytest.mark.parametrize("rows", [1, 2, 3, 8])

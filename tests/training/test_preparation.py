@@ -32,6 +32,7 @@ from nftbench.training.engine import Stepper
 from nftbench.training.preparation import fitting, tuned
 from nftbench.training.trainer import CellTimeoutError, Ledger
 from tests.apart import attack_here
+from tests.checkpoints import fresh
 from tests.leaks import leaks
 
 MakeWorkspace = Callable[..., Workspace]
@@ -43,8 +44,7 @@ TOKENS = torch.randint(40, (6, 8), generator=torch.Generator().manual_seed(0))
 
 
 def network(architecture: str = "gpt2") -> Any:
-    settings = {"model_type": architecture, **ARCHITECTURES[architecture], "vocab_size": 40}
-    return networks.build(settings, None, 1, "cpu").network
+    return fresh(architecture, 40, seed=1)
 
 
 def text_loss(trained: nn.Module, step: int) -> Tensor:

@@ -18,17 +18,17 @@ from transformers import PreTrainedModel
 from nftbench import Reading
 from nftbench.contract import Secret, Series
 from nftbench.models.architectures import dlr
-from nftbench.models.networks import build
 from nftbench.planning import registry
 from nftbench.testing import ARCHITECTURES
 from nftbench.training.costs import gradients
+from tests.checkpoints import fresh
 
 TOKENS = torch.randint(50, (24, 16), generator=torch.Generator().manual_seed(0))
 each_shape = pytest.mark.parametrize("kind", list(ARCHITECTURES))
 
 
 def network(kind: str = "gpt2", seed: int = 0) -> PreTrainedModel:
-    return build({"model_type": kind, **ARCHITECTURES[kind], "vocab_size": 50}, None, seed, "cpu").network.eval()
+    return fresh(kind, seed=seed).eval()
 
 
 def masked(own: nn.Module, ratio: float = 0.6) -> dict[str, Tensor]:

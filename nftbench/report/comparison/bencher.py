@@ -16,7 +16,7 @@ LONGEST_BENCHMARK, LONGEST_MEASURE = 1024, 64
 """Characters of a name that Bencher takes."""
 
 
-def text(comparison: Comparison, only_changed: bool = False) -> str:
+def text(comparison: Comparison, only_changed: bool) -> str:
     """The file's content; rows without a number in NEW are left out."""
     found: dict[str, dict[str, dict[str, float]]] = {}
     for line in lines.shown(comparison, only_changed):

@@ -8,7 +8,7 @@ from nftbench.report.comparison import lines
 LEVELS = {"regressed": "error", "missing": "error", "suspect": "warning"}
 
 
-def text(comparison: Comparison, only_changed: bool = False) -> str:
+def text(comparison: Comparison, only_changed: bool) -> str:
     """The commands, and last a notice with the answer. Annotations are few: GitHub shows ten of each kind."""
     found = [_annotation(line) for line in comparison.lines if line.verdict in LEVELS]
     said = (lines.headline(comparison), lines.untested(comparison), lines.sight(comparison))

@@ -9,7 +9,7 @@ from nftbench.report.json import written
 FORMAT = 1
 
 
-def text(comparison: Comparison, only_changed: bool = False) -> str:
+def text(comparison: Comparison, only_changed: bool) -> str:
     """The file's content. The ends of an interval that has none are null, and so is a drop that no test could see."""
     return written(
         {

@@ -17,7 +17,7 @@ UNFIT = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 """Characters that XML 1.0 cannot hold, however they are written."""
 
 
-def text(comparison: Comparison, only_changed: bool = False) -> str:
+def text(comparison: Comparison, only_changed: bool) -> str:
     """The file's content."""
     shown = lines.shown(comparison, only_changed)
     kinds = [_kind(line, comparison) for line in shown]

@@ -17,7 +17,7 @@ def marker(comparison: Comparison) -> str:
     return f"<!-- nftbench-compare:{re.sub(r'[^A-Za-z0-9_.-]+', '-', comparison.suite)} -->"
 
 
-def text(comparison: Comparison, only_changed: bool = False) -> str:
+def text(comparison: Comparison, only_changed: bool) -> str:
     """The marker, the answer, a table, and where both sides come from."""
     sides = [
         f"{name}: {one.path}, suite {one.suite}"

@@ -13,7 +13,7 @@ from nftbench.report.comparison import lines
 WIDTH = 160
 
 
-def text(comparison: Comparison, only_changed: bool = False, width: int = WIDTH) -> str:
+def text(comparison: Comparison, only_changed: bool, width: int = WIDTH) -> str:
     """The answer first, then a table, and what the reader has to know. A terminal too narrow for it gets sentences."""
     shown = lines.table(comparison, only_changed)
     drawn = io.StringIO()

@@ -109,9 +109,8 @@ def _model(results: Results, score: Score, stem: str, label: str) -> dict[str, A
 def _checkpoint(defense: str) -> str | None:
     """The folder or hub id of a row that is a checkpoint."""
     spec = Spec.parse(defense)
-    return (
-        str(dict(spec.parameters)["path"]) if spec.name == "checkpoint" and dict(spec.parameters).get("path") else None
-    )
+    path = dict(spec.parameters).get("path")
+    return str(path) if spec.name == "checkpoint" and path else None
 
 
 # ------------------------------------------------------------------------------------------------------------ results
@@ -123,11 +122,16 @@ def _results(results: Results, score: Score) -> Iterator[dict[str, Any]]:
     knows = {"attackers have": board.rules.ranking}
 
     def result(
-        metric: str, value: Interval | None, about: str, on: list[str], method: str = SEEDS, **more: Any
+        metric: str,
+        value: Interval | None,
+        about: str,
+        on: list[str],
+        method: str = SEEDS,
+        unit: str = "points",
+        lower_is_better: bool = False,
+        **details: Any,
     ) -> Iterator[dict[str, Any]]:
         if value is not None:
-            unit, lower = more.pop("unit", "points"), more.pop("lower_is_better", False)
-            details = {**knows, **more}
             yield {
                 "evaluation_name": f"nftbench.{board.suite}.{on[0] if len(on) == 1 else 'all_tasks'}",
                 "source_data": _data(results, on),
@@ -136,14 +140,14 @@ def _results(results: Results, score: Score) -> Iterator[dict[str, Any]]:
                     "metric_id": f"nftbench.{metric}",
                     "metric_name": metric.replace("_", " "),
                     "metric_unit": unit,
-                    "lower_is_better": lower,
+                    "lower_is_better": lower_is_better,
                     "score_type": "continuous",
                     **UNBOUNDED,
                 },
                 "score_details": _score(value, method),
                 "generation_config": {
                     "generation_args": {"execution_command": results.command},
-                    "additional_details": {key: str(one) for key, one in details.items()},
+                    "additional_details": {key: str(one) for key, one in {**knows, **details}.items()},
                 },
             }
 

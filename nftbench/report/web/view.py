@@ -18,7 +18,7 @@ from nftbench.report.authors import paragraphs
 from nftbench.report.labels import NAMED, of
 from nftbench.scoring.leaderboard import Leaderboard
 from nftbench.scoring.scores import Score
-from nftbench.scoring.table import UNKNOWN, Table, number, short
+from nftbench.scoring.table import Table, number, short
 
 CHIPS = {
     "keeps": "good",
@@ -178,7 +178,7 @@ class View:
     @property
     def defenses(self) -> tuple[Defense, ...]:
         """Every row, the ranked ones first and the doses of the ladder last."""
-        return tuple(self._defense(score) for score in self._all)
+        return tuple(self._defense(score) for score in order.everything(self.board))
 
     @property
     def made(self) -> Mapping[str, int]:
@@ -192,12 +192,9 @@ class View:
         return page.guide(self.board)
 
     @property
-    def _all(self) -> tuple[Score, ...]:
-        return order.everything(self.board)
-
-    @property
     def _anchors(self) -> dict[str, str]:
-        return {score.defense: f"{self.name}-row-{index}" for index, score in enumerate(self._all)}
+        rows = order.everything(self.board)
+        return {score.defense: f"{self.name}-row-{index}" for index, score in enumerate(rows)}
 
     def _defense(self, score: Score) -> Defense:
         shown = (
@@ -208,7 +205,6 @@ class View:
             row_tables.utility(score),
             row_tables.not_planned(self.board, score),
         )
-        facts = page.facts(self.board, score)
         return Defense(
             row=score.defense,
             label=self.labels[score.defense],
@@ -216,7 +212,7 @@ class View:
             kind={"reference": "undefended", "trivial": "trivial defense"}.get(score.kind, score.kind),
             place=tables.rank(score),
             broken=breaking(score),
-            facts={name: fact for name, fact in facts.items() if fact not in ("", UNKNOWN)},
+            facts=page.facts(self.board, score),
             tables=tuple(self._grid(table, "") for table in shown if table.rows),
         )
 
