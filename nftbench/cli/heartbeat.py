@@ -58,8 +58,8 @@ def doing(words: Callable[[], str]) -> Iterator[Heartbeat]:
 
 
 @contextlib.contextmanager
-def still(words: str) -> Iterator[None]:
+def still(words: str) -> Iterator[Heartbeat]:
     """`doing` with the same words each time, and how long it has taken so far."""
     begun = time.monotonic()
-    with doing(lambda: f"{words}, for {time.monotonic() - begun:.0f} s so far"):
-        yield
+    with doing(lambda: f"{words}, for {time.monotonic() - begun:.0f} s so far") as heart:
+        yield heart
