@@ -361,14 +361,14 @@ def compare_hardware(records: Iterable[Record], device: Device) -> None:
 
 
 def _open_jobs(part: Plan, records: Mapping[str, Record]) -> list[Job]:
-    """The jobs in which a cell is not settled, without their settled cells.
+    """The jobs of the cells that are not settled.
 
     Workers look at single files only, and a settled record may be in the pack.
     """
     from nftbench.records.store import settled
 
     keys = settled(part.cells, records)
-    return [job for whole in part.jobs() if (job := whole.without(keys)).cells]
+    return replace(part, cells=tuple(cell for cell in part.cells if cell.key not in keys)).jobs()
 
 
 def worker_count(work: Work, options: RunOptions, records: Mapping[str, Record]) -> int:

@@ -128,8 +128,8 @@ class Plan:
 
         The salt is left out: a folder names it only once it is packed, or where it is public anyway.
         """
-        scored = [cell for cell in self.cells if self.role(cell) != "yardstick"]
-        readings = [cell for cell in self.cells if self.role(cell) == "yardstick"]
+        scored = [cell for cell in self.cells if cell.task not in self._yardsticks]
+        readings = [cell for cell in self.cells if cell.task in self._yardsticks]
         return Manifest(
             suite=self.suite.model_copy(update={"salt": None}),
             cells=tuple(map(_planned, scored)),

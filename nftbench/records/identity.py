@@ -26,7 +26,11 @@ EVALUATION = 2
 
 def digest(*parts: Any) -> str:
     """sha256 of the canonical JSON of `parts`."""
-    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
+    return hashlib.sha256(_CANONICAL.encode(parts).encode()).hexdigest()
+
+
+_CANONICAL = json.JSONEncoder(sort_keys=True, default=str)
+"""`json.dumps` with these options makes an encoder anew for each of thousands of keys."""
 
 
 def file_hash(path: Path) -> str:

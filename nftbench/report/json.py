@@ -105,6 +105,10 @@ class BoardLayout(TypedDict):
     commands: Mapping[str, int]
 
 
+SCALARS = (str, int, type(None))
+"""Types of values that are written as they are."""
+
+
 def schema() -> dict[str, Any]:
     """The JSON Schema of the file. A number that is not finite is null."""
     drawn = TypeAdapter(BoardLayout).json_schema(mode="serialization")
@@ -216,6 +220,10 @@ def written(content: Mapping[str, Any] | Sequence[Any]) -> str:
 
 def plain(value: Any) -> Any:
     """The value in the types that JSON has."""
+    if isinstance(value, SCALARS):  # first, because nearly every value is one
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
     if isinstance(value, BaseModel):  # a paper's claim, as the suite states it
         return plain(value.model_dump(mode="json"))
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
@@ -226,4 +234,4 @@ def plain(value: Any) -> Any:
         return sorted(value)
     if isinstance(value, tuple | list):
         return [plain(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    return value

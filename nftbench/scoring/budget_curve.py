@@ -136,10 +136,11 @@ def _stages(record: Record, total: float) -> list[tuple[float, float]]:
     The FLOPs include the preparation. Points are compared without `max`: a quarter of scoring's time is spent here.
     """
     cost, higher = record.cost or Cost(), record.validation is None or record.validation.higher_is_better
+    scale = in_points(1.0, higher)
     longest: dict[float, int] = {}
     best: dict[int, float] = {}
     for point in record.curve:
-        step, rate, score = point.step, point.learning_rate, _score(point, higher)
+        step, rate, score = point.step, point.learning_rate, _score(point, scale)
         if step not in best or score > best[step]:
             best[step] = score
         if step > longest.get(rate, 0):
@@ -153,11 +154,11 @@ def _stages(record: Record, total: float) -> list[tuple[float, float]]:
         share = sum([end if end < step else step for end in ends]) / trained if trained else 1.0
         stages.append((cost.preparation_flops + share * sweep, best[step]))
     after = [in_points(record.validation.value, higher)] if record.validation else []
-    last = max([-math.inf, *(_score(point, higher) for point in record.restarts), *after])
+    last = max([-math.inf, *(_score(point, scale) for point in record.restarts), *after])
     return [*stages, (total, last)]
 
 
-def _score(point: Point, higher: bool) -> float:
-    """In points; minus infinity where there is none."""
+def _score(point: Point, scale: float) -> float:
+    """In points, of which the metric has `scale`; minus infinity where there is none."""
     found = point.score
-    return in_points(found, higher) if found is not None and math.isfinite(found) else -math.inf
+    return scale * found if found is not None and math.isfinite(found) else -math.inf

@@ -76,9 +76,9 @@ def _multiples(before: Curved, after: Curved, start: float, share: float) -> dic
 
 def _curve(record: Record) -> list[tuple[int, float]]:
     """Step and score in points, the earliest first."""
-    higher = record.validation is None or record.validation.higher_is_better
+    scale = in_points(1.0, record.validation is None or record.validation.higher_is_better)
     return sorted(
-        (point.step, in_points(point.score, higher))
+        (point.step, scale * point.score)
         for point in record.curve
         if point.score is not None and math.isfinite(point.score)
     )

@@ -7,10 +7,10 @@ are raised in the order of this file.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from nftbench.contract import Protection
+from nftbench.contract import Point, Protection
 from nftbench.records.record import Record
 from nftbench.scoring.frontier import MEAN
 from nftbench.scoring.grid import NONE
@@ -414,14 +414,16 @@ def _behind(record: Record) -> float:
 
     Restarts that are not finite are as good as not training.
     """
-    higher = record.validation.higher_is_better if record.validation else True
-    swept, again, start = (
-        [in_points(point.score, higher) for point in some if point.score is not None]
-        for some in (record.curve, record.restarts, [point for point in record.curve if not point.step])
-    )
+    scale = in_points(1.0, record.validation.higher_is_better if record.validation else True)
+
+    def scores(points: Iterable[Point]) -> list[float]:
+        return [scale * point.score for point in points if point.score is not None]
+
+    swept = scores(record.curve)
     if not swept:
         return 0.0
-    return max(swept) - max(again or start, default=max(swept))
+    again = scores(record.restarts) or scores(point for point in record.curve if not point.step)
+    return max(swept) - max(again, default=max(swept))
 
 
 @_flag("same_weights", "warn", on=["defense"])

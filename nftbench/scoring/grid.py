@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import itertools
 import math
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -136,6 +136,10 @@ class Grid:
             return True
         return not (self.rows[defense].trivial or defense in self.references() or cell in self.faults)
 
+    def records_of(self, defense: str) -> Sequence[Record]:
+        """Every record of this row, in the order of cells."""
+        return self._records_by_defense.get(defense, ())
+
     # ------------------------------------------------------------------------------------------------------ the best
 
     def best_attacks(self, defense: str, tasks: Sequence[str], attacks: Attacks) -> BestAttacks | None:
@@ -237,6 +241,13 @@ class Grid:
         return {cell: preference(record) for cell, record in self.records.items()}
 
     @functools.cached_property
+    def _records_by_defense(self) -> Mapping[str, Sequence[Record]]:
+        return {
+            defense: [self.records[cell] for cell in cells]
+            for defense, cells in itertools.groupby(sorted(self.records), key=lambda cell: cell.defense)
+        }
+
+    @functools.cached_property
     def _expected_attacks(self) -> Attacks:
         return frozenset(cell.attack for cell in self.expected)
 
@@ -272,27 +283,27 @@ def arrange(
     """
     problems = []
     wanted = None if planned is None else frozenset(planned)
-    ordered = sorted(records, key=lambda record: (CellId.of(record), record.key))
-    ordered = [record for record in ordered if record.role != "yardstick"]
-    held = [record for record in ordered if wanted is None or CellId.of(record) in wanted]
-    if len(held) < len(ordered):
-        problems.append(f"{len(ordered) - len(held)} records outside the plan are left out")
-    found = {CellId.of(record): record for record in held}
+    ordered = [(CellId.of(record), record) for record in records if record.role != "yardstick"]
+    ordered.sort(key=lambda pair: (pair[0], pair[1].key))
+    in_plan = [(cell, record) for cell, record in ordered if wanted is None or cell in wanted]
+    if len(in_plan) < len(ordered):
+        problems.append(f"{len(ordered) - len(in_plan)} records outside the plan are left out")
+    found, held = dict(in_plan), [record for _, record in in_plan]
     expected = _implied(held) if wanted is None else _whole(wanted, held, {*initialisations, *_doses(ladder)})
     unlike = unpaired(held)
     problems += [f"{defense}: {reason}" for (defense, _), reason in unlike.items()]
     metrics, benign = ({record.task for record in held if record.role == role} for role in ("utility", "benign"))
     attacked = {cell.task for cell in expected if cell.attack != NONE}
+    seeds: dict[str, set[int]] = defaultdict(set)
+    for cell in expected:
+        seeds[cell.defense].add(cell.seed)
     grid = Grid(
         records=found,
         expected=expected,
-        faults=_faults(held, found, expected, unlike),
+        faults=_faults(in_plan, found, expected, unlike),
         attacks={record.attack: record for record in held},
         rows={record.defense: record.row for record in held},
-        seeds={
-            defense: tuple(sorted({cell.seed for cell in expected if cell.defense == defense}))
-            for defense in {cell.defense for cell in expected}
-        },
+        seeds={defense: tuple(sorted(own)) for defense, own in seeds.items()},
         tasks=tuple(sorted((attacked or {cell.task for cell in expected}) - metrics - benign)),
         metrics=tuple(sorted(metrics)),
         ranking=ranking,
@@ -304,7 +315,7 @@ def arrange(
 
 
 def _faults(
-    records: Sequence[Record],
+    records: Sequence[tuple[CellId, Record]],
     by_cell: Mapping[CellId, Record],
     expected: frozenset[CellId],
     unlike: Mapping[tuple[str, int], str],
@@ -312,9 +323,9 @@ def _faults(
     """Why a cell has no result that counts; `unlike` gives the defenses and seeds that are paired with another base."""
     faults = {cell: "missing" for cell in expected if cell not in by_cell}
     faults |= {cell: fault for cell, record in by_cell.items() if (fault := _fault(record))}
-    keys = {(CellId.of(record), record.key) for record in records}
-    twice = [cell for cell, count in Counter(cell for cell, _ in keys).items() if count > 1]
-    faults |= dict.fromkeys(twice, "recorded twice, with different keys") | _different_weights(records)
+    twice = [cell for cell, record in records if record.key != by_cell[cell].key]
+    faults |= dict.fromkeys(twice, "recorded twice, with different keys")
+    faults |= _different_weights([record for _, record in records])
     return faults | {cell: unlike[row] for cell in by_cell if (row := (cell.defense, cell.seed)) in unlike}
 
 

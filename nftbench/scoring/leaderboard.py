@@ -269,8 +269,8 @@ def _evidence(
     known = row.reference in grid.rows
     return flags.RowEvidence(
         score,
-        records=_records(grid, score.defense),
-        reference=_records(grid, row.reference),
+        records=grid.records_of(score.defense),
+        reference=grid.records_of(row.reference),
         # Nor does it raise a doubt, by saying of itself that it was not at its best. It can only lower the score.
         best=_best(grid, score.defense, tasks, ranking - grid.added) if known else [],
         best_claimed=_best(grid, score.defense, tasks, claimed_attacks(grid, row) - grid.added) if known else [],
@@ -289,10 +289,6 @@ def _same(grid: Grid, one: str, other: str) -> bool:
     shared = set(grid.seeds[one]) & set(grid.seeds[other])
     first, second = (grid.hashes.get(row, {}) for row in (one, other))
     return bool(shared) and all(seed in first and first[seed] == second.get(seed) for seed in shared)
-
-
-def _records(grid: Grid, defense: str) -> list[Record]:
-    return [grid.records[cell] for cell in sorted(cell for cell in grid.records if cell.defense == defense)]
 
 
 def _best(grid: Grid, defense: str, tasks: Sequence[str], attacks: Attacks) -> list[Record]:

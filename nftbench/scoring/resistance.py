@@ -154,8 +154,9 @@ def adaptive(grid: Grid, defense: str) -> tuple[str, ...]:
     """
     name = Spec.parse(defense).name
     against = {attack for attack, record in grid.attacks.items() if name in record.against}
-    ran = {cell.attack for cell in grid.records.keys() - grid.faults.keys() if cell.defense == defense}
-    return tuple(sorted(against & ran - grid.by_owner() - grid.added))
+    against -= grid.by_owner() | grid.added
+    own = [CellId.of(record) for record in grid.records_of(defense) if record.attack in against]
+    return tuple(sorted({cell.attack for cell in own if cell not in grid.faults}))
 
 
 def recipes(grid: Grid, defense: str, tasks: Sequence[str]) -> Recipes:

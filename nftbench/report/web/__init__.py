@@ -31,7 +31,7 @@ def text(boards: Sequence[tuple[Leaderboard, str]]) -> str:
     """The page of these leaderboards, each with the command that made it; several become tabs."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markdown_it import MarkdownIt
-    from markupsafe import Markup
+    from markupsafe import Markup, escape
 
     environment = Environment(
         loader=FileSystemLoader(HERE),
@@ -44,7 +44,8 @@ def text(boards: Sequence[tuple[Leaderboard, str]]) -> str:
     environment.policies["json.dumps_kwargs"] = {"sort_keys": False}  # what is said of a point has an order
     # Raw HTML in the Markdown is escaped: the guides of side tables are text too.
     markdown = MarkdownIt("commonmark", {"html": False})
-    environment.filters["breakable"] = lambda source: Markup("<wbr>").join(PARTS.split(source))
+    # Escaping adds no place where text may be broken, so the whole text can be escaped at once.
+    environment.filters["breakable"] = lambda source: Markup(PARTS.sub("<wbr>", escape(source)))
     environment.filters["markdown"] = lambda source: Markup(markdown.render(source))
     environment.globals["named"] = NAMED
     shown = views(boards)

@@ -91,7 +91,7 @@ class Defense:
 
 @dataclass(frozen=True)
 class View:
-    """One leaderboard as the page shows it."""
+    """One leaderboard as the page shows it. The template asks for some of its tables several times."""
 
     board: Leaderboard
     name: str
@@ -115,12 +115,12 @@ class View:
         """What was found about each added defense and attack, in a paragraph."""
         return paragraphs(self.board)
 
-    @property
+    @functools.cached_property
     def first(self) -> tuple[Grid, ...]:
         """What stands before the ranking: claims of papers, in a suite that has them."""
         return self._beside(first=True)
 
-    @property
+    @functools.cached_property
     def ranking(self) -> Grid:
         """Every ranked row."""
         about = "Rows by excess: points taken from the best attacker beyond trivial defenses that keep as much utility."
@@ -135,7 +135,7 @@ class View:
         found = ((tables.unranked(self.board), unranked), (tables.controls(self.board), controls))
         return tuple(self._grid(table, about) for table, about in found if table.rows)
 
-    @property
+    @functools.cached_property
     def heat(self) -> Grid:
         """Suppression at each level of knowledge, as a heat map."""
         grid = self._grid(
@@ -170,7 +170,7 @@ class View:
         chosen = [side for side in self.board.side_tables if (side.position == "first") == first]
         return tuple(self._grid(table, "") for side in chosen for table in side.tables() if table.rows)
 
-    @property
+    @functools.cached_property
     def doubts(self) -> Grid:
         """Every doubt about every row."""
         return self._grid(tables.flags(self.board), "What was seen that makes a row less certain.")
@@ -191,7 +191,7 @@ class View:
         """How to read it, as Markdown."""
         return page.guide(self.board)
 
-    @property
+    @functools.cached_property
     def _anchors(self) -> dict[str, str]:
         rows = order.everything(self.board)
         return {score.defense: f"{self.name}-row-{index}" for index, score in enumerate(rows)}
@@ -217,17 +217,15 @@ class View:
         )
 
     def _grid(self, table: Table, about: str) -> Grid:
-        anchors = self._anchors
         rows = tuple(
-            tuple(self._cell(head, text, anchors) for head, text in zip(table.header, row, strict=True))
-            for row in table.rows
+            tuple(self._cell(head, text) for head, text in zip(table.header, row, strict=True)) for row in table.rows
         )
         return Grid(table.title, about, table.header, rows)
 
-    def _cell(self, head: str, text: str, anchors: Mapping[str, str]) -> Cell:
+    def _cell(self, head: str, text: str) -> Cell:
         if head in NAMED and text in self.labels:
             label = self.labels[text]
-            return Cell(label, label, row=text, anchor=anchors.get(text))
+            return Cell(label, label, row=text, anchor=self._anchors.get(text))
         first = _number(text)
         return Cell(text, text if first is None else repr(first), chip=CHIPS.get(text.partition(" (")[0]))
 
