@@ -62,7 +62,7 @@ class RowEvidence:
     left_out: Sequence[str] = ()
     """Attacks of nftbench that were written against the defense, where the plan has none of them."""
     same_weights: Sequence[str] = ()
-    """Other rows that release the same weights on every base seed."""
+    """Other rows that release the same weights, with the same configuration, on every base seed."""
 
     @property
     def protections(self) -> list[Protection]:

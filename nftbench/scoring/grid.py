@@ -224,12 +224,13 @@ class Grid:
         return {}
 
     @functools.cached_property
-    def hashes(self) -> Mapping[str, Mapping[int, str]]:
-        """By row and base seed: the hash of the released weights, where it is recorded."""
-        found: dict[str, dict[int, str]] = {}
+    def released(self) -> Mapping[str, Mapping[int, tuple[str, Mapping[str, object]]]]:
+        """By row and base seed: the hash of the released weights and the changes of configuration, where recorded."""
+        found: dict[str, dict[int, tuple[str, Mapping[str, object]]]] = {}
         for record in self.records.values():
-            if record.uses_release and record.release_sha256:
-                found.setdefault(record.defense, {})[record.seed] = record.release_sha256
+            if record.release_sha256 and record.protection:
+                release = (record.release_sha256, record.protection.config_changed)
+                found.setdefault(record.defense, {})[record.seed] = release
         return found
 
     @functools.cached_property

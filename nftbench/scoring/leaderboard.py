@@ -297,9 +297,12 @@ def _evidence(
 
 
 def _same(grid: Grid, one: str, other: str) -> bool:
-    """Whether both rows release the same weights on every base seed that both have. An unknown hash is no sameness."""
+    """Whether both rows release the same weights and configuration on every base seed that both have.
+
+    What is unknown is not the same.
+    """
     shared = set(grid.seeds[one]) & set(grid.seeds[other])
-    first, second = (grid.hashes.get(row, {}) for row in (one, other))
+    first, second = (grid.released.get(row, {}) for row in (one, other))
     return bool(shared) and all(seed in first and first[seed] == second.get(seed) for seed in shared)
 
 
