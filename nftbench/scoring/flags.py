@@ -195,7 +195,7 @@ def _unexamined(row: RowEvidence) -> str | None:
 def _prompts(row: RowEvidence) -> str | None:
     """The release may look for the token that begins a document: utility texts contain it, a task's prompts do not."""
     worse = [(gap - most, gap, name) for one in row.protections for name, gap, most in plain_text_gaps(one)]
-    over, gap, name = max(worse, default=(0.0, 0.0, ""))
+    over, gap, name = max(worse, key=lambda one: math.inf if math.isnan(one[0]) else one[0], default=(0.0, 0.0, ""))
     if over <= 0:
         return None
     if name.startswith("beginning"):
