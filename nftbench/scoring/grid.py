@@ -352,11 +352,12 @@ def _implied(records: Sequence[Record]) -> frozenset[CellId]:
 
 
 def _whole(planned: frozenset[CellId], records: Sequence[Record], fewer: Collection[str]) -> frozenset[CellId]:
-    """The plan, and the cells that it lacks: an attack on a row belongs on every seed of the row, and on every task on
-    which its reference is attacked by it.
+    """The plan, and the cells that it lacks: an attack on a row belongs on every seed of the row and of its reference,
+    and on every task on which its reference is attacked by it.
 
-    Folders that were merged can leave such holes, and a row would look stronger for lacking a cell. `fewer` are rows
-    that are measured on fewer tasks than their reference on purpose.
+    Folders that were merged can leave such holes, and a row would look stronger for lacking a cell: its author could
+    leave out the seeds at which it is weak. `fewer` are rows that are measured on fewer tasks than their reference on
+    purpose.
     """
     references = {record.defense: record.row.reference for record in records if record.defense not in fewer}
     seeds: dict[str, set[int]] = defaultdict(set)
@@ -368,7 +369,7 @@ def _whole(planned: frozenset[CellId], records: Sequence[Record], fewer: Collect
         CellId(defense, attack, task, seed)
         for (defense, attack), own in tasks.items()
         for task in own | tasks.get((references.get(defense, defense), attack), set())
-        for seed in seeds[defense]
+        for seed in seeds[defense] | seeds[references.get(defense, defense)]
     }
 
 

@@ -19,7 +19,7 @@ from nftbench.scoring import Leaderboard, Score
 from nftbench.scoring.frontier import Family as Curves, Row, excess, smallest
 from nftbench.scoring.intervals import Interval
 from nftbench.suites.schema import Family
-from tests.factories import TASKS, UNDEFENDED, failed, measurement, record, scored, scratch, suite, sweep
+from tests.factories import DEFENDED, TASKS, UNDEFENDED, failed, measurement, record, scored, scratch, suite, sweep
 from tests.scoring import drawn
 from tests.scoring.drawn import LADDER, Truth, kept, trivial
 
@@ -370,6 +370,15 @@ def test_a_dose_that_met_fewer_attacks_refutes_nobody(added: Sequence[str]) -> N
     assert found.verdict == "not shown"
     everywhere = [*records, *fused["early_stop"]]
     assert of(scored(everywhere, planned=list(map(CellId.of, everywhere)))).claim.verdict == "refuted"
+
+
+def test_a_row_that_leaves_out_the_seeds_of_its_choice_holds_nothing() -> None:
+    """At two of seven seeds it takes less than early_stop does."""
+    ends = {"none": [*UNDEFENDED, 0.82, 0.82], "early_stop": [0.7] * 7, "pmp": [*DEFENDED, 0.81, 0.80]}
+    records = [*scratch([0.4] * 7), *(one for row, values in ends.items() for one in sweep(row, values))]
+    lucky = [one for one in records if one.defense != "pmp" or one.seed < 5]
+    for found, verdict in ((records, "not shown"), (lucky, "untested")):
+        assert of(scored(found, planned=list(map(CellId.of, found)))).claim.verdict == verdict
 
 
 def test_an_untestable_claim_counts_in_the_correction() -> None:
