@@ -6,8 +6,7 @@ from collections.abc import Sequence
 
 from nftbench.records.record import Row
 from nftbench.scoring.grid import Attacks, Grid
-from nftbench.scoring.intervals import gap_by_seed
-from nftbench.scoring.ladder import Ladder, excess
+from nftbench.scoring.intervals import Interval, gap_by_seed
 from nftbench.scoring.resistance import attacked_by_row
 from nftbench.scoring.scores import ClaimTest
 
@@ -22,11 +21,10 @@ def claimed_attacks(grid: Grid, row: Row) -> Attacks:
     return grid.within(frozenset(row.claim.knowledge) | {"method"}, row.claim.adaptation)
 
 
-def claim_test(grid: Grid, defense: str, tasks: Sequence[str], beside: Ladder) -> ClaimTest:
-    """What the attackers in the claim leave of the defense; `beside` is the ladder as the same attackers find it."""
+def claim_test(grid: Grid, defense: str, tasks: Sequence[str], excess: Interval | None) -> ClaimTest:
+    """What the attackers in the claim leave of the defense; `excess` is that under the same attackers."""
     row = grid.rows[defense]
-    if row.claim is None:
-        return ClaimTest()
+    assert row.claim is not None  # or there would be nothing to test
     attacks = claimed_attacks(grid, row)
     attacked = attacked_by_row(grid, [defense, row.reference], tasks, attacks)
     tested = any(
@@ -38,7 +36,7 @@ def claim_test(grid: Grid, defense: str, tasks: Sequence[str], beside: Ladder) -
         if record.trains and record.uses_release
     )
     return ClaimTest(
-        excess=excess(grid, defense, tasks, attacks, beside).interval,
+        excess=excess,
         suppression=gap_by_seed(attacked.get(row.reference, {}), attacked[defense]),
         tested=tested,
         covered=grid.uses_all(defense, frozenset(row.claim.knowledge), row.claim.adaptation),

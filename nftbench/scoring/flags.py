@@ -62,7 +62,7 @@ class RowEvidence:
     left_out: Sequence[str] = ()
     """Attacks of nftbench that were written against the defense, where the plan has none of them."""
     same_weights: Sequence[str] = ()
-    """Other rows that release the same weights on every base seed."""
+    """Other rows that release the same weights, with the same configuration, on every base seed."""
 
     @property
     def protections(self) -> list[Protection]:
@@ -195,7 +195,7 @@ def _unexamined(row: RowEvidence) -> str | None:
 def _prompts(row: RowEvidence) -> str | None:
     """The release may look for the token that begins a document: utility texts contain it, a task's prompts do not."""
     worse = [(gap - most, gap, name) for one in row.protections for name, gap, most in plain_text_gaps(one)]
-    over, gap, name = max(worse, default=(0.0, 0.0, ""))
+    over, gap, name = max(worse, key=lambda one: math.inf if math.isnan(one[0]) else one[0], default=(0.0, 0.0, ""))
     if over <= 0:
         return None
     if name.startswith("beginning"):

@@ -228,12 +228,13 @@ class Grid:
         return {}
 
     @functools.cached_property
-    def hashes(self) -> Mapping[str, Mapping[int, str]]:
-        """By row and base seed: the hash of the released weights, where it is recorded."""
-        found: dict[str, dict[int, str]] = {}
+    def released(self) -> Mapping[str, Mapping[int, tuple[str, Mapping[str, object]]]]:
+        """By row and base seed: the hash of the released weights and the changes of configuration, where recorded."""
+        found: dict[str, dict[int, tuple[str, Mapping[str, object]]]] = {}
         for record in self.records.values():
-            if record.uses_release and record.release_sha256:
-                found.setdefault(record.defense, {})[record.seed] = record.release_sha256
+            if record.release_sha256 and record.protection:
+                release = (record.release_sha256, record.protection.config_changed)
+                found.setdefault(record.defense, {})[record.seed] = release
         return found
 
     @functools.cached_property
@@ -362,11 +363,12 @@ def _implied(records: Sequence[Record]) -> frozenset[CellId]:
 
 
 def _whole(planned: frozenset[CellId], records: Sequence[Record], fewer: Collection[str]) -> frozenset[CellId]:
-    """The plan, and the cells that it lacks: an attack on a row belongs on every seed of the row, and on every task on
-    which its reference is attacked by it.
+    """The plan, and the cells that it lacks: an attack on a row belongs on every seed of the row and of its reference,
+    and on every task on which its reference is attacked by it.
 
-    Folders that were merged can leave such holes, and a row would look stronger for lacking a cell. `fewer` are rows
-    that are measured on fewer tasks than their reference on purpose.
+    Folders that were merged can leave such holes, and a row would look stronger for lacking a cell: its author could
+    leave out the seeds at which it is weak. `fewer` are rows that are measured on fewer tasks than their reference on
+    purpose.
     """
     references = {record.defense: record.row.reference for record in records if record.defense not in fewer}
     seeds: dict[str, set[int]] = defaultdict(set)
@@ -378,7 +380,7 @@ def _whole(planned: frozenset[CellId], records: Sequence[Record], fewer: Collect
         CellId(defense, attack, task, seed)
         for (defense, attack), own in tasks.items()
         for task in own | tasks.get((references.get(defense, defense), attack), set())
-        for seed in seeds[defense]
+        for seed in seeds[defense] | seeds[references.get(defense, defense)]
     }
 
 

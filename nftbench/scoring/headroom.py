@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from nftbench.scoring.grid import NONE, Grid
 from nftbench.scoring.intervals import average_by_seed, gap_by_seed
 from nftbench.scoring.points import mean_points
 from nftbench.scoring.scores import Headroom
 
 
-def headroom(grid: Grid, reference: str) -> list[Headroom]:
-    """The undefended model compared with training from scratch on each task, in points, as means over seeds."""
+def headroom(grid: Grid, reference: str, tasks: Sequence[str] | None = None) -> list[Headroom]:
+    """The undefended model compared with training from scratch on each task, in points, as means over seeds.
+
+    The tasks are those that are scored, unless others are named.
+    """
     attacks = grid.within(grid.ranking)
     from_scratch = attacks & grid.from_scratch()
     on_release = attacks - grid.ignoring_release()
     rows = []
-    for task in grid.tasks:
+    for task in grid.tasks if tasks is None else tasks:
         unattacked, undefended, scratch = (
             mean_points(grid.best_attacks(reference, [task], chosen) if reference in grid.rows else None)
             for chosen in (frozenset({NONE}), on_release, from_scratch)

@@ -1,7 +1,8 @@
 """The ladder: a suite's families of trivial defenses in numbers, from which the excess of a row is measured.
 
 The same attackers count on every dose as on the rows that are judged. A dose may be given fewer attacks than the
-reference: then it seems to take more from the attacker than it does, and the curve lies too high, never too low.
+reference: then it seems to take more from the attacker than it does, and the curve lies too high, never too low. That
+makes it harder to hold, as it should be. The upper end of an excess, which refutes, also counts `met_by_all`.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from nftbench.records.record import CellId
 from nftbench.scoring import frontier
 from nftbench.scoring.frontier import Row
 from nftbench.scoring.grid import Attacks, Grid
@@ -103,6 +105,17 @@ def numbers(grid: Grid, defense: str, tasks: Sequence[str], attacks: Attacks, me
         {seed: before[seed] - own[seed] for seed in seeds},
         {metric: {seed: by_seed[seed] for seed in seeds} for metric, by_seed in kept.items()},
     )
+
+
+def met_by_all(grid: Grid, doses: Sequence[str], tasks: Sequence[str], attacks: Attacks) -> Attacks:
+    """Of these attacks, those that every dose met on every task and seed, and those that ignore the release.
+
+    Under the others a dose might do no better than the row, so that nothing they do refutes the row by the ladder. An
+    added attack counts on no dose.
+    """
+    cells = [(dose, task, seed) for dose in doses for task in tasks for seed in grid.seeds.get(dose, ())]
+    met = {attack for attack in attacks if all(CellId(dose, attack, *where) in grid.expected for dose, *where in cells)}
+    return attacks & (met | grid.ignoring_release()) - grid.added
 
 
 def excess(grid: Grid, defense: str, tasks: Sequence[str], attacks: Attacks, beside: Ladder) -> Excess:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -17,7 +18,7 @@ from nftbench.scoring.claims import claim_test, claimed_attacks
 from nftbench.scoring.grid import NONE, Attacks, Grid, Knowledge, arrange, knowledge_name
 from nftbench.scoring.headroom import headroom
 from nftbench.scoring.intervals import holm
-from nftbench.scoring.ladder import Ladder, curves, excess, ladder as built
+from nftbench.scoring.ladder import Ladder, curves, excess, ladder as built, met_by_all
 from nftbench.scoring.per_attack import per_attack
 from nftbench.scoring.resistance import adaptive, authorized_gain, by_knowledge, costs, recipes, resistance
 from nftbench.scoring.scores import ByKnowledge, ClaimTest, Curve, Excess, Headroom, Kind, Score
@@ -192,11 +193,22 @@ class _Ladders:
         return self.made[asked]
 
     def excess(self, defense: str, tasks: Sequence[str], attacks: Attacks) -> Excess:
-        """Of a row on these tasks, also where its reference lacks records."""
+        """Of a row on these tasks, also where its reference lacks records.
+
+        Its upper end is at least that under the attacks which every dose met: a dose that met fewer looks harder to
+        train than it is, and would refute rows by that alone.
+        """
         reference = self.grid.rows[defense].reference
         if reference not in self.grid.rows:
             return Excess(reason=f"{reference} has no records")
-        return excess(self.grid, defense, tasks, attacks, self.of(reference, attacks, tasks))
+        beside = self.of(reference, attacks, tasks)
+        found = excess(self.grid, defense, tasks, attacks, beside)
+        few = met_by_all(self.grid, beside.doses, tasks, attacks)
+        if found.interval is None or few == attacks:
+            return found
+        alike = excess(self.grid, defense, tasks, few, self.of(reference, few, tasks)).interval
+        high = max(found.interval.high, alike.high if alike else math.inf)
+        return replace(found, interval=replace(found.interval, high=high))
 
 
 def _scores(grid: Grid, ladders: _Ladders, room: Sequence[Headroom]) -> list[Score]:
@@ -237,14 +249,14 @@ def _score(grid: Grid, defense: str, ladders: _Ladders) -> Score:
         authorized_gain=authorized_gain(grid, defense, tasks),
         cost_to_break=costs(grid, defense, tasks),
         attacks=per_attack(grid, defense, tasks),
-        claim=_claim_test(grid, defense, ladders) if kind == "defense" else ClaimTest(),
+        claim=_claim_test(grid, defense, ladders) if kind == "defense" and row.claim else ClaimTest(),
     )
 
 
 def _claim_test(grid: Grid, defense: str, ladders: _Ladders) -> ClaimTest:
     row = grid.rows[defense]
-    beside = ladders.of(row.reference, claimed_attacks(grid, row))
-    return claim_test(grid, defense, ladders.tasks[row.reference], beside)
+    tasks = ladders.tasks[row.reference]
+    return claim_test(grid, defense, tasks, ladders.excess(defense, tasks, claimed_attacks(grid, row)).interval)
 
 
 def _incomplete(grid: Grid, defense: str) -> list[str]:
@@ -285,9 +297,12 @@ def _evidence(
 
 
 def _same(grid: Grid, one: str, other: str) -> bool:
-    """Whether both rows release the same weights on every base seed that both have. An unknown hash is no sameness."""
+    """Whether both rows release the same weights and configuration on every base seed that both have.
+
+    What is unknown is not the same.
+    """
     shared = set(grid.seeds[one]) & set(grid.seeds[other])
-    first, second = (grid.hashes.get(row, {}) for row in (one, other))
+    first, second = (grid.released.get(row, {}) for row in (one, other))
     return bool(shared) and all(seed in first and first[seed] == second.get(seed) for seed in shared)
 
 

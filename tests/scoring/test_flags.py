@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -68,6 +69,21 @@ def test_weights_are_the_same_only_where_both_rows_say_what_they_are() -> None:
     assert "same_weights" in raised([*hashed, *(one for one in copies if one.seed < 3)])
     unknown = [replace(one, release_sha256="") if one.seed else one for one in (*hashed, *copies)]
     assert "same_weights" not in raised(unknown)
+
+
+def test_equal_weights_with_another_configuration_are_another_release() -> None:
+    hashed = [replace(one, release_sha256=f"{one.defense}{one.seed}") for one in adaptive()]
+    copies = [
+        replace(
+            one,
+            defense="pmp[ratio=0.5]",
+            key=f"again {one.key}",
+            protection=one.protection and replace(one.protection, config_changed={"rope_theta": 500.0}),
+        )
+        for one in hashed
+        if one.defense == "pmp"
+    ]
+    assert "same_weights" not in raised([*hashed, *copies])
 
 
 def test_a_clean_row_has_no_flag() -> None:
@@ -204,6 +220,13 @@ USUAL = {"text": 2.5, "passages": 2.6, "prompts of topic": 7.9, "beginning of to
         (
             {"beginning of topic": 3.3},
             "a token in front of topic's prompts moves predictions by 3.0 bits more than the reference's",
+        ),
+        *(
+            (
+                {what: math.nan},
+                f"it reads {what} nan bits per token worse than its reference does, beyond what it loses on other text",
+            )
+            for what in ("passages", "prompts of topic")
         ),
     ],
 )

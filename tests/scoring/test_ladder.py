@@ -19,7 +19,7 @@ from nftbench.scoring import Leaderboard, Score
 from nftbench.scoring.frontier import Family as Curves, Row, excess, smallest
 from nftbench.scoring.intervals import Interval
 from nftbench.suites.schema import Family
-from tests.factories import TASKS, failed, measurement, record, scored, scratch, suite, sweep
+from tests.factories import DEFENDED, TASKS, UNDEFENDED, failed, measurement, record, scored, scratch, suite, sweep
 from tests.scoring import drawn
 from tests.scoring.drawn import LADDER, Truth, kept, trivial
 
@@ -352,6 +352,33 @@ def test_a_claim_is_refuted_where_its_attackers_end_as_on_the_undefended_model()
     assert near.claim.verdict == "refuted"
     vague = claimed(sweep("pmp", (0.75, 0.86, 0.80, 0.82, 0.80)), ladder={})  # 1.6 points, and up to 6 by its interval
     assert vague.claim.verdict == "untested"
+
+
+@pytest.mark.parametrize("added", [(), ("fuse",)])
+def test_a_dose_that_met_fewer_attacks_refutes_nobody(added: Sequence[str]) -> None:
+    """`full` leaves 30 points less of `pmp`, and `fuse` 5 less. What `fuse` would leave of early_stop nobody tried."""
+    weaker = {"none": UNDEFENDED, "pmp": (0.75, 0.77, 0.79, 0.76, 0.78), "early_stop": (0.70, 0.72, 0.73, 0.71, 0.73)}
+    fused = {
+        name: [record(name, "fuse", task, seed, value) for seed, value in enumerate(ends) for task in TASKS]
+        for name, ends in weaker.items()
+    }
+    records = [*suite(), *fused["none"], *fused["pmp"]]
+    found = of(scored(records, planned=list(map(CellId.of, records)), added=added)).claim
+    assert found.excess is not None
+    assert found.excess.value == pytest.approx(-5.0)
+    assert found.excess.high > 0
+    assert found.verdict == "not shown"
+    everywhere = [*records, *fused["early_stop"]]
+    assert of(scored(everywhere, planned=list(map(CellId.of, everywhere)))).claim.verdict == "refuted"
+
+
+def test_a_row_that_leaves_out_the_seeds_of_its_choice_holds_nothing() -> None:
+    """At two of seven seeds it takes less than early_stop does."""
+    ends = {"none": [*UNDEFENDED, 0.82, 0.82], "early_stop": [0.7] * 7, "pmp": [*DEFENDED, 0.81, 0.80]}
+    records = [*scratch([0.4] * 7), *(one for row, values in ends.items() for one in sweep(row, values))]
+    lucky = [one for one in records if one.defense != "pmp" or one.seed < 5]
+    for found, verdict in ((records, "not shown"), (lucky, "untested")):
+        assert of(scored(found, planned=list(map(CellId.of, found)))).claim.verdict == verdict
 
 
 def test_an_untestable_claim_counts_in_the_correction() -> None:

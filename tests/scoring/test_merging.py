@@ -136,5 +136,19 @@ def test_an_update_without_a_gain_has_no_share_to_keep() -> None:
     assert trap.verdict == "untested"
 
 
+def test_an_update_that_gains_next_to_nothing_holds_at_a_cost() -> None:
+    """It loses five times its gain of one point. That is no share of an update that anyone would merge."""
+    nothing = [
+        replace(one, attacked=measurement(BASE[one.seed] + by), validation=measurement(BASE[one.seed] + by))
+        for one in records()
+        for by in (0.01 if one.attack == "none" else -0.05,)
+        if one.defense == "trap2"
+    ]
+    trap = table([*(one for one in records() if one.defense != "trap2"), *nothing])["trap2"]
+    assert trap.kept is not None
+    assert trap.kept.value == pytest.approx(-5.0)
+    assert trap.verdict == "holds at a cost"
+
+
 def test_without_merging_attacks_there_is_no_table() -> None:
     assert lines([record("none", "full", "topic", 0, 0.5)]) == ()

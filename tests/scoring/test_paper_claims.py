@@ -114,6 +114,24 @@ def test_utility_after_an_attack_in_percent_of_the_releases_own() -> None:
     assert (unknown.measured, unknown.reason) == (None, "no utility_after of none")
 
 
+def test_a_metric_far_below_its_floor_takes_no_more_than_its_own_share_of_utility() -> None:
+    """Text is read a hundred times worse than by chance. The pairs are still all there, and make half of it."""
+    bits = [
+        record(row, "none", "bits", seed, 0.0, role="utility", validation=None, unattacked=lower, attacked=lower)
+        for row in ("none", "pmp")
+        for seed in range(COUNT)
+        for lower in (measurement(4.0, floor=6.0, higher=False),)
+    ]
+    after = {"minimal_pairs": 0.75, "bits": 206.0}
+    rows = [
+        replace(one, attacked_utility=after) if one.attack == "full" else one
+        for one in [*sweep("none", (0.8,) * COUNT), *sweep("pmp", (0.8,) * COUNT), *bits]
+    ]
+    found = examined(rows, read={"rows": ["pmp"], "read": "utility_after", "attacks": ["full"]})
+    assert found.measured is not None
+    assert found.measured.value == pytest.approx(50.0)
+
+
 def test_a_release_that_knows_nothing_has_no_utility_to_leave() -> None:
     """At chance, an attack would seem to leave all of it. Nor is a metric lost that was not measured."""
     read = {"rows": ["pmp"], "read": "utility_after", "attacks": ["full"]}

@@ -415,6 +415,24 @@ def test_given_tasks_without_headroom_do_not_dilute_what_is_taken() -> None:
     assert list(asked[-1]) == [TOLD]
 
 
+def test_benign_tasks_that_nobody_can_lose_show_nothing() -> None:
+    """Training from scratch ends as far there as the undefended model does, so any defense would seem to spare it."""
+    undefended, immune = _at_large()
+    for fresh, verdict in ((0.4, "holds"), (0.9, "untested")):
+        alone = [replace(record("none", "scratch", KEPT, seed, fresh), role="benign") for seed in range(5)]
+        assert _board([*undefended, *alone], immune) == (verdict, verdict, verdict)
+    weak = _rows("immune", UNTOUCHED, AT_LARGE, (TOLD,))
+    assert _board([*undefended, *alone], weak) == ("refuted", "refuted", "refuted")
+
+
+@pytest.mark.parametrize("known", [KEPT, "bits"])
+def test_what_a_defense_was_told_to_spare_shows_nothing(known: str) -> None:
+    """A benign task, or a utility metric: it may spare these and nothing else."""
+    undefended, immune = _at_large()
+    told = [replace(one, row=replace(one.row, told=(TOLD, known))) for one in immune]
+    assert _board(undefended, told) == ("untested", "untested", "untested")
+
+
 def test_a_trivial_control_makes_no_claim() -> None:
     records = [replace(one, row=replace(one.row, trivial=True)) for one in _rows("immune", IMMUNE, CLAIM, (TOLD,))]
     assert _lines(_rows("none", UNDEFENDED), records) == ()

@@ -108,8 +108,9 @@ def test_what_one_metric_gains_pays_for_no_other() -> None:
     assert kept({PAIRS: 0.75, BITS: 4.38})  # 81 %, 90.5 % of both
 
 
-def test_text_that_is_read_worse_than_by_chance_loses_more_than_all_of_it() -> None:
+def test_text_that_is_read_worse_than_by_chance_loses_all_of_it_and_no_more() -> None:
     assert not kept({PAIRS: 0.75, BITS: 60.0})
+    assert kept({PAIRS: 0.75, BITS: 60.0}, bits=5.9)  # a twentieth of 105 %
 
 
 def test_a_metric_without_a_finite_value_has_lost_everything() -> None:

@@ -15,6 +15,7 @@ from nftbench.scoring.grid import NONE, Grid
 from nftbench.scoring.intervals import PRELIMINARY_SEEDS, Interval, gap_by_seed, mean_by_seed
 from nftbench.scoring.side_tables.protocol import Position, SideTable, SuiteEvidence
 from nftbench.scoring.table import UNKNOWN, Table, interval
+from nftbench.scoring.utility_badge import Badge, MetricUtility, badge
 from nftbench.terms import OF_UPDATES, Verdict
 
 
@@ -116,7 +117,9 @@ def _row(evidence: SuiteEvidence, defense: str, attack: str, task: str) -> Mergi
         control=row.control,
         control_kept=mean_by_seed(control_kept),
         beyond=beyond,
-        verdict=_verdict(evidence, defense, beyond) if _claimed(grid, defense, attack) else None,
+        verdict=_verdict(evidence, defense, beyond, _worth(grid, defense, task))
+        if _claimed(grid, defense, attack)
+        else None,
     )
 
 
@@ -139,11 +142,26 @@ def _kept(grid: Grid, defense: str, attack: str, task: str) -> dict[int, float]:
     }
 
 
-def _verdict(evidence: SuiteEvidence, defense: str, beyond: Interval | None) -> Verdict:
-    """The claim holds if the whole interval is below 0: merging keeps less of the update than of its control."""
+def _worth(grid: Grid, defense: str, task: str) -> Badge:
+    """Whether the update alone gains what its control gains. One that gains next to nothing has nothing to keep."""
+    row = grid.rows[defense]
+    base, own, control = (
+        grid.scores(name, task, frozenset({NONE})) if name is not None else {}
+        for name in (row.reference, defense, row.control)
+    )
+    return badge([MetricUtility(own, {seed: (control[seed],) for seed in control.keys() & base.keys()}, base)])
+
+
+def _verdict(evidence: SuiteEvidence, defense: str, beyond: Interval | None, worth: Badge) -> Verdict:
+    """The claim holds if the whole interval is below 0: merging keeps less of the update than of its control.
+
+    It holds at a cost unless the update alone is shown to be worth as much as its control.
+    """
     least = max(PRELIMINARY_SEEDS, len(evidence.grid.seeds[defense]))
     if defense in evidence.unjudged or beyond is None or beyond.count < least:
         return "untested"
     if beyond.high >= 0:
         return "refuted"
-    return "untested" if defense in evidence.misleading else "holds"
+    if defense in evidence.misleading:
+        return "untested"
+    return "holds" if worth == "keeps" else "holds at a cost"

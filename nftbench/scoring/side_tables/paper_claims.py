@@ -201,7 +201,7 @@ class _Numbers:
         return {s: (scores[s] - base[s]) / (alone[s] - base[s]) for s in seeds if alone[s] != base[s]}
 
     def utility_after(self, row: str, task: str, attacks: Attacks) -> BySeed:
-        """By seed: percent of the release's own utility that the best attack leaves, at least 0.
+        """By seed: percent of the release's own utility that the best attack leaves.
 
         A release that knows nothing has no share, and neither has a model after which some metric was not measured.
         """
@@ -213,7 +213,7 @@ class _Numbers:
             if any(by_seed.get(seed, 0.0) > 0 for by_seed in guard.release.values())
             if guard.release.keys() <= (record.attacked_utility or {}).keys()
         }
-        return {seed: 100 * max(share, 0.0) for seed, share in kept.items() if share is not None}
+        return {seed: 100 * share for seed, share in kept.items() if share is not None}
 
     def _attacks(self, quantity: Quantity) -> Attacks:
         grid = self.grid
