@@ -114,7 +114,7 @@ def met_by_all(grid: Grid, doses: Sequence[str], tasks: Sequence[str], attacks: 
     added attack counts on no dose.
     """
     cells = [(dose, task, seed) for dose in doses for task in tasks for seed in grid.seeds.get(dose, ())]
-    met = {attack for attack in attacks if all(CellId(dose, attack, *where) in grid.expected for dose, *where in cells)}
+    met = {one for one in attacks if all(CellId(dose, one, task, seed) in grid.expected for dose, task, seed in cells)}
     return attacks & (met | grid.ignoring_release()) - grid.added
 
 
