@@ -85,7 +85,12 @@ def compare(
         bool, typer.Option("--only-changed", help="Do not show rows that held or are underpowered.")
     ] = False,
     formats: Annotated[
-        list[Format] | None, typer.Option("--format", help="How to write the comparison; repeatable. Default: `table`.")
+        list[Format] | None,
+        typer.Option(
+            "--format",
+            help="How to write the comparison: `table`, `markdown`, `json`, `junit`, `github` (annotations) or `bencher`; "
+            "repeatable. Default: `table`.",
+        ),
     ] = None,
     out: Annotated[
         list[Path] | None,
