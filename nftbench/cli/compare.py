@@ -88,8 +88,8 @@ def compare(
         list[Format] | None,
         typer.Option(
             "--format",
-            help="How to write the comparison: `table`, `markdown`, `json`, `junit`, `github` (annotations) or `bencher`; "
-            "repeatable. Default: `table`.",
+            help="How to write the comparison: `table`, `markdown`, `json`, `junit`, `github` (annotations) or "
+            "`bencher`; repeatable. Default: `table`.",
         ),
     ] = None,
     out: Annotated[
