@@ -23,7 +23,7 @@ from nftbench.scoring.per_attack import per_attack
 from nftbench.scoring.resistance import adaptive, authorized_gain, by_knowledge, costs, recipes, resistance
 from nftbench.scoring.scores import ByKnowledge, ClaimTest, Curve, Excess, Headroom, Kind, Score
 from nftbench.scoring.side_tables import SIDE_TABLES, SideTable, SuiteEvidence
-from nftbench.scoring.utility import Scale, scales, usable, utility
+from nftbench.scoring.utility import Scale, noisy, scales, usable, utility
 from nftbench.scoring.verdicts import judged, ranked, with_side_verdict, with_standing
 from nftbench.suites.schema import Family, PaperClaim
 
@@ -327,6 +327,10 @@ def _problems(grid: Grid, room: Sequence[Headroom], metrics: Mapping[str, Mappin
             continue
         lost = sorted(name for name, scale in metrics[reference].items() if not scale.usable)
         problems += [f"utility metric {metric} is left out: {reference} does not beat its floor" for metric in lost]
+        problems += [
+            f"utility metric {metric} is noisy: its standard error is {share:.0%} of what {reference} knows of it"
+            for metric, share in noisy(grid, reference, metrics[reference]).items()
+        ]
         if not grid.attacks_on(reference) & grid.from_scratch():
             problems.append(f"no scratch row beside {reference}: headroom is not known")
     return problems

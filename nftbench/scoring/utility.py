@@ -17,6 +17,11 @@ ByMetric = Mapping[str, Mapping[int, float]]
 """A number for each metric and base seed."""
 
 
+NOISY = 0.1
+"""From this standard error on, as a share of what the undefended model knows of it, the board calls a metric noisy. The
+badge tests for a loss as large. Nearly all metrics of nftbench's suites have 0.01."""
+
+
 @dataclass(frozen=True)
 class Scale:
     """One metric on the undefended model, by seed in points where higher is better."""
@@ -80,6 +85,20 @@ def utility(grid: Grid, defense: str, metrics: Mapping[str, Scale]) -> Utility:
     least = min(by_metric, key=lambda metric: (by_metric[metric].value, metric))
     tests = [MetricUtility(scores[metric], metrics[metric].full, metrics[metric].floor) for metric in by_metric]
     return Utility(by_metric, mean(list(mean_share(kept).values())), least, badge(tests))
+
+
+def noisy(grid: Grid, reference: str, metrics: Mapping[str, Scale]) -> dict[str, float]:
+    """The noisy ones of the metrics that count: the standard error over documents as a share of what is known, at the
+    seed at which it is largest."""
+    found = {}
+    for metric, scale in sorted(usable(metrics).items()):
+        best = grid.best_attacks(reference, [metric], frozenset({NONE})) or {}
+        known = {seed: statistics.fmean(scale.full[seed]) - scale.floor[seed] for seed in best}
+        errors = {seed: in_points(final(record).stderr, higher_is_better=True) for seed, (record,) in best.items()}
+        share = max((error / known[seed] for seed, error in errors.items()), default=0.0)
+        if share >= NOISY:
+            found[metric] = share
+    return found
 
 
 def _scale(grid: Grid, reference: str, metric: str) -> Scale:
