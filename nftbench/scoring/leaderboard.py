@@ -142,7 +142,7 @@ def score(
         misleading=frozenset(one.defense for one in scores if flags.is_misleading(one)),
         flagged={one.defense: frozenset(flag.name for flag in one.flags) for one in scores},
         keeping=frozenset(one.defense for one in scores if one.utility.badge == "keeps"),
-        excess=ladders.excess,
+        excess=ladders.claimed,
     )
     tables = tuple(table.of(evidence) for table in side_tables)
     scores = [with_standing(with_side_verdict(one, tables), mixed, tables) for one in scores]
@@ -193,20 +193,25 @@ class _Ladders:
         return self.made[asked]
 
     def excess(self, defense: str, tasks: Sequence[str], attacks: Attacks) -> Excess:
-        """Of a row on these tasks, also where its reference lacks records.
+        """Of a row on these tasks, also where its reference lacks records."""
+        reference = self.grid.rows[defense].reference
+        if reference not in self.grid.rows:
+            return Excess(reason=f"{reference} has no records")
+        return excess(self.grid, defense, tasks, attacks, self.of(reference, attacks, tasks))
+
+    def claimed(self, defense: str, tasks: Sequence[str], attacks: Attacks) -> Excess:
+        """The excess by which a claim is judged.
 
         Its upper end is at least that under the attacks which every dose met: a dose that met fewer looks harder to
         train than it is, and would refute rows by that alone.
         """
-        reference = self.grid.rows[defense].reference
-        if reference not in self.grid.rows:
-            return Excess(reason=f"{reference} has no records")
-        beside = self.of(reference, attacks, tasks)
-        found = excess(self.grid, defense, tasks, attacks, beside)
-        few = met_by_all(self.grid, beside.doses, tasks, attacks)
-        if found.interval is None or few == attacks:
+        found = self.excess(defense, tasks, attacks)
+        if found.interval is None:
             return found
-        alike = excess(self.grid, defense, tasks, few, self.of(reference, few, tasks)).interval
+        few = met_by_all(self.grid, self.of(self.grid.rows[defense].reference, attacks, tasks).doses, tasks, attacks)
+        if few == attacks:
+            return found
+        alike = self.excess(defense, tasks, few).interval
         high = max(found.interval.high, alike.high if alike else math.inf)
         return replace(found, interval=replace(found.interval, high=high))
 
@@ -256,7 +261,7 @@ def _score(grid: Grid, defense: str, ladders: _Ladders) -> Score:
 def _claim_test(grid: Grid, defense: str, ladders: _Ladders) -> ClaimTest:
     row = grid.rows[defense]
     tasks = ladders.tasks[row.reference]
-    return claim_test(grid, defense, tasks, ladders.excess(defense, tasks, claimed_attacks(grid, row)).interval)
+    return claim_test(grid, defense, tasks, ladders.claimed(defense, tasks, claimed_attacks(grid, row)).interval)
 
 
 def _incomplete(grid: Grid, defense: str) -> list[str]:
