@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -15,6 +17,8 @@ from nftbench.cli.options import FailOnClaims, LogTo
 from nftbench.errors import NftbenchError
 
 if TYPE_CHECKING:
+    from nftbench.records.manifest import Manifest
+    from nftbench.records.record import Record
     from nftbench.records.store import Store
     from nftbench.scoring import Leaderboard
 
@@ -62,13 +66,13 @@ def report(
         from nftbench.report.exports import trackers
 
         trackers.check(log_to)
-    for folder in folders:
-        _refuse_empty(Store(folder, default_cache()))  # all are refused before the first is written
+    # All are read, and may be refused, before the first is written.
+    read = [_Read.of(Store(folder, default_cache())) for folder in folders]
     boards, paths = [], []
-    for folder in folders:
-        board, command, written = _again(folder)
+    for one in read:
+        board, command, written = _again(one)
         boards.append((board, command))
-        paths += [*written, *execution.export(folder, formats or (), log_to)]
+        paths += [*written, *execution.export(one.store.results, formats or (), log_to)]
     if html is not None:
         html.mkdir(parents=True, exist_ok=True)
         write_atomically(html / "index.html", web.text(boards).encode())
@@ -79,31 +83,42 @@ def report(
         raise typer.Exit(BAD_CELLS)
 
 
-def _refuse_empty(store: Store) -> None:
-    """Refuse a folder whose plan has no record: an empty leaderboard would replace the one of earlier settings.
+@dataclass(frozen=True)
+class _Read:
+    """What a folder holds: the plan of its last run, all records, and those that the plan names."""
 
-    Raises:
-        NftbenchError: there is no planned record, or no manifest.
-    """
-    if not store.planned(store.manifest()):
-        others = len(store.records())
-        why = f"; {others} in it are of other settings or code" if others else ": no cell is done yet"
-        raise NftbenchError(f"{store.results}: holds no record of any planned cell{why}")
+    store: Store
+    manifest: Manifest
+    found: Mapping[str, Record]
+    planned: Mapping[str, Record]
+
+    @classmethod
+    def of(cls, store: Store) -> _Read:
+        """Read a folder, unless its plan has no record: an empty leaderboard would replace that of earlier settings.
+
+        Raises:
+            NftbenchError: there is no planned record, or no manifest.
+        """
+        from nftbench.records.store import planned
+
+        manifest, found = store.manifest(), store.records()
+        read = cls(store, manifest, found, planned(found, manifest))
+        if not read.planned:
+            why = f"; {len(found)} in it are of other settings or code" if found else ": no cell is done yet"
+            raise NftbenchError(f"{store.results}: holds no record of any planned cell{why}")
+        return read
 
 
-def _again(folder: Path) -> tuple[Leaderboard, str, list[Path]]:
+def _again(read: _Read) -> tuple[Leaderboard, str, list[Path]]:
     """Rank one folder, write its reports and show its tables; the leaderboard, its command and what was written."""
     from nftbench.cli import execution
-    from nftbench.records.store import Store, default_cache, planned
     from nftbench.report import terminal
 
-    store = Store(folder, default_cache())
-    manifest = store.manifest()
-    found = store.records()
-    records = planned(found, manifest)
-    leaderboard = execution.rank(records, manifest)
-    command = manifest.command or f"nftbench report {shlex.quote(str(folder))}"
-    paths = execution.publish(leaderboard, records, folder, command, redraw=True)  # before anything can fail to print
+    folder = read.store.results
+    leaderboard = execution.rank(read.planned, read.manifest)
+    command = read.manifest.command or f"nftbench report {shlex.quote(str(folder))}"
+    # before anything can fail to print
+    paths = execution.publish(leaderboard, read.planned, folder, command, redraw=True)
     console().print(terminal.summary(leaderboard))
-    execution.tell_origin(store, found, records, manifest)
+    execution.tell_origin(read.store, read.found, read.planned, read.manifest)
     return leaderboard, command, paths

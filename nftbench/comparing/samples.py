@@ -12,7 +12,7 @@ from typing import Any
 from nftbench.comparing.metrics import UTILITY, Role
 from nftbench.comparing.sides import Board, PrintedRow, Recorded
 from nftbench.contract import Cost
-from nftbench.records.record import Record
+from nftbench.records.record import CellId, Record
 from nftbench.scoring import ladder
 from nftbench.scoring.cost_to_break import cost_to_break
 from nftbench.scoring.frontier import mean_share
@@ -155,7 +155,7 @@ def _rows(grid: Grid, tasks: Mapping[str, list[str]], metrics: Mapping[str, list
                 samples,
                 reasons,
                 frozenset(grid.seeds[row]),
-                _bases(one for cell, one in grid.records.items() if cell.defense == row),
+                _bases(grid.records_of(row)),
                 control=row == reference or row in grid.initialisations or grid.rows[row].trivial,
             )
     return found
@@ -175,7 +175,7 @@ def _numbers(
         "retention": {seed: 100 * share for seed, share in mean_share(kept).items()},
         **{f"{UTILITY}.{name}": {seed: 100 * one for seed, one in shares.items()} for name, shares in kept.items()},
         "cost_to_break": _breaking(grid, row, tasks),
-        **_spent([record for cell, record in grid.records.items() if cell.defense == row and cell not in grid.faults]),
+        **_spent(one for one in grid.records_of(row) if CellId.of(one) not in grid.faults),
     }
     faults = [f"{cell}: {fault}" for cell, fault in sorted(grid.faults.items()) if cell.defense in (row, reference)]
     reasons = {"cost_to_break": "no exact multiple: the score is not reached, or also without counted steps"}

@@ -85,9 +85,8 @@ def _broken(score: Score) -> str:
     best = score.best_attack
     if best is None or best.attacked is None:
         return "No attack on it has a result that counts."
-    undefended = [task.undefended for task in score.resistance.tasks if task.undefended is not None]
-    whole = undefended and len(undefended) == len(score.resistance.tasks)
-    beside = f"; undefended, the best end at {number(sum(undefended) / len(undefended))}" if whole else ""
+    undefended = score.resistance.undefended
+    beside = f"; undefended, the best end at {number(undefended)}" if undefended is not None else ""
     return f"What broke it most is {best.attack}, which ends at {number(best.attacked.value)} points{beside}."
 
 

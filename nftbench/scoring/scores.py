@@ -6,6 +6,7 @@ failed, or the number does not apply. What is not known never counts for the def
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
@@ -106,6 +107,12 @@ class Resistance:
         """The task with the least suppression."""
         known = [(task.suppression.value, index) for index, task in enumerate(self.tasks) if task.suppression]
         return self.tasks[min(known)[1]] if known else None
+
+    @property
+    def undefended(self) -> float | None:
+        """Where the best attacks end on the reference, as a mean over tasks; None if that of one is not known."""
+        known = [task.undefended for task in self.tasks if task.undefended is not None]
+        return statistics.fmean(known) if known and len(known) == len(self.tasks) else None
 
 
 @dataclass(frozen=True)

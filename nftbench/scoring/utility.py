@@ -33,13 +33,17 @@ class Scale:
 
     def share(self, seed: int, reached: float) -> float:
         """The share of utility that a score stands for: (U - floor) / (mean U of the reference - floor)."""
-        return (reached - self.floor[seed]) / (statistics.fmean(self.full[seed]) - self.floor[seed])
+        return (reached - self.floor[seed]) / self.known(seed)
+
+    def known(self, seed: int) -> float:
+        """Points of the reference above the floor."""
+        return statistics.fmean(self.full[seed]) - self.floor[seed]
 
     @property
     def usable(self) -> bool:
         """Whether the reference knows something that could be lost: more than the floor at every seed, and from three
         seeds on the lower end of its interval above it. A metric that is not measured yet counts as usable."""
-        known = [statistics.fmean(full) - self.floor[seed] for seed, full in self.full.items()]
+        known = [self.known(seed) for seed in self.full]
         return not known or (min(known) > 0 and (len(known) < PRELIMINARY_SEEDS or mean(known).low > 0))
 
 
@@ -93,9 +97,8 @@ def noisy(grid: Grid, reference: str, metrics: Mapping[str, Scale]) -> dict[str,
     found = {}
     for metric, scale in sorted(usable(metrics).items()):
         best = grid.best_attacks(reference, [metric], frozenset({NONE})) or {}
-        known = {seed: statistics.fmean(scale.full[seed]) - scale.floor[seed] for seed in best}
         errors = {seed: in_points(final(record).stderr, higher_is_better=True) for seed, (record,) in best.items()}
-        share = max((error / known[seed] for seed, error in errors.items()), default=0.0)
+        share = max((error / scale.known(seed) for seed, error in errors.items()), default=0.0)
         if share >= NOISY:
             found[metric] = share
     return found

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import functools
 import re
-import statistics
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -248,13 +247,8 @@ def breaking(score: Score) -> str:
     if best is None or best.attacked is None:
         return "No attack has a result."
     reached = best.attacked.value
-    undefended = [task.undefended for task in score.resistance.tasks]
-    known = [one for one in undefended if one is not None]
-    beside = (
-        f" (undefended, after its best attacks: {number(statistics.fmean(known))})"
-        if known and len(known) == len(undefended)
-        else ""
-    )
+    undefended = score.resistance.undefended
+    beside = f" (undefended, after its best attacks: {number(undefended)})" if undefended is not None else ""
     rate = None if best.learning_rate is None else f"learning rate {short(best.learning_rate)}"
     costs = ((best.steps, "steps"), (best.flops, "FLOPs"), (best.seconds, "s a task"))
     spent = [f"{short(cost)} {unit}" for cost, unit in costs if cost is not None]
