@@ -1,4 +1,4 @@
-"""The exception for bad input, and what its messages are made of: similar names, wrong values, texts in one line."""
+"""The exception for bad input, and what its messages are made of: similar names, wrong values, texts on one line."""
 
 from __future__ import annotations
 
@@ -18,6 +18,12 @@ LONGEST = 500
 def one_line(text: str) -> str:
     """A text without line breaks and control characters, cut to `LONGEST` characters."""
     return " ".join("".join(letter if letter.isprintable() else " " for letter in text).split())[:LONGEST]
+
+
+def shortened(texts: Sequence[str], most: int, separator: str = ", ") -> str:
+    """The first texts, and how many more there are: `a, b and 4 more`."""
+    more = f" and {len(texts) - most} more" if len(texts) > most else ""
+    return f"{separator.join(texts[:most])}{more}"
 
 
 def yaml_problem(error: Exception) -> str:

@@ -83,8 +83,10 @@ def audit(
         protected, twin = preflight.examine(release), preflight.examine(reference)
         _refuse_same(protected, twin)
     for one in (protected, twin):
-        typer.echo(f"{one.place}: {one.architecture}, {one.parameters / 1e6:.3g} M parameters, {one.words} words")
-    subject = Subject(release, reference, protected.architecture, protected.parameters)
+        typer.echo(f"{one.place}: {_model(one)}")
+    subject = Subject(release, reference, protected.architecture, protected.parameters, _unlike(protected, twin))
+    if subject.unlike:
+        typer.echo(f"note: {subject.unlike}")
     changed = replace(
         options,
         changes=[*(options.changes or ()), *changes(_asked(suite, options), subject)],
@@ -121,6 +123,22 @@ def _refuse_same(release: Checkpoint, twin: Checkpoint) -> None:
             f"{release.place} and --reference {twin.place} hold the same weights; the twin is the model without the "
             "protection"
         )
+
+
+def _unlike(release: Checkpoint, twin: Checkpoint) -> str:
+    """What a publisher has to know who named the wrong twin. Some protections change the architecture or add weights,
+    so it is no reason to refuse."""
+    one, other = map(_model, (release, twin))
+    if one == other and release.parameters == twin.parameters:
+        return ""
+    return (
+        f"The release is {one}, and its twin {other}: unless the protection itself changed that, the twin is another "
+        "model, and the numbers say nothing of the protection."
+    )
+
+
+def _model(one: Checkpoint) -> str:
+    return f"{one.architecture}, {one.parameters / 1e6:.3g} M parameters, {one.words} words"
 
 
 def changes(suite: Suite, subject: Subject) -> list[str]:

@@ -81,6 +81,17 @@ def compare(
             "--fail-on", help="The mildest verdict that ends with exit code 1: `regressed`, `suspect` or `never`."
         ),
     ] = "regressed",
+    name: Annotated[
+        str | None,
+        typer.Option(
+            "--name",
+            envvar="GITHUB_JOB",
+            show_envvar=False,
+            metavar="GATE",
+            help="What tells this gate from others of the suite: each has its own comment on a pull request. Default: "
+            "under GitHub Actions the id of the job.",
+        ),
+    ] = None,
     only_changed: Annotated[
         bool, typer.Option("--only-changed", help="Do not show rows that held or are underpowered.")
     ] = False,
@@ -117,6 +128,7 @@ def compare(
         tuple(min_drop or ()),
         ALPHA if alpha is None else alpha,
         fail_on,
+        name or "",
     )
     comparison = compared(sides.read(base), sides.read(new), settings)
     _write(comparison, chosen, files, only_changed)

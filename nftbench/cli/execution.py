@@ -242,11 +242,14 @@ def _with_additions(suite: Suite, added: Sequence[Plugin], names: Mapping[Kind, 
     """The suite with the plugins of --plugin files, and with the selected plugins that it does not list."""
     from nftbench.planning import registry
     from nftbench.planning.plan import filter_spec, initialisations, names_one_spec
+    from nftbench.records.spec import Spec
 
     for kind in registry.KINDS:
         selected, from_files = names.get(kind, ()), [plugin.name for plugin in added if plugin.kind == kind]
         if not selected and not from_files:
             continue
+        for text in selected:
+            registry.find(kind, Spec.parse(text).name)  # a wrong name is told before planning imports torch
         listed: tuple[str, ...] = getattr(suite, kind)
         also = {"defenses": (*suite.doses, *initialisations(suite)), "tasks": suite.utility}.get(kind, ())
         present = {filter_spec(kind, text) for text in (*listed, *also)}

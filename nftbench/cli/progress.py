@@ -18,6 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from nftbench.cli import heartbeat
+from nftbench.errors import shortened
 from nftbench.planning.plan import Job
 from nftbench.records.count import Count
 from nftbench.records.record import Record
@@ -166,8 +167,7 @@ class Progress:
     def now(self) -> str:
         """What runs now, in one line."""
         steps = list(self.running.values())  # a copy, because the run goes on while this is shown
-        more = f"; and {len(steps) - MOST_SHOWN} more" if len(steps) > MOST_SHOWN else ""
-        return f"running: {'; '.join(map(str, steps[:MOST_SHOWN]))}{more}" if steps else "the workers start"
+        return f"running: {shortened([*map(str, steps)], MOST_SHOWN, '; ')}" if steps else "the workers start"
 
 
 class _SoFar:

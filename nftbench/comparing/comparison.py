@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from nftbench.comparing import metrics as known, rulers, samples
 from nftbench.comparing.differences import Difference, between
@@ -35,6 +35,8 @@ class Settings:
     """As on the command line: `5`, `seconds=30`."""
     alpha: float = ALPHA
     fail_on: FailOn = "regressed"
+    name: str = ""
+    """What tells this comparison from others of the same suite."""
 
 
 @dataclass(frozen=True)
@@ -86,6 +88,10 @@ class Comparison:
     settings: Settings
     lines: tuple[Line, ...]
     notes: tuple[str, ...]
+    labels: Mapping[str, str] = field(default_factory=dict)
+    """Short names that the suites give to rows, by specification."""
+    own_labels: Mapping[str, str] = field(default_factory=dict)
+    """Short names that defenses give to themselves, by specification."""
 
     @property
     def suite(self) -> str:
@@ -139,8 +145,15 @@ def compare(base: Side, new: Side, settings: Settings) -> Comparison:
             f"BASE and NEW are both {base.path}, so nothing can differ; name the run before the change first",
             *notes,
         ]
+    manifests = [side.manifest for side in (base, new) if isinstance(side, Recorded)]
     return Comparison(
-        facts[0], facts[1], settings, tuple(_judged(lines, settings.alpha)), (*rulers.notes(base, new), *notes)
+        facts[0],
+        facts[1],
+        settings,
+        tuple(_judged(lines, settings.alpha)),
+        (*rulers.notes(base, new), *notes),
+        {row: label for one in manifests for row, label in one.suite.labels.items()},
+        {row: label for one in manifests for row, label in one.labels.items()},
     )
 
 

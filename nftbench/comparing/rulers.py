@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from nftbench.comparing.sides import Board, Recorded, Side
+from nftbench.errors import shortened
 from nftbench.records.manifest import Manifest
 from nftbench.scoring.grid import knowledge_name
 from nftbench.suites.differences import differing
@@ -60,8 +61,7 @@ def notes(base: Side, new: Side) -> Iterator[str]:
 def _settings(base: Manifest, new: Manifest) -> list[str]:
     one, other = (manifest.suite.model_dump(mode="json", include=set(SECTIONS)) for manifest in (base, new))
     keys = list(differing(one, other))
-    more = f" and {len(keys) - MOST} more" if len(keys) > MOST else ""
-    found = [f"other settings: {', '.join(keys[:MOST])}{more}"] if keys else []
+    found = [f"other settings: {shortened(keys, MOST)}"] if keys else []
     return found + ([f"--limit {base.limit} and {new.limit}"] if base.limit != new.limit else [])
 
 

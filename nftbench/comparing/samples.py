@@ -12,6 +12,7 @@ from typing import Any
 from nftbench.comparing.metrics import UTILITY, Role
 from nftbench.comparing.sides import Board, PrintedRow, Recorded
 from nftbench.contract import Cost
+from nftbench.errors import shortened
 from nftbench.records.record import CellId, Record
 from nftbench.scoring import ladder
 from nftbench.scoring.cost_to_break import cost_to_break
@@ -110,8 +111,9 @@ def _common(base: Recorded, new: Recorded, subject: Role) -> tuple[Grid, Grid, l
     rows = [{cell.defense for cell in plan} for plan in plans]
     twins = {*base.manifest.initialisations, *new.manifest.initialisations}
     lone = twins & (rows[0] ^ rows[1])
-    if lone:
-        notes.append(f"utility is measured without {', '.join(sorted(lone))}, an initialisation that one side lacks")
+    if lone and subject == "defense":
+        what = "an initialisation" if len(lone) == 1 else "initialisations"
+        notes.append(f"utility is measured without {', '.join(sorted(lone))}, {what} that one side lacks")
     plans = [[cell for cell in plan if cell.defense not in lone] for plan in plans]
     kinds = [{cell[:3] for cell in plan} for plan in plans]
     at = 0 if subject == "defense" else 1
@@ -121,8 +123,7 @@ def _common(base: Recorded, new: Recorded, subject: Role) -> tuple[Grid, Grid, l
     for name, side, plan in zip(("BASE", "NEW"), (base, new), plans, strict=True):
         kept = [cell for cell in plan if cell[at] not in subjects or cell[:3] in kinds[0] & kinds[1]]
         if left := sorted({f"{cell.attack} on {cell.task}" for cell in {*plan} - {*kept}}):
-            more = f" and {len(left) - 3} more" if len(left) > 3 else ""
-            notes.append(f"{name} alone has {', '.join(left[:3])}{more}, at least on some rows: left out there")
+            notes.append(f"{name} alone has {shortened(left, 3)}, at least on some rows: left out there")
         plan_of = side.manifest
         ranking = frozenset(plan_of.suite.ranking)
         grid, _ = arrange(side.records, kept, ranking, plan_of.ladder, sorted(twins - lone), sorted(added))
@@ -179,7 +180,7 @@ def _numbers(
     }
     faults = [f"{cell}: {fault}" for cell, fault in sorted(grid.faults.items()) if cell.defense in (row, reference)]
     reasons = {"cost_to_break": "no exact multiple: the score is not reached, or also without counted steps"}
-    return found, reasons | ({"": _shortened(faults)} if faults else {})
+    return found, reasons | ({"": shortened(faults, 2, "; ")} if faults else {})
 
 
 def _breaking(grid: Grid, row: str, tasks: Sequence[str]) -> dict[int, float]:
@@ -208,7 +209,7 @@ def _attacks(grid: Grid) -> dict[str, RowSamples]:
             by_seed[record.seed].append(points(final(record)))
         samples = {"attacked": {seed: statistics.fmean(scores) for seed, scores in by_seed.items()}, **_spent(kept)}
         faults = [f"{cell}: {grid.faults[cell]}" for cell in own if cell in grid.faults]
-        reasons = {"": _shortened(faults)} if faults else {}
+        reasons = {"": shortened(faults, 2, "; ")} if faults else {}
         found[attack] = RowSamples(_known(samples), reasons, frozenset(cell.seed for cell in own), _bases(kept))
     return found
 
@@ -235,10 +236,6 @@ def _known(samples: Mapping[str, Mapping[int, float]]) -> dict[str, Sample]:
 
 def _bases(records: Iterable[Record]) -> dict[int, str]:
     return {record.seed: record.base_sha256 for record in records if record.base_sha256 is not None}
-
-
-def _shortened(faults: Sequence[str]) -> str:
-    return "; ".join(faults[:2]) + (f" and {len(faults) - 2} more cells" if len(faults) > 2 else "")
 
 
 # ---------------------------------------------------------------------------------------------- a leaderboard.json

@@ -34,7 +34,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.utils import logging as transformers_logging
 
 from nftbench.contract import Model
-from nftbench.errors import NftbenchError, one_line, suggest
+from nftbench.errors import NftbenchError, one_line, shortened, suggest
 from nftbench.models import architectures, gguf
 
 LOSS_TOLERANCE = 0.01
@@ -336,8 +336,7 @@ def weight_files(folder: Path) -> list[Path]:
 
 def _listed(names: Iterable[str]) -> str:
     """The first names in order, and how many more there are."""
-    first, rest = sorted(names)[:3], sorted(names)[3:]
-    return ", ".join(first) + (f" and {len(rest)} more" if rest else "")
+    return shortened(sorted(names), 3)
 
 
 def _but(unexpected: Iterable[str]) -> str:

@@ -46,6 +46,8 @@ class Subject:
     reference: str
     architecture: str
     parameters: int
+    unlike: str = ""
+    """How the release and its twin differ as models, in a sentence; empty where they do not."""
 
     @property
     def name(self) -> str:
@@ -99,8 +101,9 @@ def card(board: Leaderboard, manifest: Manifest, records: Sequence[Record], subj
         answer=_answer(verdict, score),
         facts=_facts(board, manifest, subject, records),
         tables=tuple((table, note) for table, note in shown if table.rows),
-        doubts=tuple(
-            _named(doubt, score, twin) for doubt in (*board.problems, *(flag.message for flag in score.flags))
+        doubts=(
+            *filter(None, [subject.unlike]),
+            *(_named(doubt, score, twin) for doubt in (*board.problems, *(flag.message for flag in score.flags))),
         ),
         limits=_limits(manifest),
         command=one_line(command),

@@ -3,15 +3,17 @@
 The time of a run is that of its steps: base models to pre-train, releases to make, and jobs. The constants are of one
 machine, and on another's CPU its speed is measured (speed.py). What has been measured of a kind of step, such as the
 jobs of one attack, replaces what was predicted for it. Kinds of which nothing is measured yet are taken to be as much
-slower or faster than predicted as the measured ones.
+slower or faster than predicted as the measured ones. All are taken to go on at the pace of the latest steps, because
+other work on the machine comes and goes.
 """
 
 from __future__ import annotations
 
 import functools
-import statistics
+import itertools
+from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from nftbench.planning.plan import Job, Plan
@@ -38,7 +40,13 @@ LONGER = 8.0
 OVERDUE = 0.2
 """What is left of a step that runs for longer than it should take, as a share of the time for which it has run."""
 
+RECENT = 24
+"""The latest steps, by which it is seen how slow the machine is now."""
+TURNS = 10
+"""By so many turns the pace of the machine and the usual seconds of each kind agree, see `_fit`."""
+
 Stage = Literal["base", "protect", "attack"]
+Kind = tuple[Stage, str]
 
 
 @dataclass(frozen=True)
@@ -56,7 +64,7 @@ class Step:
     """Of training and evaluation, in all units."""
 
     @property
-    def kind(self) -> tuple[Stage, str]:
+    def kind(self) -> Kind:
         return self.stage, self.name
 
 
@@ -65,45 +73,53 @@ class Forecast:
     """The steps that are left, by the key of the release or job, or by the seed of a base; and measured seconds."""
 
     left: Mapping[str, Step]
-    measured: Mapping[tuple[Stage, str], Sequence[tuple[float, Step]]] = field(default_factory=dict)
-    """By kind: the seconds of each finished step, with what was predicted for it."""
+    measured: Sequence[tuple[float, Step]] = ()
+    """The seconds of each finished step, with what was predicted for it, in the order in which they ended."""
 
     def seconds(self, step: Step) -> float:
-        """How long a step takes."""
-        if step.kind in self._unit_seconds:
-            return step.units * self._unit_seconds[step.kind]
-        return step.units * step.predicted * self._slowness[step.stage]
+        """How long a step takes, if the machine stays as slow as it is now."""
+        usual = self._usual.get(step.kind, step.predicted * self._slowness[step.stage])
+        return step.units * usual * self._pace
+
+    @property
+    def _usual(self) -> Mapping[Kind, float]:
+        """Measured seconds of one unit, by kind, as if the machine had been equally slow all the time."""
+        return self._fitted[0]
+
+    @property
+    def _pace(self) -> float:
+        """How many times as long as usual the latest steps took."""
+        return self._fitted[1]
 
     @functools.cached_property
-    def _unit_seconds(self) -> Mapping[tuple[Stage, str], float]:
-        """Measured seconds of one unit, by kind. Kept, because a large run has many steps of one kind."""
-        return {
-            kind: statistics.fmean(seconds / step.units for seconds, step in each)
-            for kind, each in self.measured.items()
-            if each
-        }
+    def _fitted(self) -> tuple[Mapping[Kind, float], float]:
+        """Kept, because a large run has many steps."""
+        return _fit(self.measured)
 
     @functools.cached_property
     def _slowness(self) -> Mapping[Stage, float]:
-        """Measured over predicted seconds of each stage's kinds; of all kinds, where none of the stage is measured."""
+        """Usual over predicted seconds of each stage's kinds; of all kinds, where none of the stage is measured."""
         stages: tuple[Stage, ...] = ("base", "protect", "attack")
         found = {}
         for stage in stages:
-            same = [one for kind, each in self.measured.items() if kind[0] == stage for one in each]
-            known = same or [one for each in self.measured.values() for one in each]
-            predicted = sum(step.predicted * step.units for _, step in known)
-            found[stage] = sum(seconds for seconds, _ in known) / predicted if predicted else 1.0
+            known = [step for _, step in self.measured if step.stage == stage] or [step for _, step in self.measured]
+            predicted = sum(step.predicted * step.units for step in known)
+            usual = sum(self._usual[step.kind] * step.units for step in known)
+            found[stage] = usual / predicted if predicted else 1.0
         return found
 
     def total(self, workers: int, running: Mapping[str, float] | None = None) -> float:
         """Seconds until the end with so many workers, if none of them is ever idle.
 
         Args:
-            running: for the steps that run now, the seconds for which they have been running.
+            running: for the steps that run now, the seconds for which they have been running. One that runs for longer
+                than it should shows already how slow the machine is now.
         """
         spent = running or {}
+        late = [(spent[key], step) for key, step in self.left.items() if spent.get(key, 0.0) > self.seconds(step)]
+        now = replace(self, measured=[*self.measured, *late]) if late else self
         each = [
-            max(self.seconds(step) - spent.get(key, 0.0), OVERDUE * spent.get(key, 0.0))
+            max(now.seconds(step) - spent.get(key, 0.0), OVERDUE * spent.get(key, 0.0))
             for key, step in self.left.items()
         ]
         return max([sum(each) / workers, *each])
@@ -116,12 +132,34 @@ class Forecast:
         it would otherwise seem that reading takes as long as all checks of a release.
         """
         ended = [self.left[key] for key in keys if key in self.left]
-        measured, together = dict(self.measured), sum(map(self.seconds, ended))
-        if seconds is not None and together:
-            for step in ended:
-                share = seconds * self.seconds(step) / together
-                measured[step.kind] = [*measured.get(step.kind, ()), (share, step)]
-        return Forecast({key: step for key, step in self.left.items() if key not in keys}, measured)
+        left = {key: step for key, step in self.left.items() if key not in keys}
+        if seconds is None:
+            return replace(self, left=left)
+        expected = [self.seconds(step) for step in ended] if len(ended) > 1 else [1.0]
+        shares = [seconds * one / (sum(expected) or 1.0) for one in expected]
+        return Forecast(left, [*self.measured, *zip(shares, ended, strict=False)])
+
+
+def _fit(measured: Sequence[tuple[float, Step]]) -> tuple[Mapping[Kind, float], float]:
+    """The usual seconds of one unit, by kind, and how many times as long the latest steps took.
+
+    Other work comes and goes while a run lasts, and not every kind of step was measured beside the same. So what is
+    usual is worked out from the pace at each step, and the pace from what is usual, in turns until both agree.
+    """
+    windows = [(max(0, end - RECENT), end) for end in range(1, len(measured) + 1)]
+    usual, paces = dict[Kind, float](), [1.0 for _ in windows]
+    seconds = [0.0, *itertools.accumulate(took for took, _ in measured)]
+    units = Counter[Kind]()
+    for _, step in measured:
+        units[step.kind] += step.units
+    for _ in range(TURNS):
+        usual = dict.fromkeys(units, 0.0)
+        for (took, step), pace in zip(measured, paces, strict=True):
+            usual[step.kind] += took / pace / units[step.kind]
+        expected = [0.0, *itertools.accumulate(step.units * usual[step.kind] for _, step in measured)]
+        recent = [(seconds[end] - seconds[begin], expected[end] - expected[begin]) for begin, end in windows]
+        paces = [took / wanted if took > 0 and wanted > 0 else 1.0 for took, wanted in recent]
+    return usual, paces[-1] if paces else 1.0
 
 
 def base_step(seed: int) -> str:
@@ -144,9 +182,8 @@ def time_line(plan: Plan, records: Mapping[str, Record], left: Left, parameters:
     if not left.cells:
         return "nothing is left to run"
     expected = forecast(plan, left, parameters, records.values())
-    measured = sum(map(len, expected.measured.values()))
-    if measured:
-        return f"{about(expected, workers)}, as {measured} releases and jobs of its records took"
+    if expected.measured:
+        return f"{about(expected, workers)}, as {len(expected.measured)} releases and jobs of its records took"
     flops = sum(step.flops for step in expected.left.values())
     return f"{about(expected, workers)}; no records yet: steps × tokens × parameters make {flops:.2g} FLOPs"
 
@@ -230,25 +267,25 @@ class _Predictor:
         """What each release and each job takes on this machine beside training and evaluation."""
         return STEP_SECONDS * speed.slowness(large=False)
 
-    def measured(self, records: Iterable[Record]) -> dict[tuple[Stage, str], list[tuple[float, Step]]]:
+    def measured(self, records: Iterable[Record]) -> list[tuple[float, Step]]:
         """What records say of the plan's steps: seconds of a job's cells, of its preparation, of a defense."""
         jobs = {(job.release, str(job.attack)): job for job in self.plan.jobs()}
         groups: dict[tuple[str, str], list[Record]] = {}
-        for record in records:
+        made: set[str] = set()
+        found = []
+        for record in sorted(records, key=lambda one: str(one.provenance.get("written"))):
             if (record.release, record.attack) in jobs and record.provenance.get("seconds"):
                 groups.setdefault((record.release, record.attack), []).append(record)
-        found: dict[tuple[Stage, str], list[tuple[float, Step]]] = {}
         for key, group in groups.items():
             job = jobs[key]
+            protection = next((one.protection for one in group if one.protection), None)
+            if protection is not None and job.release not in made:
+                made.add(job.release)
+                found.append((self.overhead + protection.seconds, self.release(job.defense)))
             # A record's seconds begin after the preparation, which all cells of a job share.
             prepared = max((one.cost.preparation_seconds for one in group if one.cost), default=0.0)
             seconds = self.overhead + prepared + sum(one.provenance["seconds"] for one in group)
-            step = self.job(replace(job, cells=job.cells[: len(group)]))
-            found.setdefault(step.kind, []).append((seconds, step))
-            protection = next((one.protection for one in group if one.protection), None)
-            if protection is not None:
-                release = self.release(job.defense)
-                found.setdefault(release.kind, []).append((self.overhead + protection.seconds, release))
+            found.append((seconds, self.job(replace(job, cells=job.cells[: len(group)]))))
         return found
 
 

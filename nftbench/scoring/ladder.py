@@ -11,6 +11,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from nftbench.errors import shortened
 from nftbench.records.record import CellId
 from nftbench.scoring import frontier
 from nftbench.scoring.frontier import Row
@@ -87,10 +88,7 @@ def _unusable(
         for cell, fault in sorted(grid.faults.items())
         if cell.defense in needed and cell.task in tasks and cell.attack in attacks - grid.added
     ]
-    if not absent:
-        return None
-    more = f" and {len(absent) - 1} more" if len(absent) > 1 else ""
-    return f"the ladder is incomplete: {absent[0]}{more}"
+    return f"the ladder is incomplete: {shortened(absent, 1)}" if absent else None
 
 
 def numbers(grid: Grid, defense: str, tasks: Sequence[str], attacks: Attacks, metrics: Mapping[str, Scale]) -> Row:

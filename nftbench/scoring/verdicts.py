@@ -9,6 +9,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 
+from nftbench.errors import shortened
 from nftbench.scoring.intervals import EXCESS_CONFIDENCE, PRELIMINARY_SEEDS, RANKED_SEEDS, beats_zero, holm
 from nftbench.scoring.points import NOISE
 from nftbench.scoring.rank_intervals import rank_intervals
@@ -115,8 +116,7 @@ def _lacking(score: Score) -> list[str]:
     """Cells that are missing, in words."""
     reasons = []
     if score.incomplete:
-        more = f" and {len(score.incomplete) - 3} more" if len(score.incomplete) > 3 else ""
-        reasons.append(f"incomplete: {'; '.join(score.incomplete[:3])}{more}")
+        reasons.append(f"incomplete: {shortened(score.incomplete, 3, '; ')}")
     if partial := score.resistance.partial:
         reasons.append(f"partial: by {', '.join(partial.attacks)} on {', '.join(partial.tasks)} alone")
     return reasons

@@ -101,6 +101,23 @@ def test_plan_checks_and_estimates_and_runs_nothing(call: Call) -> None:
     assert not Path("runs/audit-protected/records").exists()
 
 
+@pytest.mark.parametrize(
+    ("kind", "changes", "said"),
+    [("gpt2", {"n_layer": 3}, "gpt2, 0.0187 M parameters"), ("llama", {}, "llama, 0.0179 M parameters")],
+)
+def test_a_twin_of_another_size_or_architecture_is_named(
+    call: Call, kind: str, changes: dict[str, Any], said: str
+) -> None:
+    """A protection may change either, so that an audit goes on; but it may also be the wrong folder."""
+    assert "note: " not in call("protected", "--reference", "twin", "--plan")[1]
+    checkpoints.write(Path("other"), kind, **changes)
+    code, out, _ = call("protected", "--reference", "other", "--plan")
+    assert code == 0
+    note = next(line for line in out.splitlines() if line.startswith("note: "))
+    assert "The release is gpt2, 0.0121 M parameters" in note
+    assert f"its twin {said}" in note
+
+
 def test_the_estimate_is_of_the_checkpoint_and_not_of_the_suites_model(
     call: Call, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -35,6 +35,7 @@ def base(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("GITHUB_STEP_SUMMARY", raising=False)
     monkeypatch.delenv("GITHUB_ACTIONS", raising=False)
+    monkeypatch.delenv("GITHUB_JOB", raising=False)
     return folder(Path("base"), records(ROWS))
 
 
@@ -99,6 +100,15 @@ def test_reports_are_written_before_the_gate_fails(
     assert ElementTree.parse("out/junit.xml").getroot().get("failures") == "1"
     assert Path("out/comment.md").read_text() == Path("summary.md").read_text()
     assert Path("summary.md").read_text().startswith("<!-- nftbench-compare:tiny -->")
+
+
+def test_a_comment_belongs_to_its_job_or_to_the_gate_that_is_named(
+    base: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("GITHUB_JOB", "quick")
+    for words, marker in (((), "tiny:quick"), (("--name", "slow"), "tiny:slow")):
+        assert compared(base, base, *words, "--format", "markdown") == 0
+        assert capsys.readouterr().out.startswith(f"<!-- nftbench-compare:{marker} -->")
 
 
 def test_a_summary_that_cannot_be_written_changes_no_verdict(

@@ -558,6 +558,16 @@ def test_a_refuted_claim_is_an_error_where_asked_for(call: Call, tmp_path: Path)
     assert call("report", "good", "--fail-on-claims")[0] == 0
 
 
+@pytest.mark.parametrize("words", [("--defenses", "pnp"), ("--attacks", "none,lorra[rank=2]")])
+def test_a_wrong_name_is_told_before_torch_is_loaded(tmp_path: Path, words: tuple[str, str]) -> None:
+    """It came after the seconds that planning takes."""
+    code = "import sys; from nftbench.cli import main; code = main(sys.argv[1:]); print(code, 'torch' in sys.modules)"
+    command = [sys.executable, "-P", "-c", code, "plan", "smoke", *words]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path)
+    assert done.stdout.splitlines()[-1] == "2 False"
+    assert "did you mean" in done.stderr
+
+
 def test_report_ranks_again_without_torch(tmp_path: Path) -> None:
     write_results(tmp_path / "tiny", made())
     code = (

@@ -110,6 +110,12 @@ def test_utility_is_measured_against_initialisations_that_both_sides_have() -> N
     assert set(verdicts(found).values()) == {"held"}
     assert {line.difference.value for line in found.lines if line.difference} == {0.0}
     assert "utility is measured without twin, an initialisation that one side lacks" in found.notes
+    of_attacks = compare(base, side(few), Settings(role="attack"))
+    assert not [note for note in of_attacks.notes if "utility" in note], "none counts there"
+    more = side(records({**ROWS, "twin": UNDEFENDED, "twin[index=2]": UNDEFENDED}))
+    more = replace(more, manifest=replace(more.manifest, initialisations=("twin", "twin[index=2]")))
+    notes = compare(more, side(few), Settings(metrics=("retention",))).notes
+    assert "utility is measured without twin, twin[index=2], initialisations that one side lacks" in notes
     twice = compare(base, base, Settings(metrics=("retention",)))
     assert "twin" not in of_rows(twice), "it is a control"
     means = [next(line.base for line in each.lines if line.row == "pmp") for each in (found, twice)]

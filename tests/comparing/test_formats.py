@@ -14,7 +14,7 @@ import pytest
 
 from nftbench.comparing import Comparison, Settings, compare
 from nftbench.report.comparison import FORMATS, table
-from nftbench.report.comparison.lines import sentence
+from nftbench.report.comparison.lines import names, sentence
 from tests.comparing.sides import MASK, PMP, renamed, run
 
 WORSE = tuple(one + 0.1 + wobble for one, wobble in zip(PMP, (0, 0.01, -0.01, 0.005, 0), strict=True))
@@ -94,6 +94,28 @@ def test_markdown_begins_with_its_marker_and_keeps_its_columns(found: Comparison
     assert any("<script>" in html.unescape(line) for line in table)
 
 
+def test_people_read_labels_and_machines_specifications() -> None:
+    """Each line of a comment repeated eighty characters of parameters."""
+    long = "pmp[complement=released,radius=0.02]"
+    base = renamed(run({"pmp": PMP, "trap2": PMP}), "trap2", long)
+    found = compare(base, run({"pmp": WORSE}), Settings(metrics=("suppression",)))
+    assert "| missing | pmp · released | " in text("markdown", found)
+    assert f"- pmp · released: {long}" in html.unescape(text("markdown", found))
+    assert f"pmp · released: {long}" in text("table", found).splitlines()
+    assert "title=pmp · released%3A suppression missing::" in text("github", found)
+    assert f'classname="{long}"' in text("junit", found)
+    assert long in {row["row"] for row in json.loads(text("json", found))["rows"]}
+
+
+def test_each_gate_of_a_suite_has_a_comment_of_its_own(found: Comparison) -> None:
+    """Two jobs with other settings replaced each other's comment."""
+    gates = [replace(found, settings=replace(found.settings, name=name)) for name in ("quick", "all rows --> <b>")]
+    assert [text("markdown", gate).splitlines()[0] for gate in gates] == [
+        "<!-- nftbench-compare:tiny:quick -->",
+        "<!-- nftbench-compare:tiny:all-rows-b- -->",
+    ]
+
+
 def test_annotations_are_one_line_each(found: Comparison) -> None:
     lines = text("github", found).splitlines()
     assert [line.partition(" ")[0] for line in lines] == ["::error"] * 3 + ["::notice"]
@@ -101,6 +123,7 @@ def test_annotations_are_one_line_each(found: Comparison) -> None:
         command = re.fullmatch(r"::(error|notice) title=([^:,]*)::(.*)", line)
         assert command is not None
     assert "%3A%3Aerror" in text("github", found)
+    assert "held. The smallest" in lines[-1] or "new. The smallest" in lines[-1], "two sentences"
 
 
 def test_bencher_s_schema_accepts_its_format(found: Comparison) -> None:
@@ -114,7 +137,8 @@ def test_a_terminal_too_narrow_for_the_table_gets_a_sentence_for_each_line(found
     assert table.text(found, False, 160) == text("table", found)
     narrow = table.text(found, False, 80)
     assert "┃" not in narrow
-    assert set(map(sentence, found.lines)) <= set(narrow.splitlines())
+    own = names(found)
+    assert {sentence(line, own[line.row]) for line in found.lines} <= set(narrow.splitlines())
     assert narrow.splitlines()[0] == text("table", found).splitlines()[0]
 
 

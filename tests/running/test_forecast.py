@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -123,3 +124,32 @@ def test_preparation_on_text_and_longer_training_take_longer(tmp_path: Path) -> 
     expected = forecast.forecast(whole, everything(whole, tmp_path), 10_000_000)
     took = {step.name: expected.seconds(step) for step in expected.left.values() if step.stage == "attack"}
     assert took["none"] < took["full"] < took["heal"] < took["long"]
+
+
+@pytest.mark.parametrize("slower", [4.0, 0.25])
+def test_the_time_left_follows_other_work_on_the_machine(slower: float) -> None:
+    """Half-way, other work begins or ends. The means of all that was measured were still wrong by a factor of two."""
+    usual = {"none": 3.0, "lora": 20.0, "full": 30.0, "heal": 60.0}
+    chance = random.Random(0)
+    took: dict[str, float] = {}
+    steps: dict[str, Step] = {}
+    for release in range(40):
+        steps[f"{release}"], took[f"{release}"] = Step("protect", f"defense {release % 10}", 10.0), 20.0
+        for attack, seconds in usual.items():
+            key = f"{release} {attack}"
+            steps[key], took[key] = Step("attack", attack, 4.0, 3), seconds * chance.lognormvariate(0, 0.2)
+    found, now = Forecast(steps), 1.0
+    for number, (key, seconds) in enumerate(took.items()):
+        if number == 100:
+            now = slower
+        if number == 150:
+            left = now * sum(list(took.values())[number:])
+            assert left / 1.25 < found.total(1) < 1.25 * left
+        found = found.after([key], now * seconds)
+
+
+def test_a_step_that_is_late_shows_how_slow_the_machine_is() -> None:
+    """Before anything has ended, too: the rest was taken to be as fast as predicted until the first step was over."""
+    found = Forecast({"base": Step("base", "", 10.0), "full": Step("attack", "full", 30.0)})
+    assert found.total(1, {"base": 5.0}) == 35.0
+    assert found.total(1, {"base": 40.0}) == pytest.approx(0.2 * 40 + 30 * 4)

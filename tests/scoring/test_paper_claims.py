@@ -218,7 +218,7 @@ def test_a_failed_attack_is_no_measurement() -> None:
     ]
     found = examined(records, read={"rows": ["pmp"], "read": "gain"})
     assert found.outcome == "not measured"
-    assert found.reason == "pmp × full on pairs, seed 0: failed, and 1 more"
+    assert found.reason == "pmp × full on pairs, seed 0: failed and 1 more"
 
 
 def test_a_claim_says_on_how_many_of_the_seeds_it_rests() -> None:

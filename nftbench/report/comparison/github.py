@@ -10,15 +10,16 @@ LEVELS = {"regressed": "error", "missing": "error", "suspect": "warning"}
 
 def text(comparison: Comparison, only_changed: bool) -> str:
     """The commands, and last a notice with the answer. Annotations are few: GitHub shows ten of each kind."""
-    found = [_annotation(line) for line in comparison.lines if line.verdict in LEVELS]
-    said = (lines.headline(comparison), lines.untested(comparison), lines.sight(comparison))
+    names = lines.names(comparison)
+    found = [_annotation(line, names[line.row]) for line in comparison.lines if line.verdict in LEVELS]
+    said = (f"{lines.headline(comparison)}.", lines.untested(comparison), lines.sight(comparison))
     headline = _data(" ".join(filter(None, said)))
     return "\n".join([*found, f"::notice title=nftbench compare::{headline}"]) + "\n"
 
 
-def _annotation(line: Line) -> str:
-    title = _property(f"{line.row}: {line.metric} {line.verdict}")
-    return f"::{LEVELS[line.verdict]} title={title}::{_data(lines.sentence(line))}"
+def _annotation(line: Line, row: str) -> str:
+    title = _property(f"{row}: {line.metric} {line.verdict}")
+    return f"::{LEVELS[line.verdict]} title={title}::{_data(lines.sentence(line, row))}"
 
 
 def _data(said: str) -> str:

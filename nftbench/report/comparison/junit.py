@@ -34,7 +34,7 @@ def text(comparison: Comparison, only_changed: bool) -> str:
 
 def _case(suite: ElementTree.Element, line: Line, kind: str | None) -> None:
     case = ElementTree.SubElement(suite, "testcase", {"classname": _fit(line.row), "name": line.metric, "time": "0"})
-    said = _fit(lines.sentence(line))
+    said = _fit(lines.sentence(line, line.row))
     if kind == "skipped":
         ElementTree.SubElement(case, "skipped", {"message": said})
     elif kind is not None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable, Mapping
 
 from nftbench.comparing import Comparison, Line
 from nftbench.comparing.verdicts import UNCHANGED
+from nftbench.errors import NftbenchError
+from nftbench.report import labels
 from nftbench.scoring.intervals import PRELIMINARY_SEEDS, Interval
 from nftbench.scoring.table import UNKNOWN, Table, interval, number, short
 
@@ -18,6 +21,20 @@ def shown(comparison: Comparison, only_changed: bool) -> tuple[Line, ...]:
     return tuple(
         line for line in comparison.lines if not (only_changed and line.verdict in UNCHANGED and not line.moved)
     )
+
+
+def names(comparison: Comparison) -> Mapping[str, str]:
+    """The labels of the rows, by specification. Attacks have none, as on the leaderboard."""
+    rows = list(dict.fromkeys(line.row for line in comparison.lines))
+    if comparison.settings.role == "defense":
+        with contextlib.suppress(NftbenchError):  # a leaderboard.json may call a row anything
+            return labels.labels(rows, comparison.labels, comparison.own_labels)
+    return {row: row for row in rows}
+
+
+def in_full(comparison: Comparison) -> list[str]:
+    """The specifications behind labels: `pmp: pmp[discovery_steps=200]`."""
+    return [f"{label}: {row}" for row, label in names(comparison).items() if label != row]
 
 
 def headline(comparison: Comparison) -> str:
@@ -32,8 +49,9 @@ def headline(comparison: Comparison) -> str:
 def untested(comparison: Comparison) -> str:
     """What is to be known of underpowered lines: that seeds are too few and what to do, and which of them moved."""
     lines = [line for line in comparison.lines if line.verdict == "underpowered" and line.difference is not None]
+    own = names(comparison)
     few = [line.difference.count for line in lines if line.difference and line.difference.count < PRELIMINARY_SEEDS]
-    moved = [f"{line.row} {line.metric} {change(line)}" for line in lines if line.moved]
+    moved = [f"{own[line.row]} {line.metric} {change(line)}" for line in lines if line.moved]
     said = []
     if few:
         why = "one base seed gives no interval" if max(few) == 1 else "two base seeds are too few for a test"
@@ -67,10 +85,11 @@ def test(comparison: Comparison) -> str:
 
 def table(comparison: Comparison, only_changed: bool) -> Table:
     """Every line with its numbers."""
+    own = names(comparison)
     rows = tuple(
         (
             line.verdict,
-            line.row,
+            own[line.row],
             line.metric,
             _level(line, line.base),
             _level(line, line.new),
@@ -95,9 +114,9 @@ def change(line: Line) -> str:
     return f"{middle} % [{low}, {high}]" if math.isfinite(line.difference.low) else f"{middle} %"
 
 
-def sentence(line: Line) -> str:
-    """One line as a sentence, for an annotation or a test report."""
-    said = f"{line.row}: {line.metric} {line.verdict}"
+def sentence(line: Line, row: str) -> str:
+    """One line as a sentence, with this name of its row, for an annotation or a test report."""
+    said = f"{row}: {line.metric} {line.verdict}"
     if line.difference is not None:
         said += f", {_level(line, line.base)} to {_level(line, line.new)}, change {change(line)}"
         if line.p_holm is not None:

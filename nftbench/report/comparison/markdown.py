@@ -13,8 +13,9 @@ ALERTS = {"regressed": "CAUTION", "suspect": "WARNING", "passed": "TIP", "nothin
 
 
 def marker(comparison: Comparison) -> str:
-    """The hidden first line, by which a later comment replaces an earlier one."""
-    return f"<!-- nftbench-compare:{re.sub(r'[^A-Za-z0-9_.-]+', '-', comparison.suite)} -->"
+    """The hidden first line, by which a later comment replaces an earlier one of the same gate."""
+    gate = filter(None, (comparison.suite, comparison.settings.name))
+    return f"<!-- nftbench-compare:{':'.join(re.sub(r'[^A-Za-z0-9_.]+', '-', one) for one in gate)} -->"
 
 
 def text(comparison: Comparison, only_changed: bool) -> str:
@@ -25,6 +26,7 @@ def text(comparison: Comparison, only_changed: bool) -> str:
         + (f", {', '.join(one.origin.processors)}" if one.origin.processors else "")
         for name, one in (("BASE", comparison.base), ("NEW", comparison.new))
     ]
+    full = lines.in_full(comparison)
     alert = f"> [!{ALERTS[comparison.outcome]}]\n> {markdown.escaped(lines.headline(comparison))}"
     return markdown.joined(
         [
@@ -34,5 +36,6 @@ def text(comparison: Comparison, only_changed: bool) -> str:
             markdown.escaped(lines.sight(comparison)),
             markdown.escaped(lines.test(comparison)),
             markdown.items([*sides, *comparison.notes]),
+            f"<details><summary>Rows in full</summary>\n\n{markdown.items(full)}\n\n</details>" if full else "",
         ]
     )

@@ -21,7 +21,15 @@ def text(comparison: Comparison, only_changed: bool, width: int = WIDTH) -> str:
         Console(file=drawn, width=WIDTH).print(terminal.plain(shown, whole=("verdict", "change")))
     body = drawn.getvalue().rstrip()
     if max(map(len, body.splitlines()), default=0) > width:
-        body = "\n".join(map(lines.sentence, lines.shown(comparison, only_changed)))
+        names = lines.names(comparison)
+        body = "\n".join(lines.sentence(line, names[line.row]) for line in lines.shown(comparison, only_changed))
     answer = [lines.headline(comparison), lines.untested(comparison)]
     parts = [*answer, body, lines.sight(comparison), lines.test(comparison)]
-    return "\n".join(part for part in (*parts, *(f"Note: {note}" for note in comparison.notes)) if part) + "\n"
+    return (
+        "\n".join(
+            part
+            for part in (*parts, *lines.in_full(comparison), *(f"Note: {note}" for note in comparison.notes))
+            if part
+        )
+        + "\n"
+    )

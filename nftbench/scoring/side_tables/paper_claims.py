@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
+from nftbench.errors import shortened
 from nftbench.records.record import Record
 from nftbench.records.spec import Spec
 from nftbench.scoring.frontier import mean_share
@@ -241,7 +242,7 @@ class _Numbers:
             reference = grid.rows[row].reference
             return f"{row} and {reference} share no seed with utility, or {reference} knows nothing of a metric"
         if faults := self._faults(row, quantity):
-            return faults[0] + (f", and {len(faults) - 1} more" if faults[1:] else "")
+            return shortened(faults, 1)
         attacks = self._attacks(quantity)
         if not attacks & grid.attacks_on(row):
             return f"not run on {row}: {', '.join(sorted(attacks)) or 'any attack'}"
