@@ -185,7 +185,7 @@ def test_rank_intervals_cover_the_true_rank() -> None:
     true, every = boards()
     covered = dict.fromkeys(ROWS, 0)
     for one in every:
-        for row, ranks in zip(ROWS, rank_intervals([one[row].by_seed for row in ROWS]), strict=True):
+        for row, ranks in zip(ROWS, rank_intervals([one[row].heights for row in ROWS]), strict=True):
             better = sum(other > true[row] + 1e-9 for other in true.values())
             worse = sum(other < true[row] - 1e-9 for other in true.values())
             covered[row] += ranks.first <= 1 + better and ranks.last >= len(true) - worse
