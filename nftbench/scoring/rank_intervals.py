@@ -15,7 +15,7 @@ class Heights:
     own: Mapping[int, float] = field(default_factory=dict)
     """At the row's own place, by the mean of the utility that it keeps."""
     lowest: Mapping[int, float] = field(default_factory=dict)
-    """At the lowest of the places on the curve where the row may lie: noise leaves some open."""
+    """At the lowest of the places where it may lie: where the curve jumps, noise leaves that open."""
     highest: Mapping[int, float] = field(default_factory=dict)
     """At the highest of them."""
 

@@ -16,7 +16,7 @@ from sklearn.isotonic import IsotonicRegression
 
 from nftbench.records.record import CellId, Record
 from nftbench.scoring import Leaderboard, Score
-from nftbench.scoring.frontier import Family as Curves, Place, Row, excess, smallest
+from nftbench.scoring.frontier import Family as Curves, Row, excess, smallest
 from nftbench.scoring.intervals import Interval
 from nftbench.suites.schema import Family
 from tests.factories import DEFENDED, TASKS, UNDEFENDED, failed, measurement, record, scored, scratch, suite, sweep
@@ -106,35 +106,30 @@ def oracle(records: Sequence[Record]) -> dict[str, Any]:
         """The lower end (-1) or the upper end (1) of Student's interval of 98 %."""
         return float(values.mean() + side * stats.t.ppf(0.99, count - 1) * values.std(ddof=1) / math.sqrt(count))
 
-    def equal(own: Any, other: Any) -> bool:
+    def alike(own: Any, other: Any) -> bool:
         gaps = own - other
-        return abs(gaps.mean()) <= stats.t.ppf(0.95, count - 1) * gaps.std(ddof=1) / math.sqrt(count)
+        if np.abs(gaps).max() < 1e-12:
+            return True
+        return abs(np.sign(gaps).sum()) < count and stats.ttest_rel(own, other).pvalue >= 0.1
 
-    def stretch(taken_here: Any, own: Any, keep: Any, climb: Any, j: int) -> tuple[Any, Any, Any]:
-        """Heights above the stretch that begins in knot j, and those of which the lower and the upper end count."""
-        if j == len(keep) - 1:
-            return (taken_here - climb[j],) * 3
-        run, rise = keep[j].mean() - keep[j + 1].mean(), climb[j + 1].mean() - climb[j].mean()
-        w = (min(own.mean(), 1.0) - keep[j + 1].mean()) / run
-        lost = own - w * keep[j] - (1 - w) * keep[j + 1]
-        line = taken_here - w * climb[j] - (1 - w) * climb[j + 1] + rise / run * lost * (own.mean() < 1)
-        far, near = taken_here - climb[j + 1], taken_here - climb[j]
-        return line, max(line, far, key=lambda one: end(one, -1)), min(line, near, key=lambda one: end(one, 1))
-
-    def above(taken_here: Any, own: Any, keep: Any, climb: Any) -> list[tuple[Any, Any, Any]]:
-        """The stretch on which the row lies, and then those on which it may lie as well."""
-        j, _ = place(keep, own.mean())
-        least = most = j
-        while most + 1 < len(keep) and equal(own, keep[most + 1]):
-            most += 1
-        while least > 0 and equal(own, keep[least]):
-            least -= 1
-        others = [
-            at
-            for at in range(least, most + 1)
-            if at != j and (at + 1 == len(keep) or keep[at].mean() != keep[at + 1].mean())
+    def above(taken_here: Any, own: Any, keep: Any, climb: Any) -> list[Any]:
+        """The height at the row's own utility, and then those above both ends of each jump that it may lie on."""
+        jumps = [
+            end
+            for at in range(len(keep) - 1)
+            if np.abs(own - keep[at + 1]).max() > 1e-12
+            and alike(keep[at], keep[at + 1])
+            and alike(own, keep[at])
+            and alike(own, keep[at + 1])
+            for end in (at, at + 1)
         ]
-        return [stretch(taken_here, own, keep, climb, at) for at in (j, *others)]
+        ends = [taken_here - climb[at] for at in jumps]
+        j, w = place(keep, own.mean())
+        if j == len(keep) - 1:
+            return [taken_here - climb[j], *ends]
+        slope = (climb[j + 1].mean() - climb[j].mean()) / (keep[j].mean() - keep[j + 1].mean())
+        lost = own - w * keep[j] - (1 - w) * keep[j + 1]
+        return [taken_here - w * climb[j] - (1 - w) * climb[j + 1] + slope * lost * (own.mean() < 1), *ends]
 
     found = {}
     tests = len(drawn.METRICS) * len(LADDER)
@@ -163,11 +158,11 @@ def oracle(records: Sequence[Record]) -> dict[str, Any]:
                     keep = keep[: 2 + nothing.index(True)] if any(nothing) else keep
                     keep[-1] = 0.0
                 every.append(above(taken[row], own, keep, climb))
-        least = min(every, key=lambda one: one[0][0].mean())
-        low = min(end(lowest, -1) for one in every for _, lowest, _ in one)
-        lowest = min((one[1] for one in least), key=lambda values: end(values, -1))
-        highest = max((one[2] for one in least), key=lambda values: end(values, 1))
-        found[row] = (least[0][0].mean(), low, least[0][0], lowest, highest)
+        least = min(every, key=lambda one: one[0].mean())
+        low = min(end(values, -1) for one in every for values in one)
+        lowest = min(least, key=lambda values: end(values, -1))
+        highest = max(least, key=lambda values: end(values, 1))
+        found[row] = (least[0].mean(), low, least[0], lowest, highest)
     return found
 
 
@@ -483,25 +478,19 @@ def test_a_dose_that_takes_more_at_the_same_utility_never_raises_an_excess(
 def test_the_upper_end_is_never_below_that_of_the_binding_curve(number: int) -> None:
     drawn_heights = np.random.default_rng(number).normal(0, 2, (4, 5)).round(3)
     order = sorted(map(list, drawn_heights), key=lambda one: sum(one))
-    curves = [[_certain(*one)] for one in order]
+    curves = [[dict(enumerate(one))] for one in order]
     found, alone = smallest(curves), smallest(curves[:1])
     assert found.low <= alone.low <= found.value <= alone.high <= found.high
     assert found.p >= alone.p
 
 
 def test_the_upper_end_is_the_median_of_the_curves_near_the_least() -> None:
-    least, near, far = ([_certain(*one)] for one in ((1.0, 2.0, 3.0), (0.0, 3.0, 6.0), (21.0, 22.0, 23.0)))
+    least, near, far = ([dict(enumerate(one))] for one in ((1.0, 2.0, 3.0), (0.0, 3.0, 6.0), (21.0, 22.0, 23.0)))
     reach = stats.t.ppf(0.99, 2) / math.sqrt(3)
     assert smallest([least]).high == pytest.approx(2 + reach)
     assert smallest([least, far]).high == pytest.approx(2 + reach)  # it lies higher beyond doubt
     assert smallest([least, near, far]).high == pytest.approx(3 + 3 * reach)
     assert smallest([least, near, far]).low == pytest.approx(3 - 3 * reach)
-
-
-def _certain(*heights: float) -> Place:
-    """The one place where a row may lie on a curve."""
-    by_seed = dict(enumerate(heights))
-    return Place(by_seed, by_seed, by_seed)
 
 
 def test_a_twin_of_the_reference_has_an_excess_about_zero() -> None:
