@@ -132,7 +132,7 @@ def test_where_a_curve_jumps_noise_does_not_decide(gap: float) -> None:
 
     doses = ((1, 0.9), (4, 0.7), (6, 0.5 + gap), (18, 0.5), (20, 0.2))
     rows = {"copy": truth(18, 0.5), "before": truth(6, 0.52 + gap), "above": truth(22, 0.5)}
-    every = runs(rows, 60, ladder={"jump": [truth(*one) for one in doses]})
+    every = runs(rows, 100, ladder={"jump": [truth(*one) for one in doses]})
     assert found(every, "copy") <= 0.02
     assert found(every, "above") >= 0.4
     refuted = [one["before"].interval.high <= 0 for one in every if one["before"].interval]
@@ -140,10 +140,14 @@ def test_where_a_curve_jumps_noise_does_not_decide(gap: float) -> None:
 
 
 def test_near_the_end_of_the_ladder_a_destroyed_model_has_no_effect() -> None:
-    """Three doses keep nothing, and so does the untrained model, from which nothing can be taken."""
+    """Three doses keep nothing, and so does the untrained model, from which nothing can be taken.
+
+    The share is 1.7 %, and was 29 % when a row was measured at its own utility alone. A row is told from zero by tests
+    at 5 %, so it cannot be nothing.
+    """
     doses = [Truth(10.0, EVERYTHING * 0.5), *(Truth(points, EVERYTHING * 0) for points in (17.0, 20.0, 22.0))]
-    every = runs({"destroyed": Truth(20.0, EVERYTHING * 0)}, 60, ladder={"floor": doses})
-    assert found(every, "destroyed") <= 0.02
+    every = runs({"destroyed": Truth(20.0, EVERYTHING * 0)}, 300, ladder={"floor": doses})
+    assert found(every, "destroyed") <= 0.03
 
 
 # --------------------------------------------------------------------------------------------------------------- power
