@@ -130,7 +130,7 @@ def covered(board: Board) -> list[bool]:
     """Of each row: whether its interval of ranks holds every rank that is truly its own."""
     return [
         found.first <= true.first and true.last <= found.last
-        for found, true in zip(rank_intervals([one.by_seed for one in board]), true_ranks(board), strict=True)
+        for found, true in zip(rank_intervals([one.heights for one in board]), true_ranks(board), strict=True)
     ]
 
 

@@ -23,6 +23,7 @@ from nftbench.scoring.grid import NONE
 from nftbench.scoring.headroom import headroom
 from nftbench.scoring.intervals import Interval
 from nftbench.scoring.points import mean_points
+from nftbench.scoring.rank_intervals import Heights
 from nftbench.scoring.resistance import attacked_by_row
 from nftbench.scoring.utility import Scale, initialisations, reached, scales, usable
 from nftbench.scoring.utility_badge import Badge, MetricUtility, badge
@@ -38,7 +39,7 @@ class Fake:
 
     choice: Choice
     excess: Interval
-    by_seed: BySeed
+    heights: Heights
     badge: Badge
     planted: float = 0.0
     """Points that are taken from it beyond what is taken from the model that plays it."""
@@ -54,8 +55,13 @@ class Fake:
             high=self.excess.high + points,
             p=math.nan,  # that of each curve is not kept
         )
-        by_seed = {seed: height + points for seed, height in self.by_seed.items()}
-        return replace(self, excess=excess, by_seed=by_seed, planted=self.planted + points)
+        heights = Heights(
+            *(
+                {seed: height + points for seed, height in one.items()}
+                for one in (self.heights.own, self.heights.lowest, self.heights.highest)
+            )
+        )
+        return replace(self, excess=excess, heights=heights, planted=self.planted + points)
 
 
 @dataclass(frozen=True)
@@ -129,7 +135,7 @@ class Pool:
             )
             for metric, scale in metrics.items()
         ]
-        return Fake(choice, found.interval, found.by_seed, badge(kept), over=(found.metric, found.family))
+        return Fake(choice, found.interval, found.heights, badge(kept), over=(found.metric, found.family))
 
     def _scale(self, metric: str, choice: Choice) -> Scale:
         """A metric on all other undefended models than the ones that are judged."""

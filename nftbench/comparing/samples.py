@@ -151,7 +151,7 @@ def _rows(grid: Grid, tasks: Mapping[str, list[str]], metrics: Mapping[str, list
                 excess = ladder.excess(grid, row, own_tasks, attacks, beside)
                 reasons |= {"excess": excess.reason} if excess.reason else {}
                 if excess.interval is not None:
-                    samples["excess"] = Sample.of_excess(excess.interval, excess.by_seed)
+                    samples["excess"] = Sample.of_excess(excess.interval, excess.heights.own)
             found[row] = RowSamples(
                 samples,
                 reasons,

@@ -175,7 +175,7 @@ def _score(score: Score, label: str) -> ScoreLayout:
         "suppression_by_seed": score.resistance.suppression_by_seed,
         "partial": score.resistance.partial,
         "excess": score.excess.interval,
-        "excess_by_seed": score.excess.by_seed,
+        "excess_by_seed": score.excess.heights.own,
         "excess_metric": score.excess.metric,
         "excess_family": score.excess.family,
         "excess_reason": score.excess.reason,

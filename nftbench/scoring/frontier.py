@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 from nftbench.scoring.intervals import EXCESS_CONFIDENCE, Interval, mean, one_sided_reach
+from nftbench.scoring.rank_intervals import Heights
 from nftbench.scoring.scores import Excess
 
 BySeed = Mapping[int, float]
@@ -84,16 +85,20 @@ def excess(row: Row, families: Sequence[Family], metrics: Sequence[str]) -> Exce
     With one seed no noise is known, and only the mean counts. There is no excess where the row keeps less than some
     curve reaches, on the mean or on a metric that counts.
     """
-    found: dict[tuple[str, str], BySeed] = {}
+    found: dict[tuple[str, str], list[BySeed]] = {}
     for family in (one.without(row.name) for one in families):
         for metric in (MEAN, *lower_on(row, family, metrics, 1 - (1 - LEVEL) / (len(metrics) * len(families)))):
-            heights = height(row, family, metric)
-            if heights is None:
+            found[metric, family.name] = heights(row, family, metric)
+            if not found[metric, family.name]:
                 what = "utility" if metric == MEAN else f"of {metric}"
                 return Excess(reason=f"outside the ladder: keeps less {what} than any dose of {family.name}")
-            found[metric, family.name] = {seed: round(heights[seed], 9) for seed in sorted(heights)}
-    least = min(found, key=lambda curve: (statistics.fmean(found[curve].values()), curve))
-    return Excess(smallest([found[least], *(found[curve] for curve in found if curve != least)]), *least, found[least])
+    least = min(found, key=lambda curve: (statistics.fmean(found[curve][0].values()), curve))
+    extremes = Heights(
+        found[least][0],
+        lowest=min(found[least], key=lambda one: _interval(one).low),
+        highest=max(found[least], key=lambda one: _interval(one).high),
+    )
+    return Excess(smallest([found[least], *(found[curve] for curve in found if curve != least)]), *least, extremes)
 
 
 def lower_on(row: Row, family: Family, metrics: Sequence[str], level: float) -> list[str]:
@@ -119,11 +124,14 @@ def lower_on(row: Row, family: Family, metrics: Sequence[str], level: float) -> 
     return found
 
 
-def smallest(heights: Sequence[BySeed]) -> Interval:
-    """The interval of the least of several heights, each by the same seeds; the first has the least mean.
+def smallest(curves: Sequence[Sequence[BySeed]]) -> Interval:
+    """The interval of a row's least height above several curves; the first has the least.
+
+    Each curve is given by the row's `heights` above it, of which the first is at the row's own place. All are by the
+    same seeds.
 
     Lower end and p are those of an intersection-union test (Berger 1982): the lowest and the largest of all, since a
-    row is above every curve only if it is above each.
+    row is above every curve only if it is above each, wherever it lies.
 
     The upper end may not be that of the least: of many curves that are equally high, the one that is estimated lowest
     is too low by chance, and its interval covers the truth in 70 to 90 % of cases. The smallest true height is at most
@@ -131,44 +139,87 @@ def smallest(heights: Sequence[BySeed]) -> Interval:
     Taken is the median upper end of the curves that a t test, paired by seed, cannot tell from the least. The rest lie
     higher, and their upper ends would say nothing. tests/scoring/test_simulations.py measures that it covers.
     """
-    least, intervals = heights[0], [mean(list(one.values()), EXCESS_CONFIDENCE) for one in heights]
+    least = curves[0][0]
+    intervals = [[_interval(one) for one in each] for each in curves]
+    highest = [max(one.high for one in each) for each in intervals]
     near = [
-        interval
-        for one, interval in zip(heights, intervals, strict=True)
-        if one is least or mean([round(one[seed] - least[seed], 9) for seed in least]).low <= 0
+        high
+        for (own, *_), high in zip(curves, highest, strict=True)
+        if own is least or mean([round(own[seed] - least[seed], 9) for seed in least]).low <= 0
     ]
     return replace(
-        intervals[0],
-        low=min(one.low for one in intervals),
-        high=max(intervals[0].high, statistics.median_high(one.high for one in near)),
-        p=max(one.p for one in intervals),
+        intervals[0][0],
+        low=min(one.low for each in intervals for one in each),
+        high=max(highest[0], statistics.median_high(near)),
+        p=max(one.p for each in intervals for one in each),
     )
 
 
-def height(row: Row, family: Family, metric: str) -> BySeed | None:
-    """By seed, the points by which a row lies above one curve; None where it keeps less than the curve reaches.
+def _interval(heights: BySeed) -> Interval:
+    return mean(list(heights.values()), EXCESS_CONFIDENCE)
 
-    The delta method, paired by seed: between the doses j and j + 1 of the curve, with the share w on j and the slope λ,
-    it is [S - w S_j - (1 - w) S_j+1] + λ [r - w r_j - (1 - w) r_j+1], whose spread holds the noise of suppression, of
-    utility and of the curve. The second bracket is zero for a row that keeps everything.
+
+def heights(row: Row, family: Family, metric: str) -> list[BySeed]:
+    """By seed, the points by which a row lies above one curve; empty where it keeps less than the curve reaches.
+
+    The first is measured at the row's own utility, by the delta method, paired by seed. With the share w on the dose j
+    and the slope λ up to dose j + 1 it is [S - w S_j - (1 - w) S_j+1] + λ [r - w r_j - (1 - w) r_j+1], whose spread
+    holds the noise of suppression, of utility and of the curve. The second bracket is zero for a row that keeps
+    everything.
+
+    Where two doses keep equally much, the curve jumps, and noise alone decides from which of them a row is measured.
+    Its spread over the seeds would not show that. So a row that cannot be told from both ends of a jump is measured
+    from either end as well.
     """
     seeds = sorted(row.suppression)
     curve = draw(family, metric, seeds)
-    own = row.kept(metric)
-    kept = statistics.fmean(own[seed] for seed in seeds)
+    own = {seed: row.kept(metric)[seed] for seed in seeds}
+    kept = statistics.fmean(own.values())
     j, w = _between(curve, kept)
-    if j == len(curve) - 1 or family.stairs:
-        if j == len(curve) - 1 and family.untrained is None and not family.stairs and max(kept, 0) < curve[j].retention:
-            return None
-        return {seed: row.suppression[seed] - curve[j].taken[seed] for seed in seeds}
+    end = len(curve) - 1
+    if j == end and family.untrained is None and not family.stairs and max(kept, 0) < curve[j].retention:
+        return []
+    from_ends = [_above(row, curve[at], seeds) for at in _jumps(own, curve, family.stairs)]
+    if j == end or family.stairs:
+        return [_above(row, curve[j], seeds), *from_ends]
     near, far = curve[j], curve[j + 1]
     slope = (far.suppression - near.suppression) / (near.retention - far.retention)
-    heights = {}
+    height = {}
     for seed in seeds:
         taken = row.suppression[seed] - w * near.taken[seed] - (1 - w) * far.taken[seed]
         lost = own[seed] - w * near.kept[seed] - (1 - w) * far.kept[seed]
-        heights[seed] = taken + slope * lost * (kept < 1)
-    return heights
+        height[seed] = round(taken + slope * lost * (kept < 1), 9)
+    return [height, *from_ends]
+
+
+def _above(row: Row, knot: Knot, seeds: Sequence[int]) -> BySeed:
+    return {seed: round(row.suppression[seed] - knot.taken[seed], 9) for seed in seeds}
+
+
+def _jumps(own: BySeed, curve: Sequence[Knot], stairs: bool) -> list[int]:
+    """The ends of all jumps of a curve from which a row cannot be told. Of stairs, each step is a jump.
+
+    A row that keeps just what the stronger dose keeps, at every seed, lies on that dose beyond doubt.
+    """
+    alike = [_alike(own, knot.kept) for knot in curve]
+    found = set()
+    for at in range(len(curve) - 1):
+        near, far = curve[at], curve[at + 1]
+        jump = stairs or (alike[at] and _alike(near.kept, far.kept))
+        if jump and alike[at + 1] and own != far.kept:
+            found |= {at, at + 1}
+    return sorted(found)
+
+
+def _alike(first: BySeed, second: BySeed) -> bool:
+    """Whether two shares cannot be told apart. One seed cannot say that.
+
+    They are told apart by a t test, paired by seed, at 5 % on each side, or by all seeds alike: models lose much more
+    on some grammars than on others, and then the t test misses what every seed shows.
+    """
+    gaps = [round(first[seed] - second[seed], 9) for seed in first]
+    agree = min(gaps) > 0 or max(gaps) < 0
+    return len(gaps) > 1 and not agree and abs(statistics.fmean(gaps)) <= one_sided_reach(gaps, LEVEL)
 
 
 @dataclass(frozen=True)

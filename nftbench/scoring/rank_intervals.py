@@ -3,9 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from nftbench.scoring.intervals import EXCESS_CONFIDENCE, beats_zero, gap_by_seed, holm
+
+
+@dataclass(frozen=True)
+class Heights:
+    """By seed, a row's height above the curve that leaves least, in points."""
+
+    own: Mapping[int, float] = field(default_factory=dict)
+    """At the row's own place, by the mean of the utility that it keeps."""
+    lowest: Mapping[int, float] = field(default_factory=dict)
+    """At the lowest of the places where it may lie: where the curve jumps, noise leaves that open."""
+    highest: Mapping[int, float] = field(default_factory=dict)
+    """At the highest of them."""
 
 
 @dataclass(frozen=True)
@@ -16,10 +28,11 @@ class RankInterval:
     last: int
 
 
-def rank_intervals(rows: Sequence[Mapping[int, float]]) -> list[RankInterval]:
-    """For each row, `[1 + number better, K - number worse]` of K rows, each given by its excess at each seed.
+def rank_intervals(rows: Sequence[Heights]) -> list[RankInterval]:
+    """For each row, `[1 + number better, K - number worse]` of K rows.
 
-    A row is better or worse where a t test, paired by seed, tells the two apart. Each row's K - 1 comparisons are
+    A row is better or worse where t tests, paired by seed, tell the two apart: at their own places, and also the lowest
+    of the better one from the highest of the other. Each row's K - 1 comparisons are
     corrected by Holm's method at 2 % in both directions together. So its interval covers its true rank in 95 % of
     boards, as simulations say: see `EXCESS_CONFIDENCE`.
     """
@@ -36,7 +49,11 @@ def rank_intervals(rows: Sequence[Mapping[int, float]]) -> list[RankInterval]:
     return found
 
 
-def _p(first: Mapping[int, float], second: Mapping[int, float]) -> float:
-    """One-sided p of `first` not lying above `second`, paired by seed; 1 where they share no seed."""
+def _p(first: Heights, second: Heights) -> float:
+    """One-sided p of `first` not lying above `second`, wherever both lie; 1 where they share no seed."""
+    return max(_p_of(first.own, second.own), _p_of(first.lowest, second.highest))
+
+
+def _p_of(first: Mapping[int, float], second: Mapping[int, float]) -> float:
     gap = gap_by_seed(first, second)
     return gap.p if gap else 1.0

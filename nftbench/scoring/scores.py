@@ -15,7 +15,7 @@ from nftbench.records.record import Row
 from nftbench.scoring.cost_to_break import Multiple
 from nftbench.scoring.intervals import Interval
 from nftbench.scoring.per_attack import AttackRow
-from nftbench.scoring.rank_intervals import RankInterval
+from nftbench.scoring.rank_intervals import Heights, RankInterval
 from nftbench.scoring.utility_badge import Badge
 from nftbench.terms import Verdict
 
@@ -158,8 +158,8 @@ class Excess:
     metric: str | None = None
     """`mean`, or the single metric that binds."""
     family: str | None = None
-    by_seed: Mapping[int, float] = field(default_factory=dict)
-    """On that metric and family; its mean is the value of `interval`."""
+    heights: Heights = field(default_factory=Heights)
+    """On that metric and family; the mean of its own is the value of `interval`."""
     reason: str | None = None
     """Why there is none, as in `outside the ladder: ...`."""
 

@@ -141,7 +141,7 @@ def ranked(scores: Sequence[Score]) -> list[Score]:
 
 def _with_ranks(members: Sequence[Score]) -> list[Score]:
     """The places of rows that are ranked together."""
-    open_ranks = rank_intervals([one.excess.by_seed for one in members])
+    open_ranks = rank_intervals([one.excess.heights for one in members])
     return [
         replace(
             one,

@@ -20,7 +20,7 @@ from nftbench.planning.plan import plan
 from nftbench.records.record import CellId
 from nftbench.scoring import score
 from nftbench.scoring.intervals import Interval
-from nftbench.scoring.rank_intervals import RankInterval
+from nftbench.scoring.rank_intervals import Heights, RankInterval
 from nftbench.testing import tiny_suite
 from tests.calibration.pools import MODELS, records, run_of
 from tests.factories import RANKING
@@ -51,7 +51,7 @@ def test_a_fake_is_scored_as_the_leaderboard_scores_a_row(size: int) -> None:
     assert (fake.excess.value, fake.excess.low, fake.excess.high) == pytest.approx(
         (row.excess.interval.value, row.excess.interval.low, row.excess.interval.high)
     )
-    assert fake.by_seed == pytest.approx(row.excess.by_seed)
+    assert fake.heights.own == pytest.approx(row.excess.heights.own)
     assert fake.badge == row.utility.badge
     assert fake.over == (row.excess.metric, row.excess.family)
 
@@ -80,7 +80,8 @@ def test_planted_points_raise_the_whole_interval() -> None:
     planted, judged = pool.judge(choice).raised(7.0), replace(pool, attacked={**pool.attacked, **lower}).judge(choice)
     for one in ("value", "low", "high"):
         assert getattr(planted.excess, one) == pytest.approx(getattr(judged.excess, one))
-    assert planted.by_seed == pytest.approx(judged.by_seed)
+    for one in ("own", "lowest", "highest"):
+        assert getattr(planted.heights, one) == pytest.approx(getattr(judged.heights, one))
     assert planted.badge == judged.badge
 
 
@@ -141,9 +142,10 @@ def test_models_that_are_worth_less_are_false_positives() -> None:
 
 def board(*effects: float, noise: float = 0.0) -> list[Fake]:
     draw = np.random.default_rng(0)
+    heights = [{seed: effect + noise * draw.normal() for seed in range(5)} for effect in effects]
     return [
-        Fake({}, Interval(effect), {seed: effect + noise * draw.normal() for seed in range(5)}, "keeps", effect)
-        for effect in effects
+        Fake({}, Interval(effect), Heights(one, one, one), "keeps", effect)
+        for effect, one in zip(effects, heights, strict=True)
     ]
 
 
@@ -185,7 +187,7 @@ def test_a_test_score_that_cannot_be_trusted_is_a_failure() -> None:
 def test_the_interval_of_a_share_is_students_where_each_board_is_of_one_seed() -> None:
     values = [0.0, 0.05, 0.02, 0.01, 0.04]
     boards = [
-        [Fake({seed: "twin"}, Interval(float(index < round(100 * value))), {}, "keeps")]
+        [Fake({seed: "twin"}, Interval(float(index < round(100 * value))), Heights(), "keeps")]
         for seed, value in enumerate(values)
         for index in range(100)
     ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,8 +12,8 @@ import pytest
 from hypothesis import given, strategies as st
 from sklearn.isotonic import IsotonicRegression
 
-from nftbench.scoring.frontier import MEAN, BySeed, Family, Row, draw, excess, height, lower_on, mean_share, smallest
-from nftbench.scoring.rank_intervals import RankInterval, rank_intervals
+from nftbench.scoring.frontier import MEAN, BySeed, Family, Row, draw, excess, heights, lower_on, mean_share, smallest
+from nftbench.scoring.rank_intervals import Heights, RankInterval, rank_intervals
 
 METRIC = "minimal_pairs"
 SEEDS = (0, 1, 2)
@@ -26,6 +27,11 @@ def row(name: str, suppression: Sequence[float], retention: Sequence[float], met
     return Row(name, by_seed(*suppression), {metric: by_seed(*retention)})
 
 
+def height(released: Row, family: Family, metric: str) -> BySeed:
+    """Above the curve at the row's own utility."""
+    return heights(released, family, metric)[0]
+
+
 WEAK = row("early_stop[fraction=0.8]", (1.0, 2.0, 3.0), (0.8, 0.9, 1.0))  # means 2 and 0.9
 STRONG = row("early_stop[fraction=0.2]", (9.0, 10.0, 11.0), (0.4, 0.5, 0.6))  # means 10 and 0.5
 STOPPED = Family("early_stop", (WEAK, STRONG), untrained=by_seed(50.0, 50.0, 50.0))
@@ -33,27 +39,26 @@ STOPPED = Family("early_stop", (WEAK, STRONG), untrained=by_seed(50.0, 50.0, 50.
 
 def test_between_two_doses_the_curve_is_a_straight_line() -> None:
     # Half-way between 0.9 and 0.5: the curve is at (2 + 10) / 2 = 6 points, and falls by 20 points a unit of retention.
-    heights = height(row("defense", (8.0, 8.0, 8.0), (0.7, 0.7, 0.7)), STOPPED, METRIC)
-    assert heights is not None
-    assert statistics.fmean(heights.values()) == pytest.approx(8 - 6)
+    found = height(row("defense", (8.0, 8.0, 8.0), (0.7, 0.7, 0.7)), STOPPED, METRIC)
+    assert statistics.fmean(found.values()) == pytest.approx(8 - 6)
     # Seed 0: 8 - (1 + 9) / 2 + 20 · (0.7 - (0.8 + 0.4) / 2) = 3 + 2.
-    assert heights[0] == pytest.approx(5)
+    assert found[0] == pytest.approx(5)
 
 
 def test_whoever_keeps_everything_is_measured_from_the_reference() -> None:
-    heights = height(row("defense", (4.0, 5.0, 6.0), (1.1, 1.0, 1.2)), STOPPED, METRIC)
-    assert heights == pytest.approx(by_seed(4.0, 5.0, 6.0))
+    found = height(row("defense", (4.0, 5.0, 6.0), (1.1, 1.0, 1.2)), STOPPED, METRIC)
+    assert found == pytest.approx(by_seed(4.0, 5.0, 6.0))
 
 
 def test_whoever_keeps_nothing_is_measured_from_the_untrained_model() -> None:
-    heights = height(row("defense", (40.0, 40.0, 40.0), (-0.1, 0.0, 0.0)), STOPPED, METRIC)
-    assert heights == pytest.approx(by_seed(-10.0, -10.0, -10.0))
+    found = height(row("defense", (40.0, 40.0, 40.0), (-0.1, 0.0, 0.0)), STOPPED, METRIC)
+    assert found == pytest.approx(by_seed(-10.0, -10.0, -10.0))
 
 
 def test_beyond_the_last_dose_of_a_family_without_an_end_nothing_is_said() -> None:
     released = row("defense", (40.0, 40.0, 40.0), (0.3, 0.3, 0.3))
     checkpoint = Family("noise", STOPPED.doses)
-    assert height(released, checkpoint, METRIC) is None
+    assert heights(released, checkpoint, METRIC) == []
     found = excess(released, [STOPPED, checkpoint], [METRIC])
     assert found.interval is None
     assert found.reason == "outside the ladder: keeps less utility than any dose of noise"
@@ -90,9 +95,8 @@ def test_the_least_flattering_metric_and_family_bind() -> None:
     assert bound.metric == "pairs"
     assert bound.interval.value == pytest.approx(1.0)
     by_mean = height(kept, noise, MEAN)
-    assert by_mean is not None
     assert statistics.fmean(by_mean.values()) == pytest.approx(5 - 4 * 0.25 / 0.3)
-    alone = smallest([by_mean])
+    alone = smallest([heights(kept, noise, MEAN)])
     assert bound.interval.low <= alone.low
     assert bound.interval.p >= alone.p
 
@@ -182,14 +186,13 @@ def test_the_mean_is_the_suppression_less_the_curve(doses: Any, released: Any, u
     family = Family("noise", tuple(made(f"noise[scale={i}]", one) for i, one in enumerate(doses)),
                     by_seed(*[untrained] * 3))  # fmt: skip
     defense = made("defense", released)
-    heights = height(defense, family, MEAN)
-    assert heights is not None
+    found = height(defense, family, MEAN)
     values = np.array(doses)
     values[:, :, 1] -= np.maximum(values[:, :, 1].mean(axis=1, keepdims=True) - 1, 0)
     expected = statistics.fmean(defense.suppression.values()) - curve(
         values, untrained, statistics.fmean(defense.retention[METRIC].values())
     )
-    assert statistics.fmean(heights.values()) == pytest.approx(expected, abs=1e-6)
+    assert statistics.fmean(found.values()) == pytest.approx(expected, abs=1e-6)
 
 
 def curve(doses: Any, untrained: float, kept: float) -> float:
@@ -211,13 +214,79 @@ def curve(doses: Any, untrained: float, kept: float) -> float:
     return float(taken[last] + share * (taken[last + 1] - taken[last]))
 
 
+def anywhere(*values: float) -> Heights:
+    """Heights of a row whose place is certain."""
+    return Heights(*[by_seed(*values)] * 3)
+
+
 def test_ranks_are_told_apart_only_where_seeds_agree() -> None:
-    clear = by_seed(10.0, 10.5, 11.0, 10.2, 10.8)
-    middle = by_seed(5.0, 5.5, 6.0, 5.2, 5.8)
-    vague = by_seed(-20.0, 30.0, -10.0, 25.0, 0.0)
+    clear = anywhere(10.0, 10.5, 11.0, 10.2, 10.8)
+    middle = anywhere(5.0, 5.5, 6.0, 5.2, 5.8)
+    vague = anywhere(-20.0, 30.0, -10.0, 25.0, 0.0)
     assert rank_intervals([clear, middle]) == [RankInterval(1, 1), RankInterval(2, 2)]
     assert rank_intervals([clear, middle, vague]) == [RankInterval(1, 2), RankInterval(2, 3), RankInterval(1, 3)]
     assert rank_intervals([clear]) == [RankInterval(1, 1)]
-    assert rank_intervals([clear, dict(clear)]) == [RankInterval(1, 2), RankInterval(1, 2)]
-    later = {seed + 10: value for seed, value in middle.items()}  # of another folder, which was merged
+    assert rank_intervals([clear, replace(clear)]) == [RankInterval(1, 2), RankInterval(1, 2)]
+    later = Heights(*[{seed + 10: value for seed, value in middle.own.items()}] * 3)  # of another folder, merged
     assert rank_intervals([clear, later]) == [RankInterval(1, 2), RankInterval(1, 2)]
+
+
+def test_a_row_that_may_lie_elsewhere_on_its_curve_is_not_told_from_others() -> None:
+    clear = anywhere(10.0, 10.5, 11.0, 10.2, 10.8)
+    middle = anywhere(5.0, 5.5, 6.0, 5.2, 5.8)
+    assert rank_intervals([replace(clear, lowest=middle.own), middle]) == [RankInterval(1, 2), RankInterval(1, 2)]
+    assert rank_intervals([clear, replace(middle, highest=clear.own)]) == [RankInterval(1, 2), RankInterval(1, 2)]
+
+
+# ------------------------------------------------------------------------------------------------- where a curve jumps
+
+EARLIER = row("short[fraction=0.2]", (5.0, 6.0, 7.0), (0.49, 0.51, 0.53))  # means 6 and 0.51
+LATER = row("short[fraction=0.1]", (17.0, 18.0, 19.0), (0.51, 0.49, 0.47))  # 18 and 0.49: not told apart
+JUMP = Family("short", (EARLIER, LATER), untrained=by_seed(50.0, 50.0, 50.0))
+
+
+def test_where_the_curve_jumps_a_row_is_also_measured_from_the_stronger_dose() -> None:
+    copy = row("copy", (17.0, 19.0, 18.0), (0.50, 0.54, 0.52))  # by its mean before the jump, where the curve is at 5.9
+    found = excess(copy, [JUMP], [METRIC])
+    assert found.interval is not None
+    assert found.interval.value == pytest.approx(18 - 6 * 0.48 / 0.49)
+    assert found.interval.low < 0 < found.interval.value
+    assert found.interval.p == pytest.approx(0.5)  # that of 0, 1 and -1
+    assert found.heights.lowest == pytest.approx(by_seed(0.0, 1.0, -1.0))
+    assert statistics.fmean(found.heights.own.values()) == pytest.approx(found.interval.value)
+
+
+def test_where_the_curve_jumps_a_row_is_also_measured_from_the_weaker_dose() -> None:
+    weak = row("weak", (6.0, 6.5, 5.5), (0.44, 0.52, 0.48))  # by its mean beyond the jump
+    found = excess(weak, [JUMP], [METRIC])
+    assert found.interval is not None
+    assert found.interval.value < -10
+    assert found.interval.high > 0
+    assert found.heights.highest == pytest.approx(by_seed(1.0, 0.5, -1.5))
+
+
+def test_a_row_that_lies_clearly_before_the_jump_is_not_measured_from_beyond_it() -> None:
+    before = row("before", (18.0, 18.0, 18.0), (0.61, 0.60, 0.62))
+    (only,) = heights(before, JUMP, METRIC)
+    assert statistics.fmean(only.values()) == pytest.approx(18 - 6 * 0.39 / 0.49)
+
+
+def test_doses_that_every_seed_tells_apart_are_no_jump() -> None:
+    # Seed 2 alone makes the t test miss the gap: 0.03 on average, and 2.3 standard errors of 0.013.
+    further = row("short[fraction=0.1]", (17.0, 18.0, 19.0), (0.48, 0.49, 0.47))
+    family = Family("short", (EARLIER, further), untrained=by_seed(50.0, 50.0, 50.0))
+    assert len(heights(row("copy", (17.0, 19.0, 18.0), (0.47, 0.51, 0.50)), family, METRIC)) == 1
+
+
+def test_one_seed_tells_of_no_jump() -> None:
+    doses = [Row(dose.name, {0: dose.suppression[0]}, {METRIC: {0: 0.5}}) for dose in (EARLIER, LATER)]
+    family = Family("short", tuple(doses), untrained={0: 50.0})
+    assert len(heights(Row("copy", {0: 18.0}, {METRIC: {0: 0.5}}), family, METRIC)) == 1
+
+
+def test_each_of_the_stairs_is_a_jump() -> None:
+    narrow = Family("narrow", (row("narrow", (3.0, 3.1, 2.9), (0.90, 0.92, 0.88)),), stairs=True)
+    copy = row("copy", (3.0, 3.0, 3.0), (0.92, 0.89, 0.93))  # 0.913, so that its own step is that of the reference
+    own, from_reference, from_narrow = heights(copy, narrow, METRIC)
+    assert own == from_reference == pytest.approx(by_seed(3.0, 3.0, 3.0))
+    assert from_narrow == pytest.approx(by_seed(0.0, -0.1, 0.1))

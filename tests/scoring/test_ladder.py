@@ -32,7 +32,7 @@ def of(board: Leaderboard, defense: str = "pmp") -> Score:
 
 
 def oracle(records: Sequence[Record]) -> dict[str, Any]:
-    """By row: value and lower end of the excess, and its heights by seed, from the records with numpy and scikit-learn.
+    """By row: value, lower end and heights (own, lowest, highest) of the excess, with numpy and scikit-learn.
 
     Validation and test scores are the same in these records, so the best attack is the one that ends highest.
     """
@@ -102,10 +102,39 @@ def oracle(records: Sequence[Record]) -> dict[str, Any]:
             return j, 1.0
         return j, (min(at, 1.0) - keep[j + 1].mean()) / (keep[j].mean() - keep[j + 1].mean())
 
+    def end(values: Any, side: int) -> float:
+        """The lower end (-1) or the upper end (1) of Student's interval of 98 %."""
+        return float(values.mean() + side * stats.t.ppf(0.99, count - 1) * values.std(ddof=1) / math.sqrt(count))
+
+    def alike(own: Any, other: Any) -> bool:
+        gaps = own - other
+        if np.abs(gaps).max() < 1e-12:
+            return True
+        return abs(np.sign(gaps).sum()) < count and stats.ttest_rel(own, other).pvalue >= 0.1
+
+    def above(taken_here: Any, own: Any, keep: Any, climb: Any) -> list[Any]:
+        """The height at the row's own utility, and then those above both ends of each jump that it may lie on."""
+        jumps = [
+            end
+            for at in range(len(keep) - 1)
+            if np.abs(own - keep[at + 1]).max() > 1e-12
+            and alike(keep[at], keep[at + 1])
+            and alike(own, keep[at])
+            and alike(own, keep[at + 1])
+            for end in (at, at + 1)
+        ]
+        ends = [taken_here - climb[at] for at in jumps]
+        j, w = place(keep, own.mean())
+        if j == len(keep) - 1:
+            return [taken_here - climb[j], *ends]
+        slope = (climb[j + 1].mean() - climb[j].mean()) / (keep[j].mean() - keep[j + 1].mean())
+        lost = own - w * keep[j] - (1 - w) * keep[j + 1]
+        return [taken_here - w * climb[j] - (1 - w) * climb[j + 1] + slope * lost * (own.mean() < 1), *ends]
+
     found = {}
     tests = len(drawn.METRICS) * len(LADDER)
     for row in rows:
-        heights = []
+        every = []
         for family in LADDER.values():
             doses = [dose for dose in family.doses if dose != row]
             rising = fitted(np.array([taken[dose] for dose in doses]), 0.0, untrained.mean())
@@ -128,16 +157,12 @@ def oracle(records: Sequence[Record]) -> dict[str, Any]:
                     ]
                     keep = keep[: 2 + nothing.index(True)] if any(nothing) else keep
                     keep[-1] = 0.0
-                j, w = place(keep, own.mean())
-                if j == len(keep) - 1:
-                    heights.append(taken[row] - climb[j])
-                    continue
-                slope = (climb[j + 1].mean() - climb[j].mean()) / (keep[j].mean() - keep[j + 1].mean())
-                lost = own - w * keep[j] - (1 - w) * keep[j + 1]
-                heights.append(taken[row] - w * climb[j] - (1 - w) * climb[j + 1] + slope * lost * (own.mean() < 1))
-        every = np.array(heights)
-        means, errors = every.mean(axis=1), every.std(axis=1, ddof=1) / math.sqrt(count)
-        found[row] = (means.min(), (means - stats.t.ppf(0.99, count - 1) * errors).min(), every[means.argmin()])
+                every.append(above(taken[row], own, keep, climb))
+        least = min(every, key=lambda one: one[0].mean())
+        low = min(end(values, -1) for one in every for values in one)
+        lowest = min(least, key=lambda values: end(values, -1))
+        highest = max(least, key=lambda values: end(values, 1))
+        found[row] = (least[0].mean(), low, least[0], lowest, highest)
     return found
 
 
@@ -159,25 +184,35 @@ def test_excess_and_ranks_are_those_of_an_independent_implementation(number: int
     for one in board.scores:
         if one.kind == "reference":
             continue
-        value, low, by_seed = expected[one.defense]
+        value, low, *heights = expected[one.defense]
         assert one.excess.interval is not None
         assert (one.excess.interval.value, one.excess.interval.low) == pytest.approx((value, low), abs=1e-6)
-        assert [*one.excess.by_seed.values()] == pytest.approx(by_seed, abs=1e-6)
+        for ours, other in zip(
+            (one.excess.heights.own, one.excess.heights.lowest, one.excess.heights.highest), heights, strict=True
+        ):
+            assert [*ours.values()] == pytest.approx(other, abs=1e-6)
     ranked = [one for one in board.scores if one.standing.group == "ranked"]
-    heights = {one.defense: expected[one.defense][2] for one in ranked}
+    own, lowest, highest = ({one.defense: expected[one.defense][at] for one in ranked} for at in (2, 3, 4))
+
+    def p_value(first: str, second: str) -> float:
+        """That the two are alike, wherever on their curves they lie."""
+        upper, lower = (first, second) if own[first].mean() > own[second].mean() else (second, first)
+        apart = stats.ttest_rel(lowest[upper], highest[lower], alternative="greater").pvalue
+        return max(float(stats.ttest_rel(own[upper], own[lower]).pvalue), 2 * float(apart))
+
     for one in ranked:
-        others = [other for other in heights if other != one.defense]
-        p_values = [stats.ttest_rel(heights[one.defense], heights[other]).pvalue for other in others]
+        others = [other for other in own if other != one.defense]
+        p_values = [p_value(one.defense, other) for other in others]
         order = sorted(range(len(others)), key=lambda at: p_values[at])
         told: list[str] = []
         for step, at in enumerate(order):  # Holm: stop at the first that cannot be told apart
             if p_values[at] * (len(others) - step) > 0.02:
                 break
             told.append(others[at])
-        better = sum(heights[other].mean() > heights[one.defense].mean() for other in told)
+        better = sum(own[other].mean() > own[one.defense].mean() for other in told)
         assert one.standing.ranks is not None
         assert (one.standing.ranks.first, one.standing.ranks.last) == (1 + better, len(ranked) - len(told) + better)
-        assert one.standing.rank == 1 + sum(heights[other].mean() > heights[one.defense].mean() for other in others)
+        assert one.standing.rank == 1 + sum(own[other].mean() > own[one.defense].mean() for other in others)
 
 
 def test_the_curves_can_be_drawn() -> None:
@@ -443,14 +478,14 @@ def test_a_dose_that_takes_more_at_the_same_utility_never_raises_an_excess(
 def test_the_upper_end_is_never_below_that_of_the_binding_curve(number: int) -> None:
     drawn_heights = np.random.default_rng(number).normal(0, 2, (4, 5)).round(3)
     order = sorted(map(list, drawn_heights), key=lambda one: sum(one))
-    heights = [dict(enumerate(one)) for one in order]
-    found, alone = smallest(heights), smallest(heights[:1])
+    curves = [[dict(enumerate(one))] for one in order]
+    found, alone = smallest(curves), smallest(curves[:1])
     assert found.low <= alone.low <= found.value <= alone.high <= found.high
     assert found.p >= alone.p
 
 
 def test_the_upper_end_is_the_median_of_the_curves_near_the_least() -> None:
-    least, near, far = (dict(enumerate(one)) for one in ((1.0, 2.0, 3.0), (0.0, 3.0, 6.0), (21.0, 22.0, 23.0)))
+    least, near, far = ([dict(enumerate(one))] for one in ((1.0, 2.0, 3.0), (0.0, 3.0, 6.0), (21.0, 22.0, 23.0)))
     reach = stats.t.ppf(0.99, 2) / math.sqrt(3)
     assert smallest([least]).high == pytest.approx(2 + reach)
     assert smallest([least, far]).high == pytest.approx(2 + reach)  # it lies higher beyond doubt
