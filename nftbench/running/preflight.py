@@ -173,6 +173,7 @@ def _examine(place: str, path: Path) -> Checkpoint:
         raise NftbenchError(f"{place!r} holds no model: it lacks a config.json")
     try:
         _check_plain(path)
+        _check_direction(path, place)
         model = networks.load(path, "meta")
     except NftbenchError as error:
         raise NftbenchError(str(error).replace(str(path), place)) from error
@@ -180,18 +181,23 @@ def _examine(place: str, path: Path) -> Checkpoint:
         raise NftbenchError(
             f"{place!r} has no tokenizer (tokenizer.json); save the one that it was trained with into the folder"
         )
-    _check_causal(model.network.config, place)
     networks.check_words(model, place)
     parameters = sum(parameter.numel() for parameter in model.network.parameters())
     return Checkpoint(place, model.network.config.model_type, parameters, len(model.tokenizer), window(model))
 
 
+def _check_direction(folder: Path, place: str) -> None:
+    """Refuse an encoder by its configuration as stored: transformers loads the decoder alone of some pairs of both."""
+    try:
+        config = networks.config_of(folder)
+    except Exception:  # transformers says what is wrong when the model is loaded
+        return
+    _check_causal(config, place)
+
+
 def _check_causal(config: PreTrainedConfig, place: str) -> None:
-    if not networks.is_causal(config):
-        raise NftbenchError(
-            f"{place!r} is no causal LM: {config.model_type} reads text in both directions; give a model that "
-            "AutoModelForCausalLM is for"
-        )
+    if (reason := networks.not_causal(config)) is not None:
+        raise NftbenchError(f"{place!r} is no causal LM: {reason}; give a model that AutoModelForCausalLM is for")
 
 
 def _check_plain(folder: Path) -> None:
