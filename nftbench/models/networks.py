@@ -393,7 +393,7 @@ def _disable_dropout(config: Any) -> None:
         if isinstance(value, PreTrainedConfig):
             _disable_dropout(value)
         elif NOISE.search(name) and isinstance(value, int | float) and not isinstance(value, bool):
-            setattr(config, name, 0.0)
+            setattr(config, name, type(value)(0))  # some configurations take whole numbers alone
 
 
 def _make_all_trainable(network: PreTrainedModel) -> None:

@@ -92,6 +92,13 @@ def test_an_extra_tensor_is_found(name: str | None, kind: str, tmp_path: Path) -
         _check_published(tmp_path, networks.load(tmp_path))
 
 
+def test_dropout_that_must_be_a_whole_number_is_turned_off(tmp_path: Path) -> None:
+    """MPT's configuration refuses 0.0, and so no attacker could open such a model."""
+    folder = checkpoints.write(tmp_path, "mpt", attn_config={"attn_pdrop": 1})
+    config = networks.load(folder, attacker=True).network.config
+    assert config.attn_config.attn_pdrop == 0
+
+
 def test_an_untrained_network_has_the_parameters_of_the_one_that_it_is_made_for(tmp_path: Path) -> None:
     """DeepSeek-V3 keeps the biases that choose experts as buffers, and an attacker has them among the parameters."""
     folder = checkpoints.write(tmp_path, "deepseek_v3")
