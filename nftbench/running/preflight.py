@@ -182,6 +182,11 @@ def _examine(place: str, path: Path) -> Checkpoint:
             f"{place!r} has no tokenizer (tokenizer.json); save the one that it was trained with into the folder"
         )
     networks.check_words(model, place)
+    if model.tokenizer.bos_token_id is None and model.tokenizer.eos_token_id is None:
+        raise NftbenchError(
+            f"{place}: its tokenizer has neither a token that begins a text nor one that ends it; name one as "
+            "eos_token in tokenizer_config.json"
+        )
     parameters = sum(parameter.numel() for parameter in model.network.parameters())
     return Checkpoint(place, model.network.config.model_type, parameters, len(model.tokenizer), window(model))
 

@@ -93,6 +93,12 @@ def neither_of_the_tied(folder: Path) -> None:
     without("lm_head.weight", "model.embed_tokens.weight")(folder)
 
 
+def without_special_words(folder: Path) -> None:
+    tokenizer = networks.load_tokenizer(folder)
+    tokenizer.bos_token = tokenizer.eos_token = None
+    tokenizer.save_pretrained(folder)
+
+
 def few_embeddings(folder: Path) -> None:
     checkpoints.edit(
         folder, lambda held: {name: one[:200].clone() if len(one) > 200 else one for name, one in held.items()}
@@ -152,6 +158,7 @@ def weights(change: Callable[[bytes], bytes]) -> Callable[[Path], object]:
             "has no tokenizer (tokenizer.json); save",
         ),
         (lambda folder: (folder / "tokenizer.json").unlink(), "its tokenizer cannot be read: "),
+        (without_special_words, "neither a token that begins a text nor one that ends it; name one as eos_token"),
         (lambda folder: (folder / "tokenizer.json").write_text("{"), "its tokenizer cannot be read: "),
         (
             lambda folder: (folder / checkpoints.WEIGHTS).rename(folder / "pytorch_model.bin"),
