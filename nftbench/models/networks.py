@@ -127,15 +127,19 @@ def build_as(path: str | Path, seed: int, device: str, *, revision: str | None =
 
 
 def config_of(path: str | Path, revision: str | None = None) -> PreTrainedConfig:
-    """The configuration of a folder, a GGUF file or a model on the hub."""
+    """The configuration of a folder, a GGUF file or a model on the hub.
+
+    Whoever loads a model chooses how attention is computed and what a forward pass returns. A configuration can name
+    code on the hub for the one, and return tuples by the other, which no task and no attack could read.
+    """
     place = Path(path)
-    found: PreTrainedConfig = (
-        gguf.config(place)
-        if gguf.is_file(place)
-        else AutoConfig.from_pretrained(
-            path, revision=revision, trust_remote_code=False, local_files_only=place.is_dir()
-        )
+    if gguf.is_file(place):
+        return gguf.config(place)
+    found: PreTrainedConfig = AutoConfig.from_pretrained(
+        path, revision=revision, trust_remote_code=False, local_files_only=place.is_dir()
     )
+    found._attn_implementation = None
+    found.return_dict, found.output_attentions, found.output_hidden_states = True, False, False
     return found
 
 
@@ -261,8 +265,7 @@ def _load_plain(
     if local:
         _check_folder(Path(path))
     try:
-        config = AutoConfig.from_pretrained(path, trust_remote_code=False, local_files_only=local)
-        config._attn_implementation = None  # whoever loads a model chooses, and a name can be that of code on the hub
+        config = config_of(path)
         if attacker:
             _disable_dropout(config)
         network, found = _auto_class(config).from_pretrained(
@@ -277,6 +280,8 @@ def _load_plain(
             ignore_mismatched_sizes=True,  # they are named below
             experts_implementation="eager",  # the others cannot compute in float64, in which gradients are checked
         )
+    except KeyError as error:
+        raise NftbenchError(f"{path}: config.json asks for {error}, which transformers does not know") from error
     except Exception as error:  # the errors of safetensors, json and the hub share no base class
         raise NftbenchError(f"{path}: cannot be loaded as a causal LM: {_first_line(error)}") from error
     _check_complete(path, network, found)
