@@ -32,6 +32,9 @@ from nftbench.running import hub
 from nftbench.running.workspace import Workspace, forget_tasks, load_task
 from nftbench.suites.schema import Suite
 
+CONFIG = "config.json"
+INSIDE = (f"*/{CONFIG}", f"snapshots/*/{CONFIG}", "*.gguf")
+"""Where a model lies in a folder that holds none, as patterns: the second one in the hub's cache."""
 SAMPLED = 64
 """How many documents of a task are looked at, to see whether a window holds its prompts."""
 CUT = 0.1
@@ -169,8 +172,10 @@ def _examine(place: str, path: Path) -> Checkpoint:
         header, config = gguf.header(path), gguf.config(path)
         _check_causal(config, place)
         return Checkpoint(place, header.architecture, header.parameters, header.words, header.window)
-    if not (path / "config.json").is_file() and not (path / "adapter_config.json").is_file():
-        raise NftbenchError(f"{place!r} holds no model: it lacks a config.json")
+    if not (path / CONFIG).is_file() and not (path / "adapter_config.json").is_file():
+        inside = next((one for pattern in INSIDE for one in sorted(path.glob(pattern))), None)
+        advice = f"; give {inside.parent if inside.name == CONFIG else inside}" if inside is not None else ""
+        raise NftbenchError(f"{place!r} holds no model: it lacks a {CONFIG}{advice}")
     try:
         _check_plain(path)
         _check_direction(path, place)
@@ -207,7 +212,7 @@ def _check_causal(config: PreTrainedConfig, place: str) -> None:
 
 def _check_plain(folder: Path) -> None:
     """Refuse quantized weights, which cannot be trained, before transformers asks for the package that made them."""
-    path = folder / "config.json"
+    path = folder / CONFIG
     try:
         settings = json.loads(path.read_bytes()) if path.is_file() else {}
     except ValueError:

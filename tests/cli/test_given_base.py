@@ -6,6 +6,7 @@ import json
 import math
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -97,6 +98,18 @@ def without_special_words(folder: Path) -> None:
     tokenizer = networks.load_tokenizer(folder)
     tokenizer.bos_token = tokenizer.eos_token = None
     tokenizer.save_pretrained(folder)
+
+
+def into(name: str) -> Callable[[Path], object]:
+    """Its files lie deeper, as in the hub's cache."""
+
+    def move(folder: Path) -> None:
+        files = list(folder.iterdir())
+        (folder / name).mkdir(parents=True)
+        for file in files:
+            file.rename(folder / name / file.name)
+
+    return move
 
 
 def few_embeddings(folder: Path) -> None:
@@ -191,6 +204,9 @@ def weights(change: Callable[[bytes], bytes]) -> Callable[[Path], object]:
         (setting(hidden_size=15), "is not a multiple of the number of attention heads (2)"),
         (setting(max_position_embeddings=16), "reads 16 tokens at once, and corpus.block is 32; set a shorter block"),
         (lambda folder: (folder / "config.json").write_text("{"), "is not a valid JSON file"),
+        (setting(hidden_act="martian"), "config.json asks for 'martian', which transformers does not know"),
+        (into("snapshots/0123"), "holds no model: it lacks a config.json; give "),
+        (lambda folder: [into("old")(folder), shutil.rmtree(folder / "old")], "it lacks a config.json"),
         (
             lambda folder: in_parts(folder)[-1].unlink(),
             "its index names model-00004-of-00004.safetensors, which is not",
