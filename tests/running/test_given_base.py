@@ -115,6 +115,18 @@ def test_a_given_release_may_lie_where_plugins_may_not_look(place: str, tmp_path
     assert (record.status, record.reason) == ("ok", None)
 
 
+def test_a_checkpoint_with_fewer_words_than_the_suites_text_is_measured(base: Path, tmp_path: Path) -> None:
+    """The referee read it the numbers of the text's own words, of which there are more, and every cell failed."""
+    row = Spec.parse(f"checkpoint[path={base}]")
+    here = workspace(plan(tiny_suite(defenses=["none", str(row)])), tmp_path)
+    job = next(job for job in here.plan.jobs() if job.defense == row)
+    (record,) = Referee(here, job).run(job.cells[:1])
+    assert (record.status, record.reason) == ("ok", None)
+    assert record.protection is not None
+    words = len(networks.load_tokenizer(base))
+    assert record.protection.plain_text["passages"] < 1.2 * math.log2(words)
+
+
 @pytest.mark.parametrize("name", ["checkpoint", "smaller"])
 def test_a_given_release_that_is_edited_after_planning_is_refused(name: str, tmp_path: Path) -> None:
     """Its key is that of the files as they were, and the record would hold numbers of others."""
