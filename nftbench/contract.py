@@ -572,7 +572,10 @@ class Defense(Protocol):
         return ()
 
     def fingerprint(self) -> str:
-        """A hash of all files outside nftbench that the defense reads. It is part of the release's key."""
+        """A hash of all files outside nftbench that the defense reads. It is part of the release's key.
+
+        It is asked when a run is planned, and again before and after `protect`: edited files are refused.
+        """
         return ""
 
     def given_parameters(self) -> int | None:

@@ -63,6 +63,23 @@ MORE_SHAPES: dict[str, dict[str, Any]] = {
         "num_experts_per_tok": 1,
         "layer_types": ["full_attention"],
     },
+    "falcon": {
+        "hidden_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "max_position_embeddings": 64,
+    },
+    "mpt": {"d_model": 16, "n_layers": 1, "n_heads": 2, "max_seq_len": 64},
+    "phimoe": {**_LLAMA, "num_local_experts": 2, "num_experts_per_tok": 1},
+    "llama4_text": {
+        **_LLAMA,
+        "head_dim": 8,
+        "intermediate_size_mlp": 32,
+        "num_local_experts": 2,
+        "num_experts_per_tok": 1,
+        "moe_layers": [0],
+        "attention_chunk_size": 32,
+    },
     "deepseek_v3": {
         **_LLAMA,
         "num_hidden_layers": 2,

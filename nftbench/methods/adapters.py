@@ -5,7 +5,8 @@ from __future__ import annotations
 import warnings
 from typing import Any, Literal
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
@@ -40,7 +41,8 @@ def linear_layers(network: PreTrainedModel, targets: Targets = "all") -> list[st
 def lora(network: PreTrainedModel, rank: int, alpha: float, targets: Targets = "all", **options: Any) -> nn.Module:
     """Add LoRA layers to a network, and let only them require a gradient.
 
-    Layers that PEFT cannot adapt are left out, such as a Mamba block's `out_proj`, whose weight the block reads itself.
+    Layers that PEFT cannot adapt are left out, such as a Mamba block's `out_proj`, whose weight the block reads itself,
+    and routers that return a choice of experts.
 
     Hu et al. 2022, arXiv:2106.09685, section 4.1: the update of a weight is B·A·alpha/rank. `options` are further
     fields of PEFT's `LoraConfig`, such as `use_dora`.
@@ -79,11 +81,28 @@ def _allowed(network: PreTrainedModel, name: str) -> bool:
     from peft import LoraConfig
     from peft.tuners.tuners_utils import _check_lora_target_modules_mamba
 
+    if not _returns_outputs(network.get_submodule(name)):
+        return False
     try:
         _check_lora_target_modules_mamba(LoraConfig(), network, name.rpartition(".")[2])
     except ValueError:
         return False
     return True
+
+
+@torch.no_grad()
+def _returns_outputs(layer: nn.Module) -> bool:
+    """Whether a layer returns its outputs alone, to which PEFT adds its own.
+
+    Only a class that computes in its own way is tried.
+    """
+    if not isinstance(layer, nn.Linear) or type(layer).forward is nn.Linear.forward:
+        return True
+    try:
+        outputs = layer(layer.weight.new_zeros(1, layer.in_features))
+    except (RuntimeError, ValueError, TypeError):
+        return False
+    return isinstance(outputs, Tensor) and outputs.shape == (1, layer.out_features)
 
 
 def _of_attention(name: str) -> bool:

@@ -109,7 +109,7 @@ def build_as(path: str | Path, seed: int, device: str, *, revision: str | None =
     Raises:
         NftbenchError: the configuration has no such field, or the architecture rejects the values.
     """
-    config = _config(path, revision)
+    config = config_of(path, revision)
     valid = {*config.to_dict(), *config.attribute_map}
     for field, value in changes.items():
         if field not in valid:
@@ -126,21 +126,26 @@ def build_as(path: str | Path, seed: int, device: str, *, revision: str | None =
         ) from error
 
 
-def _config(path: str | Path, revision: str | None) -> PreTrainedConfig:
+def config_of(path: str | Path, revision: str | None = None) -> PreTrainedConfig:
+    """The configuration of a folder, a GGUF file or a model on the hub.
+
+    Whoever loads a model chooses how attention is computed and what a forward pass returns. A configuration can name
+    code on the hub for the one, and return tuples by the other, which no task and no attack could read.
+    """
     place = Path(path)
-    found: PreTrainedConfig = (
-        gguf.config(place)
-        if gguf.is_file(place)
-        else AutoConfig.from_pretrained(
-            path, revision=revision, trust_remote_code=False, local_files_only=place.is_dir()
-        )
+    if gguf.is_file(place):
+        return gguf.config(place)
+    found: PreTrainedConfig = AutoConfig.from_pretrained(
+        path, revision=revision, trust_remote_code=False, local_files_only=place.is_dir()
     )
+    found._attn_implementation = None
+    found.return_dict, found.output_attentions, found.output_hidden_states = True, False, False
     return found
 
 
 def settings_of(path: str | Path, revision: str | None = None) -> dict[str, Any]:
     """The fields of a checkpoint's configuration, its `model_type` among them."""
-    config = _config(path, revision)
+    config = config_of(path, revision)
     found: dict[str, Any] = config.to_dict()
     return found | {name: getattr(config, name) for name in config.attribute_map}
 
@@ -149,14 +154,25 @@ def is_large(network: nn.Module) -> bool:
     return sum(parameter.numel() for parameter in network.parameters()) > LARGE
 
 
-def is_causal(config: PreTrainedConfig) -> bool:
-    """Whether networks of a configuration read text in one direction, as an encoder such as BERT does not."""
+def not_causal(config: PreTrainedConfig) -> str | None:
+    """Why networks of a configuration are no causal LMs, which read text in one direction; None if they are."""
     from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING
 
-    kind = type(config)
-    if kind not in AutoModelForCausalLM._model_mapping or getattr(config, "is_encoder_decoder", False):
-        return False
-    return kind not in MODEL_FOR_MASKED_LM_MAPPING or bool(getattr(config, "is_decoder", False))
+    kind, name = type(config), config.model_type
+    if kind not in AutoModelForCausalLM._model_mapping:
+        return f"transformers has no causal LM of the architecture {name}"
+    if getattr(config, "is_encoder_decoder", False):
+        return f"{name} has an encoder, which reads the whole text"
+    if kind in MODEL_FOR_MASKED_LM_MAPPING and not getattr(config, "is_decoder", False):
+        return f"{name} reads text in both directions"
+    for field, value in BOTH_DIRECTIONS.items():
+        if any(getattr(one, field, None) is value for one in (config, config.get_text_config())):
+            return f"its {field} is {value!r}, so that it reads text in both directions"
+    return None
+
+
+BOTH_DIRECTIONS = {"is_causal": False, "use_bidirectional_attention": True, "attn_type": "bi"}
+"""Settings by which decoders read text in both directions: of any, of Gemma's embedding models, and of XLNet."""
 
 
 def check_words(model: Model, name: str) -> None:
@@ -249,8 +265,7 @@ def _load_plain(
     if local:
         _check_folder(Path(path))
     try:
-        config = AutoConfig.from_pretrained(path, trust_remote_code=False, local_files_only=local)
-        config._attn_implementation = None  # whoever loads a model chooses, and a name can be that of code on the hub
+        config = config_of(path)
         if attacker:
             _disable_dropout(config)
         network, found = _auto_class(config).from_pretrained(
@@ -265,6 +280,8 @@ def _load_plain(
             ignore_mismatched_sizes=True,  # they are named below
             experts_implementation="eager",  # the others cannot compute in float64, in which gradients are checked
         )
+    except KeyError as error:
+        raise NftbenchError(f"{path}: config.json asks for {error}, which transformers does not know") from error
     except Exception as error:  # the errors of safetensors, json and the hub share no base class
         raise NftbenchError(f"{path}: cannot be loaded as a causal LM: {_first_line(error)}") from error
     _check_complete(path, network, found)
@@ -281,12 +298,33 @@ def _check_complete(path: str | Path, network: PreTrainedModel, found: Mapping[s
         raise NftbenchError(
             f"{path}: {name} has the shape {list(held)} in the files, and config.json asks for {list(asked)}"
         )
+    if Path(path).is_dir():
+        _check_not_quantized(Path(path), network)
     missing, head = set(found["missing_keys"]), network.get_output_embeddings()
     if not missing:
         return
     of_head = {name for name, weight in network.named_parameters() if head is not None and weight is head.weight}
     advice = "; if its head is tied to its embeddings, config.json has to say so" if missing <= of_head else ""
     raise NftbenchError(f"{path}: the files lack {_listed(missing)}{_but(found['unexpected_keys'])}{advice}")
+
+
+def _check_not_quantized(path: Path, network: PreTrainedModel) -> None:
+    """Refuse quantized weights of which config.json does not say so. Transformers would read the integers as weights.
+
+    Such weights are whole numbers, or eight-bit floats with scales beside them.
+    """
+    own = {name for name, _ in network.named_parameters()}
+    stored: dict[str, str] = {}
+    for file in weight_files(path):
+        with safe_open(file, framework="pt") as opened:
+            stored |= {name: opened.get_slice(name).get_dtype() for name in opened.keys()}  # noqa: SIM118
+    for name in sorted(name for name in stored if name in own or name.endswith(".weight")):
+        scaled = stored[name].startswith("F8") and any(other.startswith(f"{name}_scale") for other in stored)
+        if scaled or not stored[name].startswith(("F", "BF")):
+            raise NftbenchError(
+                f"{path}: its weights are quantized ({name} is stored as {stored[name]}) and cannot be trained; "
+                "take the checkpoint that it was made from"
+            )
 
 
 def _check_folder(path: Path) -> None:
@@ -359,7 +397,7 @@ def _disable_dropout(config: Any) -> None:
         if isinstance(value, PreTrainedConfig):
             _disable_dropout(value)
         elif NOISE.search(name) and isinstance(value, int | float) and not isinstance(value, bool):
-            setattr(config, name, 0.0)
+            setattr(config, name, type(value)(0))  # some configurations take whole numbers alone
 
 
 def _make_all_trainable(network: PreTrainedModel) -> None:

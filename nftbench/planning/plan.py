@@ -81,6 +81,8 @@ class Plan:
     """The attacks after which utility is measured again."""
     commits: Mapping[Spec, str] = field(default_factory=dict)
     """The commits of releases that are given by a hub id, as the hub had them at the time of planning."""
+    fingerprints: Mapping[Spec, str] = field(default_factory=dict)
+    """The fingerprints of the files that defenses read from this machine, at the time of planning."""
     added: tuple[str, ...] = ()
     """As in the manifest."""
 
@@ -264,6 +266,7 @@ def plan(
         built_on={spec: built_on(attack) for spec, attack in attacks.items()},
         utility_after=utility_after,
         commits=commits,
+        fingerprints={spec: found for spec in defenses if spec not in commits and (found := keys.fingerprint(spec))},
     )
 
 

@@ -11,6 +11,7 @@ import functools
 import importlib.util
 import site
 import sys
+import sysconfig
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -186,10 +187,14 @@ def _own_module(plugin: Plugin, name: str) -> Path | None:
 
 
 def _installed(file: Path, folder: Path) -> bool:
-    """Whether a file is a library's, in an environment that lies in the folder, as `.venv` does in a clone."""
+    """Whether a file is a library's, in an environment that lies in the folder, as `.venv` does in a clone.
+
+    The environment may be the folder itself. So its folders for libraries count, and not all of it.
+    """
     user = [site.getusersitepackages()] if site.ENABLE_USER_SITE else []
-    environments = map(Path, [sys.prefix, sys.base_prefix, *user])
-    return any(file.is_relative_to(one) and one.is_relative_to(folder) for one in environments)
+    packages = site.getsitepackages([sys.prefix, sys.base_prefix])
+    libraries = map(Path, [*packages, *user, sysconfig.get_path("stdlib")])
+    return any(file.is_relative_to(one) and one.is_relative_to(folder) for one in libraries)
 
 
 def _method(name: str) -> Path | None:

@@ -36,6 +36,7 @@ import yaml
 
 from nftbench.contract import Attack, Defense, Task, Yardstick
 from nftbench.errors import NftbenchError, one_line, suggest, wrong
+from nftbench.planning import task_files
 from nftbench.planning.class_problems import (
     attribute_problems,
     checker,
@@ -529,11 +530,11 @@ def _value(text: str) -> Any:
 @functools.cache
 def _stock_task(name: str) -> Path | None:
     """The YAML file of a task of lm-eval, found by its `task:` line. Lm-eval's own index takes 5 to 40 s to build."""
-    package = importlib.util.find_spec("lm_eval")
-    if package is None or not package.submodule_search_locations:
+    folder = task_files.lm_eval_folder()
+    if folder is None:
         return None
     line = re.compile(rf"^task:\s*[\"']?{re.escape(name)}[\"']?\s*$", re.MULTILINE)
-    for path in sorted((Path(package.submodule_search_locations[0]) / "tasks").rglob("*.yaml")):
+    for path in sorted(folder.rglob("*.yaml")):
         if line.search(path.read_text(encoding="utf-8", errors="replace")):
             return path
     return None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import glob
+import importlib.util
 import json
 import re
 from collections.abc import Iterator, Mapping
@@ -13,6 +14,7 @@ from typing import Any
 import yaml
 
 from nftbench.errors import NftbenchError, yaml_problem
+from nftbench.suites.keys_once import KeysOnce
 
 SUFFIXES = (
     *(suffix + packed for suffix in (".jsonl", ".json", ".csv", ".txt") for packed in ("", ".xz", ".gz")),
@@ -23,11 +25,16 @@ READERS = ("json", "csv", "parquet", "text", "arrow")
 """Values of `dataset_path` that `datasets` reads as file formats. Tasks that use them name their files themselves."""
 
 
-class _WithoutFunctions(yaml.SafeLoader):
+class _WithoutFunctions(KeysOnce):
     """Reads a task's YAML file without importing the functions that its `!function` tags name."""
 
 
-_WithoutFunctions.add_constructor("!function", lambda loader, node: str(node.value))
+class _OfLmEval(yaml.SafeLoader):
+    """The same for files that come with lm-eval. A dozen of them have a key twice, and lm-eval takes the last one."""
+
+
+for _loader in (_WithoutFunctions, _OfLmEval):
+    _loader.add_constructor("!function", lambda loader, node: str(node.value))
 
 
 def settings(path: Path) -> dict[str, Any]:
@@ -75,7 +82,7 @@ def _parsed(path: Path, changed: int, size: int) -> tuple[Mapping[str, Any], fro
         raise NftbenchError(f"{path}: this is not text in UTF-8: {error}") from None
     modules = re.findall(r"""!function\s+["']?([\w.]+)\.\w+""", text)
     try:
-        content = yaml.load(text, _WithoutFunctions)
+        content = yaml.load(text, _OfLmEval if _is_of_lm_eval(path) else _WithoutFunctions)
     except (yaml.YAMLError, ValueError) as error:  # ValueError: a date such as 2024-13-45
         raise NftbenchError(f"{path}: not YAML: {yaml_problem(error)}") from None
     if content is None:
@@ -90,6 +97,19 @@ def _parsed(path: Path, changed: int, size: int) -> tuple[Mapping[str, Any], fro
     except TypeError as error:
         raise NftbenchError(f"{path}: {error}") from None
     return content, frozenset(modules)
+
+
+@functools.cache
+def lm_eval_folder() -> Path | None:
+    """The folder of the tasks that come with lm-eval, which is not imported; None where it is not installed."""
+    package = importlib.util.find_spec("lm_eval")
+    places = package.submodule_search_locations if package is not None else None
+    return Path(places[0], "tasks") if places else None
+
+
+def _is_of_lm_eval(path: Path) -> bool:
+    folder = lm_eval_folder()
+    return folder is not None and (path.is_relative_to(folder) or path.is_relative_to(folder.resolve()))
 
 
 def find(data: Path | None, config: Mapping[str, Any]) -> Path | None:

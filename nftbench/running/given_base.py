@@ -35,10 +35,15 @@ def precision(given: GivenModel | None) -> torch.dtype:
 
 
 def _write(given: GivenModel, draft: Path) -> None:
-    if given.sha256 is not None and pinning.content_hash(Path(given.path)) != given.sha256:
-        raise NftbenchError(f"{given.path}: its files have changed since the run was planned")
     on_hub = given.sha256 is None
+    _check_unchanged(given)
     model = networks.load(hub.downloaded(given.path, str(given.revision)) if on_hub else given.path)
     networks.check_finite(model.network, given.path)
     model.network.to(precision(given))
     networks.save(model, draft)
+    _check_unchanged(given)  # the files may have been written to while they were read
+
+
+def _check_unchanged(given: GivenModel) -> None:
+    if given.sha256 is not None and pinning.content_hash(Path(given.path)) != given.sha256:
+        raise NftbenchError(f"{given.path}: its files have changed since the run was planned; start the run again")

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from nftbench.contract import Corpus, Model
+from nftbench.data.corpus import in_words_of
 from nftbench.data.lm_eval_tasks import LoadedTextTask
 from nftbench.data.window import window
 from nftbench.errors import NftbenchError
@@ -60,11 +61,11 @@ def collect(workspace: Workspace, seed: int, model: Model) -> PlainTexts:
     A task that cannot be loaded for the model is left out: its own cells say why.
     """
     assert model.tokenizer is not None
-    corpus, prompts = make_corpus(workspace, seed), {}
+    text, prompts = in_words_of(make_corpus(workspace, seed), model.tokenizer), {}
     share = FEWER if networks.is_large(model.network) else 1
-    for text in workspace.suite.tasks:
+    for name in workspace.suite.tasks:
         try:
-            task = load_task(workspace, task_spec(text), seed, model)
+            task = load_task(workspace, task_spec(name), seed, model)
         except NftbenchError:
             continue
         if isinstance(task, LoadedTextTask) and task.trainable:
@@ -72,11 +73,13 @@ def collect(workspace: Workspace, seed: int, model: Model) -> PlainTexts:
             contexts = dict.fromkeys(document.pairs[document.gold[0]].context for document in split.documents)
             chosen = [context for context in itertools.islice(contexts, PROMPTS // share) if context]
             encoded = split.encoder.tokens(chosen)
-            prompts[text] = [encoded[context][1 - window(model) :] for context in chosen]
+            prompts[name] = [encoded[context][1 - window(model) :] for context in chosen]
     first, last = model.tokenizer.bos_token_id, model.tokenizer.eos_token_id
-    blocks = (corpus.heldout % len(model.tokenizer)).tolist()
     return PlainTexts(
-        blocks[: BLOCKS // share], _passages(corpus)[: PASSAGES // share], prompts, last if first is None else first
+        text.heldout[: BLOCKS // share].tolist(),
+        _passages(text)[: PASSAGES // share],
+        prompts,
+        last if first is None else first,
     )
 
 

@@ -32,6 +32,9 @@ from nftbench.running import hub
 from nftbench.running.workspace import Workspace, forget_tasks, load_task
 from nftbench.suites.schema import Suite
 
+CONFIG = "config.json"
+INSIDE = (f"*/{CONFIG}", f"snapshots/*/{CONFIG}", "*.gguf")
+"""Where a model lies in a folder that holds none, as patterns: the second one in the hub's cache."""
 SAMPLED = 64
 """How many documents of a task are looked at, to see whether a window holds its prompts."""
 CUT = 0.1
@@ -169,10 +172,13 @@ def _examine(place: str, path: Path) -> Checkpoint:
         header, config = gguf.header(path), gguf.config(path)
         _check_causal(config, place)
         return Checkpoint(place, header.architecture, header.parameters, header.words, header.window)
-    if not (path / "config.json").is_file() and not (path / "adapter_config.json").is_file():
-        raise NftbenchError(f"{place!r} holds no model: it lacks a config.json")
+    if not (path / CONFIG).is_file() and not (path / "adapter_config.json").is_file():
+        inside = next((one for pattern in INSIDE for one in sorted(path.glob(pattern))), None)
+        advice = f"; give {inside.parent if inside.name == CONFIG else inside}" if inside is not None else ""
+        raise NftbenchError(f"{place!r} holds no model: it lacks a {CONFIG}{advice}")
     try:
         _check_plain(path)
+        _check_direction(path, place)
         model = networks.load(path, "meta")
     except NftbenchError as error:
         raise NftbenchError(str(error).replace(str(path), place)) from error
@@ -180,23 +186,33 @@ def _examine(place: str, path: Path) -> Checkpoint:
         raise NftbenchError(
             f"{place!r} has no tokenizer (tokenizer.json); save the one that it was trained with into the folder"
         )
-    _check_causal(model.network.config, place)
     networks.check_words(model, place)
+    if model.tokenizer.bos_token_id is None and model.tokenizer.eos_token_id is None:
+        raise NftbenchError(
+            f"{place}: its tokenizer has neither a token that begins a text nor one that ends it; name one as "
+            "eos_token in tokenizer_config.json"
+        )
     parameters = sum(parameter.numel() for parameter in model.network.parameters())
     return Checkpoint(place, model.network.config.model_type, parameters, len(model.tokenizer), window(model))
 
 
+def _check_direction(folder: Path, place: str) -> None:
+    """Refuse an encoder by its configuration as stored: transformers loads the decoder alone of some pairs of both."""
+    try:
+        config = networks.config_of(folder)
+    except Exception:  # transformers says what is wrong when the model is loaded
+        return
+    _check_causal(config, place)
+
+
 def _check_causal(config: PreTrainedConfig, place: str) -> None:
-    if not networks.is_causal(config):
-        raise NftbenchError(
-            f"{place!r} is no causal LM: {config.model_type} reads text in both directions; give a model that "
-            "AutoModelForCausalLM is for"
-        )
+    if (reason := networks.not_causal(config)) is not None:
+        raise NftbenchError(f"{place!r} is no causal LM: {reason}; give a model that AutoModelForCausalLM is for")
 
 
 def _check_plain(folder: Path) -> None:
     """Refuse quantized weights, which cannot be trained, before transformers asks for the package that made them."""
-    path = folder / "config.json"
+    path = folder / CONFIG
     try:
         settings = json.loads(path.read_bytes()) if path.is_file() else {}
     except ValueError:

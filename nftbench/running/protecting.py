@@ -53,6 +53,8 @@ class Order:
     """Whether `protect` is given the trained base model."""
     precision: torch.dtype = torch.float32
     """The precision in which the release is published."""
+    fingerprint: str | None = None
+    """That of the files which the defense reads, at the time of planning; None where it reads none."""
 
 
 @dataclass(frozen=True)
@@ -180,6 +182,7 @@ def perform(content: bytes, folder: Path) -> None:
 def _protect(order: Order, folder: Path) -> None:
     engine.set_threads(order.device)
     defense: Defense = registry.create("defenses", order.defense)
+    _check_files(order, defense)
     meter = Meter()
     owner = OwnerApart(
         order.suite, order.device, order.base_seed, order.seed, order.corpus, order.tasks, order.bases, meter
@@ -189,6 +192,7 @@ def _protect(order: Order, folder: Path) -> None:
     with meter.running():
         protected = defense.protect(model, owner)
     seconds = time.monotonic() - started
+    _check_files(order, defense)  # they may have been written to while they were read
     if not isinstance(protected, Protected):
         raise NftbenchError(f"protect returned {type(protected).__name__}, not Protected")
     if order.precision != torch.float32:
@@ -212,6 +216,12 @@ def _protect(order: Order, folder: Path) -> None:
         tuple(protected.series),
     )
     (folder / REPORT).write_bytes(TypeAdapter(OwnerReport).dump_json(report))
+
+
+def _check_files(order: Order, defense: Defense) -> None:
+    """Refuse to make a release under the key of files that have been edited, such as those of a given release."""
+    if order.fingerprint is not None and defense.fingerprint() != order.fingerprint:
+        raise NftbenchError(f"{order.defense}: its files have changed since the run was planned; start the run again")
 
 
 def _save_opened(order: Order, release: Path) -> None:

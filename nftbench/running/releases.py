@@ -328,6 +328,7 @@ def _order(workspace: Workspace, spec: Spec, seed: int) -> protecting.Order:
         bases=kept_bases(workspace, seed),
         trained=trained,
         precision=given_base.precision(suite.given),
+        fingerprint=workspace.plan.fingerprints.get(spec),
     )
 
 

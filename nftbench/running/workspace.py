@@ -193,4 +193,4 @@ _vocabularies: weakref.WeakKeyDictionary[PreTrainedTokenizerBase, tuple[int, str
 def _data_settings(plan: Plan) -> list[Any]:
     """The parts of a suite that a loaded task depends on."""
     suite = plan.suite
-    return [suite.salt, suite.corpus.model_dump(), suite.budget.model_dump()]
+    return [suite.salt, suite.corpus.model_dump(), suite.budget.model_dump(), suite.given is not None]

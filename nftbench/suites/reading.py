@@ -15,6 +15,7 @@ import yaml
 from pydantic import ValidationError
 
 from nftbench.errors import NftbenchError, suggest, wrong, yaml_problem
+from nftbench.suites.keys_once import KeysOnce
 from nftbench.suites.schema import Suite
 
 Problem = Mapping[str, Any]
@@ -52,7 +53,7 @@ def read(name_or_path: str, changes: Sequence[str] = (), options: Mapping[str, s
     else:
         raise NftbenchError(f"no suite named {name_or_path!r}{_hint(name_or_path)}")
     try:
-        content = yaml.load(text, _KeysOnce)
+        content = yaml.load(text, KeysOnce)
     except (yaml.YAMLError, ValueError) as error:  # ValueError: a date such as 2024-13-45
         raise NftbenchError(f"{source}: not YAML{_unquoted(text, error)}: {yaml_problem(error)}") from None
     if content is None:
@@ -95,18 +96,6 @@ def _problems(content: Mapping[str, Any]) -> list[Problem]:
     return []
 
 
-class _KeysOnce(yaml.SafeLoader):
-    """Refuses a key that a section has twice, as YAML does. The package yaml would take the last one without a word."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen = set()
-        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
-            if key.value in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"{key.value!r} is given twice", key.start_mark)
-            seen.add(key.value)
-        return super().construct_mapping(node, deep)
-
-
 def _shipped() -> Any:
     return resources.files("nftbench.suites")
 
@@ -140,9 +129,10 @@ def _apply(content: dict[str, Any], change: str) -> None:
         if not isinstance(content, dict):
             raise NftbenchError(f"--set {change!r}: {section!r} is not a section")
     try:
-        content[last] = yaml.safe_load(value)
+        content[last] = yaml.load(value, KeysOnce)
     except (yaml.YAMLError, ValueError) as error:
-        raise NftbenchError(f"--set {change!r}: the value is not YAML{_unquoted(value, error)}") from None
+        twice = f": {error.problem}" if isinstance(error, yaml.constructor.ConstructorError) else ""
+        raise NftbenchError(f"--set {change!r}: the value is not YAML{_unquoted(value, error)}{twice}") from None
 
 
 UNKNOWN = "extra_forbidden"

@@ -99,5 +99,5 @@ def gets(spec: str, release: PreTrainedModel) -> float:
 def test_it_breaks_factors_that_nothing_else_does() -> None:
     release: Any = in_factors()
     assert gets("fuse", release) > 0.95
-    for spec in ("full", "lora", "rebalance", "heal", "noise", "inject", "sidestep"):
+    for spec in ("full", "lora", "rebalance", "heal", "noise", "inject", "sidestep", "kick_settle"):
         assert gets(spec, release) < 0.85, spec

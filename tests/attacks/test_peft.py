@@ -224,3 +224,18 @@ def test_layers_that_peft_cannot_adapt_are_left_out(attack: str) -> None:
         if weight.requires_grad and "lora_A" in name
     }
     assert adapted == {"in_proj", "x_proj", "dt_proj"}
+
+
+@pytest.mark.parametrize(("kind", "router"), [("phimoe", "mlp.router"), ("llama4_text", "feed_forward.router")])
+def test_routers_that_return_a_choice_of_experts_are_left_out(kind: str, router: str) -> None:
+    """They are linear layers by class. PEFT would add a tensor to the tuple that they return."""
+    network = fresh(kind)
+    assert any(name.endswith(router) for name in adapters.linear_layers(network))
+    adapted = adapters.lora(network, 1, 2.0)
+    assert not any(router in name for name, weight in adapted.named_parameters() if weight.requires_grad)
+    logits(adapted)
+
+
+def test_layers_of_a_class_of_their_own_that_return_their_outputs_are_adapted() -> None:
+    names = [name for name, _ in adapters.lora(fresh("falcon"), 1, 2.0).named_parameters() if "lora_A" in name]
+    assert len(names) == 4

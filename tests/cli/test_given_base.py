@@ -6,6 +6,7 @@ import json
 import math
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -93,6 +94,24 @@ def neither_of_the_tied(folder: Path) -> None:
     without("lm_head.weight", "model.embed_tokens.weight")(folder)
 
 
+def without_special_words(folder: Path) -> None:
+    tokenizer = networks.load_tokenizer(folder)
+    tokenizer.bos_token = tokenizer.eos_token = None
+    tokenizer.save_pretrained(folder)
+
+
+def into(name: str) -> Callable[[Path], object]:
+    """Its files lie deeper, as in the hub's cache."""
+
+    def move(folder: Path) -> None:
+        files = list(folder.iterdir())
+        (folder / name).mkdir(parents=True)
+        for file in files:
+            file.rename(folder / name / file.name)
+
+    return move
+
+
 def few_embeddings(folder: Path) -> None:
     checkpoints.edit(
         folder, lambda held: {name: one[:200].clone() if len(one) > 200 else one for name, one in held.items()}
@@ -117,6 +136,27 @@ def encoder(folder: Path) -> None:
     BertForMaskedLM(BertConfig(vocab_size=300, **sizes)).save_pretrained(folder)
 
 
+def encoder_and_decoder(folder: Path) -> None:
+    """As of Whisper, of which AutoModelForCausalLM loads the decoder alone."""
+    from transformers import WhisperConfig, WhisperForConditionalGeneration
+
+    sizes = {f"{side}_{name}": 1 for side in ("encoder", "decoder") for name in ("layers", "attention_heads")}
+    special = dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id", "decoder_start_token_id"), 0)
+    config = WhisperConfig(vocab_size=300, d_model=8, encoder_ffn_dim=8, decoder_ffn_dim=8, **sizes, **special)
+    WhisperForConditionalGeneration(config).save_pretrained(folder)
+
+
+def stored_as(dtype: torch.dtype, scale: str | None = None) -> Callable[[Path], object]:
+    """One matrix is stored in another type, with its scales beside it if they are named."""
+
+    def change(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        name = "model.layers.0.mlp.up_proj.weight"
+        beside = {} if scale is None else {f"{name}{scale}": torch.ones(1)}
+        return {**tensors, name: tensors[name].mul(100).to(dtype), **beside}
+
+    return lambda folder: checkpoints.edit(folder, change)
+
+
 def weights(change: Callable[[bytes], bytes]) -> Callable[[Path], object]:
     return lambda folder: (folder / checkpoints.WEIGHTS).write_bytes(
         change((folder / checkpoints.WEIGHTS).read_bytes())
@@ -131,6 +171,7 @@ def weights(change: Callable[[bytes], bytes]) -> Callable[[Path], object]:
             "has no tokenizer (tokenizer.json); save",
         ),
         (lambda folder: (folder / "tokenizer.json").unlink(), "its tokenizer cannot be read: "),
+        (without_special_words, "neither a token that begins a text nor one that ends it; name one as eos_token"),
         (lambda folder: (folder / "tokenizer.json").write_text("{"), "its tokenizer cannot be read: "),
         (
             lambda folder: (folder / checkpoints.WEIGHTS).rename(folder / "pytorch_model.bin"),
@@ -139,6 +180,9 @@ def weights(change: Callable[[bytes], bytes]) -> Callable[[Path], object]:
         (lambda folder: (folder / checkpoints.WEIGHTS).unlink(), "has no weights in the safetensors format"),
         (lambda folder: (folder / "adapter_config.json").write_text("{}"), "holds an adapter and not the model"),
         (encoder, "is no causal LM: bert reads text in both directions; give "),
+        (encoder_and_decoder, "is no causal LM: whisper has an encoder, which reads the whole text; give "),
+        (setting(is_causal=False), "is no causal LM: its is_causal is False, so that it reads text in both directions"),
+        (setting(model_type="llava"), "is no causal LM: transformers has no causal LM of the architecture llava"),
         (classifier, "the files lack lm_head.weight; they hold score.weight instead"),
         (
             without("lm_head.weight"),
@@ -153,10 +197,16 @@ def weights(change: Callable[[bytes], bytes]) -> Callable[[Path], object]:
             setting(quantization_config={"quant_method": "gptq", "bits": 4}),
             "its weights are quantized (gptq) and cannot",
         ),
+        (stored_as(torch.int8), "its weights are quantized (model.layers.0.mlp.up_proj.weight is stored as I8) and"),
+        (stored_as(torch.int8, "_scale"), "its weights are quantized (model.layers.0.mlp.up_proj.weight is stored as"),
+        (stored_as(torch.float8_e4m3fn, "_scale_inv"), "up_proj.weight is stored as F8_E4M3) and cannot be trained"),
         (setting(model_type="martian"), "model type `martian`"),
         (setting(hidden_size=15), "is not a multiple of the number of attention heads (2)"),
         (setting(max_position_embeddings=16), "reads 16 tokens at once, and corpus.block is 32; set a shorter block"),
         (lambda folder: (folder / "config.json").write_text("{"), "is not a valid JSON file"),
+        (setting(hidden_act="martian"), "config.json asks for 'martian', which transformers does not know"),
+        (into("snapshots/0123"), "holds no model: it lacks a config.json; give "),
+        (lambda folder: [into("old")(folder), shutil.rmtree(folder / "old")], "it lacks a config.json"),
         (
             lambda folder: in_parts(folder)[-1].unlink(),
             "its index names model-00004-of-00004.safetensors, which is not",
@@ -188,6 +238,7 @@ def test_a_base_with_an_accident_is_one_line_in_plan(
     [
         (nan, "holds weights that are not finite: model.norm.weight"),
         (encoder, "is no causal LM: bert reads text in both directions"),
+        (stored_as(torch.int8), "its weights are quantized (model.layers.0.mlp.up_proj.weight is stored as I8)"),
         (few_embeddings, "its tokenizer has 300 words, and its model embeds 200"),
         (setting(max_position_embeddings=16), "reads 16 tokens at once, and corpus.block is 32"),
     ],
@@ -201,6 +252,13 @@ def test_a_given_release_with_an_accident_is_one_line_in_plan(
     assert (code, len(err.splitlines())) == (2, 1)
     assert said in err
     assert str(base) in err
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64, torch.float8_e4m3fn])
+def test_weights_may_be_stored_in_any_precision(call: Call, base: Path, dtype: torch.dtype) -> None:
+    write_suite()
+    stored_as(dtype)(base)
+    assert call("plan", "tiny.yaml", "--model", str(base))[::2] == (0, "")
 
 
 def test_a_given_release_without_a_chat_template_is_one_line_in_plan(call: Call, base: Path, tmp_path: Path) -> None:

@@ -7,12 +7,13 @@ import copy
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from nftbench.defenses.lox import LoX, low_rank
 from nftbench.methods.benign_text import text_loss
+from nftbench.methods.cosine import cosine
 from nftbench.planning import registry
-from tests.defenses.tuned import Documents, assert_same_weights, context, model
+from tests.defenses.tuned import Documents, adamw_steps, assert_same_weights, context, model
 
 
 @pytest.mark.parametrize("k", [1, 3, 99])
@@ -55,6 +56,27 @@ def test_the_tuned_model_refuses_the_task_by_the_margin() -> None:
     assert 1.2 < after[0] - before[0] < 3.0
     assert after[1] < before[1]
     assert losses(given.network) == before  # the base is left as it was
+
+
+def test_the_tunings_steps_are_adamws_on_text_and_refusal() -> None:
+    """With a margin that is reached in between: from then on the task has no gradient."""
+    defense = LoX(harmful="x", steps=6, batch=len(Documents.ids), learning_rate=1e-2, margin=0.1)
+    owner, task, network = context(), Documents(), model().network
+    owner.corpus.train = owner.corpus.train.expand(defense.batch, -1)  # equal blocks, so that their order is nothing
+    made, weights = defense.tuned(model().network, owner), list(network.parameters())
+    wanted = task.loss(network, task.ids).item() + 0.1
+    lacking = []
+
+    def gradient() -> list[Tensor]:
+        lacking.append(wanted - task.loss(network, task.ids).item())
+        terms = [text_loss(network, owner.corpus.train)]
+        terms += [-task.loss(network, task.ids)] if lacking[-1] > 0 else []
+        found = [torch.autograd.grad(term, weights) for term in terms]
+        return [sum(parts, torch.zeros_like(parts[0])) for parts in zip(*found, strict=True)]
+
+    adamw_steps(network, gradient, [1e-2 * cosine(6, 0.1)(step) for step in range(1, 7)], 0.0)
+    assert lacking[0] > 0 > lacking[-1]
+    assert_same_weights(made, network)
 
 
 def test_without_a_task_it_is_tuned_on_text_alone() -> None:

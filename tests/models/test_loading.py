@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -90,6 +92,39 @@ def test_an_extra_tensor_is_found(name: str | None, kind: str, tmp_path: Path) -
     checkpoints.edit(tmp_path, lambda held: {**held, name: torch.ones(3)})
     with pytest.raises(NftbenchError, match=f"a tensor that its architecture lacks: {name}"):
         _check_published(tmp_path, networks.load(tmp_path))
+
+
+def test_dropout_that_must_be_a_whole_number_is_turned_off(tmp_path: Path) -> None:
+    """MPT's configuration refuses 0.0, and so no attacker could open such a model."""
+    folder = checkpoints.write(tmp_path, "mpt", attn_config={"attn_pdrop": 1})
+    config = networks.load(folder, attacker=True).network.config
+    assert config.attn_config.attn_pdrop == 0
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        {"return_dict": False},
+        {"output_attentions": True},
+        {"output_hidden_states": True},
+        {"attn_implementation": "flash_attention_2"},
+    ],
+)
+def test_whoever_loads_a_model_says_what_it_returns_and_how(setting: dict[str, Any], tmp_path: Path) -> None:
+    """With each of these settings every cell failed, or ran with all hidden states in memory."""
+    folder = checkpoints.write(tmp_path / "given", "llama")
+    path = folder / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **setting}))
+    model = networks.load(folder, attacker=True)
+    networks.save(model, tmp_path / "saved")
+    for network in (
+        model.network,
+        networks.load(tmp_path / "saved").network,
+        networks.build_as(folder, 0, "cpu").network,
+    ):
+        found = network(input_ids=torch.zeros(1, 4, dtype=torch.long))
+        assert found.logits.shape[:2] == (1, 4)
+        assert found.hidden_states is None
 
 
 def test_an_untrained_network_has_the_parameters_of_the_one_that_it_is_made_for(tmp_path: Path) -> None:

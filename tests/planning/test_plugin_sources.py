@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import site
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from nftbench.errors import NftbenchError
-from nftbench.planning import registry
+from nftbench.planning import registry, task_files
 from nftbench.planning.plan import plan
 from nftbench.planning.plugin_sources import Source, methods, own_files, source_digest
 from nftbench.planning.registry import Plugin
@@ -194,11 +195,16 @@ def test_a_plugin_in_a_checkout_does_not_own_nftbench(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("variable", ["prefix", "base_prefix"])
+@pytest.mark.parametrize("name", [".venv", ""])
 def test_libraries_of_an_environment_beside_a_plugin_are_not_its_own(
-    variable: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, variable: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """`nftbench new` in a clone writes beside `.venv`: planning read all of torch, which counted as the plugin's."""
-    packages = tmp_path / ".venv" / "lib" / "site-packages"
+    """`nftbench new` in a clone writes beside `.venv`: planning read all of torch, which counted as the plugin's.
+
+    With `python -m venv .` the environment is the plugin's folder, whose other packages are the plugin's all the same.
+    """
+    environment = tmp_path / name
+    packages = Path(site.getsitepackages([str(environment)])[0])
     (packages / "library").mkdir(parents=True)
     (packages / "library" / "__init__.py").write_text("weaken = None\n")
     package = tmp_path / "src" / "package"
@@ -210,7 +216,7 @@ def test_libraries_of_an_environment_beside_a_plugin_are_not_its_own(
         monkeypatch.syspath_prepend(str(folder))
     found = Plugin("defenses", "mine", str(path), path)
     assert len(own_files(found)) == 3, "as long as the folder is no environment"
-    monkeypatch.setattr(sys, variable, str(tmp_path / ".venv"))
+    monkeypatch.setattr(sys, variable, str(environment))
     assert own_files(found) == {path, package / "__init__.py"}
 
 
@@ -300,12 +306,22 @@ def test_a_function_may_lie_in_a_module_that_can_be_imported(
     assert text() != before
 
 
+def test_a_task_of_lm_eval_may_have_a_key_twice() -> None:
+    """As lm-eval, the last one is taken: `tinyMMLU` has the key `num_fewshot` twice."""
+    path = registry.find("tasks", "tinyMMLU").text_file
+    assert path is not None
+    assert path.read_text().count("num_fewshot:") == 2
+    assert task_files.settings(path)["num_fewshot"] == 0
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
         ("include: mine.yaml\n", "includes itself"),
         ("include: [\n", "not YAML: line 2: "),
         ("include: 2024-13-45\n", "not YAML: month must be in 1..12"),
+        ("num_fewshot: 0\nnum_fewshot: 1\n", "not YAML: line 2: 'num_fewshot' is given twice"),
+        ("metadata: {folder: a, folder: b}\n", "not YAML: line 1: 'folder' is given twice"),
         ("- a\n", "must be keys with values"),
         ("", "is empty"),
         ("x: \udcff\n", "this is not text in UTF-8"),

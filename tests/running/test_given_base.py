@@ -23,7 +23,7 @@ from nftbench.records import disk_budget
 from nftbench.records.record import Cell
 from nftbench.records.spec import Spec
 from nftbench.records.store import Store
-from nftbench.running import estimate, given_estimate, preflight, releases
+from nftbench.running import estimate, given_base, given_estimate, preflight, releases
 from nftbench.running.given_estimate import step_bytes
 from nftbench.running.referee import Referee
 from nftbench.running.workspace import Workspace, load_task, make_corpus
@@ -113,6 +113,50 @@ def test_a_given_release_may_lie_where_plugins_may_not_look(place: str, tmp_path
     job = next(job for job in here.plan.jobs() if job.defense == row)
     (record,) = Referee(here, job).run(job.cells[:1])
     assert (record.status, record.reason) == ("ok", None)
+
+
+def test_a_checkpoint_with_fewer_words_than_the_suites_text_is_measured(base: Path, tmp_path: Path) -> None:
+    """The referee read it the numbers of the text's own words, of which there are more, and every cell failed."""
+    row = Spec.parse(f"checkpoint[path={base}]")
+    here = workspace(plan(tiny_suite(defenses=["none", str(row)])), tmp_path)
+    job = next(job for job in here.plan.jobs() if job.defense == row)
+    (record,) = Referee(here, job).run(job.cells[:1])
+    assert (record.status, record.reason) == ("ok", None)
+    assert record.protection is not None
+    words = len(networks.load_tokenizer(base))
+    assert record.protection.plain_text["passages"] < 1.2 * math.log2(words)
+
+
+@pytest.mark.parametrize("name", ["checkpoint", "smaller"])
+def test_a_given_release_that_is_edited_after_planning_is_refused(name: str, tmp_path: Path) -> None:
+    """Its key is that of the files as they were, and the record would hold numbers of others."""
+    folder = checkpoints.write(tmp_path / "given")
+    row = Spec.parse(f"{name}[path={folder}]")
+    here = workspace(plan(tiny_suite(defenses=["none", str(row)])), tmp_path)
+    checkpoints.edit(folder, lambda tensors: {name: 1.5 * tensor for name, tensor in tensors.items()})
+    job = next(job for job in here.plan.jobs() if job.defense == row)
+    (record,) = Referee(here, job).run(job.cells[:1])
+    assert record.status == "failed"
+    assert record.reason == f"{row}: its files have changed since the run was planned; start the run again"
+    again = workspace(plan(tiny_suite(defenses=["none", str(row)])), tmp_path)
+    assert again.plan.releases[str(row), 0] != here.plan.releases[str(row), 0]
+
+
+def test_a_base_that_is_edited_while_it_is_read_is_refused(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = workspace(plan(given(base)), tmp_path)
+    load = networks.load
+
+    def late(place: Any) -> Model:
+        found = load(place)
+        checkpoints.edit(base, lambda tensors: {name: 1.5 * tensor for name, tensor in tensors.items()})
+        return found
+
+    monkeypatch.setattr(networks, "load", late)
+    with pytest.raises(NftbenchError, match="its files have changed since the run was planned; start the run again"):
+        given_base.folder(here.store, here.suite)
+    assert not list((tmp_path / "cache" / "bases").glob("*-given"))
 
 
 def test_equal_weights_are_kept_once(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -196,6 +196,7 @@ def test_changes_replace_settings_of_the_file(tmp_path: Path) -> None:
         ("seeds=", "seeds: write a list, or seeds=[0, 1"),
         ("name.x=1", "'name' is not a section"),
         ("seeds=[1", "the value is not YAML"),
+        ("budget={batch: 1, batch: 2}", "the value is not YAML: 'batch' is given twice"),
         ("salt=2024-13-45", "the value is not YAML"),
         ("budget=7", "budget: "),
     ],

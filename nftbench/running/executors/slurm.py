@@ -30,6 +30,7 @@ from nftbench.running.executors.local import LocalExecutor
 from nftbench.running.executors.protocol import LISTEN_SECONDS, News, Stage, Step
 from nftbench.running.executors.steps import BUSY_SECONDS
 from nftbench.running.failures import FailedError
+from nftbench.suites.keys_once import KeysOnce
 from nftbench.terms import Status
 
 if TYPE_CHECKING:
@@ -63,7 +64,7 @@ class Settings:
             NftbenchError: the file is no such configuration.
         """
         try:
-            content = yaml.safe_load(path.read_text(encoding="utf-8"))
+            content = yaml.load(path.read_text(encoding="utf-8"), KeysOnce)
         except (OSError, ValueError, yaml.YAMLError) as error:
             raise NftbenchError(f"{path}: {one_line(str(error))}") from error
         if not isinstance(content, dict):
