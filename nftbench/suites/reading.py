@@ -104,8 +104,10 @@ def _hint(name: str) -> str:
     """What was probably meant by the name of no suite: a checkpoint's name has a slash, or is a folder."""
     if "/" not in name.strip("/") and not Path(name).is_dir():
         return suggest(name, names())
-    spec = f"checkpoint[path={name}]"
-    return f"; for a checkpoint, run a suite on it: nftbench run small --defenses '{spec}'"
+    return (
+        f"; to protect and attack a checkpoint, make it the base of a suite: nftbench run smollm2-quick --model {name}; "
+        f"to judge one that is protected, name its twin: nftbench audit {name} --reference TWIN"
+    )
 
 
 def _unquoted(text: str, error: Exception) -> str:

@@ -243,7 +243,7 @@ def test_help_without_a_verb(words: list[str], call: Call) -> None:
             ["plan", "tiny.yaml", "--set", "defenses=[none, checkpoint[path=x]]"],
             'quote a specification, as in "checkpoint[path=x]"',
         ),
-        (["run", "meta-llama/Llama-3.2-1B"], "--defenses 'checkpoint[path=meta-llama/Llama-3.2-1B]'"),
+        (["run", "meta-llama/Llama-3.2-1B"], "nftbench audit meta-llama/Llama-3.2-1B --reference TWIN"),
         (["plan", "tiny.yaml", "--tasks", "hellaswag"], "know the words of the toy language alone"),
         (["run", "tiny.yaml", "--set", "model.n_layers=2"], "did you mean 'n_layer'?"),
         (["run", "tiny.yaml", "--set", "model.n_head=3"], "divisible"),
