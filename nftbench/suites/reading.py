@@ -105,7 +105,7 @@ def _hint(name: str) -> str:
     if "/" not in name.strip("/") and not Path(name).is_dir():
         return suggest(name, names())
     return (
-        f"; to protect and attack a checkpoint, make it the base of a suite: nftbench run smollm2-quick --model {name}; "
+        f"; to defend and attack a checkpoint, make it the base of a suite: nftbench run smollm2-quick --model {name}; "
         f"to judge one that is protected, name its twin: nftbench audit {name} --reference TWIN"
     )
 
