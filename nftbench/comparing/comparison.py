@@ -114,10 +114,13 @@ class Comparison:
 
     @property
     def detectable(self) -> dict[str, float]:
-        """By metric: the drop that all its tests would find with 80 % power; infinite where one finds none."""
+        """By metric: the drop that all its tests would find with 80 % power; infinite where one finds none.
+
+        A difference without any spread, as between equal numbers, says nothing of that and is left out.
+        """
         found: dict[str, float] = {}
         for line in self.lines:
-            if line.difference is not None:
+            if line.difference is not None and line.detectable != 0:
                 own = math.inf if line.detectable is None else line.detectable
                 found[line.metric] = max(found.get(line.metric, 0.0), own)
         return found

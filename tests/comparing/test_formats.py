@@ -145,9 +145,15 @@ def test_a_terminal_too_narrow_for_the_table_gets_a_sentence_for_each_line(found
 def test_the_table_says_the_answer_first_and_how_far_it_sees(found: Comparison) -> None:
     lines = text("table", found).splitlines()
     assert lines[0] == "REGRESSED: 1 regressed, 2 missing, 3 held, 2 new"
-    smallest = "The smallest drops that it finds in every row, with 80 % power: retention 0.0"
-    assert any(line.startswith(smallest) for line in lines)
+    smallest = "The smallest drops that it finds in every row, with 80 % power: suppression"
+    assert any(line.startswith(smallest) for line in lines)  # retention is equal at every seed, which tells nothing
     assert any(line.startswith("4 tests at alpha = 0.02 together") for line in lines)
+
+
+def test_equal_numbers_say_nothing_of_the_smallest_drop() -> None:
+    shown = text("table", compare(run({"pmp": PMP}), run({"pmp": PMP}), Settings()))
+    assert "All numbers are equal at every seed, so the smallest drop that would be found is unknown." in shown
+    assert "80 % power" not in shown
 
 
 @pytest.mark.parametrize("name", sorted(FORMATS))

@@ -68,7 +68,10 @@ def sight(comparison: Comparison) -> str:
     """How large a drop the comparison could have seen at all; empty where nothing was tested."""
     found = comparison.detectable
     if not found:
-        return ""
+        equal = any(line.difference is not None for line in comparison.lines)
+        return (
+            "All numbers are equal at every seed, so the smallest drop that would be found is unknown." if equal else ""
+        )
     units = {line.metric: line.unit for line in comparison.lines}
     each = [f"{metric} {_limit(drop, units[metric])}" for metric, drop in sorted(found.items())]
     return f"The smallest drops that it finds in every row, with 80 % power: {', '.join(each)}."
