@@ -201,12 +201,11 @@ def _jumps(own: BySeed, curve: Sequence[Knot], stairs: bool) -> list[int]:
 
     A row that keeps just what the stronger dose keeps, at every seed, lies on that dose beyond doubt.
     """
-    alike = [_alike(own, knot.kept) for knot in curve]
     found = set()
     for at in range(len(curve) - 1):
-        near, far = curve[at], curve[at + 1]
-        jump = stairs or (alike[at] and _alike(near.kept, far.kept))
-        if jump and alike[at + 1] and own != far.kept:
+        near, far = curve[at].kept, curve[at + 1].kept
+        may_be_far = own != far and _alike(own, far)
+        if may_be_far and (stairs or (_alike(own, near) and _alike(near, far))):
             found |= {at, at + 1}
     return sorted(found)
 

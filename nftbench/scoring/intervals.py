@@ -15,7 +15,8 @@ CONFIDENCE = 0.95
 EXCESS_CONFIDENCE = 0.98
 """Of what is said about an excess. Which curve it is measured from depends on noise that its spread lacks. In
 simulations of five seeds 1.5 % ± 0.3 of undefended models had an effect at 95 %, and intervals of ranks held in
-93.0 % ± 0.8 of cases. At 98 % it is 0.7 % ± 0.2 and 96.0 % ± 0.6 (tests/calibration/test_null.py draws such boards)."""
+93.0 % ± 0.8 of cases. At 98 % it is 0.7 % ± 0.2 and 96.0 % ± 0.6 (tests/calibration/test_null.py draws such boards),
+and in other draws 1.1 % ± 0.3 and 97.2 % ± 0.7 (docs/validity.md)."""
 RANKED_SEEDS, PRELIMINARY_SEEDS = 5, 3
 """Base seeds needed for a rank, and for a preliminary rank; with fewer nothing is judged."""
 

@@ -32,9 +32,9 @@ def rank_intervals(rows: Sequence[Heights]) -> list[RankInterval]:
     """For each row, `[1 + number better, K - number worse]` of K rows.
 
     A row is better or worse where t tests, paired by seed, tell the two apart: at their own places, and also the lowest
-    of the better one from the highest of the other. Each row's K - 1 comparisons are
-    corrected by Holm's method at 2 % in both directions together. So its interval covers its true rank in 95 % of
-    boards, as simulations say: see `EXCESS_CONFIDENCE`.
+    of the better one from the highest of the other. Each row's K - 1 comparisons are corrected by Holm's method at 2 %
+    in both directions together. So its interval covers its true rank in 95 % of boards, as simulations say: see
+    `EXCESS_CONFIDENCE`.
     """
     found = []
     for index, row in enumerate(rows):
