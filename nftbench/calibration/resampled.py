@@ -86,7 +86,7 @@ class Pool:
         """The pool of a run in which no cell is missing.
 
         Raises:
-            NftbenchError: it has fewer than two undefended models besides the reference.
+            NftbenchError: it has fewer than two undefended models besides the reference, or no task has headroom.
         """
         grid = run.grid()
         models = initialisations(grid, NONE)
@@ -97,6 +97,8 @@ class Pool:
         rows = [*models, *(dose for family in run.ladder.values() for dose in family.doses)]
         attacks = grid.within(grid.ranking)
         tasks = [one.task for one in headroom(grid, NONE) if one.kept]
+        if not tasks:
+            raise NftbenchError(f"{run.suite.name}: no task on which the undefended model ends clearly above scratch")
         metrics = scales(grid, NONE)
         best = grid.best_attacks(NONE, tasks, attacks & grid.ignoring_release())
         return cls(

@@ -30,7 +30,7 @@ def tell(done: int, cells: int) -> None:
     """Say how many of the cells of a run are done, for the line of a signal."""
     global _kept
     none = "no cell is done yet; models that are done are kept"
-    _kept = f"; {f'finished cells are kept, {done} of {cells} so far' if done else none}"
+    _kept = f"; {f'finished cells are kept, at least {done} of {cells}' if done else none}"
 
 
 def before_the_end(action: Callable[[], None]) -> None:

@@ -17,7 +17,7 @@ from nftbench.records.record import CellId, Record
 from nftbench.scoring import ladder
 from nftbench.scoring.cost_to_break import cost_to_break
 from nftbench.scoring.frontier import mean_share
-from nftbench.scoring.grid import NONE, Grid, arrange
+from nftbench.scoring.grid import NONE, Grid, arrange, called
 from nftbench.scoring.headroom import headroom
 from nftbench.scoring.intervals import Interval, mean
 from nftbench.scoring.points import final, points
@@ -83,13 +83,19 @@ def of_defenses(base: Recorded, new: Recorded) -> tuple[Rows, Rows, list[str]]:
     for reference in first.references() & second.references():
         kept = [{one.task for one in headroom(grid, reference) if one.kept} for grid in (first, second)]
         counted = [{*usable(scales(grid, reference))} for grid in (first, second)]
-        for what, found, chosen in (("tasks", kept, tasks), ("utility metrics", counted, metrics)):
-            # Where nothing counts on one side, the other keeps its own: its numbers are then missing, or new.
-            common = [found[0] & found[1]] * 2 if all(found) else found
-            for by_reference, names in zip(chosen, common, strict=True):
-                by_reference[reference] = sorted(names)
-            if all(found) and (lost := sorted(found[0] ^ found[1])):
-                notes.append(f"{what} beside {reference} that count on one side only are left out: {', '.join(lost)}")
+        # A task that counts on one side is compared on both: left out, it would take a row's weakness there with it.
+        # A metric that a reference does not know on one side has no share of utility there.
+        for what, found, chosen, common, done in (
+            ("tasks", kept, tasks, kept[0] | kept[1], "are compared all the same"),
+            ("utility metrics", counted, metrics, counted[0] & counted[1], "are left out"),
+        ):
+            for by_reference, own in zip(chosen, found, strict=True):
+                # Where nothing counts on one side, the other keeps its own: its numbers are then missing, or new.
+                by_reference[reference] = sorted(common if all(found) else own)
+            if all(found) and (single := sorted(found[0] ^ found[1])):
+                notes.append(
+                    f"{what} beside {called(reference)} that count on one side only {done}: {', '.join(single)}"
+                )
     return _rows(first, tasks[0], metrics[0]), _rows(second, tasks[1], metrics[1]), notes
 
 
@@ -142,10 +148,10 @@ def _rows(grid: Grid, tasks: Mapping[str, list[str]], metrics: Mapping[str, list
         for row in sorted(name for name, one in grid.rows.items() if one.reference == reference):
             numbers, reasons = _numbers(grid, row, own_tasks, scale)
             if reference in tasks and not own_tasks:
-                lost = f"{reference} gains nothing from fine-tuning on any task"
+                lost = f"{called(reference)} ends clearly above scratch on no task"
                 reasons |= {"attacked": lost, "suppression": lost}
             if reference in metrics and not scale:
-                reasons |= {"retention": f"{reference} has no utility that could be lost"}
+                reasons |= {"retention": f"{called(reference)} has no utility that could be lost"}
             samples = _known(numbers)
             if beside is not None:
                 excess = ladder.excess(grid, row, own_tasks, attacks, beside)

@@ -81,7 +81,9 @@ def read(path: Path) -> Side:
     if path.is_dir():
         return _folder(path)
     if not path.exists():
-        raise NftbenchError(f"{path}: no such file or folder")
+        raise NftbenchError(
+            f"{path}: no such file or folder; `nftbench baseline FOLDER` makes a baseline file of a run"
+        )
     if path.name == PACK:
         return _folder(path.parent)
     content = path.read_bytes()

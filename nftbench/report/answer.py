@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import get_args
 
-from nftbench.report import order
+from nftbench.report import order, tables
 from nftbench.report.labels import of
 from nftbench.scoring.leaderboard import Leaderboard
+from nftbench.scoring.points import NOISE
 from nftbench.scoring.scores import Score
 from nftbench.scoring.side_tables.paper_claims import ClaimStatus, PaperClaims
 from nftbench.scoring.table import interval, number
@@ -51,7 +52,16 @@ def _ranking(board: Leaderboard, names: Mapping[str, str]) -> str:
 
 def _unranked(board: Leaderboard, names: Mapping[str, str]) -> str:
     rows = [names[one.defense] for one in order.defenses(board) if one.standing.group == "unranked"]
-    return f"Not ranked: {listed(rows)}." if rows else ""
+    if not rows:
+        return ""
+    why = "; ".join(_why(reason, board.problems) for reason in tables.shared_reasons(board))
+    return f"Not ranked: {listed(rows)} ({why or 'their table says why'})."
+
+
+def _why(reason: str, problems: Sequence[str]) -> str:
+    """Of a reason that the board's problems say as well, only the beginning."""
+    cause = next((problem for problem in problems if reason.endswith(f": {problem}")), None)
+    return f"{reason.removesuffix(f': {cause}')}, as said below" if cause else reason
 
 
 def _papers(board: Leaderboard) -> str:
@@ -75,9 +85,9 @@ def _claims(board: Leaderboard, names: Mapping[str, str]) -> str:
 
 
 def _ends(board: Leaderboard, names: Mapping[str, str]) -> str:
-    """Where the best attack of each task ends on each defense, and which attack reaches most by itself."""
+    """Where the best attack of each task ends on each defense, and which attack is best alone."""
     ends = {
-        one.defense: f"{names[one.defense]} {number(one.resistance.attacked.value)} (most by {one.recipes.best})"
+        one.defense: f"{names[one.defense]} {number(one.resistance.attacked.value)} ({_by(one)})"
         for one in order.defenses(board)
         if one.recipes.best and one.resistance.attacked
     }
@@ -87,6 +97,11 @@ def _ends(board: Leaderboard, names: Mapping[str, str]) -> str:
     undefended = [f"{number(one.resistance.attacked.value)}" for one in known if one.resistance.attacked]
     beside = f"; the undefended model {undefended[0]}" if len(undefended) == 1 else ""
     return f"Where the best attacks end, in points: {listed(ends.values())}{beside}."
+
+
+def _by(score: Score) -> str:
+    gain = score.resistance.gain
+    return "nothing gained" if gain and gain.value <= NOISE else f"best single attack: {score.recipes.best}"
 
 
 def _excess(score: Score) -> str:

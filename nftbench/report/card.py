@@ -278,7 +278,7 @@ def _tasks(board: Leaderboard, score: Score) -> Table:
         )
         for one in score.resistance.tasks
     )
-    header = ("task", "before", "release", "undefended twin", "from random weights", "best attack")
+    header = ("task", "before", "release", "undefended twin", "from random weights", "most often best")
     return Table("Task by task", header, rows)
 
 

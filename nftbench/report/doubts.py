@@ -100,7 +100,8 @@ EXPLANATIONS: dict[str, Explanation] = {
     ),
     "tokenizer": Explanation("the release changes the tokenizer", "release it with the base's tokenizer"),
     "left_out": Explanation(
-        "the suite lacks the attacks of nftbench that were written against this defense", "run them: `--attacks NAME`"
+        "the suite lacks the attacks of nftbench that were written against this defense",
+        "list them under `attacks` in the suite: the page of each defense names them",
     ),
     "not_adaptive": Explanation(
         "no attack was written against this defense", "write one and list it in the suite: docs/plugins.md shows how"

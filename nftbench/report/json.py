@@ -59,7 +59,7 @@ class ScoreLayout(TypedDict):
     worst_task: TaskScore | None
     recipe: str | None
     recipe_suppression: Interval | None
-    optimizers: Mapping[str, tuple[Interval, Interval]]
+    optimizers: Mapping[str, tuple[Interval, Interval, Interval]]
     part_ahead: Interval | None
     longer_adds: Interval | None
     longer_ahead: Interval | None

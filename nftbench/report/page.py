@@ -28,9 +28,10 @@ GUIDE = """\
   beyond the trivial defenses. In the picture it is the height of a point above the highest curve. A metric alone binds
   where the row shows less of it than the trivial defense of the same mean; the label says so.
 - **utility %**: utility kept, the mean over the metrics; floor taken out, in percent of the undefended model's, which
-  is a mean over its initialisations. No metric counts for more than 100 %. **least metric**: the one that is kept
-  least. **badge**: *keeps* where a test shows on every metric that less than 10 % is lost, *loses* where it shows on
-  some that more is, else *cannot tell*. It takes no row out of the ranking.
+  is a mean over its initialisations. No metric counts for more than 100 %; one is below zero where the release scores
+  worse than a model without any knowledge. **least metric**: the one that is kept least. **badge**: *keeps* where a
+  test shows on every metric that less than 10 % is lost, *loses* where it shows on some that more is, else *cannot
+  tell*. It takes no row out of the ranking.
 - **defense**: a row's label: its plugin, and what tells it from other rows of this plugin. The list above has the
   full specifications. **doubts** are only those that not every defense has.
 - **#**: the rank by excess, with the ranks that the comparisons leave open in square brackets; in round brackets it is
@@ -41,7 +42,10 @@ GUIDE = """\
   above zero, Holm-corrected over rows, and the row keeps utility; *at a cost* if it may not keep it. *Refuted* if it
   is at most zero, or if these attackers end where they do on the undefended model.
 - **Controls**: trivial defenses, which anyone could use. A family of them is a ladder, the weakest dose first; the
-  excess of a dose is measured from the ladder without this dose.
+  excess of a dose is measured from the ladder without this dose. A dose may lie off its family's curve: doses that are
+  out of order share a mean, and no curve rises beyond what training from scratch leaves.
+- **headroom**: how far the undefended model ends above training from scratch. A task counts where this is more than two
+  points and, at several seeds, its whole interval lies above zero.
 - **untested**: no attack on this row uses all that the level grants, so that nobody knows what it withstands there.
 - **to 50 %**: what the cheapest attack takes to reach that share of the undefended gain, preparation included, as a
   multiple of what the undefended model takes; `>` where the largest budget ended first, `≤` where an attack that takes
@@ -82,7 +86,7 @@ def leaderboard(board: Leaderboard, command: str) -> str:
             labelled(tables.ranking(board)),
             tables.preliminary(board),
             escaped(about_all(board)),
-            _not_ranked(board),
+            section(shown(tables.unranked(board), of(board))),
             PICTURE if order.placed(board) else "",
             *map(labelled, (tables.controls(board), tables.levels(board), tables.flags(board))),
             *_side_tables(board, "after the flags"),
@@ -160,12 +164,6 @@ def _ladder(board: Leaderboard, command: str) -> str:
             none = f"No excess: {escaped(reason)}." if reason else ""
             parts += [f"### {escaped(score.defense)}", none, doubts, attacks]
     return joined([*parts, "## How to read it", ATTACKS.rstrip(), _commands(board, command)])
-
-
-def _not_ranked(board: Leaderboard) -> str:
-    """The rows without a rank, and above them the reasons that they share."""
-    heading, _, table = section(shown(tables.unranked(board), of(board))).partition("\n\n")
-    return "\n\n".join(filter(None, [heading, escaped(tables.not_ranked(board)), table]))
 
 
 def _title(board: Leaderboard) -> str:

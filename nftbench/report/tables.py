@@ -146,7 +146,7 @@ def unranked(board: Leaderboard) -> Table:
             score.defense,
             *_measured(score),
             claim(score),
-            "; ".join(reason for reason in score.standing.reasons if reason not in shared) or "see above",
+            "; ".join(reason for reason in score.standing.reasons if reason not in shared) or "see the top",
         )
         for score in board.scores
         if score.standing.group == "unranked"
@@ -155,18 +155,9 @@ def unranked(board: Leaderboard) -> Table:
 
 
 def shared_reasons(board: Leaderboard) -> tuple[str, ...]:
-    """Why none of several rows is ranked, where it is the same for all of them: it is said once."""
+    """Why none of several rows is ranked, where it is the same for all of them: the answer says it once."""
     rows = [score.standing.reasons for score in board.scores if score.standing.group == "unranked"]
     return tuple(reason for reason in rows[0] if all(reason in one for one in rows)) if len(rows) > 1 else ()
-
-
-def not_ranked(board: Leaderboard) -> str:
-    """The shared reasons in one sentence. Of one that the board's problems say already, only the beginning is said."""
-    said = []
-    for reason in shared_reasons(board):
-        cause = next((problem for problem in board.problems if reason.endswith(f": {problem}")), None)
-        said.append(f"{reason.removesuffix(f': {cause}')} (see the top)" if cause else reason)
-    return f"For all of these rows: {'; '.join(said)}." if said else ""
 
 
 def details(board: Leaderboard) -> Table:
@@ -240,7 +231,7 @@ def _at(score: Score, knowledge: str) -> str:
 
 def tasks(board: Leaderboard) -> tuple[Table, ...]:
     """One table a task."""
-    header = ("defense", "unattacked", "attacked", "suppression", "best attack")
+    header = ("defense", "unattacked", "attacked", "suppression", "most often best")
     shown = order.without_ladder(board)
     names = list(dict.fromkeys(task.task for score in shown for task in score.resistance.tasks))
     return tuple(
@@ -290,11 +281,12 @@ def headroom(board: Leaderboard) -> Table:
             number(row.unattacked),
             number(row.undefended),
             number(row.scratch),
+            interval(row.gap),
             _counts(row),
         )
         for row in board.headroom
     )
-    return Table("Headroom", ("reference", "task", "unattacked", "undefended", "scratch", "counts"), rows)
+    return Table("Headroom", ("reference", "task", "unattacked", "undefended", "scratch", "headroom", "counts"), rows)
 
 
 def _counts(row: Headroom) -> str:

@@ -38,7 +38,7 @@ def summary(board: Leaderboard) -> RenderableType:
     """The answer, the ranking, what the reader must know of the suite, the doubts with advice, and the controls."""
     shared, names = tables.shared_reasons(board), of(board)
     notes = [Text(problem, style="yellow") for problem in board.problems]
-    notes += [Text(note) for note in (tables.preliminary(board), about_all(board), tables.not_ranked(board)) if note]
+    notes += [Text(note) for note in (tables.preliminary(board), about_all(board)) if note]
     for score in order.without_ladder(board):  # the board's problems say what the ladder lacks
         reasons = [reason for reason in score.standing.reasons if reason not in shared]
         notes += [_note(names[score.defense], "; ".join(reasons))] if reasons else []

@@ -23,6 +23,8 @@ from nftbench.terms import KNOWLEDGE, Adaptation, TrainedWeights
 
 NONE = "none"
 """The attack that does nothing. Its scores are the base utility, and every gain is the difference to them."""
+UNDEFENDED = "none"
+"""The row that a suite pre-trains itself."""
 Attacks = frozenset[str]
 """A set of attacks, each by its spec as text."""
 Knowledge = frozenset[str]
@@ -34,6 +36,11 @@ COUNTED_WITH: Mapping[Adaptation, frozenset[Adaptation]] = {
     "rescaling": frozenset({"rescaling"}),
 }
 """The kinds of attacks that count against a claim about a kind. An attacker who may fine-tune may also fit a probe."""
+
+
+def called(reference: str) -> str:
+    """A reference in a sentence, where the row's name `none` would read as *no model*."""
+    return "the undefended model" if reference == UNDEFENDED else reference
 
 
 def knowledge_name(knowledge: Iterable[str]) -> str:

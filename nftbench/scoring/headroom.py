@@ -6,14 +6,17 @@ from collections.abc import Sequence
 
 from nftbench.scoring.grid import NONE, Grid
 from nftbench.scoring.intervals import average_by_seed, gap_by_seed
-from nftbench.scoring.points import mean_points
+from nftbench.scoring.points import NOISE, mean_points
 from nftbench.scoring.scores import Headroom
 
 
 def headroom(grid: Grid, reference: str, tasks: Sequence[str] | None = None) -> list[Headroom]:
     """The undefended model compared with training from scratch on each task, in points, as means over seeds.
 
-    The tasks are those that are scored, unless others are named.
+    A task is kept if the mean gap is above `NOISE`, and if this is no chance: the gap is above `NOISE` at every base
+    seed too, or the interval of the mean lies above zero. The interval alone would drop a task for one seed with a far
+    larger gap, and with it the proof that a row is weak there. Without a `scratch` row the gap is not known, and the
+    task is kept. The tasks are those that are scored, unless others are named.
     """
     attacks = grid.within(grid.ranking)
     from_scratch = attacks & grid.from_scratch()
@@ -25,6 +28,7 @@ def headroom(grid: Grid, reference: str, tasks: Sequence[str] | None = None) -> 
             for chosen in (frozenset({NONE}), on_release, from_scratch)
         )
         gap = gap_by_seed(undefended, scratch)
+        everywhere = all(undefended[seed] - scratch[seed] > NOISE for seed in undefended.keys() & scratch.keys())
         rows.append(
             Headroom(
                 reference,
@@ -32,7 +36,8 @@ def headroom(grid: Grid, reference: str, tasks: Sequence[str] | None = None) -> 
                 average_by_seed(unattacked),
                 average_by_seed(undefended),
                 average_by_seed(scratch),
-                kept=gap is None or gap.value > 0,
+                gap,
+                kept=gap is None or (gap.value > NOISE and (everywhere or gap.low > 0)),
             )
         )
     return rows

@@ -15,7 +15,7 @@ from nftbench.errors import shortened
 from nftbench.records.record import CellId
 from nftbench.scoring import frontier
 from nftbench.scoring.frontier import Row
-from nftbench.scoring.grid import Attacks, Grid
+from nftbench.scoring.grid import Attacks, Grid, called
 from nftbench.scoring.points import mean_points
 from nftbench.scoring.resistance import attacked_by_row
 from nftbench.scoring.scores import Curve, Excess
@@ -40,7 +40,9 @@ def ladder(grid: Grid, reference: str, tasks: Sequence[str], attacks: Attacks, m
     families = {name: family for name in grid.ladder if (family := _doses(grid, name, reference))}
     doses = [dose for family in families.values() for dose in family]
     if not tasks and doses:
-        return Ladder(reference, doses=tuple(doses), reason=f"no task on which {reference} ends above scratch")
+        return Ladder(
+            reference, doses=tuple(doses), reason=f"no task on which {called(reference)} ends clearly above scratch"
+        )
     if reason := _unusable(grid, reference, doses, [*tasks, *metrics], attacks, metrics):
         return Ladder(reference, doses=tuple(doses), reason=reason)
     rows = {dose: numbers(grid, dose, tasks, attacks, metrics) for dose in doses}
@@ -78,9 +80,9 @@ def _unusable(
     if not grid.ladder:
         return "the suite has no ladder of trivial defenses to measure from"
     if not doses:
-        return f"no trivial defense of the ladder is measured against {reference}"
+        return f"no trivial defense of the ladder is measured against {called(reference)}"
     if not metrics:
-        return f"no utility metric on which {reference} is above the floor"
+        return f"no utility metric on which {called(reference)} is above the floor"
     absent = [f"{row}: not in the plan" for row in (*doses, *grid.initialisations) if row not in grid.seeds]
     needed = {*doses, *initialisations(grid, reference), *(set(grid.initialisations) - grid.rows.keys())}
     absent += [

@@ -15,7 +15,7 @@ from nftbench.scoring import flags
 from nftbench.scoring.added_attacks import AddedAttack, added_attacks
 from nftbench.scoring.budget_curve import BudgetCurve, budget_curves
 from nftbench.scoring.claims import claim_test, claimed_attacks
-from nftbench.scoring.grid import NONE, Attacks, Grid, Knowledge, arrange, knowledge_name
+from nftbench.scoring.grid import NONE, Attacks, Grid, Knowledge, arrange, called, knowledge_name
 from nftbench.scoring.headroom import headroom
 from nftbench.scoring.intervals import holm
 from nftbench.scoring.ladder import Ladder, curves, excess, ladder as built, met_by_all
@@ -196,7 +196,7 @@ class _Ladders:
         """Of a row on these tasks, also where its reference lacks records."""
         reference = self.grid.rows[defense].reference
         if reference not in self.grid.rows:
-            return Excess(reason=f"{reference} has no records")
+            return Excess(reason=f"{called(reference)} has no records")
         return excess(self.grid, defense, tasks, attacks, self.of(reference, attacks, tasks))
 
     def claimed(self, defense: str, tasks: Sequence[str], attacks: Attacks) -> Excess:
@@ -239,7 +239,7 @@ def _score(grid: Grid, defense: str, ladders: _Ladders) -> Score:
         row,
         incomplete=tuple(_incomplete(grid, defense)),
         by_knowledge=ByKnowledge(adaptive=adaptive(grid, defense)),
-        excess=Excess(reason=f"{row.reference} has no records"),
+        excess=Excess(reason=f"{called(row.reference)} has no records"),
     )
     if row.reference not in grid.rows:
         return blank
@@ -322,22 +322,30 @@ def _best(grid: Grid, defense: str, tasks: Sequence[str], attacks: Attacks) -> l
 def _problems(grid: Grid, room: Sequence[Headroom], metrics: Mapping[str, Mapping[str, Scale]]) -> list[str]:
     """What the reader must know of the suite as a whole."""
     problems = [
-        f"{row.task} is left out: undefended {row.undefended:.1f} is no better than scratch {row.scratch:.1f}"
+        f"{row.task} is left out: undefended {row.undefended:.1f} is not clearly better than scratch {row.scratch:.1f}"
         for row in room
         if not row.kept
     ]
+    known = {row.reference for row in room if row.gap is not None}
+    problems += [
+        f"{row.task} has no scratch: its headroom is not known"
+        for row in room
+        if row.gap is None and row.reference in known
+    ]
     for reference in sorted(grid.references()):
         if reference not in grid.rows:
-            problems.append(f"the reference {reference} has no records: rows measured against it have no score")
+            problems.append(f"{called(reference)} has no records: rows measured against it have no score")
             continue
         lost = sorted(name for name, scale in metrics[reference].items() if not scale.usable)
-        problems += [f"utility metric {metric} is left out: {reference} does not beat its floor" for metric in lost]
         problems += [
-            f"utility metric {metric} is noisy: its standard error is {share:.0%} of what {reference} knows of it"
+            f"utility metric {metric} is left out: {called(reference)} does not beat its floor" for metric in lost
+        ]
+        problems += [
+            f"utility metric {metric} is noisy: its standard error is {share:.0%} of what {called(reference)} knows"
             for metric, share in noisy(grid, reference, metrics[reference]).items()
         ]
         if not grid.attacks_on(reference) & grid.from_scratch():
-            problems.append(f"no scratch row beside {reference}: headroom is not known")
+            problems.append(f"no scratch row beside {called(reference)}: headroom is not known")
     return problems
 
 

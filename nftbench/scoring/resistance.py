@@ -197,17 +197,27 @@ def _best_recipe(
 
 def _optimizers(
     grid: Grid, defense: str, tasks: Sequence[str], attacks: Attacks
-) -> dict[str, tuple[Interval, Interval]]:
-    """Suppression under an attack's default optimizer alone, and under all optimizers that it is run with."""
+) -> dict[str, tuple[Interval, Interval, Interval]]:
+    """Suppression under an attack's default optimizer, under all optimizers that it is run with, and the difference."""
     found = {}
     for default in sorted(attacks):
         family = frozenset(attack for attack in attacks if str(Spec.parse(attack).without("optimizer")) == default)
         if default not in family or len(family) < 2:
             continue
-        alone, together = (_suppression(grid, defense, tasks, few) for few in (frozenset({default}), family))
-        if alone is not None and together is not None:
-            found[default] = (alone, together)
+        rows = (grid.rows[defense].reference, defense)
+        alone, together = (
+            _gaps(*(grid.best_finetuning(row, tasks, few) for row in rows)) for few in (frozenset({default}), family)
+        )
+        means = mean_by_seed(alone), mean_by_seed(together), gap_by_seed(alone, together)
+        if means[0] and means[1] and means[2]:
+            found[default] = (means[0], means[1], means[2])
     return found
+
+
+def _gaps(first: BestAttacks | None, second: BestAttacks | None) -> dict[int, float]:
+    """How far the first ends above the second, in points by seed."""
+    one, other = mean_points(first), mean_points(second)
+    return {seed: round(one[seed] - other[seed], 9) for seed in sorted(one.keys() & other.keys())}  # as `difference`
 
 
 def _ahead(
@@ -222,14 +232,10 @@ def _ahead(
 
     In points by seed; empty where the row has no attacks of one kind.
     """
-    gaps = []
-    for row in (defense, grid.rows[defense].reference):
-        one, other = (
-            mean_points(grid.best_finetuning(row, tasks, attacks & grid.training(*weights)))
-            for weights in (some, others)
-        )
-        gaps.append({seed: one[seed] - other[seed] for seed in sorted(one.keys() & other.keys())})
-    own, usual = gaps
+    own, usual = (
+        _gaps(*(grid.best_finetuning(row, tasks, attacks & grid.training(*weights)) for weights in (some, others)))
+        for row in (defense, grid.rows[defense].reference)
+    )
     return own, usual
 
 

@@ -34,8 +34,10 @@ class Headroom:
     undefended: float | None
     """The undefended model after its best attack."""
     scratch: float | None
+    gap: Interval | None
+    """How far the undefended model ends above scratch, paired by seed; None where one of them has no records."""
     kept: bool
-    """False where the undefended model ends no better than scratch: no row is scored on the task then."""
+    """False where the gap is small, or may be chance: no row is scored on the task then."""
 
 
 @dataclass(frozen=True)
@@ -135,8 +137,9 @@ class Recipes:
     """The single attack that is best over all tasks."""
     suppression: Interval | None = None
     """What the row takes from the best single attack on each side."""
-    optimizers: Mapping[str, tuple[Interval, Interval]] = field(default_factory=dict)
-    """For each attack that also runs with other optimizers: suppression under its default alone, and under all."""
+    optimizers: Mapping[str, tuple[Interval, Interval, Interval]] = field(default_factory=dict)
+    """For each attack that also runs with other optimizers: suppression under its default alone, under all, and the
+    difference, which is what the others undo."""
     part_ahead: Interval | None = None
     """How far training a part of the weights ends above training all of them, beyond the same gap of the reference."""
     longer_adds: Interval | None = None

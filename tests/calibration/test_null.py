@@ -23,7 +23,7 @@ from nftbench.scoring.intervals import Interval
 from nftbench.scoring.rank_intervals import Heights, RankInterval
 from nftbench.testing import tiny_suite
 from tests.calibration.pools import MODELS, records, run_of
-from tests.factories import RANKING
+from tests.factories import RANKING, measurement
 from tests.scoring import drawn
 
 LADDER = {"early_stop": ["early_stop[fraction=0.9]", "early_stop"]}
@@ -97,6 +97,15 @@ def test_a_run_of_two_models_holds_no_fakes() -> None:
     run = run_of([one for one in records(3) if not one.defense.startswith("twin[index=")])
     with pytest.raises(NftbenchError, match="needs three undefended models at each seed, and this run has 1"):
         Pool.of(run)
+
+
+def test_models_that_gain_nothing_beyond_scratch_have_no_score() -> None:
+    found = [
+        replace(one, attacked=measurement(0.95), validation=measurement(0.95)) if one.attack == "scratch" else one
+        for one in records(2)
+    ]
+    with pytest.raises(NftbenchError, match="no task on which the undefended model ends clearly above scratch"):
+        Pool.of(run_of(found))
 
 
 def test_models_that_know_nothing_have_no_score() -> None:

@@ -94,7 +94,7 @@ def test_a_signal_ends_the_command_with_one_line_that_says_how_to_go_on(number: 
     ("done", "said"),
     [
         (0, "; no cell is done yet; models that are done are kept. To"),
-        (3, "; finished cells are kept, 3 of 9 so far. To"),
+        (3, "; finished cells are kept, at least 3 of 9. To"),
     ],
 )
 def test_the_line_says_what_is_kept(done: int, said: str, tmp_path: Path) -> None:
@@ -117,9 +117,7 @@ def test_where_nobody_reads_a_run_says_how_to_go_on_and_other_verbs_are_silent(
     done = subprocess.run(words, cwd=tmp_path, stdout=write, stderr=subprocess.PIPE, text=True)
     os.close(write)
     assert done.returncode == code
-    said = (
-        "nftbench: stopped, because nobody reads its output any longer; finished cells are kept, 3 of 9 so far. To go "
-    )
+    said = "nftbench: stopped, because nobody reads its output any longer; finished cells are kept, at least 3 of 9. "
     assert done.stderr.startswith(said) if kept else done.stderr == ""
     assert done.stderr.count("\n") == bool(kept)
 
@@ -173,7 +171,9 @@ def test_a_run_that_is_stopped_leaves_no_process_and_loses_no_cell(
     assert shlex.split(err)[-len(words) :] == words
     found = Store(tmp_path / "results", tmp_path / "cache").records()
     kept = (
-        rf"; finished cells are kept, {len(found)} of \d+ so far" if found else "; no cell is done yet; models .* kept"
+        rf"; finished cells are kept, at least {len(found)} of \d+"
+        if found
+        else "; no cell is done yet; models .* kept"
     )
     kept = "" if moment == "planning" else kept
     assert re.match(rf"nftbench: stopped by {SIGNALS[number]}{kept}\. To go on: ", err), err

@@ -27,9 +27,17 @@ WHOLE: dict[str, Any] = {
     "defenses": DEFENSES,
     "attacks": ATTACKS,
     "seeds": [0, 1],
-    # Bits per token, for so small a model knows no minimal pair, and steps enough to beat the unigram.
+    # Bits per token, for so small a model knows no minimal pair. Fewer steps leave no headroom, and so no suppression.
     "utility": ["bits_per_token"],
-    "pretraining": {"steps": 100, "learning_rate": 1e-2},
+    "model": {"n_embd": 32},
+    "corpus": {"sentences": 4000, "block": 32},
+    "pretraining": {"steps": 500, "learning_rate": 1e-2, "batch": 32},
+    "budget": {
+        "learning_rates": {kind: [4e-3, 1e-2] for kind in ("adamw", "sgd", "muon")},
+        "durations": [24],
+        "batch": 32,
+        "max_train_documents": 512,
+    },
 }
 
 

@@ -85,7 +85,7 @@ def test_the_page_ranks_rows_and_says_why_others_are_not_ranked(board: Leaderboa
     [unranked] = table(page, "Not ranked")
     assert (unranked["defense"], unranked["utility %"]) == ("random_mask", "90.0 [90.0, 90.0]")
     assert "still at an edge of the grid" in unranked["why"]
-    assert "For all of these rows" not in page
+    assert "Not ranked: random_mask (their table says why)." in page
     assert [row[1] for row in rows(page, "Headroom")] == list(TASKS)
     assert len(rows(page, "topic")) == 3
     doubts = {(row[0], row[1], row[2]): row[4] for row in rows(page, "Reasons to doubt")}
@@ -169,8 +169,8 @@ def test_a_reason_that_all_unranked_rows_share_is_said_once() -> None:
     reason = "the suite has no ladder of trivial defenses to measure from"
     page = pages.leaderboard(scored(records, ladder={}), COMMAND)
     assert page.count(reason) == 1
-    assert f"For all of these rows: no excess: {reason}." in page
-    assert [row["why"] for row in table(page, "Not ranked")] == ["see above", "see above"]
+    assert f"Not ranked: pmp and mask (no excess: {reason})." in page
+    assert [row["why"] for row in table(page, "Not ranked")] == ["see the top", "see the top"]
     console = Console(file=io.StringIO(), width=100, color_system=None)
     console.print(terminal.summary(scored(records, ladder={})))
     assert " ".join(console.file.getvalue().split()).count(reason) == 1  # type: ignore[attr-defined]
@@ -180,7 +180,7 @@ def test_a_reason_that_the_top_of_the_page_says_is_not_said_again() -> None:
     records = [failed(one) if (one.defense, one.attack) == ("early_stop", "full") else one for one in suite()]
     page = pages.leaderboard(scored([*records, *sweep("mask", (0.7,) * 5)]), COMMAND)
     assert page.count("the ladder is incomplete") == 1
-    assert "For all of these rows: no excess (see the top)." in page
+    assert "Not ranked: pmp and mask (no excess, as said below)." in page
 
 
 def test_without_scratch_headroom_is_not_known() -> None:
@@ -434,9 +434,9 @@ def test_the_answer_comes_first(board: Leaderboard) -> None:
     """Who is ranked where, what it costs, what the claim is worth and where attacks end, before any table."""
     first = pages.leaderboard(board, COMMAND).splitlines()[2]
     assert first.startswith("pmp is the only ranked defense: its excess over trivial defenses is 20.0 [")
-    assert "it keeps 100.0 [100.0, 100.0] % of utility. Not ranked: random_mask." in first
+    assert "it keeps 100.0 [100.0, 100.0] % of utility. Not ranked: random_mask (their table says why)." in first
     assert "Claims that hold: pmp" in first
-    assert "in points: pmp 52.0 (most by full) and random_mask 75.4 (most by full)" in first
+    assert "in points: pmp 52.0 (best single attack: full) and random_mask 75.4 (best single attack: full)" in first
     assert first.endswith("; the undefended model 82.0.")
     console = Console(file=io.StringIO(), width=2000, color_system=None)
     console.print(terminal.summary(board))

@@ -265,6 +265,22 @@ def test_resistance_undone_by_another_optimizer_unranks() -> None:
     assert "optimizer" not in raised(muon(0.60))
 
 
+def test_a_wider_interval_under_all_optimizers_undoes_nothing() -> None:
+    """At one seed of five another optimizer undoes everything, and elsewhere nothing: too little to show it."""
+    ends = {"none": [0.86] * 5, "early_stop": [0.72] * 5, "pmp": [0.60, 0.60, 0.60, 0.95, 0.60]}
+    others = [
+        record(defense, "full[optimizer=muon]", task, seed, value)
+        for defense, values in ends.items()
+        for task in TASKS
+        for seed, value in enumerate(values)
+    ]
+    records = [*adaptive(), *others]
+    alone, together, undone = of(scored(records)).recipes.optimizers["full"]
+    assert alone.low > 0 >= together.low
+    assert undone.low <= 0
+    assert "optimizer" not in raised(records)
+
+
 @pytest.mark.parametrize("part", ["head", "layers[end=first]", "bitfit", "linear_probe[solver=ridge]"])
 def test_a_part_that_ends_above_the_whole_unranks(part: str) -> None:
     def parts(undefended: float, protected: float) -> list[Record]:

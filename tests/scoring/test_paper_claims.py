@@ -95,7 +95,9 @@ def test_utility_is_the_leaderboards_and_leaves_out_what_the_reference_does_not_
     assert found.measured.value == pytest.approx(100 * kept.value)
     named = examined([*rows, *unknown], read={"rows": ["pmp"], "read": "utility", "tasks": ["agreement"]})
     assert named.measured is None
-    assert "none knows nothing of a metric" in str(named.reason)
+    assert "the undefended model share no seed with utility, or the latter knows nothing of a metric" in str(
+        named.reason
+    )
 
 
 def test_utility_after_an_attack_in_percent_of_the_releases_own() -> None:
@@ -179,7 +181,7 @@ def test_readings_are_shown_as_means_over_seeds() -> None:
         ({"rows": ["dlr"], "read": "gain"}, "no records of dlr"),
         ({"rows": ["none", "dlr"], "read": "utility"}, "no records of dlr"),
         ({"rows": ["pmp"], "read": "gain", "attacks": ["lora"]}, "not run on pmp: lora"),
-        ({"rows": ["pmp"], "read": "kept"}, "nothing to keep: unattacked pmp scores what none does"),
+        ({"rows": ["pmp"], "read": "kept"}, "nothing to keep: unattacked pmp scores what the undefended model does"),
         ({"rows": ["pmp"], "read": "cost.bytes"}, "cost was not read off pmp"),
         ({"rows": ["none"], "read": "cost.bytes"}, "cost of none has no bytes"),
         ({"rows": ["trap"], "read": "cost.flops"}, "cost of trap, seed 0: failed"),

@@ -397,7 +397,7 @@ def test_no_claim_gains_by_the_failure_of_another() -> None:
 
 
 def test_given_tasks_without_headroom_do_not_dilute_what_is_taken() -> None:
-    """On such a task the undefended model ends no better than scratch, so nobody can take anything there."""
+    """On such a task the undefended model does not end clearly above scratch, so nobody can take anything there."""
     noisy = IMMUNE | {place: [0.40, 1.00, 0.45, 0.99, 0.99] for place in ((PROBE, OTHER), (FLOAT32, OTHER))}
     records = (_rows("none", UNDEFENDED), _rows("immune", noisy, CLAIM, (TOLD, OTHER)))
     asked: list[Sequence[str]] = []
@@ -423,6 +423,26 @@ def test_benign_tasks_that_nobody_can_lose_show_nothing() -> None:
         assert _board([*undefended, *alone], immune) == (verdict, verdict, verdict)
     weak = _rows("immune", UNTOUCHED, AT_LARGE, (TOLD,))
     assert _board([*undefended, *alone], weak) == ("refuted", "refuted", "refuted")
+
+
+def test_a_benign_task_that_may_have_headroom_was_not_tested() -> None:
+    """A defense could destroy it unseen: its gap of 17 points in the mean is chance by the test, so it is left out."""
+
+    def mood(rows: Sequence[Record]) -> list[Record]:
+        """The records of the benign task as those of another one."""
+        return [replace(one, task="mood", key=f"{one.key}, mood") for one in rows if one.task == KEPT]
+
+    undefended, immune = _at_large()
+    ends = {
+        one.seed: one.attacked.value for one in undefended if (one.task, one.attack) == (KEPT, FULL) and one.attacked
+    }
+    for gaps, verdict in (((0.3,) * 5, "holds"), ((0.8, 0.01, 0.01, 0.01, 0.01), "untested")):
+        alone = [
+            replace(record("none", "scratch", task, seed, ends[seed] - gap), role="benign")
+            for task, by_seed in ((KEPT, (0.3,) * 5), ("mood", gaps))
+            for seed, gap in enumerate(by_seed)
+        ]
+        assert _board([*undefended, *mood(undefended), *alone], [*immune, *mood(immune)]) == (verdict,) * 3
 
 
 @pytest.mark.parametrize("known", [KEPT, "bits"])

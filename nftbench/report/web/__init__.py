@@ -26,6 +26,8 @@ SCRIPTS = ("vendored/datatables-3.1.5.min.js", "vendored/echarts-6.1.0.common.mi
 PARTS = re.compile(r"(?<=[\[,=])(?=[a-z])")
 """Where a specification may be broken into lines."""
 
+CODE = re.compile(r"`([^`]+)`")
+
 
 def text(boards: Sequence[tuple[Leaderboard, str]]) -> str:
     """The page of these leaderboards, each with the command that made it; several become tabs."""
@@ -45,7 +47,8 @@ def text(boards: Sequence[tuple[Leaderboard, str]]) -> str:
     # Raw HTML in the Markdown is escaped: the guides of side tables are text too.
     markdown = MarkdownIt("commonmark", {"html": False})
     # Escaping adds no place where text may be broken, so the whole text can be escaped at once.
-    environment.filters["breakable"] = lambda source: Markup(PARTS.sub("<wbr>", escape(source)))
+    environment.filters["breakable"] = lambda source: Markup(PARTS.sub("<wbr>", str(escape(source))))
+    environment.filters["coded"] = lambda source: Markup(CODE.sub(r"<code>\1</code>", str(escape(source))))
     environment.filters["markdown"] = lambda source: Markup(markdown.render(source))
     environment.globals["named"] = NAMED
     shown = views(boards)

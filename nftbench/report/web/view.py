@@ -129,9 +129,11 @@ class View:
     @property
     def beside(self) -> tuple[Grid, ...]:
         """What is compared with the ranking: rows without a rank, and trivial defenses."""
-        unranked = " ".join(["Rows without a rank, and why.", tables.not_ranked(self.board)]).strip()
         controls = "Trivial defenses, which anyone could use, from the weakest dose of each family to the strongest."
-        found = ((tables.unranked(self.board), unranked), (tables.controls(self.board), controls))
+        found = (
+            (tables.unranked(self.board), "Rows without a rank, and why."),
+            (tables.controls(self.board), controls),
+        )
         return tuple(self._grid(table, about) for table, about in found if table.rows)
 
     @functools.cached_property

@@ -15,7 +15,7 @@ from nftbench.errors import shortened
 from nftbench.records.record import Record
 from nftbench.records.spec import Spec
 from nftbench.scoring.frontier import mean_share
-from nftbench.scoring.grid import NONE, Attacks, Grid
+from nftbench.scoring.grid import NONE, Attacks, Grid, called
 from nftbench.scoring.intervals import Interval, gap_by_seed, mean_by_seed
 from nftbench.scoring.side_tables.protocol import Position, SideTable, SuiteEvidence
 from nftbench.scoring.side_tables.utility_guard import Guard
@@ -240,14 +240,14 @@ class _Numbers:
             return f"no records of {row}"
         if quantity.read == "utility":
             reference = grid.rows[row].reference
-            return f"{row} and {reference} share no seed with utility, or {reference} knows nothing of a metric"
+            return f"{row} and {called(reference)} share no seed with utility, or the latter knows nothing of a metric"
         if faults := self._faults(row, quantity):
             return shortened(faults, 1)
         attacks = self._attacks(quantity)
         if not attacks & grid.attacks_on(row):
             return f"not run on {row}: {', '.join(sorted(attacks)) or 'any attack'}"
         if quantity.read == "kept":
-            return f"nothing to keep: unattacked {row} scores what {grid.rows[row].reference} does"
+            return f"nothing to keep: unattacked {row} scores what {called(grid.rows[row].reference)} does"
         return f"no {quantity.read} of {row}"
 
     def _faults(self, row: str, quantity: Quantity) -> list[str]:
