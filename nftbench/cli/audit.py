@@ -75,7 +75,10 @@ def audit(
 ) -> None:
     """Attack a protected checkpoint beside its undefended twin, and write a protection card."""
     from nftbench.cli import execution, heartbeat
+    from nftbench.planning import pinning
 
+    for place in (release, reference):  # a wrong name is told before the seconds that importing PyTorch takes
+        pinning.is_on_hub(place)
     with heartbeat.still("audit: looking at both checkpoints"):
         from nftbench.report.card import Subject
         from nftbench.running import preflight

@@ -45,7 +45,7 @@ GUIDE = """\
   excess of a dose is measured from the ladder without this dose. A dose may lie off its family's curve: doses that are
   out of order share a mean, and no curve rises beyond what training from scratch leaves.
 - **headroom**: how far the undefended model ends above training from scratch. A task counts where this is more than two
-  points and, at several seeds, its whole interval lies above zero.
+  points in the mean and no chance: it is at every seed, or the whole interval lies above zero.
 - **untested**: no attack on this row uses all that the level grants, so that nobody knows what it withstands there.
 - **to 50 %**: what the cheapest attack takes to reach that share of the undefended gain, preparation included, as a
   multiple of what the undefended model takes; `>` where the largest budget ended first, `≤` where an attack that takes

@@ -28,7 +28,8 @@ def headroom(grid: Grid, reference: str, tasks: Sequence[str] | None = None) -> 
             for chosen in (frozenset({NONE}), on_release, from_scratch)
         )
         gap = gap_by_seed(undefended, scratch)
-        everywhere = all(undefended[seed] - scratch[seed] > NOISE for seed in undefended.keys() & scratch.keys())
+        seeds = undefended.keys() & scratch.keys()
+        everywhere = all(round(undefended[seed] - scratch[seed], 9) > NOISE for seed in seeds)  # as `difference`
         rows.append(
             Headroom(
                 reference,
