@@ -90,6 +90,11 @@ def audit(
     subject = Subject(release, reference, protected.architecture, protected.parameters, _unlike(protected, twin))
     if subject.unlike:
         typer.echo(f"note: {subject.unlike}")
+    if limit is not None:
+        typer.echo(
+            "note: with --limit the card has no scores; for fewer documents that count, --set "
+            f"budget.max_test_documents={limit}"
+        )
     changed = replace(
         options,
         changes=[*(options.changes or ()), *changes(_asked(suite, options), subject)],

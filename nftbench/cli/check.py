@@ -55,7 +55,7 @@ def _listed(found: Examined) -> str:
         lines += [f"          {one.problem}"] if one.problem else []
     count, bad = len(found.promises), len(found.broken)
     if bad:
-        lines.append(f"{bad} of {count} promises broken; what rests on {'it' if bad == 1 else 'them'} was not checked")
+        lines.append(f"{bad} of {count} promises broken")
     else:
         lines.append(f"all {count} promises kept")
     return "\n".join(lines)

@@ -46,7 +46,7 @@ def new(
     data, alone = (" --data data", f" --set 'tasks=[{name}]'") if kind == "task" else ("", "")
     typer.echo("next, and after each change:")
     typer.echo(f"  nftbench check {first}{data}")
-    typer.echo(f"  nftbench run small --plugin {first}{data}{alone}")
+    typer.echo(f"  nftbench run smoke --plugin {first}{data}{alone}")
 
 
 def _template(kind: str, name: str) -> dict[str, str]:

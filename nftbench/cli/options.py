@@ -72,7 +72,12 @@ Tasks = Annotated[
 Seeds = Annotated[str | None, typer.Option("--seeds", metavar="0,1", help="Only these base seeds of the suite.")]
 Limit = Annotated[
     int | None,
-    typer.Option("--limit", min=1, metavar="N", help="At most N documents of each split. Such a run is never ranked."),
+    typer.Option(
+        "--limit",
+        min=1,
+        metavar="N",
+        help="At most N documents of each split, to see that everything runs. Such a run has no scores.",
+    ),
 ]
 Shard = Annotated[
     str | None,

@@ -101,7 +101,7 @@ def _missing(score: Score) -> Iterator[str]:
     elif score.excess.interval and score.excess.interval.high >= 0 and _has_no_effect(score):
         yield "more base seeds, because its excess may be zero"
     if score.kind == "defense" and not score.by_knowledge.adaptive:
-        yield "an attack written against it (`nftbench new attack`, with its name in `against`)"
+        yield "an attack written against it (`nftbench new attack`, with its name in `against`) and listed in the suite"
     if score.by_knowledge.untested:
         yield f"attacks that use all of {listed(score.by_knowledge.untested)}"
     if score.claim.verdict == "untested" and not score.claim.covered:

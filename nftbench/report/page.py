@@ -24,14 +24,14 @@ GUIDE = """\
   The best is picked on validation, scored on test; {scratch}. *(partial)* is
   by those attacks alone that this row and the undefended model both have so far; the missing ones may be stronger.
 - **excess**: what the row takes from the attacker beyond the best trivial defense that keeps as much utility, for
-  the family of trivial defenses that leaves least. This ranks. Where its interval covers zero the row has no effect
-  beyond the trivial defenses. In the picture it is the height of a point above the highest curve. A metric alone binds
-  where the row shows less of it than the trivial defense of the same mean; the label says so.
+  the family of trivial defenses that leaves least of it. This ranks. Where its interval covers zero, no effect beyond
+  the trivial defenses is shown. In the picture it is the height of a point above the highest curve. A metric alone
+  binds where the row shows less of it than the trivial defense of the same mean; the label says so.
 - **utility %**: utility kept, the mean over the metrics; floor taken out, in percent of the undefended model's, which
   is a mean over its initialisations. No metric counts for more than 100 %; one is below zero where the release scores
-  worse than a model without any knowledge. **least metric**: the one that is kept least. **badge**: *keeps* where a
-  test shows on every metric that less than 10 % is lost, *loses* where it shows on some that more is, else *cannot
-  tell*. It takes no row out of the ranking.
+  worse than a model without any knowledge. The undefended row is one of the initialisations, so it need not be at 100.
+  **least metric**: the one that is kept least. **badge**: *keeps* where a test shows on every metric that less than
+  10 % is lost, *loses* where it shows on some that more is, else *cannot tell*. It takes no row out of the ranking.
 - **defense**: a row's label: its plugin, and what tells it from other rows of this plugin. The list above has the
   full specifications. **doubts** are only those that not every defense has.
 - **#**: the rank by excess, with the ranks that the comparisons leave open in square brackets; in round brackets it is
@@ -46,7 +46,8 @@ GUIDE = """\
   out of order share a mean, and no curve rises beyond what training from scratch leaves.
 - **headroom**: how far the undefended model ends above training from scratch. A task counts where this is more than two
   points in the mean and no chance: it is at every seed, or the whole interval lies above zero.
-- **untested**: no attack on this row uses all that the level grants, so that nobody knows what it withstands there.
+- **untested**: there are fewer than three base seeds, or no attack on this row uses all that the level grants, so that
+  nobody knows what it withstands there. *Not shown* is a claim that was tested and neither holds nor is refuted.
 - **to 50 %**: what the cheapest attack takes to reach that share of the undefended gain, preparation included, as a
   multiple of what the undefended model takes; `>` where the largest budget ended first, `≤` where an attack that takes
   no optimizer steps, and so is not counted, gets there too.

@@ -525,7 +525,8 @@ def _examine(
 def _settings(owner: Owner) -> dict[str, Any]:
     """The configuration of the base model."""
     given = owner.given_folder()
-    found: dict[str, Any] = networks.settings_of(given) if given is not None else owner.build().network.config.to_dict()
+    config = networks.config_of(given) if given is not None else owner.build().network.config
+    found: dict[str, Any] = config.to_dict()
     return found
 
 

@@ -26,7 +26,7 @@ def test_what_is_written_is_named_and_says_what_to_run_next(kind: str, call: Cal
     assert out.splitlines()[0] == file
     data = " --data data" if kind == "task" else ""
     assert f"  nftbench check {file}{data}\n" in out
-    assert f"  nftbench run small --plugin {file}{data}" in out
+    assert f"  nftbench run smoke --plugin {file}{data}" in out
     text = Path(file).read_text()
     assert f"my_{kind}" not in text
     assert "My own: " in text.splitlines()[0]

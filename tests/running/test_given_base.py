@@ -87,6 +87,17 @@ def test_a_checkpoint_with_the_base_as_twin_is_compared_with_the_base(base: Path
 # ----------------------------------------------------------------------------------------------------------- releases
 
 
+def test_common_names_of_sizes_are_no_change_of_the_configuration(tmp_path: Path) -> None:
+    """GPT-2 calls its width `n_embd`, and answers to `hidden_size`: only the first was in the release's file."""
+    base = checkpoints.write_reader(tmp_path / "base", "gpt2")
+    here = workspace(plan(given(base, seeds=[0])), tmp_path)
+    job = next(job for job in here.plan.jobs() if job.defense.name == "noise")
+    releases.make_release(here, job.defense, job.seed, job.release)
+    protection = releases.load_protection(here, job.release)
+    assert protection is not None
+    assert protection.config_changed == {}
+
+
 @pytest.mark.parametrize("name", ["checkpoint", "smaller"])
 def test_a_release_on_the_hub_is_that_of_the_planned_commit(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
