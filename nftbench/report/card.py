@@ -203,7 +203,9 @@ def _named(text: str, score: Score, twin: Score) -> str:
 def _costs(score: Score, twin: Score) -> list[tuple[str, str, str]]:
     """The attacker's cost to shares of the twin's gain. A gain that may be none has no shares to reach."""
     gain = twin.resistance.gain
-    if gain is None or gain.value <= 0 or (gain.count > 1 and gain.low <= 0):
+    if gain is None:
+        return [("attacker's cost to the twin's gain", "not known: the twin has no complete result", UNKNOWN)]
+    if gain.value <= 0 or (gain.count > 1 and gain.low <= 0):
         return [("attacker's cost to the twin's gain", "not known: no attack is shown to gain on the twin", UNKNOWN)]
     return [
         (f"{unit} to {100 * share:g} % of the twin's gain", tables.multiple(score, name, share), "1×")
@@ -363,11 +365,12 @@ def as_markdown(found: Card) -> str:
         parts += [section(table), escaped(note)]
     parts += ["## Doubts", items(found.doubts)] if found.doubts else []
     parts += ["## Limits", items(found.limits), "## The command", commands([found.command])]
-    parts += [
-        "## For the release's README",
-        "These lines belong between the two lines `---` at the top of the release's README.md.",
-        commands(found.model_index.splitlines()),
-    ]
+    if found.model_index:
+        parts += [
+            "## For the release's README",
+            "These lines belong between the two lines `---` at the top of the release's README.md.",
+            commands(found.model_index.splitlines()),
+        ]
     return joined(parts)
 
 

@@ -201,6 +201,13 @@ def test_too_little_memory_and_disk_are_said_before_anything_runs(call: Call, mo
     assert "too little disk: " in err
 
 
+def test_a_limit_is_said_to_leave_the_card_without_scores(call: Call) -> None:
+    code, out, _ = call("protected", "--reference", "twin", "--limit", "20", "--plan")
+    assert code == 0
+    assert "with --limit the card has no scores" in out
+    assert "--set budget.max_test_documents=20" in out
+
+
 def test_as_many_workers_as_memory_allows(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(preflight, "memory_of", lambda device: 10e9)
     assert preflight.workers_that_fit(None, 8, 3e9, CPU) == 3
