@@ -55,7 +55,9 @@ def _listed(found: Examined) -> str:
         lines += [f"          {one.problem}"] if one.problem else []
     count, bad = len(found.promises), len(found.broken)
     if bad:
-        lines.append(f"{bad} of {count} promises broken")
+        # A check ends early only at a promise without which nothing else can be tried.
+        rest = f"what rests on {'it' if bad == 1 else 'them'} may not have been checked"
+        lines.append(f"{bad} of {count} promises broken; {rest}")
     else:
         lines.append(f"all {count} promises kept")
     return "\n".join(lines)

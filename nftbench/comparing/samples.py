@@ -83,9 +83,9 @@ def of_defenses(base: Recorded, new: Recorded) -> tuple[Rows, Rows, list[str]]:
     for reference in first.references() & second.references():
         kept = [{one.task for one in headroom(grid, reference) if one.kept} for grid in (first, second)]
         counted = [{*usable(scales(grid, reference))} for grid in (first, second)]
-        # A task that counts on one side is compared on both: left out, it would take a row's weakness there with it.
-        # A metric that a reference does not know on one side has no share of utility there.
-        for what, found, chosen, common, done in (
+        # A task that counts on one side is compared on both, or what a row lost on it would not be seen. A metric that
+        # a reference does not know on one side has no share of utility there.
+        for what, found, chosen, common, outcome in (
             ("tasks", kept, tasks, kept[0] | kept[1], "are compared all the same"),
             ("utility metrics", counted, metrics, counted[0] & counted[1], "are left out"),
         ):
@@ -94,7 +94,7 @@ def of_defenses(base: Recorded, new: Recorded) -> tuple[Rows, Rows, list[str]]:
                 by_reference[reference] = sorted(common if all(found) else own)
             if all(found) and (single := sorted(found[0] ^ found[1])):
                 notes.append(
-                    f"{what} beside {called(reference)} that count on one side only {done}: {', '.join(single)}"
+                    f"{what} beside {called(reference)} that count on one side only {outcome}: {', '.join(single)}"
                 )
     return _rows(first, tasks[0], metrics[0]), _rows(second, tasks[1], metrics[1]), notes
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from nftbench.scoring.grid import NONE, Grid
-from nftbench.scoring.intervals import average_by_seed, gap_by_seed
+from nftbench.scoring.intervals import average_by_seed, differences_by_seed, mean_by_seed
 from nftbench.scoring.points import NOISE, mean_points
 from nftbench.scoring.scores import Headroom
 
@@ -27,9 +27,9 @@ def headroom(grid: Grid, reference: str, tasks: Sequence[str] | None = None) -> 
             mean_points(grid.best_attacks(reference, [task], chosen) if reference in grid.rows else None)
             for chosen in (frozenset({NONE}), on_release, from_scratch)
         )
-        gap = gap_by_seed(undefended, scratch)
-        seeds = undefended.keys() & scratch.keys()
-        everywhere = all(round(undefended[seed] - scratch[seed], 9) > NOISE for seed in seeds)  # as `difference`
+        gaps = differences_by_seed(undefended, scratch)
+        gap = mean_by_seed(gaps)
+        everywhere = all(one > NOISE for one in gaps.values())
         rows.append(
             Headroom(
                 reference,

@@ -49,8 +49,12 @@ def mean(values: Sequence[float], confidence: float = CONFIDENCE) -> Interval:
 
 def difference(first: Sequence[float], second: Sequence[float]) -> Interval:
     """Mean of `first - second` with its t interval, paired by seed."""
-    # Rounded: otherwise one float error, the same at every seed, would pass for a certain difference.
-    return mean([round(one - other, 9) for one, other in zip(first, second, strict=True)])
+    return mean([_apart(one, other) for one, other in zip(first, second, strict=True)])
+
+
+def _apart(first: float, second: float) -> float:
+    """The difference, rounded: one float error, the same at every seed, would pass for a certain difference."""
+    return round(first - second, 9)
 
 
 def ratio(first: Sequence[float], second: Sequence[float]) -> Interval | None:
@@ -160,10 +164,14 @@ def one_sided_reach(values: Sequence[float], level: float) -> float:
     return student_quantile(level, len(values) - 1) * statistics.stdev(values) / math.sqrt(len(values))
 
 
+def differences_by_seed(first: Mapping[int, float], second: Mapping[int, float]) -> dict[int, float]:
+    """first - second at each seed that both have, rounded as in `difference`."""
+    return {seed: _apart(first[seed], second[seed]) for seed in sorted(first.keys() & second.keys())}
+
+
 def gap_by_seed(first: Mapping[int, float], second: Mapping[int, float]) -> Interval | None:
     """`difference` over the seeds that both have; None where they share none."""
-    seeds = sorted(first.keys() & second.keys())
-    return difference([first[seed] for seed in seeds], [second[seed] for seed in seeds]) if seeds else None
+    return mean_by_seed(differences_by_seed(first, second))
 
 
 def mean_by_seed(by_seed: Mapping[int, float]) -> Interval | None:

@@ -16,7 +16,15 @@ from nftbench.records.record import CellId
 from nftbench.records.spec import Spec
 from nftbench.scoring.cost_to_break import Broken, Multiple, median_costs
 from nftbench.scoring.grid import NONE, Attacks, Grid, Knowledge, knowledge_name
-from nftbench.scoring.intervals import Interval, average_by_seed, gap_by_seed, mean_by_seed, weakest
+from nftbench.scoring.intervals import (
+    Interval,
+    average_by_seed,
+    differences_by_seed,
+    gap_by_seed,
+    mean,
+    mean_by_seed,
+    weakest,
+)
 from nftbench.scoring.points import BestAttacks, final, mean_points, points, preference
 from nftbench.scoring.scores import ByKnowledge, Partial, Recipes, Resistance, TaskScore
 from nftbench.terms import OF_UPDATES, TrainedWeights
@@ -208,16 +216,14 @@ def _optimizers(
         alone, together = (
             _gaps(*(grid.best_finetuning(row, tasks, few) for row in rows)) for few in (frozenset({default}), family)
         )
-        means = mean_by_seed(alone), mean_by_seed(together), gap_by_seed(alone, together)
-        if means[0] and means[1] and means[2]:
-            found[default] = (means[0], means[1], means[2])
+        if undone := gap_by_seed(alone, together):
+            found[default] = (mean(list(alone.values())), mean(list(together.values())), undone)
     return found
 
 
 def _gaps(first: BestAttacks | None, second: BestAttacks | None) -> dict[int, float]:
     """How far the first ends above the second, in points by seed."""
-    one, other = mean_points(first), mean_points(second)
-    return {seed: round(one[seed] - other[seed], 9) for seed in sorted(one.keys() & other.keys())}  # as `difference`
+    return differences_by_seed(mean_points(first), mean_points(second))
 
 
 def _ahead(
