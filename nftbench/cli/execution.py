@@ -74,7 +74,7 @@ def _prepare(suite_name: str, selection: Selection, options: RunOptions, keep_sa
     from nftbench import suites
     from nftbench.cli.salt import plan_with_salt
     from nftbench.planning import registry, shards
-    from nftbench.planning.plan import narrow, plan
+    from nftbench.planning.plan import check_seeds, narrow, plan
     from nftbench.records.spec import Spec
 
     use_cache(options.cache, options.cache_size)
@@ -109,6 +109,7 @@ def _prepare(suite_name: str, selection: Selection, options: RunOptions, keep_sa
 
     check_vocabulary(suite)
     check_base(suite)
+    check_seeds(suite, seeds)
     whole, salt = plan_with_salt(suite, store, planned, keep=keep_salt)
     part = select(whole)
     return Work(whole, shards.share(part, shard) if shard else part, store, salt, shard)
@@ -198,9 +199,18 @@ def check_base(suite: Suite) -> None:
         NftbenchError: it cannot be read, or does not suit the suite.
     """
     if suite.given is not None:
+        from nftbench import suites
         from nftbench.running import preflight  # which loads torch
 
-        if (note := preflight.check_base(suite)) is not None:
+        try:
+            note = preflight.check_base(suite)
+        except NftbenchError as error:
+            if suite.name in suites.names() and not Path(suite.given.path).exists():
+                raise NftbenchError(
+                    f"{error}. About {suite.name}: {suite.about}"
+                ) from None  # it says where weights come from
+            raise
+        if note is not None:
             typer.echo(note)
 
 
@@ -432,7 +442,7 @@ def _run_jobs(
 
     planned = {cell.key for cell in work.part.cells}
     done = planned & records.keys()
-    stopping.tell(len(done), len(planned))
+    stopping.tell(len(done), len(planned), progress.made, progress.releases)
     so_far, left = dict(records), Counter(job.seed for job in jobs)
 
     def leaderboard(new: Sequence[Record]) -> Leaderboard:
@@ -444,9 +454,9 @@ def _run_jobs(
     with display(progress, leaderboard, console()) as show, work.store.together():
         for event in steps.run(workspace, jobs, executor):
             show(event)
+            done |= {record.key for record in event.records}
+            stopping.tell(len(done), len(planned), progress.made, progress.releases)
             if event.kind == "finished" and event.stage == "attack":
-                done |= {record.key for record in event.records}
-                stopping.tell(len(done), len(planned))
                 left[event.job.seed] -= 1
                 if not left[event.job.seed] and left.total():
                     after_seed(event.job.seed)

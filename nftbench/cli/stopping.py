@@ -26,11 +26,14 @@ _kept = ""
 """What of the work is kept, in words; empty for a command that has not begun a run."""
 
 
-def tell(done: int, cells: int) -> None:
-    """Say how many of the cells of a run are done, for the line of a signal."""
+def tell(done: int, cells: int, made: int, models: int) -> None:
+    """Say how many cells of a run are done, and of the models that were missing how many are made, for the line of a
+    signal."""
     global _kept
-    none = "no cell is done yet; models that are done are kept"
-    _kept = f"; {f'finished cells are kept, at least {done} of {cells}' if done else none}"
+    if done:
+        _kept = f"; finished cells are kept, at least {done} of {cells}"
+    else:
+        _kept = f"; no cell is done yet, {f'at least {made} of {models} models are kept' if made else 'nor a model'}"
 
 
 def before_the_end(action: Callable[[], None]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Literal, get_args
 
 from nftbench.comparing.differences import Difference
@@ -16,6 +16,10 @@ significantly. `held`: none of these, and a drop that matters would have been fo
 would not, or there are fewer than three base seeds. `new`: only NEW has the number. `incomparable`: measured with
 another ruler, or known on neither side."""
 FailOn = Literal["regressed", "suspect", "never"]
+WORSE: tuple[Verdict, ...] = ("regressed", "missing", "suspect")
+"""The verdicts that may fail a gate."""
+FAILING: Mapping[FailOn, tuple[Verdict, ...]] = {"regressed": WORSE[:2], "suspect": WORSE, "never": ()}
+"""Those that do."""
 ORDER: tuple[Verdict, ...] = get_args(Verdict)
 """The gravest first; the order of every report."""
 JUDGED = {"regressed", "missing", "suspect", "improved", "held"}
@@ -62,9 +66,6 @@ def outcome(verdicts: Collection[Verdict]) -> Outcome:
 
 def exit_code(found: Outcome, fail_on: FailOn) -> int:
     """0 where nothing regressed or where nothing may fail, 1 on a regression, 3 where nothing could be judged."""
-    if fail_on == "never":
-        return NOTHING_REGRESSED
     if found == "nothing comparable":
-        return NOTHING_COMPARABLE
-    failing = {"regressed": {"regressed"}, "suspect": {"regressed", "suspect"}}[fail_on]
-    return REGRESSED if found in failing else NOTHING_REGRESSED
+        return NOTHING_REGRESSED if fail_on == "never" else NOTHING_COMPARABLE
+    return REGRESSED if found in FAILING[fail_on] else NOTHING_REGRESSED

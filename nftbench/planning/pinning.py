@@ -76,7 +76,9 @@ def is_on_hub(path: str) -> bool:
         raise NftbenchError(
             f"{path!r} is a file whose name does not end in {GGUF}; give a folder or a GGUF file, its parts joined"
         )
-    if HUB_ID.fullmatch(path) is None or path.endswith(GGUF):
+    if path.endswith(GGUF):
+        raise NftbenchError(f"{path}: there is no such file")
+    if HUB_ID.fullmatch(path) is None:
         raise NftbenchError(f"{path!r} is neither a folder nor a hub id (organisation/name), nor a GGUF file")
     return True
 

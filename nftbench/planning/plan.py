@@ -328,11 +328,7 @@ def narrow(
     Raises:
         NftbenchError: the suite does not have a seed, or no cell matches.
     """
-    for seed in seeds:
-        if seed not in whole.suite.seeds:
-            raise NftbenchError(
-                f"{whole.suite.name} has no seed {seed}; its seeds: {', '.join(map(str, whole.suite.seeds))}"
-            )
+    check_seeds(whole.suite, seeds)
     cells = tuple(cell for cell in whole.cells if not seeds or cell.seed in seeds)
     filters: Mapping[registry.Kind, Sequence[str]] = {"defenses": defenses, "attacks": attacks, "tasks": tasks}
     for kind, texts in filters.items():
@@ -346,6 +342,17 @@ def narrow(
         ]
         raise NftbenchError(f"{whole.suite.name}: no cell matches the filters{f' ({skips[0]})' if skips else ''}")
     return replace(whole, cells=cells)
+
+
+def check_seeds(suite: Suite, seeds: Sequence[int]) -> None:
+    """Refuse base seeds that a suite does not have.
+
+    Raises:
+        NftbenchError: names the first.
+    """
+    for seed in seeds:
+        if seed not in suite.seeds:
+            raise NftbenchError(f"{suite.name} has no seed {seed}; its seeds: {', '.join(map(str, suite.seeds))}")
 
 
 def names_one_spec(text: str) -> bool:

@@ -22,7 +22,7 @@ from nftbench.scoring.leaderboard import Leaderboard
 from nftbench.scoring.per_attack import AttackRow
 from nftbench.scoring.scores import Score
 from nftbench.scoring.table import UNKNOWN, Table, interval, number, short
-from nftbench.suites.schema import Budget
+from nftbench.suites.schema import Budget, Suite
 from nftbench.terms import KNOWLEDGE, Verdict
 
 if TYPE_CHECKING:
@@ -105,7 +105,7 @@ def card(board: Leaderboard, manifest: Manifest, records: Sequence[Record], subj
             *filter(None, [subject.unlike]),
             *(_named(doubt, score, twin) for doubt in (*board.problems, *(flag.message for flag in score.flags))),
         ),
-        limits=_limits(manifest),
+        limits=_limits(manifest.suite, len({record.seed for record in records})),
         command=one_line(command),
         model_index=model_index.text(subject.name, board.suite, score, one_line(command)),
     )
@@ -298,7 +298,7 @@ def _facts(
         ("release", _at(subject.release, commit)),
         ("undefended twin", _at(subject.reference, given.revision if given is not None else None)),
         ("model", f"{subject.architecture}, {subject.parameters / 1e6:.3g} M parameters"),
-        ("suite", f"{board.suite}: {_results(board, records)}"),
+        ("suite", f"{board.suite}: {_results(manifest, records)}"),
         ("cost", f"{short(_seconds(records) / 60)} minutes of one worker in all"),
         ("date", last[:10] or UNKNOWN),
         ("made with", ", ".join(f"{name} {version}" for name, version in versions.items()) or UNKNOWN),
@@ -322,15 +322,17 @@ def _seconds(records: Sequence[Record]) -> float:
     return cells + sum(prepared.values()) + sum(made.values())
 
 
-def _results(board: Leaderboard, records: Sequence[Record]) -> str:
-    """How many of the planned cells have a result; a cell that failed has a record and no result."""
+def _results(manifest: Manifest, records: Sequence[Record]) -> str:
+    """How many of the cells have a result, at the seeds that were run. A failed cell has a record and no result."""
     failed = sum(record.status != "ok" for record in records)
-    return f"{len(records) - failed} of {board.origin.planned} results{f', {failed} failed' if failed else ''}"
+    run, planned = {record.seed for record in records}, {cell.seed for cell in manifest.cells}
+    cells = sum(cell.seed in run for cell in manifest.cells)
+    part = f" at {len(run)} of {len(planned)} seeds" if run < planned else ""
+    return f"{len(records) - failed} of {cells} results{part}{f', {failed} failed' if failed else ''}"
 
 
-def _limits(manifest: Manifest) -> tuple[str, ...]:
-    """What the card does not say, in three sentences."""
-    suite, seeds = manifest.suite, len({cell.seed for cell in manifest.cells})
+def _limits(suite: Suite, seeds: int) -> tuple[str, ...]:
+    """What the card does not say, in three sentences; `seeds` is how many were run."""
     drawn = "1 seed draws" if seeds == 1 else f"{seeds} seeds draw"
     were = "was" if len(suite.tasks) == 1 else "were"
     return (

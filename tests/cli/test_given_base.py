@@ -18,6 +18,8 @@ import pytest
 import torch
 import yaml
 
+from nftbench import suites
+from nftbench.cli import execution
 from nftbench.errors import NftbenchError
 from nftbench.models import gguf as gguf_files, networks
 from nftbench.testing import tiny_suite
@@ -298,6 +300,7 @@ def test_a_base_whose_window_cuts_the_prompts_is_one_line_in_plan(call: Call, ba
         ("some/model", "some/model: the hub has not answered for it: "),
         ("some/model", "; download it where there is network, with `hf download some/model` (after `hf auth login` if"),
         ("no/such/folder", "is neither a folder nor a hub id"),
+        ("models/missing.gguf", "models/missing.gguf: there is no such file"),
     ],
 )
 def test_a_base_that_is_not_there_is_one_line_in_plan(call: Call, model: str, said: str) -> None:
@@ -305,6 +308,15 @@ def test_a_base_that_is_not_there_is_one_line_in_plan(call: Call, model: str, sa
     code, _, err = call("plan", "tiny.yaml", "--model", model)
     assert (code, len(err.splitlines())) == (2, 1)
     assert said in err
+
+
+def test_a_shipped_suite_whose_weights_are_missing_says_where_they_come_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(NftbenchError, match="there is no such file") as error:
+        execution.check_base(suites.read("smollm2-quick"))
+    assert "`make run SUITE=smollm2-quick` fetches the weights" in str(error.value)
 
 
 # ---------------------------------------------------------------------------------------------------------------- GGUF

@@ -11,6 +11,8 @@ from huggingface_hub import EvalResult
 from huggingface_hub.repocard_data import model_index_to_eval_results
 
 from nftbench.contract import Cost, Protection
+from nftbench.records.manifest import Manifest, PlannedCell
+from nftbench.records.record import Record
 from nftbench.report import card as cards
 from nftbench.report.card import Card
 from nftbench.report.exports import model_index
@@ -20,6 +22,7 @@ from nftbench.scoring.scores import ClaimTest, Excess, Resistance, Score, TaskSc
 from nftbench.scoring.table import Table
 from nftbench.suites.schema import Family
 from nftbench.terms import Verdict
+from nftbench.testing import tiny_suite
 from tests import factories
 
 HOSTILE = "<script>alert('x')</script> ](javascript:x) | `--- {{ 7*7 }}"
@@ -97,12 +100,26 @@ def test_a_trivial_change_of_the_twin_is_named_with_its_dose() -> None:
     assert sorted(named) == ["noise · 0.02", "noise · 0.1", "noise · 0.3", "the release"]
 
 
+def planned(records: list[Record]) -> Manifest:
+    cells = (PlannedCell(one.defense, one.attack, one.task, one.seed, str(index)) for index, one in enumerate(records))
+    return Manifest(suite=tiny_suite(), cells=tuple(cells))
+
+
 def test_a_cell_that_failed_is_no_result() -> None:
     records = factories.suite()
     broken = [factories.failed(one, "oom") if index < 2 else one for index, one in enumerate(records)]
-    assert cards._results(factories.scored(records), records) == f"{len(records)} of {len(records)} results"
-    said = cards._results(factories.scored(broken), broken)
-    assert said == f"{len(records) - 2} of {len(records)} results, 2 failed"
+    manifest = planned(records)
+    assert cards._results(manifest, records) == f"{len(records)} of {len(records)} results"
+    assert cards._results(manifest, broken) == f"{len(records) - 2} of {len(records)} results, 2 failed"
+
+
+def test_of_a_part_of_the_seeds_only_their_cells_are_counted() -> None:
+    """An audit with `--seeds 0` said that a third of its results were there, and that all seeds were drawn."""
+    records = factories.suite()
+    first = [one for one in records if one.seed == 0]
+    of = len({one.seed for one in records})
+    assert cards._results(planned(records), first) == f"{len(first)} of {len(first)} results at 1 of {of} seeds"
+    assert cards._limits(tiny_suite(), 1)[-1].startswith("1 seed draws ")
 
 
 def test_an_attack_that_failed_says_why() -> None:

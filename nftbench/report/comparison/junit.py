@@ -1,7 +1,7 @@
 """A comparison as JUnit XML: a test suite for each metric, a test case for each row.
 
-`regressed` is a failure, and `missing` an error. `suspect` is a failure where it fails the gate. What could not be
-judged is skipped.
+What fails the gate is a failure, or an error where the number is missing. What is worse and fails no gate passes, with
+a sentence as its output. What could not be judged is skipped.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from xml.etree import ElementTree
 
 from nftbench.comparing import Comparison, Line
+from nftbench.comparing.verdicts import FAILING, WORSE
 from nftbench.report.comparison import lines
 
 UNFIT = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
@@ -39,19 +40,15 @@ def _case(suite: ElementTree.Element, line: Line, kind: str | None) -> None:
         ElementTree.SubElement(case, "skipped", {"message": said})
     elif kind is not None:
         ElementTree.SubElement(case, kind, {"message": said, "type": line.verdict}).text = said
+    elif line.verdict in WORSE:
+        ElementTree.SubElement(case, "system-out").text = said
 
 
 def _kind(line: Line, comparison: Comparison) -> str | None:
     """The element that says how a case ended; None where it passed."""
-    if line.verdict == "suspect":
-        return "failure" if comparison.settings.fail_on == "suspect" else None
-    return {
-        "regressed": "failure",
-        "missing": "error",
-        "underpowered": "skipped",
-        "incomparable": "skipped",
-        "new": "skipped",
-    }.get(line.verdict)
+    if line.verdict in FAILING[comparison.settings.fail_on]:
+        return "error" if line.verdict == "missing" else "failure"
+    return "skipped" if line.verdict in ("underpowered", "incomparable", "new") else None
 
 
 def _totals(kinds: Sequence[str | None]) -> dict[str, str]:

@@ -70,7 +70,10 @@ def sight(comparison: Comparison) -> str:
     if not found:
         equal = any(line.difference is not None for line in comparison.lines)
         return (
-            "All numbers are equal at every seed, so the smallest drop that would be found is unknown." if equal else ""
+            "All numbers are equal at every seed, as those of the same run are. So they hold, and do not say how small "
+            "a drop would be found."
+            if equal
+            else ""
         )
     units = {line.metric: line.unit for line in comparison.lines}
     each = [f"{metric} {_limit(drop, units[metric])}" for metric, drop in sorted(found.items())]
