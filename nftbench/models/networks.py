@@ -300,12 +300,24 @@ def _check_complete(path: str | Path, network: PreTrainedModel, found: Mapping[s
         )
     if Path(path).is_dir():
         _check_not_quantized(Path(path), network)
+    _check_all_layers(path, network, found["unexpected_keys"])
     missing, head = set(found["missing_keys"]), network.get_output_embeddings()
     if not missing:
         return
     of_head = {name for name, weight in network.named_parameters() if head is not None and weight is head.weight}
     advice = "; if its head is tied to its embeddings, config.json has to say so" if missing <= of_head else ""
     raise NftbenchError(f"{path}: the files lack {_listed(missing)}{_but(found['unexpected_keys'])}{advice}")
+
+
+def _check_all_layers(path: str | Path, network: PreTrainedModel, unread: Iterable[str]) -> None:
+    """Refuse files with more layers than the network: config.json was changed, and another model would be measured."""
+    own = {NUMBER.sub("", name) for name in network.state_dict()}
+    more = [name for name in unread if NUMBER.search(name) and NUMBER.sub("", name) in own]
+    if more:
+        raise NftbenchError(
+            f"{path}: the files hold {_listed(more)}, of layers that config.json does not count; to use fewer layers, "
+            "save the model with them alone"
+        )
 
 
 def _check_not_quantized(path: Path, network: PreTrainedModel) -> None:
@@ -388,6 +400,8 @@ def forget_path(tokenizer: PreTrainedTokenizerBase) -> None:
     tokenizer.init_kwargs.pop("name_or_path", None)
 
 
+NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
+"""The number of a layer in a tensor's name, as in `model.layers.3.mlp.up_proj.weight`."""
 NOISE = re.compile("drop|jitter")
 """What the names of settings contain that make a network compute something else while it is trained."""
 

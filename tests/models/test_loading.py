@@ -47,6 +47,18 @@ def test_one_missing_tensor_is_named(device: str, tmp_path: Path) -> None:
 
 
 @DEVICES
+def test_layers_that_the_configuration_leaves_out_are_named(device: str, tmp_path: Path) -> None:
+    """Transformers would leave out the last layers without a word."""
+
+    def deeper(held: dict[str, Tensor]) -> dict[str, Tensor]:
+        return held | {name.replace("layers.0", "layers.1"): one.clone() for name, one in held.items()}
+
+    said = refusal(checkpoints.edit(checkpoints.write(tmp_path, "llama"), deeper), device)
+    assert "the files hold model.layers.1." in said
+    assert said.endswith("to use fewer layers, save the model with them alone")
+
+
+@DEVICES
 @pytest.mark.parametrize("kind", sorted(checkpoints.SHAPES))
 def test_whole_checkpoints_are_loaded(kind: str, device: str, tmp_path: Path) -> None:
     """Also where an output head is tied, and where transformers renames tensors or puts several into one."""
