@@ -13,7 +13,11 @@ os.environ["HF_DATASETS_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["OMP_NUM_THREADS"] = "1"  # as a cell runs; at these sizes a second thread only waits
 
+import hypothesis
 import pytest
+
+hypothesis.settings.register_profile("any machine", deadline=None)  # no test fails for its time
+hypothesis.settings.load_profile("any machine")
 
 PLUGIN = "from dataclasses import dataclass\nfrom typing import ClassVar\n\nimport torch\n\nfrom nftbench import *\n"
 

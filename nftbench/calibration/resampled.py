@@ -25,7 +25,7 @@ from nftbench.scoring.intervals import Interval
 from nftbench.scoring.points import mean_points
 from nftbench.scoring.rank_intervals import Heights
 from nftbench.scoring.resistance import attacked_by_row
-from nftbench.scoring.utility import Scale, initialisations, reached, scales, usable
+from nftbench.scoring.utility import Scale, initialisations, reached, scales, usable, variations
 from nftbench.scoring.utility_badge import Badge, MetricUtility, badge
 from nftbench.suites.schema import Family
 
@@ -128,7 +128,7 @@ class Pool:
             raise NftbenchError(f"at seeds {sorted(choice)} undefended models are above the floor on no utility metric")
         row = self._row("fake", choice, metrics)
         families = [self._family(name, metrics, list(choice)) for name in self.families]
-        found = frontier.excess(row, families, list(metrics))
+        found = frontier.excess(row, families, variations(metrics))
         if found.interval is None or found.metric is None or found.family is None:
             raise NftbenchError(f"an undefended model has no score: {found.reason}")
         kept = [

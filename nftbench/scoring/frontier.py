@@ -15,9 +15,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-from nftbench.scoring.intervals import EXCESS_CONFIDENCE, Interval, mean, one_sided_reach
+from nftbench.scoring.intervals import EXCESS_CONFIDENCE, Interval, mean, one_sided_reach, student_quantile
 from nftbench.scoring.rank_intervals import Heights
 from nftbench.scoring.scores import Excess
+from nftbench.scoring.utility_badge import MARGIN
 
 BySeed = Mapping[int, float]
 """A number for each base seed."""
@@ -71,67 +72,99 @@ class Family:
         return replace(self, doses=tuple(dose for dose in self.doses if dose.name != row))
 
 
-def excess(row: Row, families: Sequence[Family], metrics: Sequence[str]) -> Excess:
+@dataclass(frozen=True)
+class Variation:
+    """How much the share of one metric varies between models that differ in their initialisation alone."""
+
+    deviation: float
+    """The standard deviation, pooled over the seeds."""
+    freedom: int
+    """Its degrees of freedom."""
+
+    def reach(self, level: float, seeds: int) -> float:
+        """How far the one-sided end of Student's interval lies from a mean over this many seeds."""
+        return student_quantile(level, self.freedom) * self.deviation / math.sqrt(seeds)
+
+
+def excess(row: Row, families: Sequence[Family], metrics: Mapping[str, Variation | None]) -> Excess:
     """The smallest height of a row above the curves of all families.
 
     Utility is the mean share over the metrics. A metric alone also counts, against a family, where the row keeps less
-    of it than that family does at the same mean; see `lower_on`.
+    of it than that family does at the same mean; see `losses`.
 
     The mean is precise and misses no damage: what destroys one of seven metrics loses a seventh of it. A single metric
     is not. Under-training hardly lowers some, which yet vary from model to model: three per cent of noise may there be
     worth fourteen points. Of many metrics one is always unlucky, so the smallest height over all would refute defenses
     that cost nothing. But the mean alone would pay whoever destroys just the one metric that a task needs.
 
+    So a loss that may be chance keeps a row from having an effect, and refutes nothing: the lower end counts it, and
+    the value and the upper end do not.
+
     With one seed no noise is known, and only the mean counts. There is no excess where the row keeps less than some
     curve reaches, on the mean or on a metric that counts.
     """
     found: dict[tuple[str, str], list[BySeed]] = {}
+    doubtful: dict[tuple[str, str], list[BySeed]] = {}
+    level = 1 - (1 - LEVEL) / (len(metrics) * len(families))
     for family in (one.without(row.name) for one in families):
-        for metric in (MEAN, *lower_on(row, family, metrics, 1 - (1 - LEVEL) / (len(metrics) * len(families)))):
-            found[metric, family.name] = heights(row, family, metric)
-            if not found[metric, family.name]:
+        for metric, clear in {MEAN: True, **losses(row, family, metrics, level)}.items():
+            above = heights(row, family, metric)
+            if not above:
                 what = "utility" if metric == MEAN else f"of {metric}"
                 return Excess(reason=f"outside the ladder: keeps less {what} than any dose of {family.name}")
+            (found if clear else doubtful)[metric, family.name] = above
     least = min(found, key=lambda curve: (statistics.fmean(found[curve][0].values()), curve))
+    low = [*found[least], *(one for each in doubtful.values() for one in each)]
     extremes = Heights(
         found[least][0],
-        lowest=min(found[least], key=lambda one: _interval(one).low),
+        lowest=min(low, key=lambda one: _interval(one).low),
         highest=max(found[least], key=lambda one: _interval(one).high),
     )
-    return Excess(smallest([found[least], *(found[curve] for curve in found if curve != least)]), *least, extremes)
+    curves = [found[least], *(found[curve] for curve in found if curve != least)]
+    without, interval = smallest(curves), smallest(curves, list(doubtful.values()))
+    lowering = {
+        metric for (metric, _), each in doubtful.items() if min(_interval(one).low for one in each) < without.low
+    }
+    return Excess(interval, *least, extremes, doubtful=tuple(sorted(lowering)))
 
 
-def lower_on(row: Row, family: Family, metrics: Sequence[str], level: float) -> list[str]:
+def losses(row: Row, family: Family, metrics: Mapping[str, Variation | None], level: float) -> dict[str, bool]:
     """The metrics of which a row keeps less than the trivial defense that its mean is measured from.
 
     That defense lies between two doses of the curve of means. A t test, paired by seed and one-sided at `level`, must
     tell the two shares apart. Shares are compared and not heights: on a metric that the doses hardly lower, or have
     lost already, a curve is steep, and a height is all noise.
+
+    Each metric comes with whether its loss is clear. Of many rows, metrics and families some have three seeds that
+    agree by chance, and a t test believes them. A loss is clear if it is as large as the badge of utility tests for, or
+    larger than undefended models explain that differ in their initialisation alone.
     """
     seeds = sorted(row.suppression)
     if len(seeds) < 2:
-        return []
+        return {}
     j, w = _between(_fitted(family, MEAN, seeds), statistics.fmean(row.kept(MEAN).values()))
-    found = []
-    for metric in metrics:
+    found = {}
+    for metric, variation in metrics.items():
         knots = _fitted(family, metric, seeds)
         near, far = knots[j], knots[min(j + 1, len(knots) - 1)]
         gaps = [
             round(row.retention[metric][seed] - w * near.kept[seed] - (1 - w) * far.kept[seed], 9) for seed in seeds
         ]
-        if statistics.fmean(gaps) + one_sided_reach(gaps, level) < 0:
-            found.append(metric)
+        loss = -statistics.fmean(gaps)
+        if loss > one_sided_reach(gaps, level):
+            chance = variation.reach(level, len(seeds)) if variation is not None else math.inf
+            found[metric] = loss > min(chance, MARGIN)
     return found
 
 
-def smallest(curves: Sequence[Sequence[BySeed]]) -> Interval:
+def smallest(curves: Sequence[Sequence[BySeed]], doubtful: Sequence[Sequence[BySeed]] = ()) -> Interval:
     """The interval of a row's least height above several curves; the first has the least.
 
     Each curve is given by the row's `heights` above it, of which the first is at the row's own place. All are by the
     same seeds.
 
     Lower end and p are those of an intersection-union test (Berger 1982): the lowest and the largest of all, since a
-    row is above every curve only if it is above each, wherever it lies.
+    row is above every curve only if it is above each, wherever it lies. They alone count the `doubtful` curves.
 
     The upper end may not be that of the least: of many curves that are equally high, the one that is estimated lowest
     is too low by chance, and its interval covers the truth in 70 to 90 % of cases. The smallest true height is at most
@@ -147,11 +180,12 @@ def smallest(curves: Sequence[Sequence[BySeed]]) -> Interval:
         for (own, *_), high in zip(curves, highest, strict=True)
         if own is least or mean([round(own[seed] - least[seed], 9) for seed in least]).low <= 0
     ]
+    every = [one for each in intervals for one in each] + [_interval(one) for each in doubtful for one in each]
     return replace(
         intervals[0][0],
-        low=min(one.low for each in intervals for one in each),
+        low=min(one.low for one in every),
         high=max(highest[0], statistics.median_high(near)),
-        p=max(one.p for each in intervals for one in each),
+        p=max(one.p for one in every),
     )
 
 

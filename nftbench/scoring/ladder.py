@@ -19,7 +19,7 @@ from nftbench.scoring.grid import Attacks, Grid, called
 from nftbench.scoring.points import mean_points
 from nftbench.scoring.resistance import attacked_by_row
 from nftbench.scoring.scores import Curve, Excess
-from nftbench.scoring.utility import Scale, initialisations, reached, shares
+from nftbench.scoring.utility import Scale, initialisations, reached, shares, variations
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,7 @@ def excess(grid: Grid, defense: str, tasks: Sequence[str], attacks: Attacks, bes
     row = numbers(grid, defense, tasks, attacks, beside.metrics)
     if not row.suppression:
         return Excess(reason="no score: the row or its reference lacks attacks or utility")
-    return frontier.excess(row, beside.families, list(beside.metrics))
+    return frontier.excess(row, beside.families, variations(beside.metrics))
 
 
 def curves(beside: Ladder) -> tuple[Curve, ...]:

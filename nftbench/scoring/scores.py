@@ -153,7 +153,7 @@ class Excess:
     """What a row takes from the attacker beyond the best trivial defense that keeps as much utility, in points.
 
     It is the row's height above the curves of the suite's families of trivial defenses, for the family that leaves
-    least. Utility is the mean over the metrics, or a single metric that shows beyond its noise that the row lies lower.
+    least. Utility is the mean over the metrics, or a single metric of which the row clearly keeps less.
     """
 
     interval: Interval | None = None
@@ -163,6 +163,8 @@ class Excess:
     family: str | None = None
     heights: Heights = field(default_factory=Heights)
     """On that metric and family; the mean of its own is the value of `interval`."""
+    doubtful: tuple[str, ...] = ()
+    """The metrics of which a loss may be chance, and which lower the lower end for that."""
     reason: str | None = None
     """Why there is none, as in `outside the ladder: ...`."""
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from nftbench.scoring.frontier import mean_share
+from nftbench.scoring.frontier import Variation, mean_share
 from nftbench.scoring.grid import NONE, Grid
 from nftbench.scoring.intervals import PRELIMINARY_SEEDS, mean
 from nftbench.scoring.points import final, in_points, mean_points, points
@@ -40,11 +41,25 @@ class Scale:
         return statistics.fmean(self.full[seed]) - self.floor[seed]
 
     @property
+    def variation(self) -> Variation | None:
+        """How much the share varies from one initialisation of the reference to another, within a seed; None where
+        there is one initialisation."""
+        each = [[self.share(seed, one) for one in found] for seed, found in self.full.items()]
+        freedom = sum(len(found) - 1 for found in each)
+        squares = math.fsum((one - statistics.fmean(found)) ** 2 for found in each for one in found)
+        return Variation(math.sqrt(squares / freedom), freedom) if freedom else None
+
+    @property
     def usable(self) -> bool:
         """Whether the reference knows something that could be lost: more than the floor at every seed, and from three
         seeds on the lower end of its interval above it. A metric that is not measured yet counts as usable."""
         known = [self.known(seed) for seed in self.full]
         return not known or (min(known) > 0 and (len(known) < PRELIMINARY_SEEDS or mean(known).low > 0))
+
+
+def variations(metrics: Mapping[str, Scale]) -> dict[str, Variation | None]:
+    """Each metric with how much it varies by chance."""
+    return {metric: scale.variation for metric, scale in metrics.items()}
 
 
 def initialisations(grid: Grid, reference: str) -> tuple[str, ...]:

@@ -260,7 +260,7 @@ def test_gains_and_biases_are_marked_where_they_left_their_initial_constant(fact
 # --------------------------------------------------------------------------------------------- departure of a relative
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(decay=st.floats(0.001, 1.0), vectors=st.floats(0.001, 1.0), seed=st.integers(0, 100))
 def test_departure_is_zero_for_weights_that_only_decayed(decay: float, vectors: float, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)

@@ -431,7 +431,7 @@ def test_a_smallest_drop_with_a_name_is_stronger_wherever_it_stands() -> None:
 SCORES = strategies.lists(strategies.floats(0.42, 0.8), min_size=3, max_size=5)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(first=SCORES, second=SCORES, paired=strategies.booleans())
 def test_swapping_the_sides_swaps_regressed_and_improved(
     first: Sequence[float], second: Sequence[float], paired: bool

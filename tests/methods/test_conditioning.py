@@ -87,7 +87,7 @@ def test_regularizers_are_the_papers_equations(shape: tuple[int, int]) -> None:
 
 
 @given(SEEDS, SIZES)
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_upper_bounds_of_the_theorems(seed: int, size: int) -> None:
     features = _normal(seed, size, size)
     values = torch.linalg.svdvals(features).square()
@@ -144,7 +144,7 @@ def test_with_a_ridge_features_without_full_rank_have_a_largest_eigenvalue_and_n
 
 
 @given(SEEDS, SIZES)
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_gradients_in_theta_are_those_of_the_theorem(seed: int, size: int) -> None:
     """2 K theta (s_1 v_1 v_1^T - H / D), and of R_ill 2 K theta (s_k v_k v_k^T - H / k) R_ill^2 (Theorem 4.2)."""
     theta, covariance = _problem(seed, size)
@@ -212,7 +212,7 @@ def _published_bounds(hessian: Tensor) -> _Bounds:
 
 
 @given(SEEDS, SIZES, st.floats(0.001, 0.99))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_steps_within_the_bounds_move_the_condition_number(seed: int, size: int, share: float) -> None:
     theta, covariance = _problem(seed, size)
     before = _kappa(theta, covariance)

@@ -35,7 +35,7 @@ def ranked(scores: dict[str, Tensor], names: list[str]) -> list[float]:
     return sorted((value for name in names for value in scores[name].flatten().tolist()), reverse=True)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(scores=scored(), share=st.floats(0.0, 1.0), scope=st.sampled_from(["global", "per_tensor"]))
 def test_top_is_what_sorting_finds(scores: dict[str, Tensor], share: float, scope: masks.Scope) -> None:
     """The multiset of the chosen scores, ties and all, and the exact count."""
@@ -47,7 +47,7 @@ def test_top_is_what_sorting_finds(scores: dict[str, Tensor], share: float, scop
         assert chosen(scores, found, names) == everything[: math.floor(share * len(everything))]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(scores=scored(distinct=True), data=st.data())
 def test_largest_marks_exactly_so_many(scores: dict[str, Tensor], data: st.DataObject) -> None:
     everything = ranked(scores, list(scores))
@@ -72,7 +72,7 @@ def test_ties_do_not_widen_the_mask(scores: Tensor, share: float, marked: int) -
     assert not found[scores < scores[found].min()].any() if marked else True
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(data=st.data())
 def test_overlap_is_that_of_sets(data: st.DataObject) -> None:
     sizes = data.draw(st.lists(st.integers(1, 6), min_size=1, max_size=3))

@@ -84,7 +84,7 @@ def without_imports(text: str, draw: random.Random) -> str:
 
 @pytest.mark.parametrize("rewritten", [reformatted, commented, documented, without_imports])
 @given(path=st.sampled_from(FILES), draw=st.randoms(use_true_random=False))
-@settings(deadline=None, max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_code_that_is_only_written_in_another_way_is_the_same_code(
     rewritten: Callable[[str, random.Random], str], path: Path, draw: random.Random, write: Write
 ) -> None:
@@ -104,7 +104,7 @@ def another(value: Any) -> Any:
 
 
 @given(path=st.sampled_from(FILES), data=st.data())
-@settings(deadline=None, max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_another_constant_is_other_code(path: Path, data: st.DataObject, write: Write) -> None:
     tree = ast.parse(path.read_text(encoding="utf-8"))
     found = constants(tree)

@@ -52,7 +52,7 @@ parts = st.lists(st.sets(st.integers(0, 2)), min_size=len(FEW), max_size=len(FEW
 """For each record the folders that hold it: none, one or several."""
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 @given(parts, st.booleans())
 def test_the_order_of_merging_does_not_matter(held: list[set[int]], timed: bool) -> None:
     """Copies of a record may differ in time, as when a cell was run twice on one machine."""
@@ -77,7 +77,7 @@ def test_the_order_of_merging_does_not_matter(held: list[set[int]], timed: bool)
     assert merge([again(whole), again(whole)]) == merge([again(whole)]) == whole
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 @given(st.lists(st.sampled_from([0, 1, 2]), min_size=5, max_size=5))
 def test_plans_of_other_seeds_are_joined(where: list[int]) -> None:
     groups = [tuple(seed for seed in range(5) if where[seed] == index) for index in range(3)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import fields, replace
 
 import pytest
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, strategies as st
 
 from nftbench.planning import registry
 from nftbench.records.spec import Spec
@@ -121,7 +121,6 @@ def test_two_plugins_with_one_label_keep_their_names() -> None:
 OWN = st.dictionaries(SPECS, st.sampled_from(["PMP", "Best", "best 1", "n0ne", "pmp x", "x"]))
 
 
-@settings(deadline=None)
 @given(st.lists(SPECS, unique=True), OWN, st.dictionaries(SPECS, st.sampled_from(["one", "Best"])), st.randoms())
 def test_own_labels_are_unique_and_the_same_in_any_order(
     rows: list[str], own: dict[str, str], chosen: dict[str, str], chance: object

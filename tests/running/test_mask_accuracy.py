@@ -63,7 +63,7 @@ def expected_hits(scores: Sequence[float], marks: Sequence[bool]) -> float:
     return mean(hits)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(both=guessed())
 def test_every_metric_agrees_with_counting(both: tuple[dict[str, Tensor], dict[str, Tensor]]) -> None:
     guess, mask = both
@@ -99,7 +99,7 @@ TRANSFORMS = {
 
 
 @pytest.mark.parametrize("name", TRANSFORMS)
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(both=guessed())
 def test_only_the_order_of_a_guess_counts(name: str, both: tuple[dict[str, Tensor], dict[str, Tensor]]) -> None:
     guess, mask = both
@@ -107,7 +107,7 @@ def test_only_the_order_of_a_guess_counts(name: str, both: tuple[dict[str, Tenso
     assert mask_accuracy.score(changed, mask) == mask_accuracy.score(guess, mask)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(both=guessed())
 def test_the_mask_itself_is_perfect_its_reverse_is_worst_and_a_constant_is_chance(
     both: tuple[dict[str, Tensor], dict[str, Tensor]],

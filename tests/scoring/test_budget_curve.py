@@ -82,7 +82,7 @@ attempts = st.lists(
 )
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(attempts, st.integers(0, 40))
 def test_the_best_point_within_each_budget_is_shown(
     tried: list[tuple[dict[float, list[float]], float, float, list[float]]], share: int

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import replace
@@ -9,10 +10,23 @@ from typing import Any
 
 import numpy as np
 import pytest
+import scipy.stats
 from hypothesis import given, strategies as st
 from sklearn.isotonic import IsotonicRegression
 
-from nftbench.scoring.frontier import MEAN, BySeed, Family, Row, draw, excess, heights, lower_on, mean_share, smallest
+from nftbench.scoring.frontier import (
+    MEAN,
+    BySeed,
+    Family,
+    Row,
+    Variation,
+    draw,
+    excess,
+    heights,
+    losses,
+    mean_share,
+    smallest,
+)
 from nftbench.scoring.rank_intervals import Heights, RankInterval, rank_intervals
 
 METRIC = "minimal_pairs"
@@ -59,7 +73,7 @@ def test_beyond_the_last_dose_of_a_family_without_an_end_nothing_is_said() -> No
     released = row("defense", (40.0, 40.0, 40.0), (0.3, 0.3, 0.3))
     checkpoint = Family("noise", STOPPED.doses)
     assert heights(released, checkpoint, METRIC) == []
-    found = excess(released, [STOPPED, checkpoint], [METRIC])
+    found = excess(released, [STOPPED, checkpoint], {METRIC: None})
     assert found.interval is None
     assert found.reason == "outside the ladder: keeps less utility than any dose of noise"
 
@@ -86,11 +100,12 @@ def test_the_least_flattering_metric_and_family_bind() -> None:
     dose = Row("noise[scale=1]", by_seed(3.9, 4.0, 4.1), two)
     noise = Family("noise", (dose,), untrained=by_seed(50.0, 50.0, 50.0))
     released = Row("defense", by_seed(4.0, 5.0, 6.0), two)
-    found = excess(released, [noise], ["bits", "pairs"])
+    found = excess(released, [noise], {"bits": None, "pairs": None})
     assert found.interval is not None
     assert found.interval.value == pytest.approx(1.0)
     kept = Row("defense", by_seed(4.0, 5.0, 6.0), {"bits": by_seed(1.0, 1.0, 1.0), "pairs": by_seed(0.5, 0.5, 0.5)})
-    bound = excess(kept, [noise], ["bits", "pairs"])
+    certain = Variation(0.0, freedom=9)
+    bound = excess(kept, [noise], {"bits": certain, "pairs": certain})
     assert bound.interval is not None
     assert bound.metric == "pairs"
     assert bound.interval.value == pytest.approx(1.0)
@@ -107,7 +122,8 @@ def three(**shares: float | tuple[float, ...]) -> dict[str, BySeed]:
     return {name: by_seed(*(one if isinstance(one, tuple) else (one,) * 3)) for name, one in every.items()}
 
 
-METRICS = ("bits", "pairs", "tone")
+METRICS = dict.fromkeys(("bits", "pairs", "tone"))
+"""Three metrics of which it is not known how much they vary by chance."""
 HALF = Row("early_stop", by_seed(9.0, 10.0, 11.0), three(bits=0.9, pairs=0.5, tone=0.4))  # 0.6 on average
 HALVED = Family("early_stop", (HALF,), untrained=by_seed(50.0, 50.0, 50.0))
 
@@ -137,8 +153,45 @@ def test_a_metric_alone_counts_where_the_row_shows_less_of_it_than_the_trivial_d
 
 def test_more_metrics_and_families_take_a_clearer_difference() -> None:
     lost = Row("defense", by_seed(9.0, 10.0, 11.0), three(pairs=(0.32, 0.4, 0.48)))  # t = 0.35 · √3 / 0.08 = 7.6
-    assert lower_on(lost, HALVED, METRICS, 1 - 0.05 / 3) == ["pairs"]  # Student's 5.2 at 2 degrees of freedom
-    assert lower_on(lost, HALVED, METRICS, 1 - 0.05 / 21) == []  # 14.4
+    assert losses(lost, HALVED, METRICS, 1 - 0.05 / 3) == {"pairs": True}  # Student's 5.2 at 2 degrees of freedom
+    assert losses(lost, HALVED, METRICS, 1 - 0.05 / 21) == {}  # 14.4
+
+
+def test_a_small_loss_is_clear_where_it_is_larger_than_undefended_models_differ_by() -> None:
+    """However well the seeds agree: of many rows and metrics some agree by chance."""
+    level = 1 - 0.05 / 3
+    lost = Row("defense", by_seed(9.0, 10.0, 11.0), three(pairs=(0.69, 0.7, 0.71), tone=0.71))
+    # It keeps 0.81 / 0.4 of the way to the dose by its mean of 0.8033, where 0.7542 of the pairs are left.
+    loss = 0.5 + 0.5 * (statistics.fmean((1, 0.7, 0.71)) - 0.6) / 0.4 - 0.7
+    assert losses(lost, HALVED, METRICS, level) == {"pairs": False}, "nothing is known of chance"
+    quantile = float(scipy.stats.t(9).ppf(level))
+    assert quantile == pytest.approx(2.51, abs=0.01)
+    for near, clear in ((1.01, False), (0.99, True)):
+        chance = Variation(loss * math.sqrt(3) / quantile * near, freedom=9)
+        assert losses(lost, HALVED, METRICS | {"pairs": chance}, level) == {"pairs": clear}
+
+
+def test_a_loss_of_a_tenth_is_clear_however_much_undefended_models_vary() -> None:
+    """A weak seed, or a suite with two initialisations, must not hide a metric that is destroyed."""
+    wild = dict.fromkeys(METRICS, Variation(2.0, freedom=1))
+    lost = Row("defense", by_seed(9.0, 10.0, 11.0), three(pairs=0.4))
+    assert losses(lost, HALVED, wild, 1 - 0.05 / 3) == {"pairs": True}
+    assert excess(lost, [HALVED], wild) == excess(lost, [HALVED], METRICS)
+
+
+def test_a_loss_that_may_be_chance_counts_for_the_lower_end_alone() -> None:
+    # By its mean of 0.8 half-way to the dose, where 0.95 of the bits are left; on their curve at 8 points.
+    small = Row("defense", by_seed(9.0, 10.0, 11.0), three(bits=0.92, pairs=0.78, tone=0.7))
+    certain, doubtful = (excess(small, [HALVED], METRICS | {"bits": one}) for one in (Variation(0.0, 9), None))
+    assert (certain.metric, doubtful.metric) == ("bits", MEAN)
+    assert (certain.doubtful, doubtful.doubtful) == ((), ("bits",))
+    assert certain.interval is not None
+    assert doubtful.interval is not None
+    assert (certain.interval.value, doubtful.interval.value) == pytest.approx((10 - 8, 10 - 5))
+    assert doubtful.interval.high == pytest.approx(smallest([heights(small, HALVED, MEAN)]).high)
+    assert (doubtful.interval.low, doubtful.interval.p) == (certain.interval.low, certain.interval.p)
+    assert doubtful.heights.own == heights(small, HALVED, MEAN)[0]
+    assert doubtful.heights.lowest == certain.heights.lowest
 
 
 def test_with_one_seed_only_the_mean_counts() -> None:
@@ -167,7 +220,7 @@ def test_a_metric_that_counts_may_leave_a_row_outside_the_ladder() -> None:
 
 
 def test_a_dose_is_judged_by_its_family_without_itself() -> None:
-    found = excess(WEAK, [STOPPED], [METRIC])
+    found = excess(WEAK, [STOPPED], {METRIC: None})
     # Without it the curve runs straight from (1, 0) to (0.5, 10): at 0.9 it is at 2, where the dose is too.
     assert found.interval is not None
     assert found.interval.value == pytest.approx(2.0 - 2.0)
@@ -247,7 +300,7 @@ JUMP = Family("short", (EARLIER, LATER), untrained=by_seed(50.0, 50.0, 50.0))
 
 def test_where_the_curve_jumps_a_row_is_also_measured_from_the_stronger_dose() -> None:
     copy = row("copy", (17.0, 19.0, 18.0), (0.50, 0.54, 0.52))  # by its mean before the jump, where the curve is at 5.9
-    found = excess(copy, [JUMP], [METRIC])
+    found = excess(copy, [JUMP], {METRIC: None})
     assert found.interval is not None
     assert found.interval.value == pytest.approx(18 - 6 * 0.48 / 0.49)
     assert found.interval.low < 0 < found.interval.value
@@ -258,7 +311,7 @@ def test_where_the_curve_jumps_a_row_is_also_measured_from_the_stronger_dose() -
 
 def test_where_the_curve_jumps_a_row_is_also_measured_from_the_weaker_dose() -> None:
     weak = row("weak", (6.0, 6.5, 5.5), (0.44, 0.52, 0.48))  # by its mean beyond the jump
-    found = excess(weak, [JUMP], [METRIC])
+    found = excess(weak, [JUMP], {METRIC: None})
     assert found.interval is not None
     assert found.interval.value < -10
     assert found.interval.high > 0

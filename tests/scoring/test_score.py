@@ -119,7 +119,7 @@ def test_ratio_by_what_cannot_be_told_from_zero_is_none() -> None:
 pairs = st.lists(st.tuples(st.floats(-50, 50), st.floats(-50, 50)), min_size=2, max_size=6)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(pairs)
 def test_at_the_ends_of_a_ratio_the_t_test_changes_its_answer(values: list[tuple[float, float]]) -> None:
     first, second = np.array([[round(a, 3), round(b, 3)] for a, b in values]).T
@@ -556,7 +556,7 @@ def test_cost_to_break_is_unknown_where_nothing_is_gained_or_recorded() -> None:
 climbs = st.lists(st.integers(0, 100), min_size=1, max_size=4)
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(st.lists(climbs, min_size=1, max_size=3), st.lists(st.tuples(climbs, st.integers(0, 50)), max_size=4))
 def test_one_more_attack_never_raises_the_cost_to_break(
     undefended: list[list[int]], defended: list[tuple[list[int], int]]
@@ -904,7 +904,7 @@ def test_a_claim_is_judged_at_its_own_level_and_the_method_is_public(knowledge: 
 scores = st.lists(st.floats(0.3, 0.95).map(lambda value: round(value, 3)), min_size=3, max_size=3)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(scores, scores, scores, st.randoms(use_true_random=False))
 def test_the_order_of_records_never_changes_scores(
     undefended: list[float], stopped: list[float], defended: list[float], shuffler: random.Random
@@ -914,7 +914,7 @@ def test_the_order_of_records_never_changes_scores(
     assert scored(mixed) == scored(records)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(scores, scores, scores, st.integers(0, 2), st.sampled_from(TASKS), st.sampled_from(["full", "lora", "none"]))
 def test_a_failed_attack_never_raises_suppression(
     undefended: list[float], defended: list[float], second: list[float], seed: int, task: str, attack: str
@@ -936,7 +936,7 @@ def test_a_failed_attack_never_raises_suppression(
     assert after.claim.verdict == "untested"
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(scores, scores, scores)
 def test_one_more_attack_never_lowers_what_the_attacker_reaches(
     undefended: list[float], defended: list[float], more: list[float]

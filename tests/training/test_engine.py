@@ -135,7 +135,7 @@ def test_clipping_takes_the_norm_of_the_free_weights_alone() -> None:
     assert all(not weight.grad[~mask[name]].any() for name, weight in network.named_parameters())  # type: ignore[index]
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     ratio=st.sampled_from([0.2, 0.7, 1.0]),
     decay=st.sampled_from([0.0, 0.1]),
