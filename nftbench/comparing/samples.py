@@ -19,7 +19,7 @@ from nftbench.scoring.cost_to_break import cost_to_break
 from nftbench.scoring.frontier import mean_share
 from nftbench.scoring.grid import NONE, Grid, arrange, called
 from nftbench.scoring.headroom import headroom
-from nftbench.scoring.intervals import Interval, mean
+from nftbench.scoring.intervals import Interval, differences_by_seed, mean
 from nftbench.scoring.points import final, points
 from nftbench.scoring.resistance import attacked_by_row, broken
 from nftbench.scoring.utility import reached, scales, shares, usable
@@ -178,7 +178,7 @@ def _numbers(
     kept = {metric: one for metric, one in shares(reached(grid, row, scale), scale).items() if one}
     found: dict[str, Mapping[int, float]] = {
         "attacked": own,
-        "suppression": {} if row == reference else {seed: before[seed] - own[seed] for seed in before.keys() & own},
+        "suppression": {} if row == reference else differences_by_seed(before, own),
         "retention": {seed: 100 * share for seed, share in mean_share(kept).items()},
         **{f"{UTILITY}.{name}": {seed: 100 * one for seed, one in shares.items()} for name, shares in kept.items()},
         "cost_to_break": _breaking(grid, row, tasks),

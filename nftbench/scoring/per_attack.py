@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from nftbench.contract import Cost
 from nftbench.records.record import Record
 from nftbench.scoring.grid import NONE, Attacks, Grid
-from nftbench.scoring.intervals import Interval, average_by_seed, gap_by_seed, mean_by_seed
+from nftbench.scoring.intervals import Interval, average_by_seed, differences_by_seed, gap_by_seed, mean_by_seed
 from nftbench.scoring.points import mean_points
 from nftbench.terms import Adaptation
 
@@ -97,7 +97,7 @@ def _row(grid: Grid, defense: str, attack: str, tasks: Sequence[str], counting: 
 
 def _gain(grid: Grid, defense: str, task: str, attack: str) -> float | None:
     scores, unattacked = (grid.scores(defense, task, frozenset({tried})) for tried in (attack, NONE))
-    return average_by_seed({seed: scores[seed] - unattacked[seed] for seed in scores.keys() & unattacked.keys()})
+    return average_by_seed(differences_by_seed(scores, unattacked))
 
 
 def counted(cost: Cost) -> bool:

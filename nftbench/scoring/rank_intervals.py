@@ -15,9 +15,10 @@ class Heights:
     own: Mapping[int, float] = field(default_factory=dict)
     """At the row's own place, by the mean of the utility that it keeps."""
     lowest: Mapping[int, float] = field(default_factory=dict)
-    """At the lowest of the places where it may lie: where the curve jumps, noise leaves that open."""
+    """At the lowest of the places where it may lie. Noise leaves that open where the curve jumps, and where the loss of
+    a single metric may be chance."""
     highest: Mapping[int, float] = field(default_factory=dict)
-    """At the highest of them."""
+    """At the highest of the places where the curve jumps."""
 
 
 @dataclass(frozen=True)

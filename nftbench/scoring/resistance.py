@@ -38,8 +38,8 @@ def resistance(grid: Grid, defense: str, tasks: Sequence[str]) -> Resistance:
     scratch = grid.best_attacks(reference, tasks, attacks & grid.from_scratch()) or {}
     unattacked = mean_points(grid.best_attacks(defense, tasks, frozenset({NONE})))
     attacked, before = mean_points(defended), mean_points(undefended)
-    by_seed = {seed: before[seed] - attacked[seed] for seed in sorted(before.keys() & attacked.keys())}
-    suppression = gap_by_seed(before, attacked)
+    by_seed = differences_by_seed(before, attacked)
+    suppression = mean_by_seed(by_seed)
     matched = attacked_by_row(grid, [row.control], tasks, attacks)
     return Resistance(
         unattacked=mean_by_seed(unattacked),

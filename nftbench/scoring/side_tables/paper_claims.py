@@ -16,7 +16,7 @@ from nftbench.records.record import Record
 from nftbench.records.spec import Spec
 from nftbench.scoring.frontier import mean_share
 from nftbench.scoring.grid import NONE, Attacks, Grid, called
-from nftbench.scoring.intervals import Interval, gap_by_seed, mean_by_seed
+from nftbench.scoring.intervals import Interval, differences_by_seed, gap_by_seed, mean_by_seed
 from nftbench.scoring.side_tables.protocol import Position, SideTable, SuiteEvidence
 from nftbench.scoring.side_tables.utility_guard import Guard
 from nftbench.scoring.table import UNKNOWN, Table, precise
@@ -196,7 +196,7 @@ class _Numbers:
             return scores
         alone = self.grid.scores(row, task, frozenset({NONE}))
         if read == "gain":
-            return {seed: scores[seed] - alone[seed] for seed in scores.keys() & alone.keys()}
+            return differences_by_seed(scores, alone)
         base = self.grid.scores(self.grid.rows[row].reference, task, frozenset({NONE}))
         seeds = scores.keys() & alone.keys() & base.keys()
         return {s: (scores[s] - base[s]) / (alone[s] - base[s]) for s in seeds if alone[s] != base[s]}

@@ -23,6 +23,7 @@ from nftbench.scoring.intervals import (
     RANKED_SEEDS,
     Interval,
     beats_zero,
+    differences_by_seed,
     gap_by_seed,
     holm,
     mean_by_seed,
@@ -296,11 +297,7 @@ def _test(evidence: SuiteEvidence, row: AwareRow, attacks: Attacks) -> _Test | N
     if taken is None or taken.count < PRELIMINARY_SEEDS:
         return None
     if benign_tasks:
-        lost = [
-            {seed: undefended[seed] - attacked[seed] for seed in undefended.keys() & attacked.keys()}
-            for undefended, attacked in (told, benign)
-        ]
-        beyond_benign = gap_by_seed(*lost)
+        beyond_benign = gap_by_seed(differences_by_seed(*told), differences_by_seed(*benign))
         if beyond_benign is None or beyond_benign.count < PRELIMINARY_SEEDS:
             return None
     return _Test(taken, beyond_benign, evidence.excess(row.defense, given, attacks | {NONE}).interval)
