@@ -206,9 +206,8 @@ def check_base(suite: Suite) -> None:
             note = preflight.check_base(suite)
         except NftbenchError as error:
             if suite.name in suites.names() and not Path(suite.given.path).exists():
-                raise NftbenchError(
-                    f"{error}. About {suite.name}: {suite.about}"
-                ) from None  # it says where weights come from
+                told = f"{error}. About {suite.name}: {suite.about}"  # which says where the weights come from
+                raise NftbenchError(told) from None
             raise
         if note is not None:
             typer.echo(note)
