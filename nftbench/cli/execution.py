@@ -81,6 +81,7 @@ def _prepare(suite_name: str, selection: Selection, options: RunOptions, keep_sa
     device = available_device(options.device)
     names, seeds, shard = selection.names(), selection.base_seeds(), selection.share()
     suite = options.suite(suite_name)
+    check_seeds(suite, seeds)
     added = [plugin for file in options.plugin or () for plugin in registry.add_file(file)]
     registry.check_readable(added, options.data)
     for plugin in added:
@@ -109,7 +110,6 @@ def _prepare(suite_name: str, selection: Selection, options: RunOptions, keep_sa
 
     check_vocabulary(suite)
     check_base(suite)
-    check_seeds(suite, seeds)
     whole, salt = plan_with_salt(suite, store, planned, keep=keep_salt)
     part = select(whole)
     return Work(whole, shards.share(part, shard) if shard else part, store, salt, shard)

@@ -300,7 +300,8 @@ def _check_complete(path: str | Path, network: PreTrainedModel, found: Mapping[s
         )
     if Path(path).is_dir():
         _check_not_quantized(Path(path), network)
-    _check_all_layers(path, network, found["unexpected_keys"])
+    if found["unexpected_keys"]:
+        _check_all_layers(path, network, found["unexpected_keys"])
     missing, head = set(found["missing_keys"]), network.get_output_embeddings()
     if not missing:
         return

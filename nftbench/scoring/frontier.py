@@ -104,7 +104,7 @@ def excess(row: Row, families: Sequence[Family], metrics: Mapping[str, Variation
     curve reaches, on the mean or on a metric that counts.
     """
     found: dict[tuple[str, str], list[BySeed]] = {}
-    doubtful: dict[tuple[str, str], list[BySeed]] = {}
+    doubtful: list[tuple[str, BySeed]] = []
     level = 1 - (1 - LEVEL) / (len(metrics) * len(families))
     for family in (one.without(row.name) for one in families):
         for metric, clear in {MEAN: True, **losses(row, family, metrics, level)}.items():
@@ -112,19 +112,24 @@ def excess(row: Row, families: Sequence[Family], metrics: Mapping[str, Variation
             if not above:
                 what = "utility" if metric == MEAN else f"of {metric}"
                 return Excess(reason=f"outside the ladder: keeps less {what} than any dose of {family.name}")
-            (found if clear else doubtful)[metric, family.name] = above
+            if clear:
+                found[metric, family.name] = above
+            else:
+                doubtful += [(metric, one) for one in above]
     least = min(found, key=lambda curve: (statistics.fmean(found[curve][0].values()), curve))
-    low = [*found[least], *(one for each in doubtful.values() for one in each)]
     extremes = Heights(
         found[least][0],
-        lowest=min(low, key=lambda one: _interval(one).low),
+        lowest=min([*found[least], *(one for _, one in doubtful)], key=lambda one: _interval(one).low),
         highest=max(found[least], key=lambda one: _interval(one).high),
     )
-    curves = [found[least], *(found[curve] for curve in found if curve != least)]
-    without, interval = smallest(curves), smallest(curves, list(doubtful.values()))
-    lowering = {
-        metric for (metric, _), each in doubtful.items() if min(_interval(one).low for one in each) < without.low
-    }
+    clearly = smallest([found[least], *(found[curve] for curve in found if curve != least)])
+    others = [(metric, _interval(one)) for metric, one in doubtful]
+    interval = replace(
+        clearly,
+        low=min([clearly.low, *(one.low for _, one in others)]),
+        p=max([clearly.p, *(one.p for _, one in others)]),
+    )
+    lowering = {metric for metric, one in others if one.low < clearly.low}
     return Excess(interval, *least, extremes, doubtful=tuple(sorted(lowering)))
 
 
@@ -136,8 +141,8 @@ def losses(row: Row, family: Family, metrics: Mapping[str, Variation | None], le
     lost already, a curve is steep, and a height is all noise.
 
     Each metric comes with whether its loss is clear. Of many rows, metrics and families some have three seeds that
-    agree by chance, and a t test believes them. A loss is clear if it is as large as the badge of utility tests for, or
-    larger than undefended models explain that differ in their initialisation alone.
+    agree by chance, and a t test believes them. A loss is clear if it is larger than the badge of utility allows, or
+    larger than chance makes it between undefended models that differ in their initialisation alone.
     """
     seeds = sorted(row.suppression)
     if len(seeds) < 2:
@@ -157,14 +162,14 @@ def losses(row: Row, family: Family, metrics: Mapping[str, Variation | None], le
     return found
 
 
-def smallest(curves: Sequence[Sequence[BySeed]], doubtful: Sequence[Sequence[BySeed]] = ()) -> Interval:
+def smallest(curves: Sequence[Sequence[BySeed]]) -> Interval:
     """The interval of a row's least height above several curves; the first has the least.
 
     Each curve is given by the row's `heights` above it, of which the first is at the row's own place. All are by the
     same seeds.
 
     Lower end and p are those of an intersection-union test (Berger 1982): the lowest and the largest of all, since a
-    row is above every curve only if it is above each, wherever it lies. They alone count the `doubtful` curves.
+    row is above every curve only if it is above each, wherever it lies.
 
     The upper end may not be that of the least: of many curves that are equally high, the one that is estimated lowest
     is too low by chance, and its interval covers the truth in 70 to 90 % of cases. The smallest true height is at most
@@ -180,12 +185,11 @@ def smallest(curves: Sequence[Sequence[BySeed]], doubtful: Sequence[Sequence[ByS
         for (own, *_), high in zip(curves, highest, strict=True)
         if own is least or mean([round(own[seed] - least[seed], 9) for seed in least]).low <= 0
     ]
-    every = [one for each in intervals for one in each] + [_interval(one) for each in doubtful for one in each]
     return replace(
         intervals[0][0],
-        low=min(one.low for one in every),
+        low=min(one.low for each in intervals for one in each),
         high=max(highest[0], statistics.median_high(near)),
-        p=max(one.p for one in every),
+        p=max(one.p for each in intervals for one in each),
     )
 
 
