@@ -113,6 +113,16 @@ MORE_SHAPES: dict[str, dict[str, Any]] = {
         "mamba_d_state": 4,
         "mamba_chunk_size": 8,
     },
+    "falcon_mamba": {"hidden_size": 16, "num_hidden_layers": 1, "state_size": 4},
+    "jamba": {
+        **_LLAMA,
+        "num_hidden_layers": 2,
+        "attn_layer_period": 2,
+        "attn_layer_offset": 1,
+        "num_experts": 1,
+        "use_mamba_kernels": False,
+        "mamba_d_state": 4,
+    },
 }
 """Further architectures that a user may bring."""
 

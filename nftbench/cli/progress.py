@@ -206,8 +206,8 @@ class _Panel:
         if any(record.status != "ok" for record in event.records):
             self.console.print(Text(_line(self.progress, event, seconds)))
         board = self.so_far.add(event.records)
-        if board is not None:
-            self.ranking = terminal.ranking(board)
+        if board is not None and (table := terminal.ranking(board)).rows:  # at first there are controls alone
+            self.ranking = table
 
     def render(self) -> RenderableType:
         progress = self.progress

@@ -41,8 +41,8 @@ def linear_layers(network: PreTrainedModel, targets: Targets = "all") -> list[st
 def lora(network: PreTrainedModel, rank: int, alpha: float, targets: Targets = "all", **options: Any) -> nn.Module:
     """Add LoRA layers to a network, and let only them require a gradient.
 
-    Layers that PEFT cannot adapt are left out, such as a Mamba block's `out_proj`, whose weight the block reads itself,
-    and routers that return a choice of experts.
+    Layers that PEFT cannot adapt are left out, such as a Mamba block's `out_proj` and `dt_proj`, whose weights the block
+    reads itself, and routers that return a choice of experts.
 
     Hu et al. 2022, arXiv:2106.09685, section 4.1: the update of a weight is B·A·alpha/rank. `options` are further
     fields of PEFT's `LoraConfig`, such as `use_dora`.
@@ -81,10 +81,14 @@ def _allowed(network: PreTrainedModel, name: str) -> bool:
     from peft import LoraConfig
     from peft.tuners.tuners_utils import _check_lora_target_modules_mamba
 
+    block, _, layer = name.rpartition(".")
+    # The blocks of Mamba, Falcon-Mamba and Jamba never call it. PEFT refuses such layers but this one.
+    if layer == "dt_proj" and "Mamba" in type(network.get_submodule(block)).__name__:
+        return False
     if not _returns_outputs(network.get_submodule(name)):
         return False
     try:
-        _check_lora_target_modules_mamba(LoraConfig(), network, name.rpartition(".")[2])
+        _check_lora_target_modules_mamba(LoraConfig(), network, layer)
     except ValueError:
         return False
     return True

@@ -224,6 +224,18 @@ def test_on_a_terminal_a_panel_shows_what_runs_and_the_leaderboard(clock: list[f
     assert "holds" in shown  # the verdict on pmp, in the ranking
 
 
+def test_the_panel_has_no_ranking_before_a_defense_has_a_record(clock: list[float]) -> None:
+    """A run begins with its references and trivial defenses, and a table without rows would tell nothing."""
+    one = factories.record("none", "none", "topic", 0, 0.3)
+    terminal = Console(file=io.StringIO(), width=160, force_terminal=True, color_system=None)
+    with progress.display(progress_of(), lambda records: factories.scored(records), terminal) as show:
+        for event in events(clock, "attack", JOBS[0], 2.0, [one]):
+            show(event)
+    shown = terminal.file.getvalue()  # type: ignore[attr-defined]
+    assert "[2/8 cells done" in shown
+    assert "suppression" not in shown
+
+
 @pytest.mark.parametrize(
     ("seconds", "text"),
     [(4.23, "4.2 s"), (59.99, "1 min 00 s"), (200, "3 min 20 s"), (3599.7, "1 h 00 min"), (7500, "2 h 05 min")],
