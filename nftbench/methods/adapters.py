@@ -41,8 +41,8 @@ def linear_layers(network: PreTrainedModel, targets: Targets = "all") -> list[st
 def lora(network: PreTrainedModel, rank: int, alpha: float, targets: Targets = "all", **options: Any) -> nn.Module:
     """Add LoRA layers to a network, and let only them require a gradient.
 
-    Layers that PEFT cannot adapt are left out, such as a Mamba block's `out_proj` and `dt_proj`, whose weights the block
-    reads itself, and routers that return a choice of experts.
+    Layers that PEFT cannot adapt are left out, such as a Mamba block's `out_proj` and `dt_proj`, whose weights the
+    block reads itself, and routers that return a choice of experts.
 
     Hu et al. 2022, arXiv:2106.09685, section 4.1: the update of a weight is B·A·alpha/rank. `options` are further
     fields of PEFT's `LoraConfig`, such as `use_dora`.
