@@ -28,7 +28,7 @@ from nftbench.planning.specs import task_spec
 from nftbench.records import disk_budget
 from nftbench.records.spec import Spec
 from nftbench.records.store import Store
-from nftbench.running import hub
+from nftbench.running import cgroups, hub
 from nftbench.running.workspace import Workspace, forget_tasks, load_task
 from nftbench.suites.schema import Suite
 
@@ -243,12 +243,12 @@ def _check_finite(place: Path, name: str) -> None:
 
 
 def memory_of(device: Device) -> float:
-    """Bytes of memory that this machine, or its card, has in all."""
+    """Bytes of memory that this machine, or its card, has in all, or that its container or job may use."""
     if device.kind == "cuda":
         import torch
 
         return float(torch.cuda.get_device_properties(str(device)).total_memory)
-    return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    return min(float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")), cgroups.memory_limit())
 
 
 def free_on_disk(folder: Path) -> float:

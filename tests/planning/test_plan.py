@@ -20,6 +20,7 @@ from nftbench.planning.plan import Plan, narrow, plan
 from nftbench.records import identity, manifest as manifests
 from nftbench.records.record import Cell
 from nftbench.records.spec import Spec
+from nftbench.suites.differences import differing
 from nftbench.suites.reading import parse
 from nftbench.suites.schema import Suite
 from nftbench.testing import tiny_suite
@@ -353,6 +354,30 @@ def test_every_setting_of_budget_and_pretraining_is_tried() -> None:
 def test_settings_that_change_no_results_leave_the_key(changes: dict[str, Any]) -> None:
     before, after = keys(plan(suite())), keys(plan(suite(**changes)))
     assert {cell: after.get(cell) for cell in before} == before
+
+
+@pytest.mark.parametrize(
+    ("section", "changes"),
+    [
+        ("pretraining", {"allowance": 2.0, "timeout": 60, "checkpoints": [0.25, 0.5]}),
+        ("budget", {"timeout": 60, "tokens_at_once": 512}),
+    ],
+)
+def test_settings_that_leave_the_key_are_no_difference_between_suites(section: str, changes: dict[str, Any]) -> None:
+    """Or else compare and merge would refuse records with the same keys."""
+    one, other = (made.model_dump(mode="json") for made in (suite(), suite(**{section: changes})))
+    assert one[section] != other[section]
+    assert list(differing(one, other)) == []
+
+
+def test_where_a_checkpoint_lies_is_no_difference_if_both_sides_have_its_hash() -> None:
+    def model(path: str, sha256: str | None) -> dict[str, Any]:
+        return {"model": {"path": path, "sha256": sha256}}
+
+    assert list(differing(model("a", "1"), model("b", "1"))) == []
+    assert list(differing(model("a", "1"), model("a", "2"))) == ["model.sha256"]
+    assert list(differing(model("a", None), model("b", None))) == ["model.path"]
+    assert list(differing(model("a", "1"), model("b", None))) == ["model.path", "model.sha256"]
 
 
 def test_seeds_tasks_device_and_limit_are_in_the_key() -> None:
