@@ -324,7 +324,8 @@ def _no_effect(row: RowEvidence) -> str | None:
     if row.p is None or beats_zero(row.p, EXCESS_CONFIDENCE) or excess.interval is None:
         return None
     found = excess.interval
-    doubt = f"; the lower end counts a loss of {' and '.join(excess.doubtful)} that may be chance"
+    lost = " and ".join(excess.doubtful)
+    doubt = f"; the lower end counts a loss of {lost} that may be chance, or that only some seeds show"
     return (
         f"no effect beyond the trivial defenses: {found.value:.1f} [{found.low:.1f}, {found.high:.1f}] points beyond "
         f"{excess.family} at the same {'mean utility' if excess.metric == MEAN else excess.metric}"

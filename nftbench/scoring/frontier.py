@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -98,7 +98,8 @@ def excess(row: Row, families: Sequence[Family], metrics: Mapping[str, Variation
     that cost nothing. But the mean alone would pay whoever destroys just the one metric that a task needs.
 
     So a loss that may be chance keeps a row from having an effect, and refutes nothing: the lower end counts it, and
-    the value and the upper end do not.
+    the value and the upper end do not. So does what is lost at single seeds (`losses_by_seed`): a row that destroys
+    another metric at each seed loses none of them at all seeds.
 
     With one seed no noise is known, and only the mean counts. There is no excess where the row keeps less than some
     curve reaches, on the mean or on a metric that counts.
@@ -116,6 +117,10 @@ def excess(row: Row, families: Sequence[Family], metrics: Mapping[str, Variation
                 found[metric, family.name] = above
             else:
                 doubtful += [(metric, one) for one in above]
+        by_turns = losses_by_seed(row, family, metrics, level)
+        if any(by_turns.values()):
+            at_worst = _worst(row, family, by_turns, found[MEAN, family.name][0])
+            doubtful += [(metric, at_worst) for metric in sorted(set().union(*by_turns.values()))]
     least = min(found, key=lambda curve: (statistics.fmean(found[curve][0].values()), curve))
     extremes = Heights(
         found[least][0],
@@ -136,9 +141,8 @@ def excess(row: Row, families: Sequence[Family], metrics: Mapping[str, Variation
 def losses(row: Row, family: Family, metrics: Mapping[str, Variation | None], level: float) -> dict[str, bool]:
     """The metrics of which a row keeps less than the trivial defense that its mean is measured from.
 
-    That defense lies between two doses of the curve of means. A t test, paired by seed and one-sided at `level`, must
-    tell the two shares apart. Shares are compared and not heights: on a metric that the doses hardly lower, or have
-    lost already, a curve is steep, and a height is all noise.
+    A t test, paired by seed and one-sided at `level`, must tell the two shares apart. Shares are compared and not
+    heights: on a metric that the doses hardly lower, or have lost already, a curve is steep, and a height is all noise.
 
     Each metric comes with whether its loss is clear. Of many rows, metrics and families some have three seeds that
     agree by chance, and a t test believes them. A loss is clear if it is larger than the badge of utility allows, or
@@ -147,19 +151,67 @@ def losses(row: Row, family: Family, metrics: Mapping[str, Variation | None], le
     seeds = sorted(row.suppression)
     if len(seeds) < 2:
         return {}
-    j, w = _between(_fitted(family, MEAN, seeds), statistics.fmean(row.kept(MEAN).values()))
     found = {}
     for metric, variation in metrics.items():
-        knots = _fitted(family, metric, seeds)
-        near, far = knots[j], knots[min(j + 1, len(knots) - 1)]
-        gaps = [
-            round(row.retention[metric][seed] - w * near.kept[seed] - (1 - w) * far.kept[seed], 9) for seed in seeds
-        ]
+        gaps = list(_gaps(row, family, metric, seeds).values())
         loss = -statistics.fmean(gaps)
         if loss > one_sided_reach(gaps, level):
             chance = variation.reach(level, len(seeds)) if variation is not None else math.inf
             found[metric] = loss > min(chance, MARGIN)
     return found
+
+
+def losses_by_seed(
+    row: Row, family: Family, metrics: Mapping[str, Variation | None], level: float
+) -> dict[int, set[str]]:
+    """By seed, the metrics of which a row keeps less there than the trivial defense that its mean is measured from.
+
+    The loss must be larger than the badge of utility allows, and than chance makes it between two undefended models at
+    `level`. Each seed is judged by itself: corrected for five of them, the test would miss losses of a third, which
+    have an effect. Empty with one seed, as `losses` is.
+    """
+    seeds = sorted(row.suppression)
+    if len(seeds) < 2:
+        return {}
+    found: dict[int, set[str]] = {seed: set() for seed in seeds}
+    for metric, variation in metrics.items():
+        chance = math.sqrt(2) * variation.reach(level, 1) if variation is not None else 0.0
+        for seed, gap in _gaps(row, family, metric, seeds).items():
+            if -gap > max(chance, MARGIN):
+                found[seed].add(metric)
+    return found
+
+
+def _gaps(row: Row, family: Family, metric: str, seeds: Sequence[int]) -> dict[int, float]:
+    """By seed, the share of a metric that a row keeps beyond the trivial defense that its mean is measured from.
+
+    That defense lies between two doses of the curve of means.
+    """
+    j, w = _between(_fitted(family, MEAN, seeds), statistics.fmean(row.kept(MEAN).values()))
+    knots = _fitted(family, metric, seeds)
+    near, far = knots[j], knots[min(j + 1, len(knots) - 1)]
+    return {
+        seed: round(row.retention[metric][seed] - w * near.kept[seed] - (1 - w) * far.kept[seed], 9) for seed in seeds
+    }
+
+
+def _worst(row: Row, family: Family, lost: Mapping[int, Iterable[str]], on_mean: BySeed) -> BySeed:
+    """By seed, the least of a row's height on the mean and those on the metrics that it lost at that seed.
+
+    A metric's height is measured at the share that the row keeps of it at that seed, and not by the delta method around
+    the mean of all seeds: what it keeps elsewhere must not pay.
+    """
+    seeds = sorted(row.suppression)
+    curves = {metric: draw(family, metric, seeds) for metric in set().union(*lost.values())}
+    worst = dict(on_mean)
+    for seed in seeds:
+        for metric in lost[seed]:
+            curve = curves[metric]
+            j, w = _between(curve, row.retention[metric][seed])
+            far = curve[min(j + 1, len(curve) - 1)]
+            taken = w * curve[j].taken[seed] + (1 - w) * far.taken[seed]
+            worst[seed] = min(worst[seed], round(row.suppression[seed] - taken, 9))
+    return worst
 
 
 def smallest(curves: Sequence[Sequence[BySeed]]) -> Interval:

@@ -164,7 +164,7 @@ class Excess:
     heights: Heights = field(default_factory=Heights)
     """On that metric and family; the mean of its own is the value of `interval`."""
     doubtful: tuple[str, ...] = ()
-    """The metrics of which a loss may be chance, and which lower the lower end for that."""
+    """The metrics that lower the lower end alone: their loss may be chance, or is shown by some seeds alone."""
     reason: str | None = None
     """Why there is none, as in `outside the ladder: ...`."""
 

@@ -70,6 +70,7 @@ class Truth:
 
     suppression: float
     retention: Shares = field(default_factory=lambda: EVERYTHING)
+    """[metrics], or [seeds, metrics]."""
 
     def excess(self, doses: Mapping[str, Sequence[float]] = DOSES, metrics: Sequence[str] = ()) -> float:
         """Its height above the lowest of the true curves of means, and of these metrics, by numpy's interpolation."""

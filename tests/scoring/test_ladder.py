@@ -32,7 +32,7 @@ def of(board: Leaderboard, defense: str = "pmp") -> Score:
 
 
 def oracle(records: Sequence[Record]) -> dict[str, Any]:
-    """By row: value, lower end and heights (own, lowest, highest) of the excess, with numpy and scikit-learn.
+    """By row: value, ends, p and heights (own, lowest, highest) of the excess, with numpy and scikit-learn.
 
     Validation and test scores are the same in these records, so the best attack is the one that ends highest.
     """
@@ -113,6 +113,12 @@ def oracle(records: Sequence[Record]) -> dict[str, Any]:
         """The lower end (-1) or the upper end (1) of Student's interval of 98 %."""
         return float(values.mean() + side * stats.t.ppf(0.99, count - 1) * values.std(ddof=1) / math.sqrt(count))
 
+    def above_zero(values: Any) -> float:
+        """One-sided p against a mean of zero or less."""
+        if np.ptp(values) < 1e-12:
+            return 0.0 if values.mean() > 0 else 1.0
+        return float(stats.ttest_1samp(values, 0, alternative="greater").pvalue)
+
     def alike(own: Any, other: Any) -> bool:
         gaps = own - other
         if np.abs(gaps).max() < 1e-12:
@@ -140,6 +146,7 @@ def oracle(records: Sequence[Record]) -> dict[str, Any]:
 
     found = {}
     tests = len(drawn.METRICS) * len(LADDER)
+    chance_at_a_seed = stats.t.ppf(1 - 0.05 / tests, count * (len(undefended) - 1))
     for row in rows:
         every, doubtful = [], []
         for family in LADDER.values():
@@ -147,7 +154,7 @@ def oracle(records: Sequence[Record]) -> dict[str, Any]:
             rising = fitted(np.array([taken[dose] for dose in doses]), 0.0, untrained.mean())
             climb = np.vstack([np.zeros(count), rising, untrained])
             j, w = place(curve(doses, "mean"), share[row, "mean"].mean())
-            below = {"mean": every}
+            below, lost = {"mean": every}, {}
             for metric in drawn.METRICS:
                 keep = curve(doses, metric)
                 matched = w * keep[j] + (1 - w) * keep[min(j + 1, len(keep) - 1)]
@@ -157,23 +164,41 @@ def oracle(records: Sequence[Record]) -> dict[str, Any]:
                 if shown < 0.05 / tests:
                     clear = chance < 0.05 / tests or (matched - share[row, metric]).mean() > 0.1
                     below[metric] = every if clear else doubtful
+                by_turns = chance_at_a_seed * math.sqrt(2) * scatter[metric]
+                lost[metric] = matched - share[row, metric] > max(by_turns, 0.1)
+
+            def ended(metric: str, doses: Any = doses) -> Any:
+                """The curve of a metric, up to the first dose that keeps nothing of it."""
+                keep = curve(doses, metric)
+                nothing = [above_zero(each) >= 0.05 for each in keep[1:-1]]
+                keep = keep[: 2 + nothing.index(True)] if any(nothing) else keep
+                keep[-1] = 0.0
+                return keep
+
             for metric, counted in below.items():
-                keep, own = curve(doses, metric), share[row, metric]
-                if metric != "mean":  # it ends at the first dose that keeps nothing of it
-                    nothing = [
-                        each.mean() <= 0
-                        if np.ptp(each) < 1e-12
-                        else stats.ttest_1samp(each, 0, alternative="greater").pvalue >= 0.05
-                        for each in keep[1:-1]
-                    ]
-                    keep = keep[: 2 + nothing.index(True)] if any(nothing) else keep
-                    keep[-1] = 0.0
-                counted.append(above(taken[row], own, keep, climb))
+                keep = curve(doses, metric) if metric == "mean" else ended(metric)
+                counted.append(above(taken[row], share[row, metric], keep, climb))
+            if any(each.any() for each in lost.values()):
+                worst = above(taken[row], share[row, "mean"], curve(doses, "mean"), climb)[0].copy()
+                for metric, seeds in lost.items():
+                    keep = ended(metric)
+                    for seed in np.flatnonzero(seeds):
+                        j, w = place(keep, share[row, metric][seed])
+                        far = climb[min(j + 1, len(keep) - 1)]
+                        worst[seed] = min(worst[seed], taken[row][seed] - w * climb[j][seed] - (1 - w) * far[seed])
+                doubtful.append([worst])
         least = min(every, key=lambda one: one[0].mean())
         low = min(end(values, -1) for one in (*every, *doubtful) for values in one)
         lowest = min((*least, *(values for one in doubtful for values in one)), key=lambda values: end(values, -1))
         highest = max(least, key=lambda values: end(values, 1))
-        found[row] = (least[0].mean(), low, least[0], lowest, highest)
+        near = [  # curves that a paired t test cannot tell from the least
+            max(end(values, 1) for values in one)
+            for one in every
+            if np.abs(one[0] - least[0]).max() < 1e-12 or stats.ttest_rel(one[0], least[0]).pvalue >= 0.05
+        ]
+        high = max(end(highest, 1), sorted(near)[len(near) // 2])
+        p = max(above_zero(values) for one in (*every, *doubtful) for values in one)
+        found[row] = (least[0].mean(), low, high, p, least[0], lowest, highest)
     return found
 
 
@@ -184,6 +209,7 @@ ROWS = {
     "twin": Truth(0.0),
     "weak": Truth(1.0, kept(0.15)),
     "destroyer": Truth(9.0, np.array([1, 1, 1, 0.4, 0.0, 1, 1])),
+    "by turns": Truth(9.0, np.array([[1, 1, 1, seed % 2, 1 - seed % 2, 1, 1] for seed in range(5)])),
 }
 
 
@@ -195,15 +221,17 @@ def test_excess_and_ranks_are_those_of_an_independent_implementation(number: int
     for one in board.scores:
         if one.kind == "reference":
             continue
-        value, low, *heights = expected[one.defense]
-        assert one.excess.interval is not None
-        assert (one.excess.interval.value, one.excess.interval.low) == pytest.approx((value, low), abs=1e-6)
+        value, low, high, p, *heights = expected[one.defense]
+        interval = one.excess.interval
+        assert interval is not None
+        assert (interval.value, interval.low, interval.high) == pytest.approx((value, low, high), abs=1e-6)
+        assert interval.p == pytest.approx(p, abs=1e-9)
         for ours, other in zip(
             (one.excess.heights.own, one.excess.heights.lowest, one.excess.heights.highest), heights, strict=True
         ):
             assert [*ours.values()] == pytest.approx(other, abs=1e-6)
     ranked = [one for one in board.scores if one.standing.group == "ranked"]
-    own, lowest, highest = ({one.defense: expected[one.defense][at] for one in ranked} for at in (2, 3, 4))
+    own, lowest, highest = ({one.defense: expected[one.defense][at] for one in ranked} for at in (4, 5, 6))
 
     def p_value(first: str, second: str) -> float:
         """That the two are alike, wherever on their curves they lie."""

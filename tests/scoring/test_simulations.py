@@ -48,7 +48,8 @@ def drawn(truths: Mapping[str, Truth], generator: np.random.Generator, seeds: in
 
     def row(name: str, truth: Truth) -> Row:
         taken = truth.suppression + reference + generator.normal(0, MODEL, seeds)
-        shares = (truth.retention[:, None] + spread * generator.normal(0, 1, (len(METRICS), seeds))) / whole
+        retention = np.broadcast_to(truth.retention, (seeds, len(METRICS))).T
+        shares = (retention + spread * generator.normal(0, 1, (len(METRICS), seeds))) / whole
         by_metric = {metric: dict(enumerate(each)) for metric, each in zip(METRICS, shares.tolist(), strict=True)}
         return Row(name, dict(enumerate(taken.tolist())), by_metric)
 
@@ -115,6 +116,27 @@ def test_who_destroys_one_metric_or_pays_with_another_has_no_effect() -> None:
     for row in CHEATERS:
         assert found(every, row) <= 0.02, row
     assert np.mean([one["no tone"].metric == "tone" for one in every]) == 1
+
+
+def test_who_destroys_another_metric_at_each_seed_has_no_effect() -> None:
+    """No metric is lost at all seeds, so a test over the seeds finds none of these losses.
+
+    Each row takes the mean of what its seeds take: a destroyed tone 18 points, agreement 13.2, the topic 20. Before
+    each seed was judged by itself, the first had an effect in 95 % of runs and the last in 45 %.
+    """
+    tone, agreement, topic = but(tone=0.0), but(agreement=0.0), but(object=0.0, verb=0.0)
+    rows = {
+        "tone and agreement": Truth(16.1, np.array([tone, agreement] * 2 + [tone])),
+        "half of each": Truth(8.0, np.array([but(tone=0.5), but(agreement=0.5)] * 2 + [but(tone=0.5)])),
+        "tone and topic": Truth(18.8, np.array([tone, topic] * 2 + [tone])),
+        "a fifth of tone and topic": Truth(
+            3.8, np.array([but(tone=0.8), but(object=0.8, verb=0.8)] * 2 + [but(tone=0.8)])
+        ),
+        "tone at four of five": Truth(14.4, np.array([tone] * 4 + [but()])),
+    }
+    every = runs(rows, 50)
+    for row in rows:
+        assert found(every, row) <= 0.02, row
 
 
 def test_what_is_above_everything_pays_for_nothing() -> None:
