@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import typer
 
@@ -530,8 +530,19 @@ def rank(records: Mapping[str, Record], manifest: Manifest, seeds: Collection[in
         labels=suite.labels,
         own_labels=manifest.labels,
         added_defenses=manifest.added_defenses,
-        origin=replace(board.origin, records=counted_cells.recorded, planned=counted_cells.cells),
+        origin=replace(
+            board.origin,
+            records=counted_cells.recorded,
+            planned=counted_cells.cells,
+            provenance=replace(board.origin.provenance, salt=_salt(manifest)),
+        ),
     )
+
+
+def _salt(manifest: Manifest) -> Literal["drawn", "public"] | None:
+    if manifest.suite.corpus.source != "toy":
+        return None
+    return "public" if manifest.public_salt else "drawn"
 
 
 def claims_fail(boards: Iterable[Leaderboard]) -> bool:

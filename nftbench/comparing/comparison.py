@@ -222,7 +222,11 @@ def _chosen(first: Rows, second: Rows, settings: Settings) -> list[str]:
     for asked in settings.rows:
         matching = [name for name in everything if name == asked or name.partition("[")[0] == asked]
         if not matching:
-            raise NftbenchError(f"--rows {asked}: on neither side{suggest(asked, sorted(everything))}")
+            name = asked.partition("[")[0]
+            variants = sorted(one for one in everything if one.partition("[")[0] == name)
+            names = sorted({one.partition("[")[0] for one in everything})
+            similar = suggest(asked, variants) if variants else suggest(name, names)
+            raise NftbenchError(f"--rows {asked}: on neither side{similar}")
         found += matching
     return sorted(set(found))
 

@@ -48,6 +48,9 @@ about three times its float32 weights in memory."""
 SHARD = 4_000_000
 """Bytes of tensors in a file of a large network. A larger tensor has a file of its own."""
 
+WHOLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+"""The file of all weights, or the one that names their parts."""
+
 LIBRARIES = (Path(transformers.__file__).resolve().parent, Path(__file__).resolve().parent)
 """The folders of the architectures that anyone can run: those of transformers, and this one."""
 
@@ -268,18 +271,21 @@ def _load_plain(
         config = config_of(path)
         if attacker:
             _disable_dropout(config)
-        network, found = _auto_class(config).from_pretrained(
-            path,
-            config=config,
-            trust_remote_code=False,
-            use_safetensors=True,
-            dtype=dtype,
-            local_files_only=local,
-            device_map="meta" if device == "meta" else None,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,  # they are named below
-            experts_implementation="eager",  # the others cannot compute in float64, in which gradients are checked
-        )
+        with warnings.catch_warnings():
+            # A configuration that asks for empty tensors is refused below, where its files are compared with it.
+            warnings.filterwarnings("ignore", "Initializing zero-element tensors")
+            network, found = _auto_class(config).from_pretrained(
+                path,
+                config=config,
+                trust_remote_code=False,
+                use_safetensors=True,
+                dtype=dtype,
+                local_files_only=local,
+                device_map="meta" if device == "meta" else None,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # they are named below
+                experts_implementation="eager",  # the others cannot compute in float64, in which gradients are checked
+            )
     except KeyError as error:
         raise NftbenchError(f"{path}: config.json asks for {error}, which transformers does not know") from error
     except Exception as error:  # the errors of safetensors, json and the hub share no base class
@@ -312,8 +318,10 @@ def _check_complete(path: str | Path, network: PreTrainedModel, found: Mapping[s
 
 def _check_all_layers(path: str | Path, network: PreTrainedModel, unread: Iterable[str]) -> None:
     """Refuse files with more layers than the network: config.json was changed, and another model would be measured."""
-    own = {NUMBER.sub("", name) for name in network.state_dict()}
-    more = [name for name in unread if NUMBER.search(name) and NUMBER.sub("", name) in own]
+    names = list(network.state_dict())
+    own, layered = {NUMBER.sub("", name) for name in names}, any(map(NUMBER.search, names))
+    # A network of no layers has no name to compare with: whatever lies in a layer is of one that is not counted.
+    more = [name for name in unread if NUMBER.search(name) and (not layered or NUMBER.sub("", name) in own)]
     if more:
         raise NftbenchError(
             f"{path}: the files hold {_listed(more)}, of layers that config.json does not count; to use fewer layers, "
@@ -355,7 +363,10 @@ def _check_folder(path: Path) -> None:
             else ""
         )
         raise NftbenchError(f"{path}: has no weights in the safetensors format{advice}")
+    for name in (WHOLE, INDEX):
+        check_is_file(path / name)
     for file in weight_files(path):
+        check_is_file(file)
         if not file.is_file():
             raise NftbenchError(f"{path}: its index names {file.name}, which is not there; download it again")
         try:
@@ -367,13 +378,28 @@ def _check_folder(path: Path) -> None:
             ) from error
 
 
+def check_is_file(path: Path) -> None:
+    """Refuse what has the name of a model's file and is none. A path where nothing is passes.
+
+    Raises:
+        NftbenchError: it is a link to a file that is not there, or a folder.
+    """
+    if path.is_symlink() and not path.exists():
+        raise NftbenchError(
+            f"{path.parent}: {path.name} is a link to {path.readlink()}, which is not there, as where the hub's cache "
+            "was copied without its blobs; copy the files themselves (cp -rL), or download them again"
+        )
+    if path.is_dir():
+        raise NftbenchError(f"{path.parent}: {path.name} is a folder, and should be a file")
+
+
 def weight_files(folder: Path) -> list[Path]:
     """The safetensors files that hold a model's weights: `model.safetensors`, or the parts that its index names.
 
     Raises:
         NftbenchError: there is neither, or the index cannot be read.
     """
-    whole, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    whole, index = folder / WHOLE, folder / INDEX
     if whole.is_file():
         return [whole]
     if not index.is_file():

@@ -22,6 +22,7 @@ from nftbench.scoring.cost_to_break import Multiple
 from nftbench.scoring.intervals import Interval, in_percent
 from nftbench.scoring.leaderboard import Leaderboard
 from nftbench.scoring.per_attack import AttackRow
+from nftbench.scoring.provenance import Provenance
 from nftbench.scoring.rank_intervals import RankInterval
 from nftbench.scoring.scores import Curve, Flag, Group, Headroom, Kind, Partial, Score, TaskScore
 from nftbench.scoring.utility_badge import Badge
@@ -103,6 +104,7 @@ class BoardLayout(TypedDict):
     budgets: tuple[BudgetCurve, ...]
     skips: Mapping[str, Mapping[str, str]]
     commands: Mapping[str, int]
+    provenance: Provenance
 
 
 SCALARS = (str, int, type(None))
@@ -144,6 +146,7 @@ def text(board: Leaderboard, command: str) -> str:
         "budgets": board.budgets,
         "skips": board.origin.skips,
         "commands": board.origin.commands,
+        "provenance": board.origin.provenance,
     }
     beside = {table.name: content for table in board.side_tables if (content := table.content()) is not None}
     return written({**main, **beside})

@@ -6,7 +6,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 
-from nftbench.report import order, row_tables, tables
+from nftbench.report import order, provenance, row_tables, tables
 from nftbench.report.answer import answer
 from nftbench.report.authors import paragraphs
 from nftbench.report.doubts import about_all
@@ -99,6 +99,7 @@ def leaderboard(board: Leaderboard, command: str) -> str:
             _links(board),
             "## How to read it",
             guide(board),
+            _provenance(board),
             _commands(board, command),
         ]
     )
@@ -116,7 +117,7 @@ def _row(board: Leaderboard, score: Score, command: str) -> str:
         [
             f"# {escaped(score.defense)}",
             f"[{_title(board)}](../leaderboard.md)",
-            "\n".join(f"- **{name}**: {escaped(fact)}" for name, fact in facts(board, score).items()),
+            _listed(facts(board, score)),
             section(tables.row_flags(score)),
             section(row_tables.utility(score)),
             _attacks(score),
@@ -218,6 +219,15 @@ def guide(board: Leaderboard) -> str:
     own = GUIDE.format(scratch=scratch)
     beside: Sequence[SideTable] = [one for one in board.side_tables if any(table.rows for table in one.tables())]
     return "".join([own, *(table.guide for table in beside)]).rstrip()
+
+
+def _provenance(board: Leaderboard) -> str:
+    found = provenance.facts(board)
+    return joined(["## Provenance", _listed(found)]).rstrip() if found else ""
+
+
+def _listed(found: Mapping[str, str]) -> str:
+    return "\n".join(f"- **{name}**: {escaped(fact)}" for name, fact in found.items())
 
 
 def _commands(board: Leaderboard, command: str) -> str:

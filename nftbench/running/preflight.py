@@ -20,7 +20,7 @@ from nftbench.data import chat
 from nftbench.data.lm_eval_tasks import LoadedTextTask
 from nftbench.data.window import window
 from nftbench.device import Device
-from nftbench.errors import NftbenchError
+from nftbench.errors import NftbenchError, one_line
 from nftbench.models import gguf, networks
 from nftbench.planning import pinning, registry, task_files
 from nftbench.planning.plan import Plan, given_path
@@ -172,6 +172,7 @@ def _examine(place: str, path: Path) -> Checkpoint:
         header, config = gguf.header(path), gguf.config(path)
         _check_causal(config, place)
         return Checkpoint(place, header.architecture, header.parameters, header.words, header.window)
+    networks.check_is_file(path / CONFIG)
     if not (path / CONFIG).is_file() and not (path / "adapter_config.json").is_file():
         inside = next((one for pattern in INSIDE for one in sorted(path.glob(pattern))), None)
         advice = f"; give {inside.parent if inside.name == CONFIG else inside}" if inside is not None else ""
@@ -211,13 +212,18 @@ def _check_causal(config: PreTrainedConfig, place: str) -> None:
 
 
 def _check_plain(folder: Path) -> None:
-    """Refuse quantized weights, which cannot be trained, before transformers asks for the package that made them."""
+    """Refuse a configuration that is none, and quantized weights, which cannot be trained.
+
+    Transformers would fail on the one without a reason, and ask for the package that made the others.
+    """
     path = folder / CONFIG
     try:
         settings = json.loads(path.read_bytes()) if path.is_file() else {}
     except ValueError:
         return  # transformers says what is wrong
-    quantized = settings.get("quantization_config") if isinstance(settings, dict) else None
+    if not isinstance(settings, dict):
+        raise NftbenchError(f"{folder}: {CONFIG} holds no settings but {one_line(json.dumps(settings))[:80]}")
+    quantized = settings.get("quantization_config")
     if quantized:
         method = quantized.get("quant_method", "unknown") if isinstance(quantized, dict) else "unknown"
         raise NftbenchError(

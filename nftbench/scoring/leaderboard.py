@@ -20,6 +20,7 @@ from nftbench.scoring.headroom import headroom
 from nftbench.scoring.intervals import holm
 from nftbench.scoring.ladder import Ladder, curves, excess, ladder as built, met_by_all
 from nftbench.scoring.per_attack import per_attack
+from nftbench.scoring.provenance import NOT_RECORDED, Provenance, provenance, short
 from nftbench.scoring.resistance import adaptive, authorized_gain, by_knowledge, costs, recipes, resistance
 from nftbench.scoring.scores import ByKnowledge, ClaimTest, Curve, Excess, Headroom, Kind, Score
 from nftbench.scoring.side_tables import SIDE_TABLES, SideTable, SuiteEvidence
@@ -54,6 +55,7 @@ class Origin:
     """By defense and attack: why it was not planned."""
     commands: Mapping[str, int] = field(default_factory=dict)
     """The commands that made the records, the oldest first, with how many each made."""
+    provenance: Provenance = field(default_factory=Provenance)
 
 
 @dataclass(frozen=True)
@@ -162,6 +164,7 @@ def score(
             readings=len(readings),
             skips=_by_defense(skips),
             commands=_commands([*grid.records.values(), *readings]),
+            provenance=provenance([*grid.records.values(), *readings]),
         ),
         ladder={name: family.doses for name, family in ladder.items()},
         frontier=tuple(curve for one in beside for curve in curves(one)),
@@ -364,17 +367,11 @@ def origin_problems(records: Sequence[Record]) -> list[str]:
     """Differences of commit and machine, which may make other numbers of the same cell."""
     hardware = [record.provenance.get("hardware") or {} for record in records]
     found: dict[str, set[str]] = {
-        "commit": {_short(record.provenance.get("commit")) for record in records},
-        **{name: {str(one.get(name, "unknown")) for one in hardware} for name in ("processor", "gpu", "threads")},
+        "commit": {short(record.provenance.get("commit") or NOT_RECORDED) for record in records},
+        **{name: {str(one.get(name, NOT_RECORDED)) for one in hardware} for name in ("processor", "gpu", "threads")},
     }
     differing = [f"{name} ({', '.join(sorted(values))})" for name, values in found.items() if len(values) > 1]
     return [f"records differ in {', '.join(differing)}: compare them with care"] if differing else []
-
-
-def _short(commit: str | None) -> str:
-    """`7f9ee86ab0c1`, `7f9ee86ab0c1-dirty`."""
-    name, dirty, _ = (commit or "unknown").partition("-dirty")
-    return name[:12] + dirty
 
 
 def _by_defense(skips: Sequence[Sequence[str]]) -> dict[str, dict[str, str]]:

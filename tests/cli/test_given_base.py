@@ -127,6 +127,21 @@ def in_parts(folder: Path) -> list[Path]:
     return sorted(folder.glob("model-*.safetensors"))
 
 
+def link_without_its_blob(name: str) -> Callable[[Path], object]:
+    """As in a copy of the hub's cache."""
+
+    def change(folder: Path) -> None:
+        (folder / name).unlink()
+        (folder / name).symlink_to("../../blobs/0123")
+
+    return change
+
+
+def a_folder_of_weights(folder: Path) -> None:
+    (folder / checkpoints.WEIGHTS).unlink()
+    (folder / checkpoints.WEIGHTS).mkdir()
+
+
 def classifier(folder: Path) -> None:
     checkpoints.edit(folder, lambda held: {name.replace("lm_head", "score"): one for name, one in held.items()})
 
@@ -206,6 +221,21 @@ def weights(change: Callable[[bytes], bytes]) -> Callable[[Path], object]:
         (setting(hidden_size=15), "is not a multiple of the number of attention heads (2)"),
         (setting(max_position_embeddings=16), "reads 16 tokens at once, and corpus.block is 32; set a shorter block"),
         (lambda folder: (folder / "config.json").write_text("{"), "is not a valid JSON file"),
+        (lambda folder: (folder / "config.json").write_text("null"), "config.json holds no settings but null"),
+        (setting(hidden_size=0), "in the files, and config.json asks for ["),
+        *(
+            (setting(num_hidden_layers=count), "of layers that config.json does not count; to use fewer layers")
+            for count in (0, -1)
+        ),
+        *(
+            (link_without_its_blob(name), f"{name} is a link to ../../blobs/0123, which is not there, as where the hub")
+            for name in ("config.json", checkpoints.WEIGHTS)
+        ),
+        (
+            lambda folder: link_without_its_blob(in_parts(folder)[0].name)(folder),
+            "model-00001-of-00004.safetensors is a link to ../../blobs/0123, which is not there",
+        ),
+        (a_folder_of_weights, "model.safetensors is a folder, and should be a file"),
         (setting(hidden_act="martian"), "config.json asks for 'martian', which transformers does not know"),
         (into("snapshots/0123"), "holds no model: it lacks a config.json; give "),
         (lambda folder: [into("old")(folder), shutil.rmtree(folder / "old")], "it lacks a config.json"),

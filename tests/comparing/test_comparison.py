@@ -406,6 +406,8 @@ def test_fewer_than_three_seeds_judge_nothing(count: int) -> None:
     [
         (Settings(metrics=("suppresion",)), "did you mean 'suppression'"),
         (Settings(rows=("pmq",)), "did you mean 'pmp'"),
+        (Settings(rows=("random_maks[radius=1]",)), "did you mean 'random_mask'"),
+        (Settings(rows=("pmp[complement=released,steps=1]",)), "known: pmp"),
         (Settings(min_drop=("-1",)), "--min-drop"),
         (Settings(min_drop=("nan",)), "--min-drop"),
         (Settings(alpha=0.0), "--alpha"),

@@ -171,6 +171,22 @@ def test_they_obey_the_schema_of_every_eval_ever(results: Results) -> None:
             assert [error.message for error in validator.iter_errors(log)] == [], path
 
 
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"path": f"{HOME}/base", "sha256": "b" * 64}, {"base_model": "base", "base_model_sha256": "b" * 64}),
+        ({"path": "org/base", "revision": "c0ffee"}, {"base_model": "org/base", "base_model_revision": "c0ffee"}),
+    ],
+)
+def test_a_given_base_is_named_also_as_the_twin_of_an_audit(given: dict[str, str], said: dict[str, str]) -> None:
+    plan, found = made({CHECKPOINT: PMP})
+    audit = exported(replace(plan, suite=plan.suite.model_copy(update={"model": given})), found)
+    assert len(logs(audit)) == 2
+    for log in logs(audit).values():
+        details = log["model_info"]["additional_details"]
+        assert {name: one for name, one in details.items() if name.startswith(("base_model", "model_type"))} == said
+
+
 def test_a_checkpoint_of_the_hub_keeps_its_id() -> None:
     found = logs(exported(*made({"checkpoint[path=org/name,reference=org/base]": PMP})))
     (log,) = [one for one in found.values() if one["model_info"]["id"] == "org/name"]

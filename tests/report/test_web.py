@@ -16,6 +16,7 @@ from nftbench.records.spec import Spec
 from nftbench.report import order, web
 from nftbench.report.labels import labels
 from nftbench.scoring import Leaderboard
+from nftbench.scoring.provenance import Provenance
 from nftbench.scoring.scores import Flag
 from nftbench.suites.schema import PaperClaim
 from tests.factories import COST, curve, scored, suite, sweep
@@ -166,7 +167,8 @@ def test_text_of_plugins_stays_text(board: Leaderboard, evil: str) -> None:
         standing=replace(first.standing, reasons=(evil,)),
     )
     budgets = tuple(replace(one, defense=name) if one.defense == first.defense else one for one in board.budgets)
-    origin = replace(board.origin, commands={evil: 3, "other": 2})
+    said = Provenance(evil, evil, {evil: 3}, ({"gpu": evil},), (evil,), {evil: (evil,)})
+    origin = replace(board.origin, commands={evil: 3, "other": 2}, provenance=said)
     made = replace(
         board, suite=evil, about=evil, problems=(evil,), origin=origin, budgets=budgets, scores=(changed, *others)
     )

@@ -25,6 +25,7 @@ from nftbench.report.labels import of
 from nftbench.report.page import file_names
 from nftbench.scoring.intervals import Interval, in_percent
 from nftbench.scoring.scores import Score, TaskScore
+from nftbench.suites.schema import Suite
 
 SCHEMA = "0.3.0"
 COLLECTION = "nftbench"
@@ -97,13 +98,22 @@ def _model(results: Results, score: Score, stem: str, label: str) -> dict[str, A
             "label": label,
             "kind": score.kind,
             "reference": score.row.reference,
-            "model_type": str(results.manifest.suite.model["model_type"]),
+            **_base(results.manifest.suite),
             "standing": standing.group + (f", rank {standing.rank}" if standing.rank is not None else ""),
             "claim": score.claim.verdict or "none",
             "utility": score.utility.badge or "unknown",
             "doubts": ", ".join(flag.name for flag in score.flags),
         },
     }
+
+
+def _base(suite: Suite) -> dict[str, str]:
+    """What the releases are made from: a checkpoint that is given, or models of an architecture, pre-trained here."""
+    given = suite.given
+    if given is None:
+        return {"model_type": str(suite.model["model_type"])}
+    pinned = {"base_model_revision": given.revision, "base_model_sha256": given.sha256}
+    return {"base_model": given.path, **{name: value for name, value in pinned.items() if value is not None}}
 
 
 def _checkpoint(defense: str) -> str | None:

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from nftbench.report import order, page, row_tables, tables
+from nftbench.report import order, page, provenance, row_tables, tables
 from nftbench.report.answer import sentences
 from nftbench.report.authors import paragraphs
 from nftbench.report.labels import NAMED, of
@@ -180,6 +180,11 @@ class View:
     def defenses(self) -> tuple[Defense, ...]:
         """Every row, the ranked ones first and the doses of the ladder last."""
         return tuple(self._defense(score) for score in order.everything(self.board))
+
+    @property
+    def provenance(self) -> Mapping[str, str]:
+        """When, where and with what the records were made."""
+        return provenance.facts(self.board)
 
     @property
     def made(self) -> Mapping[str, int]:
