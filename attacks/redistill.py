@@ -39,9 +39,10 @@ MODULES = 2 / 3
 @dataclass(frozen=True)
 class Redistill(Attack):
     """`what`: `mlps` distils each MLP into a new standard one, first by itself and then on the logits, with all other
-    weights as released. `model` distils the whole release into an untrained model on the logits. `steps`: total steps
-    on text; None for as many as the budget allows. `learning_rate`: None for that of the owner's pre-training, which
-    also began with untrained weights."""
+    weights as released. `nftbench.models.architectures.dlr.mlps` says what is taken for an MLP on each architecture.
+    `model` distils the whole release into an untrained model on the logits. `steps`: total steps on text; None for as
+    many as the budget allows. `learning_rate`: None for that of the owner's pre-training, which also began with
+    untrained weights."""
 
     knowledge: ClassVar[frozenset[Knowledge]] = frozenset({"method", "data"})
     against: ClassVar[frozenset[str]] = frozenset({"dlr_lock"})

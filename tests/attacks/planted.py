@@ -1,6 +1,7 @@
 """A small task, and releases of small models on which ordinary fine-tuning learns it badly for one planted reason.
 
-All releases compute what the undefended model computes, up to rounding.
+All releases compute what the undefended model computes, up to rounding. That model is untrained, so an attacker who
+draws weights anew loses nothing: `reinit` and `scratch` learn the task on each of these releases.
 """
 
 from __future__ import annotations
@@ -90,6 +91,22 @@ def attacked(spec: str, network: PreTrainedModel, budget: Budget = BUDGET) -> tu
     prepared = plugin.prepare(Release(Model(copy.deepcopy(network))), context)
     outcome: Outcome = plugin.adapt(prepared, task, context)
     return task.evaluate(outcome.network, task.split("test")).value, outcome
+
+
+NEED_MORE = {
+    *("align", "authorized", "difference", "extrapolate", "few_shot", "interpolate"),
+    *("linear_probe", "mask_recovery", "merge", "pipeline", "precondition"),
+    *("prefix", "replay", "rescale_update"),
+}
+"""Attacks that need what is not here: another model, a secret, an update, the owner's recipe, or a task of texts."""
+SPECS = {"redistill": "redistill[learning_rate=0.003]", "sidestep": "sidestep[directions=2]"}
+"""Parameters of attacks whose defaults need the owner's recipe, or are for a wider model."""
+
+
+def broken_by(network: PreTrainedModel, accuracy: float) -> set[str]:
+    """The attacks of the catalogue, each with one spec, that are above this accuracy on the test split."""
+    catalogue = {plugin.name for plugin in registry.available("attacks").values() if plugin.origin == "nftbench"}
+    return {name for name in catalogue - NEED_MORE if attacked(SPECS.get(name, name), network)[0] > accuracy}
 
 
 # -------------------------------------------------------------------------------------------------------- the releases

@@ -12,7 +12,7 @@ from nftbench.attacks.inject import Inject, Injected, Split
 from nftbench.methods import matrices
 from nftbench.models import networks, returned
 from nftbench.testing import ARCHITECTURES
-from tests.attacks.planted import Both, attacked, loud_inside, same, undefended
+from tests.attacks.planted import Both, attacked, broken_by, loud_inside, same, undefended
 from tests.checkpoints import fresh
 
 KINDS = ["identity", "split"]
@@ -63,11 +63,9 @@ def test_scales_between_two_layers_do_not_change_the_attack() -> None:
 
 
 @pytest.mark.slow
-def test_it_breaks_loud_units_that_nothing_else_does() -> None:
-    release = loud_inside()
-    assert attacked("inject", release)[0] > 0.87
-    for spec in ("full", "lora", "rebalance", "heal", "noise", "fuse", "sidestep"):
-        assert attacked(spec, release)[0] < 0.82, spec
+def test_it_breaks_loud_units_and_some_other_attacks_do_too() -> None:
+    """`full` ends at 0.80 here. `inject` is not alone, so that it adds nothing here and is not in `standard`."""
+    assert broken_by(loud_inside(), 0.87) == {"inject", "long", "reinit", "repair", "scratch"}
 
 
 @pytest.mark.parametrize("what", KINDS)

@@ -13,6 +13,9 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedModel
+from transformers.models.gpt2.modeling_gpt2 import GPT2MLP
+from transformers.models.llama.modeling_llama import LlamaMLP
+from transformers.models.qwen3.modeling_qwen3 import Qwen3MLP
 
 from nftbench.contract import Attack, Model, Release
 from nftbench.errors import NftbenchError
@@ -23,7 +26,8 @@ from nftbench.planning import registry
 from nftbench.running.attacker import Attacker
 from nftbench.running.owner import Owner
 from nftbench.testing import ARCHITECTURES, Undefended, temporary_workspace, tiny_suite
-from tests.checkpoints import fresh
+from tests.attacks.planted import BUDGET, WORDS, Reader
+from tests.checkpoints import MORE_SHAPES, SHAPES, fresh
 
 redistill = import_module("nftbench.attacks.redistill")
 TOKENS = torch.randint(50, (3, 12), generator=torch.Generator().manual_seed(0))
@@ -121,14 +125,61 @@ def test_the_original_architecture_is_read_off_a_locked_one(kind: str) -> None:
     assert all(torch.equal(tensor, fresh[name]) for name, tensor in found.state_dict().items())
 
 
-def test_an_architecture_with_unknown_mlps_is_refused(cache: Any) -> None:
-    opt = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
-    attack: Attack = registry.create("attacks", "redistill")
-    _, _, context = prepared("redistill[steps=1]", "gpt2", False)
-    settings = {"model_type": "opt", **opt, "word_embed_proj_dim": 16, "ffn_dim": 32}
-    network = networks.build(settings, context.corpus.tokenizer, 0, "cpu")
-    with pytest.raises(NftbenchError, match="it is not known where opt has its MLPs"):
-        attack.prepare(Release(network), context)
+MLPS = {
+    "mamba": {"mixer"},
+    "mamba2": {"mixer"},
+    "falcon_mamba": {"mixer"},
+    "falcon_h1": {"feed_forward"},
+    "jamba": {"feed_forward"},
+    "llama4_text": {"feed_forward"},
+    "opt": {"fc1", "fc2"},
+    "bloom": {"mlp.dense_h_to_4h", "mlp.dense_4h_to_h"},
+    "mpt": {"ffn.up_proj", "ffn.down_proj"},
+}
+"""What is taken for the MLP of a block, where that is not its part `mlp`."""
+
+
+@pytest.mark.parametrize("kind", [*SHAPES, *MORE_SHAPES])
+def test_the_mlps_of_every_architecture_are_distilled_and_nothing_else_moves(kind: str) -> None:
+    release = base(kind)
+    assert {name.split(".0.")[1] for name in dlr.mlps(release) if ".0." in name} == MLPS.get(kind, {"mlp"})
+    attack = registry.create("attacks", "redistill[steps=6,learning_rate=0.003]")
+    context = Reader(seed=3, budget=BUDGET, _defense=Undefended())
+    found = attack.prepare(Release(Model(copy.deepcopy(release))), context).model.network
+    inside = tuple(f"{name}." for name in dlr.mlps(release))
+    kept = {name: weight for name, weight in found.state_dict().items() if not name.startswith(inside)}
+    assert all(torch.equal(weight, release.state_dict()[name]) for name, weight in kept.items())
+    begun = redistill.ordinary(release, 3)
+    redistill.keep_all_but_mlps(begun, release)
+    seen = TOKENS % WORDS  # as the attacker's text
+    near, far = (float(distillation.module_loss(one, release, seen).detach()) for one in (found, begun))
+    assert near < far
+
+
+@standard_or_locked
+@each_architecture
+def test_where_the_class_of_the_mlps_is_known_they_are_the_same(kind: str, locked: bool) -> None:
+    network = dlr.lock(base(kind), 2) if locked else base(kind)
+    known = GPT2MLP | LlamaMLP | Qwen3MLP | dlr.DlrNet
+    modules = {name: module for name, module in network.named_modules() if isinstance(module, known)}
+    assert list(dlr.mlps(network).items()) == list(modules.items())
+    assert len(modules) == network.config.num_hidden_layers
+
+
+def test_inputs_and_outputs_belong_to_their_mlp_in_whatever_order_a_block_runs_them() -> None:
+    network = base("opt")
+    parts = network.model.decoder.layers[0]._modules
+    parts["fc1"] = parts.pop("fc1")  # now behind fc2
+    first, second = dlr.mlps(network).values()
+    assert (first, second) == (parts["fc2"], parts["fc1"])
+    for mlp, (x, y) in zip((first, second), distillation.traced(network, TOKENS)[0], strict=True):
+        torch.testing.assert_close(mlp(x), y)
+
+
+def test_a_network_without_blocks_is_refused() -> None:
+    network = networks.build({"model_type": "linear", "input_dim": 4}, None, 0, "cpu").network
+    with pytest.raises(NftbenchError, match="it is not known where linear has its MLPs"):
+        redistill.keep_all_but_mlps(copy.deepcopy(network), network)
 
 
 def test_the_default_learning_rate_is_that_of_pretraining(cache: Any) -> None:

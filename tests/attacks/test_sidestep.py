@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-
 import pytest
 import torch
 from torch import nn
@@ -11,7 +9,7 @@ from torch import nn
 from nftbench.attacks.sidestep import Sidestepped, steepest
 from nftbench.methods import matrices
 from nftbench.training.costs import gradients
-from tests.attacks.planted import WORDS, attacked, loud_features, same, undefended
+from tests.attacks.planted import WORDS, attacked, broken_by, loud_features, same, undefended
 
 TOKENS = torch.randint(WORDS, (3, 16, 8), generator=torch.Generator().manual_seed(2))
 
@@ -62,12 +60,11 @@ def test_the_displacement_is_orthogonal_to_the_directions() -> None:
 
 
 @pytest.mark.slow
-def test_it_breaks_steep_directions_that_nothing_else_does() -> None:
+def test_it_breaks_steep_directions_and_some_other_attacks_do_too() -> None:
+    """`full` ends at 0.78 here. `sidestep` is not alone, so that it adds nothing here and is not in `standard`."""
     release = loud_features()
     assert same(undefended("gpt_neox"), release)
-    assert attacked("sidestep[directions=2]", release)[0] > 0.95
-    for spec in ("full", "lora", "rebalance", "heal", "noise", "fuse", "inject"):
-        assert attacked(spec, copy.deepcopy(release))[0] < 0.85, spec
+    assert broken_by(release, 0.93) == {"sidestep", "long", "reinit", "scratch"}
 
 
 def test_it_learns_the_task_on_the_undefended_model() -> None:

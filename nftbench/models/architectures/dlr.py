@@ -13,6 +13,8 @@ that may add its own.
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Iterator
 from typing import Any
 
 from torch import Tensor, nn
@@ -30,9 +32,6 @@ from transformers import (
     initialization as init,
 )
 from transformers.activations import ACT2FN
-from transformers.models.gpt2.modeling_gpt2 import GPT2MLP
-from transformers.models.llama.modeling_llama import LlamaMLP
-from transformers.models.qwen3.modeling_qwen3 import Qwen3MLP
 
 from nftbench.errors import NftbenchError
 from nftbench.models.architectures import families
@@ -124,9 +123,45 @@ def saved_numbers(depth: int, width: int, total_rank: int) -> int:
 
 
 def mlps(network: nn.Module) -> dict[str, nn.Module]:
-    """The MLPs of a network, or the DLR-Nets that replace them, by name and in the order of the layers."""
-    kinds = GPT2MLP | LlamaMLP | Qwen3MLP | DlrNet
-    return {name: module for name, module in network.named_modules() if isinstance(module, kinds)}
+    """The MLPs of a network, or the DLR-Nets that replace them, by name and in the order of the layers.
+
+    An MLP is the part of a block that reads the hidden states and nothing else, as a mixture of experts does too.
+    Attention also reads a mask, and a state-space mixer a cache. OPT has two such parts, for its MLP is no module. In
+    BLOOM and MPT the MLP also reads the residual stream, so its layers stand for it. Where no part is an MLP all parts
+    are taken: Mamba's mixer, which an MLP is merged into (Gu & Dao 2023, arXiv:2312.00752, section 3.4).
+    """
+    parts = {
+        f"{path}.{own}": part
+        for path, block in _blocks(network, "")
+        for own, part in block.named_children()
+        if _has_matrix(part)
+    }
+    layers = {
+        f"{name}.{own}": layer
+        for name, part in parts.items()
+        if not hasattr(part, "layer_idx")  # by which attention and mixers find their place in the cache
+        for own, layer in part.named_children()
+        if _has_matrix(layer)
+    }
+    return {name: part for name, part in parts.items() if _reads_hidden_states_alone(part)} or layers or parts
+
+
+def _blocks(module: nn.Module, path: str) -> Iterator[tuple[str, nn.Module]]:
+    """The members of the outermost lists of modules, with their names. An inner list may hold a block's experts."""
+    for own, child in module.named_children():
+        if isinstance(child, nn.ModuleList):
+            yield from ((f"{path}{own}.{index}", block) for index, block in enumerate(child))
+        else:
+            yield from _blocks(child, f"{path}{own}.")
+
+
+def _has_matrix(module: nn.Module) -> bool:
+    return any(weight.ndim > 1 for weight in module.parameters())
+
+
+def _reads_hidden_states_alone(module: nn.Module) -> bool:
+    named = (one for one in inspect.signature(module.forward).parameters.values() if one.kind != one.VAR_KEYWORD)
+    return len(list(named)) == 1
 
 
 class _Locked:
