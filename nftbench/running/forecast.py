@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from nftbench.contract import Passes
-from nftbench.planning import facts
+from nftbench.planning import facts, pinning
 from nftbench.planning.plan import Job, Plan
 from nftbench.records.record import Record
 from nftbench.records.spec import Spec
@@ -260,7 +260,8 @@ class _Predictor:
         budget = self.plan.suite.budget
         documents = min(filter(None, (budget.max_train_documents, self.plan.limit)), default=DOCUMENTS)
         limited = budget.model_copy(update={"max_train_documents": documents})
-        suite = estimate.with_vocabulary(self.plan.suite).model_copy(update={"budget": limited})
+        described = pinning.with_architecture(estimate.with_vocabulary(self.plan.suite))
+        suite = described.model_copy(update={"budget": limited})
         return functools.cache(lambda text: facts.training_passes(text, suite))
 
     def checks(self) -> float:
