@@ -19,8 +19,8 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from nftbench import Claim, Model, OwnerContext, Protected, Series, Suite
-from nftbench.methods import adapters, seeded, tuning
+from nftbench import Claim, Model, OwnerContext, Passes, Protected, Series, Suite
+from nftbench.methods import adapters, passes, seeded, tuning
 from nftbench.methods.benign_text import text_batches, text_loss
 from nftbench.methods.gradient_vectors import gradient, moved, norm, weights_of, with_gradient
 from nftbench.methods.task_aware import AgainstTask
@@ -64,6 +64,10 @@ class Booster(AgainstTask):
         super().check(suite)
         if suite is not None:
             adapters.linear_layers(tuning.outline(suite), "attention")
+
+    def training_passes(self, suite: Suite) -> Passes:
+        each = self.steps * self.batch * passes.of(self.trained)
+        return Passes(blocks=each, documents=2 * each if self.strength else 0.0)
 
     def protect(self, model: Model, context: OwnerContext) -> Protected:
         self.check()

@@ -35,8 +35,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from nftbench import Model, OwnerContext, Protected
-from nftbench.methods import Stepper
+from nftbench import Model, OwnerContext, Passes, Protected, Suite
+from nftbench.methods import Stepper, passes
 from nftbench.methods.benign_text import text_batches, text_loss
 from nftbench.methods.curves import curves
 from nftbench.methods.gradient_vectors import Vector, gradient, norm
@@ -82,6 +82,12 @@ class Clamp(AgainstTask):
         """The same training on text alone."""
         plain = {"long": 0.0, "contraction": 0.0, "curvature": 0.0, "inverse": 0.0}
         return self.row(**plain) if any(getattr(self, name) for name in plain) else None
+
+    def training_passes(self, suite: Suite) -> Passes:
+        """At each ω_t: the loss, its gradient and two probes; these are differentiated in turn, a gradient at twice its
+        cost. That makes 15 forward passes. The probe of ĉ takes 9."""
+        each = passes.FLOAT64 * self.steps * self.batch
+        return Passes(blocks=each, documents=each * passes.FORWARD * (15 * (self.inner_steps + 1) + 9))
 
     def protect(self, model: Model, context: OwnerContext) -> Protected:
         self.check()

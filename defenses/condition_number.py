@@ -32,8 +32,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from nftbench import Claim, Defense, Model, NftbenchError, OwnerContext, Protected, Series, Stage, Suite, Task
-from nftbench.methods import conditioning, shuffled, token_batches
+from nftbench import Claim, Defense, Model, NftbenchError, OwnerContext, Passes, Protected, Series, Stage, Suite, Task
+from nftbench.methods import conditioning, passes, shuffled, token_batches
 
 
 @dataclass(frozen=True)
@@ -85,6 +85,13 @@ class ConditionNumber(Defense):
             raise NftbenchError("condition_number needs a harmful task: write condition_number[harmful=…]")
         if suite is not None:  # the families name their number of features differently
             conditioning.check_size(max(suite.model.get(name, 0) for name in ("input_dim", "n_embd", "hidden_size")))
+
+    def training_passes(self, suite: Suite) -> Passes:
+        """A step reads primary rows for the loss and again for R_well, and harmful ones for R_ill, all in float64."""
+        each = passes.FLOAT64 * self.epochs * passes.epoch(suite, self.batch) * passes.last(self.blocks, suite)
+        if self.primary or suite.pretraining.task:
+            return Passes(documents=3 * each * self.batch)
+        return Passes(blocks=2 * each * max(1, self.batch // suite.corpus.block), documents=each * self.batch)
 
     def protect(self, model: Model, context: OwnerContext) -> Protected:
         self.check()

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from nftbench import Defense, Model, OwnerContext, Protected, Stage
+from nftbench import Defense, Model, OwnerContext, Passes, Protected, Stage, Suite
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,9 @@ class Continued(Defense):
             raise ValueError(f"steps must be at least 1, not {self.steps}")
         if self.learning_rate is not None and self.learning_rate <= 0:
             raise ValueError(f"learning_rate must be above 0, not {self.learning_rate:g}")
+
+    def training_passes(self, suite: Suite) -> Passes:
+        return Passes(blocks=self.steps * suite.pretraining.batch)
 
     def protect(self, model: Model, context: OwnerContext) -> Protected:
         recipe = context.pretraining

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from nftbench import Claim, Defense, Model, OwnerContext, Protected, Series, Spec, Stage, Suite
-from nftbench.methods import Stepper, build, dlr, seeded, token_batches
+from nftbench import Claim, Defense, Model, OwnerContext, Passes, Protected, Series, Spec, Stage, Suite
+from nftbench.methods import Stepper, build, dlr, passes, seeded, token_batches
 from nftbench.methods.distillation import error, joint_loss, module_loss, traced
 from nftbench.methods.overhead import kl
 
@@ -57,6 +57,14 @@ class DlrLock(Defense):
     def check(self, suite: Suite) -> None:
         with torch.device("meta"):
             dlr.lock(build(suite.model, None, 0, "meta").network, self.depth, self.rank)
+
+    def training_passes(self, suite: Suite) -> Passes:
+        """The MLPs are taken to be half of a model. A step takes the teacher forwards, and a pass of the new MLPs. A
+        joint step also takes a pass of the whole model with the gradients of its MLPs, and the teacher's MLPs forwards.
+        A reading takes both models forwards, and their MLPs once more."""
+        module = passes.FORWARD + 1 / 2
+        joint = module + passes.ACTIVATIONS + 1 / 6 + passes.FORWARD / 2
+        return Passes(blocks=self.batch * (self.module_steps * module + self.joint_steps * joint + 1 + READINGS))
 
     def protect(self, model: Model, context: OwnerContext) -> Protected:
         teacher = model.network.eval()

@@ -21,8 +21,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from nftbench import Claim, Defense, Model, OwnerContext, Protected, Stage, Suite
-from nftbench.methods import seeded, tuning
+from nftbench import Claim, Defense, Model, OwnerContext, Passes, Protected, Stage, Suite
+from nftbench.methods import passes, seeded, tuning
 from nftbench.methods.benign_text import text_batches, text_loss
 from nftbench.methods.control import changed
 from nftbench.methods.cosine import cosine
@@ -66,6 +66,10 @@ class LoX(Defense):
 
     def check(self, suite: Suite) -> None:
         tuning.needs_text("lox", suite)
+
+    def training_passes(self, suite: Suite) -> Passes:
+        each = self.steps * self.batch
+        return Passes(blocks=each, documents=each * (1 + passes.FORWARD) if self.harmful else 0.0)
 
     def protect(self, model: Model, context: OwnerContext) -> Protected:
         tuned = self.tuned(model.network, context)

@@ -21,7 +21,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from nftbench import Claim, Defense, Mask, Model, OwnerContext, Protected, Secret, Series, Stage
+from nftbench import Claim, Defense, Mask, Model, OwnerContext, Passes, Protected, Secret, Series, Stage, Suite
 from nftbench.methods import masks
 
 
@@ -56,6 +56,11 @@ class Pmp(Defense):
             raise ValueError(f"ratio must lie in (0, 1], not {self.ratio:g}")
         if self.discovery_steps < 1 or self.interval < 1 or self.patience < 1:
             raise ValueError("discovery_steps, interval and patience must be at least 1")
+
+    def training_passes(self, suite: Suite) -> Passes:
+        """Stage I."""
+        steps = self.discovery_steps if self.criterion == "earlybird" else 0
+        return Passes(blocks=steps * suite.pretraining.batch)
 
     def protect(self, model: Model, context: OwnerContext) -> Protected:
         mask, overlap = self.discover(model, context)

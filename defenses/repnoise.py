@@ -27,8 +27,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from nftbench import Model, OwnerContext, Protected
-from nftbench.methods import Stepper, seeded
+from nftbench import Model, OwnerContext, Passes, Protected, Suite
+from nftbench.methods import Stepper, passes, seeded
 from nftbench.methods.cosine import cosine
 from nftbench.methods.curves import curves
 from nftbench.methods.harmful_pairs import HarmfulPairs, Masked, Pair, cross_entropy
@@ -61,6 +61,9 @@ class RepNoise(AgainstTask):
     def control_row(self) -> str | None:
         """The same training on harmless answers alone."""
         return self.row(alpha=0.0, beta=0.0) if self.alpha or self.beta else None
+
+    def training_passes(self, suite: Suite) -> Passes:
+        return Passes(documents=self.steps * self.batch * (2 + passes.heads(suite)))
 
     def protect(self, model: Model, context: OwnerContext) -> Protected:
         self.check()

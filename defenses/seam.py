@@ -21,8 +21,8 @@ from typing import NamedTuple
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from nftbench import Model, OwnerContext, Protected
-from nftbench.methods import Stepper
+from nftbench import Model, OwnerContext, Passes, Protected, Suite
+from nftbench.methods import Stepper, passes
 from nftbench.methods.benign_text import text_batches, text_loss
 from nftbench.methods.cosine import cosine
 from nftbench.methods.curves import curves
@@ -58,6 +58,10 @@ class Seam(AgainstTask):
     def control_row(self) -> str | None:
         """The same without the coupling."""
         return self.row(beta=0.0) if self.beta else None
+
+    def training_passes(self, suite: Suite) -> Passes:
+        each = self.steps * self.batch
+        return Passes(blocks=2 * each, documents=each * (4 + passes.heads(suite)))
 
     def protect(self, model: Model, context: OwnerContext) -> Protected:
         self.check()

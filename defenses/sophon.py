@@ -31,8 +31,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from nftbench import Model, OwnerContext, Protected
-from nftbench.methods import Stepper, seeded
+from nftbench import Model, OwnerContext, Passes, Protected, Suite
+from nftbench.methods import Stepper, passes, seeded
 from nftbench.methods.benign_text import text_batches, text_loss
 from nftbench.methods.curves import curves
 from nftbench.methods.gradient_vectors import gradient, weights_of, with_gradient
@@ -76,6 +76,10 @@ class Sophon(AgainstTask):
     def control_row(self) -> str | None:
         """Reinforcement alone."""
         return self.row(alpha=0.0) if self.alpha else None
+
+    def training_passes(self, suite: Suite) -> Passes:
+        blocks = self.steps * (self.reinforce_steps * self.batch + JUDGED * passes.FORWARD)
+        return Passes(blocks, documents=self.steps * self.inner_steps * self.batch if self.alpha else 0.0)
 
     def protect(self, model: Model, context: OwnerContext) -> Protected:
         self.check()

@@ -30,8 +30,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from nftbench import Model, OwnerContext, Protected
-from nftbench.methods import Stepper, seeded, warmed
+from nftbench import Model, OwnerContext, Passes, Protected, Suite
+from nftbench.methods import Stepper, passes, seeded, warmed
 from nftbench.methods.benign_text import text_batches, text_loss
 from nftbench.methods.curves import curves
 from nftbench.methods.gradient_vectors import gradient, weights_of, with_gradient
@@ -81,6 +81,15 @@ class Tar(AgainstTask):
     def control_row(self) -> str | None:
         """The initial safeguard and the same outer steps without any simulated attack."""
         return self.row(strength=0.0) if self.strength else None
+
+    def training_passes(self, suite: Suite) -> Passes:
+        mapped, kept = self.mapping_steps * self.batch, self.steps * self.batch * (1 + passes.FORWARD)
+        if not self.strength:
+            return Passes(blocks=mapped + kept, documents=mapped)
+        inner = self.steps * self.inner_steps
+        on_text = SWITCHING * 6 / (6 + 3) * inner * self.adversary_batch  # the mean of Beta(6, 3)
+        attacked = inner * self.adversary_batch - on_text + inner // EVERY * self.batch
+        return Passes(blocks=mapped + kept + on_text, documents=mapped + attacked)
 
     def protect(self, model: Model, context: OwnerContext) -> Protected:
         self.check()

@@ -26,8 +26,21 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from transformers import PreTrainedModel
 
-from nftbench import Claim, Defense, Model, NftbenchError, OwnerContext, Protected, Spec, Stage, Suite, Task, Update
-from nftbench.methods import Stepper, adapters, seeded, shuffled, updates
+from nftbench import (
+    Claim,
+    Defense,
+    Model,
+    NftbenchError,
+    OwnerContext,
+    Passes,
+    Protected,
+    Spec,
+    Stage,
+    Suite,
+    Task,
+    Update,
+)
+from nftbench.methods import Stepper, adapters, passes, seeded, shuffled, updates
 
 WEIGHTS: dict[str, Callable[[float], float]] = {
     "inv": lambda scale: 1 / scale,
@@ -98,6 +111,10 @@ class Trap2(Defense):
             raise NftbenchError("trap2 protects an update for a task of the owner's own: write trap2[task=…]")
         if suite is not None and self.task not in (*suite.tasks, *suite.benign):
             raise NftbenchError(f"trap2: the owner's task {self.task!r} is not among the suite's tasks")
+
+    def training_passes(self, suite: Suite) -> Passes:
+        each = self.steps * self.batch * passes.of(self.update)
+        return Passes(documents=2 * each if self.strength else each)
 
     def protect(self, model: Model, context: OwnerContext) -> Protected:
         self.check()

@@ -21,8 +21,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from nftbench import Claim, Defense, Model, OwnerContext, Protected, Series, Stage, Suite
-from nftbench.methods import adapters, seeded, tuning
+from nftbench import Claim, Defense, Model, OwnerContext, Passes, Protected, Series, Stage, Suite
+from nftbench.methods import adapters, passes, seeded, tuning
 from nftbench.methods.benign_text import text_batches, text_loss
 from nftbench.methods.control import changed
 from nftbench.methods.cosine import cosine
@@ -65,6 +65,10 @@ class Vaccine(Defense):
     def check(self, suite: Suite) -> None:
         tuning.needs_text("vaccine", suite)
         attention_blocks(tuning.outline(suite))
+
+    def training_passes(self, suite: Suite) -> Passes:
+        first = passes.ACTIVATIONS if self.rho else 0.0
+        return Passes(blocks=self.steps * self.batch * (first + passes.of(self.trained)))
 
     def protect(self, model: Model, context: OwnerContext) -> Protected:
         made = tuning.begin(

@@ -264,6 +264,20 @@ class Spent:
 
 
 @dataclass(frozen=True)
+class Passes:
+    """How much a defense trains, counted in training passes of one sequence each.
+
+    A training pass goes forwards and backwards in float32 and gives the gradients of all weights. Other passes count by
+    their FLOPs: one that only goes forwards is a third. `nftbench.methods.passes` has the shares.
+    """
+
+    blocks: float = 0.0
+    """Passes of one block of text, which has `corpus.block` tokens."""
+    documents: float = 0.0
+    """Passes of one document of a task."""
+
+
+@dataclass(frozen=True)
 class OwnerLedger:
     """What a defense spent, and what the suite's recipe allows."""
 
@@ -589,6 +603,14 @@ class Defense(Protocol):
             NftbenchError: the suite cannot run this defense.
         """
         return
+
+    def training_passes(self, suite: Suite) -> Passes:
+        """The training that `protect` does on this suite, beside the recipe's own run of a `pretrain` defense.
+
+        It serves only to say how long a run will take, and so it is no part of any key. For a loop that may stop early
+        it is the longest case. `suite.budget.max_train_documents` is always a number here.
+        """
+        return Passes()
 
     def protect(self, model: Model, context: OwnerContext) -> Protected:
         """Make the release. `model` may be changed in place."""

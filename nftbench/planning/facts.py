@@ -6,8 +6,10 @@ asked in a process of its own, and its answers come back as JSON. So its code ne
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
+import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -15,7 +17,7 @@ from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_type_hints
 
 from pydantic import AfterValidator, Field, TypeAdapter, ValidationError
 
-from nftbench.contract import Attack, Claim, Defense, Model, OwnerContext, Protected
+from nftbench.contract import Attack, Claim, Defense, Model, OwnerContext, Passes, Protected
 from nftbench.errors import IN_CODE, NftbenchError, one_line, wrong
 from nftbench.planning import registry
 from nftbench.planning.registry import Kind, Plugin
@@ -49,6 +51,12 @@ def _label(text: str) -> str:
             "and + - . / between"
         )
     return text
+
+
+def _countable(passes: Passes) -> Passes:
+    if not all(math.isfinite(number) and number >= 0 for number in dataclasses.astuple(passes)):
+        raise ValueError(f"{passes} must hold finite numbers, at least 0")
+    return passes
 
 
 @dataclass(frozen=True)
@@ -181,6 +189,15 @@ def given_parameters(text: str) -> int | None:
     return _ask("defenses", text, _given_parameters, None)
 
 
+def training_passes(text: str, suite: Suite) -> Passes:
+    """How much a defense trains on a suite, as it says. It is not given the suite's salt.
+
+    Args:
+        suite: its `budget.max_train_documents` must be a number.
+    """
+    return _ask("defenses", text, _training_passes, suite.model_copy(update={"salt": None}))
+
+
 def train_documents(text: str, budget: Budget) -> int | None:
     """How many of a task's training documents an attack takes under a budget; None for all."""
     return _ask("attacks", text, _train_documents, budget)
@@ -238,6 +255,10 @@ def _fingerprint(plugin: Defense, _: None) -> str:
 
 def _given_parameters(plugin: Defense, _: None) -> Annotated[int, Field(ge=0)] | None:
     return plugin.given_parameters()
+
+
+def _training_passes(plugin: Defense, suite: Suite) -> Annotated[Passes, AfterValidator(_countable)]:
+    return plugin.training_passes(suite)
 
 
 def _train_documents(plugin: Attack, budget: Budget) -> Annotated[int, Field(ge=1)] | None:

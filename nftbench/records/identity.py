@@ -68,8 +68,9 @@ class Code:
 def code(path: Path) -> Code:
     """A Python file's syntax digest and imports. An unchanged file is read only once.
 
-    Comments, docstrings, formatting and import lines do not change the digest. Renamings in imports (`x as y`) do. The
-    digest is the same under every version of Python. If this version cannot parse the file, or if the code is nested
+    Comments, docstrings, formatting and import lines do not change the digest. Renamings in imports (`x as y`) do. So
+    does a method `training_passes`, which only says how long training takes, where the file itself uses it. The digest
+    is the same under every version of Python. If this version cannot parse the file, or if the code is nested
     too deeply, its bytes are hashed.
     """
     status = path.stat()
@@ -83,11 +84,21 @@ def _code(path: Path, changed: int, size: int) -> Code:
     except (SyntaxError, ValueError, RecursionError):
         return Code(file_hash(path), ())
     imports = [node for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom)]
+    if not any(isinstance(node, ast.Attribute) and node.attr == FORECAST for node in ast.walk(tree)):
+        _remove_forecasts(tree)
     try:
         syntax = digest(_plain(tree), sorted(_renamings(imports)))
     except RecursionError:  # such as a sum of a thousand terms
         syntax = file_hash(path)
     return Code(syntax, tuple(_imported(imports)))
+
+
+def _remove_forecasts(tree: ast.Module) -> None:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ClassDef):
+            node.body = [
+                part for part in node.body if not (isinstance(part, ast.FunctionDef) and part.name == FORECAST)
+            ]
 
 
 def _renamings(imports: Iterable[ast.Import | ast.ImportFrom]) -> set[tuple[str, str]]:
@@ -104,6 +115,8 @@ def _imported(imports: Iterable[ast.Import | ast.ImportFrom]) -> Iterable[Import
             yield Import(node.module or "", node.level, tuple(alias.name for alias in node.names))
 
 
+FORECAST = "training_passes"
+"""The method of a defense that changes no number, but only what a plan says of its time."""
 NO_CODE = digest(["Module"], [])
 """The digest of a Python file with nothing but docstrings and import lines, such as an empty `__init__.py`."""
 IGNORED = frozenset({"ctx", "kind", "type_comment", "type_ignores"})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 from nftbench.planning import facts
 from nftbench.planning.keys import base_key
@@ -14,6 +15,9 @@ from nftbench.records.record import Cell
 from nftbench.records.spec import Spec
 from nftbench.records.store import Store
 from nftbench.suites.schema import Suite
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 LARGE = 1_000_000
 """Parameters above which a model's matrices fill a CPU core."""
@@ -170,15 +174,26 @@ def parameters_of(suite: Suite) -> int:
         from nftbench.running import given_estimate
 
         return given_estimate.checkpoint(suite.given).parameters
+    return sum(parameter.numel() for parameter in _outline(with_vocabulary(suite)).parameters())
+
+
+def with_vocabulary(suite: Suite) -> Suite:
+    """The suite with its vocabulary's size in `model`: that of the tokenizer, which a run would have to train first.
+
+    A given base has its own, and models that read no text have none.
+    """
+    if suite.given is not None or not hasattr(_outline(suite).config, "vocab_size"):
+        return suite
+    return suite.model_copy(update={"model": {**suite.model, "vocab_size": _vocabulary(suite)}})
+
+
+def _outline(suite: Suite) -> PreTrainedModel:
     import torch
 
     from nftbench.models import networks
 
     with torch.device("meta"):
-        network = networks.build(suite.model, None, 0, "meta").network
-        if hasattr(network.config, "vocab_size"):  # the tokenizer's, which a run would have to train first
-            network = networks.build({**suite.model, "vocab_size": _vocabulary(suite)}, None, 0, "meta").network
-    return sum(parameter.numel() for parameter in network.parameters())
+        return networks.build(suite.model, None, 0, "meta").network
 
 
 def _vocabulary(suite: Suite) -> int:

@@ -12,14 +12,16 @@ from __future__ import annotations
 import functools
 import itertools
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from nftbench.contract import Passes
+from nftbench.planning import facts, pinning
 from nftbench.planning.plan import Job, Plan
 from nftbench.records.record import Record
 from nftbench.records.spec import Spec
-from nftbench.running import speed
+from nftbench.running import estimate, speed
 from nftbench.running.estimate import FILLED, FORWARD_FLOPS, LARGE, TRAIN_FLOPS, Left, duration
 from nftbench.suites.schema import Suite
 
@@ -222,7 +224,8 @@ class _Predictor:
 
     def release(self, defense: Spec) -> Step:
         trained = self.plan.defenses[defense].stage == "pretrain" and defense not in self.given.given
-        return self.made("protect", str(defense), self.parameters, self.pretraining() if trained else self.checks())
+        operations = self.training(defense) + (self.pretraining() if trained else self.checks())
+        return self.made("protect", str(defense), self.parameters, operations)
 
     def job(self, job: Job) -> Step:
         attack, budget, block = self.plan.attacks[job.attack], self.plan.suite.budget, self.plan.suite.corpus.block
@@ -245,6 +248,21 @@ class _Predictor:
             return 0.0
         recipe = self.plan.suite.pretraining
         return TRAIN_FLOPS * recipe.steps * recipe.batch * self.plan.suite.corpus.block
+
+    def training(self, defense: Spec) -> float:
+        """FLOPs a parameter of what the defense itself trains, beside the recipe's run."""
+        passes = self.passes(str(defense))
+        return TRAIN_FLOPS * self.plan.suite.corpus.block * (passes.blocks + FILLED * passes.documents)
+
+    @functools.cached_property
+    def passes(self) -> Callable[[str], Passes]:
+        """How much a defense trains. Each is asked once, an added one in a process of its own."""
+        budget = self.plan.suite.budget
+        documents = min(filter(None, (budget.max_train_documents, self.plan.limit)), default=DOCUMENTS)
+        limited = budget.model_copy(update={"max_train_documents": documents})
+        described = pinning.with_architecture(estimate.with_vocabulary(self.plan.suite))
+        suite = described.model_copy(update={"budget": limited})
+        return functools.cache(lambda text: facts.training_passes(text, suite))
 
     def checks(self) -> float:
         """FLOPs a parameter of the referee's checks of a release, where its base is a large given model."""

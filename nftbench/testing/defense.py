@@ -9,7 +9,7 @@ from types import ModuleType
 
 import torch
 
-from nftbench.contract import Defense, Model, Protected, Update
+from nftbench.contract import Defense, Model, Passes, Protected, Update
 from nftbench.errors import NftbenchError
 from nftbench.models import networks, updates
 from nftbench.records.spec import Spec
@@ -54,6 +54,9 @@ def _check_on(plugin: Defense, architecture: str) -> str | None:
             refusal = _refusal(plugin, workspace)
         if refusal is not None:
             return f"{architecture} ({refusal})"
+        with works("it says how much it trains", source_of(plugin)):
+            passes = plugin.training_passes(workspace.suite)
+        returns("training_passes", passes, Passes, "end it with `return Passes(blocks=…)`")
         first, second = (_protect(workspace, plugin) for _ in range(2))
         _check_protected(plugin, first)
         if first.update is not None:

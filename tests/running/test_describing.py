@@ -14,6 +14,7 @@ import torch
 from huggingface_hub import constants
 
 from nftbench import scoring
+from nftbench.contract import Passes
 from nftbench.errors import LONGEST, NftbenchError
 from nftbench.planning import facts, registry
 from nftbench.planning.plan import Plan, plan
@@ -115,6 +116,18 @@ def test_a_plan_of_answers_is_the_plan_of_the_plugins(add: WriteFile, monkeypatc
     with registry.importing_added():
         assert parts(plan(suite)) == parts(answered)
     del sys.modules["nftbench_plugin_mine"], sys.modules["nftbench_plugin_choosy"]
+
+
+def test_an_added_defense_says_how_much_it_trains(add: WriteFile) -> None:
+    """It is told the suite without its salt, and its answer must be a finite number that is not below 0."""
+    method = "\n    def training_passes(self, suite):\n        return "
+    add("trains", DEFENSE + method + "Passes(suite.pretraining.steps, 0.5 if suite.salt is None else 1.0)\n")
+    suite = tiny_suite()
+    assert facts.training_passes("trains", suite) == Passes(suite.pretraining.steps, 0.5)
+    for name, answer in {"minus": "Passes(-1.0)", "nothing": "None", "endless": "Passes(float('inf'))"}.items():
+        add(name, DEFENSE + method + answer + "\n")
+        with pytest.raises(NftbenchError, match=f"{name}.py.*training_passes"):
+            facts.training_passes(name, suite)
 
 
 @pytest.mark.parametrize("kind", ["defenses", "attacks"])

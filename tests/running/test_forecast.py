@@ -14,6 +14,7 @@ from nftbench import suites
 from nftbench.planning.plan import Plan, plan
 from nftbench.records import manifest as manifests
 from nftbench.records.record import Record
+from nftbench.records.spec import Spec
 from nftbench.records.store import Store
 from nftbench.running import estimate, forecast, speed
 from nftbench.running.forecast import STEP_SECONDS, Forecast, Step
@@ -124,6 +125,38 @@ def test_preparation_on_text_and_longer_training_take_longer(tmp_path: Path) -> 
     expected = forecast.forecast(whole, everything(whole, tmp_path), 10_000_000)
     took = {step.name: expected.seconds(step) for step in expected.left.values() if step.stage == "attack"}
     assert took["none"] < took["full"] < took["heal"] < took["long"]
+
+
+def test_a_defense_that_trains_takes_as_long_as_its_passes(tmp_path: Path) -> None:
+    """Of blocks; documents fill a quarter of a block."""
+    size, suite = 10_000_000, tiny_suite(defenses=["none", "continued[steps=3]", "trap2[task=toy_topic,update=full]"])
+    whole = plan(suite)
+    expected = forecast.forecast(whole, everything(whole, tmp_path), size)
+    took = {step.name: expected.seconds(step) for step in expected.left.values() if step.stage == "protect"}
+    block = 6 * suite.corpus.block * size / (forecast.THROUGHPUT["cpu"] * forecast.LARGE_GAIN)
+    assert took == {
+        "none": pytest.approx(STEP_SECONDS),
+        "continued[steps=3]": pytest.approx(STEP_SECONDS + 3 * 8 * block),
+        "trap2[task=toy_topic,update=full]": pytest.approx(STEP_SECONDS + 2 * 1000 * 4 * block / 4),
+    }
+
+
+def test_the_time_of_published_defenses_is_within_a_factor_of_two(tmp_path: Path) -> None:
+    """In processor time: they were made beside other work."""
+    if json.loads((SMALL / "manifest.json").read_text()).get("format") != manifests.FORMAT:
+        pytest.skip("results/small was made by an earlier protocol")
+    whole = plan(suites.read("small", ["salt=any"]))
+    took = {
+        one.defense: STEP_SECONDS + one.protection.ledger.spent.seconds
+        for one in Store(SMALL, tmp_path).records().values()
+        if one.protection is not None and one.protection.ledger is not None
+    }
+    expected = forecast.forecast(whole, everything(whole, tmp_path), estimate.parameters_of(whole.suite))
+    tried = [step for step in expected.left.values() if step.stage == "protect" and step.name in took]
+    tried = [step for step in tried if not step.name.startswith("short")]  # taken to train for as long as the base
+    assert {"condition_number", "dlr_lock", "pmp", "trap2"} <= {Spec.parse(step.name).name for step in tried}
+    for step in tried:
+        assert took[step.name] / 2 < expected.seconds(step) < 2 * took[step.name], step.name
 
 
 @pytest.mark.parametrize("slower", [4.0, 0.25])
