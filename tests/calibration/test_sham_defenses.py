@@ -54,6 +54,7 @@ EVERY = (
     "overspent",
     "overspent[steps=1.0,width=2]",
     "crammed",
+    "shrunk",
 )
 
 
@@ -246,6 +247,14 @@ def test_some_attack_breaks_it(sham: str, attack: str, attacked: Any) -> None:
     # Zeroth-order steps and frozen blocks are short of `full` on any model; they are to get as far as on an honest one.
     assert reached > score(attacked("none", attack if weaker else "full")) - NEAR
     assert reached > 0.7
+
+
+@pytest.mark.slow
+def test_small_weights_withstand_healing_until_they_are_rebalanced(attacked: Any) -> None:
+    """`shrunk` computes what `undertrained` does, on which healing is the strongest attack."""
+    honest = score(attacked("undertrained", "heal"))
+    assert score(attacked("shrunk", "heal")) < honest - 0.1
+    assert score(attacked("shrunk", "rebalance_heal")) > honest - NEAR
 
 
 @pytest.mark.slow
