@@ -442,8 +442,8 @@ def _versions(row: RowEvidence) -> str | None:
     if not row.dropped:
         return None
     return (
-        f"{row.dropped} other version{'s' * (row.dropped > 1)} or settings of it had results on these grammars: it may "
-        "be tuned for them; run it once in a new folder, which draws fresh ones"
+        f"{row.dropped} other version{'s' * (row.dropped > 1)} or settings of it had results on these grammars and "
+        "are not on this board: it may be tuned for them"
     )
 
 

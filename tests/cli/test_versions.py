@@ -39,10 +39,11 @@ def test_an_edited_plugin_is_named_until_it_runs_in_a_new_folder(call: Call, tmp
     assert flagged("a") == {}
 
     write_plugin(tmp_path, "mine", MINE.replace("self.shift", "self.shift + 0.01"))
-    run("a")
+    assert SAID in run("a")
     assert flagged("a")["mine"].startswith(SAID)
     assert list(flagged("a")) == ["mine"]
     assert SAID in Path("a/leaderboard.md").read_text()
+    assert "run the final version once in a new folder" in Path("a/leaderboard.md").read_text()
     assert SAID in Path("a/index.html").read_text()
     assert "nothing is left to run" in run("a")
     before = flagged("a")
