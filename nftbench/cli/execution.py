@@ -286,18 +286,21 @@ def carry_out(
     `after_seed` is called with each base seed whose cells are all done, unless it is the last one.
     """
     from nftbench.records.store import planned
+    from nftbench.records.versions import with_results
 
     store, suite = work.store, work.whole.suite
-    manifest = work.whole.manifest(command)
+    before, manifest = store.earlier_manifest(), work.whole.manifest(command)
     with heartbeat.still(f"{suite.name}: reading records"), _uncollected():
         found = store.records()
+        manifest = replace(manifest, versions=before.versions if before is not None else ())
+        manifest = replace(manifest, versions=with_results(manifest, found.values()))
         records = planned(found, manifest)
         tell_origin(store, found, records, manifest)
         compare_hardware(records.values(), work.part.device)
         jobs = _open_jobs(work.part, records)
         progress = _progress(work, options, jobs, records) if jobs else None
     typer.echo(f"{_counted(work, records)}; {progress.outlook() if progress else 'nothing is left to run'}")
-    manifest = _with_salt(manifest, work, bool(jobs))
+    manifest = _with_salt(manifest, work, before, bool(jobs))
     store.write_manifest(manifest)
     if progress is None:
         return records
@@ -347,11 +350,10 @@ def _progress(work: Work, options: RunOptions, jobs: Sequence[Job], records: Map
     return Progress(count([cell.key for cell in part.cells], records), expected, len(jobs), number)
 
 
-def _with_salt(manifest: Manifest, work: Work, computes: bool) -> Manifest:
+def _with_salt(manifest: Manifest, work: Work, before: Manifest | None, computes: bool) -> Manifest:
     """The manifest with the salt, if it is public. What is computed from now on could be tuned for such a salt."""
     if work.salt is None or not work.salt.public:
         return manifest
-    before = work.store.earlier_manifest()
     return replace(manifest, salt=work.salt.text, public_salt=computes or (before is not None and before.public_salt))
 
 
@@ -506,6 +508,7 @@ def tell_origin(store: Store, found: Mapping[str, Record], records: Mapping[str,
 def rank(records: Mapping[str, Record], manifest: Manifest, seeds: Collection[int] | None = None) -> Leaderboard:
     """The leaderboard of a manifest's records; with `seeds`, of a run that was planned for these base seeds alone."""
     from nftbench.records.count import count
+    from nftbench.records.versions import dropped
     from nftbench.scoring import score
 
     suite = manifest.suite
@@ -521,6 +524,7 @@ def rank(records: Mapping[str, Record], manifest: Manifest, seeds: Collection[in
         skips=manifest.skips,
         added=manifest.added,
         left_out=manifest.left_out,
+        dropped=dropped(manifest, records.values()),
     )
     problems = (*board.problems, PUBLIC_SALT) if manifest.public_salt else board.problems
     counted_cells = count([cell.key for cell in (*manifest.cells, *manifest.readings) if cell.seed in counted], records)

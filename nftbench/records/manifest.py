@@ -36,6 +36,14 @@ class PlannedCell(NamedTuple):
         return CellId(*self[:4])
 
 
+class Version(NamedTuple):
+    """A defense with its settings and its code, as some run in the folder had it."""
+
+    defense: str
+    code: str
+    """The digest of its source, as in a record's provenance."""
+
+
 class Skip(NamedTuple):
     """An attack that is not run against a defense, and the reason."""
 
@@ -72,6 +80,8 @@ class Manifest:
     """The names of attacks that the suite's own file does not list, and that do not come with nftbench."""
     added_defenses: tuple[str, ...] = ()
     """The names of defenses that do not come with nftbench."""
+    versions: tuple[Version, ...] = ()
+    """The versions of defenses that had results in this folder when its last run began. Later runs only add to them."""
     left_out: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """By name of a defense: attacks of nftbench that were written against it, none of which the plan has against it."""
     labels: Mapping[str, str] = field(default_factory=dict)

@@ -22,6 +22,7 @@ from nftbench.records.record import CellId, Record
 from nftbench.records.spec import Spec
 from nftbench.records.store import SETTLED, Store, as_json
 from nftbench.records.unplanned import unplanned
+from nftbench.records.versions import with_results
 from nftbench.suites.differences import differing
 
 Keep = Literal["first", "last"]
@@ -112,7 +113,7 @@ class _Plan:
 
     def __init__(self, first: Source) -> None:
         self.first = first
-        self.manifest = first.manifest
+        self.manifest = replace(first.manifest, versions=with_results(first.manifest, first.records))
         self.salt = first.salt
         self.records = list(first.records)
         self.left_out: list[str] = []
@@ -155,6 +156,7 @@ class _Plan:
             skips=tuple(dict.fromkeys((*ours.skips, *theirs.skips))),
             added=tuple(sorted({*ours.added, *theirs.added})),
             added_defenses=tuple(sorted({*ours.added_defenses, *theirs.added_defenses})),
+            versions=tuple(sorted({*ours.versions, *with_results(theirs, source.records)})),
             left_out={**theirs.left_out, **ours.left_out},
             labels={**theirs.labels, **ours.labels},
         )

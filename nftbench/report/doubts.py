@@ -94,6 +94,10 @@ EXPLANATIONS: dict[str, Explanation] = {
     "same_weights": Explanation(
         "another row releases the same weights", "look for a parameter that has no effect, and leave one row out"
     ),
+    "versions": Explanation(
+        "other versions or settings of the defense had results on the same grammars",
+        "run the final version once in a new folder, which draws fresh grammars",
+    ),
     "config": Explanation("the release changes the base's configuration", "check that users can load such a model"),
     "own_code": Explanation(
         "the release computes by code of its own", "release it in an architecture of transformers or nftbench"

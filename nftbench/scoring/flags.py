@@ -59,6 +59,8 @@ class RowEvidence:
     """Of an excess of zero or less, Holm-adjusted over the defenses; None where it has no interval."""
     left_out: Sequence[str] = ()
     """Attacks of nftbench that were written against the defense, where the plan has none of them."""
+    dropped: int = 0
+    """How many other versions of the defense had results on the same grammars and are not on the board."""
     same_weights: Sequence[str] = ()
     """Other rows that release the same weights, with the same configuration, on every base seed."""
 
@@ -433,6 +435,17 @@ def _same_weights(row: RowEvidence) -> str | None:
     """The parameter that makes two rows of one defense then has no effect."""
     others = ", ".join(row.same_weights)
     return f"it releases the same weights as {others}, on every base seed" if others else None
+
+
+@_flag("versions", "warn", on=["defense"])
+def _versions(row: RowEvidence) -> str | None:
+    """Whoever mends a fault looks like one who tunes on the ranking's grammars, so this takes no rank."""
+    if not row.dropped:
+        return None
+    return (
+        f"{row.dropped} other version{'s' * (row.dropped > 1)} or settings of it had results on these grammars and "
+        "are not on this board: it may be tuned for them"
+    )
 
 
 @_flag("config", "note")

@@ -74,6 +74,8 @@ class Grid:
     """Attacks that the suite does not list, from outside nftbench: they count against defenses alone."""
     left_out: Mapping[str, Sequence[str]] = field(default_factory=dict)
     """By name of a defense: attacks of nftbench that were written against it, where the plan has none of them."""
+    dropped: Mapping[str, int] = field(default_factory=dict)
+    """By name of a defense: how many other versions of it had results on the same grammars."""
 
     # ------------------------------------------------------------------------------------------------ sets of attacks
 

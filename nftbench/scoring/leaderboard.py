@@ -30,6 +30,7 @@ from nftbench.suites.schema import Family, PaperClaim
 
 NO_LADDER: Mapping[str, Family] = MappingProxyType({})
 NO_ATTACKS: Mapping[str, Sequence[str]] = MappingProxyType({})
+NONE_DROPPED: Mapping[str, int] = MappingProxyType({})
 AnyTable = TypeVar("AnyTable", bound=SideTable)
 
 
@@ -105,6 +106,7 @@ def score(
     skips: Sequence[Sequence[str]] = (),
     added: Sequence[str] = (),
     left_out: Mapping[str, Sequence[str]] = NO_ATTACKS,
+    dropped: Mapping[str, int] = NONE_DROPPED,
     side_tables: Sequence[type[SideTable]] = SIDE_TABLES,
 ) -> Leaderboard:
     """Score every row of a suite and rank those that may be ranked.
@@ -115,11 +117,12 @@ def score(
     without it, they are inferred from the records. `skips` are (defense, attack, reason) of attacks that were not
     planned. `added` names the attacks that came from outside suite and nftbench: they count against defenses alone, and
     not on the rows that these are compared with. `left_out` names, by defense, nftbench's attacks that were written
-    against it, where the plan has none of them. `side_tables` are the tables to show beside the ranking.
+    against it, where the plan has none of them. `dropped` says, by defense, how many other versions of it had results
+    on the same grammars. `side_tables` are the tables to show beside the ranking.
     """
     readings = [record for record in records if record.role == "yardstick"]
     grid, problems = arrange(records, planned, frozenset(ranking), ladder, initialisations, added)
-    grid = replace(grid, left_out=left_out)
+    grid = replace(grid, left_out=left_out, dropped=dropped)
     versions = _version_problems(list(grid.records.values()))
     room = [row for reference in sorted(grid.references()) for row in headroom(grid, reference)]
     tasks = {
@@ -300,6 +303,7 @@ def _evidence(
         else sorted((grid.attacks_on(row.reference) - grid.attacks_on(score.defense)) & applied),
         p=p,
         left_out=grid.left_out.get(Spec.parse(score.defense).name, ()),
+        dropped=grid.dropped.get(Spec.parse(score.defense).name, 0),
         same_weights=sorted(name for name in grid.rows if name != score.defense and _same(grid, name, score.defense)),
     )
 

@@ -11,8 +11,8 @@ from nftbench.scoring.intervals import one_sided_reach
 
 Badge = Literal["keeps", "cannot tell", "loses"]
 MARGIN = 0.10
-"""The share of the reference's utility above the floor that a row may lose and still keep utility. At five per cent
-five seeds clear half of perfect copies; at ten, three quarters, and at eight seeds nearly all."""
+"""The share of the reference's utility above the floor that a row may lose and still keep utility. At ten per cent five
+seeds clear 42 % of perfect copies in `standard` and 70 % in `small-null`, and eight seeds 90 % there."""
 LEVEL = 0.95
 """Of the two one-sided tests."""
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
+from nftbench.methods.symmetries import Anatomy, anatomy
 from nftbench.scoring.flags import GRADIENT_ERROR
 from nftbench.testing import ARCHITECTURES
 from nftbench.training.costs import gradient_error, saved_bytes, step_cost
@@ -75,6 +79,65 @@ def test_ordinary_networks_have_true_gradients(architecture: str) -> None:
     before = {name: weight.clone() for name, weight in network.state_dict().items()}
     assert max(gradient_error(network, value, seed) for seed in range(3)) < GRADIENT_ERROR
     assert all(torch.equal(weight, before[name]) for name, weight in network.state_dict().items())
+
+
+def scale_heads(parts: Anatomy) -> None:
+    """Queries against keys, over eight decades from the first head to the last."""
+    for block in parts.blocks:
+        factor = torch.logspace(-4, 4, block.attention.key_heads, dtype=torch.float64)
+        factor = factor.repeat_interleave(block.attention.size)
+        block.attention.query.scale(factor)
+        block.attention.key.scale(1 / factor)
+
+
+def rotate_stream(parts: Anatomy) -> None:
+    """By an orthogonal map that keeps a vector of ones, as layer norms subtract the mean. Their gains are 1 here."""
+    width = parts.words.shape[1]
+    drawn = torch.randn(width, width, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    centring = torch.eye(width, dtype=torch.float64) - 1 / width
+    rotation = torch.linalg.matrix_exp(centring @ (drawn - drawn.mT) @ centring)
+    assert parts.positions is not None
+    assert parts.head is not None
+    readers = [parts.head]
+    for block in parts.blocks:
+        readers += [block.attention.query, block.attention.key, block.attention.value]
+        readers += [reader for units in block.units for reader in units.read]
+        for writer in block.writers():
+            assert writer.bias is not None
+            writer.weight.copy_(rotation.mT @ writer.weight)
+            writer.bias.copy_(writer.bias @ rotation)
+    for table in (parts.words, parts.positions, *(reader.weight for reader in readers)):
+        table.copy_(table @ rotation)
+
+
+def shift_biases(parts: Anatomy) -> None:
+    """The bias of the norm before each MLP by 1000, and the MLP's own bias back by what this adds."""
+    for block in parts.blocks:
+        block.units_norm.bias.add_(1000)  # type: ignore[operator, union-attr]
+        for units in block.units:
+            assert units.inner.bias is not None
+            units.inner.bias.sub_(1000 * units.inner.weight.sum(1))
+
+
+@pytest.mark.parametrize("rewrite", [scale_heads, rotate_stream, shift_biases])
+def test_honest_rewrites_have_true_gradients(rewrite: Callable[[Anatomy], None]) -> None:
+    """Steps of one length for all weights of a tensor would give 1 for the first and 5e-4 for the last."""
+    plain = fresh("gpt2", tie_word_embeddings=False, initializer_range=0.3).double().eval()
+    ids = torch.randint(50, (4, 12), generator=torch.Generator().manual_seed(0))
+
+    def value(net: nn.Module) -> Tensor:
+        return nn.functional.cross_entropy(net(input_ids=ids).logits.double().flatten(0, 1), ids.flatten())
+
+    network: PreTrainedModel = copy.deepcopy(plain)
+    parts = anatomy(network)
+    assert parts is not None
+    with torch.no_grad():
+        rewrite(parts)
+        before, after = (net(input_ids=ids).logits for net in (plain, network))
+    assert torch.allclose(before, after, rtol=0, atol=1e-9)
+    weights = zip(plain.state_dict().values(), network.state_dict().values(), strict=True)
+    assert any(not torch.allclose(one, other, rtol=0.1) for one, other in weights)
+    assert max(gradient_error(network, value, seed) for seed in range(3)) < 2e-7
 
 
 class Lie(torch.autograd.Function):
