@@ -250,14 +250,6 @@ def test_some_attack_breaks_it(sham: str, attack: str, attacked: Any) -> None:
 
 
 @pytest.mark.slow
-def test_small_weights_withstand_healing_until_they_are_rebalanced(attacked: Any) -> None:
-    """`shrunk` computes what `undertrained` does, on which healing is the strongest attack."""
-    honest = score(attacked("undertrained", "heal"))
-    assert score(attacked("shrunk", "heal")) < honest - 0.1
-    assert score(attacked("shrunk", "rebalance_heal")) > honest - NEAR
-
-
-@pytest.mark.slow
 @pytest.mark.parametrize("sham", ["undertrained", "flat_head"])
 def test_a_sham_that_predicts_worse_misses_the_utility_bar(sham: str, attacked: Any) -> None:
     own, base = (attacked(defense, "none", "bits_per_token").unattacked for defense in (sham, "none"))
