@@ -48,8 +48,8 @@ def test_a_changed_number_is_reported_unless_the_version_was_raised(
 
 
 def test_every_module_that_plugins_share_has_a_number(found: dict[str, Numbers]) -> None:
-    """But those that only offer what other rooms have."""
-    modules = {module.name for module in pkgutil.iter_modules(nftbench.methods.__path__)}
+    """But `passes`, from which `plan` forecasts times, and which moves no result."""
+    modules = {module.name for module in pkgutil.iter_modules(nftbench.methods.__path__)} - {"passes"}
     tried = {name.split(" ")[0].rstrip(",") for numbers in found.values() for name in numbers}
     assert {f"methods.{name}" for name in modules} <= tried
 
