@@ -132,6 +132,7 @@ def each(here: Workspace) -> PassFlops:
     return PassFlops(blocks.total / 8, documents.total / 160, pairs.total / 160)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spec", SPECS)
 def test_a_defense_trains_as_much_as_it_says(spec: str, here: Workspace, each: PassFlops) -> None:
     passes = facts.training_passes(spec, estimate.with_vocabulary(here.suite))
