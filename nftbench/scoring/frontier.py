@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 import statistics
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -22,6 +23,8 @@ from nftbench.scoring.utility_badge import MARGIN
 
 BySeed = Mapping[int, float]
 """A number for each base seed."""
+Gaps = Mapping[str, BySeed]
+"""By metric: how much more of it a row keeps than some trivial defense does."""
 MEAN = "mean"
 """The name of the mean share over all metrics, where the name of a metric may stand."""
 LEVEL = 0.95
@@ -108,7 +111,8 @@ def excess(row: Row, families: Sequence[Family], metrics: Mapping[str, Variation
     doubtful: list[tuple[str, BySeed]] = []
     level = 1 - (1 - LEVEL) / (len(metrics) * len(families))
     for family in (one.without(row.name) for one in families):
-        for metric, clear in {MEAN: True, **losses(row, family, metrics, level)}.items():
+        gaps = gaps_by_metric(row, family, metrics)
+        for metric, clear in {MEAN: True, **losses(gaps, metrics, level)}.items():
             above = heights(row, family, metric)
             if not above:
                 what = "utility" if metric == MEAN else f"of {metric}"
@@ -117,8 +121,8 @@ def excess(row: Row, families: Sequence[Family], metrics: Mapping[str, Variation
                 found[metric, family.name] = above
             else:
                 doubtful += [(metric, one) for one in above]
-        by_turns = losses_by_seed(row, family, metrics, level)
-        if any(by_turns.values()):
+        by_turns = losses_by_seed(gaps, metrics, level)
+        if by_turns:
             at_worst = _worst(row, family, by_turns, found[MEAN, family.name][0])
             doubtful += [(metric, at_worst) for metric in sorted(set().union(*by_turns.values()))]
     least = min(found, key=lambda curve: (statistics.fmean(found[curve][0].values()), curve))
@@ -138,7 +142,7 @@ def excess(row: Row, families: Sequence[Family], metrics: Mapping[str, Variation
     return Excess(interval, *least, extremes, doubtful=tuple(sorted(lowering)))
 
 
-def losses(row: Row, family: Family, metrics: Mapping[str, Variation | None], level: float) -> dict[str, bool]:
+def losses(gaps: Gaps, metrics: Mapping[str, Variation | None], level: float) -> dict[str, bool]:
     """The metrics of which a row keeps less than the trivial defense that its mean is measured from.
 
     A t test, paired by seed and one-sided at `level`, must tell the two shares apart. Shares are compared and not
@@ -148,51 +152,51 @@ def losses(row: Row, family: Family, metrics: Mapping[str, Variation | None], le
     agree by chance, and a t test believes them. A loss is clear if it is larger than the badge of utility allows, or
     larger than chance makes it between undefended models that differ in their initialisation alone.
     """
-    seeds = sorted(row.suppression)
-    if len(seeds) < 2:
-        return {}
     found = {}
-    for metric, variation in metrics.items():
-        gaps = list(_gaps(row, family, metric, seeds).values())
-        loss = -statistics.fmean(gaps)
-        if loss > one_sided_reach(gaps, level):
-            chance = variation.reach(level, len(seeds)) if variation is not None else math.inf
+    for metric, by_seed in gaps.items():
+        loss, variation = -statistics.fmean(by_seed.values()), metrics[metric]
+        if loss > one_sided_reach(list(by_seed.values()), level):
+            chance = variation.reach(level, len(by_seed)) if variation is not None else math.inf
             found[metric] = loss > min(chance, MARGIN)
     return found
 
 
-def losses_by_seed(
-    row: Row, family: Family, metrics: Mapping[str, Variation | None], level: float
-) -> dict[int, set[str]]:
+def losses_by_seed(gaps: Gaps, metrics: Mapping[str, Variation | None], level: float) -> dict[int, set[str]]:
     """By seed, the metrics of which a row keeps less there than the trivial defense that its mean is measured from.
 
     The loss must be larger than the badge of utility allows, and than chance makes it between two undefended models at
     `level`. Each seed is judged by itself: corrected for five of them, the test would miss losses of a third, which
-    have an effect. Empty with one seed, as `losses` is.
+    have an effect.
     """
-    seeds = sorted(row.suppression)
-    if len(seeds) < 2:
-        return {}
-    found: dict[int, set[str]] = {seed: set() for seed in seeds}
-    for metric, variation in metrics.items():
+    found = defaultdict[int, set[str]](set)
+    for metric, by_seed in gaps.items():
+        variation = metrics[metric]
         chance = math.sqrt(2) * variation.reach(level, 1) if variation is not None else 0.0
-        for seed, gap in _gaps(row, family, metric, seeds).items():
+        for seed, gap in by_seed.items():
             if -gap > max(chance, MARGIN):
                 found[seed].add(metric)
     return found
 
 
-def _gaps(row: Row, family: Family, metric: str, seeds: Sequence[int]) -> dict[int, float]:
-    """By seed, the share of a metric that a row keeps beyond the trivial defense that its mean is measured from.
+def gaps_by_metric(row: Row, family: Family, metrics: Iterable[str]) -> Gaps:
+    """The share of each metric that a row keeps beyond the trivial defense that its mean is measured from.
 
-    That defense lies between two doses of the curve of means.
+    That defense lies between two doses of the curve of means. There are no gaps with one seed, which cannot show a
+    loss.
     """
+    seeds = sorted(row.suppression)
+    if len(seeds) < 2:
+        return {}
     j, w = _between(_fitted(family, MEAN, seeds), statistics.fmean(row.kept(MEAN).values()))
-    knots = _fitted(family, metric, seeds)
-    near, far = knots[j], knots[min(j + 1, len(knots) - 1)]
-    return {
-        seed: round(row.retention[metric][seed] - w * near.kept[seed] - (1 - w) * far.kept[seed], 9) for seed in seeds
-    }
+    found = {}
+    for metric in metrics:
+        knots = _fitted(family, metric, seeds)
+        near, far = knots[j], knots[min(j + 1, len(knots) - 1)]
+        found[metric] = {
+            seed: round(row.retention[metric][seed] - w * near.kept[seed] - (1 - w) * far.kept[seed], 9)
+            for seed in seeds
+        }
+    return found
 
 
 def _worst(row: Row, family: Family, lost: Mapping[int, Iterable[str]], on_mean: BySeed) -> BySeed:
@@ -204,8 +208,8 @@ def _worst(row: Row, family: Family, lost: Mapping[int, Iterable[str]], on_mean:
     seeds = sorted(row.suppression)
     curves = {metric: draw(family, metric, seeds) for metric in set().union(*lost.values())}
     worst = dict(on_mean)
-    for seed in seeds:
-        for metric in lost[seed]:
+    for seed, metrics in lost.items():
+        for metric in metrics:
             curve = curves[metric]
             j, w = _between(curve, row.retention[metric][seed])
             far = curve[min(j + 1, len(curve) - 1)]

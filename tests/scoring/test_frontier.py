@@ -22,6 +22,7 @@ from nftbench.scoring.frontier import (
     Variation,
     draw,
     excess,
+    gaps_by_metric,
     heights,
     losses,
     mean_share,
@@ -153,8 +154,9 @@ def test_a_metric_alone_counts_where_the_row_shows_less_of_it_than_the_trivial_d
 
 def test_more_metrics_and_families_take_a_clearer_difference() -> None:
     lost = Row("defense", by_seed(9.0, 10.0, 11.0), three(pairs=(0.32, 0.4, 0.48)))  # t = 0.35 · √3 / 0.08 = 7.6
-    assert losses(lost, HALVED, METRICS, 1 - 0.05 / 3) == {"pairs": True}  # Student's 5.2 at 2 degrees of freedom
-    assert losses(lost, HALVED, METRICS, 1 - 0.05 / 21) == {}  # 14.4
+    gaps = gaps_by_metric(lost, HALVED, METRICS)
+    assert losses(gaps, METRICS, 1 - 0.05 / 3) == {"pairs": True}  # Student's 5.2 at 2 degrees of freedom
+    assert losses(gaps, METRICS, 1 - 0.05 / 21) == {}  # 14.4
 
 
 def test_a_small_loss_is_clear_where_it_is_larger_than_undefended_models_differ_by() -> None:
@@ -163,19 +165,20 @@ def test_a_small_loss_is_clear_where_it_is_larger_than_undefended_models_differ_
     lost = Row("defense", by_seed(9.0, 10.0, 11.0), three(pairs=(0.69, 0.7, 0.71), tone=0.71))
     # It keeps 0.81 / 0.4 of the way to the dose by its mean of 0.8033, where 0.7542 of the pairs are left.
     loss = 0.5 + 0.5 * (statistics.fmean((1, 0.7, 0.71)) - 0.6) / 0.4 - 0.7
-    assert losses(lost, HALVED, METRICS, level) == {"pairs": False}, "nothing is known of chance"
+    gaps = gaps_by_metric(lost, HALVED, METRICS)
+    assert losses(gaps, METRICS, level) == {"pairs": False}, "nothing is known of chance"
     quantile = float(scipy.stats.t(9).ppf(level))
     assert quantile == pytest.approx(2.51, abs=0.01)
     for near, clear in ((1.01, False), (0.99, True)):
         chance = Variation(loss * math.sqrt(3) / quantile * near, freedom=9)
-        assert losses(lost, HALVED, METRICS | {"pairs": chance}, level) == {"pairs": clear}
+        assert losses(gaps, METRICS | {"pairs": chance}, level) == {"pairs": clear}
 
 
 def test_a_loss_of_a_tenth_is_clear_however_much_undefended_models_vary() -> None:
     """A weak seed, or a suite with two initialisations, must not hide a metric that is destroyed."""
     wild = dict.fromkeys(METRICS, Variation(2.0, freedom=1))
     lost = Row("defense", by_seed(9.0, 10.0, 11.0), three(pairs=0.4))
-    assert losses(lost, HALVED, wild, 1 - 0.05 / 3) == {"pairs": True}
+    assert losses(gaps_by_metric(lost, HALVED, wild), wild, 1 - 0.05 / 3) == {"pairs": True}
     assert excess(lost, [HALVED], wild) == excess(lost, [HALVED], METRICS)
 
 
