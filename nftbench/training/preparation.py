@@ -24,6 +24,12 @@ from nftbench.training.trainer import Trainer
 WARMUP = 0.1
 """The share of the steps over which the learning rate rises to its full value."""
 
+LOWER = 0.1
+"""What the learning rate is multiplied by after a run that does not stay finite."""
+
+TRIES = 5
+"""The most learning rates that are tried: the given one, and four lower ones down to a ten-thousandth of it."""
+
 
 def train(
     trainer: Trainer,
@@ -43,6 +49,11 @@ def train(
     rate decays: one schedule serves all of an attacker's training. Below five steps there is no warm-up. FLOPs are
     counted for one step on a copy, multiplied by the steps taken, and added to the trainer's ledger.
 
+    A release can have weights that this learning rate turns into infinities, as SpecDef's large singular values do. An
+    attacker sees that, and so training begins again at a tenth of the rate, at most four times. `loss` and `each_step`
+    are then called from step 1 again, and the ledger counts every step. If no rate stays finite, `network` keeps the
+    weights that it came with.
+
     Raises:
         NftbenchError: `steps` is below 1, or nothing can be trained.
         CellTimeoutError: this run and the earlier ones in `ledger` have used up the budget's seconds.
@@ -51,11 +62,11 @@ def train(
         raise NftbenchError(f"training takes at least one step, not {steps}")
     warmup = round(WARMUP * steps)
 
-    def stepper(trained: nn.Module) -> Stepper:
+    def stepper(trained: nn.Module, rate: float = learning_rate) -> Stepper:
         return Stepper(
             trained,
             optimizer,
-            learning_rate,
+            rate,
             factor=lambda step: warmed(step, warmup, steps),
             weight_decay=weight_decay,
             clip=trainer.budget.clip,
@@ -66,24 +77,37 @@ def train(
         with autocast(trainer.device):
             return loss(trained, step)
 
-    seed, ledger, taken, started = derive(trainer.seed, "train"), trainer.ledger, 0, time.monotonic()
+    seed, ledger, started = derive(trainer.seed, "train"), trainer.ledger, time.monotonic()
     with seeded(seed):
         cost = costs.step_cost(copied(network), stepper, lambda trained: value(trained, 1))
-    with seeded(seed):
-        training = stepper(network)
-        network.train()
-        for taken in range(1, steps + 1):
-            training.step(value(network, taken))
-            ledger.check(started, trainer.budget)
-            if each_step is not None and each_step(network, taken):
-                break
+    initial = {name: weight.to("cpu", copy=True) for name, weight in network.state_dict().items()}
+    taken = 0
+    for attempt in range(TRIES):
+        with seeded(seed):
+            training = stepper(network, learning_rate * LOWER**attempt)
+            network.train()
+            for step in range(1, steps + 1):
+                found = training.step(value(network, step))
+                taken += 1
+                ledger.check(started, trainer.budget)
+                if not bool(found.isfinite()) and not finite(training.parameters):
+                    break
+                if each_step is not None and each_step(network, step):
+                    break
+        if finite(training.parameters):
+            break
+        network.load_state_dict(initial)
     network.zero_grad()
     network.eval()
-    ledger.runs += 1
+    ledger.runs += attempt + 1
     ledger.steps += taken
     ledger.seconds += time.monotonic() - started
     ledger.flops += taken * cost.step_flops
     ledger.peak_memory_bytes = max(ledger.peak_memory_bytes, cost.peak_memory_bytes)
+
+
+def finite(weights: Iterable[Tensor]) -> bool:
+    return all(bool(weight.isfinite().all()) for weight in weights)
 
 
 def gradients(trainer: Trainer, network: PreTrainedModel, batches: Iterable[Tensor]) -> Iterator[Mapping[str, Tensor]]:

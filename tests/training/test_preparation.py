@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import copy
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
@@ -161,6 +162,48 @@ def test_training_draws_from_the_attackers_seed_and_leaves_the_global_random_sta
 def test_training_of_no_steps_is_refused(workspace: MakeWorkspace) -> None:
     with pytest.raises(NftbenchError, match="at least one step, not 0"):
         attacker(workspace()).train(network(), text_loss, steps=0, learning_rate=0.01)
+
+
+def bursting(reach: float) -> Any:
+    """A loss that is infinite as soon as some weight of the first word has moved by more than `reach`."""
+    start: list[Tensor] = []
+
+    def loss(trained: nn.Module, step: int) -> Tensor:
+        words = trained.get_parameter("transformer.wte.weight")
+        start.append(words.detach()[0].clone())
+        moved = float((words.detach()[0] - start[0]).abs().max())
+        return text_loss(trained, step) * (1.0 if moved <= reach else math.inf)
+
+    return loss
+
+
+@pytest.mark.parametrize(("reach", "lowered"), [(1.0, 0), (1e-3, 1), (1e-4, 2)])
+def test_training_that_does_not_stay_finite_begins_again_at_a_tenth_of_the_rate(
+    reach: float, lowered: int, workspace: MakeWorkspace
+) -> None:
+    context, trained, expected = attacker(workspace()), network(), network()
+    context.train(trained, bursting(reach), steps=4, learning_rate=1e-3 * 4)
+    attacker(workspace()).train(expected, text_loss, steps=4, learning_rate=1e-3 * 4 * 0.1**lowered)
+    assert same(state(trained), state(expected))
+    assert context.ledger.runs == 1 + lowered
+    assert 4 + lowered <= context.ledger.steps <= 4 * (1 + lowered)
+    assert context.ledger.flops == context.ledger.steps * attacker_flops(workspace) > 0
+
+
+def attacker_flops(workspace: MakeWorkspace) -> float:
+    """The FLOPs of one step on text."""
+    context = attacker(workspace())
+    context.train(network(), text_loss, steps=1, learning_rate=0.01)
+    return context.ledger.flops
+
+
+def test_training_that_no_rate_keeps_finite_leaves_the_weights_as_they_were(workspace: MakeWorkspace) -> None:
+    context, trained = attacker(workspace()), network()
+    before = state(trained)
+    context.train(trained, lambda other, step: text_loss(other, step) * math.inf, steps=3, learning_rate=0.01)
+    assert same(state(trained), before)
+    assert not trained.training
+    assert (context.ledger.runs, context.ledger.steps) == (5, 5)
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
