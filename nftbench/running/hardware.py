@@ -54,7 +54,7 @@ def other_hardware(records: Iterable[Record], here: Mapping[str, Any]) -> str | 
     if others:
         parts.append(
             f"{len(others)} of {len(recorded)} records come from another processor "
-            f"({', '.join(sorted(set(others)))}; this one: {this}): the same seed gives other base models here"
+            f"({', '.join(sorted(set(others)))}; this one: {this}): the same seed may give other base models here"
         )
     if len(known) < len(recorded):
         parts.append(f"the processor of {len(recorded) - len(known)} records is unknown")

@@ -187,15 +187,11 @@ def gaps_by_metric(row: Row, family: Family, metrics: Iterable[str]) -> Gaps:
     seeds = sorted(row.suppression)
     if len(seeds) < 2:
         return {}
-    j, w = _between(_fitted(family, MEAN, seeds), statistics.fmean(row.kept(MEAN).values()))
+    place = _between(_fitted(family, MEAN, seeds), statistics.fmean(row.kept(MEAN).values()))
     found = {}
     for metric in metrics:
-        knots = _fitted(family, metric, seeds)
-        near, far = knots[j], knots[min(j + 1, len(knots) - 1)]
-        found[metric] = {
-            seed: round(row.retention[metric][seed] - w * near.kept[seed] - (1 - w) * far.kept[seed], 9)
-            for seed in seeds
-        }
+        trivial = _point(_fitted(family, metric, seeds), *place)
+        found[metric] = {seed: round(row.retention[metric][seed] - trivial.kept[seed], 9) for seed in seeds}
     return found
 
 
@@ -210,11 +206,8 @@ def _worst(row: Row, family: Family, lost: Mapping[int, Iterable[str]], on_mean:
     worst = dict(on_mean)
     for seed, metrics in lost.items():
         for metric in metrics:
-            curve = curves[metric]
-            j, w = _between(curve, row.retention[metric][seed])
-            far = curve[min(j + 1, len(curve) - 1)]
-            taken = w * curve[j].taken[seed] + (1 - w) * far.taken[seed]
-            worst[seed] = min(worst[seed], round(row.suppression[seed] - taken, 9))
+            trivial = _point(curves[metric], *_between(curves[metric], row.retention[metric][seed]))
+            worst[seed] = min(worst[seed], round(row.suppression[seed] - trivial.taken[seed], 9))
     return worst
 
 
@@ -276,13 +269,12 @@ def heights(row: Row, family: Family, metric: str) -> list[BySeed]:
     from_ends = [_above(row, curve[at], seeds) for at in _jumps(own, curve, family.stairs)]
     if j == end or family.stairs:
         return [_above(row, curve[j], seeds), *from_ends]
-    near, far = curve[j], curve[j + 1]
-    slope = (far.suppression - near.suppression) / (near.retention - far.retention)
-    height = {}
-    for seed in seeds:
-        taken = row.suppression[seed] - w * near.taken[seed] - (1 - w) * far.taken[seed]
-        lost = own[seed] - w * near.kept[seed] - (1 - w) * far.kept[seed]
-        height[seed] = round(taken + slope * lost * (kept < 1), 9)
+    near, far, trivial = curve[j], curve[j + 1], _point(curve, j, w)
+    slope = (far.suppression - near.suppression) / (near.retention - far.retention) if kept < 1 else 0.0
+    height = {
+        seed: round(row.suppression[seed] - trivial.taken[seed] + slope * (own[seed] - trivial.kept[seed]), 9)
+        for seed in seeds
+    }
     return [height, *from_ends]
 
 
@@ -376,6 +368,21 @@ def _between(curve: Sequence[Knot], kept: float) -> tuple[int, float]:
         return j, 1.0
     far = curve[j + 1].retention
     return j, (share - far) / (curve[j].retention - far)
+
+
+def _point(curve: Sequence[Knot], j: int, w: float) -> Knot:
+    """What stands between the knots j and j + 1 of a curve, with the share w on j."""
+    near, far = curve[j], curve[min(j + 1, len(curve) - 1)]
+
+    def mixed(one: float, other: float) -> float:
+        return w * one + (1 - w) * other
+
+    return Knot(
+        mixed(near.retention, far.retention),
+        mixed(near.suppression, far.suppression),
+        {seed: mixed(near.kept[seed], far.kept[seed]) for seed in near.kept},
+        {seed: mixed(near.taken[seed], far.taken[seed]) for seed in near.taken},
+    )
 
 
 def _isotonic(values: Sequence[Sequence[float]], least: float, most: float) -> list[list[float]]:
