@@ -22,6 +22,7 @@ from tests.scoring.drawn import (
     BEST,
     DOSES,
     EVERYTHING,
+    LARGEST_NOISE,
     METRICS,
     MODEL,
     NOISE,
@@ -42,7 +43,7 @@ STANDARD: Ladder = {name: [trivial(one, name) for one in fractions] for name, fr
 
 def drawn(truths: Mapping[str, Truth], generator: np.random.Generator, seeds: int, ladder: Ladder) -> dict[str, Excess]:
     """The excess of each row of one run."""
-    spread = NOISE[:, None]
+    spread = LARGEST_NOISE[:, None]
     reference = generator.normal(0, MODEL, seeds)
     undefended = 1 + spread * generator.normal(0, 1, (INITIALISATIONS, len(METRICS), seeds))
     whole = undefended.mean(axis=0)
