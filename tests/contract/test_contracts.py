@@ -32,7 +32,7 @@ ALLOWANCES = {
     "pipeline[preparations=heal[steps=3]+redistill[steps=3]+rebalance]": 2.5,
 }
 """How many times the suite's steps an attack openly takes."""
-NEED_OTHERS = ("ag_news", "blimp", "sst2", "diabetes", "digits_pair", "house_price", "mnist_pair")
+NEED_OTHERS = ("ag_news", "blimp", "sst2", "trec", "diabetes", "digits_pair", "house_price", "mnist_pair")
 """Tasks that need local data or another kind of model."""
 EACH_ARCHITECTURE = pytest.mark.parametrize(
     "architecture", [pytest.param(name, marks=() if name == "gpt2" else pytest.mark.slow) for name in ARCHITECTURES]

@@ -546,7 +546,7 @@ def test_toy_documents_are_written_once(model: Model, cache: Path) -> None:
 # ----------------------------------------------------------------------------------------------------------- real data
 
 
-@pytest.mark.parametrize(("name", "choices", "test"), [("sst2", 2, 872), ("ag_news", 4, 3088)])
+@pytest.mark.parametrize(("name", "choices", "test"), [("sst2", 2, 872), ("ag_news", 4, 3088), ("trec", 6, 1090)])
 def test_real_task_reads_shared_data(name: str, choices: int, test: int, model: Model) -> None:
     if not DATA.is_dir():
         pytest.skip("needs ../shared/data")
