@@ -1,4 +1,4 @@
-"""Full fine-tuning of every weight of the release: the attack that all four reproduced papers run."""
+"""Full fine-tuning of every weight of the release: the attack that papers on defenses run first."""
 
 from __future__ import annotations
 

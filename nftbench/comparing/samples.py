@@ -139,7 +139,12 @@ def _common(base: Recorded, new: Recorded, subject: Role) -> tuple[Grid, Grid, l
 
 def _rows(grid: Grid, tasks: Mapping[str, list[str]], metrics: Mapping[str, list[str]]) -> dict[str, RowSamples]:
     planned = {cell.defense for cell in grid.expected}
-    found = {row: RowSamples({}, {"": "no records"}, frozenset(grid.seeds[row])) for row in planned - grid.rows.keys()}
+    doses = {dose for family in grid.ladder.values() for dose in family.doses}
+    controls = {*doses, *grid.initialisations, *grid.references()}
+    found = {
+        row: RowSamples({}, {"": "no records"}, frozenset(grid.seeds[row]), control=row in controls)
+        for row in planned - grid.rows.keys()
+    }
     attacks = grid.within(grid.ranking)
     for reference in sorted(grid.references()):
         own_tasks = tasks.get(reference, [])

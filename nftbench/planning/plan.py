@@ -474,7 +474,7 @@ def _ladder_attacks(suite: Suite, attacks: Collection[Spec]) -> set[Spec]:
     for spec in sorted(map(str, found - set(attacks))):
         raise NftbenchError(
             f"{suite.name}: ladder_attacks: {spec} is not among the suite's attacks; list it there "
-            "too, or leave out the ladder with --set 'ladder={}'"
+            "too, or name others with --set 'ladder_attacks=[…]'"
         )
     return found
 

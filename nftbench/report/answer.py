@@ -28,8 +28,20 @@ def sentences(board: Leaderboard) -> list[str]:
     """The parts of the paragraph, each about one question; one that has no answer is left out."""
     names = of(board)
     claims = _papers(board) or _claims(board, names)
-    parts = [_ranking(board, names), _unranked(board, names), claims, _ends(board, names)]
+    parts = [_effects(board, names), _ranking(board, names), _unranked(board, names), claims, _ends(board, names)]
     return [part for part in parts if part]
+
+
+def _effects(board: Leaderboard, names: Mapping[str, str]) -> str:
+    """Which ranked defenses are shown to take more than trivial ones. Nothing is said where no excess has an interval,
+    or where a row has an effect that a flag keeps from being ranked."""
+    judged = [one for one in order.defenses(board) if one.excess.interval and one.excess.interval.count > 1]
+    above = [one for one in judged if not any(flag.name == "no_effect" for flag in one.flags)]
+    ranked = [names[one.defense] for one in above if one.standing.rank is not None]
+    if not judged or (above and not ranked):
+        return ""
+    who = f"{listed(ranked)} {'are' if len(ranked) > 1 else 'is'}" if ranked else "No defense is"
+    return f"{who} shown to take more from attackers than a trivial defense that keeps as much utility."
 
 
 def _ranking(board: Leaderboard, names: Mapping[str, str]) -> str:
@@ -55,7 +67,9 @@ def _unranked(board: Leaderboard, names: Mapping[str, str]) -> str:
     if not rows:
         return ""
     why = "; ".join(_why(reason, board.problems) for reason in tables.shared_reasons(board))
-    return f"Not ranked: {listed(rows)} ({why or 'their table says why'})."
+    if not why:
+        why = "their table says why" if len(rows) > 1 else "its table says why"
+    return f"Not ranked: {listed(rows)} ({'each: ' if 'its ' in why and len(rows) > 1 else ''}{why})."
 
 
 def _why(reason: str, problems: Sequence[str]) -> str:
@@ -101,7 +115,11 @@ def _ends(board: Leaderboard, names: Mapping[str, str]) -> str:
 
 def _by(score: Score) -> str:
     gain = score.resistance.gain
-    return "nothing gained" if gain and gain.value <= NOISE else f"best single attack: {score.recipes.best}"
+    if gain and gain.value <= NOISE:
+        return "nothing gained"
+    single = score.best_attack
+    alone = f", {number(single.attacked.value)}" if single and single.attacked else ""
+    return f"best single attack: {score.recipes.best}{alone}"
 
 
 def _excess(score: Score) -> str:

@@ -87,7 +87,8 @@ def _broken(score: Score) -> str:
         return "No attack on it has a result that counts."
     undefended = score.resistance.undefended
     beside = f"; undefended, the best end at {number(undefended)}" if undefended is not None else ""
-    return f"What broke it most is {best.attack}, which ends at {number(best.attacked.value)} points{beside}."
+    ends = f"{number(best.attacked.value)} points{beside}"
+    return f"The best single attack on validation is {best.attack}, which ends at {ends}."
 
 
 def _missing(score: Score) -> Iterator[str]:
@@ -123,14 +124,14 @@ def _has_no_effect(score: Score) -> bool:
 
 def _attack(board: Leaderboard, variants: Sequence[AddedAttack], names: Mapping[str, str]) -> str:
     said = [f"The added attack {Spec.parse(variants[0].attack).name}."]
-    said += [sentence for one in variants[:MOST] for sentence in _variant(one, names)]
+    said += [sentence for one in variants[:MOST] for sentence in _variant(board, one, names)]
     if len(variants) > MOST:
         said.append(f"It has {len(variants) - MOST} more variants.")
     advice = dict.fromkeys(missing for one in variants for missing in _missing_of(board, one, names))
     return " ".join([*said, *_strengthened(list(advice))])
 
 
-def _variant(one: AddedAttack, names: Mapping[str, str]) -> Iterator[str]:
+def _variant(board: Leaderboard, one: AddedAttack, names: Mapping[str, str]) -> Iterator[str]:
     compared = {names[found.defense]: found for found in one.additions if found.adds is not None}
     further = [_further(name, found) for name, found in compared.items() if found.adds and found.adds.low > 0]
     others = [name for name, found in compared.items() if found.adds and found.adds.low <= 0]
@@ -139,7 +140,13 @@ def _variant(one: AddedAttack, names: Mapping[str, str]) -> Iterator[str]:
     if others:
         yield f"With {one.attack} they get no further that the run can tell on {listed(others)}."
     if not compared:
-        yield f"{one.attack} has no result that counts on any defense."
+        references = {score.row.reference for score in board.scores}  # on which no attack adds anything
+        alone = [names[found.defense] for found in one.additions if found.alone and found.defense not in references]
+        yield (
+            f"{one.attack} cannot be compared with the catalogue on {listed(alone)} yet, because cells are missing."
+            if alone
+            else f"{one.attack} has no result that counts on any defense."
+        )
     for found in one.additions:
         if found.adds is None and found.alone and found.catalogue:
             yield (

@@ -90,7 +90,12 @@ def card(board: Leaderboard, manifest: Manifest, records: Sequence[Record], subj
             _controls(board, score),
             "Anyone could make these from the twin without training, so a protection has to beat them.",
         ),
-        (_tried(score, twin), "The strongest first. Costs are those of one task's attacker, every try included."),
+        (
+            _tried(score, twin),
+            "The strongest first. The score above is that of the attack which does best on validation, task by task, so "
+            "one with more luck on the test split may stand higher here. Costs are those of one task's attacker, every "
+            "try included.",
+        ),
         (_tasks(board, score), "In points, after the best attack on each task."),
         (row_tables.utility(score), "Shares of what the twin scores above chance, before any attack."),
         (row_tables.not_planned(board, score), ""),

@@ -106,7 +106,7 @@ def test_without_a_ladder_its_attacks_ask_for_nothing() -> None:
         ({"ladder": {"mask": ["random_mask"]}}, "tiny: ladder: random_mask is no trivial defense"),
         (
             {"ladder_attacks": ["dora"]},
-            "tiny: ladder_attacks: dora is not among the suite's attacks; list it there too, or leave out the ladder",
+            "tiny: ladder_attacks: dora is not among the suite's attacks; list it there too, or name others",
         ),
         ({"ladder_attacks": ["lor"]}, "no attack is named 'lor'; did you mean 'lora'?"),
         ({"salt": None}, "tiny: its grammars depend on a salt"),

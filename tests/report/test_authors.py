@@ -49,7 +49,10 @@ def test_a_defense_has_its_rank_what_broke_it_and_what_is_missing() -> None:
     assert said.startswith("The added defense mine. mine has rank 2 of 2, and the comparisons leave open")
     assert mine.standing.ranks is not None
     assert f"rank {mine.standing.ranks.last}" in said
-    assert "What broke it most is full, which ends at 66.0 points; undefended, the best end at 82.0." in said
+    assert (
+        "The best single attack on validation is full, which ends at 66.0 points; undefended, the best end at 82.0."
+        in said
+    )
     assert "an attack written against it (`nftbench new attack`" in said
     assert "more base seeds:" not in said
 
@@ -127,6 +130,13 @@ def test_a_failed_cell_of_an_attack_is_no_result() -> None:
     (said,) = paragraphs(scored(records, added=("mine",)))
     assert "mine has no result that counts on any defense." in said
     assert "its 2 cells without a result on pmp (2 × failed (boom))" in said
+
+
+def test_an_attack_is_not_compared_with_a_catalogue_that_lacks_cells() -> None:
+    records = [failed(one) if (one.defense, one.attack) == ("pmp", "full") else one for one in with_attack()]
+    (said,) = paragraphs(scored(records, added=("mine",)))
+    assert "mine cannot be compared with the catalogue on pmp yet, because cells are missing." in said
+    assert "no result" not in said.partition("What would")[0]
 
 
 def test_an_attack_beyond_the_ranking_is_compared_with_attacks_that_know_as_much() -> None:

@@ -217,7 +217,7 @@ def test_the_benchmark_action_gets_a_number_with_its_range(results: Results) -> 
     assert suppression is not None
     one = by_name["pmp: suppression"]
     assert (one["unit"], one["value"]) == ("points", 30.0)
-    assert float(one["range"].removeprefix("± ")) == pytest.approx(suppression.high - 30, abs=1e-3)
+    assert json.loads(one["range"]) == pytest.approx([suppression.low, suppression.high], abs=1e-3)
     assert by_name["pmp: utility kept"]["value"] == 100.0
     for each in entries:
         assert {"name", "unit", "value"} <= each.keys() <= {"name", "unit", "value", "range", "extra"}

@@ -85,7 +85,7 @@ def test_the_page_ranks_rows_and_says_why_others_are_not_ranked(board: Leaderboa
     [unranked] = table(page, "Not ranked")
     assert (unranked["defense"], unranked["utility %"]) == ("random_mask", "90.0 [90.0, 90.0]")
     assert "still at an edge of the grid" in unranked["why"]
-    assert "Not ranked: random_mask (their table says why)." in page
+    assert "Not ranked: random_mask (its table says why)." in page
     assert [row[1] for row in rows(page, "Headroom")] == list(TASKS)
     assert len(rows(page, "topic")) == 3
     doubts = {(row[0], row[1], row[2]): row[4] for row in rows(page, "Reasons to doubt")}
@@ -433,14 +433,27 @@ def test_infinite_ends_of_intervals_become_null() -> None:
 def test_the_answer_comes_first(board: Leaderboard) -> None:
     """Who is ranked where, what it costs, what the claim is worth and where attacks end, before any table."""
     first = pages.leaderboard(board, COMMAND).splitlines()[2]
-    assert first.startswith("pmp is the only ranked defense: its excess over trivial defenses is 20.0 [")
-    assert "it keeps 100.0 [100.0, 100.0] % of utility. Not ranked: random_mask (their table says why)." in first
+    assert first.startswith(
+        "pmp is shown to take more from attackers than a trivial defense that keeps as much utility. "
+        "pmp is the only ranked defense: its excess over trivial defenses is 20.0 ["
+    )
+    assert "it keeps 100.0 [100.0, 100.0] % of utility. Not ranked: random_mask (its table says why)." in first
     assert "Claims that hold: pmp" in first
-    assert "in points: pmp 52.0 (best single attack: full) and random_mask 75.4 (best single attack: full)" in first
+    assert (
+        "in points: pmp 52.0 (best single attack: full, 52.0) and random_mask 75.4 (best single attack: full, 75.4)"
+        in first
+    )
     assert first.endswith("; the undefended model 82.0.")
     console = Console(file=io.StringIO(), width=2000, color_system=None)
     console.print(terminal.summary(board))
-    assert console.file.getvalue().startswith("pmp is the only ranked defense")  # type: ignore[attr-defined]
+    assert console.file.getvalue().startswith("pmp is shown to take more")  # type: ignore[attr-defined]
+
+
+def test_the_answer_says_first_that_nothing_is_shown_to_work() -> None:
+    found = pages.leaderboard(scored(suite(defended=(0.8, 0.79, 0.83, 0.84, 0.82))), COMMAND)
+    assert found.splitlines()[2].startswith("No defense is shown to take more from attackers than a trivial defense")
+    one_seed = pages.leaderboard(scored(suite(1)), COMMAND)
+    assert "shown to take" not in one_seed
 
 
 def test_the_answer_names_few_of_many_rows() -> None:

@@ -183,9 +183,9 @@ def test_text_of_plugins_stays_text(board: Leaderboard, evil: str) -> None:
     assert not re.search("[\u2028\u2029<>]", next(script for kind, script in page.scripts if kind))
 
 
-def test_the_answer_says_first_what_the_suite_is_and_marks_code(board: Leaderboard) -> None:
+def test_the_answer_ends_with_what_the_suite_is_and_marks_code(board: Leaderboard) -> None:
     about = "Too rough to cite; raise `budget.extension`, `<b>` is no tag."
     found = web.text([(replace(board, about=about), COMMAND)])
     box = found.partition('<div class="answer">')[2].partition("</div>")[0]
-    assert box.lstrip().startswith(f"<p>{about.partition(' `')[0]}")
+    assert box.index("<p>pmp ") < box.index(f"<p>{about.partition(' `')[0]}")
     assert "raise <code>budget.extension</code>, <code>&lt;b&gt;</code> is no tag." in box

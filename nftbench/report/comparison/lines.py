@@ -56,8 +56,8 @@ def untested(comparison: Comparison) -> str:
     if few:
         why = "one base seed gives no interval" if max(few) == 1 else "two base seeds are too few for a test"
         said.append(
-            f"{len(few)} lines have both sides, but {why}: run both with at least {PRELIMINARY_SEEDS}, as with "
-            "--set 'seeds=[0, 1, 2]'."
+            f"{len(few)} line{'s have' if len(few) > 1 else ' has'} both sides, but {why}: run both with at least "
+            f"{PRELIMINARY_SEEDS}, as with --set 'seeds=[0, 1, 2]'."
         )
     if moved:
         said.append(f"Moved by --min-drop or more, without a verdict: {'; '.join(moved)}.")
@@ -81,11 +81,15 @@ def sight(comparison: Comparison) -> str:
 
 
 def test(comparison: Comparison) -> str:
-    """The test in one sentence."""
+    """The test in a sentence, and the level of the intervals."""
     tested = sum(line.p is not None for line in comparison.lines)
+    levels = sorted({line.difference.confidence for line in comparison.lines if line.difference is not None})
+    named = " or ".join(f"{100 * level:g} %" for level in levels)
+    ends = f" The intervals of changes are of {named}." if levels else ""
     return (
         f"{tested} test{'s' * (tested != 1)} at alpha = {comparison.settings.alpha:g} together (two-sided, Holm); "
         "a change also has to reach the smallest drop that matters."
+        f"{ends}"
     )
 
 
@@ -101,7 +105,7 @@ def table(comparison: Comparison, only_changed: bool) -> Table:
             _level(line, line.new),
             change(line),
             UNKNOWN if line.p_holm is None else f"{line.p_holm:.2g}",
-            UNKNOWN if line.difference is None else _limit(line.detectable, line.unit),
+            UNKNOWN if line.difference is None or line.detectable == 0 else _limit(line.detectable, line.unit),
             line.why,
         )
         for line in shown(comparison, only_changed)

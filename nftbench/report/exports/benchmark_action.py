@@ -33,7 +33,7 @@ def files(results: Results) -> dict[str, str]:
 def _entry(name: str, unit: str, value: Interval, score: Score) -> dict[str, str | float]:
     entry: dict[str, str | float] = {"name": name, "unit": unit, "value": float(number(value.value, 3))}
     if math.isfinite(value.low) and math.isfinite(value.high):
-        entry["range"] = f"± {number((value.high - value.low) / 2, 3)}"
+        entry["range"] = f"[{number(value.low, 3)}, {number(value.high, 3)}]"
     badge = f", utility: {score.utility.badge}" if score.utility.badge else ""
     seeds = f"{value.count} base seed{'s' * (value.count > 1)}"
     return entry | {"extra": f"{seeds}, {100 * value.confidence:.0f} % interval{badge}"}

@@ -32,16 +32,18 @@ def text(model: str, suite: str, score: Score, command: str) -> str:
     """YAML with the key `model-index`; empty where no number is known.
 
     `nftbench.attacked_score` and `nftbench.suppression` are in points, `nftbench.utility_kept` is in percent. An
-    interval is that of 95 % over seeds, of the excess 98 %.
+    interval is that of 95 % over seeds, of the excess 98 %. Each task and metric is a `config` of the data set: without
+    one huggingface_hub would write all of them as one result with the first one's name.
     """
     from huggingface_hub import EvalResult, ModelCardData
 
-    def result(name: str, metric: str, title: str, value: Interval, scale: float = 1.0) -> EvalResult:
+    def result(config: str, name: str, metric: str, title: str, value: Interval, scale: float = 1.0) -> EvalResult:
         return EvalResult(
             task_type="text-generation",
             task_name="resistance to fine-tuning" if metric != "utility_kept" else "utility before any attack",
             dataset_type=f"nftbench/{suite}",
             dataset_name=name,
+            dataset_config=config,
             metric_type=f"nftbench.{metric}",
             metric_name=title,
             metric_value=_rounded(value.value, scale),
@@ -49,18 +51,27 @@ def text(model: str, suite: str, score: Score, command: str) -> str:
         )
 
     found = [
-        result(f"{task.task}, fine-tuned by the strongest attack", "attacked_score", "score, points", task.attacked)
+        result(
+            f"attacked {task.task}",
+            f"{task.task}, fine-tuned by the strongest attack",
+            "attacked_score",
+            "score, points",
+            task.attacked,
+        )
         for task in score.resistance.tasks
         if task.attacked is not None
     ]
     if score.resistance.suppression is not None:
         taken = "points taken from the strongest attack, against the undefended model"
-        found.append(result("mean over tasks", "suppression", taken, score.resistance.suppression))
+        found.append(result("attacked", "mean over tasks", "suppression", taken, score.resistance.suppression))
     if score.excess.interval is not None:
         beyond = "points taken beyond trivial defenses"
-        found.append(result("mean over tasks", "excess", beyond, score.excess.interval))
+        found.append(result("attacked", "mean over tasks", "excess", beyond, score.excess.interval))
+    share = "percent of the undefended model's"
+    if score.utility.retention is not None:
+        found.append(result("utility", "mean over metrics", "utility_kept", share, score.utility.retention, 100))
     for metric, kept in score.utility.by_metric.items():
-        found.append(result(metric, "utility_kept", "percent of the undefended model's", kept, 100))
+        found.append(result(f"utility {metric}", metric, "utility_kept", share, kept, 100))
     return str(ModelCardData(model_name=model, eval_results=found).to_yaml()) if found else ""
 
 
