@@ -31,6 +31,10 @@ class Format(StrEnum):
     bencher = "bencher"
 
 
+ENDINGS = {".md": Format.markdown, ".json": Format.json, ".xml": Format.junit}
+"""The format of a file that no `--format` names."""
+
+
 def compare(
     base: Annotated[Path, typer.Argument(metavar="BASE", help=SIDE, autocompletion=completion.folder)],
     new: Annotated[
@@ -100,7 +104,8 @@ def compare(
         typer.Option(
             "--format",
             help="How to write the comparison: `table`, `markdown`, `json`, `junit`, `github` (annotations) or "
-            "`bencher`; repeatable. Default: `table`.",
+            "`bencher`; repeatable. Default: what the file of `--out` ends with, as in `.md`, `.json` or `.xml`; "
+            "else `table`.",
         ),
     ] = None,
     out: Annotated[
@@ -118,7 +123,8 @@ def compare(
     from nftbench.comparing import Settings, compare as compared, sides
     from nftbench.comparing.comparison import ALPHA
 
-    chosen, files = formats or [Format.table], out or []
+    files = out or []
+    chosen = formats or [ENDINGS.get(file.suffix, Format.table) for file in files] or [Format.table]
     if len(files) > len(chosen):
         raise NftbenchError(f"--out {files[-1]}: name a --format for each --out")
     settings = Settings(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,12 +17,20 @@ def check(suite: Suite, data: Path | None) -> None:
     """Look for the suite's text and for the documents of its tasks. Training data is looked for, and not read.
 
     Raises:
-        NftbenchError: a file or a folder is missing or empty, or the held-out text cannot be divided into documents.
+        NftbenchError: names every file or folder that is missing or empty, or the held-out text that cannot be divided
+            into documents.
     """
-    if suite.corpus.source == "text":
-        _check_text(suite, data)
+    looks: list[Callable[[], None]] = [partial(_check_text, suite, data)] if suite.corpus.source == "text" else []
     if data is not None:
-        _check_tasks(suite, data)
+        looks += [partial(_check_task, name, data, trained) for name, trained in _tasks(suite).items()]
+    wrong = []
+    for look in looks:
+        try:
+            look()
+        except NftbenchError as error:
+            wrong.append(str(error))
+    if wrong:
+        raise NftbenchError("; ".join(wrong))
 
 
 # ---------------------------------------------------------------------------------------------------------------- text
@@ -56,19 +65,25 @@ def _check_documents(suite: Suite, data: Path) -> None:
 # --------------------------------------------------------------------------------------------------------------- tasks
 
 
-def _check_tasks(suite: Suite, data: Path) -> None:
-    from nftbench.planning import registry, task_files
+def _tasks(suite: Suite) -> dict[str, bool]:
+    """The names of the suite's tasks, and whether attacks train on them."""
     from nftbench.planning.specs import task_spec
 
     attacked = {task_spec(text).name for text in (*suite.tasks, *suite.benign)}
-    for name in dict.fromkeys(task_spec(text).name for text in (*suite.tasks, *suite.benign, *suite.utility)):
-        path = registry.find("tasks", name).text_file
-        if path is None:
-            continue
-        settings = task_files.settings(path)
-        folder = task_files.find(data, settings)
-        if folder is not None:
-            _check_splits(name, folder, settings, trained=name in attacked)
+    names = (task_spec(text).name for text in (*suite.tasks, *suite.benign, *suite.utility))
+    return {name: name in attacked for name in names}
+
+
+def _check_task(name: str, data: Path, trained: bool) -> None:
+    from nftbench.planning import registry, task_files
+
+    path = registry.find("tasks", name).text_file
+    if path is None:
+        return
+    settings = task_files.settings(path)
+    folder = task_files.find(data, settings)
+    if folder is not None:
+        _check_splits(name, folder, settings, trained=trained)
 
 
 def _check_splits(task: str, folder: Path, settings: Mapping[str, Any], *, trained: bool) -> None:

@@ -75,7 +75,7 @@ def report(
         paths += [*written, *execution.export(one.store.results, formats or (), log_to)]
     if html is not None:
         html.mkdir(parents=True, exist_ok=True)
-        write_atomically(html / "index.html", web.text(boards).encode())
+        write_atomically(html / "index.html", web.text(boards, [str(folder) for folder in folders]).encode())
         paths.append(html / "index.html")
     for path in paths:
         typer.echo(path)

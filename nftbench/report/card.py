@@ -92,8 +92,8 @@ def card(board: Leaderboard, manifest: Manifest, records: Sequence[Record], subj
         ),
         (
             _tried(score, twin),
-            "The strongest first. The score above is that of the attack which does best on validation, task by task, so "
-            "one with more luck on the test split may stand higher here. Costs are those of one task's attacker, every "
+            "The strongest first. The score above is that of the attack which does best on validation, task by task. "
+            "One with more luck on the test split may stand higher here. Costs are those of one task's attacker, every "
             "try included.",
         ),
         (_tasks(board, score), "In points, after the best attack on each task."),

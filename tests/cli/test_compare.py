@@ -102,6 +102,18 @@ def test_reports_are_written_before_the_gate_fails(
     assert Path("summary.md").read_text().startswith("<!-- nftbench-compare:tiny -->")
 
 
+def test_a_file_without_a_format_has_the_one_that_its_name_ends_with(
+    base: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [word for name in ("c.json", "c.md", "c.xml", "c.txt") for word in ("--out", name)]
+    assert compared(base, base, *words) == 0
+    assert capsys.readouterr().out == ""
+    assert json.loads(Path("c.json").read_text())["outcome"]
+    assert Path("c.md").read_text().startswith("<!-- nftbench-compare:tiny -->")
+    assert ElementTree.parse("c.xml").getroot().get("failures") == "0"
+    assert "intervals of changes are of 95 %" in Path("c.txt").read_text()
+
+
 def test_a_comment_belongs_to_its_job_or_to_the_gate_that_is_named(
     base: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -175,7 +187,7 @@ def test_what_is_no_result_is_refused_in_one_line(base: Path, capsys: pytest.Cap
             assert one in said
             assert "delete it to compute" not in said, "a baseline is not computed cell by cell"
     assert main(["baseline", "nothing"]) == 2
-    assert compared(base, base, "--out", "one", "--out", "two") == 2
+    assert compared(base, base, "--format", "table", "--out", "one", "--out", "two") == 2
     assert compared(base, base, "--min-drop", "much") == 2
 
 

@@ -85,6 +85,15 @@ def test_what_is_wrong_is_named_with_its_file(
     assert expected in message
 
 
+def test_everything_that_lacks_is_named_at_once(suite: suites.Suite, data: Path) -> None:
+    (data / "text/train.txt").unlink()
+    (data / "blimp/BLiMP.zip").unlink()
+    (data / "glue/sst2").rename(data / "sst2")
+    message = said(suite, data)
+    assert all(each in message for each in ("no file matches ", "blimp: is empty", "glue/sst2: no such folder"))
+    assert message.count("; ") >= 2
+
+
 def test_local_text_needs_the_folder(suite: suites.Suite) -> None:
     assert said(suite, None).endswith("its pre-training text is local: give the folder with --data")
 

@@ -119,6 +119,8 @@ def test_two_leaderboards_of_a_suite_have_different_tabs(board: Leaderboard) -> 
     tabs = [found["id"] for tag, found in page.elements if found.get("role") == "tab"]
     assert tabs == ["board-0-tab", "board-1-tab"]
     assert {board.suite, f"{board.suite} (2)"} <= set(page.shown)
+    named = Page(web.text([(board, COMMAND), (board, "other")], ["before", "after"]))
+    assert {f"{board.suite} · before", f"{board.suite} · after"} <= set(named.shown)
 
 
 def test_each_library_in_the_page_has_its_licence_and_version_beside_it() -> None:

@@ -29,8 +29,12 @@ PARTS = re.compile(r"(?<=[\[,=])(?=[a-z])")
 CODE = re.compile(r"`([^`]+)`")
 
 
-def text(boards: Sequence[tuple[Leaderboard, str]]) -> str:
-    """The page of these leaderboards, each with the command that made it; several become tabs."""
+def text(boards: Sequence[tuple[Leaderboard, str]], folders: Sequence[str] = ()) -> str:
+    """The page of these leaderboards, each with the command that made it; several become tabs.
+
+    Args:
+        folders: the names of the leaderboards' folders, which tell several of one suite apart.
+    """
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markdown_it import MarkdownIt
     from markupsafe import Markup, escape
@@ -51,7 +55,7 @@ def text(boards: Sequence[tuple[Leaderboard, str]]) -> str:
     environment.filters["coded"] = lambda source: Markup(CODE.sub(r"<code>\1</code>", str(escape(source))))
     environment.filters["markdown"] = lambda source: Markup(markdown.render(source))
     environment.globals["named"] = NAMED
-    shown = views(boards)
+    shown = views(boards, folders)
     return environment.get_template("index.html").render(
         views=shown,
         charts={one.name: charts(one.board, one.labels) for one in shown},

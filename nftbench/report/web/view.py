@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from nftbench.report import order, page, provenance, row_tables, tables
@@ -236,14 +236,21 @@ class View:
         return Cell(text, text if first is None else repr(first), chip=CHIPS.get(text.partition(" (")[0]))
 
 
-def views(boards: Iterable[tuple[Leaderboard, str]]) -> list[View]:
-    """Leaderboards, each with the command that made it, as the page shows them; a suite's second one is numbered."""
+def views(boards: Sequence[tuple[Leaderboard, str]], folders: Sequence[str] = ()) -> list[View]:
+    """Leaderboards, each with the command that made it, as the page shows them.
+
+    Several of one suite are told apart by the names of their folders, as far as these are given, or by numbers.
+    """
     found: list[View] = []
     seen: Counter[str] = Counter()
+    suites = [board.suite or "Leaderboard" for board, _ in boards]
     for index, (board, command) in enumerate(boards):
-        suite = board.suite or "Leaderboard"
+        title = suite = suites[index]
         seen[suite] += 1
-        title = suite if seen[suite] == 1 else f"{suite} ({seen[suite]})"
+        if suites.count(suite) > 1 and folders:
+            title = f"{suite} · {folders[index]}"
+        elif seen[suite] > 1:
+            title = f"{suite} ({seen[suite]})"
         found.append(View(board, f"board-{index}", title, command))
     return found
 

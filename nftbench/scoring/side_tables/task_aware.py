@@ -95,6 +95,10 @@ class TaskAware(SideTable):
 
     name: ClassVar[str] = "aware"
     position: ClassVar[Position] = "after the flags"
+    guide: ClassVar[str] = """\
+- **Task-aware defenses** know the tasks that they were *told*. They have no rank, so what they spent beyond the suite's
+  recipe is shown and costs them nothing.
+"""
 
     rows: tuple[AwareRow, ...]
 
