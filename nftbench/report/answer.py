@@ -27,8 +27,10 @@ def answer(board: Leaderboard) -> str:
 def sentences(board: Leaderboard) -> list[str]:
     """The parts of the paragraph, each about one question; one that has no answer is left out."""
     names = of(board)
-    claims = _papers(board) or _claims(board, names)
-    parts = [_effects(board, names), _ranking(board, names), _unranked(board, names), claims, _ends(board, names)]
+    papers = _papers(board)
+    claims = "" if papers else _claims(board, names)
+    ranks = [_effects(board, names), _ranking(board, names), _unranked(board, names)]
+    parts = [papers, *ranks, claims, _ends(board, names)]
     return [part for part in parts if part]
 
 
