@@ -40,7 +40,7 @@ GUIDE = """\
   ranked row takes more from the attacker and keeps more utility.
 - **claim**: *holds* if the excess against attackers who have and use what the claim says they may (in brackets) lies
   above zero, Holm-corrected over rows, and the row keeps utility; *at a cost* if it may not keep it. *Refuted* if it
-  is at most zero, or if these attackers end where they do on the undefended model. They always know the method, which is
+  is at most zero, or if these attackers end where they do on the undefended model. They always know the method: it is
   public.
 - **Controls**: trivial defenses, which anyone could use. A family of them is a ladder, the weakest dose first; the
   excess of a dose is measured from the ladder without this dose. A dose may lie off its family's curve: doses that are

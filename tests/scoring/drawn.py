@@ -52,7 +52,7 @@ MEASURED = {
 }
 """By family and dose: the fraction of training, the points taken from the attacker, and the share of each metric kept.
 
-From three seeds of `small`, run on 2026-11-28; shares are cut off at 0 and 1, and no dose keeps more than a weaker one."""
+From three seeds of `small` of 2026-11-28. Shares are cut off at 0 and 1, and no dose keeps more than a weaker one."""
 DOSES = {
     "early_stop": (0.8, 0.65, 0.5, 0.35, 0.2, 0.1, 0.02),
     "short": (0.8, 0.6, 0.4, 0.3, 0.2, 0.15, 0.1, 0.02),
