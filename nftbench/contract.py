@@ -477,7 +477,7 @@ class AttackerContext(Protocol):
         The learning rate rises linearly over a tenth of the steps and then falls linearly towards zero. Gradients
         are clipped as in the budget. Only weights that `mask` marks change. Attacks take `budget.preparation_steps`
         steps, unless the number of steps is what the attack is about. Weights that do not stay finite are put back, and
-        training begins again at a tenth of the learning rate, at most four times.
+        training begins again at three tenths of the learning rate, at most eight times.
 
         Raises:
             NftbenchError: `steps` is below 1, or nothing can be trained.

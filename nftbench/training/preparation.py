@@ -24,11 +24,12 @@ from nftbench.training.trainer import Trainer
 WARMUP = 0.1
 """The share of the steps over which the learning rate rises to its full value."""
 
-LOWER = 0.1
-"""What the learning rate is multiplied by after a run that does not stay finite."""
+LOWER = 0.3
+"""What the learning rate is multiplied by after a run that does not stay finite. A smaller factor would let a release
+choose a much lower rate for the attacker than the one that just stays finite."""
 
-TRIES = 5
-"""The most learning rates that are tried: the given one, and four lower ones down to a ten-thousandth of it."""
+TRIES = 9
+"""The most learning rates that are tried: the given one, and eight lower ones down to a ten-thousandth of it."""
 
 
 def train(
@@ -50,9 +51,9 @@ def train(
     counted for one step on a copy, multiplied by the steps taken, and added to the trainer's ledger.
 
     A release can have weights that this learning rate turns into infinities, as SpecDef's large singular values do. An
-    attacker sees that, and so training begins again at a tenth of the rate, at most four times. `loss` and `each_step`
-    are then called from step 1 again, and the ledger counts every step. If no rate stays finite, `network` keeps the
-    weights that it came with.
+    attacker sees that, and so training begins again at three tenths of the rate, at most eight times. `loss` and
+    `each_step` are then called from step 1 again, and the ledger counts every step. If no rate stays finite, `network`
+    keeps the weights that it came with.
 
     Raises:
         NftbenchError: `steps` is below 1, or nothing can be trained.
@@ -107,6 +108,7 @@ def train(
 
 
 def finite(weights: Iterable[Tensor]) -> bool:
+    """Whether no weight is infinite or not a number."""
     return all(bool(weight.isfinite().all()) for weight in weights)
 
 
