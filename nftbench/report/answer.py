@@ -70,8 +70,9 @@ def _unranked(board: Leaderboard, names: Mapping[str, str]) -> str:
         return ""
     why = "; ".join(_why(reason, board.problems) for reason in tables.shared_reasons(board))
     if not why:
-        why = "their table says why" if len(rows) > 1 else "its table says why"
-    return f"Not ranked: {listed(rows)} ({'each: ' if 'its ' in why and len(rows) > 1 else ''}{why})."
+        return f"Not ranked: {listed(rows)} ({'their' if len(rows) > 1 else 'its'} table says why)."
+    each = "each: " if " its " in f" {why}" else ""  # the reason is worded for one row
+    return f"Not ranked: {listed(rows)} ({each}{why})."
 
 
 def _why(reason: str, problems: Sequence[str]) -> str:

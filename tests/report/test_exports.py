@@ -207,6 +207,12 @@ def test_each_defense_has_a_model_index_that_the_hub_reads(results: Results) -> 
     by_metric = {one.metric_type: one for one in found}
     assert by_metric["nftbench.suppression"].metric_value == pytest.approx(30)
     assert by_metric["nftbench.suppression"].metric_args["command"].startswith("nftbench run small --out small")
+    score = row(results, "pmp")
+    expected = {f"{one.task}, fine-tuned by the strongest attack" for one in score.resistance.tasks}
+    expected |= {"mean over tasks", "mean over metrics", *score.utility.by_metric}
+    assert {one.dataset_name for one in found} == expected, "each task and metric keeps its name"
+    kept = {one.dataset_name for one in found if one.task_name == "utility before any attack"}
+    assert kept == {"mean over metrics", *score.utility.by_metric}
 
 
 def test_the_benchmark_action_gets_a_number_with_its_range(results: Results) -> None:
