@@ -22,8 +22,8 @@ from nftbench.testing import tiny_suite
 from tests import factories
 
 SMALL = Path(__file__).parents[2] / "results" / "small"
-TOOK = {"small": 47 * 60.0, "standard": 4 * 3600}
-"""Seconds that the suites took on two cores: `small` by its log, `standard` by its own words, about four hours."""
+TOOK = {"small": 33 * 60.0, "standard": 4 * 3600}
+"""Seconds that the suites took on two cores: `small` by its log, beside other work; `standard` by its own words, about four hours."""
 
 
 @pytest.fixture(autouse=True)
@@ -45,7 +45,7 @@ def test_without_records_the_time_is_within_a_factor_of_two(name: str, tmp_path:
     assert TOOK[name] / 2 < found < 2 * TOOK[name]
 
 
-@pytest.mark.parametrize("number", [20, 200, 1161])
+@pytest.mark.parametrize("number", [20, 200, 1224])
 def test_with_the_first_records_the_time_is_within_a_factor_of_two(number: int, tmp_path: Path) -> None:
     """From few records of `small`, which are all of its cheap attack `none`, and from all of them."""
     if json.loads((SMALL / "manifest.json").read_text()).get("format") != manifests.FORMAT:
