@@ -23,7 +23,7 @@ from tests import factories
 
 SMALL = Path(__file__).parents[2] / "results" / "small"
 TOOK = {"small": 33 * 60.0, "standard": 4 * 3600}
-"""Seconds that the suites took on two cores: `small` by its log, beside other work; `standard` by its own words, about four hours."""
+"""Seconds that the suites took on two cores: `small` by its log, beside other work; `standard` by its own words."""
 
 
 @pytest.fixture(autouse=True)
