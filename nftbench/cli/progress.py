@@ -125,10 +125,10 @@ class Progress:
         measured = step.worked(now) if step and not step.waits else None
         if event.stage == "protect":  # the first release of a seed makes its base, or waits until it is made
             base = base_step(event.job.seed)
-            made = step is not None and not step.waited and not step.waits
-            self.made += key in self.forecast.left
+            made = step is not None and not step.waited and not step.waits and not event.failure
+            self.made += key in self.forecast.left and not event.failure
             self.forecast = self.forecast.after([key, base] if made else [base], measured if made else None)
-        self.forecast = self.forecast.after([key], measured)
+        self.forecast = self.forecast.after([key], None if event.failure else measured)
         if event.stage == "attack":
             failed = sum(record.status not in SETTLED for record in event.records)
             self.failed += failed
@@ -203,7 +203,7 @@ class _Panel:
         seconds = self.progress.add(event)
         if event.kind != "finished":
             return
-        if any(record.status != "ok" for record in event.records):
+        if event.failure or any(record.status != "ok" for record in event.records):
             self.console.print(Text(_line(self.progress, event, seconds)))
         board = self.so_far.add(event.records)
         if board is not None and (table := terminal.ranking(board)).rows:  # at first there are controls alone
@@ -224,13 +224,16 @@ class _Panel:
 def _print(progress: Progress, heart: heartbeat.Heartbeat, event: Event) -> None:
     seconds = progress.add(event)
     # a release that is in the cache already takes no time and needs no line
-    if event.kind == "finished" and (event.stage == "attack" or seconds >= 1):
+    if event.kind == "finished" and (event.stage == "attack" or seconds >= 1 or event.failure):
         heart.say(_line(progress, event, seconds))
 
 
 def _line(progress: Progress, event: Event, seconds: float) -> str:
     head = f"{progress.head()} {_title(event.stage, event.job)}"
-    return f"{head}: {f'{_outcome(event.records)}, ' if event.stage == 'attack' else ''}{duration(seconds)}"
+    outcome = f"not made, {event.failure}" if event.failure else ""
+    if event.stage == "attack":
+        outcome = _outcome(event.records)
+    return f"{head}: {f'{outcome}, ' if outcome else ''}{duration(seconds)}"
 
 
 def _outcome(records: Sequence[Record]) -> str:

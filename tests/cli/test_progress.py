@@ -197,6 +197,18 @@ def test_a_job_whose_release_failed_has_no_time_of_its_own(clock: list[float]) -
     assert state.seconds_left() == pytest.approx(100 + 2 * 10 + 3 * 10)
 
 
+def test_a_release_that_could_not_be_made_is_said_and_not_counted_as_made(
+    clock: list[float], capsys: pytest.CaptureFixture[str]
+) -> None:
+    state = progress_of()
+    with progress.display(state, board, Console(file=io.StringIO())) as show:
+        show(Event("started", "protect", JOBS[0]))
+        clock[0] += 1747
+        show(Event("finished", "protect", JOBS[0], failure="oom (its process was killed)"))
+    assert state.made == 0
+    assert "release seed 0: not made, oom (its process was killed), 29 min 07 s" in capsys.readouterr().out
+
+
 def test_on_a_terminal_a_panel_shows_what_runs_and_the_leaderboard(clock: list[float]) -> None:
     asked: list[int] = []
 

@@ -30,6 +30,8 @@ class Event:
     records: tuple[Record, ...] = ()
     words: str = ""
     """What is being done."""
+    failure: str = ""
+    """Why a release could not be made, as in `oom (its process was killed)`. Jobs have failed records instead."""
 
 
 def run(workspace: Workspace, jobs: Sequence[Job], executor: Executor) -> Iterator[Event]:
@@ -122,15 +124,17 @@ class _Queue:
         if records is None and error is None:
             heapq.heappush(self.busy, (time.monotonic() + BUSY_SECONDS, step))
             return
+        failure = ""
         if step.stage == "protect":
             if error is not None:
                 self.failed[step.job.release] = error
+                failure = _in_words(error)
             for freed in self.blocked.pop(step.job.release, []):
                 heapq.heappush(self.ready, freed)
         elif error is not None:
             yield self.fail(step, error)
             return
-        yield Event("finished", step.stage, step.job, tuple(records or ()))
+        yield Event("finished", step.stage, step.job, tuple(records or ()), failure=failure)
 
     def fail(self, step: Step, error: BaseException) -> Event:
         """Write failed records for a job that could not run: its release cannot be made, or its process died.
@@ -148,3 +152,10 @@ class _Queue:
             why = f"{failed.strerror or failed}; {reason}"
             raise NftbenchError(f"{folder}: no record can be written ({why}); every finished cell is kept") from failed
         return Event("finished", step.stage, step.job, tuple(records))
+
+
+def _in_words(error: BaseException) -> str:
+    from nftbench.running import failures
+
+    status, reason = failures.status_of(error)
+    return f"{status} ({reason})"
