@@ -27,7 +27,7 @@ from nftbench import (
     Task,
 )
 from nftbench.methods import dlr, seeded, untrained
-from nftbench.methods.distillation import joint_losses, module_losses, total
+from nftbench.methods.distillation import joint_loss, module_loss
 from nftbench.methods.overhead import kl
 
 Loss = Callable[[nn.Module, nn.Module, Tensor], Tensor]
@@ -69,10 +69,7 @@ class Redistill(Attack):
         if self.what == "mlps":
             keep_all_but_mlps(student, teacher)
             first = max(1, round(MODULES * steps))
-            phases = (
-                (lambda *networks: total(module_losses(*networks)), first),
-                (lambda *networks: total(joint_losses(*networks)), steps - first),
-            )
+            phases = ((module_loss, first), (joint_loss, steps - first))
         for loss, count in phases:
             if count:
                 context.train(student, on_text(loss), steps=count, learning_rate=rate)

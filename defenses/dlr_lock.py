@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 
 from nftbench import Claim, Defense, Model, OwnerContext, Passes, Protected, Series, Spec, Stage, Suite
 from nftbench.methods import Stepper, build, dlr, passes, seeded, token_batches
-from nftbench.methods.distillation import error, joint_losses, module_losses, traced
+from nftbench.methods.distillation import error, joint_loss, module_loss, traced
 from nftbench.methods.overhead import kl
 
 READINGS = 20
@@ -76,8 +76,8 @@ class DlrLock(Defense):
         heldout = context.corpus.heldout[: self.batch].to(teacher.device)
         readings = [read(0, locked, teacher, heldout)]
         for steps, loss, seed in (
-            (self.module_steps, module_losses, context.seed),
-            (self.joint_steps, joint_losses, context.seed + 1),
+            (self.module_steps, module_loss, context.seed),
+            (self.joint_steps, joint_loss, context.seed + 1),
         ):
             begun = readings[-1].step
             stepper = Stepper(

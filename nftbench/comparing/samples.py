@@ -17,7 +17,7 @@ from nftbench.records.record import CellId, Record
 from nftbench.scoring import ladder
 from nftbench.scoring.cost_to_break import cost_to_break
 from nftbench.scoring.frontier import mean_share
-from nftbench.scoring.grid import NONE, Grid, arrange, called
+from nftbench.scoring.grid import NONE, Grid, arrange, called, doses
 from nftbench.scoring.headroom import headroom
 from nftbench.scoring.intervals import Interval, differences_by_seed, mean
 from nftbench.scoring.points import final, points
@@ -139,8 +139,7 @@ def _common(base: Recorded, new: Recorded, subject: Role) -> tuple[Grid, Grid, l
 
 def _rows(grid: Grid, tasks: Mapping[str, list[str]], metrics: Mapping[str, list[str]]) -> dict[str, RowSamples]:
     planned = {cell.defense for cell in grid.expected}
-    doses = {dose for family in grid.ladder.values() for dose in family.doses}
-    controls = {*doses, *grid.initialisations, *grid.references()}
+    controls = {*doses(grid.ladder), *grid.initialisations, *grid.references()}
     found = {
         row: RowSamples({}, {"": "no records"}, frozenset(grid.seeds[row]), control=row in controls)
         for row in planned - grid.rows.keys()

@@ -6,8 +6,6 @@ else an architecture has in its place.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-
 import torch
 from torch import Tensor, nn
 
@@ -15,36 +13,29 @@ from nftbench.methods.overhead import kl
 from nftbench.models.architectures import dlr
 
 
-def module_losses(student: nn.Module, teacher: nn.Module, tokens: Tensor) -> Iterator[Tensor]:
-    """Relative squared error of each of the student's MLPs, on `tokens` [batch, block].
+def module_loss(student: nn.Module, teacher: nn.Module, tokens: Tensor) -> Tensor:
+    """Relative squared error of the student's MLPs, summed over layers, on `tokens` [batch, block].
 
-    ‖student_l(x_l) - teacher_l(x_l)‖² / ‖teacher_l(x_l)‖², where x_l is the input of the teacher's MLP l. A step takes
-    their sum, and one graph at a time is in memory.
+    Σ_l ‖student_l(x_l) - teacher_l(x_l)‖² / ‖teacher_l(x_l)‖², where x_l is the input of the teacher's MLP l.
     """
     with torch.no_grad():
         traces, _ = traced(teacher, tokens)
-    for net, (x, y) in zip(dlr.mlps(student).values(), traces, strict=True):
-        yield error(_hidden(net(x)), y)
+    students = dlr.mlps(student).values()
+    return torch.stack([error(_hidden(net(x)), y) for net, (x, y) in zip(students, traces, strict=True)]).sum()
 
 
-def joint_losses(student: nn.Module, teacher: nn.Module, tokens: Tensor) -> Iterator[Tensor]:
-    """KL(teacher ‖ student) of the logits in nats, then the errors of `module_losses` on the student's inputs x_l."""
+def joint_loss(student: nn.Module, teacher: nn.Module, tokens: Tensor) -> Tensor:
+    """KL(teacher ‖ student) of the logits in nats, plus the error of `module_loss` on the student's MLP inputs x_l."""
     with torch.no_grad():
         wanted = teacher(input_ids=tokens).logits
     traces, logits = traced(student, tokens)
-    yield kl(logits, wanted)
     # The inputs are detached. Otherwise a layer would learn to produce inputs that the next MLP already handles well.
     inputs = [x.detach() for x, _ in traces]
-    del traces, logits, wanted  # their graph was needed for the first loss alone
-    for net, mlp, x in zip(dlr.mlps(student).values(), dlr.mlps(teacher).values(), inputs, strict=True):
-        with torch.no_grad():
-            target = _hidden(mlp(x))
-        yield error(_hidden(net(x)), target)
-
-
-def total(losses: Iterable[Tensor]) -> Tensor:
-    """The sum of losses, with all their graphs in memory at once."""
-    return torch.stack([*losses]).sum()
+    with torch.no_grad():
+        targets = [_hidden(mlp(x)) for mlp, x in zip(dlr.mlps(teacher).values(), inputs, strict=True)]
+    students = dlr.mlps(student).values()
+    errors = [error(_hidden(net(x)), y) for net, x, y in zip(students, inputs, targets, strict=True)]
+    return kl(logits, wanted) + torch.stack(errors).sum()
 
 
 def traced(network: nn.Module, tokens: Tensor) -> tuple[list[tuple[Tensor, Tensor]], Tensor]:

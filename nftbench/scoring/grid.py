@@ -299,7 +299,7 @@ def arrange(
     if len(in_plan) < len(ordered):
         problems.append(f"{len(ordered) - len(in_plan)} records outside the plan are left out")
     found, held = dict(in_plan), [record for _, record in in_plan]
-    expected = _implied(held) if wanted is None else _whole(wanted, held, {*initialisations, *_doses(ladder)})
+    expected = _implied(held) if wanted is None else _whole(wanted, held, {*initialisations, *doses(ladder)})
     unlike = unpaired(held)
     problems += [f"{defense}: {reason}" for (defense, _), reason in unlike.items()]
     metrics, benign = ({record.task for record in held if record.role == role} for role in ("utility", "benign"))
@@ -393,7 +393,8 @@ def _whole(planned: frozenset[CellId], records: Sequence[Record], fewer: Collect
     }
 
 
-def _doses(ladder: Mapping[str, Family]) -> set[str]:
+def doses(ladder: Mapping[str, Family]) -> set[str]:
+    """The rows that are doses of some family."""
     return {dose for family in ladder.values() for dose in family.doses}
 
 

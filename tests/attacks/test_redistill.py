@@ -152,9 +152,7 @@ def test_the_mlps_of_every_architecture_are_distilled_and_nothing_else_moves(kin
     begun = redistill.ordinary(release, 3)
     redistill.keep_all_but_mlps(begun, release)
     seen = TOKENS % WORDS  # as the attacker's text
-    near, far = (
-        float(distillation.total(distillation.module_losses(one, release, seen)).detach()) for one in (found, begun)
-    )
+    near, far = (float(distillation.module_loss(one, release, seen).detach()) for one in (found, begun))
     assert near < far
 
 
@@ -220,9 +218,9 @@ def test_the_losses_are_their_equations(kind: str) -> None:
 
     theirs, ours = (logits[side].log_softmax(-1) for side in ("teacher", "student"))
     kl = float((theirs.exp() * (theirs - ours)).sum() / TOKENS.numel())
-    alone = distillation.total(distillation.module_losses(student, teacher, TOKENS))
+    alone = distillation.module_loss(student, teacher, TOKENS)
     assert float(alone.detach()) == pytest.approx(error("teacher"), rel=1e-5)
-    joint = distillation.total(distillation.joint_losses(student, teacher, TOKENS))
+    joint = distillation.joint_loss(student, teacher, TOKENS)
     assert float(joint.detach()) == pytest.approx(kl + error("student"), rel=1e-5)
     joint.backward()  # type: ignore[no-untyped-call]
     assert all(weight.grad is None for weight in teacher.parameters())
@@ -245,8 +243,7 @@ def test_the_cost_of_new_mlps_counts_both_phases(locked: bool, cache: Any) -> No
     student = copy.deepcopy(found).requires_grad_(False)
     for mlp in dlr.mlps(student).values():
         mlp.requires_grad_(True)
-    losses = (distillation.module_losses, distillation.joint_losses)
-    phases = [flops(lambda *given, loss=loss: distillation.total(loss(*given)), student, release) for loss in losses]
+    phases = [flops(loss, student, release) for loss in (distillation.module_loss, distillation.joint_loss)]
     assert context.ledger.steps == 10
     assert context.ledger.flops == pytest.approx(7 * phases[0] + 3 * phases[1])
 

@@ -169,7 +169,7 @@ def _shared_by_defenses(workspace: Workspace, base: Model) -> Mapping[str, Any]:
     return {
         "methods.masks": sum(weights[name][mask].square().sum() for name, mask in marked.items()),
         "methods.masks in each": masks.overlap(marked, masks.top(weights, 0.3, "per_tensor")),
-        "methods.distillation": distillation.total(distillation.joint_losses(locked, base.network, tokens)),
+        "methods.distillation": distillation.joint_loss(locked, base.network, tokens),
         "methods.overhead": overhead.divergence(locked, base.network, tokens),
         "methods.overhead FLOPs": overhead.footprint(base.network, tokens).step_flops_per_token,
         "methods.conditioning well": conditioning.probe_r_well(features),
