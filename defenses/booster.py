@@ -66,8 +66,14 @@ class Booster(AgainstTask):
             adapters.linear_layers(tuning.outline(suite), "attention")
 
     def training_passes(self, suite: Suite) -> Passes:
-        each = self.steps * self.batch * passes.of(self.trained)
-        return Passes(blocks=each, documents=2 * each if self.strength else 0.0)
+        """Both gradients of the harmful loss and their difference are in memory while the text's loss is computed."""
+        each, trained = self.steps * self.batch * passes.of(self.trained), passes.trained_copies(self.trained)
+        return Passes(
+            blocks=each,
+            documents=2 * each if self.strength else 0.0,
+            blocks_at_once=self.batch,
+            copies=2 + trained * (2 if self.strength else 1),
+        )
 
     def protect(self, model: Model, context: OwnerContext) -> Protected:
         self.check()

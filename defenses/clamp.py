@@ -85,9 +85,16 @@ class Clamp(AgainstTask):
 
     def training_passes(self, suite: Suite) -> Passes:
         """At each ω_t: the loss, its gradient and two probes; these are differentiated in turn, a gradient at twice its
-        cost. That makes 15 forward passes. The probe of ĉ takes 9."""
-        each = passes.FLOAT64 * self.steps * self.batch
-        return Passes(blocks=each, documents=each * passes.FORWARD * (15 * (self.inner_steps + 1) + 9))
+        cost. That makes 15 forward passes. The probe of ĉ takes 9. All of it is in memory until the end, with six sets
+        of weights or directions at each ω_t."""
+        batch, points = passes.FLOAT64 * self.batch, self.inner_steps + 1
+        return Passes(
+            blocks=self.steps * batch,
+            documents=self.steps * batch * passes.FORWARD * (15 * points + 9),
+            blocks_at_once=batch,
+            documents_at_once=3 * points * batch,
+            copies=passes.FLOAT64 * (4 + 6 * points),
+        )
 
     def protect(self, model: Model, context: OwnerContext) -> Protected:
         self.check()

@@ -87,11 +87,21 @@ class ConditionNumber(Defense):
             conditioning.check_size(max(suite.model.get(name, 0) for name in ("input_dim", "n_embd", "hidden_size")))
 
     def training_passes(self, suite: Suite) -> Passes:
-        """A step reads primary rows for the loss and again for R_well, and harmful ones for R_ill, all in float64."""
-        each = passes.FLOAT64 * self.epochs * passes.epoch(suite, self.batch) * passes.last(self.blocks, suite)
+        """A step reads primary rows for the loss and again for R_well, and harmful ones for R_ill, all in float64. The
+        given model is in memory beside its copy, with gradients and moments of the trained layers."""
+        steps, trained = self.epochs * passes.epoch(suite, self.batch), passes.share_of_last(self.blocks, suite)
+        kept = passes.FLOAT64 * trained
+        each, copies = passes.FLOAT64 * steps * passes.last(self.blocks, suite), 1 + passes.FLOAT64 * (1 + 3 * trained)
         if self.primary or suite.pretraining.task:
-            return Passes(documents=3 * each * self.batch)
-        return Passes(blocks=2 * each * max(1, self.batch // suite.corpus.block), documents=each * self.batch)
+            return Passes(documents=3 * each * self.batch, documents_at_once=3 * kept * self.batch, copies=copies)
+        rows = 2 * max(1, self.batch // suite.corpus.block)
+        return Passes(
+            blocks=each * rows,
+            documents=each * self.batch,
+            blocks_at_once=kept * rows,
+            documents_at_once=kept * self.batch,
+            copies=copies,
+        )
 
     def protect(self, model: Model, context: OwnerContext) -> Protected:
         self.check()

@@ -29,7 +29,8 @@ class Continued(Defense):
             raise ValueError(f"learning_rate must be above 0, not {self.learning_rate:g}")
 
     def training_passes(self, suite: Suite) -> Passes:
-        return Passes(blocks=self.steps * suite.pretraining.batch)
+        batch = suite.pretraining.batch
+        return Passes(blocks=self.steps * batch, blocks_at_once=batch, copies=4)
 
     def protect(self, model: Model, context: OwnerContext) -> Protected:
         recipe = context.pretraining

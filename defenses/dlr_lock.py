@@ -61,10 +61,15 @@ class DlrLock(Defense):
     def training_passes(self, suite: Suite) -> Passes:
         """The MLPs are taken to be half of a model. A step takes the teacher forwards, and a pass of the new MLPs. A
         joint step also takes a pass of the whole model with the gradients of its MLPs, and the teacher's MLPs forwards.
-        A reading takes both models forwards, and their MLPs once more."""
+        A reading takes both models forwards, and their MLPs once more. A block of a DLR-Net keeps about a tenth of what
+        a pass keeps. Teacher and student are in memory, with gradients and moments of the MLPs."""
         module = passes.FORWARD + 1 / 2
         joint = module + passes.ACTIVATIONS + 1 / 6 + passes.FORWARD / 2
-        return Passes(blocks=self.batch * (self.module_steps * module + self.joint_steps * joint + 1 + READINGS))
+        return Passes(
+            blocks=self.batch * (self.module_steps * module + self.joint_steps * joint + 1 + READINGS),
+            blocks_at_once=self.batch * (0.1 * self.depth + (1 if self.joint_steps else 0)),
+            copies=3.5,
+        )
 
     def protect(self, model: Model, context: OwnerContext) -> Protected:
         teacher = model.network.eval()

@@ -69,7 +69,13 @@ class LoX(Defense):
 
     def training_passes(self, suite: Suite) -> Passes:
         each = self.steps * self.batch
-        return Passes(blocks=each, documents=each * (1 + passes.FORWARD) if self.harmful else 0.0)
+        return Passes(
+            blocks=each,
+            documents=each * (1 + passes.FORWARD) if self.harmful else 0.0,
+            blocks_at_once=self.batch,
+            documents_at_once=self.batch if self.harmful else 0.0,
+            copies=5,
+        )
 
     def protect(self, model: Model, context: OwnerContext) -> Protected:
         tuned = self.tuned(model.network, context)

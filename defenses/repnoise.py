@@ -63,7 +63,14 @@ class RepNoise(AgainstTask):
         return self.row(alpha=0.0, beta=0.0) if self.alpha or self.beta else None
 
     def training_passes(self, suite: Suite) -> Passes:
-        return Passes(documents=self.steps * self.batch * (2 + passes.heads(suite)))
+        """The MMD keeps the differences of all pairs among 2n vectors, n of a batch and n of noise: 4n numbers for each
+        number that an MLP returns."""
+        pairs = 4 * self.batch / passes.LAYER_NUMBERS
+        return Passes(
+            documents=self.steps * self.batch * (2 + passes.heads(suite)),
+            documents_at_once=self.batch * (2 + passes.kept_by_heads(suite) + pairs),
+            copies=4,
+        )
 
     def protect(self, model: Model, context: OwnerContext) -> Protected:
         self.check()

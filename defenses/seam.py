@@ -60,8 +60,15 @@ class Seam(AgainstTask):
         return self.row(beta=0.0) if self.beta else None
 
     def training_passes(self, suite: Suite) -> Passes:
+        """The coupling has ten gradients or directions in memory, beside weights, gradient and moments."""
         each = self.steps * self.batch
-        return Passes(blocks=2 * each, documents=each * (4 + passes.heads(suite)))
+        return Passes(
+            blocks=2 * each,
+            documents=each * (4 + passes.heads(suite)),
+            blocks_at_once=self.batch,
+            documents_at_once=self.batch * passes.kept_by_heads(suite),
+            copies=14,
+        )
 
     def protect(self, model: Model, context: OwnerContext) -> Protected:
         self.check()

@@ -78,8 +78,10 @@ class Sophon(AgainstTask):
         return self.row(alpha=0.0) if self.alpha else None
 
     def training_passes(self, suite: Suite) -> Passes:
+        """Both steppers keep moments; the weights before the step and the fine-tuned copy are in memory too."""
         blocks = self.steps * (self.reinforce_steps * self.batch + JUDGED * passes.FORWARD)
-        return Passes(blocks, documents=self.steps * self.inner_steps * self.batch if self.alpha else 0.0)
+        documents = self.steps * self.inner_steps * self.batch if self.alpha else 0.0
+        return Passes(blocks, documents, blocks_at_once=self.batch, copies=10)
 
     def protect(self, model: Model, context: OwnerContext) -> Protected:
         self.check()

@@ -85,11 +85,11 @@ class Tar(AgainstTask):
     def training_passes(self, suite: Suite) -> Passes:
         mapped, kept = self.mapping_steps * self.batch, self.steps * self.batch * (1 + passes.FORWARD)
         if not self.strength:
-            return Passes(blocks=mapped + kept, documents=mapped)
+            return Passes(blocks=mapped + kept, documents=mapped, blocks_at_once=self.batch, copies=8)
         inner = self.steps * self.inner_steps
         on_text = SWITCHING * 6 / (6 + 3) * inner * self.adversary_batch  # the mean of Beta(6, 3)
         attacked = inner * self.adversary_batch - on_text + inner // EVERY * self.batch
-        return Passes(blocks=mapped + kept + on_text, documents=mapped + attacked)
+        return Passes(blocks=mapped + kept + on_text, documents=mapped + attacked, blocks_at_once=self.batch, copies=13)
 
     def protect(self, model: Model, context: OwnerContext) -> Protected:
         self.check()

@@ -113,8 +113,13 @@ class Trap2(Defense):
             raise NftbenchError(f"trap2: the owner's task {self.task!r} is not among the suite's tasks")
 
     def training_passes(self, suite: Suite) -> Passes:
-        each = self.steps * self.batch * passes.of(self.update)
-        return Passes(documents=2 * each if self.strength else each)
+        """With update=full each of the two losses has weights of its own."""
+        each, losses = self.steps * self.batch * passes.of(self.update), 2 if self.strength else 1
+        return Passes(
+            documents=losses * each,
+            documents_at_once=losses * self.batch,
+            copies=2 if self.update == "lora" else 5 + losses,
+        )
 
     def protect(self, model: Model, context: OwnerContext) -> Protected:
         self.check()

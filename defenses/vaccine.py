@@ -68,7 +68,11 @@ class Vaccine(Defense):
 
     def training_passes(self, suite: Suite) -> Passes:
         first = passes.ACTIVATIONS if self.rho else 0.0
-        return Passes(blocks=self.steps * self.batch * (first + passes.of(self.trained)))
+        return Passes(
+            blocks=self.steps * self.batch * (first + passes.of(self.trained)),
+            blocks_at_once=self.batch,
+            copies=2 + passes.trained_copies(self.trained),
+        )
 
     def protect(self, model: Model, context: OwnerContext) -> Protected:
         made = tuning.begin(

@@ -265,7 +265,7 @@ class Spent:
 
 @dataclass(frozen=True)
 class Passes:
-    """How much a defense trains, counted in training passes of one sequence each.
+    """How much a defense trains, counted in training passes of one sequence each, and the memory that this takes.
 
     A training pass goes forwards and backwards in float32 and gives the gradients of all weights. Other passes count by
     their FLOPs: one that only goes forwards is a third. `nftbench.methods.passes` has the shares.
@@ -275,6 +275,13 @@ class Passes:
     """Passes of one block of text, which has `corpus.block` tokens."""
     documents: float = 0.0
     """Passes of one document of a task."""
+    blocks_at_once: float = 0.0
+    """Passes of blocks whose activations are in memory at the same time, as for a step on a batch of them."""
+    documents_at_once: float = 0.0
+    """Passes of documents whose activations are in memory at the same time as those of `blocks_at_once`."""
+    copies: float = 0.0
+    """Float32 numbers in memory for each weight of the model: the weight, its gradient and two moments of AdamW are 4.
+    Several models or gradients at one time are more."""
 
 
 @dataclass(frozen=True)
@@ -608,8 +615,8 @@ class Defense(Protocol):
     def training_passes(self, suite: Suite) -> Passes:
         """The training that `protect` does on this suite, beside the recipe's own run of a `pretrain` defense.
 
-        It serves only to say how long a run will take, and so it is no part of any key. For a loop that may stop early
-        it is the longest case. `suite.budget.max_train_documents` is always a number here.
+        It serves only to say how long a run will take and how much memory, and so it is no part of any key. For a loop
+        that may stop early it is the longest case. `suite.budget.max_train_documents` is always a number here.
         """
         return Passes()
 

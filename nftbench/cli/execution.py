@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import gc
 import os
 from collections import Counter
@@ -414,9 +415,10 @@ def workers_that_fit(work: Work, options: RunOptions, left: Left, parameters: in
     from nftbench.running import estimate, preflight
 
     plan, store = work.part, work.store
-    needed = max(1.0, estimate.memory_bytes(left, parameters, 1))
+    needed = functools.partial(estimate.memory_bytes, left, parameters)
     usual = workers.count(options.jobs, plan.device)
-    number = preflight.workers_that_fit(options.jobs, usual, needed, plan.device)
+    most_for = estimate.most_for(left, parameters)
+    number = preflight.workers_that_fit(options.jobs, usual, needed, plan.device, most_for)
     least, passing = (count(plan, left, parameters, number) for count in (estimate.least_bytes, estimate.passing_bytes))
     preflight.check_disk(estimate.disk_bytes(plan, left, parameters), least, passing, store.cache)
     return number

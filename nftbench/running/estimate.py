@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from nftbench.planning import facts
+from nftbench.contract import Passes
+from nftbench.planning import facts, pinning
 from nftbench.planning.keys import base_key
 from nftbench.planning.plan import Plan
 from nftbench.records import disk_budget
@@ -29,8 +31,13 @@ CHECKED_COPIES = 5
 that trains a part of the weights needs less."""
 PROCESS_BYTES = 6e8
 """Memory of a worker with torch and transformers, before any model."""
+HELD_COPIES = 3
+"""Float32 numbers that the worker holds for each parameter of the base while a defense trains in a process of its own:
+2.0 GB were measured for SmolLM2-135M, its process included."""
 TRAIN_FLOPS, FORWARD_FLOPS = 6, 2
 """For each parameter and token (Kaplan et al. 2020, section 2.1)."""
+DOCUMENTS = 2000
+"""Documents of a split whose size is not known before it is loaded."""
 FILLED = 0.25
 """Share of a block that a task's document fills, 6 to 9 of 32 tokens in the toy language: batches are as wide as their
 longest document, not as a block."""
@@ -48,7 +55,9 @@ class Left:
     step_bytes: float = 0.0
     """What a training step takes beside weights, gradients and moments; counted for a given base alone."""
     copies: int = COPIES
-    """Float32 numbers for each parameter of a release at one time."""
+    """Float32 numbers for each parameter of a release at one time, while it is attacked."""
+    protecting: tuple[float, ...] = ()
+    """Bytes that each of `releases` takes while it is made; counted for a given base alone."""
 
     def size(self, defense: Spec, parameters: int) -> int:
         """The number of parameters of a defense's release; `parameters` is that of the suite's own model."""
@@ -89,26 +98,69 @@ def remaining(plan: Plan, store: Store, settled: set[str]) -> Left:
     documents = min(budget.batch * block * FILLED, budget.tokens_at_once or math.inf)
     tokens = max(documents, plan.suite.pretraining.batch * block, budget.batch * block * on_text)
     trains_all = any(attack.trains and attack.trained_weights != "part" for attack in attacks)
+    trained, size = training_passes(plan), parameters_of(plan.suite)
     return replace(
         left,
         step_bytes=given_estimate.step_bytes(plan.suite, tokens),
         copies=COPIES if trains_all else CHECKED_COPIES,
+        protecting=tuple(protecting_bytes(plan.suite, trained(spec), size) for spec, _ in left.releases),
     )
 
 
+def training_passes(plan: Plan) -> Callable[[Spec], Passes]:
+    """How much each defense trains. Each is asked once, an added one in a process of its own."""
+    budget = plan.suite.budget
+    documents = min(filter(None, (budget.max_train_documents, plan.limit)), default=DOCUMENTS)
+    limited = budget.model_copy(update={"max_train_documents": documents})
+    described = pinning.with_architecture(with_vocabulary(plan.suite))
+    suite = described.model_copy(update={"budget": limited})
+    return functools.cache(lambda spec: facts.training_passes(str(spec), suite))
+
+
+def protecting_bytes(suite: Suite, trained: Passes, parameters: int) -> float:
+    """Bytes that a worker takes while a defense trains a given base of so many parameters, as much as it says.
+
+    It is 0 for a defense that does not say what it keeps in memory.
+    """
+    from nftbench.running import given_estimate
+
+    if not trained.copies:
+        return 0.0
+    tokens = suite.corpus.block * (trained.blocks_at_once + FILLED * trained.documents_at_once)
+    weights = 4 * (HELD_COPIES + trained.copies) * parameters
+    return 2 * PROCESS_BYTES + weights + given_estimate.step_bytes(suite, tokens)
+
+
 def memory_line(left: Left, parameters: int, workers: int) -> str:
-    """An estimate of the memory of all workers together, and of each, if each attacks the largest release."""
+    """An estimate of the memory of all workers together, and of the one that needs most."""
     if not left.cells:
         return "nothing is left to run"
-    size, each = (memory_bytes(left, parameters, count) / 1e9 for count in (workers, 1))
+    size, most = (memory_bytes(left, parameters, count) / 1e9 for count in (workers, 1))
     largest = _largest(left, parameters)
-    many = f"{workers} workers, {each:.2g} GB each" if workers > 1 else "1 worker"
-    return f"about {size:.2g} GB with {many}, for a model of {largest / 1e6:.3g} M parameters"
+    many = f"{workers} workers, at most {most:.2g} GB each" if workers > 1 else "1 worker"
+    return (
+        f"about {size:.2g} GB with {many}, for a model of {largest / 1e6:.3g} M parameters{most_for(left, parameters)}"
+    )
+
+
+def most_for(left: Left, parameters: int) -> str:
+    """What takes the most memory, to be added to a sentence; empty where that is an attack."""
+    largest, (defense, _) = max(zip(left.protecting, left.releases, strict=False), default=(0.0, (None, 0)))
+    return f", most of it while {defense} trains" if largest > _attacking(left, parameters) else ""
 
 
 def memory_bytes(left: Left, parameters: int, workers: int) -> float:
-    """Bytes of memory that all workers need together, if each attacks the largest release."""
-    return workers * (PROCESS_BYTES + left.copies * 4 * _largest(left, parameters) + left.step_bytes)
+    """Bytes of memory that so many workers need together, if each does the most that it may do.
+
+    That is to attack the largest release, or to make a release that takes more. A release is made by one worker.
+    """
+    attacking = _attacking(left, parameters)
+    more = sorted((size for size in left.protecting if size > attacking), reverse=True)[:workers]
+    return sum(more) + (workers - len(more)) * attacking
+
+
+def _attacking(left: Left, parameters: int) -> float:
+    return PROCESS_BYTES + left.copies * 4 * _largest(left, parameters) + left.step_bytes
 
 
 def _largest(left: Left, parameters: int) -> int:

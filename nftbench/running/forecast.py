@@ -17,12 +17,11 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from nftbench.contract import Passes
-from nftbench.planning import facts, pinning
 from nftbench.planning.plan import Job, Plan
 from nftbench.records.record import Record
 from nftbench.records.spec import Spec
 from nftbench.running import estimate, speed
-from nftbench.running.estimate import FILLED, FORWARD_FLOPS, LARGE, TRAIN_FLOPS, Left, duration
+from nftbench.running.estimate import DOCUMENTS, FILLED, FORWARD_FLOPS, LARGE, TRAIN_FLOPS, Left, duration
 from nftbench.suites.schema import Suite
 
 THROUGHPUT = {"cpu": 3e10, "cuda": 2e13}
@@ -35,8 +34,6 @@ STARTUP_SECONDS = 10.0
 STEP_SECONDS = 1.4
 """What each release and each job takes beside training and evaluation: models and tasks are loaded, saved and checked.
 Releases and jobs of `standard` took 1.3 to 1.6 s more than their cells. In `smoke` this is most of the time."""
-DOCUMENTS = 2000
-"""Documents of a split whose size is not known before it is loaded."""
 LONGER = 8.0
 """How many times as long an attack takes that trains all weights for more steps; `long` takes ten times the steps."""
 OVERDUE = 0.2
@@ -251,18 +248,13 @@ class _Predictor:
 
     def training(self, defense: Spec) -> float:
         """FLOPs a parameter of what the defense itself trains, beside the recipe's run."""
-        passes = self.passes(str(defense))
+        passes = self.passes(defense)
         return TRAIN_FLOPS * self.plan.suite.corpus.block * (passes.blocks + FILLED * passes.documents)
 
     @functools.cached_property
-    def passes(self) -> Callable[[str], Passes]:
-        """How much a defense trains. Each is asked once, an added one in a process of its own."""
-        budget = self.plan.suite.budget
-        documents = min(filter(None, (budget.max_train_documents, self.plan.limit)), default=DOCUMENTS)
-        limited = budget.model_copy(update={"max_train_documents": documents})
-        described = pinning.with_architecture(estimate.with_vocabulary(self.plan.suite))
-        suite = described.model_copy(update={"budget": limited})
-        return functools.cache(lambda text: facts.training_passes(text, suite))
+    def passes(self) -> Callable[[Spec], Passes]:
+        """How much a defense trains."""
+        return estimate.training_passes(self.plan)
 
     def checks(self) -> float:
         """FLOPs a parameter of the referee's checks of a release, where its base is a large given model."""

@@ -9,17 +9,12 @@ import functools
 from pathlib import Path
 from typing import Any
 
+from nftbench.methods import passes
 from nftbench.models import networks
 from nftbench.running import preflight
 from nftbench.running.preflight import Checkpoint
 from nftbench.suites.schema import GivenModel, Suite
 
-LAYER_NUMBERS = 34
-"""Float32 numbers that one layer saves for each token and unit of width, in a step with fused attention. A LoRA step of
-SmolLM2-135M (30 layers of width 576) on 1,024 tokens peaked at 4.3 GB, of which 2.5 GB are neither process, weights nor
-logits."""
-LOGIT_COPIES = 3
-"""Logits, their log-softmax, and their gradient."""
 CHECKED_TOKENS = 12_000
 """Tokens of forward passes that cost as much as the referee's checks of one large release. The gradient check alone
 took 19 CPU-seconds on a Llama of SmolLM2's shape with 163 million parameters; reading plain text adds to it."""
@@ -41,7 +36,7 @@ def step_bytes(suite: Suite, tokens: float) -> float:
     width, layers = (fields.get(name) for name in ("hidden_size", "num_hidden_layers"))
     if width is None or layers is None:
         return 0.0
-    return float(4 * tokens * (LAYER_NUMBERS * layers * width + LOGIT_COPIES * fields["vocab_size"]))
+    return float(4 * tokens * passes.kept(layers, width, fields["vocab_size"]))
 
 
 @functools.cache

@@ -6,10 +6,12 @@ read tensor by tensor; none is downloaded for that.
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import os
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -263,21 +265,28 @@ def free_on_disk(folder: Path) -> float:
     return float(shutil.disk_usage(there).free)
 
 
-def workers_that_fit(asked: int | None, usual: int, needed: float, device: Device) -> int:
+def workers_that_fit(
+    asked: int | None, usual: int, needed: Callable[[int], float], device: Device, most_for: str = ""
+) -> int:
     """How many workers memory allows: as many as asked for, or else at most the usual number.
 
-    `needed` are the bytes of one worker.
+    Args:
+        needed: the bytes that a number of workers take together.
+        most_for: what takes most of it, to be added to a sentence.
 
     Raises:
         NftbenchError: not even one fits, or fewer than were asked for.
     """
     there = memory_of(device)
-    fit = int(there // needed)
+    fits = itertools.takewhile(lambda number: needed(number) <= there, range(1, max(asked or 1, usual) + 1))
+    fit = max(fits, default=0)
     if fit < (asked or 1):
         many = f"{asked} workers need" if asked is not None and asked > 1 else "a worker needs"
         advice = f"; --jobs {fit} would fit" if fit else "; a machine with more memory is needed"
-        total = needed * (asked or 1)
-        raise NftbenchError(f"too little memory: {many} about {_size(total)}, and there are {_size(there)}{advice}")
+        total = needed(asked or 1)
+        raise NftbenchError(
+            f"too little memory: {many} about {_size(total)}{most_for}, and there are {_size(there)}{advice}"
+        )
     return asked or min(usual, fit)
 
 

@@ -7,6 +7,8 @@ import math
 import re
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
+from operator import mul
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -210,11 +212,11 @@ def test_a_limit_is_said_to_leave_the_card_without_scores(call: Call) -> None:
 
 def test_as_many_workers_as_memory_allows(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(preflight, "memory_of", lambda device: 10e9)
-    assert preflight.workers_that_fit(None, 8, 3e9, CPU) == 3
-    assert preflight.workers_that_fit(None, 2, 3e9, CPU) == 2
-    assert preflight.workers_that_fit(3, 1, 3e9, CPU) == 3
+    assert preflight.workers_that_fit(None, 8, partial(mul, 3e9), CPU) == 3
+    assert preflight.workers_that_fit(None, 2, partial(mul, 3e9), CPU) == 2
+    assert preflight.workers_that_fit(3, 1, partial(mul, 3e9), CPU) == 3
     with pytest.raises(NftbenchError, match="4 workers need about 12 GB, and there are 10 GB; --jobs 3 would fit"):
-        preflight.workers_that_fit(4, 8, 3e9, CPU)
+        preflight.workers_that_fit(4, 8, partial(mul, 3e9), CPU)
 
 
 # -------------------------------------------------------------------------------------------------------------- the hub

@@ -1,9 +1,11 @@
-"""How much a defense says that it trains, against the FLOPs of what it does on a tiny model."""
+"""How much a defense says that it trains, against the FLOPs and the memory of what it does on a tiny model."""
 
 from __future__ import annotations
 
+import functools
 import itertools
-from collections.abc import Iterator
+import weakref
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,12 +13,13 @@ import pytest
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_iter
 from torch.utils.flop_counter import flop_registry
 
 from nftbench.contract import Defense
 from nftbench.methods import tuning
 from nftbench.methods.benign_text import text_batches, text_loss
-from nftbench.methods.harmful_pairs import HarmfulPairs, cross_entropy
+from nftbench.methods.harmful_pairs import HarmfulPairs, Pair, cross_entropy
 from nftbench.planning import facts, registry
 from nftbench.records.spec import Spec
 from nftbench.running import estimate
@@ -135,10 +138,123 @@ def each(here: Workspace) -> PassFlops:
 @pytest.mark.slow
 @pytest.mark.parametrize("spec", SPECS)
 def test_a_defense_trains_as_much_as_it_says(spec: str, here: Workspace, each: PassFlops) -> None:
-    passes = facts.training_passes(spec, estimate.with_vocabulary(here.suite))
+    trained = facts.training_passes(spec, estimate.with_vocabulary(here.suite))
     document = each.document if Spec.parse(spec).name in OWN_LOSS else each.pair
-    said = passes.blocks * each.block + passes.documents * document
+    said = trained.blocks * each.block + trained.documents * document
     assert said == pytest.approx(protecting(here, spec), rel=0.3)
+
+
+AT_ONCE = (
+    "booster[harmful=toy_topic,steps=2,trained=full]",
+    "booster[harmful=toy_topic,steps=2]",
+    "booster[harmful=toy_topic,steps=2,strength=0,trained=full]",
+    "clamp[harmful=toy_topic,steps=2]",
+    "clamp[harmful=toy_topic,steps=2,inner_steps=1]",
+    "condition_number[harmful=toy_topic,epochs=1,batch=16]",
+    "condition_number[harmful=toy_topic,epochs=1,batch=16,blocks=4]",
+    "condition_number[harmful=toy_topic,primary=toy_topic,epochs=1,batch=16,blocks=2]",
+    "continued[steps=2]",
+    "dlr_lock[module_steps=2,joint_steps=0]",
+    "dlr_lock[module_steps=0,joint_steps=2]",
+    "dlr_lock[depth=2,module_steps=0,joint_steps=2]",
+    "lox[steps=2]",
+    "lox[harmful=toy_topic,steps=2,batch=4]",
+    "repnoise[harmful=toy_topic,steps=2]",
+    "repnoise[harmful=toy_topic,steps=2,batch=32]",
+    "seam[harmful=toy_topic,steps=2]",
+    "sophon[harmful=toy_topic,steps=2,inner_steps=2,reinforce_steps=2]",
+    "sophon[harmful=toy_topic,steps=2,batch=4,inner_steps=2,reinforce_steps=2]",
+    "tar[harmful=toy_topic,steps=2,inner_steps=16,mapping_steps=2]",
+    "tar[harmful=toy_topic,steps=2,mapping_steps=2,strength=0]",
+    "trap2[task=toy_topic,steps=2,update=full]",
+    "trap2[task=toy_topic,steps=2,batch=16,update=full,strength=0]",
+    "trap2[task=toy_topic,steps=2,batch=16]",
+    "vaccine[steps=2,trained=full]",
+    "vaccine[steps=2]",
+)
+"""Two steps each. No batch is larger than the tiny suite's tasks. A given base takes no defense that pre-trains."""
+
+
+class Memory(TorchDispatchMode):
+    """The peak of the bytes in memory that are made while it is entered."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.peak = self._now = 0
+        self._held: set[int] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for tensor in tree_iter(out):
+            if isinstance(tensor, Tensor) and (storage := tensor.untyped_storage())._cdata not in self._held:
+                self._now += storage.nbytes()
+                self._held.add(storage._cdata)
+                weakref.finalize(storage, self._freed, storage._cdata, storage.nbytes())
+        self.peak = max(self.peak, self._now)
+        return out
+
+    def _freed(self, storage: int, size: int) -> None:
+        self._held.discard(storage)
+        self._now -= size
+
+
+@pytest.fixture(scope="module")
+def wide() -> Iterator[Workspace]:
+    """So wide that weights and activations both count."""
+    model = {**MODEL, "hidden_size": 64, "intermediate_size": 168}
+    corpus = {"sentences": 1500, "heldout_blocks": 128, "block": 64}
+    with temporary_workspace(tiny_suite("llama", model=model, corpus=corpus)) as workspace:
+        yield workspace
+
+
+@dataclass(frozen=True)
+class PassBytes:
+    """What one training pass keeps in memory, its gradients aside. The sequences are those of `PassFlops`."""
+
+    block: float
+    document: float
+    pair: float
+
+
+@pytest.fixture(scope="module")
+def kept(wide: Workspace) -> PassBytes:
+    owner = Owner(wide, 0, ("toy_topic",))
+    network, task = make_base(wide, 0).network, owner.task("toy_topic")
+    batches = tuning.document_batches(task, 8, 0), HarmfulPairs.of(task).batches(8, 0, "cpu")
+    documents, pairs = (list(itertools.islice(found, 20)) for found in batches)
+    text = next(text_batches(owner, 8, "cpu"))
+
+    def pair_loss(pair: Pair) -> Tensor:
+        return cross_entropy(network(input_ids=pair.harmful.inputs).logits, pair.harmful)
+
+    return PassBytes(
+        peak(lambda: text_loss(network, text)) / 8,
+        sum(peak(functools.partial(task.loss, network, rows)) for rows in documents) / 160,
+        sum(peak(functools.partial(pair_loss, pair)) for pair in pairs) / 160,
+    )
+
+
+def peak(act: Callable[[], Any]) -> int:
+    """The most bytes that are in memory at one time, of those made meanwhile."""
+    with Memory() as found:
+        act()
+    return found.peak
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("spec", AT_ONCE)
+def test_a_defense_takes_the_memory_that_it_says(spec: str, wide: Workspace, kept: PassBytes) -> None:
+    """Within a factor of two, without the base, which is there before."""
+    plugin, trained = (
+        registry.create("defenses", spec),
+        facts.training_passes(spec, estimate.with_vocabulary(wide.suite)),
+    )
+    model = make_base(wide, 0)
+    document = kept.document if Spec.parse(spec).name in OWN_LOSS else kept.pair
+    said = 4 * (trained.copies - 1) * model.network.num_parameters()
+    said += trained.blocks_at_once * kept.block + trained.documents_at_once * document
+    found = peak(lambda: plugin.protect(model, Owner(wide, 0, plugin.told())))
+    assert found / 2 < said < 2 * found
 
 
 def test_every_defense_that_trains_says_so() -> None:
@@ -146,5 +262,7 @@ def test_every_defense_that_trains_says_so() -> None:
     tried = {Spec.parse(text).name for text in SPECS}
     assert tried.isdisjoint(TRAINS_NO_MORE)
     assert tried | TRAINS_NO_MORE == registry.available("defenses").keys()
-    for name in tried:
-        assert registry.imported(registry.find("defenses", name)).training_passes is not Defense.training_passes
+    plugins = {name: registry.imported(registry.find("defenses", name)) for name in tried}
+    assert all(plugin.training_passes is not Defense.training_passes for plugin in plugins.values())
+    on_given_bases = {name for name, plugin in plugins.items() if plugin.stage == "posttrain"}
+    assert {Spec.parse(text).name for text in AT_ONCE} == on_given_bases

@@ -19,6 +19,7 @@ import typer
 from nftbench import calibration, report, suites
 from nftbench.cli import app, execution
 from nftbench.errors import NftbenchError
+from nftbench.planning.plan import plan
 from nftbench.records.store import Store
 
 RESULTS = Path(__file__).resolve().parents[2] / "results"
@@ -52,6 +53,17 @@ def test_a_leaderboard_is_that_of_its_records(folder: Path, tmp_path: Path) -> N
     board = execution.rank(store.planned(manifest), manifest)
     report.write(board, tmp_path, manifest.command)
     check(folder, tmp_path, "leaderboard.*", "defenses/*", "index.html")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("folder", BOARDS, ids=lambda folder: folder.name)
+def test_published_cells_are_those_that_are_planned_today(folder: Path, tmp_path: Path) -> None:
+    """So whoever changes a defense, an attack or a task sees what must run again."""
+    manifest = Store(folder, tmp_path).manifest()
+    suite = manifest.suite.model_copy(update={"salt": manifest.salt})
+    if suite.given is not None or suite.corpus.source != "toy":
+        pytest.skip("its text or its weights are not in the repository")
+    assert {cell.key for cell in plan(suite, limit=manifest.limit).cells} == set(manifest.keys)
 
 
 @pytest.mark.parametrize("folder", PROOFS)

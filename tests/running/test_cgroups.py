@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from functools import partial
+from operator import mul
 from pathlib import Path
 
 import pytest
@@ -41,9 +43,9 @@ def test_without_control_groups_there_is_no_limit(tmp_path: Path, monkeypatch: p
 
 def test_workers_must_fit_into_a_containers_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _groups("0::/\n", {"memory.max": "3000000000\n"}, tmp_path, monkeypatch)
-    assert preflight.workers_that_fit(None, 8, 1e9, Device("cpu")) == 3
+    assert preflight.workers_that_fit(None, 8, partial(mul, 1e9), Device("cpu")) == 3
     with pytest.raises(NftbenchError, match="a worker needs about 4 GB, and there are 3 GB"):
-        preflight.workers_that_fit(None, 8, 4e9, Device("cpu"))
+        preflight.workers_that_fit(None, 8, partial(mul, 4e9), Device("cpu"))
 
 
 def _groups(own: str, limits: dict[str, str], folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,10 @@ from safetensors.torch import load_file
 
 from nftbench.contract import Model
 from nftbench.data import corpus
+from nftbench.device import CPU
 from nftbench.errors import NftbenchError
 from nftbench.models import networks
-from nftbench.planning import pinning
+from nftbench.planning import facts, pinning
 from nftbench.planning.plan import Plan, plan
 from nftbench.records import disk_budget
 from nftbench.records.record import Cell
@@ -480,4 +482,34 @@ def test_memory_is_within_a_factor_of_two_of_what_was_measured_for_each_worker_a
     each, both = (f"{estimate.memory_bytes(left, 162_826_560, workers) / 1e9:.2g} GB" for workers in (1, 2))
     size = "for a model of 163 M parameters"
     assert estimate.memory_line(left, 162_826_560, 1) == f"about {each} with 1 worker, {size}"
-    assert estimate.memory_line(left, 162_826_560, 2) == f"about {both} with 2 workers, {each} each, {size}"
+    assert estimate.memory_line(left, 162_826_560, 2) == f"about {both} with 2 workers, at most {each} each, {size}"
+
+
+@pytest.mark.parametrize(
+    ("spec", "measured"),
+    # Peaks of the defense's process, of its server and of the worker, on SmolLM2-135M-Instruct with documents of SST-2.
+    [("dlr_lock[module_steps=80,joint_steps=40,batch=8]", 12.4e9), ("repnoise[harmful=toy_topic,steps=100]", 7.6e9)],
+)
+def test_the_memory_of_a_defense_that_trains_is_planned_and_taken_once(
+    spec: str, measured: float, tmp_path: Path
+) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(SMOLLM2))
+    size, blocks = 134_515_008, {"corpus": {"block": 128}}
+    trained = facts.training_passes(spec, tiny_suite("llama", model=SMOLLM2, **blocks))
+    needed = estimate.protecting_bytes(given(tmp_path, **blocks), trained, size)
+    assert measured / 2 < needed < 2 * measured
+    cell = Cell(Spec.parse(spec), Spec("full"), Spec("toy_topic"), 0, "key", "release")
+    left = estimate.Left((cell,), ((Spec("none"), 0), (Spec.parse(spec), 0)), (), protecting=(0.0, needed))
+    assert estimate.memory_bytes(left, size, 1) == needed
+    attacking = estimate.memory_bytes(replace(left, protecting=(0.0, 0.0)), size, 1)
+    assert estimate.memory_bytes(left, size, 3) == needed + 2 * attacking, "one worker makes it"
+    assert estimate.memory_line(left, size, 2).endswith(f"parameters, most of it while {spec} trains")
+    assert estimate.most_for(replace(left, protecting=(0.0, 0.9 * attacking)), size) == ""
+
+
+def test_a_run_that_does_not_fit_is_refused_with_what_takes_most(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(preflight, "memory_of", lambda device: 16e9)
+    needs = [10e9, 15e9, 20e9].__getitem__
+    said = "3 workers need about 20 GB, most of it while dlr_lock trains, and there are 16 GB; --jobs 2 would fit"
+    with pytest.raises(NftbenchError, match=said):
+        preflight.workers_that_fit(3, 2, lambda number: needs(number - 1), CPU, ", most of it while dlr_lock trains")
