@@ -145,8 +145,11 @@ def memory_line(left: Left, parameters: int, workers: int) -> str:
 
 def most_for(left: Left, parameters: int) -> str:
     """What takes the most memory, to be added to a sentence; empty where that is an attack."""
-    largest, (defense, _) = max(zip(left.protecting, left.releases, strict=False), default=(0.0, (None, 0)))
-    return f", most of it while {defense} trains" if largest > _attacking(left, parameters) else ""
+    largest = max(left.protecting, default=0.0)
+    if largest <= _attacking(left, parameters):
+        return ""
+    defense, _ = left.releases[left.protecting.index(largest)]
+    return f", most of it while {defense} trains"
 
 
 def memory_bytes(left: Left, parameters: int, workers: int) -> float:

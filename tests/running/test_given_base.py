@@ -505,6 +505,7 @@ def test_the_memory_of_a_defense_that_trains_is_planned_and_taken_once(
     assert estimate.memory_bytes(left, size, 3) == needed + 2 * attacking, "one worker makes it"
     assert estimate.memory_line(left, size, 2).endswith(f"parameters, most of it while {spec} trains")
     assert estimate.most_for(replace(left, protecting=(0.0, 0.9 * attacking)), size) == ""
+    assert estimate.most_for(replace(left, protecting=(0.0, 0.0)), size) == "", "neither says what it takes"
 
 
 def test_a_run_that_does_not_fit_is_refused_with_what_takes_most(monkeypatch: pytest.MonkeyPatch) -> None:
