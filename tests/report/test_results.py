@@ -63,7 +63,10 @@ def test_published_cells_are_those_that_are_planned_today(folder: Path, tmp_path
     suite = manifest.suite.model_copy(update={"salt": manifest.salt})
     if suite.given is not None or suite.corpus.source != "toy":
         pytest.skip("its text or its weights are not in the repository")
-    assert {cell.key for cell in plan(suite, limit=manifest.limit).cells} == set(manifest.keys)
+    changed = manifest.keys.symmetric_difference(cell.key for cell in plan(suite, limit=manifest.limit).cells)
+    assert not changed, (
+        f"{len(changed)} cells are no longer those that are published: run the suite and publish it anew"
+    )
 
 
 @pytest.mark.parametrize("folder", PROOFS)
