@@ -176,7 +176,7 @@ AT_ONCE = (
 
 
 class Memory(TorchDispatchMode):
-    """The peak of the bytes in memory that are made while it is entered."""
+    """The peak of the bytes in memory, of those allocated while it is active."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -245,11 +245,8 @@ def peak(act: Callable[[], Any]) -> int:
 @pytest.mark.parametrize("spec", AT_ONCE)
 def test_a_defense_takes_the_memory_that_it_says(spec: str, wide: Workspace, kept: PassBytes) -> None:
     """Within a factor of two, without the base, which is there before."""
-    plugin, trained = (
-        registry.create("defenses", spec),
-        facts.training_passes(spec, estimate.with_vocabulary(wide.suite)),
-    )
-    model = make_base(wide, 0)
+    plugin, model = registry.create("defenses", spec), make_base(wide, 0)
+    trained = facts.training_passes(spec, estimate.with_vocabulary(wide.suite))
     document = kept.document if Spec.parse(spec).name in OWN_LOSS else kept.pair
     said = 4 * (trained.copies - 1) * model.network.num_parameters()
     said += trained.blocks_at_once * kept.block + trained.documents_at_once * document
