@@ -112,7 +112,7 @@ class Progress:
         """The estimated seconds until the end, and when they are estimated again by the monotonic clock."""
 
     def add(self, event: Event) -> float:
-        """Take an event; returns the seconds that a finished step took, 0 for all others."""
+        """Take an event; returns the seconds that a step took which is over now, 0 for all others."""
         key, now = _key(event), time.monotonic()
         if event.kind == "started":
             self.running[key] = Running(event.stage, event.job, now)
@@ -121,6 +121,8 @@ class Progress:
             self.running[key].says(event.words, now)
             return 0.0
         step = self.running.pop(key, None)
+        if event.kind == "stopped":
+            return now - step.started if step else 0.0
         # Not measured: a job whose release could not be made, and a step that waited until another process had done it.
         measured = step.worked(now) if step and not step.waits else None
         if event.stage == "protect":  # the first release of a seed makes its base, or waits until it is made
@@ -201,9 +203,9 @@ class _Panel:
 
     def add(self, event: Event) -> None:
         seconds = self.progress.add(event)
-        if event.kind != "finished":
+        if event.kind in ("started", "doing"):
             return
-        if event.failure or any(record.status != "ok" for record in event.records):
+        if event.kind == "stopped" or event.failure or any(record.status != "ok" for record in event.records):
             self.console.print(Text(_line(self.progress, event, seconds)))
         board = self.so_far.add(event.records)
         if board is not None and (table := terminal.ranking(board)).rows:  # at first there are controls alone
@@ -224,12 +226,16 @@ class _Panel:
 def _print(progress: Progress, heart: heartbeat.Heartbeat, event: Event) -> None:
     seconds = progress.add(event)
     # a release that is in the cache already takes no time and needs no line
-    if event.kind == "finished" and (event.stage == "attack" or seconds >= 1 or event.failure):
+    finished = event.kind == "finished" and (event.stage == "attack" or seconds >= 1 or event.failure)
+    if finished or event.kind == "stopped":
         heart.say(_line(progress, event, seconds))
 
 
 def _line(progress: Progress, event: Event, seconds: float) -> str:
     head = f"{progress.head()} {_title(event.stage, event.job)}"
+    if event.kind == "stopped":
+        why = "a worker died; the system may have run out of memory"
+        return f"{head}: stopped after {duration(seconds)} ({why}), starts again alone"
     outcome = f"not made, {event.failure}" if event.failure else ""
     if event.stage == "attack":
         outcome = _outcome(event.records)

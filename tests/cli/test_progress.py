@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import time
 from collections.abc import Iterator, Sequence
@@ -207,6 +208,25 @@ def test_a_release_that_could_not_be_made_is_said_and_not_counted_as_made(
         show(Event("finished", "protect", JOBS[0], failure="oom (its process was killed)"))
     assert state.made == 0
     assert "release seed 0: not made, oom (its process was killed), 29 min 07 s" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_a_step_whose_worker_died_is_said_and_runs_no_more(clock: list[float], terminal: bool) -> None:
+    """Two models of 135 million weights began again after 20 minutes, and the log did not say that or why."""
+    state, shown = progress_of(), Console(file=io.StringIO(), width=200, force_terminal=terminal, color_system=None)
+    with contextlib.redirect_stdout(shown.file), progress.display(state, board, shown) as show:
+        show(Event("started", "attack", JOBS[3]))
+        clock[0] += 1200
+        show(Event("stopped", "attack", JOBS[3]))
+        assert not state.running
+        left = state.seconds_left()
+        show(Event("started", "attack", JOBS[3]))
+        assert state.seconds_left() == left, "what it did before is lost"
+    (line,) = (line for line in shown.file.getvalue().splitlines() if "a worker died" in line)  # type: ignore[attr-defined]
+    assert line.endswith(
+        "pmp full seed 0: stopped after 20 min 00 s (a worker died; the system may have run out of memory), starts "
+        "again alone"
+    )
 
 
 def test_on_a_terminal_a_panel_shows_what_runs_and_the_leaderboard(clock: list[float]) -> None:

@@ -132,6 +132,7 @@ class LocalExecutor:
             self.unsaid.append(News("ended", steps[0], error=died))
         else:
             self.suspects += steps
+            self.unsaid += [News("stopped", step) for step in steps]
 
     def listen(self) -> None:
         """Note what the workers have said since the last time about steps that run."""

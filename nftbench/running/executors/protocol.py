@@ -37,7 +37,8 @@ def name_of(stage: Stage, job: Job) -> str:
 class News:
     """What has happened to a step."""
 
-    kind: Literal["started", "doing", "ended"]
+    kind: Literal["started", "doing", "stopped", "ended"]
+    """`stopped`: its worker is gone before its end, and it will start again."""
     step: Step
     words: str = ""
     """What is being done for it now."""

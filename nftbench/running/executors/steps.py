@@ -22,9 +22,12 @@ BUSY_SECONDS = 1.0
 
 @dataclass(frozen=True)
 class Event:
-    """The start or end of a step, or what is being done for it now; for the display of progress."""
+    """The start or end of a step, or what is being done for it now; for the display of progress.
 
-    kind: Literal["started", "doing", "finished"]
+    A step is `stopped` if a worker died while it ran. It will start again.
+    """
+
+    kind: Literal["started", "doing", "stopped", "finished"]
     stage: Stage
     job: Job
     records: tuple[Record, ...] = ()
@@ -116,6 +119,8 @@ class _Queue:
             yield Event("started", step.stage, step.job)
         elif news.kind == "doing":
             yield Event("doing", step.stage, step.job, words=news.words)
+        elif news.kind == "stopped":
+            yield Event("stopped", step.stage, step.job)
         else:
             self.running -= 1
             yield from self.end(step, news.records, news.error)
