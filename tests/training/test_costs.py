@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import gc
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -52,6 +54,24 @@ def test_saved_bytes_count_each_storage_once_and_no_parameter() -> None:
     assert value.requires_grad
     _, twice = saved_bytes(network, lambda net: (net(x) * net(x)).mean() + net(x).square().mean())
     assert twice == 4 * (12 + 3 * 8)
+
+
+def test_counting_leaves_no_network_in_memory() -> None:
+    """A worker kept 2.4 GB of each release of 135 million weights whose step it had counted: Tanh saves its output."""
+    network = nn.Sequential(linear(), nn.Tanh())
+    kept = [weakref.ref(parameter) for parameter in network.parameters()]
+    step_cost(network, stepper, loss)
+    saved_bytes(network, loss)
+    del network
+    gc.collect()
+    assert [parameter() for parameter in kept] == [None, None]
+
+
+def test_a_counted_loss_has_the_same_gradients() -> None:
+    network = nn.Sequential(linear(), nn.Tanh())
+    usual = torch.autograd.grad(loss(network), list(network.parameters()))
+    value, _ = saved_bytes(network, loss)
+    torch.testing.assert_close(torch.autograd.grad(value, list(network.parameters())), usual, rtol=0, atol=0)
 
 
 def test_attention_is_counted_in_flops() -> None:
