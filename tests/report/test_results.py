@@ -26,9 +26,10 @@ RESULTS = Path(__file__).resolve().parents[2] / "results"
 VERBS: Any = typer.main.get_command(app)
 FOLDERS = sorted(path for path in RESULTS.iterdir() if path.is_dir())
 BOARDS = [folder for folder in FOLDERS if (folder / "leaderboard.md").exists()]
-# The null proof scores 400 leaderboards.
+LONG = ("-null", "-power", "-attacks")
+"""The proofs that take a minute or more: that of `null` scores 400 leaderboards."""
 PROOFS = [
-    pytest.param(folder, marks=pytest.mark.slow if folder.name.endswith("-null") else (), id=folder.name)
+    pytest.param(folder, marks=pytest.mark.slow if folder.name.endswith(LONG) else (), id=folder.name)
     for folder in FOLDERS
     if folder not in BOARDS
 ]

@@ -128,26 +128,16 @@ def test_a_worker_that_dies_between_two_submits_costs_only_its_own_cells(
 def test_steps_that_a_dead_worker_interrupts_are_said_to_stop_and_start_again(workspace: MakeWorkspace) -> None:
     """As when the system runs out of memory: one worker is killed, and the steps of both begin again."""
     here = workspace(attacks=["none"], defenses=["none"], tasks=["toy_topic"], seeds=[0, 1])
-    told, begun = list[tuple[str, int]](), 0
-    for event in steps.run(here, here.plan.jobs(), LocalExecutor(here, 2)):
+    told, executor = list[tuple[str, int]](), LocalExecutor(here, 2)
+    for event in steps.run(here, here.plan.jobs(), executor):
         if event.stage == "protect" and event.kind != "doing":
             told.append((event.kind, event.job.seed))
-            begun += event.kind == "started"
-            if event.kind == "started" and begun == 2:
-                os.kill(worker_of(here.store.results), signal.SIGKILL)
+            if len(told) == 2:
+                os.kill(next(iter(executor.pool._processes)), signal.SIGKILL)
     for seed in (0, 1):
         kinds = [kind for kind, told_seed in told if told_seed == seed]
         assert kinds == ["started", "stopped", "started", "finished"]
     assert [record.status for record in found_in(here.store.results).values()] == ["ok"] * len(here.plan.cells)
-
-
-def worker_of(results: Path) -> int:
-    """The process of one of two workers, once both live."""
-    end = time.monotonic() + 60
-    while len(found := sorted((results / leases.FOLDER).glob("worker-*.lease"))) < 2:
-        assert time.monotonic() < end, "no workers start"
-        time.sleep(0.01)
-    return int(found[0].stem.rpartition("-")[2])
 
 
 def test_a_run_that_is_given_up_ends_its_workers(workspace: MakeWorkspace, plugin: WriteFile) -> None:
