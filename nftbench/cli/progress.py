@@ -121,8 +121,13 @@ class Progress:
             self.running[key].says(event.words, now)
             return 0.0
         step = self.running.pop(key, None)
-        if event.kind == "stopped":
-            return now - step.started if step else 0.0
+        if event.kind == "finished":
+            self._finish(event, step, now)
+        return now - step.started if step else 0.0
+
+    def _finish(self, event: Event, step: Running | None, now: float) -> None:
+        """Count what a finished step has done, and learn from the time that it took."""
+        key = _key(event)
         # Not measured: a job whose release could not be made, and a step that waited until another process had done it.
         measured = step.worked(now) if step and not step.waits else None
         if event.stage == "protect":  # the first release of a seed makes its base, or waits until it is made
@@ -135,7 +140,6 @@ class Progress:
             failed = sum(record.status not in SETTLED for record in event.records)
             self.failed += failed
             self.done += len(event.job.cells) - failed
-        return now - step.started if step else 0.0
 
     def seconds_left(self) -> float:
         """The estimated time until the run is over. It is not estimated more often than it may take time."""

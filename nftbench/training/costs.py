@@ -73,7 +73,7 @@ def saved_bytes(network: nn.Module, loss: Callable[[nn.Module], Tensor]) -> tupl
         storage = tensor.untyped_storage()
         if storage._cdata not in parameters:
             sizes[storage._cdata] = storage.nbytes()
-        return tensor.detach()  # an output that its own layer saves would hold itself in memory, by way of its graph
+        return tensor.detach()  # a saved output would keep its graph in memory, and the graph the output
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         value = loss(network)

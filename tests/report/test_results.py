@@ -27,7 +27,7 @@ VERBS: Any = typer.main.get_command(app)
 FOLDERS = sorted(path for path in RESULTS.iterdir() if path.is_dir())
 BOARDS = [folder for folder in FOLDERS if (folder / "leaderboard.md").exists()]
 LONG = ("-null", "-power", "-attacks")
-"""The proofs that take a minute or more: that of `null` scores 400 leaderboards."""
+"""The ends of the names of the proofs that take longest: that of `null` scores 400 leaderboards."""
 PROOFS = [
     pytest.param(folder, marks=pytest.mark.slow if folder.name.endswith(LONG) else (), id=folder.name)
     for folder in FOLDERS

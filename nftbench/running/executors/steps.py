@@ -115,15 +115,11 @@ class _Queue:
     def take(self, news: News) -> Iterator[Event]:
         """Take what has happened to a step. What waits for a release becomes ready when that has ended."""
         step = news.step
-        if news.kind == "started":
-            yield Event("started", step.stage, step.job)
-        elif news.kind == "doing":
-            yield Event("doing", step.stage, step.job, words=news.words)
-        elif news.kind == "stopped":
-            yield Event("stopped", step.stage, step.job)
-        else:
+        if news.kind == "ended":
             self.running -= 1
             yield from self.end(step, news.records, news.error)
+        else:
+            yield Event(news.kind, step.stage, step.job, words=news.words)
 
     def end(self, step: Step, records: Sequence[Record] | None, error: BaseException | None) -> Iterator[Event]:
         if records is None and error is None:
